@@ -1,0 +1,55 @@
+# Everything a newcomer or CI runs. `make help` lists the targets.
+SHELL := /bin/bash
+PYTHON ?= python3
+RANKS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+SAMPLE := data/fashion-mnist
+SHARDS := data/shards/fashion-mnist
+RUN ?= runs/demo
+TORCHRUN = OMP_NUM_THREADS=$(shell n=$$(( $$(nproc) / $(RANKS) )); echo $$(( n > 0 ? n : 1 ))) \
+	$(BIN)/torchrun --standalone --nproc-per-node=$(RANKS)
+.DEFAULT_GOAL := help
+
+.PHONY: help setup pretrain test test-fast bench lint clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(VENV)/installed  ## create .venv and install the package (first time: some minutes)
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade-strategy only-if-needed -e '.[test]'
+	@touch $@
+
+$(SAMPLE)/unpacked: shards/sample/fashion-mnist.zip
+	@mkdir -p data
+	$(PYTHON) -m zipfile -e $< data
+	@touch $@
+
+$(SHARDS)-%/manifest.json: $(SAMPLE)/unpacked | $(VENV)/installed
+	$(BIN)/shards convert $(SAMPLE)/$* $(SHARDS)-$* --labels folder --shuffle 0 --samples-per-shard 1000 --force
+
+pretrain: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/installed  ## the demo: images to an accuracy and a report
+	$(TORCHRUN) -m largescale pretrain configs/demo.yaml run.dir=$(RUN)
+	@$(BIN)/largescale evaluate knn $(RUN)
+	@$(BIN)/largescale evaluate linear $(RUN)
+	@echo "report:  $$($(BIN)/largescale report $(RUN))"
+
+test: $(VENV)/installed  ## all tests: fast ones first, then distributed and fault tests
+	$(BIN)/python -m pytest -m "not distributed and not slow"
+	$(BIN)/python -m pytest -m "distributed or slow"
+
+test-fast: $(VENV)/installed  ## tests that need one process and seconds
+	$(BIN)/python -m pytest -m "not distributed and not slow"
+
+bench: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/installed  ## repeat the measurements in benchmarks/results
+	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python benchmarks/sinkhorn.py
+
+lint: $(VENV)/installed  ## style checks
+	$(BIN)/ruff check largescale shards tests benchmarks
+
+clean:  ## remove converted data and runs (keeps .venv)
+	rm -rf data runs

@@ -1,0 +1,1 @@
+"""Self-supervised pretraining at scale: shards in, measured representations out."""

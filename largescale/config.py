@@ -1,0 +1,366 @@
+"""The one configuration schema: typed dataclasses, YAML files that `extends:` each other, `key=value` overrides.
+
+A configuration is built in this order, later wins: schema defaults, the files named by `extends:` (outermost
+first), the file itself, the overrides of the command line. An unknown key, a wrong type or a value out of range
+is an `InputError` that names the key and what to write instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from shards.errors import InputError
+
+
+@dataclass
+class RunConfig:
+    dir: str = "runs/${name}"
+    """Folder that receives everything the run writes."""
+    seed: int = 0
+    log_every: int = 50
+    """Steps between two lines of metrics.jsonl and of the console."""
+
+
+@dataclass
+class CropGroup:
+    num: int = 2
+    size: int = 224
+    """Side in pixels of the square view."""
+    scale: list[float] = field(default_factory=lambda: [0.14, 1.0])
+    """Smallest and largest share of the image's area that a crop covers."""
+    ratio: list[float] = field(default_factory=lambda: [0.75, 4 / 3])
+    """Smallest and largest width / height of a crop."""
+
+
+@dataclass
+class AugmentConfig:
+    """Photometric and geometric changes of the views; a strength or probability of 0 switches one off."""
+
+    flip: float = 0.5
+    rotate_degrees: float = 0.0
+    jitter: float = 0.8
+    """Probability of the colour jitter; its strengths follow."""
+    brightness: float = 0.8
+    contrast: float = 0.8
+    saturation: float = 0.8
+    hue: float = 0.2
+    gamma: float = 0.0
+    """Exponent drawn as exp(U(-gamma, gamma))."""
+    grayscale: float = 0.2
+    blur: float = 0.5
+    blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])
+    noise: float = 0.0
+    """Largest standard deviation of Gaussian noise, in units where white is 1."""
+    erase: float = 0.0
+    """Probability of one rectangle of uniform grey."""
+    erase_side: list[float] = field(default_factory=lambda: [0.2, 0.5])
+    """Smallest and largest side of that rectangle, as a share of the view's side."""
+
+
+@dataclass
+class DataConfig:
+    shards: str = "???"
+    """Shard folder to pretrain on (labels, if there are any, are not looked at)."""
+    eval_shards: str = ""
+    """Labelled shard folder that the evaluation tests on."""
+    audit: bool = False
+    """Write the keys that each rank trained on to audit/rank-*.jsonl."""
+    workers: int = 4
+    """Loader processes a rank; 0 loads in the training process."""
+    prefetch: int = 4
+    """Steps that each loader process reads ahead."""
+    streams: int = 8
+    """Canonical streams the epoch's order is laid out over; divides train.global_batch."""
+    shuffle_window: int = 65536
+    """Samples of a stream that are shuffled among each other."""
+    crops: list[CropGroup] = field(
+        default_factory=lambda: [CropGroup(), CropGroup(num=6, size=96, scale=[0.05, 0.14])]
+    )
+    """Views of an image, one group a size; codes come from the first group."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    max_skipped: int = 1000
+    """Unreadable images after which the run stops."""
+    max_pixels: int = 178_956_970
+    """Larger images are skipped before they are decoded (decompression bombs)."""
+
+
+@dataclass
+class ModelConfig:
+    backbone: str = "resnet50"
+    """A torchvision resnet* / wide_resnet* / regnet_* name, or `resnet` with the depths and width below."""
+    stem: str = "imagenet"
+    """`imagenet` as published, `3x3s2` or `3x3`: one 3x3 convolution (stride 2 or 1), no pooling."""
+    depths: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
+    """Blocks of each stage, for `resnet`."""
+    width: int = 64
+    """Channels of the first stage, for `resnet`; each stage doubles them."""
+    block: str = "basic"
+    """`basic` or `bottleneck`, for `resnet`."""
+    hidden: list[int] = field(default_factory=lambda: [2048])
+    """Hidden widths of the projection head."""
+    head_batchnorm: bool = True
+    embedding: int = 128
+    """Dimension in which views meet prototypes."""
+    prototypes: Any = 3000
+    """Number of prototypes; a list makes several heads."""
+
+
+@dataclass
+class MethodConfig:
+    name: str = "swav"
+    temperature: float = 0.1
+    epsilon: float = 0.05
+    sinkhorn_iterations: int = 3
+    freeze_prototypes_steps: int = 0
+    queue: int = 0
+    """Samples of earlier steps that take part in the assignment; a multiple of train.global_batch."""
+    queue_start_step: int = 0
+    """Step at which the queue begins to fill; it is used once it is full."""
+
+
+@dataclass
+class OptimConfig:
+    name: str = "lars"
+    lr: float = 4.8
+    final_lr: float = 0.0
+    warmup_lr: float = 0.0
+    warmup_epochs: float = 0.0
+    weight_decay: float = 1e-6
+    momentum: float = 0.9
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    trust_coefficient: float = 0.001
+    exclude_bias_and_norm: bool = True
+    """Biases and normalisation parameters get no weight decay and no LARS scaling."""
+    clip_grad_norm: float = 0.0
+    """Largest global gradient norm; 0 does not clip."""
+
+
+@dataclass
+class TrainConfig:
+    epochs: float = 100.0
+    steps: int = 0
+    """Optimizer steps; 0 derives them from epochs."""
+    global_batch: int = 256
+    """Images a step over all ranks."""
+    precision: str = "fp32"
+
+
+@dataclass
+class ParallelConfig:
+    strategy: str = "ddp"
+    sync_batchnorm: bool = True
+    """Batch statistics over all ranks, so that results do not depend on their number."""
+    reshard_after_forward: bool = True
+    """fsdp: free gathered parameters after the forward pass."""
+    unit_min_parameters: int = 2_000_000
+    """fsdp: blocks with fewer parameters are gathered with the whole model instead of one by one."""
+
+
+@dataclass
+class CheckpointConfig:
+    every_steps: int = 1000
+    """0 saves only at the end."""
+    keep: int = 3
+
+
+@dataclass
+class EvaluateConfig:
+    train_shards: str = ""
+    """Labelled shard folder for the kNN bank and the linear probe; empty means data.shards."""
+    resize: int = 256
+    """Shorter side before the centre crop."""
+    size: int = 224
+    """Side of the centre crop."""
+    batch: int = 256
+    baselines: bool = True
+    """Also measure the untrained network and raw pixels."""
+    knn_neighbours: list[int] = field(default_factory=lambda: [10, 20, 50, 100, 200])
+    knn_temperature: float = 0.07
+    linear_epochs: int = 100
+    linear_batch: int = 512
+    linear_rates: list[float] = field(default_factory=lambda: [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0])
+    linear_weight_decay: float = 0.0
+
+
+@dataclass
+class Config:
+    name: str = "???"
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML recipe, follow its `extends:`, apply `key=value` overrides and validate the whole.
+
+    Raises:
+        InputError: naming the file or key, what it got and what it expects.
+    """
+    merged: Any = OmegaConf.structured(Config)
+    try:
+        for origin, layer in [*_layers(Path(path)), *_override_layers(overrides or [])]:
+            _reject_unknown(layer, Config, origin)
+            merged = OmegaConf.merge(merged, layer)
+        OmegaConf.resolve(merged)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise InputError(f"{path}: {missing[0]} is not set; add it to the file or pass {missing[0]}=VALUE")
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "?"
+        raise InputError(f"{path}: {key}: {str(error).splitlines()[0]}") from error
+    validate(config)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The fully resolved configuration as YAML; loading it again gives an equal configuration."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """All values by dotted key, lists whole."""
+    flat: dict[str, Any] = {}
+
+    def visit(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                visit(value, f"{prefix}{key}.")
+            else:
+                flat[prefix + key] = value
+
+    visit(OmegaConf.to_container(OmegaConf.structured(config), resolve=True), "")
+    return flat
+
+
+def prototype_counts(config: Config) -> list[int]:
+    """Prototypes of each head: `model.prototypes` is one number or a list of them."""
+    value = config.model.prototypes
+    return list(value) if isinstance(value, list) else [value]
+
+
+def validate(config: Config) -> None:
+    """Check what types cannot: ranges, and keys that must fit each other.
+
+    Raises:
+        InputError: naming the key, what it got and what it expects.
+    """
+    _require(config.train.precision in ("fp32", "bf16", "fp64"), "train.precision", config.train.precision,
+             "fp32, bf16 or fp64")
+    _require(config.model.stem in ("imagenet", "3x3s2", "3x3"), "model.stem", config.model.stem,
+             "imagenet, 3x3s2 or 3x3")
+    _require(config.model.block in ("basic", "bottleneck"), "model.block", config.model.block,
+             "basic or bottleneck")
+    counts = prototype_counts(config)
+    _require(len(counts) > 0 and all(type(k) is int and k > 1 for k in counts), "model.prototypes",
+             config.model.prototypes, "a number above 1, or a list of them")
+    for key in ("train.global_batch", "run.log_every", "data.streams", "data.shuffle_window", "data.prefetch",
+                "method.sinkhorn_iterations", "checkpoint.keep", "model.width", "model.embedding",
+                "evaluate.batch", "evaluate.size", "evaluate.resize"):
+        _require(_get(config, key) >= 1, key, _get(config, key), "at least 1")
+    for key in ("method.temperature", "method.epsilon", "optim.lr"):
+        _require(_get(config, key) > 0, key, _get(config, key), "above 0")
+    for key in ("train.steps", "data.workers", "checkpoint.every_steps", "method.queue", "method.queue_start_step",
+                "method.freeze_prototypes_steps", "optim.warmup_epochs", "optim.weight_decay", "data.max_skipped"):
+        _require(_get(config, key) >= 0, key, _get(config, key), "0 or more")
+    _require(config.train.steps > 0 or config.train.epochs > 0, "train.epochs", config.train.epochs,
+             "above 0, or train.steps above 0")
+    batch = config.train.global_batch
+    _require(batch % config.data.streams == 0, "data.streams", config.data.streams,
+             f"a divisor of train.global_batch={batch}")
+    _require(config.method.queue % batch == 0, "method.queue", config.method.queue,
+             f"a multiple of train.global_batch={batch}")
+    _require(len(config.data.crops) > 0, "data.crops", [], "at least one group")
+    _require(sum(group.num for group in config.data.crops) > 1, "data.crops", "one view", "at least two views")
+    for place, group in enumerate(config.data.crops):
+        _require(group.num >= 1 and group.size >= 1, f"data.crops[{place}]", f"num={group.num}, size={group.size}",
+                 "num and size of at least 1")
+        _require(len(group.scale) == 2 and 0 < group.scale[0] <= group.scale[1] <= 1,
+                 f"data.crops[{place}].scale", group.scale, "[smallest, largest] within (0, 1]")
+        _require(len(group.ratio) == 2 and 0 < group.ratio[0] <= group.ratio[1],
+                 f"data.crops[{place}].ratio", group.ratio, "[smallest, largest], above 0")
+    for key in ("data.mean", "data.std"):
+        _require(len(_get(config, key)) == 3, key, _get(config, key), "three numbers, one a channel")
+
+
+def _require(holds: bool, key: str, got: object, expected: str) -> None:
+    if not holds:
+        raise InputError(f"{key}={got}: expected {expected}")
+
+
+def _get(config: Config, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, DictConfig]]:
+    """The file and everything it extends, outermost base first."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such configuration file; see the folder configs/ for recipes")
+    if path.resolve() in seen:
+        raise InputError(f"{path}: extends itself; remove the circle of `extends:`")
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a mapping of keys at the top of the file")
+    base = content.pop("extends", None)
+    inherited = _layers(path.parent / str(base), (*seen, path.resolve())) if base else []
+    return [*inherited, (str(path), OmegaConf.create(content))]
+
+
+def _override_layers(overrides: list[str]) -> list[tuple[str, DictConfig]]:
+    for item in overrides:
+        if "=" not in item:
+            raise InputError(f"override {item!r}: expected key=value, for example optim.lr=0.6")
+    return [(item.split("=")[0], OmegaConf.from_dotlist([item])) for item in overrides]
+
+
+def _reject_unknown(layer: DictConfig, schema: type, origin: str, prefix: str = "") -> None:
+    """Walk a layer beside the schema and stop at the first key that the schema does not have."""
+    hints = get_type_hints(schema)
+    for key in layer:
+        if key not in hints:
+            raise InputError(f"{origin}: unknown key {prefix}{key}{_suggest(prefix + str(key))}")
+        if is_dataclass(hints[key]):
+            value = OmegaConf.to_container(layer, resolve=False)[key]
+            if not isinstance(value, dict):
+                raise InputError(f"{origin}: {prefix}{key} is a group of keys, not a value; set {prefix}{key}.KEY")
+            _reject_unknown(layer[key], hints[key], origin, f"{prefix}{key}.")
+
+
+def _suggest(key: str) -> str:
+    known = _all_keys(Config)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    tail = key.rsplit(".", 1)[-1]
+    same_tail = [name for name in known if name.rsplit(".", 1)[-1] == tail]
+    best = same_tail[:1] or close
+    return f"; did you mean {best[0]}?" if best else "; `largescale pretrain CONFIG --print` lists all keys"
+
+
+def _all_keys(schema: type, prefix: str = "") -> list[str]:
+    hints = get_type_hints(schema)
+    keys: list[str] = []
+    for item in fields(schema):
+        assert item.default is not MISSING or item.default_factory is not MISSING, item.name
+        name = f"{prefix}{item.name}"
+        keys += _all_keys(hints[item.name], f"{name}.") if is_dataclass(hints[item.name]) else [name]
+    return keys

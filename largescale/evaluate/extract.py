@@ -1,0 +1,148 @@
+"""Frozen features of labelled shards: of the trained network, of the same network untrained, and raw pixels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from largescale.checkpoint import sharded
+from largescale.config import Config
+from largescale.data.decode import decode
+from largescale.data.reader import SampleError, ShardReader
+from largescale.evaluate.feature_set import FeatureSet
+from largescale.methods import build_method
+from shards.errors import InputError
+from shards.files import atomic_write
+from shards.manifest import Manifest, check_files, read_manifest
+
+PROTOTYPE_SAMPLES = 2048
+"""Samples whose prototype scores are kept for the report."""
+
+_log = logging.getLogger(__name__)
+
+
+def load_method(config: Config, checkpoint: sharded.Checkpoint | None) -> nn.Module:
+    """The method in evaluation mode, with the weights of a checkpoint, or as it was before its first step.
+
+    Raises:
+        InputError: the checkpoint does not fit the configuration.
+    """
+    torch.manual_seed(config.run.seed)
+    method = build_method(config).eval()
+    if checkpoint is not None:
+        if config.train.precision == "fp64":
+            method.double()
+        state = {f"model.{name}": value for name, value in method.state_dict().items()}
+        sharded.load(checkpoint, state, no_dist=True)
+    return method.float()
+
+
+class LabelledImages(Dataset[tuple[int, int, Tensor | None]]):
+    """Images of a shard folder with their labels: resized, centre-cropped, uint8 [3, size, size].
+
+    An image that cannot be read comes as None.
+    """
+
+    def __init__(self, manifest: Manifest, config: Config) -> None:
+        self.reader = ShardReader(manifest)
+        self.resize, self.size = config.evaluate.resize, config.evaluate.size
+        self.max_pixels = config.data.max_pixels
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, sample_id: int) -> tuple[int, int, Tensor | None]:
+        label = self.reader.label(sample_id)
+        try:
+            image = decode(self.reader.read(sample_id), max_pixels=self.max_pixels)
+        except SampleError as error:
+            _log.warning("%s: %s", self.reader.describe(sample_id), error)
+            return sample_id, label, None
+        return sample_id, label, centre_crop(image, self.resize, self.size)
+
+
+def centre_crop(image: Tensor, resize: int, size: int) -> Tensor:
+    """Shorter side to `resize` pixels with antialiasing, then the centre square: uint8 [3, size, size]."""
+    height, width = image.shape[1:]
+    scale = resize / min(height, width)
+    target = (max(size, round(height * scale)), max(size, round(width * scale)))
+    if target != (height, width):
+        image = interpolate(image[None], target, mode="bilinear", antialias=True)[0]
+    top, left = (target[0] - size) // 2, (target[1] - size) // 2
+    return image[:, top : top + size, left : left + size]
+
+
+def labelled_manifest(folder: str, key: str) -> Manifest:
+    """A shard folder that can be evaluated on.
+
+    Raises:
+        InputError: not set, not there, damaged or without labels.
+    """
+    if not folder:
+        raise InputError(f"{key} is not set; pass {key}=FOLDER with labelled shards")
+    manifest = read_manifest(folder)
+    check_files(manifest)
+    if not manifest.classes:
+        raise InputError(f"{key}={folder}: its samples have no labels; make it with `shards convert --labels folder`")
+    return manifest
+
+
+def extract(
+    manifest: Manifest, config: Config, networks: dict[str, Callable[[Tensor], Tensor]], device: torch.device
+) -> dict[str, FeatureSet]:
+    """Features of all labelled samples under several networks, in one pass over the images.
+
+    Args:
+        networks: by name, functions from normalised images [B, 3, S, S] to features [B, D].
+    """
+    images = LabelledImages(manifest, config)
+    loader = DataLoader(
+        images, batch_size=config.evaluate.batch, num_workers=config.data.workers, collate_fn=_collate
+    )
+    mean = torch.tensor(config.data.mean, device=device)[:, None, None]
+    std = torch.tensor(config.data.std, device=device)[:, None, None]
+    ids, labels = [], []
+    features: dict[str, list[Tensor]] = {name: [] for name in networks}
+    bar = tqdm(total=len(images), desc=f"features of {manifest.root.name}", unit="image", leave=False, mininterval=1)
+    for batch_ids, batch_labels, pixels in loader:
+        x = (pixels.to(device).float() / 255 - mean) / std
+        x = x.contiguous(memory_format=torch.channels_last)
+        for name, network in networks.items():
+            features[name].append(network(x).float().cpu())
+        ids.append(batch_ids)
+        labels.append(batch_labels)
+        bar.update(len(images) // len(loader))
+    bar.close()
+    all_ids, all_labels = torch.cat(ids), torch.cat(labels)
+    return {
+        name: FeatureSet(torch.cat(parts), all_labels, all_ids, tuple(manifest.classes))
+        for name, parts in features.items()
+    }
+
+
+def save_prototype_scores(path: Path, method: Any, train: FeatureSet, device: torch.device, seed: int) -> None:
+    """Keep the cosines of some training samples to the prototypes of the first head, for the report's gallery."""
+    chosen = np.random.default_rng(seed).permutation(len(train.ids))[:PROTOTYPE_SAMPLES]
+    rows = torch.from_numpy(np.sort(chosen))
+    with torch.no_grad():
+        scores = method.prototypes(method.embed(train.features[rows].to(device)))[0].float().cpu()
+    with atomic_write(path) as file:
+        file.write(save({"scores": scores.contiguous(), "ids": train.ids[rows]}))
+
+
+def _collate(samples: list[tuple[int, int, Tensor | None]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Readable, labelled samples of a batch: ids [B], labels [B], images uint8 [B, 3, S, S]."""
+    usable = [sample for sample in samples if sample[2] is not None and sample[1] >= 0]
+    ids, labels, images = zip(*usable, strict=True) if usable else ((), (), ())
+    pixels = torch.stack(images) if usable else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    return torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64), pixels

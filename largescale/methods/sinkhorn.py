@@ -1,0 +1,118 @@
+"""Distributed Sinkhorn-Knopp: soft assignments with equal use of all prototypes, over the rows of all ranks.
+
+Source: SwAV, arXiv 2006.09882, section 3 and appendix; the convention of its published code (column step first, row
+step last, so rows sum to one exactly and columns nearly to B / K).
+
+Two observations make it cheap and safe:
+
+- The assignment is diag(v) * exp(scores / epsilon) * diag(u), so iterating on the scaling vectors u [K] and v [B] is
+  enough: one exponential, two matrix-vector products an iteration, the matrix rewritten once at the end, and only u
+  needs other ranks. Global normalisations cancel.
+- Where exp(scores / epsilon) would leave the range of the floating-point numbers, the first column and row step are
+  done on logarithms. After them every entry is at most 1, every row sums to 1 and every column sum lies in [1/K, B],
+  whatever epsilon is, and the scaling vectors take over.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_KERNEL_EXPONENT = 35.0
+"""Largest |score| / epsilon whose exponential, and all products with scaling vectors, stay in float32."""
+
+_SUM_EXPONENT = {torch.float32: 75.0, torch.float64: 690.0}
+"""Largest |score| / epsilon whose exponential can be summed over 4e5 rows in each precision."""
+
+
+@torch.no_grad()
+def sinkhorn(
+    scores: Tensor,
+    *,
+    epsilon: float,
+    iterations: int,
+    group: dist.ProcessGroup | None = None,
+    check_range: bool = True,
+) -> Tensor:
+    """Assignments of samples to prototypes under the equal-partition constraint.
+
+    The naive form, on the rows of all ranks together::
+
+        Q = exp(scores / epsilon)                      # [B, K]
+        for _ in range(iterations):
+            Q = Q / Q.sum(dim=0)                       # every prototype equally used
+            Q = Q / Q.sum(dim=1, keepdim=True)         # every sample assigned once
+
+    Args:
+        scores: cosines of samples and prototypes, [B_local, K], or [A, B_local, K] for A independent problems
+            (assign crops x heads) that share their collectives. B_local may differ between ranks, and be 0.
+        epsilon: entropy regularisation; smaller is sharper.
+        iterations: column and row steps, at least 1.
+        group: ranks that hold the rows; None is the default group, or this process alone where there is none.
+        check_range: look for scores outside the representable range (reads one number back from the device).
+
+    Returns:
+        Codes of the shape of `scores`, in float32 (float64 for float64 scores), computed in that precision under
+        any autocast; rows sum to 1.
+
+    Raises:
+        ValueError: scores / epsilon beyond what the sums over ranks can represent. Cosines fit for any epsilon of
+            at least 0.0015.
+
+    Collectives:
+        Every rank of `group` must call it. Exactly `iterations` all-reduces of A * K numbers each (none in a group
+        of one): float32, but float64 for float64 scores and, for the first one, where epsilon is below 1/75.
+    """
+    if iterations < 1:
+        raise ValueError(f"iterations={iterations}: expected at least 1")
+    with torch.autocast(scores.device.type, enabled=False):
+        precision = torch.float64 if scores.dtype == torch.float64 else torch.float32
+        logits = scores.to(precision) / epsilon
+        packed = logits if logits.dim() == 3 else logits[None]
+        # The dtype of the first exchange must be the same on all ranks, so epsilon alone decides it.
+        wire = torch.float64 if 1 / epsilon > _SUM_EXPONENT[torch.float32] else precision
+        largest = _largest(packed, epsilon, wire, group) if check_range else 1 / epsilon
+        if largest <= _KERNEL_EXPONENT:
+            codes, done = packed.exp_(), 0
+        else:
+            codes, done = torch.softmax(packed - _log_column_sums(packed, wire, group)[:, None], dim=-1), 1
+        column_scale = codes.new_ones(codes.shape[0], codes.shape[2])
+        row_scale = torch.ones_like(codes[:, :, 0])
+        for _ in range(done, iterations):
+            column_sums = torch.einsum("abk,ab->ak", codes, row_scale).to(wire if done == 0 else precision)
+            _all_reduce(column_sums, group)
+            column_scale = column_sums.reciprocal().to(precision)
+            row_scale = torch.einsum("abk,ak->ab", codes, column_scale).reciprocal_()
+            done += 1
+        return codes.mul_(column_scale[:, None]).mul_(row_scale[:, :, None]).view(scores.shape)
+
+
+def _largest(logits: Tensor, epsilon: float, wire: torch.dtype, group: dist.ProcessGroup | None) -> float:
+    """Largest |logit| of this rank; an error where the sums over ranks could not hold its exponential."""
+    largest = float(logits.abs().max()) if logits.numel() else 0.0
+    if _group_size(group) > 1 and largest > _SUM_EXPONENT[wire] * (1 + 1e-6):
+        raise ValueError(
+            f"scores reach {largest * epsilon:.4g} in absolute value at epsilon={epsilon:.4g}: their exponentials "
+            f"cannot be summed over ranks; pass cosines (normalise features and prototypes) or use a larger epsilon"
+        )
+    return largest
+
+
+def _log_column_sums(logits: Tensor, wire: torch.dtype, group: dist.ProcessGroup | None) -> Tensor:
+    """log of the sums of exp(logits) over the rows of all ranks: [A, B_local, K] to [A, K]."""
+    local = torch.logsumexp(logits, dim=1)
+    if _group_size(group) == 1:
+        return local
+    sums = torch.exp(local.to(wire))
+    _all_reduce(sums, group)
+    return torch.log(sums).to(logits.dtype)
+
+
+def _all_reduce(values: Tensor, group: dist.ProcessGroup | None) -> None:
+    if _group_size(group) > 1:
+        dist.all_reduce(values, group=group)
+
+
+def _group_size(group: dist.ProcessGroup | None) -> int:
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1

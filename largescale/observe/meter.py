@@ -1,0 +1,82 @@
+"""Sums up the steps between two logged ones: throughput, waiting, clustering signs."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+from largescale.methods.swav import MethodOutput
+from largescale.observe.collapse import Signs
+from largescale.parallel.engine import StepCheck
+from largescale.processes import world_size
+
+
+class Meter:
+    """Collects one logging interval.
+
+    Args:
+        counts: prototypes of each head.
+        global_batch: images a step over all ranks.
+        device: where the clustering signs are summed.
+    """
+
+    def __init__(self, counts: list[int], global_batch: int, device: torch.device) -> None:
+        self._counts, self._global_batch, self._device = counts, global_batch, device
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new interval."""
+        self._started, self._steps, self._data_wait, self._loss, self._skipped = time.perf_counter(), 0, 0.0, 0.0, 0
+        self._entropy = torch.zeros((), device=self._device)
+        self._used = [torch.zeros(count, device=self._device) for count in self._counts]
+
+    def add(self, output: MethodOutput, check: StepCheck, data_wait: float, num_skipped: int) -> None:
+        """Add one step."""
+        self._steps += 1
+        self._data_wait += data_wait
+        self._loss += check.loss
+        self._skipped += num_skipped
+        self._entropy += output.assignment_entropy
+        for used, nearest in zip(self._used, output.nearest, strict=True):
+            used[nearest] = 1
+
+    def summary(self) -> tuple[dict[str, Any], Signs]:
+        """The interval's metrics, equal on all ranks but for times.
+
+        Collectives: every rank must call it; one all-reduce of 2 + sum(K) numbers.
+        """
+        means = torch.tensor([self._skipped, float(self._entropy) / self._steps], device=self._device)
+        message = torch.cat([means, *self._used])
+        dist.all_reduce(message)
+        entropy = float(message[1]) / world_size()
+        usage = float((message[2:] > 0).double().mean())
+        loss = self._loss / self._steps
+        ln_k = sum(math.log(count) for count in self._counts) / len(self._counts)
+        seconds = time.perf_counter() - self._started
+        row = {
+            "skipped_in_interval": round(float(message[0])),
+            "loss": loss,
+            "loss_over_ln_k": loss / ln_k,
+            "assignment_entropy": entropy,
+            "prototype_usage": usage,
+            "images_per_s": self._steps * self._global_batch / seconds,
+            "data_wait_s": self._data_wait / self._steps,
+            "step_s": seconds / self._steps,
+            "peak_memory_bytes": _peak_memory(self._device),
+        }
+        return row, Signs(loss / ln_k, entropy, usage)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Largest memory of this process so far: of the GPU if there is one, else resident on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+

@@ -1,0 +1,140 @@
+"""BatchNorm over the batch of all ranks, so that a run does not depend on how many ranks it is cut into.
+
+torch's SyncBatchNorm refuses CPU tensors. `SyncBatchNorm` here works on any device and in float64; it is built from
+the fused kernels of ordinary BatchNorm, so it costs little more than those. On CUDA torch's own is used.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+# torch 2.14 renames the collective; earlier versions have the old name alone.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+class _SyncBatchNorm(torch.autograd.Function):
+    """y = (x - mean) * invstd * weight + bias, with mean and variance over the rows of all ranks."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: dist.ProcessGroup | None):
+        mean, var, count = _global_statistics(x, group)
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.eps, ctx.count, ctx.group = eps, count, group
+        ctx.mark_non_differentiable(mean, var)
+        return torch.nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), mean, var
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _mean_grad: Tensor, _var_grad: Tensor):
+        x, weight, mean, var = ctx.saved_tensors
+        # The kernel of evaluation mode gives the local sums of grad and grad * x_hat together with grad * invstd *
+        # weight; training mode differs by a correction that is linear in x, made from the sums of all ranks.
+        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            grad.contiguous(memory_format=_layout(x)), x, weight, mean, var, None, None, False, ctx.eps,
+            [True, True, True],
+        )
+        sums = torch.cat([grad_weight, grad_bias])
+        dist.all_reduce(sums, group=ctx.group)
+        sum_grad_xhat, sum_grad = sums.chunk(2)
+        invstd = torch.rsqrt(var + ctx.eps)
+        slope = -weight * invstd * invstd * sum_grad_xhat / ctx.count
+        offset = -weight * invstd * sum_grad / ctx.count - slope * mean
+        shape = (1, -1, *([1] * (x.dim() - 2)))
+        correction = torch.addcmul(offset.view(shape), x, slope.view(shape))
+        return grad_x.add_(correction), grad_weight, grad_bias, None, None
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _global_statistics(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, float]:
+    """Mean and biased variance of each channel over all ranks, and the number of values in each.
+
+    Local means and variances are merged as Chan et al. (1983) do, which keeps float32 accurate where the sums of
+    squares would cancel.
+    """
+    stats_input = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    mean, var = torch.batch_norm_update_stats(stats_input, None, None, 0.0)
+    count = x.numel() / x.shape[1]
+    packed = torch.cat([mean, var, mean.new_tensor([count])])
+    world_size = dist.get_world_size(group)
+    gathered = packed.new_empty(world_size, packed.numel())
+    _all_gather(gathered.view(-1), packed, group=group)
+    channels = x.shape[1]
+    means, variances, counts = gathered[:, :channels], gathered[:, channels:-1], gathered[:, -1:]
+    total = counts.sum()
+    global_mean = (means * counts).sum(0) / total
+    global_var = ((variances + (means - global_mean).square()) * counts).sum(0) / total
+    # Ranks hold equal pieces of the batch, so the count follows from shapes without a look at the device.
+    return global_mean, global_var, count * world_size
+
+
+class SyncBatchNorm(_BatchNorm):
+    """BatchNorm1d/2d whose training statistics span a process group.
+
+    Collectives: every rank of the group must call it in training mode; one all-gather of 2C + 1 numbers forward, one
+    all-reduce of 2C numbers backward. None in evaluation mode or in a group of one. Local batches must be equal.
+    """
+
+    group: dist.ProcessGroup | None = None
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() < 2:
+            raise ValueError(f"expected at least [B, C], got {list(x.shape)}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, ...] normalised; updates the running statistics in training mode."""
+        if not self.training or dist.get_world_size(self.group) == 1:
+            return super().forward(x)
+        self._check_input_dim(x)
+        y, mean, var = _SyncBatchNorm.apply(x, self.weight, self.bias, self.eps, self.group)
+        with torch.no_grad():
+            count = x.numel() / x.shape[1] * dist.get_world_size(self.group)
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_(var.to(self.running_var.dtype) * (count / (count - 1)), self.momentum)
+        return y
+
+
+def synchronize_batchnorm(module: nn.Module, device: torch.device, group: dist.ProcessGroup | None = None) -> nn.Module:
+    """Replace every BatchNorm of a module by a synchronised one, keeping parameters and buffers.
+
+    Must be called on every rank before the module is wrapped.
+    """
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module, group)
+    for name, child in module.named_children():
+        setattr(module, name, synchronize_batchnorm(child, device, group))
+    return _synchronized(module, group) if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) else module
+
+
+def _synchronized(norm: _BatchNorm, group: dist.ProcessGroup | None) -> SyncBatchNorm:
+    replacement = SyncBatchNorm(norm.num_features, norm.eps, norm.momentum)
+    replacement.weight, replacement.bias = norm.weight, norm.bias
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        setattr(replacement, name, getattr(norm, name))
+    replacement.group = group
+    return replacement
+
+
+@torch.no_grad()
+def average_statistics(module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
+    """Make the running statistics equal on all ranks by averaging them.
+
+    A checkpoint holds one copy; without this, unsynchronised BatchNorm would save those of an arbitrary rank.
+
+    Collectives: every rank of the group must call it; one all-reduce.
+    """
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.running_mean is not None]
+    if not norms or dist.get_world_size(group) == 1:
+        return
+    buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    dist.all_reduce(flat, group=group)
+    flat /= dist.get_world_size(group)
+    for buffer, averaged in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(averaged.view_as(buffer))

@@ -1,0 +1,1 @@
+"""Makes and inspects WebDataset shards; needs no torch."""
