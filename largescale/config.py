@@ -53,6 +53,8 @@ class AugmentConfig:
     hue: float = 0.2
     gamma: float = 0.0
     """Exponent drawn as exp(U(-gamma, gamma))."""
+    gain: float = 0.0
+    """Intensities times 1 + U(-gain, gain), not clipped: unlike brightness it loses nothing."""
     grayscale: float = 0.2
     blur: float = 0.5
     blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])
@@ -328,10 +330,16 @@ def _layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, DictConf
 
 
 def _override_layers(overrides: list[str]) -> list[tuple[str, DictConfig]]:
-    for item in overrides:
-        if "=" not in item:
-            raise InputError(f"override {item!r}: expected key=value, for example optim.lr=0.6")
-    return [(item.split("=")[0], OmegaConf.from_dotlist([item])) for item in overrides]
+    return [(item, _override_layer(item)) for item in overrides]
+
+
+def _override_layer(item: str) -> DictConfig:
+    if "=" not in item:
+        raise InputError(f"override {item!r}: expected key=value, for example optim.lr=0.6")
+    try:
+        return OmegaConf.from_dotlist([item])
+    except yaml.YAMLError as error:
+        raise InputError(f"override {item!r}: the value is not readable as YAML ({str(error).splitlines()[0]})") from error
 
 
 def _reject_unknown(layer: DictConfig, schema: type, origin: str, prefix: str = "") -> None:

@@ -12,7 +12,6 @@ import time
 
 import torch
 
-from largescale.checkpoint import sharded
 from largescale.config import Config, prototype_counts
 from largescale.data.stream import Stream
 from largescale.methods import build_method

@@ -1,6 +1,6 @@
 """Augmentation of a batch of views on the device, every random parameter of a sample from its own draws.
 
-Order: flip, rotation, colour jitter (its parts in a random order for each sample), gamma, grayscale, blur, noise,
+Order: flip, rotation, colour jitter (its parts in a random order for each sample), gamma, gain, grayscale, blur, noise,
 erasing, normalisation. Definitions of jitter, grayscale and blur are torchvision's and SwAV's (arXiv 2006.09882,
 appendix A). Nothing depends on the batch a sample is in, and nothing is read back from the device.
 """
@@ -20,8 +20,8 @@ DRAWS = 32
 """Uniform numbers that one view consumes (a few are spare, so that a new transform does not move the others)."""
 
 (_FLIP, _ANGLE, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER, _GAMMA, _GRAY, _BLUR, _SIGMA,
- _NOISE_STD, _NOISE_KEY, _ERASE, _ERASE_H, _ERASE_W, _ERASE_TOP, _ERASE_LEFT, _ERASE_GREY) = (
-    0, 1, 2, 3, 4, 5, 6, slice(7, 11), 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22)
+ _NOISE_STD, _NOISE_KEY, _ERASE, _ERASE_H, _ERASE_W, _ERASE_TOP, _ERASE_LEFT, _ERASE_GREY, _GAIN) = (
+    0, 1, 2, 3, 4, 5, 6, slice(7, 11), 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23)
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -59,6 +59,8 @@ class Augment:
             x = self._jitter(x, draws, uniforms)
         if config.gamma > 0:
             x = x.clamp_min(0) ** _per_sample(torch.exp((2 * uniforms[:, _GAMMA] - 1) * config.gamma))
+        if config.gain > 0:
+            x = x * _per_sample(1 + (2 * uniforms[:, _GAIN] - 1) * config.gain)
         if config.grayscale > 0:
             x = torch.where(_mask(draws[:, _GRAY] < config.grayscale), luma(x).expand_as(x), x)
         if config.blur > 0:

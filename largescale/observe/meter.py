@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-
 from largescale.methods.swav import MethodOutput
 from largescale.observe.collapse import Signs
 from largescale.parallel.engine import StepCheck

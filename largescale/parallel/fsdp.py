@@ -38,7 +38,8 @@ def build(method: SwAV, config: Config, device: torch.device) -> Engine:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     if mixed:
         _shard_norms(method, mesh)
-    fully_shard(method, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+    # The rest stays gathered from forward to backward: freed, it would be gathered again at once.
+    fully_shard(method, mesh=mesh, mp_policy=policy)
     return Engine(wrapped=method, method=method, optimizer=build_optimizer(method, config.optim), mesh=mesh)
 
 

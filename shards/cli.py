@@ -1,0 +1,144 @@
+"""The `shards` command: convert, index, verify, info."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from shards.convert import SKIPPED_NAME, Options, convert
+from shards.errors import InputError
+from shards.index import index_folder
+from shards.info import describe
+from shards.manifest import Manifest
+from shards.verify import verify
+
+USER_ERROR, DAMAGED = 2, 1
+"""Exit codes: the input has to be mended; `verify` found damage."""
+
+_SHOWN_PROBLEMS = 50
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        return _fail("interrupted; run the same command again", 130)
+    except (InputError, OSError) as error:
+        if arguments.debug:
+            raise
+        return _fail(str(error), USER_ERROR)
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    return code
+
+
+def _say(text: str) -> None:
+    # Names of files need not be valid text.
+    sys.stdout.write(text.encode("utf-8", "replace").decode() + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="shards", description="Make and inspect WebDataset shards.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _command(commands, "convert", _convert, "turn a folder of images into shards",
+                       "shards convert photos/ data/photos --shuffle 0")
+    command.add_argument("source", metavar="SRC", type=Path, help="folder of images, searched recursively")
+    command.add_argument("out", metavar="OUT", type=Path, help="folder for the shards")
+    command.add_argument("--name", help="first part of the shards' names (default: the name of OUT)")
+    command.add_argument("--labels", choices=["none", "folder"], default="none",
+                         help="folder: the first folder below SRC is the class")
+    command.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="default 10000")
+    command.add_argument("--shuffle", type=int, metavar="SEED",
+                         help="shuffle the files over the shards (folders are ordered, shards should not be)")
+    command.add_argument("--force", action="store_true", help="replace shards that OUT holds already")
+    _workers(command)
+
+    command = _command(commands, "index", _index, "index tars that others wrote, so that they can be streamed",
+                       "shards index data/laion")
+    command.add_argument("folder", metavar="DIR", type=Path, help="folder of tars")
+    _workers(command)
+
+    command = _command(commands, "verify", _verify, "check that shards are whole and every image decodes",
+                       "shards verify data/photos")
+    command.add_argument("folder", metavar="DIR", type=Path, help="shard folder")
+    command.add_argument("--no-decode", action="store_true", help="checksums only, do not decode the images")
+    _workers(command)
+
+    command = _command(commands, "info", _info, "show what a shard folder holds", "shards info data/photos")
+    command.add_argument("folder", metavar="DIR", type=Path, help="shard folder")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
+    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    command.set_defaults(run=run)
+    return command
+
+
+def _workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N",
+                         help="processes (default: one a core)")
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    out: Path = arguments.out
+    options = Options(
+        name=arguments.name or out.resolve().name.replace(".", "_"), labels=arguments.labels,
+        samples_per_shard=arguments.samples_per_shard, workers=arguments.workers, shuffle=arguments.shuffle,
+        force=arguments.force,
+    )
+    manifest = convert(arguments.source, out, options)
+    _say(_summary(manifest))
+    return 0
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    _say(_summary(index_folder(arguments.folder, workers=_positive(arguments.workers))))
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    manifest, problems = verify(
+        arguments.folder, workers=_positive(arguments.workers), decode=not arguments.no_decode
+    )
+    for problem in problems[:_SHOWN_PROBLEMS]:
+        _say(str(problem))
+    if problems:
+        more = len(problems) - _SHOWN_PROBLEMS
+        _say(f"{len(problems)} problems{f' ({more} not shown)' if more > 0 else ''}: restore the files or convert again")
+        return DAMAGED
+    _say(f"{manifest.root}: {manifest.num_samples:,} samples in {len(manifest.shards):,} shards are whole")
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    _say(describe(arguments.folder))
+    return 0
+
+
+def _positive(workers: int) -> int:
+    if workers < 1:
+        raise InputError(f"--workers={workers}: expected at least 1")
+    return workers
+
+
+def _summary(manifest: Manifest) -> str:
+    text = (f"{manifest.root}: {manifest.num_samples:,} images in {len(manifest.shards):,} shards, "
+            f"{manifest.num_bytes:,} bytes, {len(manifest.classes)} classes")
+    skipped = sum(manifest.skipped.values())
+    return f"{text}, {skipped:,} files skipped (see {manifest.root / SKIPPED_NAME})" if skipped else text

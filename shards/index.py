@@ -1,0 +1,65 @@
+"""`shards index`: an index and a manifest for tars that others wrote (webdataset, img2dataset, tar)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from shards.convert import SKIPPED_NAME
+from shards.errors import InputError
+from shards.files import atomic_write
+from shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, index_path, write_index, write_manifest
+from shards.tar import TarContents, file_checksum, index_tar
+
+
+def index_folder(folder: Path, *, workers: int) -> Manifest:
+    """Index every tar of a folder and write its manifest.
+
+    Members `KEY.cls` become labels: class numbers are kept, other texts are numbered in sorted order.
+
+    Raises:
+        InputError: no tars, or a damaged one (named; nothing is written then).
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; pass the folder that holds the tars")
+    tars = sorted(folder.glob("*.tar"))
+    if not tars:
+        raise InputError(f"{folder}: no .tar files in it; `shards convert` makes them from images")
+    with ProcessPoolExecutor(min(workers, len(tars))) as pool:
+        results = list(tqdm(pool.map(_read, tars), total=len(tars), unit="shard", desc="index", leave=False))
+    classes = _class_names([text for contents, _ in results for text in contents.label_texts])
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    entries = []
+    for tar, (contents, checksum) in zip(tars, results, strict=True):
+        number = {name: place for place, name in enumerate(classes)}
+        labels = np.array([number.get(text, -1) for text in contents.label_texts], np.int32)
+        write_index(replace(contents.index, label=labels), index_path(tar))
+        entries.append(ShardEntry(tar.name, len(contents.index), tar.stat().st_size, checksum))
+    skipped = [(f"{tar.name}:{key}", reason) for tar, (contents, _) in zip(tars, results, strict=True)
+               for key, reason in contents.skipped]
+    with atomic_write(folder / SKIPPED_NAME) as file:
+        for source, reason in skipped:
+            file.write((json.dumps({"source": source, "reason": reason}) + "\n").encode())
+    manifest = Manifest(folder, folder.name, tuple(entries), classes, "tars", {"labels": bool(classes)},
+                        dict(Counter(reason for _, reason in skipped)))
+    if manifest.num_samples == 0:
+        raise InputError(f"{folder}: no sample of its {len(tars)} tars has a readable image")
+    write_manifest(manifest)
+    return manifest
+
+
+def _read(tar: Path) -> tuple[TarContents, str]:
+    return index_tar(tar), file_checksum(tar)
+
+
+def _class_names(texts: list[str]) -> tuple[str, ...]:
+    present = {text for text in texts if text}
+    if present and all(text.isdecimal() for text in present):
+        return tuple(str(number) for number in range(max(int(text) for text in present) + 1))
+    return tuple(sorted(present))

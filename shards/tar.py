@@ -1,0 +1,141 @@
+"""Samples of a tar, by WebDataset's rule: consecutive members that share everything before the first dot of the base
+name are one sample.
+
+Nothing is ever extracted: member names are keys, never paths.
+"""
+
+from __future__ import annotations
+
+import mmap
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import xxhash
+
+from shards.errors import InputError
+from shards.images import ImageError, inspect
+from shards.manifest import IMAGE_SUFFIXES, ShardIndex
+
+_BLOCK = 512
+
+
+@dataclass
+class TarSample:
+    """One sample: its key, and (offset, size) in the tar of each member by its suffix."""
+
+    key: str
+    members: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def image(self) -> tuple[int, int] | None:
+        """Place of the image, if it has one."""
+        return next((place for suffix, place in self.members.items() if suffix in IMAGE_SUFFIXES), None)
+
+
+@dataclass
+class TarContents:
+    """The index of a tar (labels not resolved yet), and the samples that could not be indexed, with reasons."""
+
+    index: ShardIndex
+    label_texts: list[str]
+    skipped: list[tuple[str, str]]
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """`a/b.seg.png` to (`a/b`, `seg.png`), as WebDataset does."""
+    folder, _, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return (f"{folder}/{stem}" if folder else stem), suffix.lower()
+
+
+def walk(path: Path) -> Iterator[TarSample]:
+    """The samples of a tar, in order.
+
+    Raises:
+        InputError: not a tar, damaged, or cut anywhere (a whole tar ends in two blocks of zeros).
+    """
+    sample: TarSample | None = None
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                key, suffix = split_name(member.name)
+                if sample is None or sample.key != key or suffix in sample.members:
+                    if sample is not None:
+                        yield sample
+                    sample = TarSample(key)
+                sample.members[suffix] = (member.offset_data, member.size)
+            end = tar.offset
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: not a whole tar ({error}); restore it or convert again") from error
+    _check_end(path, end)
+    if sample is not None:
+        yield sample
+
+
+def _check_end(path: Path, end: int) -> None:
+    # tarfile takes a cut between two members, or a damaged header, for the end of the archive.
+    with path.open("rb") as file:
+        file.seek(max(0, end - _BLOCK))
+        tail = file.read()
+    size = path.stat().st_size
+    if size < 2 * _BLOCK or len(tail) < 2 * _BLOCK or any(tail[-2 * _BLOCK :]) or any(tail[_BLOCK:]):
+        raise InputError(
+            f"{path}: torn or damaged near byte {end}: a whole tar ends in zeros there; restore it or convert again"
+        )
+
+
+def index_tar(path: Path, *, decode: bool = False) -> TarContents:
+    """Build the index of a tar.
+
+    Args:
+        path: the tar.
+        decode: also decode every image and leave out those that fail.
+
+    Raises:
+        InputError: the tar is damaged or cut.
+    """
+    rows: list[tuple[str, int, int, int, int, int, int]] = []
+    labels, skipped = [], []
+    with path.open("rb") as file, _mapped(file, path) as tar:
+        for sample in walk(path):
+            place = sample.image()
+            if place is None:
+                skipped.append((sample.key, "no image"))
+                continue
+            payload = tar[place[0] : sum(place)]
+            try:
+                facts = inspect(payload, decode=decode)
+            except ImageError as error:
+                skipped.append((sample.key, str(error)))
+                continue
+            rows.append((sample.key, *place, facts.width, facts.height, facts.format,
+                         xxhash.xxh3_64_intdigest(payload)))
+            start, size = sample.members.get("cls", (0, 0))
+            labels.append(tar[start : start + size].decode("utf-8", "replace").strip())
+    keys, offset, size, width, height, image_format, checksum = zip(*rows, strict=True) if rows else ((),) * 7
+    index = ShardIndex(
+        keys, np.array(offset, np.uint64), np.array(size, np.uint64), np.array(width, np.uint32),
+        np.array(height, np.uint32), np.array(image_format, np.uint8), np.array(checksum, np.uint64),
+        np.full(len(rows), -1, np.int32),
+    )
+    return TarContents(index, labels, skipped)
+
+
+def _mapped(file: BinaryIO, path: Path) -> mmap.mmap:
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: empty file; restore it or convert again")
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def file_checksum(path: Path) -> str:
+    """`xxh3-128:<hex>` of a whole file."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return f"xxh3-128:{digest.hexdigest()}"

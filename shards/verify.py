@@ -1,0 +1,97 @@
+"""`shards verify`: is every byte still what was converted, and does every image decode?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import xxhash
+from tqdm import tqdm
+
+from shards.errors import InputError
+from shards.images import ImageError, inspect
+from shards.manifest import Manifest, ShardEntry, index_path, read_index, read_manifest
+from shards.tar import file_checksum, walk
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is not as the manifest says."""
+
+    shard: str
+    key: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.key + ': ' if self.key else ''}{self.what}"
+
+
+def verify(folder: Path, *, workers: int, decode: bool) -> tuple[Manifest, list[Problem]]:
+    """Compare a shard folder with its manifest: sizes, checksums, counts, index, and with `decode` every image.
+
+    Raises:
+        InputError: no readable manifest.
+    """
+    manifest = read_manifest(folder)
+    check = partial(_verify_shard, folder, decode)
+    with ProcessPoolExecutor(min(workers, max(1, len(manifest.shards)))) as pool:
+        found = list(tqdm(pool.map(check, manifest.shards), total=len(manifest.shards), unit="shard",
+                          desc="verify", leave=False))
+    listed = {shard.name for shard in manifest.shards}
+    strangers = [Problem(path.name, "", "not in the manifest") for path in sorted(folder.glob("*.tar"))
+                 if path.name not in listed]
+    return manifest, [problem for problems in found for problem in problems] + strangers
+
+
+def _verify_shard(folder: Path, decode: bool, shard: ShardEntry) -> list[Problem]:
+    return [Problem(shard.name, key, what) for key, what in _problems(folder / shard.name, shard, decode)]
+
+
+def _problems(tar: Path, shard: ShardEntry, decode: bool) -> Iterator[tuple[str, str]]:
+    if not tar.is_file():
+        yield "", "missing"
+        return
+    size = tar.stat().st_size
+    if size != shard.num_bytes:
+        yield "", f"{size:,} bytes, the manifest says {shard.num_bytes:,}"
+    elif file_checksum(tar) != shard.checksum:
+        yield "", "checksum of the file differs from the manifest"
+    try:
+        index = read_index(index_path(tar))
+    except InputError as error:
+        yield "", str(error)
+        return
+    if len(index) != shard.num_samples:
+        yield "", f"its index lists {len(index)} samples, the manifest says {shard.num_samples}"
+    payloads = _payloads(tar)
+    try:
+        for row in range(len(index)):
+            key, place = index.key(row), (int(index.offset[row]), int(index.size[row]))
+            with tar.open("rb") as file:
+                file.seek(place[0])
+                payload = file.read(place[1])
+            if xxhash.xxh3_64_intdigest(payload) != int(index.checksum[row]):
+                yield key, "bytes of the image differ from the index"
+            elif decode:
+                yield from _undecodable(key, payload)
+        found = dict(payloads)
+        for row in range(len(index)):
+            if found.get(index.key(row)) != (int(index.offset[row]), int(index.size[row])):
+                yield index.key(row), "the tar's headers do not lead to it"
+    except InputError as error:
+        yield "", str(error).removeprefix(f"{tar}: ")
+
+
+def _payloads(tar: Path) -> Iterator[tuple[str, tuple[int, int] | None]]:
+    for sample in walk(tar):
+        yield sample.key, sample.image()
+
+
+def _undecodable(key: str, payload: bytes) -> Iterator[tuple[str, str]]:
+    try:
+        inspect(payload, decode=True)
+    except ImageError as error:
+        yield key, str(error)

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from largescale.parallel.batchnorm import SyncBatchNorm, average_statistics, synchronize_batchnorm
+from tests.distributed.ranks import Counted, run_ranks
+
+pytestmark = pytest.mark.distributed
+
+SHAPES = {"BatchNorm2d": (8, 5, 6, 4), "BatchNorm1d": (8, 5)}
+
+
+def network(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(getattr(nn, kind)(5), nn.Tanh(), getattr(nn, kind)(5)).double()
+    for parameter in net.parameters():
+        nn.init.uniform_(parameter, 0.5, 1.5)
+    return net
+
+
+def batch(kind: str) -> torch.Tensor:
+    # A large offset: sums of squares would cancel.
+    return torch.randn(SHAPES[kind], generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 1000
+
+
+def train_step(net: nn.Module, x: torch.Tensor, share: float) -> dict[str, torch.Tensor]:
+    x = x.clone().requires_grad_()
+    y = net(x)
+    (y * torch.linspace(-1, 1, 5, dtype=torch.float64).view(1, -1, *[1] * (x.dim() - 2)) * y.cos()).sum().mul(share).backward()
+    return {"y": y.detach(), "x_grad": x.grad, **{f"grad.{n}": p.grad for n, p in net.named_parameters()},
+            **{f"buffer.{n}": b for n, b in net.named_buffers()}}
+
+
+def on_this_rank(kind: str, channels_last: bool) -> tuple[dict[str, torch.Tensor], list[tuple[str, int]]]:
+    net = synchronize_batchnorm(network(kind), torch.device("cpu"))
+    assert isinstance(net[0], SyncBatchNorm)
+    x = batch(kind).chunk(dist.get_world_size())[dist.get_rank()]
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    with Counted() as counted:
+        return train_step(net, x, 1.0), counted.calls
+
+
+@pytest.mark.parametrize("kind, channels_last", [("BatchNorm2d", False), ("BatchNorm2d", True), ("BatchNorm1d", False)])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_equals_one_process_with_the_whole_batch(kind, channels_last, world_size):
+    expected = train_step(network(kind), batch(kind), 1.0)
+    per_rank = run_ranks(on_this_rank, world_size, kind, channels_last)
+    for name in expected:
+        parts = [results[name] for results, _ in per_rank]
+        if name.startswith("grad."):
+            whole = torch.stack(parts).sum(0)
+        elif name.startswith("buffer."):
+            assert all(torch.equal(part, parts[0]) for part in parts)
+            whole = parts[0]
+        else:
+            whole = torch.cat(parts)
+        torch.testing.assert_close(whole, expected[name], rtol=1e-9, atol=1e-9)
+
+
+def test_issues_one_all_gather_forward_and_one_all_reduce_backward():
+    for _, calls in run_ranks(on_this_rank, 2, "BatchNorm2d", False):
+        gathers = [size for name, size in calls if name.startswith("all_gather")]
+        assert gathers == [2 * (2 * 5 + 1)] * 2
+        assert [size for name, size in calls if name == "all_reduce"] == [10, 10]
+        assert len(calls) == 4
+
+
+def averaged_on_this_rank() -> tuple[torch.Tensor, torch.Tensor]:
+    net = nn.Sequential(nn.BatchNorm2d(3))
+    net[0].running_mean.fill_(dist.get_rank())
+    net[0].running_var.fill_(10.0 + dist.get_rank())
+    average_statistics(net)
+    return net[0].running_mean, net[0].running_var
+
+
+def test_unsynchronised_statistics_are_averaged_before_saving():
+    for mean, var in run_ranks(averaged_on_this_rank, 2):
+        assert torch.equal(mean, torch.full((3,), 0.5)) and torch.equal(var, torch.full((3,), 10.5))

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from largescale.optim.lars import LARS
+from tests.distributed.ranks import Counted, run_ranks
+
+pytestmark = pytest.mark.distributed
+
+STEPS, BATCH = 10, 8
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    # 7 and 3 rows do not divide by 2 or 4: uneven and empty shards.
+    return nn.Sequential(nn.Conv2d(2, 7, 3), nn.ReLU(), nn.Flatten(), nn.Linear(7 * 16, 9), nn.ReLU(),
+                         nn.Linear(9, 3)).double()
+
+
+def optimizer(net: nn.Module) -> LARS:
+    weights = [p for p in net.parameters() if p.dim() > 1]
+    vectors = [p for p in net.parameters() if p.dim() == 1]
+    return LARS([{"params": weights, "weight_decay": 1e-3}, {"params": vectors, "scaled": False}], 0.7,
+                trust_coefficient=0.02)
+
+
+def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return (torch.randn(BATCH, 2, 6, 6, generator=generator, dtype=torch.float64),
+            torch.randn(BATCH, 3, generator=generator, dtype=torch.float64))
+
+
+def train(net: nn.Module, part: slice) -> list[list[tuple[str, int]]]:
+    lars, calls = optimizer(net), []
+    for step in range(STEPS):
+        x, y = batch(step)
+        (net(x[part]) - y[part]).square().mean().backward()
+        with Counted() as counted:
+            lars.step()
+        calls.append(counted.calls)
+        lars.zero_grad()
+    return calls
+
+
+def weights_of_this_rank() -> tuple[list[torch.Tensor], list[list[tuple[str, int]]]]:
+    size, rank = dist.get_world_size(), dist.get_rank()
+    net = network()
+    mesh = init_device_mesh("cpu", (size,))
+    fully_shard(net[3], mesh=mesh)
+    fully_shard(net, mesh=mesh)
+    local = BATCH // size
+    calls = train(net, slice(rank * local, (rank + 1) * local))
+    assert all(isinstance(p, DTensor) for p in net.parameters())
+    return [p.full_tensor().detach() for p in net.parameters()], calls
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ten_steps_under_fsdp_equal_one_process(world_size):
+    reference = network()
+    train(reference, slice(None))
+    for weights, calls in run_ranks(weights_of_this_rank, world_size):
+        for sharded, whole in zip(weights, reference.parameters(), strict=True):
+            torch.testing.assert_close(sharded, whole.detach(), rtol=1e-10, atol=1e-12)
+        # One all-reduce of both norms of the three weight matrices, nothing else.
+        assert calls == [[("all_reduce", 6)]] * STEPS

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.functional import normalize
+
+from largescale.methods.sinkhorn import sinkhorn
+from tests.distributed.ranks import Counted, run_ranks
+from tests.methods.test_sinkhorn import oracle
+
+pytestmark = pytest.mark.distributed
+
+ROWS = {1: [37], 2: [30, 7], 4: [20, 1, 0, 16]}
+SETTINGS = [(0.05, 3), (0.03, 10), (0.01, 3), (0.005, 2), (0.05, 1)]
+
+
+def all_scores() -> torch.Tensor:
+    """Two problems of 37 rows and 11 prototypes, one prototype far from every row."""
+    generator = torch.Generator().manual_seed(5)
+    rows = normalize(torch.randn(2, 37, 6, generator=generator), dim=-1)
+    prototypes = normalize(torch.randn(11, 6, generator=generator), dim=-1)
+    scores = rows @ prototypes.T
+    scores[..., 3] = -1
+    return scores
+
+
+def codes_of_this_rank(rows: list[int]) -> list[tuple[torch.Tensor, torch.Tensor, list[tuple[str, int]]]]:
+    rank = dist.get_rank()
+    start = sum(rows[:rank])
+    local = all_scores()[:, start : start + rows[rank]]
+    results = []
+    for epsilon, iterations in SETTINGS:
+        with Counted() as counted:
+            codes = sinkhorn(local, epsilon=epsilon, iterations=iterations)
+        wide = sinkhorn(local.double(), epsilon=epsilon, iterations=iterations)
+        results.append((codes, wide, counted.calls))
+    return results
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_unequal_rows_equal_the_oracle_with_exactly_iterations_all_reduces(world_size):
+    per_rank = run_ranks(codes_of_this_rank, world_size, ROWS[world_size])
+    for number, (epsilon, iterations) in enumerate(SETTINGS):
+        expected = oracle(all_scores(), epsilon, iterations)
+        codes = torch.cat([results[number][0] for results in per_rank], dim=1)
+        torch.testing.assert_close(codes.double(), expected, rtol=0, atol=1e-5)
+        wide = torch.cat([results[number][1] for results in per_rank], dim=1)
+        torch.testing.assert_close(wide, expected, rtol=0, atol=1e-12)
+        for results in per_rank:
+            assert results[number][2] == ([("all_reduce", 2 * 11)] * iterations if world_size > 1 else [])
+
+
+def error_of_this_rank() -> str:
+    try:
+        sinkhorn(torch.full((4, 3), 40.0), epsilon=0.05, iterations=3)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_a_range_that_cannot_be_summed_is_a_clear_error():
+    for message in run_ranks(error_of_this_rank, 2):
+        assert "scores reach 40" in message and "epsilon" in message
