@@ -339,7 +339,7 @@ def _override_layer(item: str) -> DictConfig:
     try:
         return OmegaConf.from_dotlist([item])
     except yaml.YAMLError as error:
-        raise InputError(f"override {item!r}: the value is not readable as YAML ({str(error).splitlines()[0]})") from error
+        raise InputError(f"override {item!r}: not readable as YAML ({str(error).splitlines()[0]})") from error
 
 
 def _reject_unknown(layer: DictConfig, schema: type, origin: str, prefix: str = "") -> None:

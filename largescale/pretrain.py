@@ -61,7 +61,7 @@ def pretrain(config: Config) -> None:
             return
         run.open_logs(first_step)
         _log.info(
-            "%s: %d samples, %d steps of %d images (%d an epoch, %d samples left out of each), %d ranks, %s, from step %d",
+            "%s: %d samples, %d steps of %d images (%d an epoch, which leaves out %d), %d ranks, %s, from step %d",
             run.path, stream.order.num_samples, num_steps, config.train.global_batch, steps_per_epoch,
             stream.order.left_out, world_size(), config.parallel.strategy, first_step,
         )

@@ -120,7 +120,8 @@ def _verify(arguments: argparse.Namespace) -> int:
         _say(str(problem))
     if problems:
         more = len(problems) - _SHOWN_PROBLEMS
-        _say(f"{len(problems)} problems{f' ({more} not shown)' if more > 0 else ''}: restore the files or convert again")
+        hidden = f" ({more} not shown)" if more > 0 else ""
+        _say(f"{len(problems)} problems{hidden}: restore the files or convert again")
         return DAMAGED
     _say(f"{manifest.root}: {manifest.num_samples:,} samples in {len(manifest.shards):,} shards are whole")
     return 0

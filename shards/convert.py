@@ -133,7 +133,7 @@ def _check_target(source: Path, out: Path, options: Options) -> None:
     if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
         raise InputError(f"{out}: lies inside {source}; choose a folder outside the images")
     if (out / MANIFEST_NAME).exists() and not options.force:
-        raise InputError(f"{out}: holds finished shards already; choose another folder, or pass --force to replace them")
+        raise InputError(f"{out}: holds finished shards; choose another folder, or pass --force to replace them")
     foreign = [path.name for path in out.glob("*.tar") if not index_path(path).exists()] if out.is_dir() else []
     if foreign:
         raise InputError(f"{out}: holds tars of unknown origin ({sorted(foreign)[0]}); choose another folder")

@@ -12,7 +12,14 @@ import torch
 
 from largescale.checkpoint import sharded
 from largescale.config import Config, EvaluateConfig, load_config
-from largescale.evaluate.extract import extract, labelled_manifest, load_method, save_prototype_scores
+from largescale.evaluate.extract import (
+    drop_equal_channels,
+    extract,
+    labelled_manifest,
+    load_method,
+    pixels,
+    save_prototype_scores,
+)
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.knn import knn_accuracy
 from largescale.evaluate.linear import linear_probe
@@ -50,8 +57,8 @@ def evaluate(protocol: str, run_dir: Path, overrides: list[str]) -> str:
     record = {
         "protocol": protocol,
         "settings": {key: value for key, value in vars(config.evaluate).items()},
-        "num_train": len(train["pretrained"].ids),
-        "num_test": len(test["pretrained"].ids),
+        "num_train": len(train["pretrained"]),
+        "num_test": len(test["pretrained"]),
         "checkpoint_step": checkpoint.step,
         "results": results,
     }
@@ -88,10 +95,12 @@ def _extract_all(config: Config, checkpoint: sharded.Checkpoint, names: list[str
     networks: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"pretrained": pretrained.backbone}
     if "untrained" in names:
         networks["untrained"] = load_method(config, None).to(device).backbone
-        networks["pixels"] = lambda images: images.flatten(1)
+        networks["pixels"] = pixels
     train_shards = config.evaluate.train_shards or config.data.shards
     train = extract(labelled_manifest(train_shards, "evaluate.train_shards"), config, networks, device)
     test = extract(labelled_manifest(config.data.eval_shards, "data.eval_shards"), config, networks, device)
+    if "pixels" in names:
+        train["pixels"], test["pixels"] = drop_equal_channels(train["pixels"], test["pixels"])
     for name in names:
         train[name].save(folder / f"{name}-train.safetensors")
         test[name].save(folder / f"{name}-test.safetensors")
@@ -112,9 +121,9 @@ def _stamp(config: Config, checkpoint: sharded.Checkpoint) -> dict[str, Any]:
 
 
 def _knn(train: FeatureSet, test: FeatureSet, config: EvaluateConfig) -> dict[str, Any]:
-    neighbours = sorted({k for k in config.knn_neighbours if k <= len(train.ids)} | {min(KNN_HEADLINE_K, len(train.ids))})
+    headline = min(KNN_HEADLINE_K, len(train))
+    neighbours = sorted({headline, *(k for k in config.knn_neighbours if k <= len(train))})
     by_k = knn_accuracy(train, test, num_neighbours=neighbours, temperature=config.knn_temperature)
-    headline = min(KNN_HEADLINE_K, len(train.ids))
     return {"top1": by_k[headline], "num_neighbours": headline, "top1_by_k": {str(k): v for k, v in by_k.items()}}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from largescale.methods import build_method
 from shards.errors import InputError
 from shards.files import atomic_write
 from shards.manifest import Manifest, check_files, read_manifest
+
+PIXELS_SIDE = 32
+"""Larger images are averaged down to this side for the raw-pixel baseline."""
 
 PROTOTYPE_SAMPLES = 2048
 """Samples whose prototype scores are kept for the report."""
@@ -128,6 +132,21 @@ def extract(
         name: FeatureSet(torch.cat(parts), all_labels, all_ids, tuple(manifest.classes))
         for name, parts in features.items()
     }
+
+
+def pixels(images: Tensor) -> Tensor:
+    """The baseline without a network: images [B, 3, S, S] averaged down to 32 px a side, flattened."""
+    if images.shape[-1] > PIXELS_SIDE:
+        images = interpolate(images, (PIXELS_SIDE, PIXELS_SIDE), mode="area")
+    return images.flatten(1)
+
+
+def drop_equal_channels(*parts: FeatureSet) -> list[FeatureSet]:
+    """Pixel features with one channel where all images are grey: three equal ones only cost time."""
+    channels = [part.features.unflatten(1, (3, -1)) for part in parts]
+    if not all(torch.equal(c[:, 0], c[:, 1]) and torch.equal(c[:, 0], c[:, 2]) for c in channels):
+        return list(parts)
+    return [replace(part, features=c[:, 0].contiguous()) for part, c in zip(parts, channels, strict=True)]
 
 
 def save_prototype_scores(path: Path, method: Any, train: FeatureSet, device: torch.device, seed: int) -> None:

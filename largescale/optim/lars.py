@@ -7,8 +7,9 @@ gradient g
     m <- momentum * m + g
     w <- w - lr * m
 
-where a parameter of zeros takes its gradient unscaled, and one without gradient stays as it is. The norms are those of whole parameters: under FSDP2 each
-rank sums the squares of its pieces, one all-reduce adds them up for all parameters, the rest is local.
+where a parameter of zeros takes its gradient unscaled, and one whose gradient is zero stays as it is. The norms are
+those of whole parameters: under FSDP2 each rank sums the squares of its pieces, one all-reduce adds them up for all
+parameters, the rest is local.
 """
 
 from __future__ import annotations

@@ -1,0 +1,72 @@
+"""Images of a report as HTML: what a feature space calls near, and what a prototype stands for."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.functional import to_pil_image
+
+from largescale.data.decode import decode
+from largescale.data.reader import SampleError, ShardReader
+from largescale.evaluate.feature_set import FeatureSet
+from largescale.evaluate.knn import nearest
+
+_THUMBNAIL = 84
+
+QUERIES, NEIGHBOURS, PROTOTYPES, NEAREST_IMAGES = 8, 9, 10, 10
+
+
+def neighbours(train: FeatureSet, test: FeatureSet, bank: ShardReader, queries: ShardReader, seed: int) -> str:
+    """Rows of a random query and its nearest training images, framed by whether the class is the same."""
+    chosen = torch.from_numpy(np.random.default_rng(seed).permutation(len(test))[:QUERIES])
+    _, rows = nearest(train.features, test.features[chosen], min(NEIGHBOURS, len(train)))
+    lines = []
+    for query, found in zip(chosen.tolist(), rows.tolist(), strict=True):
+        label = int(test.labels[query])
+        cells = [_figure(queries, int(test.ids[query]), test.classes[label], "query")]
+        for row in found:
+            other = int(train.labels[row])
+            kind = "same" if other == label else "other"
+            cells.append(_figure(bank, int(train.ids[row]), train.classes[other], kind))
+        lines.append(f'<div class="strip">{"".join(cells)}</div>')
+    return "".join(lines)
+
+
+def prototypes(scores: torch.Tensor, ids: torch.Tensor, bank: ShardReader, seed: int) -> str:
+    """Rows of the images nearest to some prototypes, from cosines [M, K] of samples `ids` [M]."""
+    used = torch.bincount(scores.argmax(1), minlength=scores.shape[1])
+    alive = torch.nonzero(used).flatten().numpy()
+    chosen = np.sort(np.random.default_rng(seed).permutation(alive)[:PROTOTYPES])
+    lines = []
+    for prototype in chosen.tolist():
+        best = scores[:, prototype].topk(min(NEAREST_IMAGES, len(ids)))
+        cells = [_figure(bank, int(ids[row]), f"{value:.2f}", "plain")
+                 for value, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        lines.append(f'<div class="strip"><div class="name">#{prototype}</div>{"".join(cells)}</div>')
+    return "".join(lines)
+
+
+def _figure(reader: ShardReader, sample_id: int, caption: str, kind: str) -> str:
+    return (
+        f'<figure class="{kind}"><img src="{_thumbnail(reader, sample_id)}" alt="{html.escape(caption)}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
+
+
+def _thumbnail(reader: ShardReader, sample_id: int) -> str:
+    """An image as a data URI; small ones stay as they are and are enlarged by the page."""
+    try:
+        image = to_pil_image(decode(reader.read(sample_id), max_pixels=1 << 28))
+    except SampleError:
+        image = Image.new("RGB", (28, 28), "#cccccc")
+    image.thumbnail((_THUMBNAIL * 2, _THUMBNAIL * 2))
+    buffer = io.BytesIO()
+    small = max(image.size) <= 64
+    image.save(buffer, "PNG" if small else "JPEG")
+    kind = "png" if small else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
