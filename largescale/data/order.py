@@ -92,10 +92,9 @@ def rank_slice(global_batch: int, rank: int, world_size: int) -> slice:
         InputError: when the ranks do not divide the batch.
     """
     if global_batch % world_size:
-        near = global_batch - global_batch % world_size or world_size
         raise InputError(
-            f"train.global_batch={global_batch} is not divisible by {world_size} ranks; "
-            f"use for example train.global_batch={near}"
+            f"train.global_batch={global_batch} is not divisible by {world_size} ranks; choose a multiple of "
+            f"{world_size} and of data.streams, or another number of ranks"
         )
     local = global_batch // world_size
     return slice(rank * local, (rank + 1) * local)

@@ -82,7 +82,8 @@ def sinkhorn(
         for _ in range(done, iterations):
             column_sums = torch.einsum("abk,ab->ak", codes, row_scale).to(wire if done == 0 else precision)
             _all_reduce(column_sums, group)
-            column_scale = column_sums.reciprocal().to(precision)
+            # The mean keeps the total as it is; without it the two scales would drift apart by B / K an iteration.
+            column_scale = (column_sums.mean(-1, keepdim=True) / column_sums).to(precision)
             row_scale = torch.einsum("abk,ak->ab", codes, column_scale).reciprocal_()
             done += 1
         return codes.mul_(column_scale[:, None]).mul_(row_scale[:, :, None]).view(scores.shape)

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from largescale.data.order import Order, rank_slice
+from largescale.data.random import permute, uniform
+from shards.errors import InputError
+
+
+def make(sizes, **changes) -> Order:
+    options = {"seed": 3, "global_batch": 24, "streams": 4, "shuffle_window": 16} | changes
+    return Order(sizes, **options)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=12), seed=st.integers(0, 5), epoch=st.integers(0, 3),
+    streams=st.sampled_from([1, 2, 3, 4, 6, 8, 24]), window=st.sampled_from([1, 7, 64, 10_000]),
+)
+def test_each_sample_at_most_once_and_less_than_a_batch_left_out(sizes, seed, epoch, streams, window):
+    if sum(sizes) < 24:
+        sizes = [*sizes, 24]
+    order = make(sizes, seed=seed, streams=streams, shuffle_window=window)
+    first = epoch * order.steps_per_epoch
+    ids = np.concatenate([order.samples(step) for step in range(first, first + order.steps_per_epoch)])
+    assert len(ids) == len(set(ids.tolist())) == order.num_samples - order.left_out
+    assert order.left_out < 24
+    assert ids.min() >= 0 and ids.max() < sum(sizes)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 8, 12, 24])
+def test_ranks_cut_every_step_into_equal_pieces(ranks):
+    step = make([50, 50]).samples(2)
+    pieces = [step[rank_slice(24, rank, ranks)] for rank in range(ranks)]
+    assert np.array_equal(np.concatenate(pieces), step)
+    assert {len(piece) for piece in pieces} == {24 // ranks}
+
+
+def test_a_step_is_a_pure_function():
+    assert np.array_equal(make([50, 50]).samples(7), make([50, 50]).samples(7))
+
+
+def test_epochs_and_seeds_differ():
+    order = make([100] * 5)
+    assert not np.array_equal(order.samples(0), order.samples(order.steps_per_epoch))
+    assert not np.array_equal(order.samples(0), make([100] * 5, seed=4).samples(0))
+
+
+def test_other_samples_are_left_out_of_other_epochs():
+    order = make([10] * 5)
+    left = []
+    for epoch in range(5):
+        used = {int(i) for step in range(2) for i in order.samples(2 * epoch + step)}
+        left.append(frozenset(range(50)) - used)
+    assert len(set(left)) > 1
+
+
+def test_neighbours_in_a_shard_are_spread_over_the_window():
+    order = Order([4096], seed=0, global_batch=64, streams=1, shuffle_window=4096)
+    ids = np.concatenate([order.samples(step) for step in range(order.steps_per_epoch)])
+    assert abs(np.corrcoef(ids, np.arange(4096))[0, 1]) < 0.06
+
+
+def test_a_billion_samples_cost_memory_of_the_shards_alone():
+    order = Order([10_000] * 100_000, seed=0, global_batch=8192, streams=64, shuffle_window=65_536)
+    ids = order.samples(100_000)
+    assert len(set(ids.tolist())) == 8192 and ids.max() < 10**9
+
+
+def test_too_few_samples_is_an_error():
+    with pytest.raises(InputError, match="holds 23 samples"):
+        make([23])
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 3000), key=st.integers(0, 2**63))
+def test_permute_is_a_permutation(size, key):
+    assert sorted(permute(np.arange(size), size, np.uint64(key)).tolist()) == list(range(size))
+
+
+def test_uniform_numbers_look_uniform_and_do_not_depend_on_their_company():
+    values = uniform(0, 1, np.arange(20_000), 2, num=4)
+    assert values.shape == (20_000, 4) and values.min() >= 0 and values.max() < 1
+    np.testing.assert_allclose(values.mean(0), 0.5, atol=0.01)
+    np.testing.assert_allclose(values.var(0), 1 / 12, atol=0.003)
+    assert np.abs(np.corrcoef(values.T) - np.eye(4)).max() < 0.03
+    assert np.array_equal(uniform(0, 1, np.array([77]), 2, num=4)[0], values[77])

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from largescale.config import Config, load_config
+from largescale.data.reader import SampleError, ShardReader
+from largescale.data.stream import Stream
+from shards.errors import InputError
+from shards.manifest import read_manifest
+from tests.conftest import ROOT
+
+
+def make_stream(folder: Path, *overrides: str, rank: int = 0, ranks: int = 1) -> Stream:
+    config: Config = load_config(ROOT / "tests" / "tiny.yaml", [f"data.shards={folder}", *overrides])
+    return Stream(config, rank=rank, world_size=ranks, device=torch.device("cpu"), dtype=torch.float64)
+
+
+def overwrite(folder: Path, shard: int, row: int) -> str:
+    """Overwrite the bytes of one image in its tar; returns its key."""
+    reader = ShardReader(read_manifest(folder))
+    index = reader._shard(shard)[1]
+    with reader.manifest.tar_path(shard).open("r+b") as file:
+        file.seek(int(index.offset[row]) + 20)
+        file.write(b"\xff" * 40)
+    return index.key(row)
+
+
+@pytest.fixture
+def damaged(shard_folder: Path, tmp_path: Path) -> tuple[Path, set[str]]:
+    folder = Path(shutil.copytree(shard_folder, tmp_path / "damaged"))
+    return folder, {overwrite(folder, 1, 5), overwrite(folder, 1, 6), overwrite(folder, 3, 39)}
+
+
+def test_views_have_their_shapes_and_start_anywhere(shard_folder):
+    stream = make_stream(shard_folder)
+    steps = list(stream(0))
+    assert [batch.step for batch in steps] == list(range(14))
+    assert [tuple(view.shape) for view in steps[0].views] == [(32, 3, 28, 28), (16, 3, 20, 20), (16, 3, 16, 16)]
+    again = next(iter(stream(9)))
+    assert again.keys == steps[9].keys
+    assert all(torch.equal(a, b) for a, b in zip(again.views, steps[9].views, strict=True))
+
+
+def test_ranks_and_workers_do_not_change_a_sample(shard_folder):
+    whole = next(iter(make_stream(shard_folder)(3)))
+    parts = [next(iter(make_stream(shard_folder, f"data.workers={rank}", rank=rank, ranks=4)(3))) for rank in range(4)]
+    assert [key for part in parts for key in part.keys] == whole.keys
+    for group, views in enumerate(whole.views):
+        num = views.shape[0] // 16
+        joined = torch.cat([part.views[group].unflatten(0, (num, 4)) for part in parts], dim=1).flatten(0, 1)
+        torch.testing.assert_close(joined, views, rtol=0, atol=1e-12)
+
+
+def test_views_differ_between_epochs_views_and_seeds(shard_folder):
+    batch = next(iter(make_stream(shard_folder)(0)))
+    assert not torch.equal(batch.views[0][:16], batch.views[0][16:])
+    other = next(iter(make_stream(shard_folder, "run.seed=1")(0)))
+    assert other.keys != batch.keys
+
+
+def test_an_unreadable_image_is_listed_and_replaced_by_its_neighbour(damaged):
+    folder, bad = damaged
+    batches = list(make_stream(folder)(0))
+    skipped = [row for batch in batches[:12] for row in batch.skipped]
+    assert {row["key"] for row in skipped} <= bad and skipped
+    assert all(row["reason"] == "checksum differs from the index" and row["shard"].endswith(".tar") for row in skipped)
+    used = [key for batch in batches[:12] for key in batch.keys]
+    assert len(used) == 192 and not set(used) & bad
+    again = list(make_stream(folder, "data.workers=2")(0))
+    assert [batch.keys for batch in again] == [batch.keys for batch in batches]
+
+
+def test_a_shard_of_garbage_stops_the_stream_with_its_name(shard_folder, tmp_path):
+    folder = Path(shutil.copytree(shard_folder, tmp_path / "garbage"))
+    tar = folder / "train-000002.tar"
+    tar.write_bytes(b"\x01" * tar.stat().st_size)
+    for workers in (0, 1):
+        with pytest.raises(InputError, match=r"train-000002\.tar: 100 samples in a row cannot be read"):
+            list(make_stream(folder, f"data.workers={workers}")(0))
+
+
+def test_decompression_bombs_are_not_decoded(shard_folder):
+    with pytest.raises(InputError, match="more than data.max_pixels=100"):
+        list(make_stream(shard_folder, "data.max_pixels=100")(0))
+
+
+def test_reader_finds_every_sample(shard_folder):
+    reader = ShardReader(read_manifest(shard_folder))
+    assert len(reader) == 200
+    keys = [reader.key(i) for i in range(200)]
+    assert len(set(keys)) == 200
+    names = reader.manifest.classes
+    assert all(names[reader.label(i)] == keys[i].split("/")[0] for i in range(200))
+
+
+def test_reader_refuses_a_sample_beyond_the_tar(shard_folder, tmp_path):
+    folder = Path(shutil.copytree(shard_folder, tmp_path / "short"))
+    tar = folder / "train-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:2048])
+    with pytest.raises(SampleError, match="ends at byte"):
+        ShardReader(read_manifest(folder)).read(39)

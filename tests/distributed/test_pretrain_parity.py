@@ -1,0 +1,87 @@
+"""The real command on 1, 2 and 4 ranks, under each strategy and number of loader workers: the same run."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, run_python
+
+pytestmark = pytest.mark.distributed
+
+TINY = ROOT / "tests" / "tiny.yaml"
+
+VARIANTS = [  # ranks, strategy, loader workers
+    (1, "ddp", 1),
+    (1, "fsdp", 0),
+    (2, "ddp", 3),
+    (2, "fsdp", 0),
+    (2, "fsdp", 1),
+    (4, "ddp", 0),
+    (4, "fsdp", 3),
+]
+
+
+def pretrain(overrides: list[str], ranks: int = 1) -> None:
+    run_python("-m", "largescale", "pretrain", TINY, *overrides, ranks=ranks)
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def sample_sets(run: Path) -> dict[int, list[str]]:
+    """Keys of every global step, sorted, from all ranks' audits."""
+    steps = defaultdict(list)
+    for path in sorted(run.glob("audit/rank-*.jsonl")):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            steps[row["step"]] += row["keys"]
+    return {step: sorted(keys) for step, keys in steps.items()}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, shard_folder, test_shard_folder) -> tuple[list[str], Path]:
+    """Overrides that name the data, and the run of one rank that loads in its own process."""
+    data = [f"data.shards={shard_folder}", f"data.eval_shards={test_shard_folder}"]
+    run = tmp_path_factory.mktemp("parity") / "reference"
+    pretrain([*data, f"run.dir={run}"])
+    return data, run
+
+
+@pytest.mark.parametrize("ranks, strategy, workers", VARIANTS)
+def test_losses_agree_to_1e_8_in_float64_and_steps_hold_the_same_samples(reference, tmp_path, ranks, strategy, workers):
+    data, expected = reference
+    run = tmp_path / "run"
+    pretrain([*data, f"run.dir={run}", f"parallel.strategy={strategy}", f"data.workers={workers}"], ranks)
+    assert len(losses(expected)) == 14  # more than one epoch of 12 steps
+    assert losses(run) == pytest.approx(losses(expected), rel=1e-8)
+    assert sample_sets(run) == sample_sets(expected)
+
+
+@pytest.mark.parametrize("ranks, strategy", [(2, "ddp"), (4, "fsdp")])
+def test_the_first_two_losses_agree_to_1e_5_in_float32(reference, tmp_path, ranks, strategy):
+    data, _ = reference
+    one, several = tmp_path / "one", tmp_path / "several"
+    shared = [*data, "train.precision=fp32", "train.steps=2"]
+    pretrain([*shared, f"run.dir={one}"])
+    pretrain([*shared, f"run.dir={several}", f"parallel.strategy={strategy}"], ranks)
+    assert losses(several) == pytest.approx(losses(one), rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_bf16_stays_near_float32(reference, tmp_path, strategy):
+    data, _ = reference
+    shared = [*data, "train.steps=2", f"parallel.strategy={strategy}"]
+    pretrain([*shared, f"run.dir={tmp_path / 'fp32'}", "train.precision=fp32"], 2)
+    pretrain([*shared, f"run.dir={tmp_path / 'bf16'}", "train.precision=bf16"], 2)
+    assert losses(tmp_path / "bf16") == pytest.approx(losses(tmp_path / "fp32"), rel=0.03)
+
+
+def test_every_epoch_uses_every_sample_once_but_for_less_than_a_batch(reference):
+    _, run = reference
+    first_epoch = [key for step, keys in sample_sets(run).items() if step < 12 for key in keys]
+    assert len(first_epoch) == len(set(first_epoch)) == 192

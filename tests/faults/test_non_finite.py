@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from largescale.config import load_config
+from largescale.methods import build_method
+from largescale.parallel import build_engine
+from tests.conftest import ROOT, run_python
+from tests.distributed.ranks import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+
+def poisoned_step(strategy: str, where: str) -> tuple[str, bool]:
+    """One step in which rank 1 has a NaN; returns what the check says, and whether the weights are as they were."""
+    config = load_config(ROOT / "tests" / "tiny.yaml", ["data.shards=unused", f"parallel.strategy={strategy}"])
+    torch.manual_seed(0)
+    engine = build_engine(build_method(config), config, torch.device("cpu"))
+    views = [torch.randn(8 * g.num, 3, g.size, g.size, dtype=torch.float64) for g in config.data.crops]
+    if where == "views" and dist.get_rank() == 1:
+        views[0][0, 0, 0, 0] = float("nan")
+    output = engine.forward(views, 0)
+    loss = output.loss * (float("inf") if where == "loss" and dist.get_rank() == 1 else 1.0)
+    engine.backward(loss)
+    check = engine.check(views, loss)
+    weights = [p.to_local() if hasattr(p, "to_local") else p for p in engine.method.backbone.parameters()]
+    return check.trouble, all(bool(w.isfinite().all()) for w in weights)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("where", ["views", "loss"])
+def test_all_ranks_learn_which_rank_is_not_finite(strategy, where):
+    for trouble, finite in run_ranks(poisoned_step, 2, strategy, where):
+        expected = "input views not finite on rank 1" if where == "views" else "loss not finite on rank 1"
+        assert expected in trouble
+        assert finite
+
+
+def test_the_run_stops_before_the_update_and_names_step_and_rank(tiny_overrides, tmp_path):
+    result = run_python(
+        "-m", "largescale", "pretrain", ROOT / "tests" / "tiny.yaml",
+        *tiny_overrides("optim.name=sgd", "optim.lr=1e38", "train.precision=fp32", "checkpoint.every_steps=1"),
+        ranks=2, check=False,
+    )
+    assert result.returncode != 0
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: step ")]
+    assert len(lines) == 1 and "not finite on rank" in lines[0]
+    assert "Traceback" not in result.stderr.split("error: step")[0]

@@ -1,0 +1,122 @@
+"""A user's mistake gets one clear line and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, run_python
+
+pytestmark = pytest.mark.slow
+
+TINY = ROOT / "tests" / "tiny.yaml"
+
+
+def error_of(*arguments: object, ranks: int = 1) -> str:
+    """The one line that a failing command prints."""
+    result = run_python(*arguments, ranks=ranks, check=False)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode != 0
+    assert len(lines) == 1, result.stderr
+    if ranks == 1:
+        assert result.stderr.strip() == lines[0], result.stderr
+    return lines[0]
+
+
+def pretrain_error(overrides: list[str], ranks: int = 1) -> str:
+    return error_of("-m", "largescale", "pretrain", TINY, *overrides, ranks=ranks)
+
+
+@pytest.fixture
+def copied_shards(shard_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shard_folder, tmp_path / "copied"))
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("optim.lrr=1", "did you mean optim.lr?"),
+        ("model.prototype=3", "did you mean model.prototypes?"),
+        ("lr=1", "did you mean optim.lr?"),
+        ("optim.lr=fast", "optim.lr"),
+        ("optim=3", "optim is a group of keys"),
+        ("train.precision=fp8", "expected fp32, bf16 or fp64"),
+        ("model.backbone=resnet51", "expected one of resnet"),
+        ("method.name=simsiam", "expected one of swav"),
+        ("optim.name=adam", "expected one of lars"),
+        ("parallel.strategy=zero9", "expected one of ddp, fsdp"),
+        ("data.crops=[{num: 2, size: 0}]", "data.crops[0]"),
+        ("data.crops=[{num:2]", "not readable as YAML"),
+        ("method.queue=17", "a multiple of train.global_batch=16"),
+        ("train.global_batch=400", "lower train.global_batch"),
+        ("optim.lr", "expected key=value"),
+    ],
+)
+def test_configuration(tiny_overrides, override, expected):
+    assert expected in pretrain_error(tiny_overrides(override))
+
+
+def test_missing_configuration_file():
+    assert "no such configuration file" in error_of("-m", "largescale", "pretrain", "configs/nothing.yaml")
+
+
+def test_missing_shard_folder(tiny_overrides, tmp_path):
+    assert "no such folder" in pretrain_error([*tiny_overrides(), f"data.shards={tmp_path / 'nothing'}"])
+
+
+def test_empty_shard_folder(tiny_overrides, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "shards index" in pretrain_error([*tiny_overrides(), f"data.shards={tmp_path / 'empty'}"])
+
+
+def test_a_shard_cut_in_half(tiny_overrides, copied_shards):
+    tar = sorted(copied_shards.glob("*.tar"))[2]
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    message = pretrain_error([*tiny_overrides(), f"data.shards={copied_shards}"])
+    assert tar.name in message and "cut or replaced" in message
+
+
+def test_a_missing_shard(tiny_overrides, copied_shards):
+    tar = sorted(copied_shards.glob("*.tar"))[2]
+    tar.unlink()
+    message = pretrain_error([*tiny_overrides(), f"data.shards={copied_shards}"])
+    assert tar.name in message and "missing" in message
+
+
+def test_a_manifest_that_disagrees_with_its_tars(tiny_overrides, copied_shards):
+    path = copied_shards / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for shard in manifest["shards"]:
+        shard["samples"] += 1
+    path.write_text(json.dumps(manifest))
+    message = pretrain_error([*tiny_overrides(), f"data.shards={copied_shards}"])
+    assert "40 samples, the manifest says 41" in message
+
+
+def test_a_manifest_that_names_a_path(tiny_overrides, copied_shards):
+    path = copied_shards / "manifest.json"
+    path.write_text(path.read_text().replace('"name": "train-000000.tar"', '"name": "../train-000000.tar"'))
+    assert "not a plain file name" in pretrain_error([*tiny_overrides(), f"data.shards={copied_shards}"])
+
+
+def test_a_batch_that_ranks_do_not_divide(tiny_overrides):
+    message = pretrain_error(tiny_overrides(), ranks=3)
+    assert "train.global_batch=16 is not divisible by 3 ranks" in message
+
+
+def test_resuming_with_another_configuration(tiny_overrides):
+    run_python("-m", "largescale", "pretrain", TINY, *tiny_overrides("train.steps=2"))
+    assert "optim.lr was 0.5 and is now 0.25" in pretrain_error(tiny_overrides("train.steps=2", "optim.lr=0.25"))
+
+
+def test_evaluating_what_is_no_run(tmp_path):
+    assert "no run here" in error_of("-m", "largescale", "evaluate", "knn", tmp_path)
+
+
+def test_evaluating_without_labelled_shards(tiny_overrides, tmp_path):
+    run_python("-m", "largescale", "pretrain", TINY, *tiny_overrides("train.steps=1"))
+    assert "data.eval_shards is not set" in error_of(
+        "-m", "largescale", "evaluate", "knn", tmp_path / "run", "data.eval_shards=")
