@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 # torch 2.14 renames the collective; earlier versions have the old name alone.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 
 
 class _SyncBatchNorm(torch.autograd.Function):
@@ -63,7 +63,7 @@ def _global_statistics(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tens
     packed = torch.cat([mean, var, mean.new_tensor([count])])
     world_size = dist.get_world_size(group)
     gathered = packed.new_empty(world_size, packed.numel())
-    _all_gather(gathered.view(-1), packed, group=group)
+    getattr(dist, _ALL_GATHER)(gathered.view(-1), packed, group=group)
     channels = x.shape[1]
     means, variances, counts = gathered[:, :channels], gathered[:, channels:-1], gathered[:, -1:]
     total = counts.sum()

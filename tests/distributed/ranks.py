@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import tempfile
 import traceback
@@ -11,12 +12,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *arguments: object, timeout_s: float = 120) -> list[Any]:
     """`function(*arguments)` on every rank; returns the results in rank order, or fails with a rank's traceback."""
-    context = multiprocessing.get_context("spawn")
+    # A server that has imported torch once makes ranks start in a moment.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["largescale.parallel", "largescale.methods"])
     with tempfile.TemporaryDirectory() as folder:
         processes = [
             context.Process(target=_rank_main, args=(function, rank, world_size, folder, arguments))
