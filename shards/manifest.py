@@ -8,14 +8,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from shards.errors import InputError
@@ -135,7 +134,7 @@ def write_manifest(manifest: Manifest) -> None:
 
 
 def check_files(manifest: Manifest) -> None:
-    """Check that every tar and index is there and every tar has its size; reads no contents.
+    """Check that every tar and index is there, with the bytes and the samples listed; reads no more than headers.
 
     Raises:
         InputError: naming the first file that is not as the manifest says.
@@ -151,6 +150,20 @@ def check_files(manifest: Manifest) -> None:
                 f"{tar}: is {size:,} bytes, the manifest says {shard.num_bytes:,}: it was cut or replaced; "
                 f"restore it, or convert again and run `shards verify {manifest.root}`"
             )
+        indexed = _num_indexed(index)
+        if indexed != shard.num_samples:
+            raise InputError(
+                f"{index}: lists {indexed} samples, the manifest says {shard.num_samples}; run `shards index "
+                f"{manifest.root}`"
+            )
+
+
+class Keys(Protocol):
+    """What an index needs of its keys: a list or tuple of them, or keys read from a file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -166,7 +179,7 @@ class ShardIndex:
         label: position in the manifest's classes, -1 for none, int32 [N].
     """
 
-    keys: Sequence[str]
+    keys: Keys
     offset: np.ndarray
     size: np.ndarray
     width: np.ndarray
@@ -183,23 +196,24 @@ class ShardIndex:
         return self.keys[row]
 
 
-class _PackedKeys(Sequence[str]):
+@dataclass(frozen=True)
+class _PackedKeys:
     """Keys as one blob, decoded one by one: opening an index must not cost a string a sample."""
 
-    def __init__(self, blob: np.ndarray, ends: np.ndarray) -> None:
-        self._blob, self._ends = blob, ends
+    _blob: np.ndarray
+    _ends: np.ndarray
 
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, row: int) -> str:  # type: ignore[override]
+    def __getitem__(self, row: int) -> str:
         start = int(self._ends[row - 1]) if row else 0
         return self._blob[start : int(self._ends[row])].tobytes().decode()
 
 
 def write_index(index: ShardIndex, path: Path) -> None:
     """Write an index atomically, as safetensors."""
-    encoded = [key.encode() for key in index.keys]
+    encoded = [index.key(row).encode() for row in range(len(index))]
     columns = {name: np.asarray(getattr(index, name), dtype) for name, dtype in _COLUMNS.items()}
     columns["keys"] = np.frombuffer(b"".join(encoded), np.uint8)
     columns["key_ends"] = np.cumsum([len(key) for key in encoded], dtype=np.uint64)
@@ -224,6 +238,14 @@ def read_index(path: Path) -> ShardIndex:
     if len(lengths) != 1:
         raise InputError(f"{path}: columns of different lengths; run `shards index {path.parent}`")
     return index
+
+
+def _num_indexed(path: Path) -> int:
+    try:
+        with safe_open(path, "numpy") as columns:
+            return int(columns.get_slice("offset").get_shape()[0])
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a readable index ({error}); run `shards index {path.parent}`") from error
 
 
 def _entry(row: dict[str, Any]) -> ShardEntry:

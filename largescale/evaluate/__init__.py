@@ -90,15 +90,17 @@ def features_of_run(
 
 @torch.no_grad()
 def _extract_all(config: Config, checkpoint: sharded.Checkpoint, names: list[str], folder: Path) -> None:
+    # Both folders first: a missing one must not cost the time of the other.
+    train_shards = labelled_manifest(config.evaluate.train_shards or config.data.shards, "evaluate.train_shards")
+    test_shards = labelled_manifest(config.data.eval_shards, "data.eval_shards")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pretrained = load_method(config, checkpoint).to(device)
     networks: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"pretrained": pretrained.backbone}
     if "untrained" in names:
         networks["untrained"] = load_method(config, None).to(device).backbone
         networks["pixels"] = pixels
-    train_shards = config.evaluate.train_shards or config.data.shards
-    train = extract(labelled_manifest(train_shards, "evaluate.train_shards"), config, networks, device)
-    test = extract(labelled_manifest(config.data.eval_shards, "data.eval_shards"), config, networks, device)
+    train = extract(train_shards, config, networks, device)
+    test = extract(test_shards, config, networks, device)
     if "pixels" in names:
         train["pixels"], test["pixels"] = drop_equal_channels(train["pixels"], test["pixels"])
     for name in names:
