@@ -200,38 +200,42 @@ def _write_shard(task: _Task) -> _Written:
     """Write one tar and its index; a shard without a readable image is not written."""
     skipped: list[tuple[str, str]] = []
     labels: list[int] = []
-    with atomic_write(task.tar) as file, tarfile.open(fileobj=file, mode="w|") as tar:
-        for path, key, label in task.files:
-            try:
-                payload = (task.source / path).read_bytes()
-                inspect(payload, decode=True)
-            except ImageError as error:
-                skipped.append((_printable(path), str(error)))
-                continue
-            except OSError as error:
-                skipped.append((_printable(path), f"cannot be read: {error.strerror}"))
-                continue
-            if label >= 0:
-                _add(tar, f"{key}.cls", str(label).encode())
-            _add(tar, f"{key}.{path.rpartition('.')[2].lower()}", payload)
-            labels.append(label)
+    with atomic_write(task.tar) as file:
+        with tarfile.open(fileobj=file, mode="w|") as tar:
+            for path, key, label in task.files:
+                try:
+                    payload = (task.source / path).read_bytes()
+                    inspect(payload, decode=True)
+                except ImageError as error:
+                    skipped.append((_printable(path), str(error)))
+                    continue
+                except OSError as error:
+                    skipped.append((_printable(path), f"cannot be read: {error.strerror}"))
+                    continue
+                _add_sample(tar, key, path.rpartition(".")[2].lower(), payload, label)
+                labels.append(label)
+        if labels:
+            # The index comes first: a tar with an index is known as one of ours, wherever a conversion is killed.
+            file.flush()
+            index = index_tar(Path(file.name)).index
+            assert len(index) == len(labels), "the tar does not hold what was written to it"
+            index.label[:] = labels
+            write_index(index, index_path(task.tar))
     if not labels:
         task.tar.unlink()
         return _Written(None, skipped)
-    index = index_tar(task.tar).index
-    assert len(index) == len(labels), "the tar does not hold what was written to it"
-    index.label[:] = labels
-    write_index(index, index_path(task.tar))
     entry = ShardEntry(task.tar.name, len(labels), task.tar.stat().st_size, file_checksum(task.tar))
     return _Written(entry, skipped)
 
 
-def _add(tar: tarfile.TarFile, name: str, payload: bytes) -> None:
-    """Add a member as webdataset's TarWriter does with mtime=0, byte for byte (importing that imports torch)."""
-    member = tarfile.TarInfo(name)
-    member.size, member.mtime, member.mode = len(payload), 0, 0o444
-    member.uname = member.gname = "bigdata"
-    tar.addfile(member, io.BytesIO(payload))
+def _add_sample(tar: tarfile.TarFile, key: str, suffix: str, payload: bytes, label: int) -> None:
+    """Add the members of a sample as webdataset's TarWriter(mtime=0) does, byte for byte (it would import torch)."""
+    members = {suffix: payload, **({"cls": str(label).encode()} if label >= 0 else {})}
+    for name in sorted(members):
+        member = tarfile.TarInfo(f"{key}.{name}")
+        member.size, member.mtime, member.mode = len(members[name]), 0, 0o444
+        member.uname = member.gname = "bigdata"
+        tar.addfile(member, io.BytesIO(members[name]))
 
 
 def _settings(options: Options) -> dict[str, Any]:

@@ -31,8 +31,13 @@ class TarSample:
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def image(self) -> tuple[int, int] | None:
-        """Place of the image, if it has one."""
-        return next((place for suffix, place in self.members.items() if suffix in IMAGE_SUFFIXES), None)
+        """Place of the image, if it has one: of several the first."""
+        return self.members[self.images()[0]] if self.images() else None
+
+    def images(self) -> list[str]:
+        """Suffixes of the members that are images; those that are nothing but a format come first."""
+        found = [suffix for suffix in self.members if suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
+        return sorted(found, key=lambda suffix: "." in suffix)
 
 
 @dataclass
@@ -107,6 +112,7 @@ def index_tar(path: Path, *, decode: bool = False) -> TarContents:
             if place is None:
                 skipped.append((sample.key, "no image"))
                 continue
+            skipped += [(f"{sample.key}.{suffix}", "one more image of a sample") for suffix in sample.images()[1:]]
             payload = tar[place[0] : sum(place)]
             try:
                 facts = inspect(payload, decode=decode)

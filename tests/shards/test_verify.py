@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shards.cli import main
+from shards.manifest import read_index, read_manifest
+from shards.verify import verify
+
+
+@pytest.fixture
+def folder(shard_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shard_folder, tmp_path / "copy"))
+
+
+def test_whole_shards_have_no_problems(folder, capsys):
+    assert verify(folder, workers=2, decode=True)[1] == []
+    assert main(["verify", str(folder)]) == 0
+    assert "200 samples in 5 shards are whole" in capsys.readouterr().out
+
+
+def flip_a_byte_of_an_image(folder: Path) -> None:
+    index = read_index(folder / "train-000001.index.safetensors")
+    tar = bytearray((folder / "train-000001.tar").read_bytes())
+    tar[int(index.offset[7]) + 100] ^= 1
+    (folder / "train-000001.tar").write_bytes(tar)
+
+
+def flip_a_byte_of_a_header(folder: Path) -> None:
+    tar = bytearray((folder / "train-000001.tar").read_bytes())
+    tar[0] ^= 1
+    (folder / "train-000001.tar").write_bytes(tar)
+
+
+def cut_in_half(folder: Path) -> None:
+    tar = (folder / "train-000001.tar").read_bytes()
+    (folder / "train-000001.tar").write_bytes(tar[: len(tar) // 2])
+
+
+def remove_a_tar(folder: Path) -> None:
+    (folder / "train-000001.tar").unlink()
+
+
+def remove_an_index(folder: Path) -> None:
+    (folder / "train-000001.index.safetensors").unlink()
+
+
+def damage_an_index(folder: Path) -> None:
+    (folder / "train-000001.index.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0notjson!")
+
+
+def swap_two_shards(folder: Path) -> None:
+    for suffix in (".tar", ".index.safetensors"):
+        first, second = folder / f"train-000001{suffix}", folder / f"train-000002{suffix}"
+        first.rename(folder / "kept")
+        second.rename(first)
+        (folder / "kept").rename(second)
+
+
+def count_wrongly(folder: Path) -> None:
+    content = json.loads((folder / "manifest.json").read_text())
+    content["shards"][1]["samples"] -= 1
+    (folder / "manifest.json").write_text(json.dumps(content))
+
+
+def add_a_stranger(folder: Path) -> None:
+    shutil.copy(folder / "train-000001.tar", folder / "train-000099.tar")
+
+
+@pytest.mark.parametrize(
+    "damage, expected",
+    [
+        (flip_a_byte_of_an_image, "bytes of the image differ from the index"),
+        (flip_a_byte_of_a_header, "checksum of the file differs"),
+        (cut_in_half, "the manifest says"),
+        (remove_a_tar, "missing"),
+        (remove_an_index, "not a readable index"),
+        (damage_an_index, "not a readable index"),
+        (swap_two_shards, "train-000002.tar"),
+        (count_wrongly, "its index lists 40 samples, the manifest says 39"),
+        (add_a_stranger, "not in the manifest"),
+    ],
+)
+def test_every_damage_is_found_and_named(folder, capsys, damage: Callable[[Path], None], expected):
+    damage(folder)
+    assert main(["verify", str(folder), "--workers", "1"]) == 1
+    captured = capsys.readouterr()
+    assert expected in captured.out and "Traceback" not in captured.err
+    named = {"add_a_stranger": "train-000099.tar"}.get(damage.__name__, "train-000001.tar")
+    assert named in captured.out
+
+
+def test_an_index_with_other_samples_than_the_tar(folder):
+    shutil.copy(folder / "train-000002.index.safetensors", folder / "train-000001.index.safetensors")
+    problems = verify(folder, workers=1, decode=False)[1]
+    assert problems and {problem.shard for problem in problems} == {"train-000001.tar"}
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"version": 1}', b'{"version": 7}', b"\xff\xfe"])
+def test_a_damaged_manifest_is_one_line(folder, capsys, content):
+    (folder / "manifest.json").write_bytes(content)
+    assert main(["verify", str(folder)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1 and "manifest.json" in message
+
+
+def test_info_says_what_is_there(folder, capsys):
+    assert main(["info", str(folder)]) == 0
+    text = capsys.readouterr().out
+    manifest = read_manifest(folder)
+    assert f"200 in 5 shards, {manifest.num_bytes:,} bytes" in text
+    assert "png 200" in text and "28 / 28 / 28 wide" in text and "ankle-boot 20" in text
