@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,10 @@ def load(checkpoint: Checkpoint, state: dict[str, Tensor], *, no_dist: bool = Fa
                 f"{checkpoint.path}: {name} is {shapes.get(name, 'missing')} there and {tuple(tensor.shape)} in this "
                 f"configuration; use the configuration it was saved with, or another run.dir"
             )
-    dcp.load(state, storage_reader=HuggingFaceStorageReader(str(checkpoint.path)), no_dist=no_dist)
+    with warnings.catch_warnings():
+        # torch remarks on what no_dist asks for.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        dcp.load(state, storage_reader=HuggingFaceStorageReader(str(checkpoint.path)), no_dist=no_dist)
 
 
 def _publish(temporary: Path, final: Path, progress: dict[str, Any]) -> None:

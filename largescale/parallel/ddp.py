@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
+
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
@@ -12,15 +15,21 @@ from largescale.optim import build_optimizer
 from largescale.parallel.engine import Engine
 from largescale.processes import world_size
 
+# BatchNorm statistics are equal on all ranks (or averaged when saved), so nothing is broadcast in the steps.
+# torch 2.14 renames the option; earlier versions have the old name alone.
+_OPTIONS = inspect.signature(DistributedDataParallel).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers"
+
 
 def build(method: SwAV, config: Config, device: torch.device) -> Engine:
     """Wrap a method in DDP. Collectives: every rank must call it; rank 0's weights are sent to all."""
-    # BatchNorm statistics are equal on all ranks (or averaged when saved), so nothing is broadcast in the steps.
+    # torch remarks that a 1x1 convolution has two equal layouts; nothing is to be done about it.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     wrapped = DistributedDataParallel(
         method,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
+        **{_SYNC_BUFFERS: False},
     )
     return Engine(
         wrapped=wrapped,

@@ -84,7 +84,7 @@ def test_a_shard_of_garbage_stops_the_stream_with_its_name(shard_folder, tmp_pat
 
 
 def test_decompression_bombs_are_not_decoded(shard_folder):
-    with pytest.raises(InputError, match="more than data.max_pixels=100"):
+    with pytest.raises(InputError, match=r"more than data\.max_pixels=100"):
         list(make_stream(shard_folder, "data.max_pixels=100")(0))
 
 

@@ -86,7 +86,8 @@ def test_index_says_size_format_and_class(photos, tmp_path):
     index = read_index(manifest.index_path(0))
     rows = {index.key(row): row for row in range(len(index))}
     row = rows["cat/old/b_c"]
-    assert (index.width[row], index.height[row], IMAGE_FORMATS[index.format[row]], index.label[row]) == (5, 30, "webp", 0)
+    assert (index.width[row], index.height[row], index.label[row]) == (5, 30, 0)
+    assert IMAGE_FORMATS[index.format[row]] == "webp"
     assert index.label[rows["dog/ümläut 1"]] == 1
 
 

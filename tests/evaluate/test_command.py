@@ -1,0 +1,65 @@
+"""`largescale evaluate` and `report` on a real small run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from largescale.cli import main
+from largescale.evaluate.feature_set import FeatureSet
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, shard_folder, test_shard_folder) -> Path:
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    overrides = [f"data.shards={shard_folder}", f"data.eval_shards={test_shard_folder}", f"run.dir={folder}",
+                 "train.precision=fp32", "data.mean=[0.3, 0.3, 0.3]", "data.std=[0.3, 0.3, 0.3]"]
+    assert main(["pretrain", str(ROOT / "tests/tiny.yaml"), *overrides]) == 0
+    assert main(["evaluate", "knn", str(folder)]) == 0
+    assert main(["evaluate", "linear", str(folder)]) == 0
+    return folder
+
+
+def test_results_name_every_network_and_setting(run):
+    for protocol in ("knn", "linear"):
+        record = json.loads((run / "eval" / f"{protocol}.json").read_text())
+        assert (record["num_train"], record["num_test"], record["checkpoint_step"]) == (200, 100, 14)
+        assert set(record["results"]) == {"pretrained", "untrained", "pixels"}
+        assert all(0.1 < result["top1"] < 1 for result in record["results"].values())
+    knn = json.loads((run / "eval/knn.json").read_text())["results"]["pixels"]
+    assert set(knn["top1_by_k"]) == {"5", "20"} and knn["top1"] == knn["top1_by_k"]["20"]
+    assert json.loads((run / "eval/knn.json").read_text())["settings"]["knn_temperature"] == 0.07
+
+
+def test_features_are_those_of_the_labelled_images_in_order(run):
+    features = FeatureSet.load(run / "eval/features/pixels-test.safetensors")
+    assert features.features.shape == (100, 28 * 28)  # grey images: one channel
+    assert torch.equal(features.ids, torch.arange(100))
+    assert torch.bincount(features.labels).tolist() == [10] * 10
+    trained = FeatureSet.load(run / "eval/features/pretrained-test.safetensors").features
+    untrained = FeatureSet.load(run / "eval/features/untrained-test.safetensors").features
+    assert trained.shape == (100, 16) and not torch.allclose(trained, untrained)
+
+
+def test_the_table_names_what_was_measured(run, capsys):
+    before = (run / "eval/features/pretrained-test.safetensors").stat().st_mtime_ns
+    assert main(["evaluate", "knn", str(run), "evaluate.knn_neighbours=[3]"]) == 0
+    text = capsys.readouterr().out
+    for line, name in zip(text.splitlines(), ("pretrained network", "same network, untrained", "raw pixels"),
+                          strict=True):
+        assert name in line and "top-1" in line
+    assert (run / "eval/features/pretrained-test.safetensors").stat().st_mtime_ns == before  # made once
+
+
+def test_another_image_size_makes_new_features(run):
+    before = (run / "eval/features/pixels-test.safetensors").read_bytes()
+    assert main(["evaluate", "knn", str(run), "evaluate.resize=20", "evaluate.size=16"]) == 0
+    assert FeatureSet.load(run / "eval/features/pixels-test.safetensors").features.shape == (100, 16 * 16)
+    assert main(["evaluate", "knn", str(run)]) == 0
+    assert (run / "eval/features/pixels-test.safetensors").read_bytes() == before

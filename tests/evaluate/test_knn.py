@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from largescale.evaluate import knn
+from largescale.evaluate.feature_set import FeatureSet
+from shards.errors import InputError
+
+CLASSES = ("a", "b", "c", "d")
+
+
+def features(num: int, seed: int, spread: float = 1.0) -> FeatureSet:
+    """Four overlapping clusters."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (num,), generator=generator)
+    centres = torch.randn(4, 6, generator=torch.Generator().manual_seed(99))
+    rows = centres[labels] + spread * torch.randn(num, 6, generator=generator)
+    return FeatureSet(rows, labels, torch.arange(num), CLASSES)
+
+
+def brute_force(train: FeatureSet, test: FeatureSet, k: int, temperature: float) -> float:
+    """The definition, in float64, one query at a time."""
+    bank = train.features.double().numpy()
+    bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
+    right = 0
+    for query, label in zip(test.features.double().numpy(), test.labels.tolist(), strict=True):
+        cosines = bank @ (query / np.linalg.norm(query))
+        votes = np.zeros(len(CLASSES))
+        for row in np.argsort(-cosines)[:k]:
+            votes[int(train.labels[row])] += np.exp(cosines[row] / temperature)
+        right += int(votes.argmax() == label)
+    return right / len(test)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_equals_brute_force_for_every_k(temperature):
+    train, test = features(300, 0), features(80, 1)
+    found = knn.knn_accuracy(train, test, num_neighbours=[1, 5, 20, 300], temperature=temperature)
+    assert found == {k: brute_force(train, test, k, temperature) for k in (1, 5, 20, 300)}
+    assert 0.3 < found[20] < 0.99  # neither trivial nor hopeless, or the comparison would say little
+
+
+def test_chunks_of_bank_and_queries_change_nothing(monkeypatch):
+    train, test = features(300, 0), features(80, 1)
+    whole = knn.nearest(train.features, test.features, 20)
+    monkeypatch.setattr(knn, "_BANK_CHUNK", 7)
+    monkeypatch.setattr(knn, "_QUERY_CHUNK", 11)
+    chunked = knn.nearest(train.features, test.features, 20)
+    torch.testing.assert_close(chunked[0], whole[0])
+    assert torch.equal(chunked[1], whole[1])
+
+
+@pytest.mark.parametrize("k", [0, 31])
+def test_k_must_fit_the_bank(k):
+    with pytest.raises(InputError, match="expected 1 to 30"):
+        knn.nearest(torch.randn(30, 4), torch.randn(2, 4), k)

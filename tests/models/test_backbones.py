@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from largescale.config import ModelConfig
+from largescale.models.backbones import build_backbone
+from largescale.models.heads import Prototypes, projection_head
+from shards.errors import InputError
+
+
+@pytest.mark.parametrize(
+    "name, num_features, parameters",
+    [  # torchvision's published counts less those of the classifier
+        ("resnet18", 512, 11_689_512 - 513_000),
+        ("resnet50", 2048, 25_557_032 - 2_049_000),
+        ("regnet_y_400mf", 440, 4_344_144 - 441_000),
+    ],
+)
+def test_torchvisions_networks_without_their_classifier(name, num_features, parameters):
+    backbone, width = build_backbone(ModelConfig(backbone=name))
+    assert width == num_features
+    assert sum(p.numel() for p in backbone.parameters()) == parameters
+    assert backbone.eval()(torch.randn(2, 3, 64, 64)).shape == (2, num_features)
+
+
+@pytest.mark.parametrize("name", ["resnet", "resnet18", "regnet_y_400mf"])
+@pytest.mark.parametrize("stem, side", [("imagenet", None), ("3x3s2", 16), ("3x3", 32)])
+def test_stems_set_the_resolution_of_the_first_stage(name, stem, side):
+    backbone, width = build_backbone(ModelConfig(backbone=name, stem=stem, depths=[1, 1], width=8))
+    sizes = []
+    first = {"resnet": "stages.0", "resnet18": "layer1", "regnet_y_400mf": "stem"}[name]
+    backbone.get_submodule(first).register_forward_hook(lambda _, __, output: sizes.append(output.shape[-1]))
+    assert backbone.eval()(torch.randn(1, 3, 32, 32)).shape == (1, width)
+    assert sizes == [side or (16 if name.startswith("regnet") else 8)]
+
+
+@pytest.mark.parametrize("block, expansion", [("basic", 1), ("bottleneck", 4)])
+def test_depths_and_width_make_the_small_resnet(block, expansion):
+    backbone, width = build_backbone(ModelConfig(backbone="resnet", depths=[1, 2, 1], width=8, block=block))
+    assert width == 8 * 4 * expansion
+    assert [len(stage) for stage in backbone.stages] == [1, 2, 1]
+
+
+def test_an_unknown_name_lists_those_that_exist():
+    with pytest.raises(InputError, match=r"regnet_y_16gf.*resnet50"):
+        build_backbone(ModelConfig(backbone="vit_b_16"))
+
+
+def test_prototypes_are_unit_rows_and_scores_are_cosines():
+    prototypes = Prototypes(8, [5, 7])
+    for head in prototypes.heads:
+        head.weight.data.mul_(torch.rand(len(head.weight), 1) + 0.5)
+    prototypes.normalize_()
+    embeddings = torch.nn.functional.normalize(torch.randn(4, 8), dim=1)
+    for head, scores, count in zip(prototypes.heads, prototypes(embeddings), (5, 7), strict=True):
+        torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(count))
+        cosines = torch.nn.functional.cosine_similarity(embeddings[:, None], head.weight[None], dim=2)
+        torch.testing.assert_close(scores, cosines)
+
+
+def test_the_projection_head_ends_in_a_plain_linear_layer():
+    head = projection_head(16, [32, 24], 8, batchnorm=True)
+    assert head(torch.randn(4, 16)).shape == (4, 8)
+    assert [type(layer).__name__ for layer in head] == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear"]
+    assert len(projection_head(16, [], 8, batchnorm=True)) == 1

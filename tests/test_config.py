@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import tempfile
+
+import pytest
+
+from largescale.cli import main
+from largescale.config import Config, flatten, load_config, to_yaml
+from shards.errors import InputError
+from tests.conftest import ROOT
+
+RELIED_ON = """
+    name run.dir run.seed run.log_every data.shards data.eval_shards data.audit data.workers data.crops
+    model.backbone model.stem model.prototypes method.name method.temperature method.epsilon
+    method.sinkhorn_iterations optim.name optim.lr train.epochs train.steps train.global_batch train.precision
+    parallel.strategy checkpoint.every_steps checkpoint.keep
+"""
+
+
+def test_keys_that_others_rely_on_exist():
+    assert set(RELIED_ON.split()) <= set(flatten(Config(name="x")))
+
+
+def test_later_layers_win(tmp_path):
+    (tmp_path / "base.yaml").write_text("name: base\ndata: {shards: a}\noptim: {lr: 1.0, momentum: 0.5}\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/middle.yaml").write_text("extends: ../base.yaml\noptim: {lr: 2.0}\n")
+    (tmp_path / "folder/top.yaml").write_text("extends: middle.yaml\nname: top\n")
+    config = load_config(tmp_path / "folder/top.yaml", ["optim.lr=3.0", "optim.lr=4.0"])
+    assert (config.name, config.data.shards, config.optim.momentum, config.optim.lr) == ("top", "a", 0.5, 4.0)
+    assert config.run.dir == "runs/top"
+
+
+def test_written_and_read_again_it_is_the_same():
+    config = load_config(ROOT / "tests/tiny.yaml", ["data.shards=x"])
+    assert load_config_text(to_yaml(config)) == config
+
+
+def load_config_text(text: str) -> Config:
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(text)
+        file.flush()
+        return load_config(file.name)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("extends: self.yaml\nname: x\n", "extends itself"),
+        ("extends: nothing.yaml\n", "no such configuration file"),
+        ("- a\n- b\n", "expected a mapping"),
+        ("name: [\n", "not readable as YAML"),
+        ("name: x\ndata: {shards: y}\noptim: {lr: fast}\n", "optim.lr"),
+        ("name: x\ndata: {shards: y}\ntrain: {global_batch: 0}\n", "train.global_batch=0: expected at least 1"),
+        ("name: x\n", "data.shards is not set"),
+        ("name: !!python/object/apply:os.system ['true']\n", "not readable as YAML"),
+    ],
+)
+def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, text, expected):
+    (tmp_path / "self.yaml").write_text(text)
+    with pytest.raises(InputError, match=expected):
+        load_config(tmp_path / "self.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_is_valid(path):
+    config = load_config(path, ["data.shards=somewhere"])
+    assert config.method.name == "swav"
+
+
+def test_print_shows_what_follows_from_a_configuration(tiny_overrides, capsys, tmp_path):
+    assert main(["pretrain", str(ROOT / "tests/tiny.yaml"), *tiny_overrides(), "--print"]) == 0
+    text = capsys.readouterr().out
+    for fact in ("# samples: 200", "# global batch: 16", "# steps: 14", "# samples left out of an epoch: 8",
+                 "# views of an image: 2 x 28 px + 1 x 20 px + 1 x 16 px", "# feature width: 16"):
+        assert fact in text
+    assert not (tmp_path / "run").exists()
+    assert load_config_text(text).optim.lr == 0.5
