@@ -57,8 +57,8 @@ def sinkhorn(
         any autocast; rows sum to 1.
 
     Raises:
-        ValueError: scores / epsilon beyond what the sums over ranks can represent. Cosines fit for any epsilon of
-            at least 0.0015.
+        ValueError: in a group of several ranks, scores / epsilon beyond what their sums can represent. Cosines fit
+            for any epsilon of at least 0.0015.
 
     Collectives:
         Every rank of `group` must call it. Exactly `iterations` all-reduces of A * K numbers each (none in a group
@@ -70,10 +70,20 @@ def sinkhorn(
         precision = torch.float64 if scores.dtype == torch.float64 else torch.float32
         logits = scores.to(precision) / epsilon
         packed = logits if logits.dim() == 3 else logits[None]
-        # The dtype of the first exchange must be the same on all ranks, so epsilon alone decides it.
+        # What ranks exchange must not depend on the scores that each has, so epsilon alone decides it.
         wire = torch.float64 if 1 / epsilon > _SUM_EXPONENT[torch.float32] else precision
-        largest = _largest(packed, epsilon, wire, group) if check_range else 1 / epsilon
-        if largest <= _KERNEL_EXPONENT:
+        fits = 1 / epsilon <= _KERNEL_EXPONENT
+        if check_range:
+            largest = float(packed.abs().max()) if packed.numel() else 0.0
+            if _group_size(group) == 1:
+                fits = largest <= _KERNEL_EXPONENT
+            elif largest > (_KERNEL_EXPONENT if fits else _SUM_EXPONENT[wire]) * (1 + 1e-6):
+                raise ValueError(
+                    f"scores reach {largest * epsilon:.4g} in absolute value at epsilon={epsilon:.4g}: their "
+                    f"exponentials cannot be summed over ranks; pass cosines (normalise features and prototypes) "
+                    f"or use a larger epsilon"
+                )
+        if fits:
             codes, done = packed.exp_(), 0
         else:
             codes, done = torch.softmax(packed - _log_column_sums(packed, wire, group)[:, None], dim=-1), 1
@@ -87,17 +97,6 @@ def sinkhorn(
             row_scale = torch.einsum("abk,ak->ab", codes, column_scale).reciprocal_()
             done += 1
         return codes.mul_(column_scale[:, None]).mul_(row_scale[:, :, None]).view(scores.shape)
-
-
-def _largest(logits: Tensor, epsilon: float, wire: torch.dtype, group: dist.ProcessGroup | None) -> float:
-    """Largest |logit| of this rank; an error where the sums over ranks could not hold its exponential."""
-    largest = float(logits.abs().max()) if logits.numel() else 0.0
-    if _group_size(group) > 1 and largest > _SUM_EXPONENT[wire] * (1 + 1e-6):
-        raise ValueError(
-            f"scores reach {largest * epsilon:.4g} in absolute value at epsilon={epsilon:.4g}: their exponentials "
-            f"cannot be summed over ranks; pass cosines (normalise features and prototypes) or use a larger epsilon"
-        )
-    return largest
 
 
 def _log_column_sums(logits: Tensor, wire: torch.dtype, group: dist.ProcessGroup | None) -> Tensor:

@@ -51,6 +51,22 @@ def test_unequal_rows_equal_the_oracle_with_exactly_iterations_all_reduces(world
             assert results[number][2] == ([("all_reduce", 2 * 11)] * iterations if world_size > 1 else [])
 
 
+def weak_and_strong_scores() -> torch.Tensor:
+    """Rows of one rank with small scores, of the other with large ones: at epsilon 0.02 they compute differently."""
+    return torch.cat([0.3 * all_scores()[:, :20], all_scores()[:, 20:]], dim=1)
+
+
+def codes_of_uneven_ranges() -> torch.Tensor:
+    return sinkhorn(weak_and_strong_scores()[:, :20] if dist.get_rank() == 0 else weak_and_strong_scores()[:, 20:],
+                    epsilon=0.02, iterations=4)
+
+
+def test_ranks_whose_scores_differ_in_range_still_agree():
+    expected = oracle(weak_and_strong_scores(), 0.02, 4)
+    codes = torch.cat(run_ranks(codes_of_uneven_ranges, 2), dim=1)
+    torch.testing.assert_close(codes.double(), expected, rtol=0, atol=1e-5)
+
+
 def error_of_this_rank() -> str:
     try:
         sinkhorn(torch.full((4, 3), 40.0), epsilon=0.05, iterations=3)
