@@ -35,7 +35,8 @@ from shards.manifest import Manifest
 
 _FREE_TO_CHANGE = (
     "name", "run.dir", "run.log_every", "data.shards", "data.eval_shards", "data.audit", "data.workers",
-    "data.prefetch", "data.max_skipped", "parallel.", "checkpoint.", "evaluate.",
+    "data.prefetch", "data.max_skipped", "parallel.strategy", "parallel.reshard_after_forward",
+    "parallel.unit_min_parameters", "checkpoint.", "evaluate.",
 )
 """Keys (or groups) that may differ when a run is continued: they do not change what it computes."""
 

@@ -1,0 +1,60 @@
+"""What the README and the guides tell a reader to type or open exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import largescale.cli
+import shards.cli
+from tests.conftest import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PARSERS = {"largescale": largescale.cli._parser, "shards": shards.cli._parser}
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of the page's code blocks, continued lines joined, comments dropped."""
+    text = page.read_text().replace("\\\n", " ")
+    return [line.split(" # ")[0].strip() for line in text.splitlines() if line.startswith("    ") and line.strip()]
+
+
+def arguments_of(command: str) -> tuple[str, list[str]] | None:
+    words = shlex.split(command)
+    if words[0] == "torchrun":
+        words = words[words.index("-m") + 1 :]
+    return (words[0], words[1:]) if words[0] in PARSERS else None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_parse_and_their_recipes_exist(page):
+    for program, arguments in filter(None, map(arguments_of, commands(page))):
+        parsed = PARSERS[program]().parse_args(arguments)
+        if getattr(parsed, "config", None):
+            assert (ROOT / parsed.config).is_file(), parsed.config
+
+
+def test_the_readme_has_commands_to_check():
+    found = [arguments_of(command) for command in commands(ROOT / "README.md")]
+    assert len([one for one in found if one]) >= 3
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_and_links_exist(page):
+    text = page.read_text()
+    quoted = re.findall(r"`((?:largescale|shards|tests|configs|docs|benchmarks|launch)/[\w./-]*)`", text)
+    linked = [str((page.parent / link).relative_to(ROOT)) for link in re.findall(r"\]\(([^)#:]+)\)", text)]
+    missing = [path for path in quoted + linked if "NAME" not in path and not (ROOT / path).exists()]
+    assert not missing
+
+
+def test_make_targets_exist():
+    helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = set(re.findall(r"make ([a-z-]+)", helped))
+    told = {target for page in PAGES for target in re.findall(r"make ([a-z-]+)", " ".join(commands(page)))}
+    assert {"pretrain", "test", "bench", "lint"} <= targets
+    assert told <= targets
