@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import log_softmax, normalize
+
+from largescale.config import Config, load_config
+from largescale.methods.swav import SwAV
+from largescale.optim.schedules import cosine_with_warmup
+from tests.conftest import ROOT
+from tests.methods.test_sinkhorn import oracle
+
+BATCH = 6
+
+
+def small(*overrides: str) -> tuple[Config, SwAV, list[torch.Tensor]]:
+    """Three crop groups (2 + 1 + 1 views), two heads, no BatchNorm in evaluation mode's way."""
+    config = load_config(ROOT / "tests/tiny.yaml", ["data.shards=unused", f"train.global_batch={BATCH}",
+                                                    "data.streams=1", "method.queue=0", *overrides])
+    torch.manual_seed(0)
+    method = SwAV(config).double().eval()
+    views = [torch.randn(group.num * BATCH, 3, group.size, group.size, dtype=torch.float64)
+             for group in config.data.crops]
+    return config, method, views
+
+
+def embeddings_by_view(method: SwAV, views: list[torch.Tensor]) -> list[torch.Tensor]:
+    """[V] tensors [B, D], group after group, view after view."""
+    each = [part for group in views for part in group.split(BATCH)]
+    return [normalize(method.projection(method.backbone(view)), dim=1) for view in each]
+
+
+def naive_loss(config: Config, method: SwAV, views: list[torch.Tensor],
+               queue: list[torch.Tensor] | None = None) -> torch.Tensor:
+    """Section 3 of the paper, one pair of views at a time."""
+    heads = []
+    for head in method.prototypes.heads:
+        scores = [z @ head.weight.T for z in embeddings_by_view(method, views)]
+        pairs = []
+        for assigned in range(2):
+            rows = scores[assigned].detach()
+            if queue is not None:
+                rows = torch.cat([rows, queue[assigned] @ head.weight.detach().T])
+            codes = oracle(rows, config.method.epsilon, config.method.sinkhorn_iterations)[:BATCH]
+            for predicting in range(4):
+                if predicting != assigned:
+                    log_p = log_softmax(scores[predicting] / config.method.temperature, dim=1)
+                    pairs.append(-(codes * log_p).sum(1).mean())
+        heads.append(torch.stack(pairs).mean())
+    return torch.stack(heads).mean()
+
+
+@pytest.mark.parametrize("prototypes", ["[12, 12]", "[12, 7]", "9"])
+def test_loss_and_gradient_equal_the_naive_loop(prototypes):
+    config, method, views = small(f"model.prototypes={prototypes}")
+    loss = method(views, 0).loss
+    expected = naive_loss(config, method, views)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
+    ours = torch.autograd.grad(loss, list(method.parameters()))
+    theirs = torch.autograd.grad(expected, list(method.parameters()))
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-7, atol=1e-10)
+
+
+def test_the_queue_joins_the_assignment_once_it_is_full_and_holds_the_newest():
+    config, method, views = small("method.queue=12", "method.queue_start_step=1")
+    batches = [[group + step for group in views] for step in range(5)]
+    for step, batch in enumerate(batches):
+        full = step >= 1 + 2
+        queue = None
+        if full:
+            past = [embeddings_by_view(method, earlier)[:2] for earlier in (batches[step - 1], batches[step - 2])]
+            queue = [torch.cat([both[assigned] for both in past]).detach() for assigned in range(2)]
+        assert method.queue_is_full(step) == full
+        expected = naive_loss(config, method, batch, queue)
+        torch.testing.assert_close(method(batch, step).loss, expected, rtol=1e-9, atol=0)
+
+
+def test_prototypes_stay_during_the_first_steps():
+    _, method, views = small("method.freeze_prototypes_steps=2")
+    for step, frozen in ((0, True), (1, True), (2, False)):
+        method.zero_grad()
+        method(views, step).loss.backward()
+        method.before_update(step)
+        assert all((p.grad is None) == frozen for p in method.prototypes.parameters())
+        assert all(p.grad is not None for p in method.backbone.parameters())
+
+
+def test_what_is_watched_says_collapse_when_everything_collapses():
+    _, method, views = small()
+    alive = method(views, 0)
+    assert 0 < float(alive.assignment_entropy) < 0.99
+    same = [group[:1].expand_as(group) for group in views]
+    dead = method(same, 0)
+    assert float(dead.assignment_entropy) == pytest.approx(1, abs=1e-6)
+    assert float(dead.loss) >= math.log(12) - 1e-6
+    assert [nearest.unique().numel() for nearest in dead.nearest] == [1, 1]
+
+
+def test_scores_stay_in_float32_under_autocast():
+    _, method, views = small()
+    method.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = method([view.float() for view in views], 0)
+    assert output.loss.dtype == torch.float32 and output.loss.isfinite()
+
+
+def test_the_schedule_warms_up_and_ends_as_configured():
+    rates = cosine_with_warmup(peak=4.8, final=0.0048, start=0.3, warmup_steps=10, num_steps=110)
+    assert rates[0] == 0.3 and rates[10] == 4.8 and rates.argmax() == 10
+    assert rates[5] == pytest.approx((0.3 + 4.8) / 2)
+    assert rates[60] == pytest.approx((4.8 + 0.0048) / 2)
+    assert 0.0048 < rates[-1] < 0.01 and len(rates) == 110
+    assert (rates[11:] < rates[10:-1]).all()
