@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 import torchvision
-import xxhash
 
 from largescale.checkpoint import sharded
 from largescale.config import Config, flatten, load_config, to_yaml
@@ -47,7 +46,7 @@ class RunFolder:
     def __init__(self, config: Config, manifest: Manifest) -> None:
         self.config, self.path = config, Path(config.run.dir)
         self.checkpoints = self.path / "checkpoints"
-        self._fingerprint = _fingerprint(manifest)
+        self._fingerprint = manifest.fingerprint
         self._metrics: MetricsLog | None = None
         self._audit: JsonLines | None = None
         self._skipped: JsonLines | None = None
@@ -143,12 +142,6 @@ def environment() -> dict[str, Any]:
         "threads_a_rank": torch.get_num_threads(),
         "world_size": world_size(),
     }
-
-
-def _fingerprint(manifest: Manifest) -> str:
-    """Identifies the samples of a shard folder and their order."""
-    text = "\n".join(f"{shard.name} {shard.num_samples} {shard.checksum}" for shard in manifest.shards)
-    return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def _git_revision() -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
@@ -67,6 +68,12 @@ class Manifest:
     def num_bytes(self) -> int:
         """Bytes of all tars."""
         return sum(shard.num_bytes for shard in self.shards)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the samples and their order, wherever the folder is."""
+        text = "\n".join(f"{shard.name} {shard.num_samples} {shard.checksum}" for shard in self.shards)
+        return xxhash.xxh3_128_hexdigest(text.encode())
 
     def tar_path(self, shard: int) -> Path:
         """Path of the tar with this number."""

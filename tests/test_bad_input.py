@@ -127,7 +127,14 @@ def test_evaluating_what_is_no_run(error_of, tmp_path):
     assert "no run here" in error_of("evaluate", "knn", tmp_path)
 
 
-def test_evaluating_without_labelled_shards(error_of, tiny_overrides, tmp_path):
+def test_evaluating_on_shards_that_do_not_fit(error_of, tiny_overrides, tmp_path, sample_images):
     run_python("-m", "largescale", "pretrain", TINY, *tiny_overrides("train.steps=1"))
-    assert "data.eval_shards is not set" in error_of(
-        "evaluate", "knn", tmp_path / "run", 'data.eval_shards=""')
+    evaluate = ("evaluate", "knn", tmp_path / "run")
+    assert "data.eval_shards is not set" in error_of(*evaluate, 'data.eval_shards=""')
+    assert "no such folder" in error_of(*evaluate, "data.eval_shards=nothing")
+    fewer, unlabelled = tmp_path / "fewer", tmp_path / "unlabelled"
+    shutil.copytree(sample_images / "test", tmp_path / "images", ignore=shutil.ignore_patterns("bag"))
+    run_python("-m", "shards", "convert", tmp_path / "images", fewer, "--labels", "folder")
+    assert "bag is in one of them only" in error_of(*evaluate, f"data.eval_shards={fewer}")
+    run_python("-m", "shards", "convert", tmp_path / "images", unlabelled)
+    assert "have no labels" in error_of(*evaluate, f"data.eval_shards={unlabelled}")

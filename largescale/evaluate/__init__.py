@@ -25,6 +25,7 @@ from largescale.evaluate.knn import knn_accuracy
 from largescale.evaluate.linear import linear_probe
 from shards.errors import InputError
 from shards.files import atomic_write
+from shards.manifest import Manifest
 
 _log = logging.getLogger(__name__)
 
@@ -74,14 +75,18 @@ def features_of_run(
 ) -> tuple[dict[str, FeatureSet], dict[str, FeatureSet]]:
     """Features of the labelled training and test shards by network name; computed once for a checkpoint."""
     names = list(NETWORKS) if config.evaluate.baselines else ["pretrained"]
+    # Both folders first: a missing one must not cost the time of the other.
+    shards = (labelled_manifest(config.evaluate.train_shards or config.data.shards, "evaluate.train_shards"),
+              labelled_manifest(config.data.eval_shards, "data.eval_shards"))
+    _check_same_classes(*shards)
     folder = run_dir / "eval" / "features"
-    wanted = _stamp(config, checkpoint)
+    wanted = _stamp(config, checkpoint, *shards)
     files = {(name, part): folder / f"{name}-{part}.safetensors" for name in names for part in ("train", "test")}
     stamp_file = folder / "made_from.json"
     known = json.loads(stamp_file.read_text()) if stamp_file.is_file() else None
     if known != wanted or not all(path.is_file() for path in files.values()):
         stamp_file.unlink(missing_ok=True)
-        _extract_all(config, checkpoint, names, folder)
+        _extract_all(config, checkpoint, shards, names, folder)
         with atomic_write(stamp_file) as file:
             file.write(json.dumps(wanted, indent=1).encode())
     loaded = {place: FeatureSet.load(path) for place, path in files.items()}
@@ -89,18 +94,17 @@ def features_of_run(
 
 
 @torch.no_grad()
-def _extract_all(config: Config, checkpoint: sharded.Checkpoint, names: list[str], folder: Path) -> None:
-    # Both folders first: a missing one must not cost the time of the other.
-    train_shards = labelled_manifest(config.evaluate.train_shards or config.data.shards, "evaluate.train_shards")
-    test_shards = labelled_manifest(config.data.eval_shards, "data.eval_shards")
+def _extract_all(
+    config: Config, checkpoint: sharded.Checkpoint, shards: tuple[Manifest, Manifest], names: list[str], folder: Path
+) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pretrained = load_method(config, checkpoint).to(device)
     networks: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"pretrained": pretrained.backbone}
     if "untrained" in names:
         networks["untrained"] = load_method(config, None).to(device).backbone
         networks["pixels"] = pixels
-    train = extract(train_shards, config, networks, device)
-    test = extract(test_shards, config, networks, device)
+    train = extract(shards[0], config, networks, device)
+    test = extract(shards[1], config, networks, device)
     if "pixels" in names:
         train["pixels"], test["pixels"] = drop_equal_channels(train["pixels"], test["pixels"])
     for name in names:
@@ -111,12 +115,23 @@ def _extract_all(config: Config, checkpoint: sharded.Checkpoint, names: list[str
     )
 
 
-def _stamp(config: Config, checkpoint: sharded.Checkpoint) -> dict[str, Any]:
+def _check_same_classes(train: Manifest, test: Manifest) -> None:
+    # Labels are positions in the list of classes.
+    if train.classes != test.classes:
+        only = sorted(set(train.classes) ^ set(test.classes))
+        raise InputError(
+            f"data.eval_shards={test.root}: its {len(test.classes)} classes are not the {len(train.classes)} of "
+            f"{train.root} ({f'{only[0]} is in one of them only' if only else 'their order differs'}); convert both "
+            f"with the same class folders"
+        )
+
+
+def _stamp(config: Config, checkpoint: sharded.Checkpoint, train: Manifest, test: Manifest) -> dict[str, Any]:
     """What the features depend on; when it changes they are made again."""
     return {
         "step": checkpoint.step,
-        "train_shards": config.evaluate.train_shards or config.data.shards,
-        "eval_shards": config.data.eval_shards,
+        "train_shards": train.fingerprint,
+        "eval_shards": test.fingerprint,
         "resize": config.evaluate.resize,
         "size": config.evaluate.size,
     }

@@ -128,6 +128,11 @@ def extract(
         bar.update(len(images) // len(loader))
     bar.close()
     all_ids, all_labels = torch.cat(ids), torch.cat(labels)
+    if len(all_ids) == 0:
+        raise InputError(f"{manifest.root}: not one sample has a label and can be read")
+    if len(all_ids) < len(images):
+        _log.warning("%s: %d of %d samples are left out, without a label or unreadable",
+                     manifest.root, len(images) - len(all_ids), len(images))
     return {
         name: FeatureSet(torch.cat(parts), all_labels, all_ids, tuple(manifest.classes))
         for name, parts in features.items()

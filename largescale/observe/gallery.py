@@ -23,7 +23,7 @@ QUERIES, NEIGHBOURS, PROTOTYPES, NEAREST_IMAGES = 8, 9, 10, 10
 
 def neighbours(train: FeatureSet, test: FeatureSet, bank: ShardReader, queries: ShardReader, seed: int) -> str:
     """Rows of a random query and its nearest training images, framed by whether the class is the same."""
-    chosen = torch.from_numpy(np.random.default_rng(seed).permutation(len(test))[:QUERIES])
+    chosen = torch.from_numpy(_queries(test.labels.numpy(), seed))
     _, rows = nearest(train.features, test.features[chosen], min(NEIGHBOURS, len(train)))
     lines = []
     for query, found in zip(chosen.tolist(), rows.tolist(), strict=True):
@@ -35,6 +35,14 @@ def neighbours(train: FeatureSet, test: FeatureSet, bank: ShardReader, queries: 
             cells.append(_figure(bank, int(train.ids[row]), train.classes[other], kind))
         lines.append(f'<div class="strip">{"".join(cells)}</div>')
     return "".join(lines)
+
+
+def _queries(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Rows of random samples [QUERIES], of as many classes as there are."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    _, first_of_class = np.unique(labels[order], return_index=True)
+    others = np.setdiff1d(np.arange(len(order)), first_of_class)
+    return order[np.concatenate([np.sort(first_of_class), others])[:QUERIES]]
 
 
 def prototypes(scores: torch.Tensor, ids: torch.Tensor, bank: ShardReader, seed: int) -> str:
