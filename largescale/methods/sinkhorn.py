@@ -90,13 +90,18 @@ def sinkhorn(
         column_scale = codes.new_ones(codes.shape[0], codes.shape[2])
         row_scale = torch.ones_like(codes[:, :, 0])
         for _ in range(done, iterations):
-            column_sums = torch.einsum("abk,ab->ak", codes, row_scale).to(wire if done == 0 else precision)
+            column_sums = _products(codes.mT, row_scale).to(wire if done == 0 else precision)
             _all_reduce(column_sums, group)
             # The mean keeps the total as it is; without it the two scales would drift apart by B / K an iteration.
             column_scale = (column_sums.mean(-1, keepdim=True) / column_sums).to(precision)
-            row_scale = torch.einsum("abk,ak->ab", codes, column_scale).reciprocal_()
+            row_scale = _products(codes, column_scale).reciprocal_()
             done += 1
         return codes.mul_(column_scale[:, None]).mul_(row_scale[:, :, None]).view(scores.shape)
+
+
+def _products(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Matrix-vector products, [A, M, N] and [A, N] to [A, M]; on CPUs einsum and bmm are 5 to 20 times slower."""
+    return torch.stack([torch.mv(matrix, vector) for matrix, vector in zip(matrices, vectors, strict=True)])
 
 
 def _log_column_sums(logits: Tensor, wire: torch.dtype, group: dist.ProcessGroup | None) -> Tensor:
