@@ -84,8 +84,8 @@ def main() -> None:
         "# The demo over seeds\n\n"
         f"`python benchmarks/demo.py` on {environment['processor']}, {environment['cpu_cores']} cores, "
         f"{arguments.ranks} ranks, torch {environment['torch']}. Top-1 in percent on 2,000 test images that no choice "
-        "was made on; bank and probe: the 10,000 training images; kNN with k = 20. One number's sampling error is about "
-        "0.8. The seconds below include whatever else the machine did.\n\n" + table(rows) + "\n"
+        "was made on; bank and probe: the 10,000 training images; kNN with k = 20. One number's sampling error is "
+        "about 0.8. The seconds below include whatever else the machine did.\n\n" + table(rows) + "\n"
     )
 
 
