@@ -18,6 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from shards.errors import InputError
 
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16", "fp64")
+
 
 @dataclass
 class RunConfig:
@@ -114,6 +116,8 @@ class ModelConfig:
     """Dimension in which views meet prototypes."""
     prototypes: Any = 3000
     """Number of prototypes; a list makes several heads."""
+    recompute_stages: list[int] = field(default_factory=list)
+    """Stages, from 1, whose blocks' activations are recomputed in the backward pass instead of kept (checkpointing)."""
 
 
 @dataclass
@@ -153,14 +157,27 @@ class TrainConfig:
     """Optimizer steps; 0 derives them from epochs."""
     global_batch: int = 256
     """Images a step over all ranks."""
-    precision: str = "fp32"
+    accumulate: int = 1
+    """Micro-batches that a step is cut into, one after the other: less memory, the same images in a step. BatchNorm and
+    Sinkhorn see one micro-batch of all ranks at a time (and the queue)."""
+    precision: str = "auto"
+    """fp32, tf32, bf16, fp16 or fp64, see largescale/precision.py; auto is bf16 on CUDA and fp32 elsewhere."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits every time (on CUDA; slower)."""
 
 
 @dataclass
 class ParallelConfig:
     strategy: str = "ddp"
+    replicate: int = 1
+    """fsdp: copies of the sharded model (HSDP); each is cut over ranks / replicate ranks, gradients are averaged over
+    the copies. Neighbouring ranks share a copy, so that a node can hold one."""
+    cpu_offload: bool = False
+    """fsdp, zero: keep sharded parameters and optimizer state in host memory, and update there."""
     sync_batchnorm: bool = True
     """Batch statistics over all ranks, so that results do not depend on their number."""
+    batchnorm_group_size: int = 0
+    """Neighbouring ranks that share batch statistics; 0 is all of them."""
     reshard_after_forward: bool = True
     """fsdp: free gathered parameters after the forward pass."""
     unit_min_parameters: int = 2_000_000
@@ -262,8 +279,8 @@ def validate(config: Config) -> None:
     Raises:
         InputError: naming the key, what it got and what it expects.
     """
-    _require(config.train.precision in ("fp32", "bf16", "fp64"), "train.precision", config.train.precision,
-             "fp32, bf16 or fp64")
+    _require(config.train.precision in PRECISIONS, "train.precision", config.train.precision,
+             " or ".join([", ".join(PRECISIONS[:-1]), PRECISIONS[-1]]))
     _require(config.model.stem in ("imagenet", "3x3s2", "3x3"), "model.stem", config.model.stem,
              "imagenet, 3x3s2 or 3x3")
     _require(config.model.block in ("basic", "bottleneck"), "model.block", config.model.block,
@@ -282,7 +299,9 @@ def validate(config: Config) -> None:
         _require(_get(config, key) >= 0, key, _get(config, key), "0 or more")
     _require(config.train.steps > 0 or config.train.epochs > 0, "train.epochs", config.train.epochs,
              "above 0, or train.steps above 0")
-    batch = config.train.global_batch
+    batch, accumulate = config.train.global_batch, config.train.accumulate
+    _require(accumulate >= 1 and batch % accumulate == 0, "train.accumulate", accumulate,
+             f"a divisor of train.global_batch={batch}")
     _require(batch % config.data.streams == 0, "data.streams", config.data.streams,
              f"a divisor of train.global_batch={batch}")
     _require(config.method.queue % batch == 0, "method.queue", config.method.queue,

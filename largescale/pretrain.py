@@ -12,6 +12,7 @@ import time
 
 import torch
 
+from largescale import precision
 from largescale.config import Config, prototype_counts
 from largescale.data.stream import Stream
 from largescale.methods import build_method
@@ -44,7 +45,9 @@ def pretrain(config: Config) -> None:
         configure_logging(rank(), world_size())
 
         # -- Data: which samples form which step, and how this rank gets its share ---------------------------------
-        dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
+        config = precision.resolve(config, device)
+        precision.set_up(config)
+        dtype = precision.weights_dtype(config)
         stream = Stream(config, rank=rank(), world_size=world_size(), device=device, dtype=dtype)
         num_steps, steps_per_epoch = stream.num_steps, stream.order.steps_per_epoch
         rates = learning_rates(config, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
@@ -74,15 +77,14 @@ def pretrain(config: Config) -> None:
             step, lr = batch.step, float(rates[batch.step])
             data_wait = time.perf_counter() - waiting_since
 
-            output = engine.forward(batch.views, step)
-            engine.backward(output.loss)
+            output = engine.forward_backward(batch.views, step)
             check = engine.check(batch.views, output.loss)
             if check.trouble:
                 raise TrainingStopped(
                     f"step {step}: {check.trouble}; stopped before the update. The last checkpoint is good; "
                     f"try a lower optim.lr or train.precision=fp32"
                 )
-            engine.update(step=step, lr=lr, clip=config.optim.clip_grad_norm, grad_norm=check.grad_norm)
+            engine.update(check, step=step, lr=lr, clip=config.optim.clip_grad_norm)
 
             run.record_batch(batch)
             meter.add(output, check, data_wait, len(batch.skipped))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -28,10 +29,11 @@ def barrier() -> None:
 
 @contextmanager
 def process_group() -> Iterator[torch.device]:
-    """Join the processes that torchrun started (or be the only one) and leave in order; yields the device.
+    """Join the processes that torchrun or srun started (or be the only one) and leave in order; yields the device.
 
     NCCL where GPUs are, gloo on CPU. A process that fails leaves at once: waiting for the others would hang.
     """
+    os.environ.update(slurm_ranks(os.environ))
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -46,3 +48,28 @@ def process_group() -> Iterator[torch.device]:
         dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """What torchrun would have set, for a process that srun started; nothing for any other process.
+
+    The ranks of a step meet on its first node, at a port that follows from the job and step, so that two jobs on one
+    node do not meet each other. MASTER_ADDR and MASTER_PORT may be set beforehand.
+    """
+    if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+        return {}
+    job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_host(environment["SLURM_STEP_NODELIST"]),
+        "MASTER_PORT": environment.get("MASTER_PORT") or str(20000 + (job * 16 + step) % 40000),
+    }
+
+
+def _first_host(nodes: str) -> str:
+    if "[" not in nodes:
+        return nodes.split(",")[0]
+    expanded = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    return expanded.stdout.split()[0]

@@ -34,8 +34,9 @@ from shards.manifest import Manifest
 
 _FREE_TO_CHANGE = (
     "name", "run.dir", "run.log_every", "data.shards", "data.eval_shards", "data.audit", "data.workers",
-    "data.prefetch", "data.max_skipped", "parallel.strategy", "parallel.reshard_after_forward",
-    "parallel.unit_min_parameters", "checkpoint.", "evaluate.",
+    "data.prefetch", "data.max_skipped", "parallel.strategy", "parallel.replicate",
+    "parallel.cpu_offload", "parallel.reshard_after_forward", "parallel.unit_min_parameters",
+    "model.recompute_stages", "checkpoint.", "evaluate.",
 )
 """Keys (or groups) that may differ when a run is continued: they do not change what it computes."""
 
@@ -67,7 +68,9 @@ class RunFolder:
             return 0, 0
         self._check_same_run(checkpoint)
         engine.prepare_optimizer_state(checkpoint.shapes())
-        sharded.load(checkpoint, engine.state())
+        state = engine.state()
+        sharded.load(checkpoint, state)
+        engine.take_state(state)
         return checkpoint.step, int(checkpoint.progress["skipped"])
 
     def open_logs(self, first_step: int) -> None:

@@ -7,7 +7,7 @@ The epoch's order in four lines:
    than one batch, others in every epoch) is left out;
 3. inside a stream, each window of `shuffle_window` positions is permuted by a keyed bijection;
 4. step t takes the next B / C positions of every stream, stream after stream; rank r of R trains on the r-th of R
-   equal pieces of that list.
+   equal pieces of that list (of each of its micro-batches).
 
 So ranks and loader workers change who reads a sample, never which samples form a step; resuming is arithmetic;
 memory is O(shards), whatever the number of samples; and a stream reads few shards at a time, in a known order.
@@ -85,16 +85,22 @@ class Order:
         return permuted, np.cumsum(self.shard_sizes[permuted])
 
 
-def rank_slice(global_batch: int, rank: int, world_size: int) -> slice:
-    """The piece of every global batch that a rank trains on.
+def rank_places(global_batch: int, *, accumulate: int, rank: int, world_size: int) -> np.ndarray:
+    """The places of every global batch that a rank trains on, micro-batch after micro-batch.
+
+    The batch is cut into micro-batches first and these are cut over the ranks, so that which samples meet in a
+    micro-batch does not depend on the number of ranks.
+
+    Returns:
+        int64 [global_batch / world_size].
 
     Raises:
-        InputError: when the ranks do not divide the batch.
+        InputError: when the ranks do not divide a micro-batch.
     """
-    if global_batch % world_size:
+    if global_batch % (world_size * accumulate):
+        micro_batches = f" in train.accumulate={accumulate} micro-batches" if accumulate > 1 else ""
         raise InputError(
-            f"train.global_batch={global_batch} is not divisible by {world_size} ranks; choose a multiple of "
-            f"{world_size} and of data.streams, or another number of ranks"
+            f"train.global_batch={global_batch}{micro_batches} is not divisible by {world_size} ranks; choose a "
+            f"multiple of {world_size * accumulate} and of data.streams, or another number of ranks"
         )
-    local = global_batch // world_size
-    return slice(rank * local, (rank + 1) * local)
+    return np.arange(global_batch).reshape(accumulate, world_size, -1)[:, rank].reshape(-1)

@@ -21,7 +21,7 @@ from largescale.config import Config, CropGroup, DataConfig
 from largescale.data.augment import DRAWS, Augment
 from largescale.data.crops import BOX_DRAWS, crop, sample_boxes
 from largescale.data.decode import decode
-from largescale.data.order import Order, rank_slice
+from largescale.data.order import Order, rank_places
 from largescale.data.random import uniform
 from largescale.data.reader import SampleError, ShardReader
 from shards.errors import InputError
@@ -67,7 +67,9 @@ class StepBatches(Dataset[Batch]):
     def __init__(self, manifest: Manifest, order: Order, config: Config, *, rank: int, world_size: int) -> None:
         self.reader = ShardReader(manifest)
         self.order, self.data, self.seed = order, config.data, config.run.seed
-        self.slice = rank_slice(order.global_batch, rank, world_size)
+        self.places = rank_places(
+            order.global_batch, accumulate=config.train.accumulate, rank=rank, world_size=world_size
+        )
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of a step. Errors are returned in the batch."""
@@ -80,7 +82,7 @@ class StepBatches(Dataset[Batch]):
 
     def _fill(self, batch: Batch) -> None:
         epoch = self.order.epoch(batch.step)
-        wanted = self.order.samples(batch.step)[self.slice]
+        wanted = self.order.samples(batch.step)[self.places]
         ids, images = self._decode_all(wanted, batch.skipped)
         batch.ids = torch.from_numpy(ids)
         if self.data.audit:

@@ -57,14 +57,15 @@ class SwAV(nn.Module):
             self.num_features, config.model.hidden, config.model.embedding, batchnorm=config.model.head_batchnorm
         )
         self.prototypes = Prototypes(config.model.embedding, prototype_counts(config))
-        # Queue: embeddings of the assign views of the last Q / B steps, newest first: [A, Q / B, B_local, D].
+        # Queue: embeddings of the assign views of the last Q / B (micro-)batches, newest first: [A, Q / B, B_local, D].
         self.queue_steps = config.method.queue // config.train.global_batch
-        local_batch = config.train.global_batch // world_size()
-        shape = (self.num_assign, self.queue_steps, local_batch, config.model.embedding)
+        micro_batch = config.train.global_batch // config.train.accumulate
+        shape = (self.num_assign, config.method.queue // micro_batch, micro_batch // world_size(),
+                 config.model.embedding)
         self.register_buffer("queue", torch.zeros(shape), persistent=False)
 
     def forward(self, views: list[Tensor], step: int) -> MethodOutput:
-        """The loss of one batch.
+        """The loss of one batch (with `train.accumulate`: of one of its micro-batches).
 
         Args:
             views: one tensor [num * B, 3, S, S] a crop group, view after view.
@@ -84,15 +85,13 @@ class SwAV(nn.Module):
         embeddings = self.projection(features)
         return normalize(embeddings if embeddings.dtype == torch.float64 else embeddings.float(), dim=1)
 
-    def before_step(self) -> None:
+    def prototypes_frozen(self, step: int) -> bool:
+        """Whether the update of a step leaves the prototypes alone."""
+        return step < self.config.freeze_prototypes_steps
+
+    def after_update(self) -> None:
         """Normalise the prototypes. Collectives: none."""
         self.prototypes.normalize_()
-
-    def before_update(self, step: int) -> None:
-        """Keep the prototypes frozen during the first steps: no gradient, so no momentum and no decay either."""
-        if step < self.config.freeze_prototypes_steps:
-            for parameter in self.prototypes.parameters():
-                parameter.grad = None
 
     def queue_is_full(self, step: int) -> bool:
         """Whether the queue takes part in the assignment of a step; it does so once it has been filled."""

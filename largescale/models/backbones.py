@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.regnet import ResBottleneckBlock
+from torchvision.models.regnet import RegNet, ResBottleneckBlock
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from largescale.config import ModelConfig
@@ -73,6 +73,15 @@ def build_backbone(config: ModelConfig) -> tuple[nn.Module, int]:
     network.fc = nn.Identity()
     _STEMS["regnet" if config.backbone.startswith("regnet") else "resnet"](network, config.stem)
     return network, num_features
+
+
+def stages(backbone: nn.Module) -> list[nn.Sequential]:
+    """The stages of a backbone that `build_backbone` made, each a sequence of residual blocks."""
+    if isinstance(backbone, SmallResNet):
+        return list(backbone.stages)
+    if isinstance(backbone, RegNet):
+        return list(backbone.trunk_output)
+    return [backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4]
 
 
 def available() -> list[str]:

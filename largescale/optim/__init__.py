@@ -7,55 +7,76 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from largescale.config import Config, OptimConfig
+from largescale.methods.swav import SwAV
 from largescale.optim.lars import LARS
 from largescale.optim.schedules import cosine_with_warmup
 from shards.errors import InputError
 
-
-def _lars(groups: list[dict[str, Any]], config: OptimConfig) -> Optimizer:
-    return LARS(groups, config.lr, momentum=config.momentum, trust_coefficient=config.trust_coefficient)
-
-
-def _adamw(groups: list[dict[str, Any]], config: OptimConfig) -> Optimizer:
-    return torch.optim.AdamW(_without_scaled(groups), config.lr, betas=(config.betas[0], config.betas[1]), fused=True)
-
-
-def _sgd(groups: list[dict[str, Any]], config: OptimConfig) -> Optimizer:
-    return torch.optim.SGD(_without_scaled(groups), config.lr, momentum=config.momentum, fused=True)
-
-
-OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimConfig], Optimizer]] = {
-    "lars": _lars,
-    "adamw": _adamw,
-    "sgd": _sgd,
+OPTIMIZERS: dict[str, tuple[type[Optimizer], Callable[[OptimConfig], dict[str, Any]]]] = {
+    "lars": (LARS, lambda c: {"momentum": c.momentum, "trust_coefficient": c.trust_coefficient}),
+    "adamw": (torch.optim.AdamW, lambda c: {"betas": (c.betas[0], c.betas[1]), "fused": True}),
+    "sgd": (torch.optim.SGD, lambda c: {"momentum": c.momentum, "fused": True}),
 }
+"""Class by name, and the options it takes from the configuration."""
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
-    """The optimizer that `optim.name` names, over the (already sharded) parameters of a module.
+def build_optimizer(method: SwAV, config: OptimConfig) -> Optimizer:
+    """The optimizer that `optim.name` names, over the (already sharded) parameters of a method.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    optimizer_class, options = optimizer_recipe(config)
+    optimizer = optimizer_class(parameter_groups(method, config), **options)
+    pass_over_frozen_groups(optimizer)
+    return optimizer
+
+
+def optimizer_recipe(config: OptimConfig) -> tuple[type[Optimizer], dict[str, Any]]:
+    """Class and options of `optim.name`, for strategies that make the optimizer themselves.
 
     Raises:
         InputError: for an unknown name.
     """
     if config.name not in OPTIMIZERS:
         raise InputError(f"optim.name={config.name}: expected one of {', '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[config.name](parameter_groups(module, config), config)
+    optimizer_class, options = OPTIMIZERS[config.name]
+    return optimizer_class, {"lr": config.lr, **options(config)}
 
 
-def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Two groups: weights, and biases and normalisation parameters, which `optim.exclude_bias_and_norm` spares."""
-    weights = [p for p in module.parameters() if p.dim() > 1]
-    vectors = [p for p in module.parameters() if p.dim() <= 1]
+def parameter_groups(method: SwAV, config: OptimConfig) -> list[dict[str, Any]]:
+    """Three groups: weights; biases and normalisation, which `optim.exclude_bias_and_norm` spares; prototypes."""
+    prototypes = list(method.prototypes.parameters())
+    others = [p for name, p in method.named_parameters() if not name.startswith("prototypes.")]
     spared = config.exclude_bias_and_norm
-    groups = [
-        {"params": weights, "weight_decay": config.weight_decay, "scaled": True},
-        {"params": vectors, "weight_decay": 0.0 if spared else config.weight_decay, "scaled": not spared},
+    full = {"weight_decay": config.weight_decay, "scaled": True}
+    return [
+        {"params": [p for p in others if p.dim() > 1], **full, "prototypes": False},
+        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0 if spared else config.weight_decay,
+         "scaled": not spared, "prototypes": False},
+        {"params": prototypes, **full, "prototypes": True},
     ]
-    return [group for group in groups if group["params"]]
+
+
+def pass_over_frozen_groups(optimizer: Optimizer) -> None:
+    """Make `step` leave groups alone whose "frozen" is true: no update, no decay, and no momentum gathers."""
+    optimizer.register_step_pre_hook(_set_aside)
+    optimizer.register_step_post_hook(_put_back)
+
+
+def _set_aside(optimizer: Optimizer, *_: object) -> None:
+    for group in optimizer.param_groups:
+        if group.get("frozen"):
+            group["set_aside"], group["params"] = group["params"], []
+
+
+def _put_back(optimizer: Optimizer, *_: object) -> None:
+    for group in optimizer.param_groups:
+        if "set_aside" in group:
+            group["params"] = group.pop("set_aside")
 
 
 def learning_rates(config: Config, *, num_steps: int, steps_per_epoch: int) -> np.ndarray:
@@ -67,7 +88,3 @@ def learning_rates(config: Config, *, num_steps: int, steps_per_epoch: int) -> n
         warmup_steps=round(config.optim.warmup_epochs * steps_per_epoch),
         num_steps=num_steps,
     )
-
-
-def _without_scaled(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in group.items() if key != "scaled"} for group in groups]

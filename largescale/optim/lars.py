@@ -8,20 +8,49 @@ gradient g
     w <- w - lr * m
 
 where a parameter of zeros takes its gradient unscaled, and one whose gradient is zero stays as it is. The norms are
-those of whole parameters: under FSDP2 each rank sums the squares of its pieces, one all-reduce adds them up for all
-parameters, the rest is local.
+those of whole parameters: each rank sums the squares of its pieces, one all-reduce adds them up for all parameters,
+the rest is local. Pieces are the local parts of DTensors (FSDP2), or stretches of flat tensors (DeepSpeed's ZeRO),
+which `flat_layouts` describes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
+
+
+class Fragment(NamedTuple):
+    """A stretch of a flat tensor that holds a stretch of a parameter.
+
+    Attributes:
+        parameter: position in `FlatLayout.shapes`.
+        offset: first element in the flat tensor.
+        start: first element in the flattened parameter.
+        numel: number of elements.
+    """
+
+    parameter: int
+    offset: int
+    start: int
+    numel: int
+
+
+class FlatLayout(NamedTuple):
+    """What a rank's flat tensor is made of.
+
+    Attributes:
+        shapes: of the parameters that all ranks' flat tensors together hold, the same list on every rank.
+        fragments: those in this rank's tensor; elements in none of them are padding.
+    """
+
+    shapes: list[torch.Size]
+    fragments: list[Fragment]
 
 
 class LARS(Optimizer):
@@ -33,9 +62,14 @@ class LARS(Optimizer):
         trust_coefficient: the ratio's factor.
         eps: added to the denominator.
 
+    Attributes:
+        flat_layouts: layouts of the parameters that are flat tensors; their norms are summed over `flat_group`.
+
     Collectives of `step`: none for whole parameters; for sharded ones one all-reduce of 2 numbers a parameter over
     the ranks that share them, which all of them must reach.
     """
+
+    flat_group: dist.ProcessGroup | None = None
 
     def __init__(
         self,
@@ -50,27 +84,44 @@ class LARS(Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay,
                     "trust_coefficient": trust_coefficient, "eps": eps, "scaled": True}
         super().__init__(params, defaults)
+        self.flat_layouts: dict[Tensor, FlatLayout] = {}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """One update of all parameters that have a gradient."""
         if closure is not None:
             raise ValueError("LARS.step takes no closure")
-        scaled = [p for group in self.param_groups if group["scaled"] for p in group["params"] if p.grad is not None]
-        norms = dict(zip(scaled, zip(*_whole_norms(scaled), strict=True), strict=True)) if scaled else {}
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
+        groups = [(group, self._pieces(group)) for group in self.param_groups]
+        norms = iter(self._whole_norms([pieces for group, pieces in groups if group["scaled"]]))
+        for group, pieces in groups:
+            ratios = _trust_ratios(*next(norms), group) if group["scaled"] else None
+            if not pieces.weights:
                 continue
-            weights = [_local(p) for p in parameters]
             # New tensors: the gradients stay as they are, for whoever looks at them after the step.
-            updates = torch._foreach_add([_local(p.grad) for p in parameters], weights, alpha=group["weight_decay"])
-            if group["scaled"]:
-                torch._foreach_mul_(updates, [_trust_ratio(*norms[p], group) for p in parameters])
-            momenta = [_local(self._momentum(p)) for p in parameters]
-            torch._foreach_mul_(momenta, group["momentum"])
-            torch._foreach_add_(momenta, updates)
-            torch._foreach_add_(weights, momenta, alpha=-group["lr"])
+            updates = torch._foreach_add(pieces.grads, pieces.weights, alpha=group["weight_decay"])
+            if ratios is not None:
+                torch._foreach_mul_(updates, [ratios[slot] for slot in pieces.slots])
+            torch._foreach_mul_(pieces.momenta, group["momentum"])
+            torch._foreach_add_(pieces.momenta, updates)
+            torch._foreach_add_(pieces.weights, pieces.momenta, alpha=-group["lr"])
+
+    def _pieces(self, group: dict[str, Any]) -> _Pieces:
+        """What this rank holds of a group's parameters that have a gradient."""
+        pieces = _Pieces([], [], [], [], [], 0)
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            pieces.parameters.append(parameter)
+            tensors = [_local(parameter), _local(parameter.grad), _local(self._momentum(parameter))]
+            layout = self.flat_layouts.get(parameter)
+            if layout is None:
+                pieces.add(pieces.num_slots, *tensors)
+            else:
+                for fragment in layout.fragments:
+                    stretch = [tensor.narrow(0, fragment.offset, fragment.numel) for tensor in tensors]
+                    pieces.add(pieces.num_slots + fragment.parameter, *stretch)
+            pieces = pieces._replace(num_slots=pieces.num_slots + (1 if layout is None else len(layout.shapes)))
+        return pieces
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -78,24 +129,55 @@ class LARS(Optimizer):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         return state["momentum_buffer"]
 
+    def _whole_norms(self, groups: list[_Pieces]) -> list[tuple[Tensor, Tensor]]:
+        """Norms of the whole parameters of each group, and of their gradients, two vectors a group."""
+        tensors = [t for pieces in groups for t in pieces.weights] + [t for pieces in groups for t in pieces.grads]
+        parameters = [parameter for pieces in groups for parameter in pieces.parameters]
+        sizes = [pieces.num_slots for pieces in groups]
+        if not parameters:
+            return [(torch.empty(0), torch.empty(0)) for _ in groups]
+        squares = torch.stack(torch._foreach_norm(tensors)).square().view(2, -1) if tensors else None
+        if any(parameter in self.flat_layouts for parameter in parameters):
+            squares = self._spread(squares, groups, parameters[0])
+            dist.all_reduce(squares, group=self.flat_group)
+        elif (shards := shard_group(parameters)) is not None:
+            dist.all_reduce(squares, group=shards)
+        weight_norms, grad_norms = squares.sqrt()
+        return list(zip(weight_norms.split(sizes), grad_norms.split(sizes), strict=True))
 
-def _trust_ratio(weight_norm: Tensor, grad_norm: Tensor, group: dict[str, Any]) -> Tensor:
-    denominator = grad_norm + group["weight_decay"] * weight_norm + group["eps"]
-    ratio = group["trust_coefficient"] * weight_norm / denominator
-    # A branch on the device: looking at the norms would stall it once a parameter.
-    ratio = torch.where(weight_norm > 0, ratio, torch.ones_like(ratio))
-    return torch.where(grad_norm > 0, ratio, torch.zeros_like(ratio))
+    def _spread(self, squares: Tensor | None, groups: list[_Pieces], like: Tensor) -> Tensor:
+        """Put the squares of this rank's fragments in the places of their parameters; others hold the rest."""
+        spread = torch.zeros(2, sum(pieces.num_slots for pieces in groups), dtype=like.dtype, device=like.device)
+        places, first = [], 0
+        for pieces in groups:
+            places += [first + slot for slot in pieces.slots]
+            first += pieces.num_slots
+        if squares is not None:
+            spread[:, places] = squares
+        return spread
 
 
-def _whole_norms(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Norms of whole parameters and of their gradients, two vectors [P]."""
-    pieces = [_local(p) for p in parameters] + [_local(p.grad) for p in parameters]
-    squares = torch.stack(torch._foreach_norm(pieces)).square()
-    group = shard_group(parameters)
-    if group is not None:
-        dist.all_reduce(squares, group=group)
-    weight_norms, grad_norms = squares.sqrt().chunk(2)
-    return weight_norms, grad_norms
+class _Pieces(NamedTuple):
+    """Local pieces of a group; `slots` says which of its `num_slots` whole parameters each belongs to."""
+
+    parameters: list[Tensor]
+    slots: list[int]
+    weights: list[Tensor]
+    grads: list[Tensor]
+    momenta: list[Tensor]
+    num_slots: int
+
+    def add(self, slot: int, weight: Tensor, grad: Tensor, momentum: Tensor) -> None:
+        for values, value in zip(self[1:5], (slot, weight, grad, momentum), strict=True):
+            values.append(value)
+
+
+def _trust_ratios(weight_norms: Tensor, grad_norms: Tensor, group: dict[str, Any]) -> Tensor:
+    denominators = grad_norms + group["weight_decay"] * weight_norms + group["eps"]
+    ratios = group["trust_coefficient"] * weight_norms / denominators
+    # Branches on the device: looking at the norms would stall it.
+    ratios = torch.where(weight_norms > 0, ratios, torch.ones_like(ratios))
+    return torch.where(grad_norms > 0, ratios, torch.zeros_like(ratios))
 
 
 def shard_group(parameters: list[Tensor]) -> dist.ProcessGroup | None:

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
+import torch.distributed as dist
 
 from largescale.config import Config
 from largescale.methods.swav import SwAV
-from largescale.parallel import ddp, fsdp
+from largescale.models.recompute import recompute_activations
+from largescale.parallel import ddp, fairscale, fsdp, zero
 from largescale.parallel.batchnorm import synchronize_batchnorm
 from largescale.parallel.engine import Engine
+from largescale.precision import weights_dtype
+from largescale.processes import world_size
 from shards.errors import InputError
 
-STRATEGIES: dict[str, Callable[[SwAV, Config, torch.device], Engine]] = {"ddp": ddp.build, "fsdp": fsdp.build}
+STRATEGIES: dict[str, Callable[[SwAV, Config, torch.device], Engine]] = {
+    "ddp": ddp.build,
+    "fsdp": fsdp.build,
+    "zero1": partial(zero.build, stage=1),
+    "zero2": partial(zero.build, stage=2),
+    "zero3": partial(zero.build, stage=3),
+    "fairscale": fairscale.build,
+}
 
 
 def build_engine(method: SwAV, config: Config, device: torch.device) -> Engine:
     """Move a method to the device in the run's precision and wrap it as `parallel.strategy` says.
 
     Raises:
-        InputError: for an unknown strategy.
+        InputError: for an unknown strategy, or one whose library is missing; sizes that do not fit the ranks.
 
     Collectives: every rank must call it.
     """
@@ -28,6 +40,19 @@ def build_engine(method: SwAV, config: Config, device: torch.device) -> Engine:
     if strategy not in STRATEGIES:
         raise InputError(f"parallel.strategy={strategy}: expected one of {', '.join(STRATEGIES)}")
     if config.parallel.sync_batchnorm:
-        synchronize_batchnorm(method, device)
-    method.to(device, torch.float64 if config.train.precision == "fp64" else torch.float32)
+        synchronize_batchnorm(method, device, _batchnorm_group(config.parallel.batchnorm_group_size))
+    recompute_activations(method.backbone, config.model.recompute_stages)
+    method.to(device, weights_dtype(config))
     return STRATEGIES[strategy](method, config, device)
+
+
+def _batchnorm_group(size: int) -> dist.ProcessGroup | None:
+    """The neighbouring ranks whose batch statistics this rank shares; None for all."""
+    if size in (0, world_size()):
+        return None
+    if size < 0 or world_size() % size:
+        raise InputError(
+            f"parallel.batchnorm_group_size={size}: does not divide {world_size()} ranks; choose a divisor, or 0 for "
+            f"all ranks"
+        )
+    return dist.new_subgroups(size)[0]

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from largescale.config import Config
 from largescale.methods.swav import SwAV
 from largescale.optim import build_optimizer
 from largescale.parallel.engine import Engine
-from largescale.processes import world_size
+from largescale.precision import AUTOCAST
 
 # BatchNorm statistics are equal on all ranks (or averaged when saved), so nothing is broadcast in the steps.
 # torch 2.14 renames the option; earlier versions have the old name alone.
 _OPTIONS = inspect.signature(DistributedDataParallel).parameters
 _SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers"
+
+
+class _Engine(Engine):
+    def gradient_sync(self, last: bool) -> AbstractContextManager[object]:
+        return nullcontext() if last else self.wrapped.no_sync()
 
 
 def build(method: SwAV, config: Config, device: torch.device) -> Engine:
@@ -31,10 +36,7 @@ def build(method: SwAV, config: Config, device: torch.device) -> Engine:
         gradient_as_bucket_view=True,
         **{_SYNC_BUFFERS: False},
     )
-    return Engine(
-        wrapped=wrapped,
-        method=method,
-        optimizer=build_optimizer(method, config.optim),
-        mesh=init_device_mesh(device.type, (world_size(),), mesh_dim_names=("shard",)),
-        autocast_dtype=torch.bfloat16 if config.train.precision == "bf16" else None,
+    return _Engine(
+        wrapped=wrapped, method=method, optimizer=build_optimizer(method, config.optim), config=config, device=device,
+        autocast_dtype=AUTOCAST.get(config.train.precision),
     )

@@ -1,4 +1,8 @@
-"""What the training loop sees of a parallel strategy: forward, backward, check, update, state."""
+"""What the training loop sees of a parallel strategy: forward and backward, check, update, state.
+
+`Engine` is complete for strategies whose gradients end up in `parameter.grad` (whole or as DTensors); one that keeps
+them elsewhere overrides the methods under "What a strategy may do differently".
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,14 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from largescale.config import Config
 from largescale.methods.swav import MethodOutput, SwAV
 from largescale.optim.lars import shard_group
+from largescale.precision import LossScale
 from largescale.processes import rank, world_size
 
 
@@ -27,11 +33,13 @@ class StepCheck:
         loss: mean over all ranks.
         grad_norm: global norm of the whole gradient.
         trouble: empty, or which ranks hold values that are not finite.
+        overflow: an fp16 gradient overflowed, as happens while the loss scale is found; `update` passes it over.
     """
 
     loss: float
     grad_norm: float
     trouble: str
+    overflow: bool = False
 
 
 class Engine:
@@ -41,7 +49,8 @@ class Engine:
         wrapped: the module to call.
         method: the method inside it; its parameters and buffers have the canonical names.
         optimizer: over the method's (possibly sharded) parameters.
-        mesh: one axis over all ranks; shards the method's extra state.
+        config: the run's configuration.
+        device: of this rank.
         autocast_dtype: precision of the forward pass where the strategy does not cast parameters itself.
     """
 
@@ -51,22 +60,46 @@ class Engine:
         wrapped: nn.Module,
         method: SwAV,
         optimizer: Optimizer,
-        mesh: DeviceMesh,
+        config: Config,
+        device: torch.device,
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
-        self.wrapped, self.method, self.optimizer, self.mesh = wrapped, method, optimizer, mesh
-        self._autocast_dtype = autocast_dtype
+        self.wrapped, self.method, self.optimizer = wrapped, method, optimizer
+        self.accumulate, self.autocast_dtype = config.train.accumulate, autocast_dtype
+        self.loss_scale = LossScale(config.train.precision == "fp16", device)
+        self.all_ranks: DeviceMesh = init_device_mesh(device.type, (world_size(),))
 
-    def forward(self, views: Sequence[Tensor], step: int) -> MethodOutput:
-        """Loss of the local batch. Collectives: the method's and the strategy's; every rank must call it."""
-        self.method.before_step()
-        channels_last = [view.contiguous(memory_format=torch.channels_last) for view in views]
-        with self._autocast():
-            return self.wrapped(channels_last, step)
+    def forward_backward(self, views: Sequence[Tensor], step: int) -> MethodOutput:
+        """Loss and averaged gradients of the local batch, one micro-batch after the other.
 
-    def backward(self, loss: Tensor) -> None:
-        """Gradients, averaged over ranks. Collectives: the strategy's; every rank must call it."""
-        loss.backward()
+        Args:
+            views: one tensor [num * B_local, 3, S, S] a crop group, view after view.
+
+        Returns:
+            The loss and the rest over the local batch.
+
+        Collectives: the method's in each micro-batch; the strategy's, its gradients' in the last one alone where it
+        can hold them back. Every rank must call it.
+        """
+        outputs = []
+        for number, micro_views in enumerate(self.micro_batches(views)):
+            with self.gradient_sync(last=number == self.accumulate - 1):
+                with self._autocast():
+                    output = self.wrapped(micro_views, step)
+                self.backward(output.loss * self.loss_scale.factor / self.accumulate)
+            outputs.append(MethodOutput(output.loss.detach(), output.assignment_entropy, output.nearest))
+        loss, entropy, nearest = zip(*outputs, strict=True)
+        heads = [torch.cat(head) for head in zip(*nearest, strict=True)]
+        return MethodOutput(torch.stack(loss).mean(), torch.stack(entropy).mean(), heads)
+
+    def micro_batches(self, views: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Cut the views [num * B_local, ...] of a step into those of its micro-batches, channels last in memory."""
+        groups = [group.num for group in self.method.groups]
+        cut = [view.unflatten(0, (num, self.accumulate, -1)) for num, view in zip(groups, views, strict=True)]
+        return [
+            [view[:, number].flatten(0, 1).contiguous(memory_format=torch.channels_last) for view in cut]
+            for number in range(self.accumulate)
+        ]
 
     @torch.no_grad()
     def check(self, views: Sequence[Tensor], loss: Tensor) -> StepCheck:
@@ -77,39 +110,80 @@ class Engine:
 
         Collectives: every rank must call it; one all-reduce of 2 + 3 * world_size numbers.
         """
-        grads = [_local(p.grad) for p in self.method.parameters() if p.grad is not None]
+        grads = self.gradients()
+        if self.loss_scale.enabled:
+            torch._foreach_div_(grads, self.loss_scale.factor.to(grads[0].dtype))
         grad_square = torch.stack(torch._foreach_norm(grads)).double().square().sum()
         views_sum = torch.stack([view.sum(dtype=torch.float64) for view in views]).sum()
         size = world_size()
         flags = torch.zeros(3, size, dtype=torch.float64, device=loss.device)
         flags[:, rank()] = torch.stack([views_sum, loss.double(), grad_square]).isfinite().logical_not().double()
-        sums = torch.stack([loss.double() / size, grad_square / self._replicas()])
+        sums = torch.stack([loss.double() / size, grad_square / self.gradient_replicas()])
         message = torch.cat([sums, flags.flatten()])
         dist.all_reduce(message)
         numbers = message.tolist()
-        return StepCheck(numbers[0], math.sqrt(max(0.0, numbers[1])) if math.isfinite(numbers[1]) else math.nan,
-                         _describe_trouble(numbers[2:], size))
+        norm = math.sqrt(max(0.0, numbers[1])) if math.isfinite(numbers[1]) else math.nan
+        overflow = self.loss_scale.enabled and math.isnan(norm) and not any(numbers[2 : 2 + 2 * size])
+        return StepCheck(numbers[0], norm, "" if overflow else _describe_trouble(numbers[2:], size), overflow)
 
-    def update(self, *, step: int, lr: float, clip: float, grad_norm: float) -> None:
+    def update(self, check: StepCheck, *, step: int, lr: float, clip: float) -> None:
         """Clip, update the parameters, drop the gradients. Collectives: the optimizer's."""
-        if clip > 0 and grad_norm > clip:
-            grads = [_local(p.grad) for p in self.method.parameters() if p.grad is not None]
-            torch._foreach_mul_(grads, clip / grad_norm)
-        self.method.before_update(step)
+        if self.loss_scale.enabled:
+            self.loss_scale.step(check.overflow)
+            if check.overflow:
+                self.optimizer.zero_grad(set_to_none=True)
+                return
+        if clip > 0 and check.grad_norm > clip:
+            torch._foreach_mul_(self.gradients(), clip / check.grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            group["frozen"] = group["prototypes"] and self.method.prototypes_frozen(step)
+        self.step_optimizer()
 
     def state(self) -> dict[str, Tensor]:
         """Everything a checkpoint needs, by canonical name; sharded tensors as DTensors, nothing is gathered."""
-        state = {f"model.{name}": value for name, value in self.method.state_dict().items()}
-        for name, parameter in self.method.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    state[f"optimizer.{name}.{key}"] = value
-        extra = self.method.extra_state(self.mesh)
-        return state | {f"extra.{name}": value for name, value in extra.items()}
+        extra = self.method.extra_state(self.all_ranks)
+        if self.loss_scale.enabled:
+            extra["loss_scale"] = self.loss_scale.numbers
+        return {**self.model_state(), **self.optimizer_state(), **{f"extra.{k}": value for k, value in extra.items()}}
+
+    # -- What a strategy may do differently -----------------------------------------------------------------------
+
+    def gradient_sync(self, last: bool) -> AbstractContextManager[object]:
+        """Around a micro-batch: gradients are exchanged after the last one of a step only."""
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients, averaged over ranks. Collectives: the strategy's; every rank must call it."""
+        loss.backward()
+
+    def gradients(self) -> list[Tensor]:
+        """This rank's pieces of the averaged gradient, to be read or scaled in place."""
+        return [_local(p.grad) for p in self.method.parameters() if p.grad is not None]
+
+    def gradient_replicas(self) -> int:
+        """Ranks that hold the same piece of the gradient."""
+        group = shard_group(list(self.method.parameters()))
+        return world_size() if group is None else world_size() // dist.get_world_size(group)
+
+    def step_optimizer(self) -> None:
+        """Update the parameters, drop the gradients, normalise the prototypes."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.after_update()
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers as `model.NAME`."""
+        return {f"model.{name}": value for name, value in self.method.state_dict().items()}
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """State of the optimizer as `optimizer.NAME.KEY`."""
+        return {
+            f"optimizer.{name}.{key}": value
+            for name, parameter in self.method.named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        }
 
     def prepare_optimizer_state(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Make room for the optimizer state that a checkpoint holds (a fresh optimizer has none).
@@ -118,21 +192,25 @@ class Engine:
             shapes: of all tensors in the checkpoint, by canonical name.
         """
         for name, parameter in self.method.named_parameters():
-            prefix = f"optimizer.{name}."
-            for key in [key for key in shapes if key.startswith(prefix) and "." not in key[len(prefix) :]]:
-                whole = shapes[key] == tuple(parameter.shape)
-                value = torch.zeros_like(parameter.detach()) if whole else torch.zeros(shapes[key])
-                self.optimizer.state[parameter][key.removeprefix(prefix)] = value
+            for key in state_keys(name, shapes):
+                shape = shapes[f"optimizer.{name}.{key}"]
+                whole = shape == tuple(parameter.shape)
+                value = torch.zeros_like(parameter.detach()) if whole else torch.zeros(shape)
+                self.optimizer.state[parameter][key] = value
 
-    def _replicas(self) -> int:
-        """Ranks that hold the same piece of the gradient."""
-        group = shard_group(list(self.method.parameters()))
-        return world_size() if group is None else world_size() // dist.get_world_size(group)
+    def take_state(self, state: dict[str, Tensor]) -> None:
+        """Use a state that a checkpoint was loaded into; here its tensors are the ones in use."""
 
     def _autocast(self) -> AbstractContextManager[object]:
-        if self._autocast_dtype is None:
+        if self.autocast_dtype is None:
             return nullcontext()
-        return torch.autocast(self.mesh.device_type, self._autocast_dtype)
+        return torch.autocast(self.all_ranks.device_type, self.autocast_dtype)
+
+
+def state_keys(name: str, shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """Keys of the optimizer's state that a checkpoint holds for a parameter."""
+    prefix = f"optimizer.{name}."
+    return [key.removeprefix(prefix) for key in shapes if key.startswith(prefix) and "." not in key[len(prefix) :]]
 
 
 def _local(tensor: Tensor) -> Tensor:

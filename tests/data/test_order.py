@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from largescale.data.order import Order, rank_slice
+from largescale.data.order import Order, rank_places
 from largescale.data.random import permute, uniform
 from shards.errors import InputError
 
@@ -34,7 +34,7 @@ def test_each_sample_at_most_once_and_less_than_a_batch_left_out(sizes, seed, ep
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 8, 12, 24])
 def test_ranks_cut_every_step_into_equal_pieces(ranks):
     step = make([50, 50]).samples(2)
-    pieces = [step[rank_slice(24, rank, ranks)] for rank in range(ranks)]
+    pieces = [step[rank_places(24, accumulate=1, rank=rank, world_size=ranks)] for rank in range(ranks)]
     assert np.array_equal(np.concatenate(pieces), step)
     assert {len(piece) for piece in pieces} == {24 // ranks}
 

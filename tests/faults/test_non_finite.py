@@ -21,9 +21,10 @@ def poisoned_step(strategy: str, where: str) -> tuple[str, bool]:
     views = [torch.randn(8 * g.num, 3, g.size, g.size, dtype=torch.float64) for g in config.data.crops]
     if where == "views" and dist.get_rank() == 1:
         views[0][0, 0, 0, 0] = float("nan")
-    output = engine.forward(views, 0)
-    loss = output.loss * (float("inf") if where == "loss" and dist.get_rank() == 1 else 1.0)
-    engine.backward(loss)
+    if where == "loss" and dist.get_rank() == 1:
+        forward = engine.method.forward
+        engine.method.forward = lambda *batch: (out := forward(*batch))._replace(loss=out.loss * float("inf"))
+    loss = engine.forward_backward(views, 0).loss
     check = engine.check(views, loss)
     weights = [p.to_local() if hasattr(p, "to_local") else p for p in engine.method.backbone.parameters()]
     return check.trouble, all(bool(w.isfinite().all()) for w in weights)

@@ -8,6 +8,7 @@ from torch.nn.functional import log_softmax, normalize
 
 from largescale.config import Config, load_config
 from largescale.methods.swav import SwAV
+from largescale.optim import build_optimizer
 from largescale.optim.schedules import cosine_with_warmup
 from tests.conftest import ROOT
 from tests.methods.test_sinkhorn import oracle
@@ -78,14 +79,21 @@ def test_the_queue_joins_the_assignment_once_it_is_full_and_holds_the_newest():
         torch.testing.assert_close(method(batch, step).loss, expected, rtol=1e-9, atol=0)
 
 
-def test_prototypes_stay_during_the_first_steps():
-    _, method, views = small("method.freeze_prototypes_steps=2")
+@pytest.mark.parametrize("optimizer", ["lars", "adamw", "sgd"])
+def test_prototypes_stay_during_the_first_steps_and_gather_no_momentum(optimizer):
+    config, method, views = small("method.freeze_prototypes_steps=2", f"optim.name={optimizer}",
+                                  "optim.weight_decay=0.1", "optim.momentum=0.9")
+    steps = build_optimizer(method, config.optim)
     for step, frozen in ((0, True), (1, True), (2, False)):
-        method.zero_grad()
+        before = [p.detach().clone() for p in method.parameters()]
         method(views, step).loss.backward()
-        method.before_update(step)
-        assert all((p.grad is None) == frozen for p in method.prototypes.parameters())
-        assert all(p.grad is not None for p in method.backbone.parameters())
+        for group in steps.param_groups:
+            group["frozen"] = group["prototypes"] and method.prototypes_frozen(step)
+        steps.step()
+        moved = {id(p): not torch.equal(p, old) for p, old in zip(method.parameters(), before, strict=True)}
+        prototypes = list(method.prototypes.parameters())
+        assert all(moved[id(p)] != frozen and (p in steps.state) != frozen for p in prototypes)
+        assert any(moved[id(p)] for p in method.backbone.parameters())
 
 
 def test_what_is_watched_says_collapse_when_everything_collapses():

@@ -1,0 +1,57 @@
+"""Activation checkpointing: blocks keep their input alone and are computed again in the backward pass.
+
+Source: arXiv 1604.06174; SEER (arXiv 2103.01988, section 3) trains with it. A block that is computed again must not
+feed its BatchNorm's running statistics a second time; torch's checkpointing does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from largescale.models.backbones import stages
+from shards.errors import InputError
+
+
+def recompute_activations(backbone: nn.Module, numbers: list[int]) -> None:
+    """Make the blocks of some stages, counted from 1, recompute their activations.
+
+    Raises:
+        InputError: a stage that the backbone does not have.
+    """
+    available = stages(backbone) if numbers else []
+    for number in numbers:
+        if not 1 <= number <= len(available):
+            raise InputError(
+                f"model.recompute_stages={numbers}: expected stages from 1 to {len(available)} of this backbone"
+            )
+        for block in available[number - 1]:
+            norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+            block.forward = partial(_checkpointed, block.forward, partial(_contexts, norms))
+
+
+def _checkpointed(forward: Callable[[Tensor], Tensor], contexts: Callable[[], object], x: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return forward(x)
+    return checkpoint(forward, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+
+def _contexts(norms: list[_BatchNorm]) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+    return nullcontext(), _statistics_untouched(norms)
+
+
+@contextmanager
+def _statistics_untouched(norms: list[_BatchNorm]) -> Iterator[None]:
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

@@ -1,0 +1,257 @@
+"""DeepSpeed's ZeRO: stage 1 cuts the optimizer state over the ranks, 2 the gradients too, 3 the parameters too.
+
+DeepSpeed gives the optimizer one flat fp32 tensor a parameter group, which holds this rank's stretches of the group's
+parameters, and steps one group at a time. `_layouts` says which stretches; with it LARS sees whole-parameter norms,
+prototypes are normalised where they are updated, and checkpoints are the same as every other strategy's. The fragment
+maps that it reads are not DeepSpeed's public interface; the tests compare each stage with one process.
+
+Source: arXiv 1910.02054.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
+
+from largescale.config import Config
+from largescale.methods.swav import SwAV
+from largescale.optim import build_optimizer
+from largescale.optim.lars import LARS, FlatLayout, Fragment
+from largescale.parallel.engine import Engine, state_keys
+from largescale.precision import AUTOCAST
+from largescale.processes import rank, world_size
+from shards.errors import InputError
+
+
+class _Engine(Engine):
+    """`wrapped` is DeepSpeed's engine, `zero` its sharded optimizer around ours."""
+
+    def __init__(self, *, stage: int, offload: bool, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.zero, self.stage, self.offload = self.wrapped.optimizer, stage, offload
+        self.layouts = _layouts(self.zero, stage)
+        self.parameters_of = {flat: params for flat, params in zip(self.layouts, self._groups(), strict=True)}
+        self.names = {id(parameter): name for name, parameter in self.method.named_parameters()}
+        if isinstance(self.optimizer, LARS):
+            self.optimizer.flat_layouts = self.layouts
+        self.optimizer.register_step_post_hook(self._normalize_prototypes)
+
+    def backward(self, loss: Tensor) -> None:
+        self.wrapped.backward(loss, scale_wrt_gas=False)
+        if not self.wrapped.is_gradient_accumulation_boundary():
+            self.wrapped.step()  # counts the micro-batch
+
+    def gradients(self) -> list[Tensor]:
+        if self.offload:
+            return [flat.grad for flat in self.layouts]
+        return [grad for group in range(len(self.layouts)) for grad in self.zero.averaged_gradients[group]]
+
+    def gradient_replicas(self) -> int:
+        return 1
+
+    def step_optimizer(self) -> None:
+        self.wrapped.step()
+
+    def model_state(self) -> dict[str, Tensor]:
+        parameters = {name for name, _ in self.method.named_parameters()}
+        buffers = {f"model.{name}": value for name, value in self.method.state_dict().items() if name not in parameters}
+        return buffers | {f"model.{name}": self._sharded(flat, flat, number)
+                          for flat, number, name in self._places()}
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        state = {}
+        for flat, number, name in self._places():
+            for key, value in self.optimizer.state.get(flat, {}).items():
+                whole = value.shape == flat.shape
+                state[f"optimizer.{name}.{key}"] = self._sharded(flat, value, number) if whole else value.clone()
+        return state
+
+    def prepare_optimizer_state(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        for flat, number, name in self._places():
+            for key in state_keys(name, shapes):
+                shape = shapes[f"optimizer.{name}.{key}"]
+                whole = shape == tuple(self.layouts[flat].shapes[number])
+                value = torch.zeros_like(flat.detach()) if whole else torch.zeros(shape)
+                self.optimizer.state[flat].setdefault(key, value)
+
+    @torch.no_grad()
+    def take_state(self, state: dict[str, Tensor]) -> None:
+        for flat, number, name in self._places():
+            self._copy_in(flat, state[f"model.{name}"], flat, number)
+            for key, value in self.optimizer.state.get(flat, {}).items():
+                loaded = state[f"optimizer.{name}.{key}"]
+                if value.shape == flat.shape:
+                    self._copy_in(value, loaded, flat, number)
+                else:
+                    value.copy_(loaded)
+        if self.stage < 3:
+            self.zero.update_lp_params()
+            return
+        for flat, number, name in self._places():
+            parameter, layout = self.parameters_of[flat][number], self.layouts[flat]
+            for fragment in layout.fragments:
+                if fragment.parameter == number:
+                    parameter.ds_tensor.view(-1)[: fragment.numel].copy_(_stretch(flat, fragment))
+            full = state[f"model.{name}"].full_tensor()
+            if parameter.data.shape == full.shape:  # small ones stay gathered
+                parameter.data.copy_(full)
+
+    def _groups(self) -> list[list[nn.Parameter]]:
+        return self.zero.fp16_groups if self.stage == 3 else self.zero.bit16_groups
+
+    def _places(self) -> Iterator[tuple[Tensor, int, str]]:
+        """Flat tensor, position in it, and name of every parameter; in the same order on all ranks."""
+        for flat, parameters in self.parameters_of.items():
+            for number, parameter in enumerate(parameters):
+                yield flat, number, self.names[id(parameter)]
+
+    def _sharded(self, flat: Tensor, values: Tensor, number: int) -> Tensor:
+        """A parameter-shaped value that ranks hold in flat stretches, as a DTensor cut along its first axis.
+
+        Collectives: one all-reduce of the whole; memory for one parameter at a time.
+        """
+        layout = self.layouts[flat]
+        whole = torch.zeros(layout.shapes[number].numel(), dtype=values.dtype, device=self.all_ranks.device_type)
+        for fragment in layout.fragments:
+            if fragment.parameter == number:
+                whole.narrow(0, fragment.start, fragment.numel).copy_(_stretch(values, fragment))
+        dist.all_reduce(whole)
+        whole = whole.view(layout.shapes[number])
+        chunks = whole.chunk(world_size())
+        own = chunks[rank()].clone() if rank() < len(chunks) else whole[:0].clone()
+        return DTensor.from_local(
+            own, self.all_ranks, [Shard(0)], run_check=False, shape=whole.shape, stride=whole.stride()
+        )
+
+    def _copy_in(self, values: Tensor, loaded: Tensor, flat: Tensor, number: int) -> None:
+        whole = loaded.full_tensor().view(-1)
+        for fragment in self.layouts[flat].fragments:
+            if fragment.parameter == number:
+                _stretch(values, fragment).copy_(whole.narrow(0, fragment.start, fragment.numel))
+
+    @torch.no_grad()
+    def _normalize_prototypes(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        """Scale the prototypes' rows to length 1 in the flat tensor that was just updated, before DeepSpeed sends it.
+
+        Collectives: one all-reduce of a number a prototype.
+        """
+        for group in optimizer.param_groups:
+            if group["prototypes"] and not group["frozen"]:
+                for flat in group["params"]:
+                    _normalize_rows(flat, self.layouts[flat])
+
+
+def _normalize_rows(flat: Tensor, layout: FlatLayout) -> None:
+    first_rows = [0]
+    for shape in layout.shapes:
+        first_rows.append(first_rows[-1] + shape[0])
+    squares = torch.zeros(first_rows[-1], dtype=flat.dtype, device=flat.device)
+    rows = []
+    for fragment in layout.fragments:
+        width = layout.shapes[fragment.parameter][1]
+        elements = torch.arange(fragment.start, fragment.start + fragment.numel, device=flat.device)
+        rows.append(first_rows[fragment.parameter] + elements // width)
+        squares.index_add_(0, rows[-1], _stretch(flat, fragment).square())
+    dist.all_reduce(squares)
+    lengths = squares.sqrt().clamp_min(1e-12)
+    for fragment, own_rows in zip(layout.fragments, rows, strict=True):
+        _stretch(flat, fragment).div_(lengths[own_rows])
+
+
+def _stretch(flat: Tensor, fragment: Fragment) -> Tensor:
+    return flat.detach().narrow(0, fragment.offset, fragment.numel)
+
+
+def _layouts(zero: Any, stage: int) -> dict[Tensor, FlatLayout]:
+    """What each flat tensor of this rank holds, in the order of the parameter groups."""
+    if stage < 3:
+        return {
+            flat: FlatLayout([p.shape for p in parameters], [
+                Fragment(number, p._hp_mapping.hp_fragment_address.start, p._hp_mapping.lp_fragment_address.start,
+                         p._hp_mapping.lp_fragment_address.numel)
+                for number, p in enumerate(parameters) if p._hp_mapping is not None
+            ])
+            for flat, parameters in zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True)
+        }
+    layouts = {}
+    for flat, parameters in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
+        fragments, offset = [], 0
+        for number, parameter in enumerate(parameters):
+            size = parameter.partition_numel()
+            start = rank() * size
+            held = min(size, parameter.ds_numel - start)
+            if held > 0:
+                fragments.append(Fragment(number, offset, start, held))
+            offset += size
+        assert offset == flat.numel(), "DeepSpeed lays its partitions out in another way than this code knows"
+        layouts[flat] = FlatLayout([p.ds_shape for p in parameters], fragments)
+    return layouts
+
+
+def build(method: SwAV, config: Config, device: torch.device, *, stage: int) -> Engine:
+    """Hand a method to DeepSpeed. Collectives: every rank must call it.
+
+    Raises:
+        InputError: DeepSpeed is not installed, or cannot train in this precision.
+    """
+    if config.train.precision in ("fp64", "fp16"):
+        raise InputError(
+            f"train.precision={config.train.precision}: parallel.strategy=zero{stage} trains in fp32, tf32 or bf16"
+        )
+    deepspeed = _import_deepspeed(device)
+    optimizer = build_optimizer(method, config.optim)
+    for group in optimizer.param_groups:
+        group["frozen"] = False
+    wrapped, *_ = deepspeed.initialize(
+        model=method, optimizer=optimizer, config=_deepspeed_config(config, stage), dist_init_required=False
+    )
+    return _Engine(
+        stage=stage, offload=config.parallel.cpu_offload, wrapped=wrapped, method=method, optimizer=optimizer,
+        config=config, device=device,
+        autocast_dtype=AUTOCAST.get(config.train.precision),
+    )
+
+
+def _deepspeed_config(config: Config, stage: int) -> dict[str, Any]:
+    offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    sharding: dict[str, Any] = {"stage": stage, "contiguous_gradients": True}
+    if stage == 3:
+        sharding |= {"sub_group_size": 10**12}  # one optimizer step, and one exchange of norms, a parameter group
+    elif not config.parallel.cpu_offload:
+        sharding |= {"compute_grad_norm": False}  # `Engine.check` has it
+    if config.parallel.cpu_offload:
+        sharding |= {"offload_optimizer": offload}
+        if stage == 3:
+            sharding |= {"offload_param": offload}
+    return {
+        "train_batch_size": config.train.global_batch,
+        "gradient_accumulation_steps": config.train.accumulate,
+        "zero_optimization": sharding,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "gradient_clipping": 0.0,  # its default is 1.0; `Engine.update` clips
+        "steps_per_print": 10**12,
+    }
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # it insists, though the device is set
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read when it is imported
+    try:
+        import deepspeed
+        import deepspeed.ops
+    except ImportError as error:
+        raise InputError("parallel.strategy=zero*: install DeepSpeed with `pip install deepspeed`") from error
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if device.type == "cpu":
+        # None of its compiled operators is needed; it would compile one to join gloo's ranks.
+        deepspeed.ops.__compatible_ops__ = {}
+    return deepspeed

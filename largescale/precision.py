@@ -1,0 +1,77 @@
+"""Numbers: precision of the computation, loss scaling for fp16, deterministic mode.
+
+| train.precision | weights | convolutions and matrix products | BatchNorm, Sinkhorn, loss |
+|---|---|---|---|
+| fp32 | fp32 | fp32 | fp32 |
+| tf32 | fp32 | fp32 with TensorFloat-32 (CUDA) | fp32 |
+| bf16 | fp32 | bf16 | fp32 |
+| fp16 | fp32 | fp16, gradients scaled | fp32 |
+| fp64 | fp64 | fp64 | fp64 |
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from largescale.config import Config
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precision of the forward pass, where it is not that of the weights."""
+
+
+def resolve(config: Config, device: torch.device) -> Config:
+    """The configuration with `train.precision=auto` replaced: bf16 on CUDA, fp32 elsewhere."""
+    if config.train.precision != "auto":
+        return config
+    precision = "bf16" if device.type == "cuda" else "fp32"
+    return replace(config, train=replace(config.train, precision=precision))
+
+
+def set_up(config: Config) -> None:
+    """Switch this process to the configuration's arithmetic."""
+    tf32 = config.train.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not config.train.deterministic
+
+
+def weights_dtype(config: Config) -> torch.dtype:
+    """Precision of the stored weights, and of views."""
+    return torch.float64 if config.train.precision == "fp64" else torch.float32
+
+
+class LossScale:
+    """A factor on the loss that keeps fp16 gradients from vanishing: halved when they overflow, doubled after a while.
+
+    Source: arXiv 1710.03740, section 3.2.
+    """
+
+    GROWTH_STEPS = 2000
+
+    def __init__(self, enabled: bool, device: torch.device) -> None:
+        self.enabled = enabled
+        self.numbers = torch.tensor([2.0**16 if enabled else 1.0, 0.0], dtype=torch.float64, device=device)
+        """The factor, and good steps since it was last changed; part of the checkpoint."""
+
+    @property
+    def factor(self) -> Tensor:
+        """The factor."""
+        return self.numbers[0]
+
+    def step(self, overflowed: bool) -> None:
+        """Adapt to what a step showed."""
+        factor, good_steps = self.numbers.tolist()
+        if overflowed:
+            factor, good_steps = factor / 2, 0
+        else:
+            good_steps += 1
+            if good_steps == self.GROWTH_STEPS:
+                factor, good_steps = factor * 2, 0
+        self.numbers.copy_(torch.tensor([factor, good_steps]))
