@@ -23,6 +23,10 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade-strategy only-if-needed -e '.[test]'
 	@touch $@
 
+$(VENV)/strategies: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade-strategy only-if-needed -e '.[deepspeed,fairscale]'
+	@touch $@
+
 $(SAMPLE)/unpacked: shards/sample/fashion-mnist.zip
 	@mkdir -p data
 	$(PYTHON) -m zipfile -e $< data
@@ -37,7 +41,7 @@ pretrain: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/i
 	@$(BIN)/largescale evaluate linear $(RUN)
 	@echo "report:  $$($(BIN)/largescale report $(RUN))"
 
-test: $(VENV)/installed  ## all tests: fast ones first, then distributed and fault tests
+test: $(VENV)/strategies  ## all tests: fast ones first, then distributed and fault tests
 	$(BIN)/python -m pytest -m "not distributed and not slow"
 	$(BIN)/python -m pytest -m "distributed or slow"
 

@@ -48,10 +48,13 @@ def _contexts(norms: list[_BatchNorm]) -> tuple[AbstractContextManager[object], 
 
 @contextmanager
 def _statistics_untouched(norms: list[_BatchNorm]) -> Iterator[None]:
+    """Momentum 0 leaves running statistics as they are; without them torch would save other tensors than before."""
+    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum, count in before:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)

@@ -92,15 +92,15 @@ class LARS(Optimizer):
         if closure is not None:
             raise ValueError("LARS.step takes no closure")
         groups = [(group, self._pieces(group)) for group in self.param_groups]
-        norms = iter(self._whole_norms([pieces for group, pieces in groups if group["scaled"]]))
+        whole_norms = iter(self._whole_norms([pieces for group, pieces in groups if group["scaled"]]))
         for group, pieces in groups:
-            ratios = _trust_ratios(*next(norms), group) if group["scaled"] else None
+            ratios = _trust_ratios(*next(whole_norms), group) if group["scaled"] else None
             if not pieces.weights:
                 continue
             # New tensors: the gradients stay as they are, for whoever looks at them after the step.
             updates = torch._foreach_add(pieces.grads, pieces.weights, alpha=group["weight_decay"])
             if ratios is not None:
-                torch._foreach_mul_(updates, [ratios[slot] for slot in pieces.slots])
+                torch._foreach_mul_(updates, [ratios[slot].to(updates[0].dtype) for slot in pieces.slots])
             torch._foreach_mul_(pieces.momenta, group["momentum"])
             torch._foreach_add_(pieces.momenta, updates)
             torch._foreach_add_(pieces.weights, pieces.momenta, alpha=-group["lr"])
@@ -136,24 +136,25 @@ class LARS(Optimizer):
         sizes = [pieces.num_slots for pieces in groups]
         if not parameters:
             return [(torch.empty(0), torch.empty(0)) for _ in groups]
-        squares = torch.stack(torch._foreach_norm(tensors)).square().view(2, -1) if tensors else None
+        squares = norms(tensors).square().view(2, -1) if tensors else None
         if any(parameter in self.flat_layouts for parameter in parameters):
-            squares = self._spread(squares, groups, parameters[0])
+            squares = self._spread(squares, groups, parameters[0].device)
             dist.all_reduce(squares, group=self.flat_group)
         elif (shards := shard_group(parameters)) is not None:
             dist.all_reduce(squares, group=shards)
         weight_norms, grad_norms = squares.sqrt()
         return list(zip(weight_norms.split(sizes), grad_norms.split(sizes), strict=True))
 
-    def _spread(self, squares: Tensor | None, groups: list[_Pieces], like: Tensor) -> Tensor:
+    def _spread(self, squares: Tensor | None, groups: list[_Pieces], device: torch.device) -> Tensor:
         """Put the squares of this rank's fragments in the places of their parameters; others hold the rest."""
-        spread = torch.zeros(2, sum(pieces.num_slots for pieces in groups), dtype=like.dtype, device=like.device)
+        # In float64 whatever the ranks hold: one with no fragment at all must send what the others send.
+        spread = torch.zeros(2, sum(pieces.num_slots for pieces in groups), dtype=torch.float64, device=device)
         places, first = [], 0
         for pieces in groups:
             places += [first + slot for slot in pieces.slots]
             first += pieces.num_slots
         if squares is not None:
-            spread[:, places] = squares
+            spread[:, places] = squares.double()
         return spread
 
 
@@ -178,6 +179,12 @@ def _trust_ratios(weight_norms: Tensor, grad_norms: Tensor, group: dict[str, Any
     # Branches on the device: looking at the norms would stall it.
     ratios = torch.where(weight_norms > 0, ratios, torch.ones_like(ratios))
     return torch.where(grad_norms > 0, ratios, torch.zeros_like(ratios))
+
+
+def norms(tensors: list[Tensor]) -> Tensor:
+    """Norms of tensors, one vector. In float64 on CPUs, whose float32 sums are off by 1e-4 for large tensors."""
+    on_cpu = tensors[0].device.type == "cpu"
+    return torch.stack(torch._foreach_norm(tensors, 2, torch.float64 if on_cpu else None))
 
 
 def shard_group(parameters: list[Tensor]) -> dist.ProcessGroup | None:

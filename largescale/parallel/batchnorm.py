@@ -92,8 +92,6 @@ class SyncBatchNorm(_BatchNorm):
             return super().forward(x)
         self._check_input_dim(x)
         y, mean, var = _SyncBatchNorm.apply(x, self.weight, self.bias, self.eps, self.group)
-        if not self.track_running_stats:  # switched off while a block is computed again
-            return y
         with torch.no_grad():
             count = x.numel() / x.shape[1] * dist.get_world_size(self.group)
             self.num_batches_tracked += 1

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from largescale.config import Config
 from largescale.methods.swav import MethodOutput, SwAV
-from largescale.optim.lars import shard_group
+from largescale.optim.lars import norms, shard_group
 from largescale.precision import LossScale
 from largescale.processes import rank, world_size
 
@@ -113,7 +113,7 @@ class Engine:
         grads = self.gradients()
         if self.loss_scale.enabled:
             torch._foreach_div_(grads, self.loss_scale.factor.to(grads[0].dtype))
-        grad_square = torch.stack(torch._foreach_norm(grads)).double().square().sum()
+        grad_square = norms(grads).double().square().sum()
         views_sum = torch.stack([view.sum(dtype=torch.float64) for view in views]).sum()
         size = world_size()
         flags = torch.zeros(3, size, dtype=torch.float64, device=loss.device)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,9 @@ from largescale.parallel.engine import Engine, state_keys
 from largescale.precision import AUTOCAST
 from largescale.processes import rank, world_size
 from shards.errors import InputError
+
+_BUCKET_ELEMENTS = 25_000_000
+"""Gradients that DeepSpeed collects before it reduces them, where no single one is larger."""
 
 
 class _Engine(Engine):
@@ -210,7 +214,7 @@ def build(method: SwAV, config: Config, device: torch.device, *, stage: int) -> 
     for group in optimizer.param_groups:
         group["frozen"] = False
     wrapped, *_ = deepspeed.initialize(
-        model=method, optimizer=optimizer, config=_deepspeed_config(config, stage), dist_init_required=False
+        model=method, optimizer=optimizer, config=_deepspeed_config(config, stage, method), dist_init_required=False
     )
     return _Engine(
         stage=stage, offload=config.parallel.cpu_offload, wrapped=wrapped, method=method, optimizer=optimizer,
@@ -219,9 +223,12 @@ def build(method: SwAV, config: Config, device: torch.device, *, stage: int) -> 
     )
 
 
-def _deepspeed_config(config: Config, stage: int) -> dict[str, Any]:
+def _deepspeed_config(config: Config, stage: int, method: SwAV) -> dict[str, Any]:
+    sizes = [p.numel() for p in method.parameters()]
+    # Its default of 5e8 elements would be held all the time by stage 3, as 2 GB.
+    bucket = min(sum(sizes), max(_BUCKET_ELEMENTS, *sizes))
     offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    sharding: dict[str, Any] = {"stage": stage, "contiguous_gradients": True}
+    sharding: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, "reduce_bucket_size": bucket}
     if stage == 3:
         sharding |= {"sub_group_size": 10**12}  # one optimizer step, and one exchange of norms, a parameter group
     elif not config.parallel.cpu_offload:
@@ -250,7 +257,8 @@ def _import_deepspeed(device: torch.device) -> Any:
         import deepspeed.ops
     except ImportError as error:
         raise InputError("parallel.strategy=zero*: install DeepSpeed with `pip install deepspeed`") from error
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of every optimizer but its own
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # old names in its calls
     if device.type == "cpu":
         # None of its compiled operators is needed; it would compile one to join gloo's ranks.
         deepspeed.ops.__compatible_ops__ = {}

@@ -81,3 +81,17 @@ def averaged_on_this_rank() -> tuple[torch.Tensor, torch.Tensor]:
 def test_unsynchronised_statistics_are_averaged_before_saving():
     for mean, var in run_ranks(averaged_on_this_rank, 2):
         assert torch.equal(mean, torch.full((3,), 0.5)) and torch.equal(var, torch.full((3,), 10.5))
+
+
+def grouped_on_this_rank() -> dict[str, torch.Tensor]:
+    net = synchronize_batchnorm(network("BatchNorm2d"), torch.device("cpu"), dist.new_subgroups(2)[0])
+    return train_step(net, batch("BatchNorm2d").chunk(4)[dist.get_rank()])
+
+
+def test_neighbouring_ranks_share_statistics_where_groups_are_smaller_than_the_world():
+    per_rank = run_ranks(grouped_on_this_rank, 4)
+    for first, half in ((0, 0), (2, 1)):
+        expected = train_step(network("BatchNorm2d"), batch("BatchNorm2d").chunk(2)[half])
+        for name in ("y", "x_grad"):
+            together = torch.cat([per_rank[first][name], per_rank[first + 1][name]])
+            torch.testing.assert_close(together, expected[name], rtol=1e-9, atol=1e-9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -72,13 +73,36 @@ def test_the_first_two_losses_agree_to_1e_5_in_float32(reference, tmp_path, rank
     assert losses(several) == pytest.approx(losses(one), rel=1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_bf16_stays_near_float32(reference, tmp_path, strategy):
+@pytest.mark.parametrize("strategy, precision", [
+    ("ddp", "bf16"), ("fsdp", "bf16"), ("zero2", "bf16"), ("fairscale", "bf16"), ("ddp", "fp16")])
+def test_half_precision_stays_near_float32(reference, tmp_path, strategy, precision):
     data, _ = reference
     shared = [*data, "train.steps=2", f"parallel.strategy={strategy}"]
     pretrain([*shared, f"run.dir={tmp_path / 'fp32'}", "train.precision=fp32"], 2)
-    pretrain([*shared, f"run.dir={tmp_path / 'bf16'}", "train.precision=bf16"], 2)
-    assert losses(tmp_path / "bf16") == pytest.approx(losses(tmp_path / "fp32"), rel=0.03)
+    pretrain([*shared, f"run.dir={tmp_path / 'half'}", f"train.precision={precision}"], 2)
+    assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "fp32"), rel=0.03)
+
+
+def test_micro_batches_and_recomputation_do_not_depend_on_the_ranks(reference, tmp_path):
+    data, _ = reference
+    shared = [*data, "train.accumulate=2", "model.recompute_stages=[1]", "train.steps=3"]
+    pretrain([*shared, f"run.dir={tmp_path / 'one'}"])
+    pretrain([*shared, f"run.dir={tmp_path / 'two'}", "parallel.strategy=fsdp"], 2)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-8)
+    assert sample_sets(tmp_path / "two") == sample_sets(tmp_path / "one")
+
+
+@pytest.mark.parametrize("first, then", [("zero2", "fsdp"), ("fsdp", "zero3"), ("zero3", "zero1")])
+def test_a_run_goes_on_under_another_strategy(reference, tmp_path, first, then):
+    data, _ = reference
+    shared = [*data, "train.precision=fp32", "optim.lr=0.02", "method.queue=0", "train.steps=8"]
+    expected, run = tmp_path / "expected", tmp_path / "run"
+    pretrain([*shared, f"run.dir={expected}"], 2)
+    pretrain([*shared, f"run.dir={run}", f"parallel.strategy={first}"], 2)
+    # As if it had been stopped after its first checkpoint.
+    shutil.rmtree(run / "checkpoints" / "step-00000008")
+    pretrain([*shared, f"run.dir={run}", f"parallel.strategy={then}"], 2)
+    assert losses(run) == pytest.approx(losses(expected), rel=1e-4)
 
 
 def test_every_epoch_uses_every_sample_once_but_for_less_than_a_batch(reference):

@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torchvision.models.regnet import ResBottleneckBlock
+from torchvision.models.resnet import BasicBlock
 
 from largescale.config import Config, load_config
 from largescale.data.order import rank_places
 from largescale.methods import build_method
 from largescale.parallel import build_engine
+from largescale.precision import weights_dtype
 from tests.conftest import ROOT
 from tests.distributed.ranks import run_ranks
 
@@ -24,7 +27,10 @@ NETWORKS = {
     "resnet18": ["model.backbone=resnet18"],
     "regnet": ["model.backbone=regnet_y_400mf"],
 }
-OPTIMIZERS = {"lars": ["optim.name=lars", "optim.lr=0.6"], "adamw": ["optim.name=adamw", "optim.lr=0.002"]}
+OPTIMIZERS = {
+    "lars": ["optim.name=lars", "optim.lr=0.1", "optim.trust_coefficient=0.01"],
+    "adamw": ["optim.name=adamw", "optim.lr=0.001"],
+}
 CASES = [("resnet18", "lars", 1), ("resnet18", "adamw", 2), ("regnet", "lars", 2), ("regnet", "adamw", 1)]
 """Network, optimizer, micro-batches: each with each of the others."""
 
@@ -36,26 +42,35 @@ def case_config(case: tuple[str, str, int], *overrides: str) -> Config:
 
 
 def views_of_step(config: Config, step: int) -> list[Tensor]:
-    """This rank's views of random images that do not depend on the number of ranks."""
+    """This rank's views of random images; which images does not depend on the number of ranks."""
     generator = torch.Generator().manual_seed(step)
-    dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
-    places = rank_places(config.train.global_batch, accumulate=config.train.accumulate, rank=dist.get_rank(),
-                         world_size=dist.get_world_size())
     batch = config.train.global_batch
-    return [
-        torch.randn(group.num, batch, 3, group.size, group.size, generator=generator, dtype=torch.float64)
-        .to(dtype)[:, places].flatten(0, 1) for group in config.data.crops
-    ]
+    places = rank_places(batch, accumulate=config.train.accumulate, rank=dist.get_rank(),
+                         world_size=dist.get_world_size())
+    shapes = [(group.num, batch, 3, group.size, group.size) for group in config.data.crops]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64)[:, places].flatten(0, 1)
+            .to(weights_dtype(config)) for shape in shapes]
 
 
 def whole(value: Tensor) -> Tensor:
     return (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
 
 
+def calm(method: nn.Module) -> None:
+    """Start with small residual branches: at its usual start a RegNet multiplies round-off by up to 1000 a step."""
+    for block in method.modules():
+        if isinstance(block, ResBottleneckBlock):
+            nn.init.constant_(block.f.c[1].weight, 0.1)
+        elif isinstance(block, BasicBlock):
+            nn.init.constant_(block.bn2.weight, 0.1)
+
+
 def train(config: Config, snapshots: list[int]) -> dict[str, Any]:
     """Losses and gradient norms of all steps, and the whole state after some of them (kept on rank 0)."""
     torch.manual_seed(config.run.seed)
-    engine = build_engine(build_method(config), config, torch.device("cpu"))
+    method = build_method(config)
+    calm(method)
+    engine = build_engine(method, config, torch.device("cpu"))
     losses, norms, states = [], [], {}
     for step in range(STEPS):
         views = views_of_step(config, step)
@@ -70,53 +85,68 @@ def train(config: Config, snapshots: list[int]) -> dict[str, Any]:
     return {"losses": losses, "norms": norms, "states": states if dist.get_rank() == 0 else {}}
 
 
-def train_cases(strategy: str, precision: str, overrides: list[str], snapshots: list[int]) -> list[dict[str, Any]]:
+def train_cases(
+    cases: list[tuple[str, str, int]], strategy: str, precision: str, overrides: list[str], snapshots: list[int]
+) -> list[dict[str, Any]]:
     shared = [f"parallel.strategy={strategy}", f"train.precision={precision}", *overrides]
-    return [train(case_config(case, *shared), snapshots) for case in CASES]
+    return [train(case_config(case, *shared), snapshots) for case in cases]
+
+
+def assert_same(states: dict[str, Tensor], expected: dict[str, Tensor], names: list[str], rtol: float) -> None:
+    for name in names:
+        difference = (states[name].double() - expected[name].double()).norm()
+        assert difference <= rtol * expected[name].double().norm() + 1e-12, f"{name}: {difference:.2g}"
+
+
+FOUR_RANKS = [("regnet", "lars", 2)]
+"""Four ranks on a small machine take their time: one case, with everything in it."""
 
 
 @pytest.fixture(scope="module")
-def reference() -> dict[str, list[dict[str, Any]]]:
-    """One process, plain gradients, in both precisions."""
-    return {
-        precision: run_ranks(train_cases, 1, "ddp", precision, [], snapshots, timeout_s=600)[0]
-        for precision, snapshots in (("fp64", [STEPS]), ("fp32", [2]))
-    }
+def one_process() -> dict[tuple[str, str, int], dict[str, Any]]:
+    return dict(zip(CASES, run_ranks(train_cases, 1, CASES, "ddp", "fp64", [], [STEPS], timeout_s=600)[0], strict=True))
 
 
-def assert_same_state(states: dict[str, Tensor], expected: dict[str, Tensor], rtol: float) -> None:
-    for name, value in expected.items():
-        if name in states:
-            scale = value.double().abs().max().clamp_min(1e-12)
-            error = float((states[name].double() - value.double()).abs().max() / scale)
-            assert error < rtol, f"{name}: {error:.2g}"
-
-
-@pytest.mark.parametrize("strategy, ranks, overrides", [
-    ("ddp", 2, []), ("ddp", 4, []),
-    ("fsdp", 2, []), ("fsdp", 4, ["parallel.reshard_after_forward=false"]),
-    ("fsdp", 4, ["parallel.replicate=2"]),
-    ("fairscale", 2, []), ("fairscale", 4, []),
-], ids=["ddp-2", "ddp-4", "fsdp-2", "fsdp-4", "hsdp-2x2", "fairscale-2", "fairscale-4"])
-def test_float64_runs_equal_one_process(reference, strategy, ranks, overrides):
-    results = run_ranks(train_cases, ranks, strategy, "fp64", overrides, [STEPS], timeout_s=600)
-    for case, own, expected in zip(CASES, results[0], reference["fp64"], strict=True):
+@pytest.mark.parametrize("strategy, ranks, overrides, cases", [
+    ("ddp", 2, [], CASES),
+    ("fsdp", 2, [], CASES),
+    ("fairscale", 2, [], CASES),
+    ("ddp", 4, [], FOUR_RANKS),
+    ("fsdp", 4, ["parallel.reshard_after_forward=false"], FOUR_RANKS),
+    ("fsdp", 4, ["parallel.replicate=2"], [("regnet", "lars", 2), ("resnet18", "adamw", 2)]),
+    ("fairscale", 4, [], FOUR_RANKS),
+], ids=["ddp-2", "fsdp-2", "fairscale-2", "ddp-4", "fsdp-4", "hsdp-2x2", "fairscale-4"])
+def test_float64_runs_equal_one_process(one_process, strategy, ranks, overrides, cases):
+    results = run_ranks(train_cases, ranks, cases, strategy, "fp64", overrides, [STEPS], timeout_s=600)
+    for case, own in zip(cases, results[0], strict=True):
+        expected = one_process[case]
         assert own["losses"] == pytest.approx(expected["losses"], rel=1e-8), case
         assert own["norms"] == pytest.approx(expected["norms"], rel=1e-6), case
         states, whole_run = own["states"][STEPS], expected["states"][STEPS]
-        missing = {name for name in whole_run if name not in states}
+        missing = whole_run.keys() - states.keys()
         # OSS keeps the optimizer's state of a parameter on its owner alone.
         assert all(strategy == "fairscale" and name.startswith("optimizer.") for name in missing)
-        assert_same_state(states, whole_run, rtol=1e-8)
+        assert_same(states, whole_run, sorted(states), rtol=1e-8)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.fixture(scope="module", params=[(2, CASES), (4, FOUR_RANKS)], ids=["2", "4"])
+def ddp_in_float32(request) -> tuple[int, list[tuple[str, str, int]], list[dict[str, Any]]]:
+    """DeepSpeed keeps fp32 weights. Against fp64 a ReLU that opens in one of them alone would show in a few weights, so
+    it is compared with DDP on the same ranks, which the test above compares with one process."""
+    ranks, cases = request.param
+    return ranks, cases, run_ranks(train_cases, ranks, cases, "ddp", "fp32", [], [2], timeout_s=600)[0]
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_deepspeed_runs_equal_one_process_until_round_off_grows(reference, stage, ranks):
-    results = run_ranks(train_cases, ranks, f"zero{stage}", "fp32", [], [2], timeout_s=600)
-    for case, own, expected in zip(CASES, results[0], reference["fp32"], strict=True):
+def test_deepspeed_equals_ddp_in_float32(ddp_in_float32, stage):
+    ranks, cases, references = ddp_in_float32
+    results = run_ranks(train_cases, ranks, cases, f"zero{stage}", "fp32", [], [2], timeout_s=600)
+    for case, own, expected in zip(cases, results[0], references, strict=True):
         assert own["losses"][:3] == pytest.approx(expected["losses"][:3], rel=1e-5), case
         assert own["losses"][-1] == pytest.approx(expected["losses"][-1], rel=0.01), case
-        assert own["states"][2].keys() == expected["states"][2].keys()
-        weights = {name: value for name, value in own["states"][2].items() if name.startswith("model.")}
-        assert_same_state(weights, expected["states"][2], rtol=1e-6)
+        states, whole_run = own["states"][2], expected["states"][2]
+        assert states.keys() == whole_run.keys()
+        names = [name for name in states if name.startswith("model.")]
+        assert_same(states, whole_run, names, rtol=5e-6)
+        everything = [torch.cat([values[name].double().flatten() for name in names]) for values in (states, whole_run)]
+        assert (everything[0] - everything[1]).norm() <= 1e-6 * everything[1].norm()

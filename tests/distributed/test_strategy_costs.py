@@ -7,14 +7,12 @@ from collections import Counter
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import ProfilerActivity, profile
 
 from largescale.config import Config, load_config
 from largescale.methods import build_method
-from largescale.models.backbones import BLOCKS
 from largescale.parallel import build_engine
 from largescale.parallel.engine import Engine
 from tests.conftest import ROOT
@@ -64,26 +62,46 @@ def shared_collectives(config: Config, method: nn.Module) -> dict[str, int]:
             "allreduce": (passes + config.method.sinkhorn_iterations) * micro_batches + 1}
 
 
-UNITS = 2  # residual blocks of the small network
-WEIGHTS = 0
+UNITS = 2  # residual blocks of the small network; the rest is one unit more
+SIZES = 2  # blocks run once a crop size, so FSDP2 gathers them for each, forward and backward
+PARAMETERS = 25
+GROUPS = 3  # of parameters: weights; biases and normalisation; prototypes
+LARS, NORMALIZE = 1, 1
 
 
 @pytest.mark.parametrize("strategy, ranks, overrides, expected", [
     ("ddp", 2, [], {"allreduce": 1}),
     ("ddp", 2, ["train.accumulate=2"], {"allreduce": 1}),
-    ("fsdp", 2, [], {"allgather": 1 + 2 * UNITS, "reduce_scatter": 1 + UNITS, "allreduce": 1}),
+    ("fsdp", 2, [], {"allgather": 1 + 2 * SIZES * UNITS, "reduce_scatter": 1 + UNITS, "allreduce": LARS}),
     ("fsdp", 2, ["parallel.reshard_after_forward=false"],
-     {"allgather": 1 + UNITS, "reduce_scatter": 1 + UNITS, "allreduce": 1}),
+     {"allgather": 1 + SIZES * UNITS, "reduce_scatter": 1 + UNITS, "allreduce": LARS}),
     ("fsdp", 4, ["parallel.replicate=2"],
-     {"allgather": 1 + 2 * UNITS, "reduce_scatter": 1 + UNITS, "allreduce": 1 + 1 + UNITS}),
-    ("zero1", 2, [], {}),
-    ("zero2", 2, [], {}),
-    ("zero3", 2, [], {}),
-    ("fairscale", 2, [], {}),
+     {"allgather": 1 + 2 * SIZES * UNITS, "reduce_scatter": 1 + UNITS, "allreduce": LARS + 1 + UNITS}),
+    # Gradients are exchanged in the last micro-batch alone, however many there are.
+    ("fsdp", 2, ["train.accumulate=4"],
+     {"allgather": 4 * (1 + 2 * SIZES * UNITS), "reduce_scatter": 1 + SIZES * UNITS, "allreduce": LARS}),
+    # Weights and prototypes are two groups, so LARS has two exchanges of norms.
+    ("zero1", 2, [], {"allreduce": 1 + 2 * LARS + NORMALIZE, "allgather": GROUPS}),
+    ("zero1", 2, ["train.accumulate=2"], {"allreduce": 1 + 2 * LARS + NORMALIZE, "allgather": GROUPS}),
+    ("zero1", 2, ["method.freeze_prototypes_steps=100"], {"allreduce": 1 + LARS, "allgather": GROUPS}),
+    ("zero2", 2, [], {"allreduce": 1 + 2 * LARS + NORMALIZE, "allgather": GROUPS}),
+    # Stage 2 cannot keep whole gradients, so it reduces every micro-batch.
+    ("zero2", 2, ["train.accumulate=2"], {"allreduce": 2 + 2 * LARS + NORMALIZE, "allgather": GROUPS}),
+    ("fairscale", 2, [], {"reduce": PARAMETERS, "broadcast": 2}),
+    ("fairscale", 4, [], {"reduce": PARAMETERS, "broadcast": 4}),
+    ("fairscale", 2, ["train.accumulate=2"], {"reduce": PARAMETERS, "broadcast": 2}),
 ])
 def test_collectives_of_a_step(strategy, ranks, overrides, expected):
     for counts in run_ranks(collectives, ranks, strategy, ["optim.name=lars", *overrides]):
         assert counts == expected
+
+
+def test_zero3_gathers_layer_by_layer_and_reduces_once():
+    own_norms = 3  # DeepSpeed's own overflow check and gradient norm cannot be switched off in stage 3
+    for counts in run_ranks(collectives, 2, "zero3", ["optim.name=lars"]):
+        assert counts.keys() == {"allgather", "allreduce", "reduce_scatter"}
+        assert counts["reduce_scatter"] == 1
+        assert counts["allreduce"] == 2 * LARS + NORMALIZE + own_norms
 
 
 def bytes_held(strategy: str) -> tuple[int, int, int]:
@@ -113,4 +131,21 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
-assert BLOCKS and dist
+@pytest.mark.parametrize("strategy, between, gradients", [
+    ("ddp", lambda ranks: 2 + 1, lambda ranks: 0),  # weights, momentum, and gradient buckets that stay
+    ("fsdp", lambda ranks: 2 / ranks, lambda ranks: 1 / ranks),
+    ("zero1", lambda ranks: 1 + 2 / ranks, lambda ranks: 1 / ranks),  # weights; own fp32 weights and momentum
+    ("zero2", lambda ranks: 1 + 2 / ranks, lambda ranks: 1 / ranks),
+    ("zero3", lambda ranks: 1 + 4 / ranks, lambda ranks: 0),  # gradient bucket; weights twice, momentum, gradients
+    ("fairscale", lambda ranks: 1 + 1 / ranks, lambda ranks: 1 / ranks),
+])
+def test_memory_falls_with_the_ranks_where_it_should(strategy, between, gradients):
+    for ranks in (2, 4):
+        held = run_ranks(bytes_held, ranks, strategy)
+        weights = held[0][2]
+        mean_between = sum(row[0] for row in held) / ranks / weights
+        mean_after = sum(row[1] for row in held) / ranks / weights
+        assert mean_between == pytest.approx(between(ranks), rel=0.05)
+        # After a backward pass ZeRO-1 and 2 also hold what has not been freed of the last micro-batch's buffers.
+        slack = 0.25 if strategy in ("zero1", "zero2") else 0.05
+        assert mean_between + gradients(ranks) - 0.05 < mean_after < mean_between + gradients(ranks) + slack
