@@ -31,7 +31,7 @@ class StepCheck:
 
     Attributes:
         loss: mean over all ranks.
-        grad_norm: global norm of the whole gradient.
+        grad_norm: global norm of the whole gradient; 0 where it overflowed.
         trouble: empty, or which ranks hold values that are not finite.
         overflow: an fp16 gradient overflowed, as happens while the loss scale is found; `update` passes it over.
     """
@@ -124,7 +124,9 @@ class Engine:
         numbers = message.tolist()
         norm = math.sqrt(max(0.0, numbers[1])) if math.isfinite(numbers[1]) else math.nan
         overflow = self.loss_scale.enabled and math.isnan(norm) and not any(numbers[2 : 2 + 2 * size])
-        return StepCheck(numbers[0], norm, "" if overflow else _describe_trouble(numbers[2:], size), overflow)
+        if overflow:
+            return StepCheck(numbers[0], 0.0, "", overflow=True)
+        return StepCheck(numbers[0], norm, _describe_trouble(numbers[2:], size))
 
     def update(self, check: StepCheck, *, step: int, lr: float, clip: float) -> None:
         """Clip, update the parameters, drop the gradients. Collectives: the optimizer's."""

@@ -92,7 +92,17 @@ def test_micro_batches_and_recomputation_do_not_depend_on_the_ranks(reference, t
     assert sample_sets(tmp_path / "two") == sample_sets(tmp_path / "one")
 
 
-@pytest.mark.parametrize("first, then", [("zero2", "fsdp"), ("fsdp", "zero3"), ("zero3", "zero1")])
+@pytest.mark.parametrize("strategy", ["fsdp", "zero2", "zero3"])
+def test_offloading_to_the_host_changes_nothing(reference, tmp_path, strategy):
+    data, _ = reference
+    shared = [*data, "train.precision=fp32", "optim.lr=0.02", "train.steps=3"]
+    pretrain([*shared, f"run.dir={tmp_path / 'ddp'}"], 2)
+    pretrain([*shared, f"run.dir={tmp_path / 'run'}", f"parallel.strategy={strategy}", "parallel.cpu_offload=true"], 2)
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "ddp"), rel=1e-5)
+
+
+@pytest.mark.parametrize("first, then", [
+    ("zero2", "fsdp"), ("fsdp", "zero3"), ("zero3", "fairscale"), ("fairscale", "zero1")])
 def test_a_run_goes_on_under_another_strategy(reference, tmp_path, first, then):
     data, _ = reference
     shared = [*data, "train.precision=fp32", "optim.lr=0.02", "method.queue=0", "train.steps=8"]

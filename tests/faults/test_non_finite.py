@@ -39,6 +39,24 @@ def test_all_ranks_learn_which_rank_is_not_finite(strategy, where):
         assert finite
 
 
+def overflowing_step() -> tuple[str, bool, float, bool]:
+    """One fp16 step at a loss scale that is far too large."""
+    config = load_config(ROOT / "tests" / "tiny.yaml", ["data.shards=unused", "train.precision=fp16"])
+    torch.manual_seed(0)
+    engine = build_engine(build_method(config), config, torch.device("cpu"))
+    engine.loss_scale.numbers[0] = 2.0**120
+    views = [torch.randn(8 * g.num, 3, g.size, g.size) for g in config.data.crops]
+    before = [p.detach().clone() for p in engine.method.parameters()]
+    check = engine.check(views, engine.forward_backward(views, 0).loss)
+    engine.update(check, step=0, lr=0.1, clip=0.0)
+    same = all(torch.equal(p, old) for p, old in zip(engine.method.parameters(), before, strict=True))
+    return check.trouble, check.overflow, float(engine.loss_scale.factor), same
+
+
+def test_an_fp16_overflow_halves_the_loss_scale_and_passes_the_step_over():
+    assert run_ranks(overflowing_step, 2) == [("", True, 2.0**119, True)] * 2
+
+
 def test_the_run_stops_before_the_update_and_names_step_and_rank(tiny_overrides, tmp_path):
     result = run_python(
         "-m", "largescale", "pretrain", ROOT / "tests" / "tiny.yaml",
