@@ -43,6 +43,7 @@ def run_once(name: str, overrides: list[str], seed: int, ranks: int) -> dict[str
     row["train_s"] = sum(line["step_s"] * (line["step"] - before) for line, before in zip(metrics, steps, strict=False))
     row["images_per_s"] = metrics[-1]["images_seen"] / row["train_s"]
     row["environment"] = json.loads((folder / "environment.json").read_text())
+    del row["environment"]["command"]
     return row
 
 

@@ -170,8 +170,10 @@ class TrainConfig:
 class ParallelConfig:
     strategy: str = "ddp"
     replicate: int = 1
-    """fsdp: copies of the sharded model (HSDP); each is cut over ranks / replicate ranks, gradients are averaged over
-    the copies. Neighbouring ranks share a copy, so that a node can hold one."""
+    """fsdp: copies of the sharded model (HSDP); gradients are averaged over them. Neighbouring ranks share a copy, so
+    that a node can hold one."""
+    shard: int = 0
+    """fsdp: ranks that a copy is cut over; 0 is all ranks / replicate."""
     cpu_offload: bool = False
     """fsdp, zero: keep sharded parameters and optimizer state in host memory, and update there."""
     sync_batchnorm: bool = True

@@ -34,7 +34,7 @@ from shards.manifest import Manifest
 
 _FREE_TO_CHANGE = (
     "name", "run.dir", "run.log_every", "data.shards", "data.eval_shards", "data.audit", "data.workers",
-    "data.prefetch", "data.max_skipped", "parallel.strategy", "parallel.replicate",
+    "data.prefetch", "data.max_skipped", "parallel.strategy", "parallel.replicate", "parallel.shard",
     "parallel.cpu_offload", "parallel.reshard_after_forward", "parallel.unit_min_parameters",
     "model.recompute_stages", "checkpoint.", "evaluate.",
 )

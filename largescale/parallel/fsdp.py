@@ -68,12 +68,16 @@ def build(method: SwAV, config: Config, device: torch.device) -> Engine:
 
 
 def _mesh(config: Config, device: torch.device) -> DeviceMesh:
-    replicate = config.parallel.replicate
-    if world_size() % replicate:
-        raise InputError(f"parallel.replicate={replicate}: does not divide {world_size()} ranks; choose a divisor")
+    replicate, size = config.parallel.replicate, world_size()
+    shard = config.parallel.shard or size // max(1, replicate)
+    if replicate < 1 or replicate * shard != size:
+        raise InputError(
+            f"parallel.replicate={replicate} x parallel.shard={config.parallel.shard}: expected {size} ranks in all; "
+            f"choose a divisor of {size} as parallel.replicate and leave parallel.shard at 0"
+        )
     if replicate == 1:
-        return init_device_mesh(device.type, (world_size(),), mesh_dim_names=("shard",))
-    return init_device_mesh(device.type, (replicate, world_size() // replicate), mesh_dim_names=("replicate", "shard"))
+        return init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
+    return init_device_mesh(device.type, (replicate, shard), mesh_dim_names=("replicate", "shard"))
 
 
 def _units(method: nn.Module, min_parameters: int) -> list[nn.Module]:

@@ -87,6 +87,7 @@ class _Engine(Engine):
 
     @torch.no_grad()
     def take_state(self, state: dict[str, Tensor]) -> None:
+        """Copy a loaded state into the flat tensors and the weights. Collectives: an all-gather a tensor."""
         for flat, number, name in self._places():
             self._copy_in(flat, state[f"model.{name}"], flat, number)
             for key, value in self.optimizer.state.get(flat, {}).items():
