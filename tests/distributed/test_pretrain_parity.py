@@ -73,14 +73,23 @@ def test_the_first_two_losses_agree_to_1e_5_in_float32(reference, tmp_path, rank
     assert losses(several) == pytest.approx(losses(one), rel=1e-5)
 
 
+@pytest.fixture(scope="module")
+def in_float32(reference, tmp_path_factory) -> tuple[list[str], list[float]]:
+    """Overrides of a calm run in fp32, and its losses under DDP on two ranks."""
+    data, _ = reference
+    overrides = [*data, "train.precision=fp32", "optim.lr=0.02", "method.queue=0", "train.steps=8"]
+    run = tmp_path_factory.mktemp("float32") / "run"
+    pretrain([*overrides, f"run.dir={run}"], 2)
+    return overrides, losses(run)
+
+
 @pytest.mark.parametrize("strategy, precision", [
     ("ddp", "bf16"), ("fsdp", "bf16"), ("zero2", "bf16"), ("fairscale", "bf16"), ("ddp", "fp16")])
-def test_half_precision_stays_near_float32(reference, tmp_path, strategy, precision):
-    data, _ = reference
-    shared = [*data, "train.steps=2", f"parallel.strategy={strategy}"]
-    pretrain([*shared, f"run.dir={tmp_path / 'fp32'}", "train.precision=fp32"], 2)
-    pretrain([*shared, f"run.dir={tmp_path / 'half'}", f"train.precision={precision}"], 2)
-    assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "fp32"), rel=0.03)
+def test_half_precision_stays_near_float32(in_float32, tmp_path, strategy, precision):
+    overrides, expected = in_float32
+    run = tmp_path / "run"
+    pretrain([*overrides, f"run.dir={run}", f"parallel.strategy={strategy}", f"train.precision={precision}"], 2)
+    assert losses(run)[:2] == pytest.approx(expected[:2], rel=0.03)
 
 
 def test_micro_batches_and_recomputation_do_not_depend_on_the_ranks(reference, tmp_path):
@@ -93,26 +102,23 @@ def test_micro_batches_and_recomputation_do_not_depend_on_the_ranks(reference, t
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "zero2", "zero3"])
-def test_offloading_to_the_host_changes_nothing(reference, tmp_path, strategy):
-    data, _ = reference
-    shared = [*data, "train.precision=fp32", "optim.lr=0.02", "train.steps=3"]
-    pretrain([*shared, f"run.dir={tmp_path / 'ddp'}"], 2)
-    pretrain([*shared, f"run.dir={tmp_path / 'run'}", f"parallel.strategy={strategy}", "parallel.cpu_offload=true"], 2)
-    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "ddp"), rel=1e-5)
+def test_offloading_to_the_host_changes_nothing(in_float32, tmp_path, strategy):
+    overrides, expected = in_float32
+    run = tmp_path / "run"
+    pretrain([*overrides, f"run.dir={run}", f"parallel.strategy={strategy}", "parallel.cpu_offload=true"], 2)
+    assert losses(run)[:3] == pytest.approx(expected[:3], rel=1e-5)
 
 
 @pytest.mark.parametrize("first, then", [
     ("zero2", "fsdp"), ("fsdp", "zero3"), ("zero3", "fairscale"), ("fairscale", "zero1")])
-def test_a_run_goes_on_under_another_strategy(reference, tmp_path, first, then):
-    data, _ = reference
-    shared = [*data, "train.precision=fp32", "optim.lr=0.02", "method.queue=0", "train.steps=8"]
-    expected, run = tmp_path / "expected", tmp_path / "run"
-    pretrain([*shared, f"run.dir={expected}"], 2)
-    pretrain([*shared, f"run.dir={run}", f"parallel.strategy={first}"], 2)
+def test_a_run_goes_on_under_another_strategy(in_float32, tmp_path, first, then):
+    overrides, expected = in_float32
+    run = tmp_path / "run"
+    pretrain([*overrides, f"run.dir={run}", f"parallel.strategy={first}"], 2)
     # As if it had been stopped after its first checkpoint.
     shutil.rmtree(run / "checkpoints" / "step-00000008")
-    pretrain([*shared, f"run.dir={run}", f"parallel.strategy={then}"], 2)
-    assert losses(run) == pytest.approx(losses(expected), rel=1e-4)
+    pretrain([*overrides, f"run.dir={run}", f"parallel.strategy={then}"], 2)
+    assert losses(run) == pytest.approx(expected, rel=1e-4)
 
 
 def test_every_epoch_uses_every_sample_once_but_for_less_than_a_batch(reference):
