@@ -112,7 +112,7 @@ class LARS(Optimizer):
             if parameter.grad is None:
                 continue
             pieces.parameters.append(parameter)
-            tensors = [_local(parameter), _local(parameter.grad), _local(self._momentum(parameter))]
+            tensors = [local_piece(parameter), local_piece(parameter.grad), local_piece(self._momentum(parameter))]
             layout = self.flat_layouts.get(parameter)
             if layout is None:
                 pieces.add(pieces.num_slots, *tensors)
@@ -200,5 +200,6 @@ def shard_group(parameters: list[Tensor]) -> dist.ProcessGroup | None:
     return None
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_piece(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -15,12 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from largescale.config import Config
 from largescale.methods.swav import MethodOutput, SwAV
-from largescale.optim.lars import norms, shard_group
+from largescale.optim.lars import local_piece, norms, shard_group
 from largescale.precision import LossScale
 from largescale.processes import rank, world_size
 
@@ -161,7 +160,7 @@ class Engine:
 
     def gradients(self) -> list[Tensor]:
         """This rank's pieces of the averaged gradient, to be read or scaled in place."""
-        return [_local(p.grad) for p in self.method.parameters() if p.grad is not None]
+        return [local_piece(p.grad) for p in self.method.parameters() if p.grad is not None]
 
     def gradient_replicas(self) -> int:
         """Ranks that hold the same piece of the gradient."""
@@ -213,10 +212,6 @@ def state_keys(name: str, shapes: dict[str, tuple[int, ...]]) -> list[str]:
     """Keys of the optimizer's state that a checkpoint holds for a parameter."""
     prefix = f"optimizer.{name}."
     return [key.removeprefix(prefix) for key in shapes if key.startswith(prefix) and "." not in key[len(prefix) :]]
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _describe_trouble(flags: list[float], size: int) -> str:
