@@ -118,6 +118,8 @@ class ModelConfig:
     """Number of prototypes; a list makes several heads."""
     recompute_stages: list[int] = field(default_factory=list)
     """Stages, from 1, whose blocks' activations are recomputed in the backward pass instead of kept (checkpointing)."""
+    compile_stages: list[int] = field(default_factory=list)
+    """Stages, from 1, whose blocks go through torch.compile; not those that are recomputed."""
 
 
 @dataclass
@@ -308,6 +310,9 @@ def validate(config: Config) -> None:
              f"a divisor of train.global_batch={batch}")
     _require(config.method.queue % batch == 0, "method.queue", config.method.queue,
              f"a multiple of train.global_batch={batch}")
+    both = sorted(set(config.model.compile_stages) & set(config.model.recompute_stages))
+    _require(not both, "model.compile_stages", config.model.compile_stages,
+             f"none of model.recompute_stages={config.model.recompute_stages}")
     _require(len(config.data.crops) > 0, "data.crops", [], "at least one group")
     _require(sum(group.num for group in config.data.crops) > 1, "data.crops", "one view", "at least two views")
     for place, group in enumerate(config.data.crops):

@@ -36,7 +36,7 @@ _FREE_TO_CHANGE = (
     "name", "run.dir", "run.log_every", "data.shards", "data.eval_shards", "data.audit", "data.workers",
     "data.prefetch", "data.max_skipped", "parallel.strategy", "parallel.replicate", "parallel.shard",
     "parallel.cpu_offload", "parallel.reshard_after_forward", "parallel.unit_min_parameters",
-    "model.recompute_stages", "checkpoint.", "evaluate.",
+    "model.recompute_stages", "model.compile_stages", "checkpoint.", "evaluate.",
 )
 """Keys (or groups) that may differ when a run is continued: they do not change what it computes."""
 

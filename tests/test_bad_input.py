@@ -60,6 +60,8 @@ def copied_shards(shard_folder: Path, tmp_path: Path) -> Path:
         ("parallel.strategy=zero1", "train.precision=fp64"),
         ("train.accumulate=3", "a divisor of train.global_batch=16"),
         ("model.recompute_stages=[3]", "expected stages from 1 to 2"),
+        ("model.compile_stages=[3]", "model.compile_stages=[3]: expected stages from 1 to 2"),
+        ("model={compile_stages: [1], recompute_stages: [1]}", "expected none of model.recompute_stages"),
         ("data.crops=[{num: 2, size: 0}]", "data.crops[0]"),
         ("data.crops=[{num:2]", "not readable as YAML"),
         ("method.queue=17", "a multiple of train.global_batch=16"),

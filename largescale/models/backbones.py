@@ -84,6 +84,18 @@ def stages(backbone: nn.Module) -> list[nn.Sequential]:
     return [backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4]
 
 
+def chosen_blocks(backbone: nn.Module, numbers: list[int], *, key: str) -> list[nn.Module]:
+    """The residual blocks of some stages, counted from 1.
+
+    Raises:
+        InputError: a stage that the backbone does not have; names the key of the configuration.
+    """
+    available_stages = stages(backbone) if numbers else []
+    if any(not 1 <= number <= len(available_stages) for number in numbers):
+        raise InputError(f"{key}={numbers}: expected stages from 1 to {len(available_stages)} of this backbone")
+    return [block for number in numbers for block in available_stages[number - 1]]
+
+
 def available() -> list[str]:
     """Names that `model.backbone` may have."""
     return ["resnet", *(name for name in torchvision.models.list_models(torchvision.models)

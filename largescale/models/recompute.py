@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from largescale.models.backbones import stages
-from shards.errors import InputError
+from largescale.models.backbones import chosen_blocks
 
 
 def recompute_activations(backbone: nn.Module, numbers: list[int]) -> None:
@@ -25,15 +24,9 @@ def recompute_activations(backbone: nn.Module, numbers: list[int]) -> None:
     Raises:
         InputError: a stage that the backbone does not have.
     """
-    available = stages(backbone) if numbers else []
-    for number in numbers:
-        if not 1 <= number <= len(available):
-            raise InputError(
-                f"model.recompute_stages={numbers}: expected stages from 1 to {len(available)} of this backbone"
-            )
-        for block in available[number - 1]:
-            norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
-            block.forward = partial(_checkpointed, block.forward, partial(_contexts, norms))
+    for block in chosen_blocks(backbone, numbers, key="model.recompute_stages"):
+        norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+        block.forward = partial(_checkpointed, block.forward, partial(_contexts, norms))
 
 
 def _checkpointed(forward: Callable[[Tensor], Tensor], contexts: Callable[[], object], x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from largescale.config import Config
 from largescale.methods.swav import SwAV
+from largescale.models.compile import compile_blocks
 from largescale.models.recompute import recompute_activations
 from largescale.parallel import ddp, fairscale, fsdp, zero
 from largescale.parallel.batchnorm import synchronize_batchnorm
@@ -41,6 +42,7 @@ def build_engine(method: SwAV, config: Config, device: torch.device) -> Engine:
         raise InputError(f"parallel.strategy={strategy}: expected one of {', '.join(STRATEGIES)}")
     if config.parallel.sync_batchnorm:
         synchronize_batchnorm(method, device, _batchnorm_group(config.parallel.batchnorm_group_size))
+    compile_blocks(method.backbone, config.model.compile_stages)
     recompute_activations(method.backbone, config.model.recompute_stages)
     method.to(device, weights_dtype(config))
     return STRATEGIES[strategy](method, config, device)

@@ -101,6 +101,12 @@ def test_micro_batches_and_recomputation_do_not_depend_on_the_ranks(reference, t
     assert sample_sets(tmp_path / "two") == sample_sets(tmp_path / "one")
 
 
+def test_compiled_blocks_change_nothing(reference, tmp_path):
+    data, run = reference
+    pretrain([*data, f"run.dir={tmp_path}", "parallel.strategy=fsdp", "model.compile_stages=[2]"], 2)
+    assert losses(tmp_path) == pytest.approx(losses(run), rel=1e-8)
+
+
 @pytest.mark.parametrize("strategy", ["fsdp", "zero2", "zero3"])
 def test_offloading_to_the_host_changes_nothing(in_float32, tmp_path, strategy):
     overrides, expected = in_float32

@@ -1,0 +1,28 @@
+"""Regional compilation: the residual blocks of chosen stages go through torch.compile, one by one.
+
+Blocks repeat, so a few small graphs serve a deep network, and what strategies hook around a block (gathers, gradient
+reductions) stays outside the graphs. Synchronised BatchNorm is traced through, its collectives included.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from largescale.models.backbones import chosen_blocks
+
+_GRAPHS = 256
+"""Graphs of one block class: one a width, stride and crop size. torch gives up compiling after 8."""
+
+
+def compile_blocks(backbone: nn.Module, numbers: list[int]) -> None:
+    """Compile the blocks of some stages, counted from 1; the work is done when they first run.
+
+    Raises:
+        InputError: a stage that the backbone does not have.
+    """
+    blocks = chosen_blocks(backbone, numbers, key="model.compile_stages")
+    if blocks:
+        torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
+    for block in blocks:
+        block.forward = torch.compile(block.forward, dynamic=False)
