@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -12,8 +13,10 @@ from pathlib import Path
 
 from shards.errors import InputError
 
-USER_ERROR, STOPPED = 2, 3
-"""Exit codes: the input has to be mended; the run had to stop."""
+USER_ERROR, STOPPED, UNFINISHED = 2, 3, 85
+"""Exit codes: the input has to be mended; the run had to stop; it was asked to stop and can be continued.
+
+A rank that hangs leaves with 86 (`largescale/watchdog.py`)."""
 
 _EXAMPLES = {
     "pretrain": """examples:
@@ -23,6 +26,8 @@ _EXAMPLES = {
     "evaluate": """examples:
   largescale evaluate knn runs/demo
   largescale evaluate linear runs/demo evaluate.linear_epochs=50""",
+    "status": """example:
+  largescale status runs/demo || sbatch launch/slurm/pretrain.sbatch""",
     "report": """example:
   largescale report runs/demo""",
 }
@@ -32,8 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
-        return 0
+        return arguments.run(arguments) or 0
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except (InputError, OSError) as error:
@@ -42,20 +46,24 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error), USER_ERROR)
     except Exception as error:
         # Imported late: `--help` must not wait for torch.
-        from largescale.pretrain import TrainingStopped
+        from largescale.pretrain import StoppedInOrder, TrainingStopped
 
+        if isinstance(error, StoppedInOrder):
+            # torchrun starts again whatever leaves with another code than 0, if it may.
+            restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+            return _fail(str(error), 0 if restarts else UNFINISHED, "stopped in order")
         if arguments.debug or not isinstance(error, TrainingStopped):
             raise
         return _fail(str(error), STOPPED)
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(message: str, code: int, label: str = "error") -> int:
     """One line on stderr. Ranks usually fail alike: rank 0 speaks first, and torchrun then ends the others."""
     rank = int(os.environ.get("RANK", 0))
     if rank > 0:
         time.sleep(3)
     prefix = f"[rank {rank}] " if rank > 0 else ""
-    sys.stderr.write(f"{prefix}error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"{prefix}{label}: {' '.join(message.split())}\n")
     return code
 
 
@@ -75,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("run_dir", metavar="RUN", help="folder of a run")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the run's configuration")
 
+    command = _command(commands, "status", _status, "say how far a run is; exit code 0 if complete, 85 if not")
+    command.add_argument("run_dir", metavar="RUN", help="folder of a run")
+
     command = _command(commands, "report", _report, "write RUN/report.html, one self-contained page")
     command.add_argument("run_dir", metavar="RUN", help="folder of a run")
     return parser
@@ -83,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 def _command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
-    run: Callable[[argparse.Namespace], None],
+    run: Callable[[argparse.Namespace], int | None],
     summary: str,
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(
@@ -96,6 +107,9 @@ def _command(
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
+    from largescale import stopping
+
+    stopping.listen()
     from largescale.config import load_config, to_yaml
 
     config = load_config(arguments.config, arguments.overrides)
@@ -114,6 +128,22 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     sys.stdout.write(evaluate(arguments.protocol, _run_dir(arguments.run_dir), arguments.overrides) + "\n")
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from largescale.checkpoint.folder import newest_first
+
+    run_dir = Path(arguments.run_dir)
+    try:
+        status = json.loads((run_dir / "status.json").read_text())
+    except FileNotFoundError:
+        status = {"state": "not started", "step": 0, "steps": 0, "time": "never"}
+    saved = newest_first(run_dir / "checkpoints")
+    sys.stdout.write(
+        f"{run_dir}: {status['state']}, {status['step']} of {status['steps']} steps at {status['time']}; "
+        f"newest checkpoint: {f'step {saved[0].step}' if saved else 'none'}\n"
+    )
+    return 0 if status["state"] == "complete" else UNFINISHED
 
 
 def _report(arguments: argparse.Namespace) -> None:

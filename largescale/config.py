@@ -28,6 +28,12 @@ class RunConfig:
     seed: int = 0
     log_every: int = 50
     """Steps between two lines of metrics.jsonl and of the console."""
+    hang_timeout_s: float = 1800
+    """Time without progress after which the rank that is behind is named and the run ends; 0 waits for ever."""
+    time_limit_s: float = 0
+    """Time that the run has; 0 is none but the SLURM job's, if there is one."""
+    stop_before_s: float = 120
+    """Time before that limit at which the run saves and stops."""
 
 
 @dataclass
@@ -166,6 +172,12 @@ class TrainConfig:
     """fp32, tf32, bf16, fp16 or fp64, see largescale/precision.py; auto is bf16 on CUDA and fp32 elsewhere."""
     deterministic: bool = False
     """Only algorithms that give the same bits every time (on CUDA; slower)."""
+    spike_factor: float = 0.0
+    """A gradient norm of so many times its running average is treated like one that is not finite; 0 never."""
+    max_rollbacks: int = 0
+    """How often the run may go back to its last checkpoint after a step that is not finite; then it stops."""
+    rollback_window: int = 10
+    """Steps of data, up to the bad one, that are left out after going back."""
 
 
 @dataclass
@@ -193,6 +205,11 @@ class CheckpointConfig:
     every_steps: int = 1000
     """0 saves only at the end."""
     keep: int = 3
+    """Newest checkpoints to keep."""
+    keep_every: int = 0
+    """Also keep those of every so many steps; 0 keeps none of these."""
+    background: bool = True
+    """Write while the training goes on, from a copy of the state in host memory."""
 
 
 @dataclass
@@ -293,13 +310,15 @@ def validate(config: Config) -> None:
     _require(len(counts) > 0 and all(type(k) is int and k > 1 for k in counts), "model.prototypes",
              config.model.prototypes, "a number above 1, or a list of them")
     for key in ("train.global_batch", "run.log_every", "data.streams", "data.shuffle_window", "data.prefetch",
-                "method.sinkhorn_iterations", "checkpoint.keep", "model.width", "model.embedding",
-                "evaluate.batch", "evaluate.size", "evaluate.resize"):
+                "method.sinkhorn_iterations", "checkpoint.keep", "train.rollback_window", "model.width",
+                "model.embedding", "evaluate.batch", "evaluate.size", "evaluate.resize"):
         _require(_get(config, key) >= 1, key, _get(config, key), "at least 1")
     for key in ("method.temperature", "method.epsilon", "optim.lr"):
         _require(_get(config, key) > 0, key, _get(config, key), "above 0")
     for key in ("train.steps", "data.workers", "checkpoint.every_steps", "method.queue", "method.queue_start_step",
-                "method.freeze_prototypes_steps", "optim.warmup_epochs", "optim.weight_decay", "data.max_skipped"):
+                "method.freeze_prototypes_steps", "optim.warmup_epochs", "optim.weight_decay", "data.max_skipped",
+                "run.hang_timeout_s", "run.time_limit_s", "run.stop_before_s", "train.spike_factor",
+                "train.max_rollbacks", "checkpoint.keep_every"):
         _require(_get(config, key) >= 0, key, _get(config, key), "0 or more")
     _require(config.train.steps > 0 or config.train.epochs > 0, "train.epochs", config.train.epochs,
              "above 0, or train.steps above 0")

@@ -12,24 +12,26 @@ import time
 
 import torch
 
-from largescale import precision
+from largescale import precision, stopping
 from largescale.config import Config, prototype_counts
 from largescale.data.stream import Stream
 from largescale.methods import build_method
 from largescale.observe.collapse import warning
 from largescale.observe.console import Progress, configure_logging
 from largescale.observe.meter import Meter
+from largescale.observe.spikes import SpikeWatch
 from largescale.optim import learning_rates
 from largescale.parallel import build_engine
 from largescale.parallel.batchnorm import average_statistics
 from largescale.processes import process_group, rank, world_size
-from largescale.run_folder import RunFolder
+from largescale.rollback import DataSteps
+from largescale.run_folder import RunFolder, TrainingStopped
 
 _log = logging.getLogger(__name__)
 
 
-class TrainingStopped(Exception):
-    """The run cannot go on; its last checkpoint is whole and its message says what happened."""
+class StoppedInOrder(Exception):
+    """The run was asked to stop, and has saved; the same command continues it."""
 
 
 def pretrain(config: Config) -> None:
@@ -37,59 +39,81 @@ def pretrain(config: Config) -> None:
 
     Raises:
         InputError: configuration, shards or run folder cannot be used as they are.
-        TrainingStopped: a loss or gradient was not finite, or too many images were unreadable.
+        TrainingStopped: a loss or gradient was not finite, too many images were unreadable, or nothing can be saved.
+        StoppedInOrder: a signal or the end of the job's time stopped it.
 
     Collectives: every rank that torchrun started must call it.
     """
-    with process_group() as device:
+    started = time.time()
+    with process_group(config.run.hang_timeout_s) as device:
         configure_logging(rank(), world_size())
-
-        # -- Data: which samples form which step, and how this rank gets its share ---------------------------------
         config = precision.resolve(config, device)
         precision.set_up(config)
-        dtype = precision.weights_dtype(config)
-        stream = Stream(config, rank=rank(), world_size=world_size(), device=device, dtype=dtype)
-        num_steps, steps_per_epoch = stream.num_steps, stream.order.steps_per_epoch
-        rates = learning_rates(config, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
+        while not _train(config, device, started):
+            _log.warning("going back to the last checkpoint")
 
-        # -- Model: the same random weights on every rank, then sharded or replicated by the strategy --------------
-        torch.manual_seed(config.run.seed)
-        engine = build_engine(build_method(config), config, device)
 
-        # -- Run folder: continue from the newest whole checkpoint, if there is one --------------------------------
-        run = RunFolder(config, stream.manifest)
-        first_step, num_skipped = run.resume(engine)
-        if first_step >= num_steps:
-            _log.info("%s is complete: %d steps", run.path, num_steps)
-            return
-        run.open_logs(first_step)
-        _log.info(
-            "%s: %d samples, %d steps of %d images (%d an epoch, which leaves out %d), %d ranks, %s, from step %d",
-            run.path, stream.order.num_samples, num_steps, config.train.global_batch, steps_per_epoch,
-            stream.order.left_out, world_size(), config.parallel.strategy, first_step,
-        )
+def _train(config: Config, device: torch.device, started: float) -> bool:
+    """Train from the last checkpoint on; True at the end of the run, False where it goes back to a checkpoint."""
+    # -- Data: which samples form which step, and how this rank gets its share -------------------------------------
+    dtype = precision.weights_dtype(config)
+    stream = Stream(config, rank=rank(), world_size=world_size(), device=device, dtype=dtype)
+    num_steps, steps_per_epoch = stream.num_steps, stream.order.steps_per_epoch
+    rates = learning_rates(config, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
 
-        # -- The loop ------------------------------------------------------------------------------------------------
-        meter = Meter(prototype_counts(config), config.train.global_batch, device)
-        progress = Progress(first_step, num_steps)
+    # -- Model: the same random weights on every rank, then sharded or replicated by the strategy ------------------
+    torch.manual_seed(config.run.seed)
+    engine = build_engine(build_method(config), config, device)
+
+    # -- Run folder: continue from the newest whole checkpoint, if there is one ------------------------------------
+    run = RunFolder(config, stream.manifest, device)
+    first_step, num_skipped, spike_state = run.resume(engine)
+    if first_step >= num_steps:
+        _log.info("%s is complete: %d steps", run.path, num_steps)
+        run.set_status("complete", num_steps, num_steps)
+        return True
+    run.open_logs(first_step)
+    run.set_status("running", first_step, num_steps)
+    _log.info(
+        "%s: %d samples, %d steps of %d images (%d an epoch, which leaves out %d), %d ranks, %s, from step %d",
+        run.path, stream.order.num_samples, num_steps, config.train.global_batch, steps_per_epoch,
+        stream.order.left_out, world_size(), config.parallel.strategy, first_step,
+    )
+
+    # -- The loop ----------------------------------------------------------------------------------------------------
+    meter = Meter(prototype_counts(config), config.train.global_batch, device)
+    spikes = SpikeWatch(config.train.spike_factor, spike_state)
+    progress = Progress(first_step, num_steps)
+    data_steps = DataSteps(first_step, num_steps, run.rollbacks.windows())
+    with run.watched() as watchdog:
         waiting_since = time.perf_counter()
-        for batch in stream(first_step):
-            step, lr = batch.step, float(rates[batch.step])
+        for step, batch in enumerate(stream(data_steps), first_step):
+            lr = float(rates[step])
             data_wait = time.perf_counter() - waiting_since
+            left_s = stopping.seconds_left(config.run.time_limit_s, started)
+            stop_reason = stopping.reason(left_s, config.run.stop_before_s)
 
+            watchdog.beat(f"step {step}: forward and backward")
             output = engine.forward_backward(batch.views, step)
-            check = engine.check(batch.views, output.loss)
-            if check.trouble:
+            check = engine.check(batch.views, output.loss, stop=bool(stop_reason))
+            if trouble := check.trouble or spikes.look(check.grad_norm):
+                run.settle_save()
+                run.dump_trouble(step, batch, output, trouble)
+                if run.roll_back(step, batch, trouble):
+                    return False
                 raise TrainingStopped(
-                    f"step {step}: {check.trouble}; stopped before the update. The last checkpoint is good; "
+                    f"step {step}: {trouble}; stopped before the update. The last checkpoint is good; "
                     f"try a lower optim.lr or train.precision=fp32"
                 )
+            watchdog.beat(f"step {step}: update")
+            run.saver.wait_staged()
             engine.update(check, step=step, lr=lr, clip=config.optim.clip_grad_norm)
 
-            run.record_batch(batch)
+            run.record_batch(step, batch)
             meter.add(output, check, data_wait, len(batch.skipped))
             done, last = step + 1, step + 1 == num_steps
-            saves = last or (config.checkpoint.every_steps > 0 and done % config.checkpoint.every_steps == 0)
+            due = config.checkpoint.every_steps > 0 and done % config.checkpoint.every_steps == 0
+            saves = last or due or check.stop
             if saves or done % config.run.log_every == 0:
                 # Saving closes the interval, so that a resumed run logs the same intervals.
                 measured, signs = meter.summary()
@@ -100,8 +124,8 @@ def pretrain(config: Config) -> None:
                 }
                 run.record_metrics(row)
                 _log.info(progress.line(row))
-                if rank() == 0 and (trouble := warning(signs, done / num_steps)):
-                    _log.warning("step %d: %s", step, trouble)
+                if rank() == 0 and (sign := warning(signs, done / num_steps)):
+                    _log.warning("step %d: %s", step, sign)
                 if num_skipped > config.data.max_skipped:
                     raise TrainingStopped(
                         f"step {step}: {num_skipped} images could not be read, more than data.max_skipped="
@@ -109,12 +133,19 @@ def pretrain(config: Config) -> None:
                     )
                 meter.reset()
             if saves:
+                watchdog.beat(f"step {step}: saving")
                 average_statistics(engine.method)
-                run.save(engine, done, num_skipped)
+                run.save(engine, done, num_skipped, spikes.state, final=last or check.stop)
+            if check.stop and not last:
+                run.set_status("stopped", done, num_steps)
+                raise StoppedInOrder(f"stopped by {stop_reason or 'another rank'} after step {step}, saved")
+            watchdog.beat(f"step {done}: waiting for data")
             waiting_since = time.perf_counter()
 
-        run.close_logs()
-        _log.info("%s is complete: %d steps, %d images unreadable", run.path, num_steps, num_skipped)
+    run.close_logs()
+    run.set_status("complete", num_steps, num_steps)
+    _log.info("%s is complete: %d steps, %d images unreadable", run.path, num_steps, num_skipped)
+    return True
 
 
 def describe(config: Config) -> dict[str, object]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -28,8 +29,11 @@ def barrier() -> None:
 
 
 @contextmanager
-def process_group() -> Iterator[torch.device]:
+def process_group(hang_timeout_s: float = 0) -> Iterator[torch.device]:
     """Join the processes that torchrun or srun started (or be the only one) and leave in order; yields the device.
+
+    Args:
+        hang_timeout_s: of the watchdog; collectives give up after twice that, so that it speaks first.
 
     NCCL where GPUs are, gloo on CPU. A process that fails leaves at once: waiting for the others would hang.
     """
@@ -39,10 +43,11 @@ def process_group() -> Iterator[torch.device]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=max(1800.0, 2 * hang_timeout_s))
     if "RANK" in os.environ:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timeout)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     try:
         yield device
         dist.barrier()

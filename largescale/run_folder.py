@@ -6,78 +6,114 @@
     tensorboard/         the same scalars
     audit/rank-*.jsonl   with data.audit=true: the keys that each rank trained on, step by step
     skipped/rank-*.jsonl unreadable images: step, shard, key, offset, reason
-    checkpoints/         see checkpoint/sharded.py
+    checkpoints/         see checkpoint/folder.py
+    status.json          running, stopped or complete, and the steps done
+    rollbacks.jsonl      when the run went back to a checkpoint, and what data it left out
+    trouble/step-*/      of a step that could not be used: keys and scores, a file a rank
+    stacks/              where every rank stood when the run hung
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 import torchvision
 
 from largescale.checkpoint import sharded
-from largescale.config import Config, flatten, load_config, to_yaml
+from largescale.checkpoint.folder import Checkpoint, clear_leftovers
+from largescale.checkpoint.saver import SaveFailed, Saver
+from largescale.config import Config, flatten, to_yaml
 from largescale.data.stream import Batch
+from largescale.methods.swav import MethodOutput
 from largescale.observe.metrics import JsonLines, MetricsLog, forget_from
 from largescale.parallel.engine import Engine
 from largescale.processes import barrier, rank, world_size
+from largescale.rollback import Rollbacks
+from largescale.watchdog import Watchdog
 from shards.errors import InputError
-from shards.files import atomic_write
+from shards.files import atomic_write, remove_partial_files
 from shards.manifest import Manifest
 
+_log = logging.getLogger(__name__)
+
 _FREE_TO_CHANGE = (
-    "name", "run.dir", "run.log_every", "data.shards", "data.eval_shards", "data.audit", "data.workers",
+    "name", "run.dir", "run.log_every", "run.hang_timeout_s", "run.time_limit_s", "run.stop_before_s",
+    "data.shards", "data.eval_shards", "data.audit", "data.workers",
     "data.prefetch", "data.max_skipped", "parallel.strategy", "parallel.replicate", "parallel.shard",
     "parallel.cpu_offload", "parallel.reshard_after_forward", "parallel.unit_min_parameters",
     "model.recompute_stages", "model.compile_stages", "checkpoint.", "evaluate.",
+    "train.max_rollbacks", "train.rollback_window",
 )
 """Keys (or groups) that may differ when a run is continued: they do not change what it computes."""
 
+MAX_FAILED_SAVES = 3
+"""Saves that fail in a row before the run stops: without checkpoints it would work for nothing."""
+
+
+class TrainingStopped(Exception):
+    """The run cannot go on; its last checkpoint is whole and its message says what happened."""
+
 
 class RunFolder:
-    """Reads and writes the folder of one run, on all ranks."""
+    """Reads and writes the folder of one run, on all ranks. Collectives: every rank must make one; a gloo group."""
 
-    def __init__(self, config: Config, manifest: Manifest) -> None:
-        self.config, self.path = config, Path(config.run.dir)
+    def __init__(self, config: Config, manifest: Manifest, device: torch.device) -> None:
+        self.config, self.path, self._device = config, Path(config.run.dir), device
         self.checkpoints = self.path / "checkpoints"
+        self.rollbacks = Rollbacks(self.path)
+        self.saver = Saver(
+            self.checkpoints, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every,
+            background=config.checkpoint.background, device=device,
+        )
         self._fingerprint = manifest.fingerprint
+        self._failed_saves = 0
         self._metrics: MetricsLog | None = None
         self._audit: JsonLines | None = None
         self._skipped: JsonLines | None = None
 
-    def resume(self, engine: Engine) -> tuple[int, int]:
+    def resume(self, engine: Engine) -> tuple[int, int, list[float] | None]:
         """Load the newest whole checkpoint into the engine.
 
         Returns:
-            The first step to do, and the number of unreadable images so far; zeros for a new run.
+            The first step to do, the number of unreadable images so far, the state of the spike watch; zeros and
+            None for a new run.
 
         Raises:
-            InputError: the checkpoint belongs to another configuration or other shards.
+            InputError: the checkpoint belongs to another configuration or other shards, or all are damaged.
 
         Collectives: every rank must call it.
         """
-        checkpoint = sharded.find_latest(self.checkpoints)
+        checkpoint = sharded.agree_on_latest(self.checkpoints, self._device)
         if checkpoint is None:
-            return 0, 0
+            return 0, 0, None
         self._check_same_run(checkpoint)
-        engine.prepare_optimizer_state(checkpoint.shapes())
+        engine.prepare_optimizer_state(sharded.shapes(checkpoint))
         state = engine.state()
         sharded.load(checkpoint, state)
         engine.take_state(state)
-        return checkpoint.step, int(checkpoint.progress["skipped"])
+        if rank() == 0:
+            clear_leftovers(self.checkpoints)
+        return checkpoint.step, int(checkpoint.progress["skipped"]), checkpoint.progress["spikes"]
 
     def open_logs(self, first_step: int) -> None:
         """Drop what a dead process logged beyond the checkpoint, and open the logs. Collectives: two barriers."""
-        barrier()  # all ranks have compared their configuration with the one on disk
+        barrier()  # all ranks have compared their configuration with that of the checkpoint
         if rank() == 0:
             self.path.mkdir(parents=True, exist_ok=True)
+            for folder in (self.path, self.path / "audit", self.path / "skipped"):
+                remove_partial_files(folder)
             forget_from(self.path, first_step)
             _write_text(self.path / "config.yaml", to_yaml(self.config))
             _write_text(self.path / "environment.json", json.dumps(environment(), indent=1) + "\n")
@@ -86,27 +122,105 @@ class RunFolder:
         if self.config.data.audit:
             self._audit = JsonLines(self.path / "audit" / f"rank-{rank():05d}.jsonl")
 
-    def record_batch(self, batch: Batch) -> None:
+    @contextmanager
+    def watched(self) -> Iterator[Watchdog]:
+        """A watchdog over the training thread."""
+        watchdog = Watchdog(self.path / "stacks", self.config.run.hang_timeout_s)
+        try:
+            yield watchdog
+        finally:
+            watchdog.close()
+
+    def record_batch(self, step: int, batch: Batch) -> None:
         """Write what this rank trained on (with data.audit) and what it could not read."""
         if self._audit is not None:
-            self._audit.write({"step": batch.step, "keys": batch.keys})
+            self._audit.write({"step": step, "keys": batch.keys})
         for row in batch.skipped:
             if self._skipped is None:
                 self._skipped = JsonLines(self.path / "skipped" / f"rank-{rank():05d}.jsonl")
-            self._skipped.write({"step": batch.step, **row})
+            self._skipped.write({"step": step, **row})
 
     def record_metrics(self, row: dict[str, Any]) -> None:
         """Write one logged step, on rank 0."""
         if self._metrics is not None:
             self._metrics.write(row)
 
-    def save(self, engine: Engine, done: int, num_skipped: int) -> None:
-        """Save a checkpoint after `done` steps. Collectives: every rank must call it."""
+    def save(self, engine: Engine, done: int, num_skipped: int, spikes: list[float], *, final: bool) -> None:
+        """Begin to save a checkpoint after `done` steps; with `final` also end it.
+
+        A save that fails is warned of, and the next one tries again.
+
+        Raises:
+            TrainingStopped: with `final`, or after MAX_FAILED_SAVES in a row.
+
+        Collectives: every rank must call it.
+        """
         progress = {
-            "step": done, "skipped": num_skipped, "data": self._fingerprint, "world_size": world_size(),
+            "step": done, "skipped": num_skipped, "spikes": spikes, "data": self._fingerprint,
+            "rollbacks": self.rollbacks.rows(), "world_size": world_size(), "config": flatten(self.config),
             "strategy": self.config.parallel.strategy,
         }
-        sharded.save(self.checkpoints, engine.state(), progress, keep=self.config.checkpoint.keep)
+        self.settle_save()
+        state = engine.state()
+        try:
+            self.saver.save(state, progress, until_update=engine.until_update(state))
+        except SaveFailed as error:
+            self._count_failure(error, final)
+        if final:
+            self.settle_save(final=True)
+
+    def settle_save(self, *, final: bool = False) -> None:
+        """Return when what is being saved is published, or has failed. Collectives: none."""
+        try:
+            self.saver.wait()
+        except SaveFailed as error:
+            self._count_failure(error, final)
+        else:
+            self._failed_saves = 0
+
+    def _count_failure(self, error: SaveFailed, final: bool) -> None:
+        self._failed_saves += 1
+        line = f"{self.checkpoints}: could not save: {error}. Earlier checkpoints are as they were"
+        if final or self._failed_saves == MAX_FAILED_SAVES:
+            raise TrainingStopped(f"{line}; make room there and give the same command again") from error
+        _log.warning("%s; the next one is tried in %d steps", line, self.config.checkpoint.every_steps)
+
+    def dump_trouble(self, step: int, batch: Batch, output: MethodOutput, trouble: str) -> None:
+        """Write what it takes to look into a bad step: keys and scores of this rank. Views follow from the keys."""
+        folder = self.path / "trouble" / f"step-{step:08d}"
+        keys = batch.keys or [str(sample_id) for sample_id in batch.ids.tolist()]
+        row = {"step": step, "data_step": batch.step, "trouble": trouble, "loss": float(output.loss), "keys": keys}
+        _write_text(folder / f"rank-{rank():05d}.json", json.dumps(row) + "\n")
+        scores = {f"scores.{number}": head.contiguous().cpu() for number, head in enumerate(output.scores)}
+        with atomic_write(folder / f"rank-{rank():05d}.safetensors") as file:
+            file.write(safetensors.torch.save(scores))
+
+    def roll_back(self, step: int, batch: Batch, trouble: str) -> bool:
+        """Leave out the data that led to a bad step, if the run may still do so; True if the run is to go back.
+
+        Collectives: every rank must call it; the agreement on a checkpoint, and a barrier.
+        """
+        number = len(self.rollbacks.rows()) + 1
+        if number > self.config.train.max_rollbacks:
+            return False
+        checkpoint = sharded.agree_on_latest(self.checkpoints, self._device)
+        if checkpoint is None:
+            return False
+        _log.warning("step %d: %s; going back to step %d, %d of at most %d times", step, trouble, checkpoint.step,
+                     number, self.config.train.max_rollbacks)
+        barrier()  # all ranks have counted
+        if rank() == 0:
+            self.rollbacks.record(step=step, to=checkpoint.step, data_step=batch.step, why=trouble,
+                                  window=self.config.train.rollback_window)
+        barrier()
+        self.close_logs()
+        return True
+
+    def set_status(self, state: str, step: int, num_steps: int) -> None:
+        """Write `status.json`, on rank 0: running, stopped or complete, and the steps done."""
+        if rank() == 0:
+            row = {"state": state, "step": step, "steps": num_steps, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
+            _write_text(self.path / "status.json", json.dumps(row) + "\n")
 
     def close_logs(self) -> None:
         """Close the logs."""
@@ -114,15 +228,15 @@ class RunFolder:
             if log is not None:
                 log.close()
 
-    def _check_same_run(self, checkpoint: sharded.Checkpoint) -> None:
+    def _check_same_run(self, checkpoint: Checkpoint) -> None:
         if checkpoint.progress["data"] != self._fingerprint:
             raise InputError(
                 f"{self.path}: its checkpoint was trained on other shards than {self.config.data.shards}; "
                 f"use those, or another run.dir"
             )
-        before, now = flatten(load_config(self.path / "config.yaml")), flatten(self.config)
-        for key in sorted(before):
-            if not key.startswith(_FREE_TO_CHANGE) and before[key] != now[key]:
+        before, now = checkpoint.progress["config"], flatten(self.config)
+        for key in sorted(now):
+            if key in before and not key.startswith(_FREE_TO_CHANGE) and before[key] != now[key]:
                 raise InputError(
                     f"{self.path}: cannot continue, {key} was {before[key]} and is now {now[key]}; "
                     f"set it back, or use another run.dir"

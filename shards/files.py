@@ -28,6 +28,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
+def remove_partial_files(folder: Path) -> None:
+    """Remove what `atomic_write` left in a folder when its process was killed. No other process may be writing there."""
+    for partial in folder.glob(".*.writing"):
+        partial.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -7,7 +7,7 @@ loader processes, and neither their number nor the number of ranks changes what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from largescale import stopping
 from largescale.config import Config, CropGroup, DataConfig
 from largescale.data.augment import DRAWS, Augment
 from largescale.data.crops import BOX_DRAWS, crop, sample_boxes
@@ -38,6 +39,7 @@ class Batch:
     """What one rank trains on in one step.
 
     Attributes:
+        step: the data step (see `largescale/rollback.py` where it differs from the step of the run).
         ids: sample ids in order, int64 [B]; those of substitutes where a sample was unreadable.
         keys: their WebDataset keys, if asked for (audit).
         views: one uint8 tensor [num * B, 3, S, S] a crop group, view after view; after `Stream` float, augmented.
@@ -170,8 +172,8 @@ class Stream:
         self.batches = StepBatches(self.manifest, self.order, config, rank=rank, world_size=world_size)
         self.augment = Augment(config.data.augment, config.data.mean, config.data.std, dtype)
 
-    def __call__(self, first_step: int) -> Iterator[Batch]:
-        """Batches of the steps from `first_step` on, views augmented on the device.
+    def __call__(self, data_steps: Collection[int]) -> Iterator[Batch]:
+        """Batches of these data steps, in this order, views augmented on the device.
 
         Raises:
             InputError: a shard became unreadable.
@@ -179,11 +181,12 @@ class Stream:
         workers = self.data.workers
         loader = DataLoader(
             self.batches,
-            sampler=range(first_step, self.num_steps),
+            sampler=data_steps,
             batch_size=None,
             num_workers=workers,
             prefetch_factor=self.data.prefetch if workers else None,
             collate_fn=_as_is,
+            worker_init_fn=stopping.ignore,
             pin_memory=self.device.type == "cuda",
         )
         for batch in loader:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from largescale.checkpoint import sharded
+from largescale.checkpoint.folder import Checkpoint, find_latest
 from largescale.config import Config, EvaluateConfig, load_config
 from largescale.evaluate.extract import (
     drop_equal_channels,
@@ -50,7 +50,7 @@ def evaluate(protocol: str, run_dir: Path, overrides: list[str]) -> str:
         InputError: no checkpoint, or no labelled shards.
     """
     config = load_config(run_dir / "config.yaml", overrides)
-    checkpoint = sharded.find_latest(run_dir / "checkpoints")
+    checkpoint = find_latest(run_dir / "checkpoints")
     if checkpoint is None:
         raise InputError(f"{run_dir}: no whole checkpoint; run `largescale pretrain` with this run.dir first")
     train, test = features_of_run(config, run_dir, checkpoint)
@@ -71,7 +71,7 @@ def evaluate(protocol: str, run_dir: Path, overrides: list[str]) -> str:
 
 
 def features_of_run(
-    config: Config, run_dir: Path, checkpoint: sharded.Checkpoint
+    config: Config, run_dir: Path, checkpoint: Checkpoint
 ) -> tuple[dict[str, FeatureSet], dict[str, FeatureSet]]:
     """Features of the labelled training and test shards by network name; computed once for a checkpoint."""
     names = list(NETWORKS) if config.evaluate.baselines else ["pretrained"]
@@ -95,7 +95,7 @@ def features_of_run(
 
 @torch.no_grad()
 def _extract_all(
-    config: Config, checkpoint: sharded.Checkpoint, shards: tuple[Manifest, Manifest], names: list[str], folder: Path
+    config: Config, checkpoint: Checkpoint, shards: tuple[Manifest, Manifest], names: list[str], folder: Path
 ) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pretrained = load_method(config, checkpoint).to(device)
@@ -126,7 +126,7 @@ def _check_same_classes(train: Manifest, test: Manifest) -> None:
         )
 
 
-def _stamp(config: Config, checkpoint: sharded.Checkpoint, train: Manifest, test: Manifest) -> dict[str, Any]:
+def _stamp(config: Config, checkpoint: Checkpoint, train: Manifest, test: Manifest) -> dict[str, Any]:
     """What the features depend on; when it changes they are made again."""
     return {
         "step": checkpoint.step,

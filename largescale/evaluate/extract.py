@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from largescale.checkpoint import sharded
+from largescale.checkpoint.folder import Checkpoint
 from largescale.config import Config
 from largescale.data.decode import decode
 from largescale.data.reader import SampleError, ShardReader
@@ -35,7 +36,7 @@ PROTOTYPE_SAMPLES = 2048
 _log = logging.getLogger(__name__)
 
 
-def load_method(config: Config, checkpoint: sharded.Checkpoint | None) -> nn.Module:
+def load_method(config: Config, checkpoint: Checkpoint | None) -> nn.Module:
     """The method in evaluation mode, with the weights of a checkpoint, or as it was before its first step.
 
     Raises:

@@ -37,11 +37,13 @@ class MethodOutput(NamedTuple):
         loss: scalar, the mean over the local batch.
         assignment_entropy: scalar in [0, 1]: mean entropy of a sample's code, over ln K.
         nearest: for each head, the prototype nearest to each assign view, int64 [A * B].
+        scores: for each head, the scores of all views [V, B, K].
     """
 
     loss: Tensor
     assignment_entropy: Tensor
     nearest: list[Tensor]
+    scores: list[Tensor]
 
 
 class SwAV(nn.Module):
@@ -78,7 +80,7 @@ class SwAV(nn.Module):
             scores = self._by_view(self.prototypes(embeddings))
             codes = self._codes(scores, self._by_view([embeddings])[0], step)
             loss = torch.stack([self._swapped_loss(z, q) for z, q in zip(scores, codes, strict=True)]).mean()
-            return MethodOutput(loss, *self._observe(scores, codes))
+            return MethodOutput(loss, *self._observe(scores, codes), [head.detach() for head in scores])
 
     def embed(self, features: Tensor) -> Tensor:
         """Backbone features [N, F] to unit embeddings [N, D] in float32 (float64 for a float64 model)."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -32,12 +33,14 @@ class StepCheck:
         loss: mean over all ranks.
         grad_norm: global norm of the whole gradient; 0 where it overflowed.
         trouble: empty, or which ranks hold values that are not finite.
+        stop: a rank wants to stop after this step.
         overflow: an fp16 gradient overflowed, as happens while the loss scale is found; `update` passes it over.
     """
 
     loss: float
     grad_norm: float
     trouble: str
+    stop: bool = False
     overflow: bool = False
 
 
@@ -86,10 +89,10 @@ class Engine:
                 with self._autocast():
                     output = self.wrapped(micro_views, step)
                 self.backward(output.loss * self.loss_scale.factor / self.accumulate)
-            outputs.append(MethodOutput(output.loss.detach(), output.assignment_entropy, output.nearest))
-        loss, entropy, nearest = zip(*outputs, strict=True)
+            outputs.append(output._replace(loss=output.loss.detach()))
+        loss, entropy, nearest, scores = zip(*outputs, strict=True)
         heads = [torch.cat(head) for head in zip(*nearest, strict=True)]
-        return MethodOutput(torch.stack(loss).mean(), torch.stack(entropy).mean(), heads)
+        return MethodOutput(torch.stack(loss).mean(), torch.stack(entropy).mean(), heads, list(chain(*scores)))
 
     def micro_batches(self, views: Sequence[Tensor]) -> list[list[Tensor]]:
         """Cut the views [num * B_local, ...] of a step into those of its micro-batches, channels last in memory."""
@@ -101,13 +104,13 @@ class Engine:
         ]
 
     @torch.no_grad()
-    def check(self, views: Sequence[Tensor], loss: Tensor) -> StepCheck:
-        """Agree on loss, gradient norm and whether anything is not finite, in one exchange.
+    def check(self, views: Sequence[Tensor], loss: Tensor, *, stop: bool = False) -> StepCheck:
+        """Agree on loss, gradient norm, whether anything is not finite and whether to stop, in one exchange.
 
         Views and loss are looked at before they met other ranks' values, so that the culprit can be named: behind
         synchronised BatchNorm and Sinkhorn one rank's NaN is everybody's.
 
-        Collectives: every rank must call it; one all-reduce of 2 + 3 * world_size numbers.
+        Collectives: every rank must call it; one all-reduce of 3 + 3 * world_size numbers.
         """
         grads = self.gradients()
         if self.loss_scale.enabled:
@@ -117,15 +120,16 @@ class Engine:
         size = world_size()
         flags = torch.zeros(3, size, dtype=torch.float64, device=loss.device)
         flags[:, rank()] = torch.stack([views_sum, loss.double(), grad_square]).isfinite().logical_not().double()
-        sums = torch.stack([loss.double() / size, grad_square / self.gradient_replicas()])
+        sums = torch.stack([loss.double() / size, grad_square / self.gradient_replicas(), torch.tensor(stop).to(loss)])
         message = torch.cat([sums, flags.flatten()])
         dist.all_reduce(message)
         numbers = message.tolist()
+        flags_of_all, stops = numbers[3:], numbers[2] > 0
         norm = math.sqrt(max(0.0, numbers[1])) if math.isfinite(numbers[1]) else math.nan
-        overflow = self.loss_scale.enabled and math.isnan(norm) and not any(numbers[2 : 2 + 2 * size])
+        overflow = self.loss_scale.enabled and math.isnan(norm) and not any(flags_of_all[: 2 * size])
         if overflow:
-            return StepCheck(numbers[0], 0.0, "", overflow=True)
-        return StepCheck(numbers[0], norm, _describe_trouble(numbers[2:], size))
+            return StepCheck(numbers[0], 0.0, "", stops, overflow=True)
+        return StepCheck(numbers[0], norm, _describe_trouble(flags_of_all, size), stops)
 
     def update(self, check: StepCheck, *, step: int, lr: float, clip: float) -> None:
         """Clip, update the parameters, drop the gradients. Collectives: the optimizer's."""
@@ -147,6 +151,11 @@ class Engine:
         if self.loss_scale.enabled:
             extra["loss_scale"] = self.loss_scale.numbers
         return {**self.model_state(), **self.optimizer_state(), **{f"extra.{k}": value for k, value in extra.items()}}
+
+    def until_update(self, state: dict[str, Tensor]) -> set[str]:
+        """Names in a state of what only `update` changes; the rest may change in a forward pass."""
+        parameters = {f"model.{name}" for name, _ in self.method.named_parameters()}
+        return {name for name in state if name in parameters or name.startswith("optimizer.")}
 
     # -- What a strategy may do differently -----------------------------------------------------------------------
 

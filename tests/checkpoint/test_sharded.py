@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from largescale.checkpoint import sharded
+from largescale.checkpoint.folder import find_latest
+from largescale.checkpoint.saver import Saver
 from shards.errors import InputError
 from tests.distributed.ranks import run_ranks
 
@@ -22,20 +24,24 @@ def tensors() -> dict[str, torch.Tensor]:
             "extra.step": torch.tensor(5)}
 
 
-def save_on_this_rank(folder: str, step: int, keep: int = 3) -> list[str]:
+def save_on_this_rank(folder: str, step: int, keep: int = 3, keep_every: int = 0) -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     whole = tensors()
     state = {"model.a": distribute_tensor(whole["model.a"], mesh, [Shard(0)]),
              "model.b": distribute_tensor(whole["model.b"], mesh, [Replicate()]), "extra.step": whole["extra.step"]}
-    path = sharded.save(Path(folder), state, {"step": step, "skipped": 0}, keep=keep)
-    return sorted(file.name for file in path.iterdir())
+    saver = Saver(Path(folder), keep=keep, keep_every=keep_every, background=True, device=torch.device("cpu"))
+    saver.save(state, {"step": step, "skipped": 0}, until_update=set(state))
+    saver.wait_staged()
+    for value in state.values():  # the training goes on
+        (value.to_local() if isinstance(value, DTensor) else value).zero_()
+    saver.wait()
 
 
 def load_on_this_rank(folder: str) -> dict[str, torch.Tensor]:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     state = {"model.a": distribute_tensor(torch.zeros(7, 5), mesh, [Shard(0)]),
              "model.b": torch.zeros(3, dtype=torch.float64), "extra.step": torch.tensor(0)}
-    checkpoint = sharded.find_latest(Path(folder))
+    checkpoint = sharded.agree_on_latest(Path(folder), torch.device("cpu"))
     assert checkpoint is not None
     sharded.load(checkpoint, state)
     return {**state, "model.a": state["model.a"].full_tensor()}
@@ -90,15 +96,15 @@ def garble_the_mark(folder: Path) -> None:
 @pytest.mark.parametrize("damage", [cut, lose_a_piece, lose_the_mark, garble_the_mark])
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(copied, damage):
     damage(copied / "step-00000020")
-    checkpoint = sharded.find_latest(copied)
+    checkpoint = find_latest(copied)
     assert checkpoint is not None and checkpoint.step == 10
 
 
 def test_half_written_folders_do_not_count(copied):
     (copied / "step-00000020").rename(copied / ".step-00000030.writing")
-    assert sharded.find_latest(copied).step == 10
+    assert find_latest(copied).step == 10
     run_ranks(save_on_this_rank, 1, str(copied), 30)  # goes through although the name is taken
-    assert sharded.find_latest(copied).step == 30
+    assert find_latest(copied).step == 30
     assert not list(copied.glob(".step-*"))
 
 
@@ -108,7 +114,7 @@ def test_keeps_the_newest_k(copied):
 
 
 def test_none_where_nothing_was_saved(tmp_path):
-    assert sharded.find_latest(tmp_path / "nowhere") is None
+    assert find_latest(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize(
@@ -117,7 +123,7 @@ def test_none_where_nothing_was_saved(tmp_path):
 )
 def test_another_network_is_refused_by_name(saved, name, shape, expected):
     with pytest.raises(InputError, match=expected):
-        sharded.load(sharded.find_latest(saved), {name: torch.zeros(shape)}, no_dist=True)
+        sharded.load(find_latest(saved), {name: torch.zeros(shape)}, no_dist=True)
 
 
 def test_progress_is_kept(saved):

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from largescale.checkpoint import sharded
+from largescale.checkpoint.folder import find_latest
 from tests.conftest import ROOT
 from tests.distributed.test_pretrain_parity import pretrain, sample_sets
 
@@ -30,9 +31,9 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def final_state(run: Path) -> dict[str, torch.Tensor]:
-    checkpoint = sharded.find_latest(run / "checkpoints")
+    checkpoint = find_latest(run / "checkpoints")
     assert checkpoint is not None and checkpoint.step == 60
-    state = {name: torch.zeros(shape) for name, shape in checkpoint.shapes().items()}
+    state = {name: torch.zeros(shape) for name, shape in sharded.shapes(checkpoint).items()}
     sharded.load(checkpoint, state, no_dist=True)
     return state
 
@@ -73,7 +74,7 @@ def test_same_ranks_end_bit_for_bit_as_the_undisturbed_run(undisturbed, tmp_path
     run = tmp_path / "run"
     overrides = [*data, f"run.dir={run}"]
     start_and_kill(overrides, run, at_step=20)
-    assert 0 < sharded.find_latest(run / "checkpoints").step < 60
+    assert 0 < find_latest(run / "checkpoints").step < 60
     pretrain(overrides, 2)
     assert metrics(run) == metrics(expected)
     for rank in range(2):

@@ -1,0 +1,149 @@
+"""A run's checkpoints on disk: what is whole, what is kept, what goes.
+
+    checkpoints/
+      step-00001000/
+        shard-00001-model-00001-of-00001.safetensors    one file a rank (torch.distributed.checkpoint)
+        ...
+        progress.json                                   step, configuration, size and SHA-256 of every file
+      step-00002000/
+      latest                                            names the newest whole one, for people and scripts
+
+A folder is written under a temporary name, made durable and then renamed, so whatever has a final name is whole. What
+happens to it later (a disk that loses bits, a hand that cuts a file) shows in its checksums. Nothing in a checkpoint is
+executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.files import atomic_write, remove_partial_files, sync_folder
+
+PROGRESS = "progress.json"
+LATEST = "latest"
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """Size in bytes and SHA-256 of a file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk; `progress` is what `progress.json` holds."""
+
+    path: Path
+    progress: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Steps that were complete when it was saved: the first step to do."""
+        return int(self.progress["step"])
+
+    def damage(self, rank: int = 0, world_size: int = 1) -> str:
+        """What is wrong with its files, empty if nothing is. Each of several ranks looks at its part of the files."""
+        for name, stamp in sorted(self.progress["files"].items())[rank::world_size]:
+            try:
+                found = stamp_of(self.path / name)
+            except OSError as error:
+                return f"{name}: {error.strerror}"
+            if found.size != stamp["size"]:
+                return f"{name} has {found.size} bytes instead of {stamp['size']}"
+            if found.sha256 != stamp["sha256"]:
+                return f"{name} is not what was written (SHA-256)"
+        return ""
+
+
+def stamp_of(path: Path, *, durable: bool = False) -> FileStamp:
+    """Size and SHA-256 of a file, which is also flushed to its disk with `durable`."""
+    with path.open("rb") as file:
+        if durable:
+            os.fsync(file.fileno())
+        return FileStamp(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def open_checkpoint(path: Path) -> Checkpoint | None:
+    """The checkpoint in a folder; None where its mark is missing or unreadable. Files are not looked at."""
+    try:
+        progress = json.loads((path / PROGRESS).read_text())
+        checkpoint = Checkpoint(path, progress)
+        assert checkpoint.step >= 0
+        stamps = [(stamp["size"], stamp["sha256"]) for stamp in progress["files"].values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
+        return None
+    return checkpoint if stamps else None
+
+
+def newest_first(folder: Path) -> list[Checkpoint]:
+    """The checkpoints of a run by their marks; `Checkpoint.damage` says whether their files are as they were."""
+    found = [open_checkpoint(path) for path in sorted(folder.glob("step-*"), reverse=True)]
+    return [checkpoint for checkpoint in found if checkpoint is not None]
+
+
+def find_latest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint of a run whose files are as they were written, None where there is none."""
+    return next((checkpoint for checkpoint in newest_first(folder) if not checkpoint.damage()), None)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed has half written or half removed, and let `latest` name the newest."""
+    for leftover in folder.glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    remove_partial_files(folder)
+    newest = newest_first(folder)
+    if newest:
+        _point_latest_to(newest[0].path)
+
+
+def begin(folder: Path, step: int) -> Path:
+    """An empty folder to write a checkpoint into."""
+    temporary = folder / f".step-{step:08d}.writing"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def publish(temporary: Path, progress: dict[str, Any], files: Mapping[str, FileStamp]) -> Path:
+    """Give a folder, whose files are durable, its final name."""
+    stamps = {name: {"size": stamp.size, "sha256": stamp.sha256} for name, stamp in sorted(files.items())}
+    with atomic_write(temporary / PROGRESS) as file:
+        file.write(json.dumps({**progress, "files": stamps}, indent=1).encode())
+    final = temporary.parent / f"step-{progress['step']:08d}"
+    if final.exists():
+        _remove(final)
+    os.replace(temporary, final)
+    sync_folder(final.parent)
+    _point_latest_to(final)
+    return final
+
+
+def remove_old(folder: Path, *, keep: int, keep_every: int) -> None:
+    """Remove all checkpoints but the newest `keep` and those of every `keep_every`-th step (0: none of these).
+
+    Called after the newest was written and read back, so what is left is never less than that one.
+    """
+    for checkpoint in newest_first(folder)[keep:]:
+        if not (keep_every and checkpoint.step % keep_every == 0):
+            _remove(checkpoint.path)
+
+
+def _point_latest_to(checkpoint: Path) -> None:
+    with atomic_write(checkpoint.parent / LATEST) as file:
+        file.write(f"{checkpoint.name}\n".encode())
+
+
+def _remove(path: Path) -> None:
+    # Renamed first: a removal that is interrupted must not leave half a checkpoint under a final name.
+    doomed = path.with_name(f".{path.name}.removing")
+    os.replace(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

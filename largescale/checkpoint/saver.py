@@ -1,0 +1,197 @@
+"""Saving behind the training loop: stage, write, publish, each rank its own pieces.
+
+The loop waits for the little that changes in a forward pass (statistics, queue), and before its next update for what is
+left of the copy of weights and optimizer state, which runs while forward and backward do. A thread then writes the copy
+with exchanges on a process group of its own, so that they never meet those of the training.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from largescale.checkpoint.folder import FileStamp, begin, publish, remove_old, stamp_of
+
+_log = logging.getLogger(__name__)
+
+
+class SaveFailed(Exception):
+    """A checkpoint could not be written; those before it are as they were."""
+
+
+class Saver:
+    """Writes the checkpoints of a run.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        keep: newest checkpoints to keep.
+        keep_every: also keep those of every so many steps; 0 keeps none of these.
+        background: write while the training goes on.
+        device: of the tensors to save.
+
+    Collectives: every rank must make one; it makes a gloo group.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, keep_every: int, background: bool, device: torch.device) -> None:
+        self.folder, self.keep, self.keep_every, self.background = folder, keep, keep_every, background
+        self._group = dist.new_group(backend="gloo")
+        self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._buffers: dict[str, Tensor] = {}
+        self._meshes: dict[DeviceMesh, DeviceMesh] = {}
+        self._staged: Future[None] = _done()
+        self._written: Future[None] = _done()
+
+    def save(self, state: dict[str, Tensor], progress: dict[str, Any], *, until_update: set[str]) -> None:
+        """Begin to save a checkpoint; returns once what may change before `wait_staged` is copied.
+
+        Args:
+            state: tensors by canonical name; DTensors are written by the ranks that hold them, others once.
+            progress: JSON values, with `step`: how many steps are done.
+            until_update: names of the tensors that stay as they are until the caller has called `wait_staged`.
+
+        Raises:
+            SaveFailed: the save before this one did not get through, or without `background` this one.
+
+        Collectives: every rank must call it. In the training's groups none (but for HSDP's first save on CUDA).
+        """
+        self.wait()
+        staged = {name: self._buffer(name, value) for name, value in state.items()}
+        at_once = state.keys() - until_update if self.background else state.keys()
+        self._copy(state, at_once)
+        later = state.keys() - at_once
+        ready = torch.cuda.current_stream().record_event() if self._stream else None
+        self._staged, self._written = staging, writing = Future(), Future()
+
+        def work() -> None:
+            if ready is not None:
+                self._stream.wait_event(ready)
+            _settle(staging, lambda: self._copy(state, later))
+            _settle(writing, lambda: self._write(staged, progress))
+
+        if self.background:
+            # A daemon: a process that fails must not wait for the ranks that it leaves behind.
+            threading.Thread(target=work, name="checkpoint", daemon=True).start()
+        else:
+            work()
+            self.wait()
+
+    def wait_staged(self) -> None:
+        """Return when everything that `save` was given has been copied; to be called before weights change."""
+        self._staged.result()
+
+    def wait(self) -> None:
+        """Return when the last save is published.
+
+        Raises:
+            SaveFailed: it did not get through; the same on all ranks. It is said once.
+        """
+        written, self._written = self._written, _done()
+        written.result()
+
+    def _copy(self, state: dict[str, Tensor], names: set[str]) -> None:
+        """Bring tensors to the buffers in host memory, on CUDA by a stream of its own."""
+        with torch.no_grad(), torch.cuda.stream(self._stream):
+            for name in sorted(names):
+                self._buffers[name].copy_(_local(state[name]), non_blocking=True)
+            if self._stream is not None:
+                self._stream.synchronize()
+
+    def _buffer(self, name: str, value: Tensor) -> Tensor:
+        """The tensor to write: the like of `value`, on a buffer in host memory that is used again and again."""
+        local = _local(value)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:
+            buffer = torch.empty(local.shape, dtype=local.dtype, pin_memory=self._stream is not None)
+            self._buffers[name] = buffer
+        if not isinstance(value, DTensor):
+            return buffer
+        mesh = self._host_mesh(value.device_mesh)
+        return DTensor.from_local(
+            buffer, mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride()
+        )
+
+    def _host_mesh(self, mesh: DeviceMesh) -> DeviceMesh:
+        if mesh.device_type == "cpu":
+            return mesh
+        if mesh not in self._meshes:
+            self._meshes[mesh] = DeviceMesh("cpu", mesh.mesh)
+        return self._meshes[mesh]
+
+    def _write(self, staged: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        """Write, publish, remove old ones. Collectives: on the saver's own group; every rank's thread calls it."""
+        started = time.perf_counter()
+        temporary = self._together(lambda: begin(self.folder, progress["step"]) if self._rank == 0 else None)[0]
+        try:
+            writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
+            self._together(lambda: dcp.save(staged, storage_writer=writer, process_group=self._group))
+            files = {name: stamp for part in self._together(lambda: self._stamps(temporary)) for name, stamp in
+                     part.items()}
+            self._together(lambda: publish(temporary, progress, files) if self._rank == 0 else None)
+        except SaveFailed:
+            if self._rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if self._rank == 0:
+            remove_old(self.folder, keep=self.keep, keep_every=self.keep_every)
+            size = sum(stamp.size for stamp in files.values())
+            _log.info("saved step %d: %.1f MB in %.1f s", progress["step"], size / 1e6, time.perf_counter() - started)
+
+    def _stamps(self, temporary: Path) -> dict[str, FileStamp]:
+        """Checksums of the files that this rank wrote, which are made durable."""
+        own = sorted(temporary.glob(f"shard-{self._rank + 1:05d}-*.safetensors"))
+        return {path.name: stamp_of(path, durable=True) for path in own}
+
+    def _together(self, action: Callable[[], Any]) -> list[Any]:
+        """Do something on every rank and bring the results together; if it fails on one, it fails on all."""
+        result, failure = None, ""
+        try:
+            result = action()
+        except (Exception, CheckpointException) as error:
+            failure = f"{_root_cause(error)} (rank {self._rank})"
+        outcomes: list[Any] = [None] * self._world_size
+        dist.all_gather_object(outcomes, (result, failure), group=self._group)
+        failures = [failure for _, failure in outcomes if failure]
+        if failures:
+            raise SaveFailed(failures[0])
+        return [result for result, _ in outcomes]
+
+
+def _local(value: Tensor) -> Tensor:
+    return value.detach().to_local() if isinstance(value, DTensor) else value.detach()
+
+
+def _root_cause(error: BaseException) -> str:
+    """The line that helps: torch wraps what happened on any rank into an exception that prints all tracebacks."""
+    if isinstance(error, CheckpointException):
+        return "; ".join(str(failure[0]) for failure in error.failures.values())
+    return str(error)
+
+
+def _done() -> Future[None]:
+    future: Future[None] = Future()
+    future.set_result(None)
+    return future
+
+
+def _settle(future: Future[None], action: Callable[[], None]) -> None:
+    try:
+        action()
+        future.set_result(None)
+    except BaseException as error:
+        future.set_exception(error)

@@ -1,0 +1,42 @@
+"""Requests to stop in order: the scheduler's signals, and the end of the time that the job may run.
+
+A signal may reach any rank at any moment; it is only noted. The ranks agree at the end of a step (`Engine.check`
+carries each rank's wish), save a checkpoint and leave with exit code 85; the same command continues.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+_received: list[str] = []
+
+
+def listen() -> None:
+    """Note the signals from here on. To be called before anything slow is imported: until then they kill."""
+    for number in SIGNALS:
+        signal.signal(number, lambda caught, _frame: _received.append(signal.Signals(caught).name))
+
+
+def ignore(*_: object) -> None:
+    """For loader processes: schedulers signal every process of a job, and a step needs its loaders to end."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def seconds_left(time_limit_s: float, started: float) -> float:
+    """Seconds that this job may still run: `run.time_limit_s` from its start, or what SLURM says; inf if unlimited."""
+    ends = [float(os.environ.get("SLURM_JOB_END_TIME") or "inf")]
+    if time_limit_s > 0:
+        ends.append(started + time_limit_s)
+    return min(ends) - time.time()
+
+
+def reason(left_s: float, margin_s: float) -> str:
+    """Why this rank wants to stop; empty if it does not."""
+    if _received:
+        return _received[0]
+    return "the end of its time" if left_s < margin_s else ""
