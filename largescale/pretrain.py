@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import closing
 
 import torch
 
@@ -85,9 +86,9 @@ def _train(config: Config, device: torch.device, started: float) -> bool:
     spikes = SpikeWatch(config.train.spike_factor, spike_state)
     progress = Progress(first_step, num_steps)
     data_steps = DataSteps(first_step, num_steps, run.rollbacks.windows())
-    with run.watched() as watchdog:
+    with closing(stream(data_steps)) as batches, run.watched() as watchdog:
         waiting_since = time.perf_counter()
-        for step, batch in enumerate(stream(data_steps), first_step):
+        for step, batch in enumerate(batches, first_step):
             lr = float(rates[step])
             data_wait = time.perf_counter() - waiting_since
             left_s = stopping.seconds_left(config.run.time_limit_s, started)

@@ -45,7 +45,9 @@ def process_group(hang_timeout_s: float = 0) -> Iterator[torch.device]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=max(1800.0, 2 * hang_timeout_s))
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        store, own_rank, size = next(dist.rendezvous("env://", timeout=timeout))
+        store = dist.PrefixStore(start_id(), store)
+        dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     try:
@@ -53,6 +55,11 @@ def process_group(hang_timeout_s: float = 0) -> Iterator[torch.device]:
         dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def start_id() -> str:
+    """Names this start of the ranks: torchrun may keep its store over restarts, with addresses of the dead in it."""
+    return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:

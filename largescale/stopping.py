@@ -6,11 +6,15 @@ carries each rank's wish), save a checkpoint and leave with exit code 85; the sa
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import time
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _received: list[str] = []
 
@@ -21,10 +25,15 @@ def listen() -> None:
         signal.signal(number, lambda caught, _frame: _received.append(signal.Signals(caught).name))
 
 
-def ignore(*_: object) -> None:
-    """For loader processes: schedulers signal every process of a job, and a step needs its loaders to end."""
+def live_and_die_with_parent(*_: object) -> None:
+    """For loader processes: leave signals to the rank that needs them for its last step, and be killed when it dies.
+
+    One that outlived its rank would keep the rank's connections open, and the others would wait for it.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def seconds_left(time_limit_s: float, started: float) -> float:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from largescale.processes import rank, world_size
+from largescale.processes import rank, start_id, world_size
 
 EXIT_CODE = 86
 """Of a rank that left because the run hung."""
@@ -142,12 +142,11 @@ def _does(numbers: list[int]) -> str:
 
 
 def _own_connection(timeout_s: float) -> dist.Store:
-    """Its own, since a thread that waits in a shared one would hold it; each start of the ranks has its own keys."""
+    """Its own, since a thread that waits in a shared one would hold it."""
     if "MASTER_ADDR" not in os.environ:
         return dist.HashStore()
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False,
         timeout=timedelta(seconds=max(timeout_s, 30)),
     )
-    start = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    return dist.PrefixStore(f"watchdog/{start}", store)
+    return dist.PrefixStore(f"watchdog/{start_id()}", store)

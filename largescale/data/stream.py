@@ -7,7 +7,7 @@ loader processes, and neither their number nor the number of ranks changes what 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -172,8 +172,8 @@ class Stream:
         self.batches = StepBatches(self.manifest, self.order, config, rank=rank, world_size=world_size)
         self.augment = Augment(config.data.augment, config.data.mean, config.data.std, dtype)
 
-    def __call__(self, data_steps: Collection[int]) -> Iterator[Batch]:
-        """Batches of these data steps, in this order, views augmented on the device.
+    def __call__(self, data_steps: Collection[int]) -> Generator[Batch]:
+        """Batches of these data steps, in this order, views augmented on the device; to be closed if left early.
 
         Raises:
             InputError: a shard became unreadable.
@@ -186,7 +186,7 @@ class Stream:
             num_workers=workers,
             prefetch_factor=self.data.prefetch if workers else None,
             collate_fn=_as_is,
-            worker_init_fn=stopping.ignore,
+            worker_init_fn=stopping.live_and_die_with_parent,
             pin_memory=self.device.type == "cuda",
         )
         for batch in loader:

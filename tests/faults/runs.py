@@ -1,0 +1,92 @@
+"""Real runs of tests/tiny.yaml that are disturbed: start, wait for a step, find a rank's process, compare the ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from largescale.checkpoint import sharded
+from largescale.checkpoint.folder import find_latest
+from tests.conftest import ROOT
+
+TINY = ROOT / "tests" / "tiny.yaml"
+TIMES = {"images_per_s", "data_wait_s", "step_s", "peak_memory_bytes"}
+
+
+@contextmanager
+def started(overrides: list[str], run: Path, *, ranks: int = 2, launcher: tuple[str, ...] = ()) -> Iterator[
+        subprocess.Popen[bytes]]:
+    """torchrun with some ranks in the background, its output in RUN.log; killed at the end if it still runs."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *launcher,
+               "-m", "largescale", "pretrain", str(TINY), *overrides]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with log_of(run).open("ab") as log, subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                for victim in [process.pid, *rank_processes(process.pid).values()]:
+                    os.kill(victim, 9)
+
+
+def log_of(run: Path) -> Path:
+    return run.parent / f"{run.name}.log"
+
+
+def wait_for_step(process: subprocess.Popen[bytes], run: Path, step: int) -> None:
+    """Return when the last rank has trained on a step."""
+    audit = run / "audit" / "rank-00001.jsonl"
+    deadline = time.monotonic() + 120
+    while not audit.exists() or len(audit.read_text().splitlines()) <= step:
+        assert process.poll() is None and time.monotonic() < deadline, log_of(run).read_text()[-3000:]
+        time.sleep(0.01)
+
+
+def rank_processes(launcher: int) -> dict[int, int]:
+    """Process id by rank."""
+    found = {}
+    for task in Path(f"/proc/{launcher}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            environ = Path(f"/proc/{child}/environ").read_text().split("\0")
+            ranks = [entry.removeprefix("RANK=") for entry in environ if entry.startswith("RANK=")]
+            if ranks:
+                found[int(ranks[0])] = int(child)
+    return found
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """What was logged, without what depends on the machine's speed."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def final_state(run: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the newest checkpoint."""
+    checkpoint = find_latest(run / "checkpoints")
+    assert checkpoint is not None
+    state = {name: torch.zeros(shape) for name, shape in sharded.shapes(checkpoint).items()}
+    sharded.load(checkpoint, state, no_dist=True)
+    return state
+
+
+def assert_same_end(run: Path, expected: Path) -> None:
+    """Metrics and audits equal line by line, final weights bit by bit, and nothing is left lying about."""
+    assert metrics(run) == metrics(expected)
+    for path in sorted(expected.glob("audit/*.jsonl")):
+        assert (run / "audit" / path.name).read_text() == path.read_text()
+    mine, theirs = final_state(run), final_state(expected)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert any(name.startswith("optimizer.") for name in mine) and "extra.queue" in mine
+    names = {str(path.relative_to(run)) for path in run.rglob("*") if "events.out" not in path.name}
+    assert names == {str(path.relative_to(expected)) for path in expected.rglob("*") if "events.out" not in path.name}
