@@ -11,7 +11,7 @@ TORCHRUN = OMP_NUM_THREADS=$(shell n=$$(( $$(nproc) / $(RANKS) )); echo $$(( n >
 	$(BIN)/torchrun --standalone --nproc-per-node=$(RANKS)
 .DEFAULT_GOAL := help
 
-.PHONY: help setup pretrain test test-fast bench lint clean
+.PHONY: help setup pretrain test test-fast slurm-packages slurm-test kill-test bench lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,11 +42,23 @@ pretrain: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/i
 	@echo "report:  $$($(BIN)/largescale report $(RUN))"
 
 test: $(VENV)/strategies  ## all tests: fast ones first, then distributed and fault tests
-	$(BIN)/python -m pytest -m "not distributed and not slow"
+	$(BIN)/python -m pytest -m "not distributed and not slow and not slurm"
 	$(BIN)/python -m pytest -m "distributed or slow"
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory slurm-test; \
+	else echo "left out: make slurm-test, which starts a SLURM of its own and needs root"; fi
 
 test-fast: $(VENV)/installed  ## tests that need one process and seconds
-	$(BIN)/python -m pytest -m "not distributed and not slow"
+	$(BIN)/python -m pytest -m "not distributed and not slow and not slurm"
+
+slurm-packages:
+	@if ! PATH=$$PATH:/usr/sbin command -v slurmctld munged >/dev/null; then \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge >/dev/null; fi
+
+slurm-test: slurm-packages | $(VENV)/installed  ## jobs on a real SLURM of two nodes on this machine (as root; installs slurm-wlm)
+	$(BIN)/python -m pytest -m slurm
+
+kill-test: $(VENV)/installed  ## 100 kills at random moments, each run ends as the undisturbed one (about 25 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.kills --kills 100 --out benchmarks/results/kills.json
 
 bench: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/installed  ## repeat the measurements in benchmarks/results
 	$(BIN)/python benchmarks/demo.py

@@ -27,7 +27,10 @@ _EXAMPLES = {
   largescale evaluate knn runs/demo
   largescale evaluate linear runs/demo evaluate.linear_epochs=50""",
     "status": """example:
-  largescale status runs/demo || sbatch launch/slurm/pretrain.sbatch""",
+  largescale status runs/demo
+  largescale status configs/demo.yaml || sbatch launch/slurm/pretrain.sbatch configs/demo.yaml""",
+    "preflight": """example:
+  torchrun --nnodes=2 --nproc-per-node=8 ... -m largescale preflight configs/swav/resnet50_800ep.yaml""",
     "report": """example:
   largescale report runs/demo""",
 }
@@ -84,7 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the run's configuration")
 
     command = _command(commands, "status", _status, "say how far a run is; exit code 0 if complete, 85 if not")
-    command.add_argument("run_dir", metavar="RUN", help="folder of a run")
+    command.add_argument("target", metavar="RUN|CONFIG", help="folder of a run, or its recipe")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the recipe")
+
+    command = _command(commands, "preflight", _preflight, "check nodes, network, disks and shards before a long run")
+    command.add_argument("config", metavar="CONFIG", help="YAML recipe, see configs/")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the recipe")
 
     command = _command(commands, "report", _report, "write RUN/report.html, one self-contained page")
     command.add_argument("run_dir", metavar="RUN", help="folder of a run")
@@ -130,10 +138,23 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     sys.stdout.write(evaluate(arguments.protocol, _run_dir(arguments.run_dir), arguments.overrides) + "\n")
 
 
+def _preflight(arguments: argparse.Namespace) -> None:
+    from largescale.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from largescale.preflight import preflight
+
+    preflight(config)
+
+
 def _status(arguments: argparse.Namespace) -> int:
     from largescale.checkpoint.folder import newest_first
 
-    run_dir = Path(arguments.run_dir)
+    run_dir = Path(arguments.target)
+    if run_dir.is_file():
+        from largescale.config import load_config
+
+        run_dir = Path(load_config(run_dir, arguments.overrides).run.dir)
     try:
         status = json.loads((run_dir / "status.json").read_text())
     except FileNotFoundError:

@@ -47,6 +47,7 @@ def kill_again_and_again(data: list[str], folder: Path, *, num_kills: int, seed:
         pretrain([*overrides, f"run.dir={run}"], 2)
         assert_same_end(run, expected)
         counts["runs"] += 1
+        sys.stderr.write(f"{counts['kills']} of {num_kills} kills, run {counts['runs']} ends as the undisturbed one\n")
     return dict(counts)
 
 

@@ -1,0 +1,76 @@
+"""A step that cannot be used: what it takes to look into it is written, and the run goes on without that data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from tests.conftest import run_python
+from tests.distributed.test_pretrain_parity import TINY
+from tests.faults.runs import final_state, metrics
+
+pytestmark = pytest.mark.distributed
+
+POISONED = '''
+"""largescale, with a NaN in rank 1's views of data step 8 (a sample that breaks the augmentation, say)."""
+import sys
+import torch.distributed as dist
+from largescale import cli
+from largescale.data.stream import Stream
+clean = Stream._to_device
+def poisoned(self, batch):
+    batch = clean(self, batch)
+    if batch.step == 8 and dist.get_rank() == 1:
+        batch.views[0][0, 0, 0, 0] = float("nan")
+    return batch
+Stream._to_device = poisoned
+sys.exit(cli.main())
+'''
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "poisoned.py"
+    path.write_text(POISONED)
+    return path
+
+
+def keys_of(run: Path) -> dict[int, list[str]]:
+    rows = [json.loads(line) for line in (run / "audit" / "rank-00001.jsonl").read_text().splitlines()]
+    return {row["step"]: row["keys"] for row in rows}
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
+def test_the_run_goes_back_and_leaves_the_data_out(script, tiny_overrides, tmp_path, strategy):
+    run = tmp_path / "run"
+    shared = ["train.rollback_window=2", f"parallel.strategy={strategy}"]
+    clean = tmp_path / "clean"
+    run_python("-m", "largescale", "pretrain", TINY, *tiny_overrides(*shared, run="clean"), ranks=2)
+    result = run_python(script, "pretrain", TINY, *tiny_overrides("train.max_rollbacks=1", *shared), ranks=2)
+    assert "step 8: input views not finite on rank 1" in result.stderr
+    assert "going back to step 5, 1 of at most 1 times" in result.stderr
+    [row] = [json.loads(line) for line in (run / "rollbacks.jsonl").read_text().splitlines()]
+    assert (row["step"], row["to"], row["without"]) == (8, 5, [7, 9])
+    assert [row["step"] for row in metrics(run)] == list(range(14))
+    # Steps 0 to 6 as in the clean run, then its data of two steps later.
+    expected = keys_of(clean)
+    assert keys_of(run) == {step: expected[step + 2 * (step >= 7)] for step in range(12)} | {
+        step: keys_of(run)[step] for step in (12, 13)}
+    assert all(bool(value.isfinite().all()) for value in final_state(run).values())
+
+
+def test_what_it_takes_to_look_into_it_is_written_and_the_run_stops(script, tiny_overrides, tmp_path):
+    result = run_python(script, "pretrain", TINY, *tiny_overrides(), ranks=2, check=False)
+    assert result.returncode != 0
+    assert "error: step 8: input views not finite on rank 1" in result.stderr
+    folder = tmp_path / "run" / "trouble" / "step-00000008"
+    row = json.loads((folder / "rank-00001.json").read_text())
+    assert row["data_step"] == 8 and len(row["keys"]) == 8
+    with safe_open(folder / "rank-00001.safetensors", "pt") as scores:
+        assert scores.get_slice("scores.0").get_shape() == [4, 8, 12]
+    # Nothing of that step is in the checkpoint.
+    assert not (tmp_path / "run" / "rollbacks.jsonl").exists()
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step-00000005\n"

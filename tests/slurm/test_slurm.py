@@ -1,0 +1,105 @@
+"""Jobs of a real SLURM are disturbed in every way it knows, queue again, and end as the undisturbed run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from largescale.checkpoint.folder import find_latest
+from tests.faults.runs import assert_same_end
+from tests.slurm.conftest import LAUNCH
+
+pytestmark = pytest.mark.slurm
+
+
+def steps_done(run) -> int:
+    path = run / "audit" / "rank-00001.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def start(box, steady, run, *options: str) -> str:
+    """Submit the run without a preflight, and wait until it trains."""
+    box.environment["PREFLIGHT"] = "no"
+    number = box.submit(*steady[0], f"run.dir={run}", *options)
+    box.wait(number, lambda: steps_done(run) > 20)
+    return number
+
+
+def starts(box, number) -> int:
+    return int(box.job(number, "Restarts")) + 1
+
+
+def test_a_job_runs_from_preflight_to_completion(box, steady, tmp_path):
+    overrides, expected = steady
+    run = tmp_path / "run"
+    box.environment["PREFLIGHT"] = "yes"
+    number = box.submit(*overrides, f"run.dir={run}")
+    box.wait_for_end(number)
+    log = box.log(number)
+    assert "all-reduce of 8 MB over 2 ranks" in log and f"job {number} start 0: complete" in log
+    assert_same_end(run, expected)
+    output = box.call("sbatch", "--parsable", "--wait", f"--export=ALL,SETUP={box.setup}", "--output=evaluate.log",
+                      LAUNCH / "evaluate.sbatch", run)
+    assert (run / "eval" / "knn.json").exists() and (run / "report.html").exists(), output
+
+
+def test_a_signal_saves_and_queues_again(box, steady, tmp_path):
+    run = tmp_path / "run"
+    number = start(box, steady, run)
+    box.call("scancel", "--signal=USR1", number)
+    box.wait(number, lambda: box.job(number, "Restarts") == "1")
+    stopped = json.loads((run / "status.json").read_text())
+    assert stopped["state"] == "stopped" and stopped["step"] > 20
+    assert "stopped in order: stopped by SIGUSR1" in box.log(number)
+    box.wait_for_end(number)
+    assert_same_end(run, steady[1])
+
+
+def test_a_preempted_job_saves_and_goes_on_afterwards(box, steady, tmp_path):
+    run = tmp_path / "run"
+    number = start(box, steady, run)
+    urgent = box.call("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=urgent.log",
+                      "--wrap=sleep 3").strip()
+    box.wait_for_end(urgent)
+    assert "stopped in order: stopped by SIG" in box.log(number)
+    box.wait_for_end(number)
+    assert starts(box, number) == 2
+    assert_same_end(run, steady[1])
+
+
+def test_a_lost_node_costs_what_came_after_the_last_checkpoint(box, steady, tmp_path):
+    run = tmp_path / "run"
+    number = start(box, steady, run)
+    saved = find_latest(run / "checkpoints").step
+    box.lose_node("n1")
+    box.wait(number, lambda: box.job(number, "JobState") == "PENDING")
+    box.return_node("n1")
+    box.wait_for_end(number)
+    assert starts(box, number) == 2 and saved >= 10
+    assert_same_end(run, steady[1])
+
+
+def test_the_time_limit_is_met_in_order(box, steady, tmp_path):
+    run = tmp_path / "run"
+    # A minute is SLURM's shortest limit; the run stops 45 s before its end, having trained for some seconds.
+    number = start(box, steady, run, "--time", "1", "run.stop_before_s=45", "--", "--signal=USR1@15")
+    box.wait_for_end(number, 400)
+    assert starts(box, number) >= 2
+    assert "stopped in order: stopped by" in box.log(number)
+    assert "TIME LIMIT" not in box.log(number)
+    assert_same_end(run, steady[1])
+
+
+def test_a_run_that_cannot_work_is_not_queued_again(box, steady, tmp_path):
+    number = box.submit(*steady[0], f"run.dir={tmp_path / 'run'}", "optim.name=adam")
+    box.wait(number, lambda: box.job(number, "JobState") == "FAILED")
+    assert box.job(number, "Restarts") == "0"
+    assert "optim.name=adam: expected one of lars" in box.log(number)
+
+
+def test_conversion_as_a_job(box, sample_images, tmp_path):
+    shards = tmp_path / "shards"
+    box.call("sbatch", "--wait", f"--export=ALL,SETUP={box.setup}", "--output=convert.log", LAUNCH / "convert.sbatch",
+             sample_images / "train", shards, "--samples-per-shard", "100")
+    assert json.loads((shards / "manifest.json").read_text())["shards"]
