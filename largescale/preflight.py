@@ -1,6 +1,7 @@
 """Checks before a long run, on every rank of it: names the node that would spoil it.
 
-Each node says what it sees (GPUs, clock, free disk, shards) and exchanges data with its neighbours; rank 0 compares.
+Shards are opened and the network is built as the run would. Each rank says what it sees (GPUs, clock, free disk,
+shards) and exchanges data with its neighbours; rank 0 compares.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from largescale import precision
 from largescale.config import Config
 from largescale.data.stream import Stream
 from largescale.methods import build_method
+from largescale.models.backbones import count_parameters
+from largescale.parallel import build_engine
 from largescale.processes import barrier, process_group, rank, world_size
 from shards.errors import InputError
 from shards.manifest import Manifest, read_manifest
@@ -65,7 +69,9 @@ def preflight(config: Config) -> None:
     with process_group(config.run.hang_timeout_s) as device:
         manifest = read_manifest(config.data.shards)
         Stream(config, rank=rank(), world_size=world_size(), device=device, dtype=torch.float32)
-        problems = [*_gpu_problems(), *_disk_problems(config), *_shard_problems(manifest)]
+        engine = build_engine(build_method(config), precision.resolve(config, device), device)
+        parameters = count_parameters(engine.method)
+        problems = [*_gpu_problems(), *_disk_problems(config, parameters), *_shard_problems(manifest)]
         bandwidth, all_reduce_s, message_bytes = _measure_network(device)
         barrier()
         own = Findings(
@@ -107,7 +113,7 @@ def _gpu_problems() -> list[str]:
     return [f"{local_ranks} ranks share {gpus} GPUs"] if 0 < gpus < local_ranks else []
 
 
-def _disk_problems(config: Config) -> list[str]:
+def _disk_problems(config: Config, parameters: int) -> list[str]:
     """Room for the checkpoints that are kept and one that is being written, in a folder that can be written to."""
     folder = Path(config.run.dir)
     try:
@@ -117,9 +123,6 @@ def _disk_problems(config: Config) -> list[str]:
         probe.unlink()
     except OSError as error:
         return [f"{folder}: cannot be written to ({error.strerror})"]
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-        return []  # the next one is the node's affair
-    parameters = sum(p.numel() for p in build_method(config).parameters())
     # Weights, and two moments of the optimizer at most, in fp32.
     needed = parameters * 4 * 3 * (config.checkpoint.keep + 1)
     free = shutil.disk_usage(folder).free

@@ -82,8 +82,8 @@ def test_a_lost_node_costs_what_came_after_the_last_checkpoint(box, steady, tmp_
 
 def test_the_time_limit_is_met_in_order(box, steady, tmp_path):
     run = tmp_path / "run"
-    # A minute is SLURM's shortest limit; the run stops 45 s before its end, having trained for some seconds.
-    number = start(box, steady, run, "--time", "1", "run.stop_before_s=45", "--", "--signal=USR1@15")
+    # A minute is SLURM's shortest limit; the run stops 30 s before its end, having trained for some seconds.
+    number = start(box, steady, run, "--time", "1", "run.stop_before_s=30", "--", "--signal=USR1@1")
     box.wait_for_end(number, 400)
     assert starts(box, number) >= 2
     assert "stopped in order: stopped by" in box.log(number)
@@ -92,10 +92,12 @@ def test_the_time_limit_is_met_in_order(box, steady, tmp_path):
 
 
 def test_a_run_that_cannot_work_is_not_queued_again(box, steady, tmp_path):
-    number = box.submit(*steady[0], f"run.dir={tmp_path / 'run'}", "optim.name=adam")
-    box.wait(number, lambda: box.job(number, "JobState") == "FAILED")
-    assert box.job(number, "Restarts") == "0"
-    assert "optim.name=adam: expected one of lars" in box.log(number)
+    for preflight, says in [("yes", "preflight failed"), ("no", "no checkpoint after none; not queued again")]:
+        box.environment.update(PREFLIGHT=preflight, MAX_RESTARTS="0")
+        number = box.submit(*steady[0], f"run.dir={tmp_path / preflight}", "optim.name=adam")
+        box.wait(number, lambda number=number: box.job(number, "JobState") == "FAILED")
+        assert box.job(number, "Restarts") == "0"
+        assert "optim.name=adam: expected one of lars" in box.log(number) and says in box.log(number)
 
 
 def test_conversion_as_a_job(box, sample_images, tmp_path):
