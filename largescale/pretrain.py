@@ -139,7 +139,7 @@ def _train(config: Config, device: torch.device, started: float) -> bool:
                 run.save(engine, done, num_skipped, spikes.state, final=last or check.stop)
             if check.stop and not last:
                 run.set_status("stopped", done, num_steps)
-                raise StoppedInOrder(f"stopped by {stop_reason or "another rank's wish"} after step {step}, saved")
+                raise StoppedInOrder(f"stopped by {stop_reason or 'the wish of another rank'} after step {step}, saved")
             watchdog.beat(f"step {done}: waiting for data")
             waiting_since = time.perf_counter()
 

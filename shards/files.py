@@ -29,7 +29,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what `atomic_write` left in a folder when its process was killed. No other process may be writing there."""
+    """Remove what `atomic_write` left in a folder when its process was killed; nobody else may write there."""
     for partial in folder.glob(".*.writing"):
         partial.unlink(missing_ok=True)
 
