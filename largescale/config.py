@@ -208,6 +208,9 @@ class CheckpointConfig:
     """Newest checkpoints to keep."""
     keep_every: int = 0
     """Also keep those of every so many steps; 0 keeps none of these."""
+    mirror: str = ""
+    """Folder in a store (s3://..., any that fsspec knows) where checkpoints are copied to, and fetched from if the
+    run's folder has none as new."""
     background: bool = True
     """Write while the training goes on, from a copy of the state in host memory."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from shards.errors import InputError
 
 
 def rank() -> int:
@@ -26,6 +28,25 @@ def barrier() -> None:
     """Wait for all ranks. Collectives: every rank must call it."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def on_rank_0(action: Callable[[], None]) -> None:
+    """Do something on rank 0 alone; where that is a user's mistake, all ranks say so.
+
+    Raises:
+        InputError: `action` did.
+
+    Collectives: every rank must call it; one broadcast of an object.
+    """
+    failure = [""]
+    if rank() == 0:
+        try:
+            action()
+        except (InputError, OSError) as error:
+            failure = [str(error)]
+    dist.broadcast_object_list(failure, src=0)
+    if failure[0]:
+        raise InputError(failure[0])
 
 
 @contextmanager

@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,14 @@ import torchvision
 
 from largescale.checkpoint import sharded
 from largescale.checkpoint.folder import Checkpoint, clear_leftovers
+from largescale.checkpoint.mirror import Mirror
 from largescale.checkpoint.saver import SaveFailed, Saver
 from largescale.config import Config, flatten, to_yaml
 from largescale.data.stream import Batch
 from largescale.methods.swav import MethodOutput
 from largescale.observe.metrics import JsonLines, MetricsLog, forget_from
 from largescale.parallel.engine import Engine
-from largescale.processes import barrier, rank, world_size
+from largescale.processes import barrier, on_rank_0, rank, world_size
 from largescale.rollback import Rollbacks
 from largescale.watchdog import Watchdog
 from shards.errors import InputError
@@ -73,9 +75,10 @@ class RunFolder:
         self.config, self.path, self._device = config, Path(config.run.dir), device
         self.checkpoints = self.path / "checkpoints"
         self.rollbacks = Rollbacks(self.path)
+        self._mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
         self.saver = Saver(
             self.checkpoints, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every,
-            background=config.checkpoint.background, device=device,
+            background=config.checkpoint.background, device=device, mirror=self._mirror,
         )
         self._fingerprint = manifest.fingerprint
         self._failed_saves = 0
@@ -95,6 +98,8 @@ class RunFolder:
 
         Collectives: every rank must call it.
         """
+        if self._mirror is not None:
+            on_rank_0(partial(self._mirror.fetch_newer, self.checkpoints))
         checkpoint = sharded.agree_on_latest(self.checkpoints, self._device)
         if checkpoint is None:
             return 0, 0, None

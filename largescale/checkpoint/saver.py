@@ -26,6 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from largescale.checkpoint.folder import FileStamp, begin, publish, remove_old, stamp_of
+from largescale.checkpoint.mirror import Mirror
 
 _log = logging.getLogger(__name__)
 
@@ -42,13 +43,18 @@ class Saver:
         keep: newest checkpoints to keep.
         keep_every: also keep those of every so many steps; 0 keeps none of these.
         background: write while the training goes on.
+        mirror: where to copy what is published.
         device: of the tensors to save.
 
     Collectives: every rank must make one; it makes a gloo group.
     """
 
-    def __init__(self, folder: Path, *, keep: int, keep_every: int, background: bool, device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, *, keep: int, keep_every: int, background: bool, device: torch.device,
+        mirror: Mirror | None = None,
+    ) -> None:
         self.folder, self.keep, self.keep_every, self.background = folder, keep, keep_every, background
+        self.mirror = mirror
         self._group = dist.new_group(backend="gloo")
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -142,13 +148,18 @@ class Saver:
             self._together(lambda: dcp.save(staged, storage_writer=writer, process_group=self._group))
             files = {name: stamp for part in self._together(lambda: self._stamps(temporary)) for name, stamp in
                      part.items()}
-            self._together(lambda: publish(temporary, progress, files) if self._rank == 0 else None)
+            final = self._together(lambda: publish(temporary, progress, files) if self._rank == 0 else None)[0]
         except SaveFailed:
             if self._rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
         if self._rank == 0:
             remove_old(self.folder, keep=self.keep, keep_every=self.keep_every)
+        if self.mirror is not None:
+            mirror = self.mirror
+            self._together(lambda: mirror.copy_files(final, self._rank, self._world_size))
+            self._together(lambda: mirror.complete(final) if self._rank == 0 else None)
+        if self._rank == 0:
             size = sum(stamp.size for stamp in files.values())
             _log.info("saved step %d: %.1f MB in %.1f s", progress["step"], size / 1e6, time.perf_counter() - started)
 

@@ -1,0 +1,102 @@
+"""Checkpoints in an object store: a real S3 server on this machine, spoken to over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+import s3fs
+
+from largescale.checkpoint.folder import find_latest
+from largescale.checkpoint.mirror import Mirror
+from shards.errors import InputError
+from tests.conftest import run_python
+from tests.distributed.test_pretrain_parity import TINY, losses, pretrain
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[s3fs.S3FileSystem]:
+    """An S3 server with the bucket `runs`; the environment leads clients to it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    settings = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+                "AWS_DEFAULT_REGION": "us-east-1"}
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with pytest.MonkeyPatch.context() as patch, subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        for key, value in settings.items():
+            patch.setitem(os.environ, key, value)
+        deadline = time.monotonic() + 60
+        while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
+            assert time.monotonic() < deadline and server.poll() is None
+            time.sleep(0.1)
+        client = s3fs.S3FileSystem(skip_instance_cache=True)
+        client.mkdir("runs")
+        yield client
+        server.kill()
+
+
+def names_in(store: s3fs.S3FileSystem, folder: str) -> set[str]:
+    store.invalidate_cache()
+    return {path.removeprefix(f"{folder}/") for path in store.find(folder)}
+
+
+def test_a_run_goes_on_from_the_store_on_a_machine_that_has_nothing(store, tiny_overrides, tmp_path):
+    shared = ["checkpoint.mirror=s3://runs/a", "parallel.strategy=fsdp"]
+    pretrain(tiny_overrides(*shared), 2)
+    run = tmp_path / "run"
+    kept = {f"step-{step:08d}/{path.name}" for step in (10, 14)
+            for path in (run / "checkpoints" / f"step-{step:08d}").iterdir()}
+    assert names_in(store, "runs/a") == kept  # as here: the two newest, step 5 is gone
+    # As if it had been stopped after step 10, and its machine were lost.
+    store.rm("runs/a/step-00000014", recursive=True)
+    expected = losses(run)
+    shutil.rmtree(run)
+    pretrain(tiny_overrides(*shared), 2)
+    assert losses(run) == expected[10:]
+    assert names_in(store, "runs/a") == kept
+    assert find_latest(run / "checkpoints").step == 14
+
+
+def test_half_a_copy_does_not_count(store, tiny_overrides, tmp_path):
+    pretrain(tiny_overrides("checkpoint.mirror=s3://runs/b"))
+    store.rm("runs/b/step-00000014/progress.json")
+    assert Mirror("s3://runs/b").steps() == [10]
+
+
+@pytest.mark.parametrize("files, says", [
+    ({"../../evil.safetensors": {"size": 1, "sha256": ""}}, "is no file of a checkpoint"),
+    ({"code.py": {"size": 1, "sha256": ""}}, "is no file of a checkpoint"), (None, "cannot be read")])
+def test_a_foreign_copy_is_refused(store, tmp_path, files, says):
+    store.pipe_file("runs/c/step-00000009/progress.json", json.dumps({"step": 9, "files": files}).encode())
+    with pytest.raises(InputError, match=says):
+        Mirror("s3://runs/c").fetch_newer(tmp_path)
+
+
+def test_a_damaged_copy_is_refused(store, tiny_overrides, tmp_path):
+    pretrain(tiny_overrides("checkpoint.mirror=s3://runs/d"))
+    [piece] = [name for name in names_in(store, "runs/d") if name.startswith("step-00000014/shard")]
+    content = bytearray(store.cat_file(f"runs/d/{piece}"))
+    content[-1] ^= 1
+    store.pipe_file(f"runs/d/{piece}", bytes(content))
+    with pytest.raises(InputError, match="is not what was written"):
+        Mirror("s3://runs/d").fetch_newer(tmp_path / "elsewhere")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("url", ["nowhere://bucket", "gs://bucket/x"])
+def test_a_store_that_cannot_be_used(tiny_overrides, url):
+    result = run_python("-m", "largescale", "pretrain", TINY, *tiny_overrides(f"checkpoint.mirror={url}"), check=False)
+    assert result.returncode == 2
+    assert f"checkpoint.mirror={url}" in result.stderr and "Traceback" not in result.stderr
