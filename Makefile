@@ -63,6 +63,7 @@ kill-test: $(VENV)/installed  ## 100 kills at random moments, each run ends as t
 bench: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/installed  ## repeat the measurements in benchmarks/results
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/sinkhorn.py
+	$(BIN)/python benchmarks/checkpoint.py
 
 lint: $(VENV)/installed  ## style checks
 	$(BIN)/ruff check largescale shards tests benchmarks
