@@ -63,6 +63,8 @@ def process_group(hang_timeout_s: float = 0) -> Iterator[torch.device]:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
+        for name in ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"):  # new and old name; for the watchdog
+            os.environ.setdefault(name, "2000")
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=max(1800.0, 2 * hang_timeout_s))
     if "RANK" in os.environ:

@@ -98,6 +98,8 @@ class RunFolder:
 
         Collectives: every rank must call it.
         """
+        if rank() == 0:
+            clear_leftovers(self.checkpoints)
         if self._mirror is not None:
             on_rank_0(partial(self._mirror.fetch_newer, self.checkpoints))
         checkpoint = sharded.agree_on_latest(self.checkpoints, self._device)
@@ -108,8 +110,6 @@ class RunFolder:
         state = engine.state()
         sharded.load(checkpoint, state)
         engine.take_state(state)
-        if rank() == 0:
-            clear_leftovers(self.checkpoints)
         return checkpoint.step, int(checkpoint.progress["skipped"]), checkpoint.progress["spikes"]
 
     def open_logs(self, first_step: int) -> None:

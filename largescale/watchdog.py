@@ -1,9 +1,9 @@
 """Names the rank that a run waits for, when no step has ended for too long.
 
 Each rank has a thread that tells the others where its training thread stands, through a connection of its own to the
-ranks' store. When one has not moved for `timeout_s`, all of them write the stacks of their threads to the run's folder
-`stacks/`, the lowest rank that answers says who is behind, and all leave with exit code 86; torchrun then starts them
-again (`--max-restarts`) from the last checkpoint.
+ranks' store. When one has not moved for `timeout_s`, all of them write the stacks of their threads (on CUDA also the
+record of NCCL's last collectives) to the run's folder `stacks/`, the lowest rank that answers says who is behind, and
+all leave with exit code 86; torchrun then starts them again (`--max-restarts`) from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from largescale.processes import rank, start_id, world_size
@@ -84,6 +85,8 @@ class Watchdog:
         with (self.folder / f"rank-{rank():05d}.txt").open("w") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} rank {rank()} on {socket.gethostname()}: {self._doing}\n")
             faulthandler.dump_traceback(file, all_threads=True)
+        if torch.cuda.is_available():
+            (self.folder / f"rank-{rank():05d}.nccl.json").write_bytes(_flight_record())
         own = {"host": socket.gethostname(), "doing": self._doing, **position(self._watched),
                "still_s": time.monotonic() - self._since}
         reports: list[dict[str, Any] | None] = [None] * world_size()
@@ -139,6 +142,13 @@ def _ranks(numbers: list[int]) -> str:
 
 def _does(numbers: list[int]) -> str:
     return "do" if len(numbers) > 1 else "does"
+
+
+def _flight_record() -> bytes:
+    """NCCL's record of the last collectives as JSON: what this rank has issued, and what has ended."""
+    # Not a public function; the record is switched on in `process_group`.
+    dump = getattr(torch._C._distributed_c10d, "_dump_nccl_trace_json", None)
+    return dump(includeCollectives=True, onlyActive=False) if dump is not None else b"{}"
 
 
 def _own_connection(timeout_s: float) -> dist.Store:

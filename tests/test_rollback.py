@@ -40,6 +40,7 @@ def test_a_spike_is_out_of_proportion_and_does_not_join_the_average():
     resumed = SpikeWatch(10.0, watch.state)
     assert "is 16.0 times the running average" in resumed.look(20.0)
     assert resumed.state == watch.state
+    assert not resumed.look(0.0) and resumed.state == watch.state
     assert not resumed.look(5.0)
 
 

@@ -24,7 +24,12 @@ class SpikeWatch:
         return [self.average, self.num_steps]
 
     def look(self, norm: float) -> str:
-        """What is wrong with a step's gradient norm; empty if nothing is, and then it joins the average."""
+        """What is wrong with a step's gradient norm; empty if nothing is, and then it joins the average.
+
+        A norm of 0, that of an overflowed fp16 gradient, is passed over.
+        """
+        if norm == 0:
+            return ""
         if self.factor > 0 and self.num_steps >= _FIRST_STEPS and norm > self.factor * self.average:
             return f"gradient norm {norm:.3g} is {norm / self.average:.1f} times the running average"
         memory = min(_MEMORY, self.num_steps / (self.num_steps + 1))
