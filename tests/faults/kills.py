@@ -2,8 +2,9 @@
 
     python -m tests.faults.kills --kills 100 --out benchmarks/results/kills.json
 
-A checkpoint is saved after every step and all but one are removed, so that many kills meet a save, its publishing or
-the removal of an old one; an epoch turns every 12 steps.
+A checkpoint is saved after every step and all but one are removed, so that many kills meet a save; half of the kills
+wait for a moment that is hard to hit: a checkpoint about to be published, an old one half removed. An epoch turns every
+12 steps of the short form, every 125 of the long one.
 """
 
 from __future__ import annotations
@@ -27,10 +28,15 @@ _RUN = ["checkpoint.every_steps=1", "checkpoint.keep=1", "checkpoint.keep_every=
         "parallel.strategy=fsdp", "data.workers=1"]
 _LONGEST_S = 4.0
 """Kills fall into the first seconds of training after a start."""
+_MOMENTS = {
+    "publishing": ".step-*.writing/*progress.json*",
+    "removing": ".step-*.removing",
+}
+"""What is in the folder of checkpoints at moments that chance seldom meets."""
 
 
 def kill_again_and_again(data: list[str], folder: Path, *, num_kills: int, seed: int,
-                         steps: int = 150) -> dict[str, int]:
+                         steps: int) -> dict[str, int]:
     """Run to the end under kills, as many runs as it takes; asserts that each ends as the undisturbed one.
 
     Returns:
@@ -57,6 +63,11 @@ def _start_and_kill(overrides: list[str], run: Path, chance: random.Random, coun
         while process.poll() is None and _metrics_size(run) == before:
             time.sleep(0.005)
         time.sleep(chance.uniform(0, _LONGEST_S))
+        moment = chance.choice([*_MOMENTS, "", ""])
+        deadline = time.monotonic() + _LONGEST_S
+        while moment and process.poll() is None and time.monotonic() < deadline:
+            if next((run / "checkpoints").glob(_MOMENTS[moment]), None) is not None:
+                break
         ranks = rank_processes(process.pid) if process.poll() is None else {}
         if len(ranks) == 2:
             whom = chance.choice(["rank 0", "rank 1", "all"])
@@ -65,11 +76,11 @@ def _start_and_kill(overrides: list[str], run: Path, chance: random.Random, coun
                 os.kill(victim, signal.SIGKILL)
             counts.update(["kills", f"of {whom}"])
         process.wait(90)
-    names = [path.name for path in run.rglob(".*")]
-    counts["while saving"] += any(name.startswith(".step-") and name.endswith(".writing") for name in names)
-    counts["while removing"] += any(name.endswith(".removing") for name in names)
-    counts["while replacing a file"] += any(name.endswith(".writing") and not name.startswith(".step-")
-                                            for name in names)
+    left = list((run / "checkpoints").glob(".step-*"))
+    counts["while saving"] += any(path.name.endswith(".writing") for path in left)
+    counts["while publishing"] += any((path / "progress.json").exists() for path in left
+                                      if path.name.endswith(".writing"))
+    counts["while removing"] += any(path.name.endswith(".removing") for path in left)
 
 
 def _metrics_size(run: Path) -> int:

@@ -94,7 +94,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
 @pytest.fixture(scope="session")
 def steady(tmp_path_factory, shard_folder, test_shard_folder) -> tuple[list[str], Path]:
     """Overrides of a run that takes some seconds, and the folder where it ran through without SLURM."""
-    overrides = [f"data.shards={shard_folder}", f"data.eval_shards={test_shard_folder}", "train.steps=120",
+    overrides = [f"data.shards={shard_folder}", f"data.eval_shards={test_shard_folder}", "train.steps=80",
                  "train.precision=fp32", "parallel.strategy=fsdp", "checkpoint.every_steps=10"]
     run = tmp_path_factory.mktemp("steady") / "undisturbed"
     pretrain([*overrides, f"run.dir={run}"], 2)
