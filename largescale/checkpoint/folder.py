@@ -64,11 +64,9 @@ class Checkpoint:
         return ""
 
 
-def stamp_of(path: Path, *, durable: bool = False) -> FileStamp:
-    """Size and SHA-256 of a file, which is also flushed to its disk with `durable`."""
+def stamp_of(path: Path) -> FileStamp:
+    """Size and SHA-256 of a file."""
     with path.open("rb") as file:
-        if durable:
-            os.fsync(file.fileno())
         return FileStamp(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
@@ -130,7 +128,7 @@ def publish(temporary: Path, progress: dict[str, Any], files: Mapping[str, FileS
 def remove_old(folder: Path, *, keep: int, keep_every: int) -> None:
     """Remove all checkpoints but the newest `keep` and those of every `keep_every`-th step (0: none of these).
 
-    Called after the newest was written and read back, so what is left is never less than that one.
+    Called after the newest is durable, so what is left is never less than that one.
     """
     for checkpoint in newest_first(folder)[keep:]:
         if not (keep_every and checkpoint.step % keep_every == 0):

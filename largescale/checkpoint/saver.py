@@ -20,13 +20,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from largescale.checkpoint.folder import FileStamp, begin, publish, remove_old, stamp_of
+from largescale.checkpoint.folder import FileStamp, begin, publish, remove_old
 from largescale.checkpoint.mirror import Mirror
+from largescale.checkpoint.writer import PieceWriter
 
 _log = logging.getLogger(__name__)
 
@@ -144,10 +144,14 @@ class Saver:
         started = time.perf_counter()
         temporary = self._together(lambda: begin(self.folder, progress["step"]) if self._rank == 0 else None)[0]
         try:
-            writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
-            self._together(lambda: dcp.save(staged, storage_writer=writer, process_group=self._group))
-            files = {name: stamp for part in self._together(lambda: self._stamps(temporary)) for name, stamp in
-                     part.items()}
+            writer = PieceWriter(temporary)
+
+            def write() -> dict[str, FileStamp]:
+                dcp.save(staged, storage_writer=writer, process_group=self._group)
+                return writer.stamps
+
+            parts = self._together(write)
+            files = {name: stamp for part in parts for name, stamp in part.items()}
             final = self._together(lambda: publish(temporary, progress, files) if self._rank == 0 else None)[0]
         except SaveFailed:
             if self._rank == 0:
@@ -162,11 +166,6 @@ class Saver:
         if self._rank == 0:
             size = sum(stamp.size for stamp in files.values())
             _log.info("saved step %d: %.1f MB in %.1f s", progress["step"], size / 1e6, time.perf_counter() - started)
-
-    def _stamps(self, temporary: Path) -> dict[str, FileStamp]:
-        """Checksums of the files that this rank wrote, which are made durable."""
-        own = sorted(temporary.glob(f"shard-{self._rank + 1:05d}-*.safetensors"))
-        return {path.name: stamp_of(path, durable=True) for path in own}
 
     def _together(self, action: Callable[[], Any]) -> list[Any]:
         """Do something on every rank and bring the results together; if it fails on one, it fails on all."""
