@@ -78,15 +78,14 @@ class Saver:
         """
         self.wait()
         staged = {name: self._buffer(name, value) for name, value in state.items()}
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream())
         at_once = state.keys() - until_update if self.background else state.keys()
         self._copy(state, at_once)
         later = state.keys() - at_once
-        ready = torch.cuda.current_stream().record_event() if self._stream else None
         self._staged, self._written = staging, writing = Future(), Future()
 
         def work() -> None:
-            if ready is not None:
-                self._stream.wait_event(ready)
             _settle(staging, lambda: self._copy(state, later))
             _settle(writing, lambda: self._write(staged, progress))
 
@@ -142,7 +141,7 @@ class Saver:
     def _write(self, staged: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """Write, publish, remove old ones. Collectives: on the saver's own group; every rank's thread calls it."""
         started = time.perf_counter()
-        temporary = self._together(lambda: begin(self.folder, progress["step"]) if self._rank == 0 else None)[0]
+        temporary = self._on_rank_0(lambda: begin(self.folder, progress["step"]))
         try:
             writer = PieceWriter(temporary)
 
@@ -152,20 +151,22 @@ class Saver:
 
             parts = self._together(write)
             files = {name: stamp for part in parts for name, stamp in part.items()}
-            final = self._together(lambda: publish(temporary, progress, files) if self._rank == 0 else None)[0]
+            final = self._on_rank_0(lambda: publish(temporary, progress, files))
         except SaveFailed:
             if self._rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
-        if self._rank == 0:
-            remove_old(self.folder, keep=self.keep, keep_every=self.keep_every)
+        self._on_rank_0(lambda: remove_old(self.folder, keep=self.keep, keep_every=self.keep_every))
         if self.mirror is not None:
             mirror = self.mirror
             self._together(lambda: mirror.copy_files(final, self._rank, self._world_size))
-            self._together(lambda: mirror.complete(final) if self._rank == 0 else None)
+            self._on_rank_0(lambda: mirror.complete(final))
         if self._rank == 0:
             size = sum(stamp.size for stamp in files.values())
             _log.info("saved step %d: %.1f MB in %.1f s", progress["step"], size / 1e6, time.perf_counter() - started)
+
+    def _on_rank_0(self, action: Callable[[], Any]) -> Any:
+        return self._together(lambda: action() if self._rank == 0 else None)[0]
 
     def _together(self, action: Callable[[], Any]) -> list[Any]:
         """Do something on every rank and bring the results together; if it fails on one, it fails on all."""
