@@ -6,6 +6,7 @@ shards) and exchanges data with its neighbours; rank 0 compares.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import socket
@@ -188,9 +189,13 @@ def _timed(action: Callable[[], object], device: torch.device) -> float:
     return statistics.median(seconds[1:])
 
 
+def _gigabytes(bandwidth: float) -> str:
+    return f"{bandwidth / 1e9:.2f}" if math.isfinite(bandwidth) else "-"
+
+
 def _table(findings: list[Findings | None]) -> str:
     lines = [f"{'rank':>5}  {'host':<24} {'GPUs':>4}  {'neighbours':>12}\n"]
-    lines += [f"{number:>5}  {found.host:<24} {found.gpus:>4}  {found.bandwidth / 1e9:>7.2f} GB/s\n"
+    lines += [f"{number:>5}  {found.host:<24} {found.gpus:>4}  {_gigabytes(found.bandwidth):>7} GB/s\n"
               for number, found in enumerate(findings) if found is not None]
     slowest = max(found.all_reduce_s for found in findings if found is not None)
     size = findings[0].message_bytes if findings[0] is not None else 0

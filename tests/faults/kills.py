@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from tests.conftest import SAMPLE, run_python
@@ -66,7 +67,7 @@ def _start_and_kill(overrides: list[str], run: Path, chance: random.Random, coun
         moment = chance.choice([*_MOMENTS, "", ""])
         deadline = time.monotonic() + _LONGEST_S
         while moment and process.poll() is None and time.monotonic() < deadline:
-            if next((run / "checkpoints").glob(_MOMENTS[moment]), None) is not None:
+            if _is_there(run / "checkpoints", _MOMENTS[moment]):
                 break
         ranks = rank_processes(process.pid) if process.poll() is None else {}
         if len(ranks) == 2:
@@ -81,6 +82,12 @@ def _start_and_kill(overrides: list[str], run: Path, chance: random.Random, coun
     counts["while publishing"] += any((path / "progress.json").exists() for path in left
                                       if path.name.endswith(".writing"))
     counts["while removing"] += any(path.name.endswith(".removing") for path in left)
+
+
+def _is_there(folder: Path, pattern: str) -> bool:
+    with suppress(FileNotFoundError):  # a folder that was renamed while it was looked into
+        return next(folder.glob(pattern), None) is not None
+    return False
 
 
 def _metrics_size(run: Path) -> int:
