@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -98,13 +99,21 @@ def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
         "RANK": environment["SLURM_PROCID"],
         "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
         "LOCAL_RANK": environment["SLURM_LOCALID"],
-        "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_host(environment["SLURM_STEP_NODELIST"]),
+        "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_address(environment["SLURM_STEP_NODELIST"]),
         "MASTER_PORT": environment.get("MASTER_PORT") or str(20000 + (job * 16 + step) % 40000),
     }
 
 
-def _first_host(nodes: str) -> str:
-    if "[" not in nodes:
+def _first_address(nodes: str) -> str:
+    """The address of the first node of a list, as SLURM itself reaches it; its name where SLURM cannot be asked."""
+
+    def ask(*what: str) -> str:
+        command = ["scontrol", "show", *what]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+
+    try:
+        first = ask("hostnames", nodes).split()[0]
+        address = re.search(r"\bNodeAddr=(\S+)", ask("node", first))
+    except (FileNotFoundError, subprocess.SubprocessError):
         return nodes.split(",")[0]
-    expanded = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-    return expanded.stdout.split()[0]
+    return address.group(1) if address else first

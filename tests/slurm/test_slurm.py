@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
 from largescale.checkpoint.folder import find_latest
+from tests.conftest import ROOT
+from tests.distributed.test_pretrain_parity import TINY
 from tests.faults.runs import assert_same_end
 from tests.slurm.conftest import LAUNCH
 
@@ -100,6 +103,13 @@ def test_a_run_that_cannot_work_is_not_queued_again(box, steady, tmp_path):
         box.wait(number, lambda number=number: box.job(number, "JobState") == "FAILED")
         assert box.job(number, "Restarts") == "0"
         assert "optim.name=adam: expected one of lars" in box.log(number) and says in box.log(number)
+
+
+def test_srun_alone_starts_the_ranks(box, steady, tmp_path):
+    overrides, expected = steady
+    box.call("srun", "--nodes=2", "--ntasks-per-node=1", f"--export=ALL,PYTHONPATH={ROOT},OMP_NUM_THREADS=1",
+             sys.executable, "-m", "largescale", "pretrain", TINY, *overrides, f"run.dir={tmp_path / 'run'}")
+    assert_same_end(tmp_path / "run", expected)
 
 
 def test_conversion_as_a_job(box, sample_images, tmp_path):
