@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from largescale.checkpoint.folder import Checkpoint, newest_first, open_checkpoint
+from largescale.checkpoint.folder import Checkpoint, open_checkpoint
 from largescale.processes import rank, world_size
 from shards.errors import InputError
 
@@ -35,7 +35,9 @@ def agree_on_latest(folder: Path, device: torch.device) -> Checkpoint | None:
 
     Collectives: every rank must call it; one broadcast, and an all-reduce a checkpoint that is looked at.
     """
-    steps: list[object] = [[checkpoint.step for checkpoint in newest_first(folder)]]
+    # By their names: one whose mark is unreadable is damaged, it does not make this a new run.
+    names = [path.name.removeprefix("step-") for path in folder.glob("step-*")]
+    steps: list[list[int]] = [sorted((int(name) for name in names if name.isdecimal()), reverse=True)]
     dist.broadcast_object_list(steps, src=0, device=device)
     complaint = ""
     for step in steps[0]:

@@ -108,6 +108,15 @@ def test_where_all_are_damaged_nothing_is_overwritten(finished, run):
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+def test_unreadable_marks_do_not_make_it_a_new_run(finished, run):
+    for step in (5, 10):
+        (piece_of(run, step).parent / "progress.json").write_text("{")
+    before = (run / "metrics.jsonl").read_bytes()
+    result = go_on(finished[0], run)
+    assert result.returncode == 2 and "progress.json cannot be read: no whole checkpoint is left" in result.stderr
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
 @pytest.mark.parametrize("content", ["step-99999999\n", "../../etc\n", "\0\xff"])
 def test_latest_is_for_people_and_may_say_what_it_wants(finished, run, content):
     (run / "checkpoints" / "latest").write_text(content)
