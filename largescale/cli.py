@@ -49,13 +49,14 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error), USER_ERROR)
     except Exception as error:
         # Imported late: `--help` must not wait for torch.
+        from largescale.data.loader import LoaderDied
         from largescale.pretrain import StoppedInOrder, TrainingStopped
 
         if isinstance(error, StoppedInOrder):
             # torchrun starts again whatever leaves with another code than 0, if it may.
             restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
             return _fail(str(error), 0 if restarts else UNFINISHED, "stopped in order")
-        if arguments.debug or not isinstance(error, TrainingStopped):
+        if arguments.debug or not isinstance(error, TrainingStopped | LoaderDied):
             raise
         return _fail(str(error), STOPPED)
 

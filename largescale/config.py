@@ -76,16 +76,32 @@ class AugmentConfig:
 
 @dataclass
 class DataConfig:
-    shards: str = "???"
-    """Shard folder to pretrain on (labels, if there are any, are not looked at)."""
+    shards: Any = "???"
+    """Shard folder to pretrain on, or its URL (s3://..., http://..., any that fsspec knows); labels, if there are any,
+    are not looked at. A list mixes several: {path: FOLDER, weight: SHARE, subset: FILE}."""
+    subset: str = ""
+    """File that lists the samples to use: .npy of their numbers, or a number or key a line; empty uses all."""
     eval_shards: str = ""
     """Labelled shard folder that the evaluation tests on."""
     audit: bool = False
     """Write the keys that each rank trained on to audit/rank-*.jsonl."""
-    workers: int = 4
-    """Loader processes a rank; 0 loads in the training process."""
+    workers: int = -1
+    """Loader processes a rank; -1 chooses by the CPUs there are, 0 loads in the training process."""
+    threads: int = 0
+    """Decoding threads of each loader process; 0 chooses."""
     prefetch: int = 4
-    """Steps that each loader process reads ahead."""
+    """Steps that are loaded ahead."""
+    cache: str = ""
+    """Folder for the shards of a store, shared by the runs of a node; empty is one on the temporary disk."""
+    cache_gb: float = 0.0
+    """What that folder may take; 0 is half of what is free."""
+    fetches: int = 4
+    """Shards that a rank fetches from a store at the same time."""
+    store_patience_s: float = 600.0
+    """Time for which a store that fails is asked again before the run stops."""
+    store_stall_s: float = 60.0
+    """Time without an answer after which a request to a store is made again, and a loader process that stands still is
+    named."""
     streams: int = 8
     """Canonical streams the epoch's order is laid out over; divides train.global_batch."""
     shuffle_window: int = 65536
@@ -97,8 +113,15 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    scaled_decode: float = 2.0
+    """Decode a JPEG at 1/2, 1/4 or 1/8 of its size where all its crops stay so many times larger than their views; 0
+    always decodes whole images."""
     max_skipped: int = 1000
     """Unreadable images after which the run stops."""
+    max_skipped_in_row: int = 100
+    """Neighbours of an unreadable image that are tried before the run stops."""
+    max_skipped_rate: float = 0.5
+    """Share of unreadable images between two logged steps at which the run stops."""
     max_pixels: int = 178_956_970
     """Larger images are skipped before they are decoded (decompression bombs)."""
 
@@ -297,6 +320,32 @@ def prototype_counts(config: Config) -> list[int]:
     return list(value) if isinstance(value, list) else [value]
 
 
+def corpus_settings(data: DataConfig) -> list[tuple[str, float, str]]:
+    """Location, weight and subset file of each corpus that `data.shards` names.
+
+    Raises:
+        InputError: neither a location nor a list of {path, weight, subset}.
+    """
+    if isinstance(data.shards, str):
+        return [(data.shards, 1.0, data.subset)]
+    expected = "a folder or URL, or a list of {path: FOLDER, weight: SHARE above 0, subset: FILE}"
+    _require(isinstance(data.shards, list) and len(data.shards) > 0, "data.shards", data.shards, expected)
+    _require(not data.subset, "data.subset", data.subset, "nothing where data.shards is a list; set it in the list")
+    settings = []
+    for item in data.shards:
+        row = {"path": item} if isinstance(item, str) else item
+        known = isinstance(row, dict) and {"path"} <= set(row) <= {"path", "weight", "subset"}
+        weight = row.get("weight", 1.0) if known else 0.0
+        _require(known and isinstance(weight, int | float) and weight > 0, "data.shards", item, expected)
+        settings.append((str(row["path"]), float(weight), str(row.get("subset", ""))))
+    return settings
+
+
+def corpus_names(data: DataConfig) -> str:
+    """What is trained on, in a word or a few."""
+    return " + ".join(Path(location).name for location, _, _ in corpus_settings(data))
+
+
 def validate(config: Config) -> None:
     """Check what types cannot: ranges, and keys that must fit each other.
 
@@ -312,16 +361,20 @@ def validate(config: Config) -> None:
     counts = prototype_counts(config)
     _require(len(counts) > 0 and all(type(k) is int and k > 1 for k in counts), "model.prototypes",
              config.model.prototypes, "a number above 1, or a list of them")
-    for key in ("train.global_batch", "run.log_every", "data.streams", "data.shuffle_window", "data.prefetch",
-                "method.sinkhorn_iterations", "checkpoint.keep", "train.rollback_window", "model.width",
-                "model.embedding", "evaluate.batch", "evaluate.size", "evaluate.resize"):
+    for key in ("train.global_batch", "train.rollback_window", "run.log_every", "data.streams", "data.shuffle_window",
+                "data.prefetch", "data.fetches", "data.max_skipped_in_row", "method.sinkhorn_iterations",
+                "checkpoint.keep", "model.width", "model.embedding", "evaluate.batch", "evaluate.size",
+                "evaluate.resize"):
         _require(_get(config, key) >= 1, key, _get(config, key), "at least 1")
-    for key in ("method.temperature", "method.epsilon", "optim.lr"):
+    for key in ("method.temperature", "method.epsilon", "optim.lr", "data.store_stall_s"):
         _require(_get(config, key) > 0, key, _get(config, key), "above 0")
-    for key in ("train.steps", "data.workers", "checkpoint.every_steps", "method.queue", "method.queue_start_step",
-                "method.freeze_prototypes_steps", "optim.warmup_epochs", "optim.weight_decay", "data.max_skipped",
-                "run.hang_timeout_s", "run.time_limit_s", "run.stop_before_s", "train.spike_factor",
-                "train.max_rollbacks", "checkpoint.keep_every"):
+    _require(config.data.workers >= -1, "data.workers", config.data.workers, "0 or more, or -1")
+    corpus_settings(config.data)
+    for key in ("train.steps", "data.threads", "data.cache_gb", "data.store_patience_s", "data.scaled_decode",
+                "data.max_skipped", "data.max_skipped_rate", "checkpoint.every_steps", "checkpoint.keep_every",
+                "method.queue", "method.queue_start_step", "method.freeze_prototypes_steps", "optim.warmup_epochs",
+                "optim.weight_decay", "run.hang_timeout_s", "run.time_limit_s", "run.stop_before_s",
+                "train.spike_factor", "train.max_rollbacks"):
         _require(_get(config, key) >= 0, key, _get(config, key), "0 or more")
     _require(config.train.steps > 0 or config.train.epochs > 0, "train.epochs", config.train.epochs,
              "above 0, or train.steps above 0")

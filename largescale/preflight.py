@@ -22,13 +22,14 @@ import torch.distributed as dist
 
 from largescale import precision
 from largescale.config import Config
+from largescale.data.corpora import Corpus
 from largescale.data.stream import Stream
 from largescale.methods import build_method
 from largescale.models.backbones import count_parameters
 from largescale.parallel import build_engine
-from largescale.processes import barrier, process_group, rank, world_size
+from largescale.processes import barrier, process_group, rank, together, world_size
 from shards.errors import InputError
-from shards.manifest import Manifest, read_manifest
+from shards.manifest import Manifest
 
 MAX_CLOCK_SKEW_S = 2.0
 """Between a rank's clock and the median one."""
@@ -68,11 +69,11 @@ def preflight(config: Config) -> None:
     Collectives: every rank must call it.
     """
     with process_group(config.run.hang_timeout_s) as device:
-        manifest = read_manifest(config.data.shards)
-        Stream(config, rank=rank(), world_size=world_size(), device=device, dtype=torch.float32)
+        stream = Stream(config, rank=rank(), world_size=world_size(), device=device, dtype=torch.float32)
+        together(stream.check_files)
         engine = build_engine(build_method(config), precision.resolve(config, device), device)
         parameters = count_parameters(engine.method)
-        problems = [*_gpu_problems(), *_disk_problems(config, parameters), *_shard_problems(manifest)]
+        problems = [*_gpu_problems(), *_disk_problems(config, parameters), *_shard_problems(stream.corpora)]
         bandwidth, all_reduce_s, message_bytes = _measure_network(device)
         barrier()
         own = Findings(
@@ -132,8 +133,12 @@ def _disk_problems(config: Config, parameters: int) -> list[str]:
     return []
 
 
-def _shard_problems(manifest: Manifest) -> list[str]:
-    """A few shards, others on each rank, are there in their sizes and can be read."""
+def _shard_problems(corpora: list[Corpus]) -> list[str]:
+    """A few shards of each corpus, others on each rank, can be read (those of a store were asked for its manifest)."""
+    return [problem for corpus in corpora if corpus.cache is None for problem in _local_shard_problems(corpus.manifest)]
+
+
+def _local_shard_problems(manifest: Manifest) -> list[str]:
     problems = []
     count = len(manifest.shards)
     for number in range(min(_PROBED_SHARDS, count)):

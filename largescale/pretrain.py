@@ -15,8 +15,10 @@ import torch
 
 from largescale import precision, stopping
 from largescale.config import Config, prototype_counts
+from largescale.data.corpora import describe as describe_corpora
 from largescale.data.stream import Stream
 from largescale.methods import build_method
+from largescale.observe import waiting
 from largescale.observe.collapse import warning
 from largescale.observe.console import Progress, configure_logging
 from largescale.observe.meter import Meter
@@ -24,7 +26,7 @@ from largescale.observe.spikes import SpikeWatch
 from largescale.optim import learning_rates
 from largescale.parallel import build_engine
 from largescale.parallel.batchnorm import average_statistics
-from largescale.processes import process_group, rank, world_size
+from largescale.processes import process_group, rank, together, world_size
 from largescale.rollback import DataSteps
 from largescale.run_folder import RunFolder, TrainingStopped
 
@@ -59,6 +61,7 @@ def _train(config: Config, device: torch.device, started: float) -> bool:
     # -- Data: which samples form which step, and how this rank gets its share -------------------------------------
     dtype = precision.weights_dtype(config)
     stream = Stream(config, rank=rank(), world_size=world_size(), device=device, dtype=dtype)
+    together(stream.check_files)
     num_steps, steps_per_epoch = stream.num_steps, stream.order.steps_per_epoch
     rates = learning_rates(config, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
 
@@ -67,7 +70,7 @@ def _train(config: Config, device: torch.device, started: float) -> bool:
     engine = build_engine(build_method(config), config, device)
 
     # -- Run folder: continue from the newest whole checkpoint, if there is one ------------------------------------
-    run = RunFolder(config, stream.manifest, device)
+    run = RunFolder(config, stream.fingerprint, device)
     first_step, num_skipped, spike_state = run.resume(engine)
     if first_step >= num_steps:
         _log.info("%s is complete: %d steps", run.path, num_steps)
@@ -111,7 +114,7 @@ def _train(config: Config, device: torch.device, started: float) -> bool:
             engine.update(check, step=step, lr=lr, clip=config.optim.clip_grad_norm)
 
             run.record_batch(step, batch)
-            meter.add(output, check, data_wait, len(batch.skipped))
+            meter.add(output, check, data_wait, batch)
             done, last = step + 1, step + 1 == num_steps
             due = config.checkpoint.every_steps > 0 and done % config.checkpoint.every_steps == 0
             saves = last or due or check.stop
@@ -125,13 +128,12 @@ def _train(config: Config, device: torch.device, started: float) -> bool:
                 }
                 run.record_metrics(row)
                 _log.info(progress.line(row))
+                if rank() == 0 and (bottleneck := waiting.advice(row, config.data, stream.counts)):
+                    _log.warning("step %d: %s", step, bottleneck)
                 if rank() == 0 and (sign := warning(signs, done / num_steps)):
                     _log.warning("step %d: %s", step, sign)
-                if num_skipped > config.data.max_skipped:
-                    raise TrainingStopped(
-                        f"step {step}: {num_skipped} images could not be read, more than data.max_skipped="
-                        f"{config.data.max_skipped}; {run.path}/skipped lists them"
-                    )
+                if why := too_many_skipped(config, num_skipped, row["skipped_rate"]):
+                    raise TrainingStopped(f"step {step}: {why}; {run.path}/skipped lists them")
                 meter.reset()
             if saves:
                 watchdog.beat(f"step {step}: saving")
@@ -149,6 +151,16 @@ def _train(config: Config, device: torch.device, started: float) -> bool:
     return True
 
 
+def too_many_skipped(config: Config, num_skipped: int, rate: float) -> str:
+    """Why a run with so many unreadable images stops, in all and as a share of the last steps'; empty if it goes on."""
+    if num_skipped > config.data.max_skipped:
+        return f"{num_skipped} images could not be read, more than data.max_skipped={config.data.max_skipped}"
+    if rate > config.data.max_skipped_rate:
+        limit = config.data.max_skipped_rate
+        return f"{rate:.0%} of the last images could not be read, more than data.max_skipped_rate={limit}"
+    return ""
+
+
 def describe(config: Config) -> dict[str, object]:
     """What follows from a configuration, for `--print`: sizes, steps, samples left out, parameters.
 
@@ -156,6 +168,7 @@ def describe(config: Config) -> dict[str, object]:
         InputError: as `pretrain` would before its first step.
     """
     stream = Stream(config, rank=0, world_size=world_size(), device=torch.device("cpu"), dtype=torch.float32)
+    stream.check_files()
     method = build_method(config)
     order = stream.order
     return {
@@ -165,6 +178,10 @@ def describe(config: Config) -> dict[str, object]:
         "steps an epoch": order.steps_per_epoch,
         "epochs": stream.num_steps / order.steps_per_epoch,
         "samples left out of an epoch": order.left_out,
+        "corpora": "; ".join(
+            f"{part['name']}, {part['samples']:,} samples, {part['share']:.1%} of a batch"
+            for part in describe_corpora(stream.corpora, order.stream_counts)
+        ),
         "views of an image": " + ".join(f"{group.num} x {group.size} px" for group in config.data.crops),
         "backbone parameters": sum(p.numel() for p in method.backbone.parameters()),
         "head and prototype parameters": sum(p.numel() for p in method.parameters())

@@ -50,6 +50,25 @@ def on_rank_0(action: Callable[[], None]) -> None:
         raise InputError(failure[0])
 
 
+def together(action: Callable[[], None]) -> None:
+    """Do something on every rank; where that is a user's mistake on any of them, all ranks say so.
+
+    Raises:
+        InputError: `action` did, here or elsewhere.
+
+    Collectives: every rank must call it; one all-gather of objects.
+    """
+    failure = ""
+    try:
+        action()
+    except (InputError, OSError) as error:
+        failure = str(error)
+    failures: list[str] = [""] * world_size()
+    dist.all_gather_object(failures, failure)
+    if found := next(filter(None, failures), ""):
+        raise InputError(found)
+
+
 @contextmanager
 def process_group(hang_timeout_s: float = 0) -> Iterator[torch.device]:
     """Join the processes that torchrun or srun started (or be the only one) and leave in order; yields the device.

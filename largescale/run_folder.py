@@ -46,17 +46,16 @@ from largescale.rollback import Rollbacks
 from largescale.watchdog import Watchdog
 from shards.errors import InputError
 from shards.files import atomic_write, remove_partial_files
-from shards.manifest import Manifest
 
 _log = logging.getLogger(__name__)
 
 _FREE_TO_CHANGE = (
     "name", "run.dir", "run.log_every", "run.hang_timeout_s", "run.time_limit_s", "run.stop_before_s",
-    "data.shards", "data.eval_shards", "data.audit", "data.workers",
-    "data.prefetch", "data.max_skipped", "parallel.strategy", "parallel.replicate", "parallel.shard",
-    "parallel.cpu_offload", "parallel.reshard_after_forward", "parallel.unit_min_parameters",
-    "model.recompute_stages", "model.compile_stages", "checkpoint.", "evaluate.",
-    "train.max_rollbacks", "train.rollback_window",
+    "data.shards", "data.subset", "data.eval_shards", "data.audit", "data.workers", "data.threads", "data.prefetch",
+    "data.cache", "data.fetches", "data.store_", "data.max_skipped", "parallel.strategy", "parallel.replicate",
+    "parallel.shard", "parallel.cpu_offload", "parallel.reshard_after_forward", "parallel.unit_min_parameters",
+    "model.recompute_stages", "model.compile_stages", "checkpoint.", "evaluate.", "train.max_rollbacks",
+    "train.rollback_window",
 )
 """Keys (or groups) that may differ when a run is continued: they do not change what it computes."""
 
@@ -71,7 +70,7 @@ class TrainingStopped(Exception):
 class RunFolder:
     """Reads and writes the folder of one run, on all ranks. Collectives: every rank must make one; a gloo group."""
 
-    def __init__(self, config: Config, manifest: Manifest, device: torch.device) -> None:
+    def __init__(self, config: Config, fingerprint: str, device: torch.device) -> None:
         self.config, self.path, self._device = config, Path(config.run.dir), device
         self.checkpoints = self.path / "checkpoints"
         self.rollbacks = Rollbacks(self.path)
@@ -80,7 +79,7 @@ class RunFolder:
             self.checkpoints, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every,
             background=config.checkpoint.background, device=device, mirror=self._mirror,
         )
-        self._fingerprint = manifest.fingerprint
+        self._fingerprint = fingerprint
         self._failed_saves = 0
         self._metrics: MetricsLog | None = None
         self._audit: JsonLines | None = None

@@ -224,7 +224,8 @@ def _write_shard(task: _Task) -> _Written:
     if not labels:
         task.tar.unlink()
         return _Written(None, skipped)
-    entry = ShardEntry(task.tar.name, len(labels), task.tar.stat().st_size, file_checksum(task.tar))
+    entry = ShardEntry(task.tar.name, len(labels), task.tar.stat().st_size, file_checksum(task.tar),
+                       file_checksum(index_path(task.tar)))
     return _Written(entry, skipped)
 
 

@@ -40,7 +40,8 @@ def index_folder(folder: Path, *, workers: int) -> Manifest:
         number = {name: place for place, name in enumerate(classes)}
         labels = np.array([number.get(text, -1) for text in contents.label_texts], np.int32)
         write_index(replace(contents.index, label=labels), index_path(tar))
-        entries.append(ShardEntry(tar.name, len(contents.index), tar.stat().st_size, checksum))
+        entries.append(ShardEntry(tar.name, len(contents.index), tar.stat().st_size, checksum,
+                                  file_checksum(index_path(tar))))
     skipped = [(f"{tar.name}:{key}", reason) for tar, (contents, _) in zip(tars, results, strict=True)
                for key, reason in contents.skipped]
     with atomic_write(folder / SKIPPED_NAME) as file:

@@ -39,17 +39,21 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One tar of a folder: file name, samples, bytes, and `xxh3-128:<hex>` of the whole file."""
+    """One tar of a folder: file name, samples, bytes, and `xxh3-128:<hex>` of the whole file and of its index.
+
+    Folders of earlier versions have no checksum of the index: it is empty then.
+    """
 
     name: str
     num_samples: int
     num_bytes: int
     checksum: str
+    index_checksum: str = ""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a shard folder holds and where it came from."""
+    """What a shard folder holds and where it came from; `root` is where its files are (or, of a store, will be)."""
 
     root: Path
     name: str
@@ -104,19 +108,29 @@ def read_manifest(folder: str | Path) -> Manifest:
             f"{root}: no {MANIFEST_NAME}, so this is no (finished) shard folder; run `shards index {root}` for tars "
             f"that others wrote, or `shards convert` again"
         )
+    return parse_manifest(path.read_bytes(), root, where=str(path))
+
+
+def parse_manifest(content: bytes, root: Path, *, where: str) -> Manifest:
+    """The manifest in these bytes; `where` names them to the user.
+
+    Raises:
+        InputError: they do not describe shards.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["version"] != FORMAT_VERSION:
-            raise InputError(f"{path}: format version {content['version']}, this program reads {FORMAT_VERSION}")
+        read = json.loads(content)
+        if read["version"] != FORMAT_VERSION:
+            raise InputError(f"{where}: format version {read['version']}, this program reads {FORMAT_VERSION}")
         manifest = Manifest(
-            root, str(content["name"]), tuple(_entry(row) for row in content["shards"]), tuple(content["classes"]),
-            str(content["source"]), dict(content["settings"]), dict(content["skipped"]),
+            root, str(read["name"]), tuple(_entry(row) for row in read["shards"]), tuple(read["classes"]),
+            str(read["source"]), dict(read["settings"]), dict(read["skipped"]),
         )
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}: not a manifest ({type(error).__name__}: {error}); run `shards index {root}` to make it anew"
+            f"{where}: not a manifest ({type(error).__name__}: {error}); run `shards index` on its folder to make it "
+            f"anew"
         ) from error
-    _reject_paths(path, manifest)
+    _reject_paths(where, manifest)
     return manifest
 
 
@@ -132,7 +146,8 @@ def write_manifest(manifest: Manifest) -> None:
         "skipped": dict(sorted(manifest.skipped.items())),
         "classes": list(manifest.classes),
         "shards": [
-            {"name": s.name, "samples": s.num_samples, "bytes": s.num_bytes, "checksum": s.checksum}
+            {"name": s.name, "samples": s.num_samples, "bytes": s.num_bytes, "checksum": s.checksum,
+             **({"index": s.index_checksum} if s.index_checksum else {})}
             for s in manifest.shards
         ],
     }
@@ -140,13 +155,16 @@ def write_manifest(manifest: Manifest) -> None:
         file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def check_files(manifest: Manifest) -> None:
+def check_files(manifest: Manifest, part: int = 0, parts: int = 1) -> None:
     """Check that every tar and index is there, with the bytes and the samples listed; reads no more than headers.
+
+    With `parts`, only every so many shards, from number `part` on: others check the rest.
 
     Raises:
         InputError: naming the first file that is not as the manifest says.
     """
-    for number, shard in enumerate(manifest.shards):
+    for number in range(part, len(manifest.shards), parts):
+        shard = manifest.shards[number]
         tar, index = manifest.tar_path(number), manifest.index_path(number)
         for path in (tar, index):
             if not path.is_file():
@@ -256,10 +274,11 @@ def _num_indexed(path: Path) -> int:
 
 
 def _entry(row: dict[str, Any]) -> ShardEntry:
-    return ShardEntry(str(row["name"]), int(row["samples"]), int(row["bytes"]), str(row["checksum"]))
+    return ShardEntry(str(row["name"]), int(row["samples"]), int(row["bytes"]), str(row["checksum"]),
+                      str(row.get("index", "")))
 
 
-def _reject_paths(path: Path, manifest: Manifest) -> None:
+def _reject_paths(where: str, manifest: Manifest) -> None:
     for shard in manifest.shards:
         if Path(shard.name).name != shard.name or not shard.name.endswith(".tar"):
-            raise InputError(f"{path}: shard name {shard.name!r} is not a plain file name ending in .tar")
+            raise InputError(f"{where}: shard name {shard.name!r} is not a plain file name ending in .tar")

@@ -64,6 +64,8 @@ def _problems(tar: Path, shard: ShardEntry, decode: bool) -> Iterator[tuple[str,
     except InputError as error:
         yield "", str(error)
         return
+    if shard.index_checksum and file_checksum(index_path(tar)) != shard.index_checksum:
+        yield "", "checksum of its index differs from the manifest"
     if len(index) != shard.num_samples:
         yield "", f"its index lists {len(index)} samples, the manifest says {shard.num_samples}"
     payloads = _payloads(tar)

@@ -3,6 +3,9 @@
 The box distribution is the random resized crop of the Inception papers as SwAV uses it (arXiv 2006.09882, section
 3.3): an area uniform in `scale`, an aspect ratio log-uniform in `ratio`, up to ten attempts to fit, else the
 largest centre box within the ratio.
+
+An image that is much larger than its views is decoded at a half, a quarter or an eighth of its size. Its boxes are
+then moved to the grid of the reduced pixels, so that they cut the same content from either image.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from largescale.data.decode import REDUCTIONS
 
 ATTEMPTS = 10
 BOX_DRAWS = 2 * ATTEMPTS + 2
@@ -53,6 +58,32 @@ def _centre_box(height: np.ndarray, width: np.ndarray, ratio: list[float]) -> tu
     return np.clip(box_h, 1, height), np.clip(box_w, 1, width)
 
 
+def reduction(boxes: list[np.ndarray], sizes: list[int], margin: float) -> int:
+    """The largest reduction that leaves every box at least `margin` times as wide and high as its view.
+
+    Args:
+        boxes: of each crop group, int64 [N, 4].
+        sizes: side of each group's views in pixels.
+        margin: above this the views of both images are alike (see docs/data.md for the error); 0 never reduces.
+
+    Returns:
+        1 or one of REDUCTIONS.
+    """
+    if margin <= 0:
+        return 1
+    spare = min(float(group[:, 2:].min()) / size for group, size in zip(boxes, sizes, strict=True))
+    return next((factor for factor in REDUCTIONS if spare >= margin * factor), 1)
+
+
+def on_grid(boxes: np.ndarray, factor: int, height: int, width: int) -> np.ndarray:
+    """Boxes [N, 4] of an image moved to the grid of its reduced pixels, and counted in these: int64 [N, 4]."""
+    ends = boxes[:, :2] + boxes[:, 2:]
+    starts = np.rint(boxes[:, :2] / factor).astype(np.int64)
+    limits = np.array([-(-height // factor), -(-width // factor)])
+    ends = np.clip(np.rint(ends / factor).astype(np.int64), starts + 1, limits)
+    return np.concatenate([starts, ends - starts], axis=1)
+
+
 def crop(image: Tensor, box: np.ndarray, size: int, out: Tensor) -> None:
     """Cut a box out of an image and resize it with antialiasing.
 
@@ -60,9 +91,9 @@ def crop(image: Tensor, box: np.ndarray, size: int, out: Tensor) -> None:
         image: uint8 [3, H, W].
         box: top, left, height, width.
         size: side of the result in pixels.
-        out: uint8 [3, size, size], written to.
+        out: uint8 [3, size, size], written to; fastest if its memory has the layout of the image's.
     """
-    top, left, height, width = (int(value) for value in box)
+    top, left, height, width = box.tolist()
     region = image[None, :, top : top + height, left : left + width]
     if (height, width) == (size, size):
         out.copy_(region[0])

@@ -1,4 +1,4 @@
-"""Image bytes to uint8 RGB."""
+"""Image bytes to uint8 RGB, at full size or reduced while decoding."""
 
 from __future__ import annotations
 
@@ -12,27 +12,98 @@ from torch import Tensor
 
 from largescale.data.reader import RawSample, SampleError
 
+REDUCTIONS = (8, 4, 2)
+"""Factors by which JPEG's inverse DCT can reduce an image for less than the price of decoding it whole."""
+
 _ORIENTATION = 0x0112
 """The EXIF tag that says how a picture is to be turned."""
 
+_FRAME_HEADERS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 
-def decode(sample: RawSample, *, max_pixels: int) -> Tensor:
-    """Decode once, to uint8 [3, H, W] (channels last in memory), EXIF orientation applied.
 
-    libjpeg-turbo takes upright RGB and grey JPEGs, Pillow the rest.
+class EncodedImage:
+    """An image whose size is known, not decoded yet.
+
+    Attributes:
+        height, width: in pixels, upright.
+        reducible: whether it can be decoded at a reduced size.
 
     Raises:
-        SampleError: more than `max_pixels` pixels, or bytes that cannot be decoded.
+        SampleError: more than `max_pixels` pixels, or bytes that are no image.
     """
-    if sample.width * sample.height > max_pixels:
-        raise SampleError(f"{sample.width} x {sample.height} pixels, more than data.max_pixels={max_pixels}")
+
+    def __init__(self, sample: RawSample, *, max_pixels: int) -> None:
+        if sample.width * sample.height > max_pixels:
+            raise SampleError(f"{sample.width} x {sample.height} pixels, more than data.max_pixels={max_pixels}")
+        self._payload, self._pixels = sample.payload, None
+        self.reducible = _is_plain_jpeg(sample.payload)
+        if self.reducible:
+            self.height, self.width = sample.height, sample.width
+        else:
+            self._pixels = _decode_any(sample.payload)
+            self.height, self.width = self._pixels.shape[:2]
+
+    def decode(self, reduction: int = 1) -> Tensor:
+        """Decode, EXIF orientation applied.
+
+        Args:
+            reduction: 1, or for a reducible image one of REDUCTIONS: sides are divided by it and rounded up.
+
+        Returns:
+            uint8 [3, H, W], channels last in memory.
+
+        Raises:
+            SampleError: the bytes cannot be decoded, or are not the size that the index says.
+        """
+        if self._pixels is None:
+            shape = (-(-self.height // reduction), -(-self.width // reduction))
+            try:
+                self._pixels = simplejpeg.decode_jpeg(
+                    self._payload, colorspace="RGB", min_height=shape[0], min_width=shape[1], min_factor=reduction
+                )
+            except (ValueError, OSError) as error:
+                raise _undecodable(error) from error
+            if self._pixels.shape[:2] != shape:
+                found = "{} x {}".format(*self._pixels.shape[1::-1])
+                raise SampleError(f"decodes to {found} pixels, the index says {self.width} x {self.height}")
+        return torch.from_numpy(self._pixels).permute(2, 0, 1)
+
+
+def decode(sample: RawSample, *, max_pixels: int) -> Tensor:
+    """Decode at full size: uint8 [3, H, W]. Errors as of `EncodedImage`."""
+    return EncodedImage(sample, max_pixels=max_pixels).decode()
+
+
+def _decode_any(payload: memoryview) -> np.ndarray:
+    """Whatever Pillow reads, upright, uint8 [H, W, 3]; JPEGs by the same decoder as all others where it can."""
     try:
-        with Image.open(io.BytesIO(sample.payload)) as image:
-            plain = image.format == "JPEG" and image.mode in ("RGB", "L")
-            if plain and image.getexif().get(_ORIENTATION, 1) == 1:
-                pixels = simplejpeg.decode_jpeg(sample.payload, colorspace="RGB")
-            else:
-                pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        with Image.open(io.BytesIO(payload)) as image:
+            upright = image.getexif().get(_ORIENTATION, 1) == 1
+            if upright and image.format == "JPEG" and image.mode in ("RGB", "L"):
+                return simplejpeg.decode_jpeg(payload, colorspace="RGB")
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SampleError(f"cannot be decoded: {' '.join(str(error).split())[:200]}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+        raise _undecodable(error) from error
+
+
+def _undecodable(error: Exception) -> SampleError:
+    return SampleError(f"cannot be decoded: {' '.join(str(error).split())[:200]}")
+
+
+def _is_plain_jpeg(payload: memoryview) -> bool:
+    """Whether this is a grey or colour JPEG without an EXIF block, read from its headers; no CMYK, nothing turned."""
+    if bytes(payload[:2]) != b"\xff\xd8":
+        return False
+    place = 2
+    while place + 9 < len(payload) and payload[place] == 0xFF:
+        marker = payload[place + 1]
+        if marker == 0xFF or marker in _WITHOUT_LENGTH:
+            place += 1 if marker == 0xFF else 2
+            continue
+        if marker == 0xE1 and bytes(payload[place + 4 : place + 8]) == b"Exif":
+            return False
+        if marker in _FRAME_HEADERS:
+            return payload[place + 9] in (1, 3)
+        place += 2 + (payload[place + 2] << 8) + payload[place + 3]
+    return False

@@ -11,10 +11,13 @@ The epoch's order in four lines:
 
 So ranks and loader workers change who reads a sample, never which samples form a step; resuming is arithmetic;
 memory is O(shards), whatever the number of samples; and a stream reads few shards at a time, in a known order.
+
+Several corpora share the canonical streams by weight, and each goes through its own epochs in its streams.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -23,8 +26,49 @@ from largescale.data.random import hash_coordinates, permute
 from shards.errors import InputError
 
 
+@dataclass(frozen=True)
+class Uses:
+    """When shards are read: a row for each stretch of a stream that lies in one shard, by its first step.
+
+    Attributes:
+        shard, stream: numbers, int64 [N].
+        first_step, end_step: the steps that may read it there, the last one exclusive, int64 [N].
+    """
+
+    shard: np.ndarray
+    stream: np.ndarray
+    first_step: np.ndarray
+    end_step: np.ndarray
+
+    def of_streams(self, streams: np.ndarray) -> Uses:
+        """The rows of these streams."""
+        return self._rows(np.isin(self.stream, streams))
+
+    def from_step(self, step: int) -> Uses:
+        """The rows that are not over before `step`."""
+        return self._rows(self.end_step > step)
+
+    def peak_bytes(self, shard_bytes: np.ndarray) -> int:
+        """Bytes of all shards that are read at the same time, at most."""
+        sizes = shard_bytes[self.shard]
+        times = np.concatenate([self.end_step, self.first_step])  # at equal times the ends come first
+        change = np.concatenate([-sizes, sizes])
+        return int(np.cumsum(change[np.argsort(times, kind="stable")]).max(initial=0))
+
+    @staticmethod
+    def joined(parts: list[Uses]) -> Uses:
+        """All rows, by their first step."""
+        rows = [np.concatenate([getattr(part, name) for part in parts])
+                for name in ("shard", "stream", "first_step", "end_step")]
+        by_first_step = np.argsort(rows[2], kind="stable")
+        return Uses(*(column[by_first_step] for column in rows))
+
+    def _rows(self, chosen: np.ndarray) -> Uses:
+        return Uses(self.shard[chosen], self.stream[chosen], self.first_step[chosen], self.end_step[chosen])
+
+
 class Order:
-    """The order of all samples over all steps of a run.
+    """The order of the samples of one corpus over all steps of a run.
 
     Args:
         shard_sizes: samples of each shard, in the manifest's order.
@@ -38,7 +82,7 @@ class Order:
     """
 
     def __init__(
-        self, shard_sizes: list[int], *, seed: int, global_batch: int, streams: int, shuffle_window: int
+        self, shard_sizes: list[int] | np.ndarray, *, seed: int, global_batch: int, streams: int, shuffle_window: int
     ) -> None:
         self.shard_sizes = np.asarray(shard_sizes, np.int64)
         self.first_ids = np.concatenate([[0], np.cumsum(self.shard_sizes)])
@@ -52,6 +96,7 @@ class Order:
             )
         self.steps_per_epoch = self.num_samples // global_batch
         self.left_out = self.num_samples % global_batch
+        self.per_stream = global_batch // streams
         self._epoch_layout = lru_cache(maxsize=2)(self._layout)
 
     def epoch(self, step: int) -> int:
@@ -61,7 +106,7 @@ class Order:
     def samples(self, step: int) -> np.ndarray:
         """Ids (position in the manifest, shard by shard) of the global batch of `step`: int64 [global_batch]."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        per_stream = self.global_batch // self.streams
+        per_stream = self.per_stream
         stream_length = self.steps_per_epoch * per_stream
         stream = np.repeat(np.arange(self.streams), per_stream)
         place = np.tile(step_in_epoch * per_stream + np.arange(per_stream), self.streams)
@@ -71,6 +116,21 @@ class Order:
         key = hash_coordinates(self.seed, epoch, stream, window_start)
         shuffled = window_start + permute(place - window_start, window_size, key)
         return self._ids_at(stream * stream_length + shuffled, epoch)
+
+    def uses(self, epoch: int) -> Uses:
+        """Which steps of an epoch may read which shard."""
+        permuted_shards, ends = self._epoch_layout(epoch)
+        stream_length = self.steps_per_epoch * self.per_stream
+        starts = np.unique(np.concatenate([np.arange(self.streams) * stream_length, ends]))
+        starts = starts[starts < self.streams * stream_length]
+        last = np.append(starts[1:], self.streams * stream_length) - 1
+        shard = permuted_shards[np.searchsorted(ends, starts, side="right")]
+        stream = starts // stream_length
+        first_window = (starts - stream * stream_length) // self.window * self.window
+        window_end = ((last - stream * stream_length) // self.window + 1) * self.window
+        first_step = epoch * self.steps_per_epoch + first_window // self.per_stream
+        end_step = epoch * self.steps_per_epoch - (-np.minimum(window_end, stream_length) // self.per_stream)
+        return Uses.joined([Uses(shard, stream, first_step, end_step)])
 
     def _ids_at(self, positions: np.ndarray, epoch: int) -> np.ndarray:
         permuted_shards, ends = self._epoch_layout(epoch)
@@ -83,6 +143,83 @@ class Order:
         keys = hash_coordinates(self.seed, epoch, np.arange(len(self.shard_sizes)), 1)
         permuted = np.argsort(keys, kind="stable")
         return permuted, np.cumsum(self.shard_sizes[permuted])
+
+
+class Mixture:
+    """The order of one or several corpora: a global batch takes its share from each.
+
+    Args:
+        shard_sizes: samples of each shard, for each corpus.
+        weights: share of each corpus in every batch, relative to each other; they are met in steps of 1 / streams,
+            and every corpus has one stream at least.
+        seed, global_batch, streams, shuffle_window: as for `Order`.
+
+    Raises:
+        InputError: a corpus has fewer samples than its share of a batch, or there are more corpora than streams.
+    """
+
+    def __init__(
+        self, shard_sizes: list[np.ndarray], weights: list[float], *, seed: int, global_batch: int, streams: int,
+        shuffle_window: int,
+    ) -> None:
+        self.per_stream = global_batch // streams
+        self.stream_counts = _share_streams(weights, streams)
+        self.orders = [
+            Order(sizes, seed=seed + number, global_batch=count * self.per_stream, streams=count,
+                  shuffle_window=shuffle_window)
+            for number, (sizes, count) in enumerate(zip(shard_sizes, self.stream_counts, strict=True))
+        ]
+        self.num_samples = sum(order.num_samples for order in self.orders)
+        self.steps_per_epoch = self.num_samples // global_batch
+        self.left_out = sum(order.left_out for order in self.orders)
+        self._first_ids = np.cumsum([0, *(order.num_samples for order in self.orders)])
+        self._first_shards = np.cumsum([0, *(len(sizes) for sizes in shard_sizes)])
+        self._first_streams = np.cumsum([0, *self.stream_counts])
+
+    def epoch(self, step: int) -> int:
+        """The epoch of the run: as many samples as all corpora hold. Each corpus counts its own besides."""
+        return step // self.steps_per_epoch
+
+    def samples(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the global batch of `step`, counted through the corpora, and each one's epoch in its corpus.
+
+        Returns:
+            Two int64 [global_batch].
+        """
+        ids = [order.samples(step) + first for order, first in zip(self.orders, self._first_ids, strict=False)]
+        epochs = [np.full(len(part), order.epoch(step)) for order, part in zip(self.orders, ids, strict=True)]
+        return np.concatenate(ids), np.concatenate(epochs)
+
+    def uses(self, step: int) -> Uses:
+        """Which steps read which shard (counted through the corpora), for each corpus's epoch at `step` and the next.
+
+        Memory O(shards).
+        """
+        parts = []
+        for number, order in enumerate(self.orders):
+            for epoch in (order.epoch(step), order.epoch(step) + 1):
+                found = order.uses(epoch)
+                parts.append(Uses(found.shard + self._first_shards[number], found.stream + self._first_streams[number],
+                                  found.first_step, found.end_step))
+        return Uses.joined(parts)
+
+    def streams_at(self, places: np.ndarray) -> np.ndarray:
+        """The streams that feed these places of a batch."""
+        return np.unique(places // self.per_stream)
+
+
+def _share_streams(weights: list[float], streams: int) -> list[int]:
+    """Streams of each corpus: one each, and the rest by largest remainder."""
+    if len(weights) > streams:
+        raise InputError(f"data.shards lists {len(weights)} corpora, data.streams={streams} must be as many at least")
+    wanted = np.asarray(weights, np.float64) / sum(weights) * streams
+    counts = np.maximum(1, np.floor(wanted)).astype(int)
+    while counts.sum() != streams:
+        if counts.sum() < streams:
+            counts[np.argmax(wanted - counts)] += 1
+        else:
+            counts[np.argmax(np.where(counts > 1, counts - wanted, -np.inf))] -= 1
+    return counts.tolist()
 
 
 def rank_places(global_batch: int, *, accumulate: int, rank: int, world_size: int) -> np.ndarray:

@@ -1,17 +1,21 @@
-"""Random access to the samples of a shard folder: by id, through the index, from memory-mapped tars."""
+"""Random access to the samples of shard folders: by id, through the index, from memory-mapped tars."""
 
 from __future__ import annotations
 
 import mmap
+import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import xxhash
 
+from largescale.data.cache import ShardLost
+from largescale.data.corpora import Corpus
 from shards.errors import InputError
-from shards.manifest import Manifest, ShardIndex, read_index
+from shards.manifest import ShardIndex, read_index
 
 OPEN_SHARDS = 64
 """Tars that a reader keeps mapped; the least recently used one is closed beyond that."""
@@ -25,7 +29,7 @@ class SampleError(Exception):
 
 @dataclass(frozen=True)
 class RawSample:
-    """The stored bytes of one image."""
+    """The stored bytes of one image, and its size in pixels as its header has it."""
 
     payload: memoryview
     width: int
@@ -33,16 +37,38 @@ class RawSample:
 
 
 class ShardReader:
-    """Reads raw samples of a manifest by id.
+    """Reads raw samples by id. Threads may share it, and it can be sent to a process before its first use.
 
-    Ids count samples through the manifest, shard by shard. Not shared between threads or processes: mappings are
-    opened on first use, so a reader can be sent to a loader process.
+    Ids count the samples in use through the corpora and their manifests, shard by shard; shards are counted through
+    the corpora as well.
+
+    Args:
+        corpora: what is read.
+        next_use: the step at which a shard is read next, or `cache.NEVER`; None where the order is not known.
+        status: told what is being waited for, in words.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
-        self.manifest = manifest
-        self.first_ids = np.concatenate([[0], np.cumsum([shard.num_samples for shard in manifest.shards])])
+    def __init__(
+        self, corpora: Sequence[Corpus], next_use: Callable[[int], int] | None = None,
+        status: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.corpora, self.next_use, self.status = list(corpora), next_use, status
+        self._corpus_of_shard = np.repeat(
+            np.arange(len(corpora)), [len(corpus.manifest.shards) for corpus in corpora]
+        )
+        self._first_shards = np.searchsorted(self._corpus_of_shard, np.arange(len(corpora)))
+        self.shard_sizes = np.concatenate([corpus.shard_sizes() for corpus in corpora])
+        self.first_ids = np.concatenate([[0], np.cumsum(self.shard_sizes)])
         self._open: OrderedDict[int, tuple[mmap.mmap, ShardIndex]] = OrderedDict()
+        self._lost: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    def begin_in_process(self, status: Callable[[str], None]) -> None:
+        """Prepare for a process that was forked: connections of its own, and somebody else who is told what it does."""
+        self.status = status
+        for corpus in self.corpora:
+            if corpus.cache is not None:
+                corpus.cache.store.reconnect()
 
     def __len__(self) -> int:
         return int(self.first_ids[-1])
@@ -50,14 +76,19 @@ class ShardReader:
     def locate(self, sample_id: int) -> tuple[int, int]:
         """The shard that holds a sample, and the sample's row in it."""
         shard = int(np.searchsorted(self.first_ids, sample_id, side="right")) - 1
-        return shard, int(sample_id - self.first_ids[shard])
+        corpus, number = self._corpus(shard)
+        if corpus.subset is None:
+            return shard, int(sample_id - self.first_ids[shard])
+        first_shard = self._first_shards[self._corpus_of_shard[shard]]
+        return shard, int(corpus.subset[sample_id - self.first_ids[first_shard]] - corpus.first_samples[number])
 
     def read(self, sample_id: int) -> RawSample:
         """The bytes of one sample.
 
         Raises:
             SampleError: the bytes are not the ones that were indexed.
-            InputError: the shard cannot be opened, or is not the one that the manifest describes.
+            ShardLost: its shard cannot be opened, or is not the one that the manifest describes.
+            InputError: the store of its shard is away.
         """
         shard, row = self.locate(sample_id)
         tar, index = self._shard(shard)
@@ -80,44 +111,112 @@ class ShardReader:
         return int(self._shard(shard)[1].label[row])
 
     def describe(self, sample_id: int) -> dict[str, object]:
-        """Shard, key and byte offset of a sample, for the ledger of skipped ones."""
+        """Shard, key and byte offset of a sample, for the ledger of skipped ones; of a lost shard only the row."""
         shard, row = self.locate(sample_id)
-        index = self._shard(shard)[1]
-        return {"shard": self.manifest.shards[shard].name, "key": index.key(row), "offset": int(index.offset[row])}
+        corpus, number = self._corpus(shard)
+        name = corpus.manifest.shards[number].name
+        try:
+            index = self._shard(shard)[1]
+        except ShardLost:
+            return {"shard": name, "key": f"row {row}", "offset": None}
+        return {"shard": name, "key": index.key(row), "offset": int(index.offset[row])}
 
-    def substitute(self, sample_id: int, attempt: int) -> int:
-        """The sample that stands in for an unreadable one: the `attempt`-th next in its shard, cyclically."""
-        shard, row = self.locate(sample_id)
-        return int(self.first_ids[shard]) + (row + attempt) % self.manifest.shards[shard].num_samples
+    def candidates(self, sample_id: int) -> Iterator[int]:
+        """A sample, and those that stand in for it, one after the other, if it cannot be read: the others of its shard
+        from there on (cyclically), then those of the next shards of its corpus; of a shard that is lost no more.
+        """
+        yield sample_id
+        home = int(np.searchsorted(self.first_ids, sample_id, side="right")) - 1
+        number = int(self._corpus_of_shard[home])
+        first_shard, num_shards = int(self._first_shards[number]), len(self.corpora[number].manifest.shards)
+        for distance in range(num_shards):
+            shard = first_shard + (home - first_shard + distance) % num_shards
+            first, size = int(self.first_ids[shard]), int(self.shard_sizes[shard])
+            offset = sample_id - first if distance == 0 else 0
+            for step in range(0 if distance else 1, size):
+                if shard in self._lost:
+                    break
+                yield first + (offset + step) % size
+
+    def is_present(self, shard: int) -> bool:
+        """Whether a shard can be read without fetching it."""
+        corpus, number = self._corpus(shard)
+        return corpus.cache is None or corpus.cache.has(number)
+
+    def fetch_ahead(self, shard: int) -> bool:
+        """Fetch a shard into its cache, if there is room for it; False if there is none before others have been read.
+
+        Raises:
+            ShardLost, InputError: as `ShardCache.get`.
+        """
+        return self._make_present(shard, patient=True)
+
+    def take_counters(self) -> dict[str, int]:
+        """What the caches did since the last call: hits, misses, bytes fetched, evicted shards."""
+        taken = {"hits": 0, "misses": 0, "fetched_bytes": 0, "evicted": 0}
+        for corpus in self.corpora:
+            if corpus.cache is not None:
+                for name in taken:
+                    taken[name] += getattr(corpus.cache.counters, name)
+                    setattr(corpus.cache.counters, name, 0)
+        return taken
+
+    def _corpus(self, shard: int) -> tuple[Corpus, int]:
+        """The corpus of a shard, and the shard's number in its manifest."""
+        number = int(self._corpus_of_shard[shard])
+        return self.corpora[number], shard - int(self._first_shards[number])
 
     def _shard(self, shard: int) -> tuple[mmap.mmap, ShardIndex]:
-        if shard in self._open:
+        with self._lock:
+            if shard in self._lost:
+                raise ShardLost(self._lost[shard])
+            if shard not in self._open:
+                try:
+                    self._open[shard] = self._open_shard(shard)
+                except ShardLost as error:
+                    self._lost[shard] = str(error)
+                    raise
+                if len(self._open) > OPEN_SHARDS:
+                    self._open.popitem(last=False)  # its mapping closes with the last view of it
             self._open.move_to_end(shard)
             return self._open[shard]
-        opened = self._open_shard(shard)
-        self._open[shard] = opened
-        if len(self._open) > OPEN_SHARDS:
-            self._open.popitem(last=False)  # its mapping closes with the last view of it
-        return opened
 
     def _open_shard(self, shard: int) -> tuple[mmap.mmap, ShardIndex]:
-        entry, path = self.manifest.shards[shard], self.manifest.tar_path(shard)
+        corpus, number = self._corpus(shard)
+        manifest = corpus.manifest
+        entry, path, index_path = manifest.shards[number], manifest.tar_path(number), manifest.index_path(number)
         for attempt in range(1, OPEN_ATTEMPTS + 1):
+            self._make_present(shard)
+            self.status(f"opening {path}")
             try:
                 with path.open("rb") as file:
                     tar = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                index = read_index(index_path)
                 break
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, InputError) as error:
                 if attempt == OPEN_ATTEMPTS:
-                    raise InputError(
-                        f"{path}: cannot be opened after {attempt} attempts ({error}); "
-                        f"restore it or convert again, then run `shards verify {self.manifest.root}`"
-                    ) from error
+                    what = str(error) if isinstance(error, InputError) else f"{path}: cannot be opened ({error})"
+                    raise ShardLost(f"{what}, after {attempt} attempts; restore it, then run `shards verify "
+                                    f"{manifest.root}`") from error
                 time.sleep(0.2 * 2**attempt)
-        index = read_index(self.manifest.index_path(shard))
-        if len(index.offset) != entry.num_samples:
-            raise InputError(
-                f"{self.manifest.index_path(shard)}: lists {len(index.offset)} samples, the manifest says "
-                f"{entry.num_samples}; run `shards index {self.manifest.root}`"
+        if len(index) != entry.num_samples:
+            raise ShardLost(
+                f"{index_path}: lists {len(index)} samples, the manifest says {entry.num_samples}; run `shards index "
+                f"{manifest.root}`"
             )
         return tar, index
+
+    def _make_present(self, shard: int, *, patient: bool = False) -> bool:
+        corpus, number = self._corpus(shard)
+        if corpus.cache is None:
+            return True
+        next_use = None
+        if (use := self.next_use) is not None:
+            first = shard - number
+
+            def next_use(other: int) -> int:
+                return use(first + other)
+
+        present = corpus.cache.get(number, next_use, self.status, patient=patient)
+        corpus.cache.touch(number)
+        return present

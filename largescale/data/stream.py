@@ -1,37 +1,32 @@
 """The stream: shards to device batches of multi-crop views, exactly once, elastic, resumable, unkillable.
 
-One DataLoader runs over global steps: item t of the data set is this rank's whole batch of step t, a pure function
-of (manifest, config, t). So the state of the stream is t, resuming costs nothing, epochs need no restart of the
-loader processes, and neither their number nor the number of ranks changes what a sample looks like.
+Batch t is this rank's share of the global batch of data step t, a pure function of (corpora, configuration, t). So the
+state of the stream is t, resuming costs nothing, epochs need no restart of the loader processes, and neither their
+number nor the number of ranks changes what a sample looks like.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Collection, Generator
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from largescale import stopping
-from largescale.config import Config, CropGroup, DataConfig
-from largescale.data.augment import DRAWS, Augment
-from largescale.data.crops import BOX_DRAWS, crop, sample_boxes
-from largescale.data.decode import decode
-from largescale.data.order import Order, rank_places
-from largescale.data.random import uniform
-from largescale.data.reader import SampleError, ShardReader
+from largescale.config import Config
+from largescale.data.augment import Augment
+from largescale.data.batches import BatchMaker, Buffers, Part
+from largescale.data.corpora import fingerprint, open_corpora
+from largescale.data.fetcher import Fetcher, Needs, working_set
+from largescale.data.loader import Loader, Position, choose_counts
+from largescale.data.order import Mixture, rank_places
+from largescale.data.reader import ShardReader
 from shards.errors import InputError
-from shards.manifest import Manifest, check_files, read_manifest
-
-SUBSTITUTE_ATTEMPTS = 100
-"""Neighbours of an unreadable sample that are tried before its shard is given up."""
-
-_BOX_PURPOSE, _AUGMENT_PURPOSE = 1, 2  # keep the random numbers of the two uses apart
 
 
 @dataclass
@@ -42,104 +37,17 @@ class Batch:
         step: the data step (see `largescale/rollback.py` where it differs from the step of the run).
         ids: sample ids in order, int64 [B]; those of substitutes where a sample was unreadable.
         keys: their WebDataset keys, if asked for (audit).
-        views: one uint8 tensor [num * B, 3, S, S] a crop group, view after view; after `Stream` float, augmented.
-        draws: uniform numbers for the augmentation, float64 [num * B, DRAWS] a crop group.
+        views: augmented, one tensor [num * B, 3, S, S] a crop group, view after view.
         skipped: a row for each unreadable sample met (shard, key, offset, reason).
-        error: set when the batch cannot be made; the loader process must not raise, a traceback would hide it.
+        costs: what making it took, see `_costs`.
     """
 
     step: int
     ids: Tensor
     keys: list[str]
     views: list[Tensor]
-    draws: list[Tensor]
-    skipped: list[dict[str, Any]] = field(default_factory=list)
-    error: str = ""
-
-    def pin_memory(self) -> Batch:
-        """Page-locked copies, for asynchronous transfer to a GPU (called by DataLoader)."""
-        self.views = [views.pin_memory() for views in self.views]
-        self.draws = [draws.pin_memory() for draws in self.draws]
-        return self
-
-
-class StepBatches(Dataset[Batch]):
-    """Maps a global step to this rank's batch."""
-
-    def __init__(self, manifest: Manifest, order: Order, config: Config, *, rank: int, world_size: int) -> None:
-        self.reader = ShardReader(manifest)
-        self.order, self.data, self.seed = order, config.data, config.run.seed
-        self.places = rank_places(
-            order.global_batch, accumulate=config.train.accumulate, rank=rank, world_size=world_size
-        )
-
-    def __getitem__(self, step: int) -> Batch:
-        """The batch of a step. Errors are returned in the batch."""
-        batch = Batch(step, torch.empty(0), [], [], [])
-        try:
-            self._fill(batch)
-        except InputError as error:
-            batch.error = str(error)
-        return batch
-
-    def _fill(self, batch: Batch) -> None:
-        epoch = self.order.epoch(batch.step)
-        wanted = self.order.samples(batch.step)[self.places]
-        ids, images = self._decode_all(wanted, batch.skipped)
-        batch.ids = torch.from_numpy(ids)
-        if self.data.audit:
-            batch.keys = [self.reader.key(int(i)) for i in ids]
-        first_view = 0
-        for group in self.data.crops:
-            numbers = np.repeat(np.arange(first_view, first_view + group.num), len(ids))
-            view_ids = np.tile(ids, group.num)
-            boxes = uniform(self.seed, epoch, view_ids, numbers, _BOX_PURPOSE, num=BOX_DRAWS)
-            batch.views.append(cut_views(images, group, boxes))
-            draws = uniform(self.seed, epoch, view_ids, numbers, _AUGMENT_PURPOSE, num=DRAWS)
-            batch.draws.append(torch.from_numpy(draws))
-            first_view += group.num
-
-    def _decode_all(self, wanted: np.ndarray, skipped: list[dict[str, Any]]) -> tuple[np.ndarray, list[Tensor]]:
-        ids, images = wanted.copy(), []
-        for place, sample_id in enumerate(wanted):
-            ids[place], image = decode_or_substitute(self.reader, int(sample_id), self.data, skipped)
-            images.append(image)
-        return ids, images
-
-
-def decode_or_substitute(
-    reader: ShardReader, sample_id: int, data: DataConfig, skipped: list[dict[str, Any]]
-) -> tuple[int, Tensor]:
-    """Decode a sample, or the next readable one of its shard; every unreadable one met adds a row to `skipped`.
-
-    Returns:
-        The id of the sample used, and its image, uint8 [3, H, W].
-
-    Raises:
-        InputError: no readable sample within SUBSTITUTE_ATTEMPTS neighbours.
-    """
-    for attempt in range(SUBSTITUTE_ATTEMPTS):
-        candidate = reader.substitute(sample_id, attempt)
-        try:
-            return candidate, decode(reader.read(candidate), max_pixels=data.max_pixels)
-        except SampleError as error:
-            skipped.append({**reader.describe(candidate), "reason": str(error)})
-    shard = reader.describe(sample_id)["shard"]
-    raise InputError(
-        f"{reader.manifest.root / str(shard)}: {SUBSTITUTE_ATTEMPTS} samples in a row cannot be read "
-        f"({skipped[-1]['reason']}); run `shards verify {reader.manifest.root}`"
-    )
-
-
-def cut_views(images: list[Tensor], group: CropGroup, draws: np.ndarray) -> Tensor:
-    """All views of one crop group: uint8 [num * B, 3, size, size], view after view."""
-    heights = np.tile([image.shape[1] for image in images], group.num)
-    widths = np.tile([image.shape[2] for image in images], group.num)
-    boxes = sample_boxes(draws, heights, widths, group.scale, group.ratio)
-    views = torch.empty(len(boxes), 3, group.size, group.size, dtype=torch.uint8)
-    for place, box in enumerate(boxes):
-        crop(images[place % len(images)], box, group.size, views[place])
-    return views
+    skipped: list[dict[str, Any]]
+    costs: dict[str, float]
 
 
 class Stream:
@@ -152,56 +60,169 @@ class Stream:
         dtype: of the augmented views.
 
     Raises:
-        InputError: shards that are missing, cut or too few; a batch that the ranks do not divide.
+        InputError: shards that are missing or too few; a batch that the ranks do not divide; a cache that is too small.
     """
 
     def __init__(
         self, config: Config, *, rank: int, world_size: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.manifest = read_manifest(config.data.shards)
-        check_files(self.manifest)
-        self.order = Order(
-            [shard.num_samples for shard in self.manifest.shards],
+        self.corpora = open_corpora(config.data)
+        self.fingerprint = fingerprint(self.corpora)
+        self.order = Mixture(
+            [corpus.shard_sizes() for corpus in self.corpora],
+            [corpus.weight for corpus in self.corpora],
             seed=config.run.seed,
             global_batch=config.train.global_batch,
             streams=config.data.streams,
             shuffle_window=config.data.shuffle_window,
         )
         self.num_steps = config.train.steps or max(1, round(config.train.epochs * self.order.steps_per_epoch))
-        self.device, self.data = device, config.data
-        self.batches = StepBatches(self.manifest, self.order, config, rank=rank, world_size=world_size)
+        self.device, self.data, self._config = device, config.data, config
+        self._rank, self._world_size = rank, world_size
+        self._position = Position()
+        self._local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1 if world_size == 1 else 0))
+        self.counts = choose_counts(
+            config.data.workers, config.data.threads, local_ranks=max(1, self._local_ranks),
+            on_gpu=device.type == "cuda",
+        )
+        own_places = rank_places(config.train.global_batch, accumulate=config.train.accumulate, rank=rank,
+                                 world_size=world_size)
+        self._own_streams = self.order.streams_at(own_places)
+        node_streams = self._node_streams()
+        self._check_cache(node_streams)
+        num_shards = sum(len(corpus.manifest.shards) for corpus in self.corpora)
+        self._needs = Needs(self.order, num_shards, node_streams, self._position)
+        reader = ShardReader(self.corpora, self._needs.next_use)
+        self.batches = BatchMaker(reader, self.order, config, rank=rank, world_size=world_size)
         self.augment = Augment(config.data.augment, config.data.mean, config.data.std, dtype)
+
+    def check_files(self) -> None:
+        """Check this rank's part of the shards for being there and whole.
+
+        Raises:
+            InputError: naming the first file that is not as its manifest says.
+        """
+        for corpus in self.corpora:
+            corpus.check_files(self._rank, self._world_size)
 
     def __call__(self, data_steps: Collection[int]) -> Generator[Batch]:
         """Batches of these data steps, in this order, views augmented on the device; to be closed if left early.
 
         Raises:
-            InputError: a shard became unreadable.
+            InputError: a store is away, or too many images in a row cannot be read.
+            LoaderDied: a loader process ended.
         """
-        workers = self.data.workers
-        loader = DataLoader(
-            self.batches,
-            sampler=data_steps,
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=self.data.prefetch if workers else None,
-            collate_fn=_as_is,
-            worker_init_fn=stopping.live_and_die_with_parent,
-            pin_memory=self.device.type == "cuda",
+        first = next(iter(data_steps), None)
+        if first is None:
+            return
+        self._position.set(first)
+        if any(corpus.cache is not None for corpus in self.corpora):
+            fetcher = Fetcher(self.corpora, self._needs, self._own_streams, self.data.fetches)
+            with closing(fetcher):
+                yield from self._loaded(data_steps)
+        else:
+            yield from self._loaded(data_steps)
+
+    def _loaded(self, data_steps: Collection[int]) -> Generator[Batch]:
+        processes, threads = self.counts
+        loader = Loader(
+            self.batches, data_steps, processes=processes, threads=threads, slots=self.data.prefetch,
+            position=self._position, stall_s=self.data.store_stall_s, pin=self.device.type == "cuda",
         )
-        for batch in loader:
-            if batch.error:
-                raise InputError(batch.error)
-            yield self._to_device(batch)
+        with closing(loader):
+            yield from (_on_gpu if self.device.type == "cuda" else _on_cpu)(self, loader, len(data_steps))
 
-    @torch.no_grad()
-    def _to_device(self, batch: Batch) -> Batch:
-        send = partial(torch.Tensor.to, device=self.device, non_blocking=True)
-        batch.views = [
-            self.augment(send(views), send(draws)) for views, draws in zip(batch.views, batch.draws, strict=True)
-        ]
-        return batch
+    def _node_streams(self) -> np.ndarray:
+        """Streams that the ranks of this node read; all where it is not known which ranks these are."""
+        local, own = self._local_ranks, int(os.environ.get("LOCAL_RANK", 0))
+        first = self._rank - own
+        ranks = range(first, first + local) if local and first >= 0 else range(self._world_size)
+        batch, accumulate = self._config.train.global_batch, self._config.train.accumulate
+        places = [rank_places(batch, accumulate=accumulate, rank=number, world_size=self._world_size)
+                  for number in ranks if number < self._world_size]
+        return self.order.streams_at(np.concatenate(places))
+
+    def _check_cache(self, node_streams: np.ndarray) -> None:
+        needed = working_set(self.order, self.corpora, node_streams, 0)
+        capacity = min((corpus.cache.capacity for corpus in self.corpora if corpus.cache is not None), default=needed)
+        if needed > capacity:
+            raise InputError(
+                f"data.cache_gb: the shard cache may take {capacity / 1e9:.3g} GB, but the order reads shards of "
+                f"{needed / 1e9:.3g} GB at the same time on this node; raise data.cache_gb (or data.cache to a larger "
+                f"disk), or lower data.shuffle_window={self.data.shuffle_window} or data.streams={self.data.streams}"
+            )
 
 
-def _as_is(batch: Batch) -> Batch:
-    return batch
+def _on_cpu(stream: Stream, loader: Loader, num_steps: int) -> Generator[Batch]:
+    for _ in range(num_steps):
+        step, buffers, parts, depth = loader.take()
+        _raise_errors(parts)
+        started = time.perf_counter()
+        with torch.no_grad():
+            views = [stream.augment(pixels.flatten(0, 1), draws.flatten(0, 1))
+                     for pixels, draws in zip(buffers.views, buffers.draws, strict=True)]
+        loader.release()
+        yield _batch(step, views, parts, depth, time.perf_counter() - started)
+
+
+def _on_gpu(stream: Stream, loader: Loader, num_steps: int) -> Generator[Batch]:
+    """Copies run on their own stream, and the next one begins before the training has had this one, if it is there."""
+    side, training = torch.cuda.Stream(stream.device), torch.cuda.current_stream(stream.device)
+    ahead = None
+    for number in range(num_steps):
+        step, views, draws, parts, depth, copied = ahead or _send(stream, loader, side)
+        ahead = None
+        training.wait_event(copied)
+        for tensor in (*views, *draws):
+            tensor.record_stream(training)
+        with torch.no_grad():
+            augmented = [stream.augment(pixels, numbers) for pixels, numbers in zip(views, draws, strict=True)]
+        copied.synchronize()
+        loader.release()
+        if number + 1 < num_steps and loader.ready():
+            ahead = _send(stream, loader, side)
+        yield _batch(step, augmented, parts, depth, 0.0)
+
+
+def _send(
+    stream: Stream, loader: Loader, side: torch.cuda.Stream
+) -> tuple[int, list[Tensor], list[Tensor], list[Part], int, torch.cuda.Event]:
+    step, buffers, parts, depth = loader.take()
+    _raise_errors(parts)
+    with torch.cuda.stream(side):
+        views, draws = _to_device(buffers, stream.device)
+        copied = torch.cuda.Event()
+        copied.record(side)
+    return step, views, draws, parts, depth, copied
+
+
+def _to_device(buffers: Buffers, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+    views = [pixels.flatten(0, 1).to(device, non_blocking=True) for pixels in buffers.views]
+    draws = [numbers.flatten(0, 1).to(device, non_blocking=True) for numbers in buffers.draws]
+    return views, draws
+
+
+def _raise_errors(parts: list[Part]) -> None:
+    for part in parts:
+        if part.bug:
+            raise RuntimeError(part.bug)
+        if part.error:
+            raise InputError(part.error)
+
+
+def _batch(step: int, views: list[Tensor], parts: list[Part], depth: int, augment_s: float) -> Batch:
+    ids = torch.tensor([sample_id for part in parts for sample_id in part.ids])
+    keys = [key for part in parts for key in part.keys]
+    skipped = [row for part in parts for row in part.skipped]
+    return Batch(step, ids, keys, views, skipped, _costs(parts, depth, augment_s))
+
+
+def _costs(parts: list[Part], depth: int, augment_s: float) -> dict[str, float]:
+    """Seconds of all loader threads by what they did, seconds of augmentation (on the CPU), batches that were ready
+    besides, and what the shard caches did.
+    """
+    costs = {"augment_s": augment_s, "queue_depth": float(depth)}
+    for part in parts:
+        for name, value in (*((f"{name}_s", value) for name, value in part.seconds.items()), *part.counters.items()):
+            costs[name] = costs.get(name, 0.0) + value
+    return costs

@@ -12,10 +12,11 @@ import torch
 
 from largescale.checkpoint.folder import Checkpoint, find_latest
 from largescale.config import Config, EvaluateConfig, load_config
+from largescale.data.corpora import Corpus
 from largescale.evaluate.extract import (
     drop_equal_channels,
     extract,
-    labelled_manifest,
+    labelled_corpus,
     load_method,
     pixels,
     save_prototype_scores,
@@ -76,9 +77,9 @@ def features_of_run(
     """Features of the labelled training and test shards by network name; computed once for a checkpoint."""
     names = list(NETWORKS) if config.evaluate.baselines else ["pretrained"]
     # Both folders first: a missing one must not cost the time of the other.
-    shards = (labelled_manifest(config.evaluate.train_shards or config.data.shards, "evaluate.train_shards"),
-              labelled_manifest(config.data.eval_shards, "data.eval_shards"))
-    _check_same_classes(*shards)
+    shards = (labelled_corpus(config.evaluate.train_shards or config.data.shards, "evaluate.train_shards", config),
+              labelled_corpus(config.data.eval_shards, "data.eval_shards", config))
+    _check_same_classes(*(corpus.manifest for corpus in shards))
     folder = run_dir / "eval" / "features"
     wanted = _stamp(config, checkpoint, *shards)
     files = {(name, part): folder / f"{name}-{part}.safetensors" for name in names for part in ("train", "test")}
@@ -95,7 +96,7 @@ def features_of_run(
 
 @torch.no_grad()
 def _extract_all(
-    config: Config, checkpoint: Checkpoint, shards: tuple[Manifest, Manifest], names: list[str], folder: Path
+    config: Config, checkpoint: Checkpoint, shards: tuple[Corpus, Corpus], names: list[str], folder: Path
 ) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pretrained = load_method(config, checkpoint).to(device)
@@ -126,12 +127,12 @@ def _check_same_classes(train: Manifest, test: Manifest) -> None:
         )
 
 
-def _stamp(config: Config, checkpoint: Checkpoint, train: Manifest, test: Manifest) -> dict[str, Any]:
+def _stamp(config: Config, checkpoint: Checkpoint, train: Corpus, test: Corpus) -> dict[str, Any]:
     """What the features depend on; when it changes they are made again."""
     return {
         "step": checkpoint.step,
-        "train_shards": train.fingerprint,
-        "eval_shards": test.fingerprint,
+        "train_shards": train.fingerprint(),
+        "eval_shards": test.fingerprint(),
         "resize": config.evaluate.resize,
         "size": config.evaluate.size,
     }

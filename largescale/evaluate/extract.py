@@ -13,19 +13,21 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
+from largescale import stopping
 from largescale.checkpoint import sharded
 from largescale.checkpoint.folder import Checkpoint
 from largescale.config import Config
+from largescale.data.corpora import Corpus, open_corpus
 from largescale.data.decode import decode
+from largescale.data.loader import choose_counts
 from largescale.data.reader import SampleError, ShardReader
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.methods import build_method
 from shards.errors import InputError
 from shards.files import atomic_write
-from shards.manifest import Manifest, check_files, read_manifest
 
 PIXELS_SIDE = 32
 """Larger images are averaged down to this side for the raw-pixel baseline."""
@@ -58,8 +60,8 @@ class LabelledImages(Dataset[tuple[int, int, Tensor | None]]):
     An image that cannot be read comes as None.
     """
 
-    def __init__(self, manifest: Manifest, config: Config) -> None:
-        self.reader = ShardReader(manifest)
+    def __init__(self, corpus: Corpus, config: Config) -> None:
+        self.reader = ShardReader([corpus])
         self.resize, self.size = config.evaluate.resize, config.evaluate.size
         self.max_pixels = config.data.max_pixels
 
@@ -87,32 +89,35 @@ def centre_crop(image: Tensor, resize: int, size: int) -> Tensor:
     return image[:, top : top + size, left : left + size]
 
 
-def labelled_manifest(folder: str, key: str) -> Manifest:
-    """A shard folder that can be evaluated on.
+def labelled_corpus(location: object, key: str, config: Config) -> Corpus:
+    """A shard folder, or its URL, that can be evaluated on.
 
     Raises:
         InputError: not set, not there, damaged or without labels.
     """
-    if not folder:
+    if not location or not isinstance(location, str):
         raise InputError(f"{key} is not set; pass {key}=FOLDER with labelled shards")
-    manifest = read_manifest(folder)
-    check_files(manifest)
-    if not manifest.classes:
-        raise InputError(f"{key}={folder}: its samples have no labels; make it with `shards convert --labels folder`")
-    return manifest
+    corpus = open_corpus(location, config.data)
+    corpus.check_files()
+    if not corpus.manifest.classes:
+        raise InputError(f"{key}={location}: its samples have no labels; make it with `shards convert --labels folder`")
+    return corpus
 
 
 def extract(
-    manifest: Manifest, config: Config, networks: dict[str, Callable[[Tensor], Tensor]], device: torch.device
+    corpus: Corpus, config: Config, networks: dict[str, Callable[[Tensor], Tensor]], device: torch.device
 ) -> dict[str, FeatureSet]:
     """Features of all labelled samples under several networks, in one pass over the images.
 
     Args:
         networks: by name, functions from normalised images [B, 3, S, S] to features [B, D].
     """
-    images = LabelledImages(manifest, config)
+    manifest, images = corpus.manifest, LabelledImages(corpus, config)
+    processes, threads = choose_counts(config.data.workers, config.data.threads, local_ranks=1,
+                                       on_gpu=device.type == "cuda")
     loader = DataLoader(
-        images, batch_size=config.evaluate.batch, num_workers=config.data.workers, collate_fn=_collate
+        images, batch_size=config.evaluate.batch, num_workers=processes * threads, collate_fn=_collate,
+        worker_init_fn=_begin_in_worker,
     )
     mean = torch.tensor(config.data.mean, device=device)[:, None, None]
     std = torch.tensor(config.data.std, device=device)[:, None, None]
@@ -138,6 +143,11 @@ def extract(
         name: FeatureSet(torch.cat(parts), all_labels, all_ids, tuple(manifest.classes))
         for name, parts in features.items()
     }
+
+
+def _begin_in_worker(_: int) -> None:
+    stopping.live_and_die_with_parent()
+    get_worker_info().dataset.reader.begin_in_process(lambda text: None)
 
 
 def pixels(images: Tensor) -> Tensor:

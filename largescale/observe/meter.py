@@ -10,10 +10,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from largescale.data.stream import Batch
 from largescale.methods.swav import MethodOutput
 from largescale.observe.collapse import Signs
 from largescale.parallel.engine import StepCheck
 from largescale.processes import world_size
+
+_COSTS = ("read_s", "decode_s", "crop_s", "augment_s", "queue_depth", "hits", "misses", "fetched_bytes", "evicted")
+"""What batches cost, as the stream counts it."""
 
 
 class Meter:
@@ -32,15 +36,20 @@ class Meter:
     def reset(self) -> None:
         """Begin a new interval."""
         self._started, self._steps, self._data_wait, self._loss, self._skipped = time.perf_counter(), 0, 0.0, 0.0, 0
+        self._costs = dict.fromkeys(_COSTS, 0.0)
+        self._images = 0
         self._entropy = torch.zeros((), device=self._device)
         self._used = [torch.zeros(count, device=self._device) for count in self._counts]
 
-    def add(self, output: MethodOutput, check: StepCheck, data_wait: float, num_skipped: int) -> None:
+    def add(self, output: MethodOutput, check: StepCheck, data_wait: float, batch: Batch) -> None:
         """Add one step."""
         self._steps += 1
         self._data_wait += data_wait
         self._loss += check.loss
-        self._skipped += num_skipped
+        self._skipped += len(batch.skipped)
+        self._images += len(batch.ids)
+        for name, value in batch.costs.items():
+            self._costs[name] += value
         self._entropy += output.assignment_entropy
         for used, nearest in zip(self._used, output.nearest, strict=True):
             used[nearest] = 1
@@ -48,18 +57,21 @@ class Meter:
     def summary(self) -> tuple[dict[str, Any], Signs]:
         """The interval's metrics, equal on all ranks but for times.
 
-        Collectives: every rank must call it; one all-reduce of 2 + sum(K) numbers.
+        Collectives: every rank must call it; one all-reduce of 11 + sum(K) numbers.
         """
-        means = torch.tensor([self._skipped, float(self._entropy) / self._steps], device=self._device)
-        message = torch.cat([means, *self._used])
+        sums = [self._skipped, float(self._entropy) / self._steps, *self._costs.values()]
+        message = torch.cat([torch.tensor(sums, device=self._device), *self._used])
         dist.all_reduce(message)
         entropy = float(message[1]) / world_size()
-        usage = float((message[2:] > 0).double().mean())
+        costs = dict(zip(_COSTS, message[2 : 2 + len(_COSTS)].tolist(), strict=True))
+        usage = float((message[2 + len(_COSTS) :] > 0).double().mean())
         loss = self._loss / self._steps
         ln_k = sum(math.log(count) for count in self._counts) / len(self._counts)
         seconds = time.perf_counter() - self._started
+        skipped, images = round(float(message[0])), self._images * world_size()
         row = {
-            "skipped_in_interval": round(float(message[0])),
+            "skipped_in_interval": skipped,
+            "skipped_rate": skipped / images,
             "loss": loss,
             "loss_over_ln_k": loss / ln_k,
             "assignment_entropy": entropy,
@@ -68,7 +80,14 @@ class Meter:
             "data_wait_s": self._data_wait / self._steps,
             "step_s": seconds / self._steps,
             "peak_memory_bytes": _peak_memory(self._device),
+            "read_ms": 1000 * costs["read_s"] / images,
+            "decode_ms": 1000 * costs["decode_s"] / images,
+            "crop_ms": 1000 * costs["crop_s"] / images,
+            "augment_s": costs["augment_s"] / world_size() / self._steps,
+            "queue_depth": costs["queue_depth"] / world_size() / self._steps,
         }
+        if opened := costs["hits"] + costs["misses"]:
+            row |= {"cache_hit_rate": costs["hits"] / opened, "fetched_bytes": costs["fetched_bytes"]}
         return row, Signs(loss / ln_k, entropy, usage)
 
 

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 from sklearn.manifold import TSNE
 
-from largescale.config import Config, load_config, prototype_counts
+from largescale.config import Config, corpus_names, load_config, prototype_counts
+from largescale.data.corpora import open_corpus
 from largescale.data.reader import ShardReader
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.observe import gallery, plots
@@ -27,7 +28,6 @@ from largescale.observe.console import format_seconds
 from largescale.observe.metrics import METRICS, read_lines
 from shards.errors import InputError
 from shards.files import atomic_write
-from shards.manifest import read_manifest
 
 _NAMES = {"pretrained": "pretrained", "untrained": "untrained", "pixels": "raw pixels"}
 _PROTOCOLS = {"knn": "kNN", "linear": "linear"}
@@ -91,7 +91,7 @@ def _headline(run: _Run) -> str:
     else:
         done = "nothing logged yet"
     sentence = (
-        f"{config.method.name.upper().replace('SWAV', 'SwAV')} on {Path(config.data.shards).name}: "
+        f"{config.method.name.upper().replace('SWAV', 'SwAV')} on {corpus_names(config.data)}: "
         f"{config.model.backbone}, {config.parallel.strategy}, {done}, without labels."
     )
     tiles = "".join(_tile(_PROTOCOLS[protocol], record["results"]) for protocol, record in run.evaluations.items())
@@ -198,9 +198,11 @@ def _features(run: _Run, part: str) -> FeatureSet | None:
     return FeatureSet.load(path) if path.is_file() else None
 
 
-def _reader(folder: str) -> ShardReader | None:
+def _reader(location: object, config: Config) -> ShardReader | None:
+    if not isinstance(location, str):
+        return None
     try:
-        return ShardReader(read_manifest(folder))
+        return ShardReader([open_corpus(location, config.data)])
     except InputError:
         return None
 
@@ -209,8 +211,8 @@ def _neighbours(run: _Run) -> str:
     title = "Nearest neighbours"
     train, test = _features(run, "train"), _features(run, "test")
     config = run.config
-    bank = _reader(config.evaluate.train_shards or config.data.shards)
-    queries = _reader(config.data.eval_shards)
+    bank = _reader(config.evaluate.train_shards or config.data.shards, config)
+    queries = _reader(config.data.eval_shards, config)
     if train is None or test is None or bank is None or queries is None:
         return _section(title, "", _missing("Needs `largescale evaluate knn RUN`, and the shards."))
     text = "Random test images (left) and the training images whose features are nearest. Green: same class."
@@ -220,7 +222,7 @@ def _neighbours(run: _Run) -> str:
 def _prototypes(run: _Run) -> str:
     title = "What prototypes stand for"
     path = run.path / "eval" / "features" / "prototypes.safetensors"
-    bank = _reader(run.config.evaluate.train_shards or run.config.data.shards)
+    bank = _reader(run.config.evaluate.train_shards or run.config.data.shards, run.config)
     if not path.is_file() or bank is None:
         return _section(title, "", _missing("Needs `largescale evaluate knn RUN`, and the shards."))
     tensors = load_file(path)

@@ -3,10 +3,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from largescale.config import Config, load_config
+from largescale.data.corpora import Corpus
 from largescale.data.reader import SampleError, ShardReader
 from largescale.data.stream import Stream
 from shards.errors import InputError
@@ -21,9 +23,9 @@ def make_stream(folder: Path, *overrides: str, rank: int = 0, ranks: int = 1) ->
 
 def overwrite(folder: Path, shard: int, row: int) -> str:
     """Overwrite the bytes of one image in its tar; returns its key."""
-    reader = ShardReader(read_manifest(folder))
+    reader = ShardReader([Corpus(read_manifest(folder))])
     index = reader._shard(shard)[1]
-    with reader.manifest.tar_path(shard).open("r+b") as file:
+    with reader.corpora[0].manifest.tar_path(shard).open("r+b") as file:
         file.seek(int(index.offset[row]) + 20)
         file.write(b"\xff" * 40)
     return index.key(row)
@@ -75,13 +77,40 @@ def test_an_unreadable_image_is_listed_and_replaced_by_its_neighbour(damaged):
     assert [batch.keys for batch in again] == [batch.keys for batch in batches]
 
 
-def test_a_shard_of_garbage_stops_the_stream_with_its_name(shard_folder, tmp_path):
+@pytest.fixture
+def garbage(shard_folder: Path, tmp_path: Path) -> Path:
+    """Shards of which one holds nothing but garbage, of its old size."""
     folder = Path(shutil.copytree(shard_folder, tmp_path / "garbage"))
     tar = folder / "train-000002.tar"
     tar.write_bytes(b"\x01" * tar.stat().st_size)
+    return folder
+
+
+def test_a_shard_of_garbage_stops_the_stream_with_its_name(garbage):
     for workers in (0, 1):
-        with pytest.raises(InputError, match=r"train-000002\.tar: 100 samples in a row cannot be read"):
-            list(make_stream(folder, f"data.workers={workers}")(range(12)))
+        with pytest.raises(InputError, match=r"train-000002\.tar: 30 samples in a row cannot be read"):
+            list(make_stream(garbage, f"data.workers={workers}", "data.max_skipped_in_row=30")(range(12)))
+
+
+def test_the_next_shard_stands_in_for_one_of_garbage(garbage):
+    batches = list(make_stream(garbage)(range(12)))
+    assert {row["shard"] for batch in batches for row in batch.skipped} == {"train-000002.tar"}
+    assert all(not 80 <= sample < 120 for batch in batches for sample in batch.ids.tolist())
+
+
+def test_a_shard_that_is_lost_on_the_way_is_replaced_and_listed(shard_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    folder = Path(shutil.copytree(shard_folder, tmp_path / "lost"))
+    stream = make_stream(folder)
+    (folder / "train-000002.tar").unlink()
+    batches = list(stream(range(12)))
+    rows = [row for batch in batches for row in batch.skipped]
+    wanted = np.concatenate([stream.order.samples(step)[0] for step in range(12)])
+    assert len(rows) == ((wanted >= 80) & (wanted < 120)).sum() > 30
+    assert all("cannot be opened" in row["reason"] and row["shard"] == "train-000002.tar" for row in rows)
+    used = np.concatenate([batch.ids for batch in batches])
+    kept = (wanted < 80) | (wanted >= 120)
+    assert (used[kept] == wanted[kept]).all() and not ((used >= 80) & (used < 120)).any()
 
 
 def test_decompression_bombs_are_not_decoded(shard_folder):
@@ -90,11 +119,11 @@ def test_decompression_bombs_are_not_decoded(shard_folder):
 
 
 def test_reader_finds_every_sample(shard_folder):
-    reader = ShardReader(read_manifest(shard_folder))
+    reader = ShardReader([Corpus(read_manifest(shard_folder))])
     assert len(reader) == 200
     keys = [reader.key(i) for i in range(200)]
     assert len(set(keys)) == 200
-    names = reader.manifest.classes
+    names = reader.corpora[0].manifest.classes
     assert all(names[reader.label(i)] == keys[i].split("/")[0] for i in range(200))
 
 
@@ -103,4 +132,4 @@ def test_reader_refuses_a_sample_beyond_the_tar(shard_folder, tmp_path):
     tar = folder / "train-000000.tar"
     tar.write_bytes(tar.read_bytes()[:2048])
     with pytest.raises(SampleError, match="ends at byte"):
-        ShardReader(read_manifest(folder)).read(39)
+        ShardReader([Corpus(read_manifest(folder))]).read(39)

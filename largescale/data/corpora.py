@@ -1,0 +1,179 @@
+"""What a stream reads: one shard folder, or several that are mixed by weights, here or in a store, whole or in part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from largescale.config import DataConfig, corpus_settings
+from largescale.data.cache import ShardCache, default_folder, open_cache
+from shards.errors import InputError
+from shards.manifest import MANIFEST_NAME, Manifest, check_files, parse_manifest, read_index, read_manifest
+from shards.stores import Missing, Store, is_url
+
+START_PATIENCE_S = 60.0
+"""A store that does not answer for so long at the start is reported: somebody is still there to see it."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One shard folder.
+
+    Attributes:
+        manifest: what it holds.
+        weight: its share of a batch, relative to the others.
+        subset: the samples that are used, sorted numbers within the manifest, int64; None uses all.
+        cache: the local copies, if the folder is in a store.
+    """
+
+    manifest: Manifest
+    weight: float = 1.0
+    subset: np.ndarray | None = None
+    cache: ShardCache | None = None
+
+    @cached_property
+    def first_samples(self) -> np.ndarray:
+        """The number of the first sample of each shard, and of all samples: int64 [shards + 1]."""
+        return np.concatenate([[0], np.cumsum([shard.num_samples for shard in self.manifest.shards], dtype=np.int64)])
+
+    def shard_sizes(self) -> np.ndarray:
+        """Samples in use of each shard, int64."""
+        first = self.first_samples
+        return np.diff(first if self.subset is None else np.searchsorted(self.subset, first))
+
+    def fingerprint(self) -> str:
+        """Identifies the samples in use and their order."""
+        if self.subset is None:
+            return self.manifest.fingerprint
+        return f"{self.manifest.fingerprint}/{xxhash.xxh3_128_hexdigest(np.ascontiguousarray(self.subset))}"
+
+    def check_files(self, part: int = 0, parts: int = 1) -> None:
+        """Check a part of the shards for being there and whole; those of a store are checked when they arrive.
+
+        Raises:
+            InputError: naming the first file that is not as the manifest says.
+        """
+        if self.cache is None:
+            check_files(self.manifest, part, parts)
+
+
+def open_corpora(data: DataConfig) -> list[Corpus]:
+    """The corpora that `data.shards` names.
+
+    Raises:
+        InputError: a folder, store or subset file that cannot be used.
+    """
+    corpora = []
+    for location, weight, subset in corpus_settings(data):
+        corpus = open_corpus(location, data)
+        chosen = read_subset(subset, corpus) if subset else None
+        corpora.append(Corpus(corpus.manifest, weight, chosen, corpus.cache))
+    return corpora
+
+
+def open_corpus(location: str, data: DataConfig) -> Corpus:
+    """A whole shard folder, here or in a store.
+
+    Raises:
+        InputError: it cannot be read, or the cache of a store cannot be used.
+    """
+    if not is_url(location):
+        return Corpus(read_manifest(location))
+    store = Store(location, patience_s=min(START_PATIENCE_S, data.store_patience_s), stall_s=data.store_stall_s)
+    try:
+        content = store.read(MANIFEST_NAME)
+    except Missing as error:
+        raise InputError(
+            f"{location}: no {MANIFEST_NAME} there, so this is no (finished) shard folder; upload the whole folder "
+            f"that `shards convert` or `shards index` made"
+        ) from error
+    manifest = parse_manifest(content, Path(), where=f"{location}/{MANIFEST_NAME}")
+    store.patience_s = data.store_patience_s
+    folder = Path(data.cache) if data.cache else default_folder()
+    cache = open_cache(store, manifest, folder, data.cache_gb)
+    return Corpus(cache.manifest, cache=cache)
+
+
+def fingerprint(corpora: list[Corpus]) -> str:
+    """Identifies what a run is trained on; of a single whole folder its manifest's fingerprint."""
+    if len(corpora) == 1:
+        return corpora[0].fingerprint()
+    text = "\n".join(f"{corpus.fingerprint()} {corpus.weight}" for corpus in corpora)
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def read_subset(path: str, corpus: Corpus) -> np.ndarray:
+    """The samples that a subset file lists.
+
+    Args:
+        path: `.npy` with sample numbers (kept on disk, so that any number costs no memory), or a text file of one
+            sample number or WebDataset key a line. Keys are looked up in every index: with many shards use numbers.
+
+    Returns:
+        int64, sorted, each once.
+
+    Raises:
+        InputError: not readable, empty, or a sample that the corpus does not have.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such subset file; expected a .npy of sample numbers, or one number or key a line")
+    numbers = _numbers_of_array(path) if path.endswith(".npy") else _numbers_of_lines(path, corpus)
+    if len(numbers) == 0:
+        raise InputError(f"{path}: lists no sample")
+    total = corpus.manifest.num_samples
+    if numbers[0] < 0 or numbers[-1] >= total:
+        wrong = numbers[0] if numbers[0] < 0 else numbers[-1]
+        raise InputError(f"{path}: lists sample {wrong}, the corpus {corpus.manifest.name} has 0 to {total - 1}")
+    return numbers
+
+
+def _numbers_of_array(path: str) -> np.ndarray:
+    try:
+        numbers = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a .npy array ({error})") from error
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+        raise InputError(f"{path}: expected one dimension of integers, not {numbers.dtype} of shape {numbers.shape}")
+    if numbers.dtype == np.int64 and _rising(numbers):
+        return numbers
+    return np.unique(numbers.astype(np.int64))
+
+
+def _rising(numbers: np.ndarray, block: int = 2**22) -> bool:
+    """Whether every number is larger than the one before, looked at in pieces."""
+    return all((np.diff(numbers[start : start + block + 1]) > 0).all() for start in range(0, len(numbers), block))
+
+
+def _numbers_of_lines(path: str, corpus: Corpus) -> np.ndarray:
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text file ({error}); expected one number or key a line, or .npy") from error
+    if all(line.isdecimal() for line in lines):
+        return np.unique(np.array(lines, np.int64))
+    wanted, found, first = set(lines), [], 0
+    for shard, entry in enumerate(corpus.manifest.shards):
+        if corpus.cache is not None:
+            corpus.cache.get(shard)
+        index = read_index(corpus.manifest.index_path(shard))
+        hits = [row for row in range(len(index)) if index.key(row) in wanted]
+        wanted.difference_update(index.key(row) for row in hits)
+        found += [first + row for row in hits]
+        first += entry.num_samples
+    if wanted:
+        raise InputError(f"{path}: {len(wanted)} keys are not in {corpus.manifest.name}, such as {min(wanted)}")
+    return np.array(found, np.int64)
+
+
+def describe(corpora: list[Corpus], stream_counts: list[int]) -> list[dict[str, Any]]:
+    """Name, samples and share of a batch of each corpus, for people."""
+    streams = sum(stream_counts)
+    return [{"name": corpus.manifest.name, "samples": int(corpus.shard_sizes().sum()), "share": count / streams}
+            for corpus, count in zip(corpora, stream_counts, strict=True)]
+
+

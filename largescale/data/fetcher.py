@@ -1,0 +1,128 @@
+"""Brings the shards of stores into the cache before they are read: the order is known, so nothing is guessed.
+
+One process a rank fetches what this rank will read, next first, several shards at a time, as long as what it evicts for
+that is needed later. It only saves time: a reader that meets a shard which is not there fetches it itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from multiprocessing import util
+
+import numpy as np
+
+from largescale import stopping
+from largescale.data.cache import NEVER
+from largescale.data.corpora import Corpus
+from largescale.data.loader import Position
+from largescale.data.order import Mixture, Uses
+from largescale.data.reader import ShardReader
+from shards.errors import InputError
+
+_PAUSE_S = 0.2
+_AFTER_FAILURE_S = 30.0
+"""A shard that could not be fetched is tried again after that time, unless its reader did so before."""
+
+_log = logging.getLogger(__name__)
+
+
+class Needs:
+    """When this node reads which shard next, as of where the training stands.
+
+    Args:
+        order: of the samples.
+        num_shards: of all corpora.
+        streams: those that the ranks of this node read.
+        position: of the training.
+    """
+
+    def __init__(self, order: Mixture, num_shards: int, streams: np.ndarray, position: Position) -> None:
+        self._order, self._num_shards, self._streams, self._position = order, num_shards, streams, position
+        self._uses: Uses | None = None
+        self._epochs: list[int] = []
+        self._step, self._next = -1, np.empty(0, np.int64)
+
+    def upcoming(self, streams: np.ndarray) -> Uses:
+        """Reads by these streams that are not over, by their first step, to the end of the next epoch."""
+        step = self._position.get()
+        epochs = [order.epoch(step) for order in self._order.orders]
+        if self._uses is None or epochs != self._epochs:
+            self._uses, self._epochs = self._order.uses(step), epochs
+        return self._uses.of_streams(streams).from_step(step)
+
+    def next_use(self, shard: int) -> int:
+        """The step at which this node reads a shard next; the present one if it is being read, NEVER if not."""
+        step = self._position.get()
+        if step != self._step:
+            uses = self.upcoming(self._streams)
+            following = np.full(self._num_shards, NEVER)
+            np.minimum.at(following, uses.shard, np.maximum(uses.first_step, step))
+            self._step, self._next = step, following
+        return int(self._next[shard])
+
+
+class Fetcher:
+    """The process that fetches for a rank.
+
+    Args:
+        corpora: what is read.
+        needs: of this node.
+        streams: that this rank reads.
+        fetches: shards at a time.
+    """
+
+    def __init__(self, corpora: list[Corpus], needs: Needs, streams: np.ndarray, fetches: int) -> None:
+        context = multiprocessing.get_context("fork")
+        self._process = context.Process(
+            target=_serve, args=(corpora, needs, streams, fetches), name="fetcher", daemon=True
+        )
+        self._process.start()
+        util.Finalize(self, self._process.kill, exitpriority=10)
+
+    def close(self) -> None:
+        """End it; what it had half fetched stays for the next one."""
+        self._process.kill()
+        self._process.join()
+
+
+def _serve(corpora: list[Corpus], needs: Needs, streams: np.ndarray, fetches: int) -> None:
+    stopping.live_and_die_with_parent()
+    os.nice(5)  # whoever decodes comes first
+    logging.getLogger("shards").setLevel(logging.ERROR)  # the reader that has to wait for a store says so
+    reader = ShardReader(corpora, needs.next_use)
+    reader.begin_in_process(lambda text: None)
+    pool = ThreadPoolExecutor(fetches)
+    coming: dict[Future[bool], int] = {}
+    rests: dict[int, float] = {}
+    while True:
+        uses = needs.upcoming(streams)
+        now = time.monotonic()
+        shards = dict.fromkeys(uses.shard.tolist())
+        wanted = (shard for shard in shards if rests.get(shard, 0) < now and shard not in coming.values()
+                  and not reader.is_present(shard))
+        while len(coming) < fetches and (shard := next(wanted, None)) is not None:
+            coming[pool.submit(reader.fetch_ahead, shard)] = shard
+        done, _ = wait(coming, timeout=_PAUSE_S, return_when=FIRST_COMPLETED)
+        for future in done:
+            shard = coming.pop(future)
+            try:
+                if not future.result():
+                    rests[shard] = time.monotonic() + _PAUSE_S  # no room before others have been read
+            except InputError as error:
+                rests[shard] = time.monotonic() + _AFTER_FAILURE_S
+                _log.debug("%s", error)
+        if not coming:
+            time.sleep(_PAUSE_S)
+
+
+def working_set(order: Mixture, corpora: list[Corpus], streams: np.ndarray, step: int) -> int:
+    """Bytes of the shards in stores that these streams read at the same time, at most."""
+    sizes = np.concatenate([
+        np.array([shard.num_bytes if corpus.cache is not None else 0 for shard in corpus.manifest.shards], np.int64)
+        for corpus in corpora
+    ])
+    return order.uses(step).of_streams(streams).peak_bytes(sizes)

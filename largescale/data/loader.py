@@ -1,0 +1,273 @@
+"""Loader processes that fill a ring of shared buffers, step after step.
+
+Every process makes the same rows of every batch, with threads: reading, decoding and resizing release the
+interpreter's lock. A batch is whole when each process has sent its part; that is all the coordination there is. The
+ring is allocated once and, for a GPU, page-locked once.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import multiprocessing
+import os
+import traceback
+from collections import deque
+from collections.abc import Collection, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from multiprocessing import util
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import numpy as np
+import torch
+
+from largescale import stopping
+from largescale.data.batches import BatchMaker, Buffers, Part
+
+_STATUS_BYTES = 256
+_MAX_THREADS = 4
+"""Beyond that the threads of a process wait for the interpreter's lock."""
+
+_log = logging.getLogger(__name__)
+
+
+class LoaderDied(Exception):
+    """A loader process ended by itself; the message says which and how."""
+
+
+class Shared:
+    """Memory that a process shares with those that it forks; anonymous, so /dev/shm need not hold it."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._map = mmap.mmap(-1, max(1, num_bytes))
+        self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+
+    def pin(self) -> None:
+        """Page-lock the memory, so that copies to a GPU run beside its work."""
+        cudart = torch.cuda.cudart()
+        torch.cuda.check_error(cudart.cudaHostRegister(self.bytes.data_ptr(), self.bytes.numel(), 0))
+
+    def unpin(self) -> None:
+        """Undo `pin`."""
+        torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self.bytes.data_ptr()))
+
+
+class StatusBoard:
+    """What each loader process is doing, in words, for whoever waits for it."""
+
+    def __init__(self, processes: int) -> None:
+        self._rows = Shared(processes * _STATUS_BYTES).bytes.view(processes, _STATUS_BYTES)
+
+    def write(self, process: int, text: str) -> None:
+        """Replace the words of a process."""
+        line = text.encode()[: _STATUS_BYTES - 1].ljust(_STATUS_BYTES, b"\0")
+        self._rows[process] = torch.frombuffer(bytearray(line), dtype=torch.uint8)
+
+    def read(self, process: int) -> str:
+        """The last words of a process."""
+        return self._rows[process].numpy().tobytes().rstrip(b"\0").decode("utf-8", "replace")
+
+
+class Position:
+    """The data step that the training takes next, known to all processes of this rank."""
+
+    def __init__(self) -> None:
+        self._value = Shared(8).bytes.view(torch.int64)
+
+    def get(self) -> int:
+        """The step."""
+        return int(self._value[0])
+
+    def set(self, step: int) -> None:
+        """Move on."""
+        self._value[0] = step
+
+
+class Loader:
+    """Batches of given data steps, in order, from `processes` loader processes, or from this one if there are none.
+
+    Args:
+        maker: what makes them.
+        steps: data steps.
+        processes, threads: as many loader processes, with as many threads each.
+        slots: batches that are made ahead.
+        position: told the step that is taken.
+        stall_s: a process that sends nothing for so long is named in the log.
+        pin: page-lock the buffers.
+    """
+
+    def __init__(
+        self, maker: BatchMaker, steps: Collection[int], *, processes: int, threads: int, slots: int,
+        position: Position, stall_s: float, pin: bool,
+    ) -> None:
+        self._maker, self._steps, self._position, self._stall_s = maker, iter(steps), position, stall_s
+        batch = len(maker.places)
+        size = Buffers.num_bytes(maker.data, batch)
+        self._slots = slots + 1 if processes else 1  # one more, which the training holds
+        self._memory, self._pinned = Shared(self._slots * size), pin
+        if pin:
+            self._memory.pin()
+        self._ring = [Buffers.carve(self._memory.bytes[slot * size : (slot + 1) * size], maker.data, batch)
+                      for slot in range(self._slots)]
+        self._taken, self._released = 0, 0
+        self._threads = ThreadPoolExecutor(threads) if threads > 1 and not processes else None
+        self._processes: list[_LoaderProcess] = []
+        if processes:
+            board = StatusBoard(processes)
+            bounds = np.linspace(0, batch, processes + 1).astype(int).tolist()
+            self._processes = [
+                _LoaderProcess(number, maker, steps, self._ring, slice(first, last), threads, board)
+                for number, (first, last) in enumerate(pairwise(bounds))
+            ]
+
+    def take(self) -> tuple[int, Buffers, list[Part], int]:
+        """The next batch, in buffers that stay as they are until `release`.
+
+        Returns:
+            Its data step, its buffers, its parts in order, and how many batches were ready besides it.
+
+        Raises:
+            LoaderDied: a loader process ended.
+        """
+        step = next(self._steps)
+        self._position.set(step)
+        buffers = self._ring[self._taken % self._slots]
+        if not self._processes:
+            self._taken += 1
+            return step, buffers, [self._maker.make(step, slice(None), buffers, self._threads)], 0
+        parts = [process.part(self._taken, self._stall_s) for process in self._processes]
+        self._taken += 1
+        return step, buffers, parts, min(process.ready(self._taken) for process in self._processes)
+
+    def ready(self) -> bool:
+        """Whether the next batch is there."""
+        return bool(self._processes) and all(process.ready(self._taken) > 0 for process in self._processes)
+
+    def release(self) -> None:
+        """Give back the buffers of the oldest batch that was taken and not given back yet."""
+        self._released += 1
+        for process in self._processes:
+            process.free_slots.release()
+
+    def close(self) -> None:
+        """End the loader processes."""
+        for process in self._processes:
+            process.close()
+        if self._threads is not None:
+            self._threads.shutdown()
+        if self._pinned:
+            self._memory.unpin()
+
+
+class _LoaderProcess:
+    """One loader process, seen from the training process."""
+
+    def __init__(
+        self, number: int, maker: BatchMaker, steps: Iterable[int], ring: list[Buffers], rows: slice, threads: int,
+        board: StatusBoard,
+    ) -> None:
+        # A fork starts in milliseconds where a fresh interpreter needs seconds to import torch; the child touches no
+        # CUDA, no collective, and no thread of its parent.
+        context = multiprocessing.get_context("fork")
+        self.number, self._board = number, board
+        self.free_slots = context.Semaphore(len(ring))
+        self._connection, sender = context.Pipe(duplex=False)
+        self._received: deque[Part] = deque()
+        self._first = 0
+        self._process = context.Process(
+            target=_serve, args=(number, maker, steps, ring, rows, threads, board, self.free_slots, sender),
+            name=f"loader {number}", daemon=True,
+        )
+        self._process.start()
+        sender.close()
+        # Should nobody call `close`: it does not listen to the signal by which multiprocessing ends its children.
+        util.Finalize(self, self._process.kill, exitpriority=10)
+
+    def part(self, number: int, stall_s: float) -> Part:
+        """This process's part of batch `number`; batches are asked for in order."""
+        waited = 0.0
+        while not self.ready(number):
+            if wait([self._connection, self._process.sentinel], stall_s):
+                if not self._connection.poll() and self._process.exitcode is not None:
+                    raise LoaderDied(self._epitaph())
+                continue
+            waited += stall_s
+            _log.warning("waiting for %s for %.0f s: it was last %s", self._name, waited, self._board.read(self.number))
+        self._first += 1
+        return self._received.popleft()
+
+    def ready(self, number: int) -> int:
+        """How many parts from batch `number` on are there."""
+        while self._connection.poll():
+            try:
+                self._received.append(self._connection.recv())
+            except EOFError:
+                break
+        return max(0, self._first + len(self._received) - number)
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+    @property
+    def _name(self) -> str:
+        return f"loader process {self.number} (pid {self._process.pid})"
+
+    def _epitaph(self) -> str:
+        code = self._process.exitcode or 0
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        why = "; out of memory? lower data.workers or data.prefetch" if code == -9 else ""
+        return f"{self._name} {how}, last {self._board.read(self.number)}{why}"
+
+
+def _serve(
+    number: int, maker: BatchMaker, steps: Iterable[int], ring: list[Buffers], rows: slice, num_threads: int,
+    board: StatusBoard, free_slots: Any, sender: Connection,
+) -> None:
+    """The life of a loader process: two batches in the making, so that no thread waits for the last image of one."""
+    stopping.live_and_die_with_parent()
+    torch.set_num_threads(1)
+    maker.reader.begin_in_process(lambda text: board.write(number, text))
+    threads = ThreadPoolExecutor(num_threads)
+    conductors = ThreadPoolExecutor(2)
+    making: deque[Future[Part]] = deque()
+
+    def make(count: int, step: int) -> Part:
+        try:
+            part = maker.make(step, rows, ring[count % len(ring)], threads)
+        except Exception:
+            part = Part(bug=f"loader process {number}:\n{traceback.format_exc()}")
+        board.write(number, f"done with its part of data step {step}")
+        return part
+
+    for count, step in enumerate(steps):
+        while not free_slots.acquire(timeout=0.02 if making else None):
+            while making and making[0].done():
+                sender.send(making.popleft().result())
+        making.append(conductors.submit(make, count, step))
+        while len(making) > 1 or (making and making[0].done()):
+            sender.send(making.popleft().result())
+    while making:
+        sender.send(making.popleft().result())
+
+
+def choose_counts(processes: int, threads: int, *, local_ranks: int, on_gpu: bool) -> tuple[int, int]:
+    """Loader processes and threads of a rank, chosen by the CPUs it may use where the configuration leaves it open.
+
+    Args:
+        processes: as configured, -1 to choose.
+        threads: as configured, 0 to choose.
+        local_ranks: ranks on this node, which share its CPUs.
+        on_gpu: else the training needs the CPUs itself, and one process with few threads loads.
+    """
+    cpus = max(1, len(os.sched_getaffinity(0)) // local_ranks)
+    usable = max(1, cpus - 1) if on_gpu else max(1, cpus // 4)
+    if processes < 0:
+        processes = -(-usable // (threads or _MAX_THREADS))
+    if threads == 0:
+        threads = max(1, min(_MAX_THREADS, usable // max(1, processes)))
+    return processes, threads

@@ -1,0 +1,35 @@
+"""Who waits for whom, in a line: what holds the training up, and what to change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from largescale.config import DataConfig
+
+TOLERATED = 0.1
+"""Share of a step's time that may be spent waiting for data before it is worth a line."""
+
+
+def advice(row: dict[str, Any], data: DataConfig, counts: tuple[int, int]) -> str:
+    """What to change where the training waits for its data; empty if it does not.
+
+    Args:
+        row: a line of metrics.jsonl.
+        data: the stream's configuration.
+        counts: loader processes of a rank, and threads of each.
+    """
+    share = row["data_wait_s"] / row["step_s"]
+    processes, threads = counts
+    if share <= TOLERATED or processes == 0:  # then it loads by itself, as it was told
+        return ""
+    says = f"the training waits for data {share:.0%} of the time"
+    parts = {name: row[f"{name}_ms"] for name in ("read", "decode", "crop")}
+    slowest = max(parts, key=lambda name: parts[name])
+    spent = ", ".join(f"{name} {value:.1f} ms" for name, value in parts.items())
+    if row.get("cache_hit_rate", 1.0) < 0.9 and slowest == "read":
+        what = f"shards come too late from the store (data.fetches={data.fetches}); raise data.fetches or data.cache_gb"
+    elif slowest == "read":
+        what = "reading is slowest; move the shards to a faster disk, or to a store, whose shards are cached"
+    else:
+        what = f"{processes} x {threads} threads a rank are too few; raise data.workers, or shrink the stored images"
+    return f"{says}: an image takes a thread {spent}; {what}"

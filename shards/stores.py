@@ -1,0 +1,192 @@
+"""Files behind a URL: any store that fsspec knows (s3://, gs://, http://, ...), and WebDataset's `pipe:` if allowed.
+
+Reading only. A store may be slow, away for minutes, hang or answer with half of what was asked for; here that is
+waited for, asked again, and in the end reported in one line.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shards.errors import InputError
+
+ALLOW_PIPE = "LARGESCALE_ALLOW_PIPE"
+"""Environment variable that must be 1 for `pipe:` commands to run: a recipe cannot allow itself to."""
+
+REQUEST_BYTES = 16 * 2**20
+"""Bytes asked for at a time; what has arrived is kept when a later request fails."""
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
+
+_DENIED = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
+"""What the libraries of stores raise, besides PermissionError, where asking again is of no use."""
+
+_log = logging.getLogger(__name__)
+
+
+class Missing(Exception):
+    """The store answers, and has no such file."""
+
+
+def is_url(location: str) -> bool:
+    """Whether a location is a store rather than a local folder."""
+    return "://" in location or location.startswith("pipe:")
+
+
+class Store:
+    """A folder behind a URL.
+
+    Args:
+        url: `s3://bucket/folder`, `http://host/folder`, ..., or `pipe:COMMAND` whose `{name}` becomes the file.
+        patience_s: how long a failing store is asked again before it counts as lost.
+        stall_s: seconds without an answer after which a request is given up and made again.
+
+    Raises:
+        InputError: a scheme that fsspec does not know, or whose library is not installed; `pipe:` that is not allowed.
+    """
+
+    def __init__(self, url: str, *, patience_s: float = 600, stall_s: float = 60) -> None:
+        self.url, self.patience_s, self.stall_s = url.rstrip("/"), patience_s, stall_s
+        self._command = url.removeprefix("pipe:") if url.startswith("pipe:") else ""
+        if self._command and os.environ.get(ALLOW_PIPE) != "1":
+            raise InputError(f"{url}: runs a command of the shell; set {ALLOW_PIPE}=1 in the environment to allow that")
+        if self._command and "{name}" not in self._command:
+            raise InputError(f"{url}: expected {{name}} in the command, in the place of the file's name")
+        if not self._command:
+            self._connect()
+
+    def read(self, name: str) -> bytes:
+        """A whole small file.
+
+        Raises:
+            Missing: there is no such file.
+            InputError: the store did not answer for `patience_s`.
+        """
+        if self._command:
+            return self._patiently(name, lambda: self._run(name))
+        return self._patiently(name, lambda: self._fs.cat_file(f"{self._root}/{name}"))
+
+    def fetch(self, name: str, target: Path, size: int, progress: Callable[[int], None] = lambda done: None) -> None:
+        """Bring a file of known size; what `target` already holds of it is not fetched again.
+
+        Args:
+            name: file below the URL.
+            target: written to, and left as it is when this fails.
+            size: bytes of the file.
+            progress: called with the bytes that have arrived.
+
+        Raises:
+            Missing, InputError: as `read`.
+            OSError: `target` cannot be written to.
+        """
+        if self._command:
+            target.write_bytes(self._patiently(name, lambda: self._run(name)))
+            return
+        with target.open("ab") as file:
+            while (done := file.tell()) < size:
+                progress(done)
+                end = min(size, done + REQUEST_BYTES)
+                block = self._patiently(name, lambda start=done, end=end: self._range(name, start, end, size))
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _range(self, name: str, start: int, end: int, size: int) -> bytes:
+        block = self._fs.cat_file(f"{self._root}/{name}", start=start, end=end)
+        if len(block) == size:  # a server without range requests sends the whole file
+            return block[start:]
+        if len(block) != end - start:
+            raise OSError(f"sent {len(block)} bytes where {end - start} were asked for")
+        return block
+
+    def _run(self, name: str) -> bytes:
+        command = self._command.replace("{name}", shlex.quote(name))
+        result = subprocess.run(command, shell=True, capture_output=True, check=False)
+        if result.returncode != 0:
+            message = " ".join(result.stderr.decode("utf-8", "replace").split())[-200:]
+            raise OSError(f"`{command}` ended with exit code {result.returncode}: {message}")
+        return result.stdout
+
+    def _connect(self) -> None:
+        # Imported late: most runs read local shards.
+        import fsspec
+
+        try:
+            # An instance of its own: after a hang, or a fork, a shared one may never answer again.
+            self._fs, root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"{self.url}: {error}") from error
+        self._root = root.rstrip("/")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "patience_s": self.patience_s, "stall_s": self.stall_s}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+    def reconnect(self) -> None:
+        """Begin anew, in a process that was forked."""
+        if not self._command:
+            self._connect()
+
+    def _patiently(self, name: str, request: Callable[[], bytes]) -> bytes:
+        """Ask until there is an answer, with growing pauses, each between half and all of its length by chance."""
+        gives_up = time.monotonic() + self.patience_s
+        pause = _FIRST_PAUSE_S
+        while True:
+            try:
+                return _within(self.stall_s, request)
+            except FileNotFoundError as error:
+                raise Missing(f"{self.url}/{name}: no such file") from error
+            except Exception as error:  # every store's library has errors of its own
+                what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                if _is_denied(error):
+                    raise InputError(f"{self.url}/{name}: permission denied ({what}); check the credentials") from error
+                if time.monotonic() + pause > gives_up:
+                    raise InputError(
+                        f"{self.url}/{name}: no answer for {self.patience_s:.0f} s ({what}); is the store up?"
+                    ) from error
+                _log.warning("%s/%s: %s; asking again", self.url, name, what)
+                if isinstance(error, TimeoutError):
+                    self.reconnect()
+            time.sleep(pause * random.uniform(0.5, 1))
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def _is_denied(error: Exception) -> bool:
+    return (isinstance(error, PermissionError) or type(error).__name__ in _DENIED
+            or getattr(error, "status", None) in (401, 403))
+
+
+def _within(seconds: float, request: Callable[[], bytes]) -> bytes:
+    """Do a request in a thread of its own, which is left behind if it hangs: libraries cannot be interrupted.
+
+    Raises:
+        TimeoutError: no answer in that time.
+    """
+    answer: list[bytes] = []
+    failure: list[BaseException] = []
+
+    def do() -> None:
+        try:
+            answer.append(request())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=do, daemon=True, name="store request")
+    thread.start()
+    thread.join(seconds)
+    if failure:
+        raise failure[0]
+    if not answer:
+        raise TimeoutError(f"nothing for {seconds:.0f} s")
+    return answer[0]
