@@ -43,8 +43,13 @@ def set_up(config: Config) -> None:
 
 
 def weights_dtype(config: Config) -> torch.dtype:
-    """Precision of the stored weights, and of views."""
+    """Precision of the stored weights."""
     return torch.float64 if config.train.precision == "fp64" else torch.float32
+
+
+def views_dtype(config: Config) -> torch.dtype:
+    """Precision in which views reach the network: that of its first convolution."""
+    return AUTOCAST.get(config.train.precision, weights_dtype(config))
 
 
 class LossScale:

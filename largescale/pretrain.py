@@ -59,7 +59,7 @@ def pretrain(config: Config) -> None:
 def _train(config: Config, device: torch.device, started: float) -> bool:
     """Train from the last checkpoint on; True at the end of the run, False where it goes back to a checkpoint."""
     # -- Data: which samples form which step, and how this rank gets its share -------------------------------------
-    dtype = precision.weights_dtype(config)
+    dtype = precision.views_dtype(config)
     stream = Stream(config, rank=rank(), world_size=world_size(), device=device, dtype=dtype)
     together(stream.check_files)
     num_steps, steps_per_epoch = stream.num_steps, stream.order.steps_per_epoch

@@ -29,30 +29,47 @@ _LUMA = (0.299, 0.587, 0.114)
 class Augment:
     """Turns uint8 views into normalised network input.
 
+    On a GPU the whole chain is compiled into few passes over the memory; elsewhere each change touches only the views
+    that it applies to.
+
     Args:
         config: probabilities and strengths.
         mean, std: normalisation, one number a channel, for values in [0, 1].
-        dtype: of the computation and the result.
+        dtype: of the computation.
+        out_dtype: of the result, if another.
+        compiled: compile also elsewhere.
     """
 
-    def __init__(self, config: AugmentConfig, mean: list[float], std: list[float], dtype: torch.dtype) -> None:
-        self.config, self.mean, self.std, self.dtype = config, mean, std, dtype
+    def __init__(
+        self, config: AugmentConfig, mean: list[float], std: list[float], dtype: torch.dtype,
+        out_dtype: torch.dtype | None = None, *, compiled: bool = False,
+    ) -> None:
+        self.config, self.mean, self.std = config, mean, std
+        self.dtype, self.out_dtype = dtype, out_dtype or dtype
+        self._everywhere, self._compiled = compiled, None
 
+    @torch.no_grad()
     def __call__(self, views: Tensor, draws: Tensor) -> Tensor:
         """Augment.
 
         Args:
-            views: uint8 [N, 3, S, S].
+            views: uint8 [N, 3, S, S], in any memory layout.
             draws: uniform numbers in [0, 1), float64 [N, DRAWS], on the device of the views.
 
         Returns:
-            [N, 3, S, S] in the computation's dtype.
+            [N, 3, S, S], channels last in memory.
         """
-        config, draws = self.config, draws.to(torch.float64)
-        uniforms = draws.to(self.dtype)
-        x = views.to(self.dtype) / 255
+        if views.device.type == "cpu" and not self._everywhere:
+            return self._change_all(views, draws.to(torch.float64))
+        if self._compiled is None:
+            self._compiled = torch.compile(self._change_all, dynamic=False, fullgraph=True)
+        return self._compiled(views, draws.to(torch.float64))
+
+    def _change_all(self, views: Tensor, draws: Tensor) -> Tensor:
+        config, uniforms = self.config, draws.to(self.dtype)
+        x = views.to(self.dtype, memory_format=torch.contiguous_format).div(255)
         if config.flip > 0:
-            x = torch.where(_mask(draws[:, _FLIP] < config.flip), x.flip(-1), x)
+            x = _where(draws[:, _FLIP] < config.flip, x, lambda x: x.flip(-1))
         if config.rotate_degrees > 0:
             x = rotate(x, (2 * uniforms[:, _ANGLE] - 1) * math.radians(config.rotate_degrees))
         if config.jitter > 0:
@@ -62,11 +79,11 @@ class Augment:
         if config.gain > 0:
             x = x * _per_sample(1 + (2 * uniforms[:, _GAIN] - 1) * config.gain)
         if config.grayscale > 0:
-            x = torch.where(_mask(draws[:, _GRAY] < config.grayscale), luma(x).expand_as(x), x)
+            x = _where(draws[:, _GRAY] < config.grayscale, x, lambda x: luma(x).expand_as(x))
         if config.blur > 0:
             low, high = config.blur_sigma
             sigma = low + uniforms[:, _SIGMA] * (high - low)
-            x = torch.where(_mask(draws[:, _BLUR] < config.blur), gaussian_blur(x, sigma, high), x)
+            x = _where(draws[:, _BLUR] < config.blur, x, lambda x, sigma: gaussian_blur(x, sigma, high), sigma)
         if config.noise > 0:
             noise = gaussian_noise(draws[:, _NOISE_KEY], x.shape[-2:], self.dtype)
             x = x + noise * _per_sample(uniforms[:, _NOISE_STD] * config.noise)
@@ -74,7 +91,7 @@ class Augment:
             x = self._erase(x, draws, uniforms)
         mean = torch.tensor(self.mean, dtype=self.dtype, device=x.device)[:, None, None]
         std = torch.tensor(self.std, dtype=self.dtype, device=x.device)[:, None, None]
-        return (x - mean) / std
+        return ((x - mean) / std).to(self.out_dtype, memory_format=torch.channels_last)
 
     def _jitter(self, x: Tensor, draws: Tensor, uniforms: Tensor) -> Tensor:
         """Brightness, contrast, saturation and hue, in each sample's own order."""
@@ -94,7 +111,7 @@ class Augment:
             for number, (change, strength, neutral, draw) in enumerate(active):
                 amount = neutral + (2 * uniforms[:, draw] - 1) * strength
                 amount = amount.clamp_min(0) if neutral else amount
-                x = torch.where(_mask(applies & (order[:, slot] == number)), change(x, _per_sample(amount)), x)
+                x = _where(applies & (order[:, slot] == number), x, change, _per_sample(amount))
         return x
 
     def _erase(self, x: Tensor, draws: Tensor, uniforms: Tensor) -> Tensor:
@@ -107,15 +124,25 @@ class Augment:
         rows, columns = ((place >= start[:, None]) & (place < (start + length)[:, None])
                          for start, length in zip(starts, sides, strict=True))
         inside = (rows[:, :, None] & columns[:, None, :])[:, None]
-        erased = inside & _mask(draws[:, _ERASE] < self.config.erase)
+        erased = inside & _per_sample(draws[:, _ERASE] < self.config.erase)
         return torch.where(erased, _per_sample(uniforms[:, _ERASE_GREY]), x)
+
+
+def _where(mask: Tensor, x: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
+    """Change the samples of a mask [N]; `parameters` have a row a sample.
+
+    On the CPU only these are computed, in place; elsewhere picking them would have to wait for the device.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return torch.where(_per_sample(mask), change(x, *parameters), x)
+    rows = mask.nonzero()[:, 0]
+    if len(rows) > 0:
+        x[rows] = change(x[rows], *(values[rows] for values in parameters))
+    return x
 
 
 def _per_sample(values: Tensor) -> Tensor:
     return values[:, None, None, None]
-
-
-_mask = _per_sample
 
 
 def luma(x: Tensor) -> Tensor:
@@ -178,9 +205,17 @@ def gaussian_blur(x: Tensor, sigma: Tensor, largest_sigma: float) -> Tensor:
     kernel = kernel / kernel.sum(1, keepdim=True)
     height, width = x.shape[-2:]
     padded = pad(x, (radius, radius, 0, 0), mode="reflect")
-    x = sum(_per_sample(kernel[:, i]) * padded[..., i : i + width] for i in range(2 * radius + 1))
+    x = _weighted_sum([padded[..., i : i + width] for i in range(2 * radius + 1)], kernel)
     padded = pad(x, (0, 0, radius, radius), mode="reflect")
-    return sum(_per_sample(kernel[:, i]) * padded[..., i : i + height, :] for i in range(2 * radius + 1))
+    return _weighted_sum([padded[..., i : i + height, :] for i in range(2 * radius + 1)], kernel)
+
+
+def _weighted_sum(parts: list[Tensor], weights: Tensor) -> Tensor:
+    """Sum of images [N, C, H, W], each with a weight a sample: [N, parts]."""
+    total = parts[0] * _per_sample(weights[:, 0])
+    for place, part in enumerate(parts[1:], 1):
+        total = torch.addcmul(total, part, _per_sample(weights[:, place]))
+    return total
 
 
 def gaussian_noise(key: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from largescale.config import Config, DataConfig
 from largescale.data.augment import DRAWS
 from largescale.data.cache import ShardLost
 from largescale.data.crops import BOX_DRAWS, crop, on_grid, reduction, sample_boxes
-from largescale.data.decode import EncodedImage
+from largescale.data.decode import EncodedImage, Scratch
 from largescale.data.order import Mixture, rank_places
 from largescale.data.random import uniform
 from largescale.data.reader import SampleError, ShardReader
@@ -92,17 +93,22 @@ class BatchMaker:
         self.places = rank_places(
             config.train.global_batch, accumulate=config.train.accumulate, rank=rank, world_size=world_size
         )
-        self._first_views = np.cumsum([0, *(group.num for group in config.data.crops)])
+        groups_of_views = [group for group in config.data.crops for _ in range(group.num)]
+        self._sizes, self._scales, self._ratios = (
+            np.array([getattr(group, name) for group in groups_of_views]) for name in ("size", "scale", "ratio")
+        )
+        self._own = threading.local()
 
     def make(self, step: int, rows: slice, buffers: Buffers, threads: ThreadPoolExecutor | None) -> Part:
         """Fill these rows of the buffers. Errors are returned in the part."""
         part = Part(seconds={"read": 0.0, "decode": 0.0, "crop": 0.0})
         ids, epochs = (values[self.places[rows]] for values in self.order.samples(step))
+        draws = self._box_draws(ids, epochs)
         numbers = range(*rows.indices(len(self.places)))
         try:
             for used, skipped, seconds in (threads.map if threads else map)(
-                lambda number, sample_id, epoch: self._fill(int(sample_id), int(epoch), number, buffers),
-                numbers, ids, epochs,
+                lambda number, sample_id, epoch, draws: self._fill(int(sample_id), epoch, draws, number, buffers),
+                numbers, ids, epochs, draws,
             ):
                 part.ids.append(used)
                 part.skipped += skipped
@@ -118,7 +124,7 @@ class BatchMaker:
         return part
 
     def _fill(
-        self, sample_id: int, epoch: int, number: int, buffers: Buffers
+        self, sample_id: int, epoch: int, draws: np.ndarray, number: int, buffers: Buffers
     ) -> tuple[int, list[dict[str, Any]], dict[str, float]]:
         skipped: list[dict[str, Any]] = []
         for candidate in candidates(self.reader, sample_id, self.data.max_skipped_in_row, skipped):
@@ -127,38 +133,39 @@ class BatchMaker:
                 raw = self.reader.read(candidate)
                 read = time.perf_counter()
                 image = EncodedImage(raw, max_pixels=self.data.max_pixels)
-                boxes = self._boxes(candidate, epoch, image)
-                factor = 1
-                if image.reducible:
-                    factor = reduction(boxes, [group.size for group in self.data.crops], self.data.scaled_decode)
-                pixels = image.decode(factor)
+                if candidate != sample_id:
+                    draws = self._box_draws(np.array([candidate]), epoch)[0]
+                boxes = sample_boxes(draws, image.height, image.width, self._scales, self._ratios)
+                factor = reduction(boxes, self._sizes, self.data.scaled_decode) if image.reducible else 1
+                pixels = image.decode(factor, self._scratch())
             except (SampleError, ShardLost) as error:
                 skipped.append({**self.reader.describe(candidate), "reason": str(error)})
                 continue
             decoded = time.perf_counter()
-            for group, views, group_boxes in zip(self.data.crops, buffers.views, boxes, strict=True):
-                if factor > 1:
-                    group_boxes = on_grid(group_boxes, factor, image.height, image.width)
-                for view, box in enumerate(group_boxes):
-                    crop(pixels, box, group.size, views[view, number])
+            if factor > 1:
+                boxes = on_grid(boxes, factor, image.height, image.width)
+            outs = [out for views in buffers.views for out in views[:, None, number].unbind()]
+            for box, size, out in zip(boxes, self._sizes, outs, strict=True):
+                crop(pixels, box, int(size), out)
             spent = {"read": read - started, "decode": decoded - read, "crop": time.perf_counter() - decoded}
             return candidate, skipped, spent
         raise InputError(_nothing_readable(self.reader, skipped))
 
-    def _boxes(self, sample_id: int, epoch: int, image: EncodedImage) -> list[np.ndarray]:
-        boxes = []
-        for group, first in zip(self.data.crops, self._first_views, strict=False):
-            views = np.arange(first, first + group.num)
-            draws = uniform(self.seed, epoch, sample_id, views, _BOX_PURPOSE, num=BOX_DRAWS)
-            heights, widths = np.full(group.num, image.height), np.full(group.num, image.width)
-            boxes.append(sample_boxes(draws, heights, widths, group.scale, group.ratio))
-        return boxes
+    def _box_draws(self, ids: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        """Numbers for the boxes of all views of some samples: float64 [N, views, BOX_DRAWS]."""
+        views = np.arange(len(self._sizes))
+        return uniform(self.seed, epochs[..., None], ids[:, None], views, _BOX_PURPOSE, num=BOX_DRAWS)
 
     def _draw(self, ids: np.ndarray, epochs: np.ndarray, rows: slice, buffers: Buffers) -> None:
-        for group, first, draws in zip(self.data.crops, self._first_views, buffers.draws, strict=False):
-            views = np.arange(first, first + group.num)[:, None]
-            numbers = uniform(self.seed, epochs, ids, views, _AUGMENT_PURPOSE, num=DRAWS)
-            draws[:, rows] = torch.from_numpy(numbers)
+        views = np.arange(len(self._sizes))[:, None]
+        numbers = torch.from_numpy(uniform(self.seed, epochs, ids, views, _AUGMENT_PURPOSE, num=DRAWS))
+        for draws, own in zip(buffers.draws, numbers.split([group.num for group in self.data.crops]), strict=True):
+            draws[:, rows] = own
+
+    def _scratch(self) -> Scratch:
+        if not hasattr(self._own, "scratch"):
+            self._own.scratch = Scratch()
+        return self._own.scratch
 
 
 def candidates(reader: ShardReader, sample_id: int, limit: int, skipped: list[dict[str, Any]]) -> Iterator[int]:

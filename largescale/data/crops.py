@@ -11,8 +11,8 @@ then moved to the grid of the reduced pixels, so that they cut the same content 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from largescale.data.decode import REDUCTIONS
 
@@ -22,48 +22,49 @@ BOX_DRAWS = 2 * ATTEMPTS + 2
 
 
 def sample_boxes(
-    draws: np.ndarray, height: np.ndarray, width: np.ndarray, scale: list[float], ratio: list[float]
+    draws: np.ndarray, height: int, width: int, scale: np.ndarray, ratio: np.ndarray
 ) -> np.ndarray:
-    """Crop boxes for a batch.
+    """Crop boxes of the views of one image.
 
     Args:
         draws: uniform numbers, float64 [N, BOX_DRAWS].
-        height, width: image sizes in pixels, int [N].
-        scale: smallest and largest share of the area.
-        ratio: smallest and largest width / height.
+        height, width: of the image in pixels.
+        scale: smallest and largest share of the area, [2] or for each view [N, 2].
+        ratio: smallest and largest width / height, likewise.
 
     Returns:
         int64 [N, 4]: top, left, height, width; always inside the image.
     """
-    area = (height * width)[:, None] * (scale[0] + draws[:, :ATTEMPTS] * (scale[1] - scale[0]))
-    log_low, log_high = np.log(ratio[0]), np.log(ratio[1])
-    aspect = np.exp(log_low + draws[:, ATTEMPTS : 2 * ATTEMPTS] * (log_high - log_low))
+    scale, ratio = (np.broadcast_to(np.asarray(limits, np.float64), (len(draws), 2)) for limits in (scale, ratio))
+    area = height * width * (scale[:, :1] + draws[:, :ATTEMPTS] * (scale[:, 1:] - scale[:, :1]))
+    logs = np.log(ratio)
+    aspect = np.exp(logs[:, :1] + draws[:, ATTEMPTS : 2 * ATTEMPTS] * (logs[:, 1:] - logs[:, :1]))
     box_w, box_h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-    fits = (box_w >= 1) & (box_w <= width[:, None]) & (box_h >= 1) & (box_h <= height[:, None])
+    fits = (box_w >= 1) & (box_w <= width) & (box_h >= 1) & (box_h <= height)
 
     chosen, rows = fits.argmax(axis=1), np.arange(len(draws))
-    fallback_h, fallback_w = _centre_box(height, width, ratio)
-    any_fits = fits.any(axis=1)
-    h = np.where(any_fits, box_h[rows, chosen], fallback_h)
-    w = np.where(any_fits, box_w[rows, chosen], fallback_w)
-    top = np.where(any_fits, np.floor(draws[:, -2] * (height - h + 1)), (height - h) // 2)
-    left = np.where(any_fits, np.floor(draws[:, -1] * (width - w + 1)), (width - w) // 2)
-    return np.stack([top, left, h, w], axis=1).astype(np.int64)
+    h, w = box_h[rows, chosen], box_w[rows, chosen]
+    top, left = np.floor(draws[:, -2] * (height - h + 1)), np.floor(draws[:, -1] * (width - w + 1))
+    boxes = np.stack([top, left, h, w], axis=1)
+    if (failed := ~fits[rows, chosen]).any():
+        h, w = _centre_box(height, width, ratio[failed])
+        boxes[failed] = np.stack([(height - h) // 2, (width - w) // 2, h, w], axis=1)
+    return boxes.astype(np.int64)
 
 
-def _centre_box(height: np.ndarray, width: np.ndarray, ratio: list[float]) -> tuple[np.ndarray, np.ndarray]:
+def _centre_box(height: int, width: int, ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     aspect = width / height
-    box_w = np.where(aspect > ratio[1], np.rint(height * ratio[1]), width)
-    box_h = np.where(aspect < ratio[0], np.rint(width / ratio[0]), height)
-    return np.clip(box_h, 1, height), np.clip(box_w, 1, width)
+    box_w = np.where(aspect > ratio[:, 1], np.rint(height * ratio[:, 1]), width)
+    box_h = np.where(aspect < ratio[:, 0], np.rint(width / ratio[:, 0]), height)
+    return box_h.clip(1, height), box_w.clip(1, width)
 
 
-def reduction(boxes: list[np.ndarray], sizes: list[int], margin: float) -> int:
+def reduction(boxes: np.ndarray, sizes: np.ndarray, margin: float) -> int:
     """The largest reduction that leaves every box at least `margin` times as wide and high as its view.
 
     Args:
-        boxes: of each crop group, int64 [N, 4].
-        sizes: side of each group's views in pixels.
+        boxes: of the views of an image, int64 [N, 4].
+        sizes: side of each view in pixels, [N].
         margin: above this the views of both images are alike (see docs/data.md for the error); 0 never reduces.
 
     Returns:
@@ -71,7 +72,7 @@ def reduction(boxes: list[np.ndarray], sizes: list[int], margin: float) -> int:
     """
     if margin <= 0:
         return 1
-    spare = min(float(group[:, 2:].min()) / size for group, size in zip(boxes, sizes, strict=True))
+    spare = (boxes[:, 2:].min(axis=1) / sizes).min()
     return next((factor for factor in REDUCTIONS if spare >= margin * factor), 1)
 
 
@@ -91,11 +92,9 @@ def crop(image: Tensor, box: np.ndarray, size: int, out: Tensor) -> None:
         image: uint8 [3, H, W].
         box: top, left, height, width.
         size: side of the result in pixels.
-        out: uint8 [3, size, size], written to; fastest if its memory has the layout of the image's.
+        out: uint8 [1, 3, size, size], written to; channels last in memory, as the image, is fastest.
     """
     top, left, height, width = box.tolist()
     region = image[None, :, top : top + height, left : left + width]
-    if (height, width) == (size, size):
-        out.copy_(region[0])
-    else:
-        out.copy_(interpolate(region, (size, size), mode="bilinear", antialias=True)[0])
+    # What interpolate(..., mode="bilinear", antialias=True) calls, but without a result to be copied.
+    torch.ops.aten._upsample_bilinear2d_aa.out(region, [size, size], False, None, None, out=out)

@@ -57,7 +57,7 @@ class Stream:
         config: the run's configuration.
         rank, world_size: this process and the number of processes.
         device: where views go.
-        dtype: of the augmented views.
+        dtype: of the augmented views; they are computed in float32 at least.
 
     Raises:
         InputError: shards that are missing or too few; a batch that the ranks do not divide; a cache that is too small.
@@ -94,7 +94,8 @@ class Stream:
         self._needs = Needs(self.order, num_shards, node_streams, self._position)
         reader = ShardReader(self.corpora, self._needs.next_use)
         self.batches = BatchMaker(reader, self.order, config, rank=rank, world_size=world_size)
-        self.augment = Augment(config.data.augment, config.data.mean, config.data.std, dtype)
+        self.augment = Augment(config.data.augment, config.data.mean, config.data.std,
+                               torch.promote_types(dtype, torch.float32), dtype)
 
     def check_files(self) -> None:
         """Check this rank's part of the shards for being there and whole.
@@ -158,9 +159,8 @@ def _on_cpu(stream: Stream, loader: Loader, num_steps: int) -> Generator[Batch]:
         step, buffers, parts, depth = loader.take()
         _raise_errors(parts)
         started = time.perf_counter()
-        with torch.no_grad():
-            views = [stream.augment(pixels.flatten(0, 1), draws.flatten(0, 1))
-                     for pixels, draws in zip(buffers.views, buffers.draws, strict=True)]
+        views = [stream.augment(pixels.flatten(0, 1), draws.flatten(0, 1))
+                 for pixels, draws in zip(buffers.views, buffers.draws, strict=True)]
         loader.release()
         yield _batch(step, views, parts, depth, time.perf_counter() - started)
 
@@ -175,8 +175,7 @@ def _on_gpu(stream: Stream, loader: Loader, num_steps: int) -> Generator[Batch]:
         training.wait_event(copied)
         for tensor in (*views, *draws):
             tensor.record_stream(training)
-        with torch.no_grad():
-            augmented = [stream.augment(pixels, numbers) for pixels, numbers in zip(views, draws, strict=True)]
+        augmented = [stream.augment(pixels, numbers) for pixels, numbers in zip(views, draws, strict=True)]
         copied.synchronize()
         loader.release()
         if number + 1 < num_steps and loader.ready():
