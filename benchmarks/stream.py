@@ -8,7 +8,8 @@ all alike. Writes benchmarks/results/stream.json and stream.md.
 
 - classic: Pillow decodes, torchvision's transforms cut and change each view, as the SwAV paper describes it
   (arXiv 2006.09882, section 3.3 and appendix A); the bytes are in memory already.
-- webdataset: its reader over the same shards, torchvision's decoder and transforms v2 on uint8 tensors.
+- webdataset: its reader over the same shards (its own writer made them, an image and a small JSON a sample),
+  torchvision's decoder and transforms v2 on uint8 tensors.
 - ours: what a loader process does; photometric changes come later, batched on the device (listed apart).
 - decode: simplejpeg (libjpeg-turbo) decodes and nothing else.
 """
@@ -44,7 +45,7 @@ from largescale.data.corpora import open_corpora
 from largescale.data.order import Mixture
 from largescale.data.reader import ShardReader
 from largescale.run_folder import environment
-from shards.convert import Options, convert
+from shards.index import index_folder
 
 RESULTS = Path(__file__).resolve().parent / "results"
 GROUPS = [(2, 224, (0.14, 1.0)), (6, 96, (0.05, 0.14))]
@@ -168,6 +169,16 @@ class Pipelines:
             yield from webdataset.WebDataset(self._tars, shardshuffle=False, empty_check=False)
 
 
+def write_shards(photographs: Path, shards: Path) -> None:
+    """Shards as others write them: webdataset's writer, an image and a small JSON a sample; then our index."""
+    shards.mkdir()
+    with webdataset.ShardWriter(f"{shards}/bench-%06d.tar", maxcount=64, verbose=0) as writer:
+        for path in sorted(photographs.iterdir()):
+            facts = {"key": path.stem, "caption": "generated", "status": "success"}
+            writer.write({"__key__": path.stem, "jpg": path.read_bytes(), "json": facts})
+    index_folder(shards, workers=1)
+
+
 NAMES = ("classic", "webdataset", "ours", "photometrics", "decode", "read_ours", "read_webdataset")
 
 
@@ -220,7 +231,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         photographs, shards = Path(folder) / "photographs", Path(folder) / "shards"
         size = write_photographs(photographs, arguments.images) / arguments.images
-        convert(photographs, shards, Options("bench", samples_per_shard=64, shuffle=0))
+        write_shards(photographs, shards)
         speeds = measure(Pipelines(photographs, shards), arguments.rounds)
     machine = environment()
     machine.pop("command")

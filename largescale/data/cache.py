@@ -96,8 +96,10 @@ class ShardCache:
         if self.has(shard):
             self.counters.hits += 1
             return True
+        status(f"waiting for another process, which fetches {self.store.url}/{tar.name}")
         try:
             with _locked(tar.with_name(f".{tar.stem}.lock")):
+                status(f"asking {self.store.url} for {tar.name}")
                 if self.has(shard):
                     return True
                 self.counters.misses += 1

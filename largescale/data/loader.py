@@ -59,6 +59,8 @@ class StatusBoard:
 
     def __init__(self, processes: int) -> None:
         self._rows = Shared(processes * _STATUS_BYTES).bytes.view(processes, _STATUS_BYTES)
+        for process in range(processes):
+            self.write(process, "starting")
 
     def write(self, process: int, text: str) -> None:
         """Replace the words of a process."""
@@ -175,7 +177,7 @@ class _LoaderProcess:
         self.free_slots = context.Semaphore(len(ring))
         self._connection, sender = context.Pipe(duplex=False)
         self._received: deque[Part] = deque()
-        self._first = 0
+        self._first, self._ended = 0, False
         self._process = context.Process(
             target=_serve, args=(number, maker, steps, ring, rows, threads, board, self.free_slots, sender),
             name=f"loader {number}", daemon=True,
@@ -189,9 +191,9 @@ class _LoaderProcess:
         """This process's part of batch `number`; batches are asked for in order."""
         waited = 0.0
         while not self.ready(number):
-            if wait([self._connection, self._process.sentinel], stall_s):
-                if not self._connection.poll() and self._process.exitcode is not None:
-                    raise LoaderDied(self._epitaph())
+            if self._ended:
+                raise LoaderDied(self._epitaph())
+            if wait([self._connection], stall_s):
                 continue
             waited += stall_s
             _log.warning("waiting for %s for %.0f s: it was last %s", self._name, waited, self._board.read(self.number))
@@ -200,11 +202,11 @@ class _LoaderProcess:
 
     def ready(self, number: int) -> int:
         """How many parts from batch `number` on are there."""
-        while self._connection.poll():
+        while not self._ended and self._connection.poll():
             try:
                 self._received.append(self._connection.recv())
             except EOFError:
-                break
+                self._ended = True
         return max(0, self._first + len(self._received) - number)
 
     def close(self) -> None:
@@ -218,6 +220,7 @@ class _LoaderProcess:
         return f"loader process {self.number} (pid {self._process.pid})"
 
     def _epitaph(self) -> str:
+        self._process.join()
         code = self._process.exitcode or 0
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         why = "; out of memory? lower data.workers or data.prefetch" if code == -9 else ""

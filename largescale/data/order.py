@@ -48,10 +48,10 @@ class Uses:
         """The rows that are not over before `step`."""
         return self._rows(self.end_step > step)
 
-    def peak_bytes(self, shard_bytes: np.ndarray) -> int:
-        """Bytes of all shards that are read at the same time, at most."""
+    def peak_bytes(self, shard_bytes: np.ndarray, ahead: int = 0) -> int:
+        """Bytes of all shards read at the same time, at most, by readers that are up to `ahead` steps ahead."""
         sizes = shard_bytes[self.shard]
-        times = np.concatenate([self.end_step, self.first_step])  # at equal times the ends come first
+        times = np.concatenate([self.end_step, self.first_step - ahead])  # at equal times the ends come first
         change = np.concatenate([-sizes, sizes])
         return int(np.cumsum(change[np.argsort(times, kind="stable")]).max(initial=0))
 

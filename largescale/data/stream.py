@@ -144,7 +144,7 @@ class Stream:
         return self.order.streams_at(np.concatenate(places))
 
     def _check_cache(self, node_streams: np.ndarray) -> None:
-        needed = working_set(self.order, self.corpora, node_streams, 0)
+        needed = working_set(self.order, self.corpora, node_streams, ahead=self.data.prefetch + 2)
         capacity = min((corpus.cache.capacity for corpus in self.corpora if corpus.cache is not None), default=needed)
         if needed > capacity:
             raise InputError(

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -19,32 +14,18 @@ from largescale.checkpoint.mirror import Mirror
 from shards.errors import InputError
 from tests.conftest import run_python
 from tests.distributed.test_pretrain_parity import TINY, losses, pretrain
+from tests.servers import s3_server
 
 pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[s3fs.S3FileSystem]:
-    """An S3 server with the bucket `runs`; the environment leads clients to it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    settings = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-                "AWS_DEFAULT_REGION": "us-east-1"}
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with pytest.MonkeyPatch.context() as patch, subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        for key, value in settings.items():
-            patch.setitem(os.environ, key, value)
-        deadline = time.monotonic() + 60
-        while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
-            assert time.monotonic() < deadline and server.poll() is None
-            time.sleep(0.1)
-        client = s3fs.S3FileSystem(skip_instance_cache=True)
+    """A client of an S3 server with the bucket `runs`."""
+    with s3_server() as server:
+        client = server.client()
         client.mkdir("runs")
         yield client
-        server.kill()
 
 
 def names_in(store: s3fs.S3FileSystem, folder: str) -> set[str]:

@@ -1,0 +1,112 @@
+"""Loader processes: what they choose, how they end, and that nothing makes them start anew."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from largescale.data.batches import Buffers
+from largescale.data.loader import LoaderDied, choose_counts
+from largescale.data.stream import Stream
+from shards.errors import InputError
+from tests.data.test_stream import make_stream
+
+
+def loaders() -> set[int]:
+    """Process ids of this process's children."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return {int(child) for child in children}
+
+
+def running(stream: Stream, before: set[int]) -> set[int]:
+    return loaders() - before
+
+
+def test_epochs_turn_without_a_new_process_and_the_end_leaves_none(shard_folder):
+    before = loaders()
+    stream = make_stream(shard_folder, "data.workers=2")
+    seen = [frozenset(running(stream, before)) for _ in stream(range(30))]
+    assert stream.order.steps_per_epoch == 12 and len(set(seen)) == 1 and len(seen[0]) == 2
+    assert loaders() == before
+
+
+def test_an_iteration_that_is_left_early_leaves_no_process(shard_folder):
+    before = loaders()
+    batches = make_stream(shard_folder, "data.workers=2")(range(30))
+    next(batches)
+    batches.close()
+    assert loaders() == before
+
+
+def test_a_loader_process_that_dies_is_named(shard_folder):
+    before = loaders()
+    stream = make_stream(shard_folder, "data.workers=2", "data.prefetch=1")
+    batches = stream(range(10_000))
+    next(batches)
+    victim = max(running(stream, before))
+    os.kill(victim, signal.SIGKILL)
+    says = rf"loader process \d \(pid {victim}\) was killed by signal 9, .*out of memory"
+    with pytest.raises(LoaderDied, match=says):
+        list(batches)
+    assert loaders() == before
+
+
+def test_a_bug_in_a_loader_process_is_shown_whole(shard_folder, monkeypatch):
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("largescale.data.batches.crop", broken)
+    with pytest.raises(RuntimeError, match=r"(?s)loader process 0:.*Traceback.*in _fill.*ZeroDivisionError: a bug"):
+        next(iter(make_stream(shard_folder, "data.workers=1")(range(3))))
+
+
+def test_a_stop_signal_does_not_end_loader_processes(shard_folder):
+    before = loaders()
+    stream = make_stream(shard_folder, "data.workers=1", "data.prefetch=1")
+    batches = stream(range(8))
+    next(batches)
+    for child in running(stream, before):
+        os.kill(child, signal.SIGTERM)
+    assert len(list(batches)) == 7
+
+
+@pytest.mark.parametrize("step", [0, 11, 10**6, 10**12 + 5])
+def test_any_position_is_reached_at_once(shard_folder, step):
+    stream = make_stream(shard_folder, "data.workers=2")
+    started = time.perf_counter()
+    batches = stream(range(step, step + 3))
+    first = next(batches)
+    assert first.step == step and time.perf_counter() - started < 2
+    batches.close()
+
+
+def test_errors_of_the_data_come_as_one_line(shard_folder):
+    for workers in (0, 2):
+        with pytest.raises(InputError, match=r"100 samples in a row cannot be read \(28 x 28 pixels, more than"):
+            list(make_stream(shard_folder, f"data.workers={workers}", "data.max_pixels=100")(range(3)))
+
+
+@pytest.mark.parametrize("processes, threads, local_ranks, on_gpu, cpus, expected", [
+    (-1, 0, 1, True, 16, (4, 3)), (-1, 0, 8, True, 128, (4, 3)), (-1, 0, 1, False, 2, (1, 1)),
+    (-1, 0, 8, False, 2, (1, 1)), (3, 2, 1, True, 4, (3, 2)), (0, 0, 1, False, 64, (0, 4)),
+    (2, 0, 1, True, 64, (2, 4))])
+def test_counts_follow_the_cpus(monkeypatch, processes, threads, local_ranks, on_gpu, cpus, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
+    assert choose_counts(processes, threads, local_ranks=local_ranks, on_gpu=on_gpu) == expected
+
+
+def test_buffers_lie_side_by_side(shard_folder):
+    data = make_stream(shard_folder).data
+    memory = torch.zeros(Buffers.num_bytes(data, 6), dtype=torch.uint8)
+    buffers = Buffers.carve(memory, data, 6)
+    for number, tensor in enumerate([*buffers.views, *buffers.draws]):
+        tensor.fill_(number + 1)
+    for number, tensor in enumerate([*buffers.views, *buffers.draws]):
+        assert (tensor == number + 1).all()
+    assert [tuple(views.shape) for views in buffers.views] == [(2, 6, 3, 28, 28), (1, 6, 3, 20, 20), (1, 6, 3, 16, 16)]
+    assert all(views.flatten(0, 1).is_contiguous(memory_format=torch.channels_last) for views in buffers.views)

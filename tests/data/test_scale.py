@@ -1,0 +1,77 @@
+"""A billion samples: start-up in seconds, memory of the shards alone; and a stream that runs on without growing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.data.test_stream import make_stream
+from tests.servers import web_server
+
+SHARDS, SAMPLES_A_SHARD = 100_000, 10_000
+
+START = """
+import resource, sys, time
+import numpy as np
+import torch
+from largescale.config import load_config
+from largescale.data.stream import Stream
+config = load_config(sys.argv[1], sys.argv[2:])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+started = time.perf_counter()
+stream = Stream(config, rank=5, world_size=512, device=torch.device("cpu"), dtype=torch.float32)
+ids, epochs = stream.order.samples(stream.num_steps - 1)
+stream._needs.next_use(17)
+seconds = time.perf_counter() - started
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+assert stream.order.num_samples == 10**9 and ids.max() < 10**9 and len(np.unique(ids)) == 4096
+print(f"{seconds} {peak - before} {peak}")
+"""
+
+
+@pytest.mark.slow
+def test_a_billion_samples_start_in_seconds(tmp_path):
+    shards = [{"name": f"web-{i:06d}.tar", "samples": SAMPLES_A_SHARD, "bytes": 10**9, "checksum": f"xxh3-128:{i:032x}",
+               "index": f"xxh3-128:{i:032x}"} for i in range(SHARDS)]
+    manifest = {"version": 1, "name": "web", "source": "synthetic", "settings": {}, "skipped": {}, "classes": [],
+                "shards": shards}
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "manifest.json").write_text(json.dumps(manifest))
+    with web_server(tmp_path / "served") as server:
+        overrides = [f"data.shards={server.url}", f"data.cache={tmp_path / 'cache'}", "data.cache_gb=5000",
+                     "train.global_batch=4096", "train.steps=0", "train.epochs=2", "data.streams=64",
+                     "data.shuffle_window=65536", "method.queue=0"]
+        result = subprocess.run(
+            [sys.executable, "-c", START, str(ROOT / "tests" / "tiny.yaml"), *overrides],
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False,
+        )
+    assert result.returncode == 0, result.stderr
+    seconds, grown, peak = map(float, result.stdout.split())
+    assert seconds < 10 and peak < 1e9 and grown < 4e8
+
+
+def resident(pid: int) -> int:
+    """Bytes of a process that are its own."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Private_Clean")))
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_many_epochs(shard_folder):
+    """The short form of `python benchmarks/soak.py`."""
+    stream = make_stream(shard_folder, "data.workers=2", "data.threads=2")
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    before = set(children.read_text().split())
+    sizes: list[int] = []
+    for batch in stream(range(3000)):
+        if batch.step % 500 == 499:
+            processes = [os.getpid(), *map(int, set(children.read_text().split()) - before)]
+            sizes.append(sum(resident(pid) for pid in processes))
+    assert len(sizes) == 6
+    assert max(sizes[2:]) - min(sizes[2:]) < 8e6, sizes

@@ -1,0 +1,160 @@
+"""Real servers on this machine: an S3 server in a process of its own, and an HTTP server whose faults are chosen."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import s3fs
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class S3Server:
+    """An S3 server that can be killed and started again at the same address; it forgets what it held."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start, and return when it answers."""
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while socket.socket().connect_ex(("127.0.0.1", self.port)) != 0:
+            assert time.monotonic() < deadline and self._process.poll() is None
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """Kill it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def client(self) -> s3fs.S3FileSystem:
+        """A client of its own."""
+        return s3fs.S3FileSystem(skip_instance_cache=True)
+
+    def upload(self, folder: Path, bucket: str) -> None:
+        """Put the files of a folder into a new bucket."""
+        client = self.client()
+        client.mkdir(bucket)
+        for path in folder.iterdir():
+            client.put_file(str(path), f"{bucket}/{path.name}")
+
+
+@contextmanager
+def s3_server() -> Iterator[S3Server]:
+    """A running S3 server; the environment leads clients to it."""
+    server = S3Server()
+    settings = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}", "AWS_ACCESS_KEY_ID": "test",
+                "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in settings.items():
+            patch.setitem(os.environ, key, value)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Connections that break are what it is for."""
+
+
+class WebServer:
+    """Serves a folder over HTTP, with range requests.
+
+    Attributes:
+        resets: every so many answers the connection is reset half-way; 0 never.
+        hangs: answers, of those to come, that are not given at all.
+        sent: bytes of each file that were sent.
+        url: where it is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.resets, self.hangs, self.answers, self.closed = folder, 0, 0, 0, False
+        self.sent: Counter[str] = Counter()
+        self.lock = threading.Lock()
+        outer = self
+
+        class Handler(SimpleHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                outer.answer(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = _QuietServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def answer(self, request: SimpleHTTPRequestHandler) -> None:
+        """Answer one request, or do not."""
+        with self.lock:
+            self.answers += 1
+            hangs, resets = self.hangs > 0, self.resets > 0 and self.answers % self.resets == 0
+            self.hangs -= hangs
+        if hangs:
+            time.sleep(30)
+        if self.closed:
+            request.close_connection = True
+            return
+        path = self.folder / request.path.lstrip("/")
+        if not path.is_file():
+            request.send_error(404)
+            return
+        content, status = path.read_bytes(), 200
+        if wanted := request.headers.get("Range"):
+            first, last = wanted.removeprefix("bytes=").split("-")
+            content, status = content[int(first) : int(last) + 1], 206
+        request.send_response(status)
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        if resets:
+            request.wfile.write(content[: len(content) // 2])
+            request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            request.connection.close()
+            request.close_connection = True
+            return
+        request.wfile.write(content)
+        with self.lock:
+            self.sent[path.name] += len(content)
+
+    def close(self) -> None:
+        """Stop serving, on connections that are open too."""
+        self.closed = True
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextmanager
+def web_server(folder: Path) -> Iterator[WebServer]:
+    """A running HTTP server."""
+    server = WebServer(folder)
+    try:
+        yield server
+    finally:
+        server.close()
