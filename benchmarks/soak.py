@@ -1,0 +1,93 @@
+"""Streams at full speed for a while and watches its memory: all processes of a rank, their own bytes.
+
+    python benchmarks/soak.py [--minutes 30] [--workers 1]
+
+2 x 224 + 6 x 96 views of generated JPEGs of about 104 KB, over many epochs. Writes benchmarks/results/soak.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from images import write_photographs
+from tqdm import tqdm
+
+from largescale.config import Config, DataConfig, TrainConfig
+from largescale.data.stream import Stream
+from largescale.run_folder import environment
+from shards.convert import Options, convert
+
+RESULTS = Path(__file__).resolve().parent / "results"
+EVERY_S = 10.0
+"""Seconds between two looks at the memory."""
+
+
+def own_bytes() -> int:
+    """Memory of this process and its children that they share with nobody."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    total = 0
+    for pid in [os.getpid(), *map(int, children)]:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith(("Private_Dirty", "Private_Clean")):
+                total += 1024 * int(line.split()[1])
+    return total
+
+
+def main() -> None:
+    """Stream, watch, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--images", type=int, default=640)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        photographs, shards = Path(folder) / "photographs", Path(folder) / "shards"
+        write_photographs(photographs, arguments.images)
+        convert(photographs, shards, Options("soak", samples_per_shard=64, shuffle=0))
+        data = DataConfig(shards=str(shards), workers=arguments.workers, threads=1)
+        config = Config(name="soak", data=data, train=TrainConfig(global_batch=64, steps=10**9))
+        stream = Stream(config, rank=0, world_size=1, device=torch.device("cpu"), dtype=torch.float32)
+        stream.augment = lambda views, draws: views  # the loaders are what is watched
+        minutes, sizes, images = [], [], 0
+        started = looked = time.monotonic()
+        batches = stream(range(10**9))
+        bar = tqdm(total=round(arguments.minutes * 60), unit="s", desc="soak")
+        for batch in batches:
+            images += len(batch.ids)
+            now = time.monotonic()
+            if now - looked >= EVERY_S:
+                bar.update(round(now - looked))
+                looked = now
+                minutes.append((now - started) / 60)
+                sizes.append(own_bytes())
+            if now - started >= 60 * arguments.minutes:
+                break
+        seconds = time.monotonic() - started
+        batches.close()
+        bar.close()
+    machine = environment()
+    machine.pop("command")
+    settled = len(sizes) // 6  # the first part fills buffers and maps shards
+    slope = float(np.polyfit(minutes[settled:], sizes[settled:], 1)[0])
+    result = {
+        "minutes": seconds / 60, "images": images, "images_per_s": images / seconds, "workers": arguments.workers,
+        "epochs": images / arguments.images, "bytes_first": sizes[settled], "bytes_last": sizes[-1],
+        "bytes_largest": max(sizes[settled:]), "growth_bytes_a_minute": slope, "bytes": sizes, "environment": machine,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "soak.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{images:,} images in {seconds / 60:.1f} minutes, {images / seconds:.0f} a second; memory "
+          f"{sizes[settled] / 1e6:.1f} MB after {minutes[settled]:.1f} minutes, {sizes[-1] / 1e6:.1f} MB at the end, "
+          f"{slope / 1e3:+.1f} KB a minute")
+
+
+if __name__ == "__main__":
+    main()
