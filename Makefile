@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 RANKS ?= 2
+TEST_JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := data/fashion-mnist
@@ -43,7 +44,7 @@ pretrain: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/i
 
 test: $(VENV)/strategies  ## all tests: fast ones first, then distributed and fault tests
 	$(BIN)/python -m pytest -m "not distributed and not slow and not slurm"
-	$(BIN)/python -m pytest -m "distributed or slow"
+	$(BIN)/python -m pytest -m "distributed or slow" -n $(TEST_JOBS) --dist loadfile
 	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory slurm-test; \
 	else echo "left out: make slurm-test, which starts a SLURM of its own and needs root"; fi
 
@@ -64,6 +65,8 @@ bench: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/inst
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/sinkhorn.py
 	$(BIN)/python benchmarks/checkpoint.py
+	$(BIN)/python benchmarks/stream.py
+	$(BIN)/python benchmarks/soak.py
 
 lint: $(VENV)/installed  ## style checks
 	$(BIN)/ruff check largescale shards tests benchmarks

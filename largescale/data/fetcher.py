@@ -61,7 +61,7 @@ class Needs:
             uses = self.upcoming(self._streams)
             following = np.full(self._num_shards, NEVER)
             np.minimum.at(following, uses.shard, np.maximum(uses.first_step, step))
-            self._step, self._next = step, following
+            self._next, self._step = following, step
         return int(self._next[shard])
 
 

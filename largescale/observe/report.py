@@ -137,7 +137,7 @@ def _training(run: _Run) -> str:
     steps = [row["step"] for row in rows]
 
     def column(key: str, factor: float = 1.0) -> list[float]:
-        return [row[key] * factor for row in rows]
+        return [row.get(key, math.nan) * factor for row in rows]
 
     ln_k = sum(math.log(k) for k in prototype_counts(run.config)) / len(prototype_counts(run.config))
     panels = [
@@ -151,6 +151,13 @@ def _training(run: _Run) -> str:
         plots.curves("Images per second, all ranks", steps, {"images/s": column("images_per_s")}),
         plots.curves("Seconds per step", steps, {
             "whole step": column("step_s"), "waiting for data": column("data_wait_s"),
+        }),
+        plots.curves("Making an image's views, ms of one loader thread", steps, {
+            "read and verify": column("read_ms"), "decode": column("decode_ms"), "crop": column("crop_ms"),
+        }),
+        plots.curves("Batches ready, and shards found in the cache", steps, {
+            "batches ready besides the one taken": column("queue_depth"),
+            **({"share of shards found": column("cache_hit_rate")} if "cache_hit_rate" in rows[-1] else {}),
         }),
     ]
     seconds = sum(row["step_s"] * (row["step"] - before) for row, before in

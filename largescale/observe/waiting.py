@@ -18,7 +18,7 @@ def advice(row: dict[str, Any], data: DataConfig, counts: tuple[int, int]) -> st
         data: the stream's configuration.
         counts: loader processes of a rank, and threads of each.
     """
-    share = row["data_wait_s"] / row["step_s"]
+    share = (row["data_wait_s"] - row["augment_s"]) / row["step_s"]
     processes, threads = counts
     if share <= TOLERATED or processes == 0:  # then it loads by itself, as it was told
         return ""

@@ -20,13 +20,13 @@ import sys
 import torch.distributed as dist
 from largescale import cli
 from largescale.data.stream import Stream
-clean = Stream._to_device
-def poisoned(self, batch):
-    batch = clean(self, batch)
-    if batch.step == 8 and dist.get_rank() == 1:
-        batch.views[0][0, 0, 0, 0] = float("nan")
-    return batch
-Stream._to_device = poisoned
+clean = Stream._loaded
+def poisoned(self, data_steps):
+    for batch in clean(self, data_steps):
+        if batch.step == 8 and dist.get_rank() == 1:
+            batch.views[0][0, 0, 0, 0] = float("nan")
+        yield batch
+Stream._loaded = poisoned
 sys.exit(cli.main())
 '''
 

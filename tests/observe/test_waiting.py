@@ -7,7 +7,7 @@ from largescale.observe.waiting import advice
 from largescale.pretrain import too_many_skipped
 from tests.conftest import ROOT
 
-ROW = {"data_wait_s": 0.05, "step_s": 0.1, "read_ms": 0.2, "decode_ms": 3.0, "crop_ms": 1.0}
+ROW = {"data_wait_s": 0.05, "step_s": 0.1, "augment_s": 0.0, "read_ms": 0.2, "decode_ms": 3.0, "crop_ms": 1.0}
 
 
 @pytest.mark.parametrize("changes, counts, says", [
@@ -16,6 +16,7 @@ ROW = {"data_wait_s": 0.05, "step_s": 0.1, "read_ms": 0.2, "decode_ms": 3.0, "cr
     ({"read_ms": 9.0}, (2, 4), "reading is slowest; move the shards to a faster disk"),
     ({"read_ms": 9.0, "cache_hit_rate": 0.5}, (2, 4), "shards come too late from the store (data.fetches=4)"),
     ({"data_wait_s": 0.009}, (2, 4), ""),
+    ({"augment_s": 0.045}, (2, 4), ""),
     ({}, (0, 1), ""),
 ])
 def test_who_waits_for_whom_and_what_to_change(changes, counts, says):
