@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from shards.convert import SKIPPED_NAME, Options, convert
+from shards.clean import Cleaning
+from shards.convert import SKIPPED_NAME, Options, convert, merge
 from shards.errors import InputError
 from shards.index import index_folder
 from shards.info import describe
@@ -58,8 +59,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="default 10000")
     command.add_argument("--shuffle", type=int, metavar="SEED",
                          help="shuffle the files over the shards (folders are ordered, shards should not be)")
-    command.add_argument("--force", action="store_true", help="replace shards that OUT holds already")
+    command.add_argument("--force", action="store_true", help="replace shards that OUT holds already, or begin anew")
+    command.add_argument("--task", type=_task, metavar="I/N",
+                         help="write the I-th of N parts (from 0); `shards merge OUT` finishes when all are written")
     _workers(command)
+    _cleaning(command)
+
+    command = _command(commands, "merge", _merge, "finish a conversion that tasks wrote: the manifest",
+                       "shards merge data/photos")
+    command.add_argument("folder", metavar="OUT", type=Path, help="folder of the shards")
 
     command = _command(commands, "index", _index, "index tars that others wrote, so that they can be streamed",
                        "shards index data/laion")
@@ -90,6 +98,30 @@ def _command(
     return command
 
 
+def _cleaning(command: argparse.ArgumentParser) -> None:
+    rules = command.add_argument_group("which images are kept, and how (skipped.jsonl lists the others)")
+    rules.add_argument("--min-side", type=int, default=0, metavar="PX", help="leave out smaller ones")
+    rules.add_argument("--max-pixels", type=int, default=Cleaning.max_pixels, metavar="N",
+                       help="leave out larger ones before they are decoded (default %(default)s)")
+    rules.add_argument("--max-aspect", type=float, default=0.0, metavar="R", help="leave out longer or wider ones")
+    rules.add_argument("--no-blank", action="store_true", help="leave out those of a single colour")
+    rules.add_argument("--no-animated", action="store_true", help="leave out those of several frames")
+    rules.add_argument("--max-side", type=int, default=0, metavar="PX",
+                       help="make larger ones smaller; all others keep their bytes")
+    rules.add_argument("--quality", type=int, default=90, metavar="Q",
+                       help="of the JPEGs that are written then (default 90)")
+    rules.add_argument("--plain", action="store_true",
+                       help="store CMYK, 16-bit, palette, transparent, turned and animated ones as plain upright RGB")
+    rules.add_argument("--srgb", action="store_true", help="convert embedded colour profiles to sRGB")
+    rules.add_argument("--no-decode", action="store_true",
+                       help="do not decode what keeps its bytes: faster, and damage is met in training")
+
+
+def _task(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    return int(number), int(count)
+
+
 def _workers(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N",
                          help="processes (default: one a core)")
@@ -100,10 +132,23 @@ def _convert(arguments: argparse.Namespace) -> int:
     options = Options(
         name=arguments.name or out.resolve().name.replace(".", "_"), labels=arguments.labels,
         samples_per_shard=arguments.samples_per_shard, workers=arguments.workers, shuffle=arguments.shuffle,
-        force=arguments.force,
+        force=arguments.force, task=arguments.task,
+        cleaning=Cleaning(
+            min_side=arguments.min_side, max_pixels=arguments.max_pixels, max_aspect=arguments.max_aspect,
+            blank=arguments.no_blank, animated=arguments.no_animated, max_side=arguments.max_side,
+            quality=arguments.quality, plain=arguments.plain, srgb=arguments.srgb, decode=not arguments.no_decode,
+        ),
     )
     manifest = convert(arguments.source, out, options)
-    _say(_summary(manifest))
+    if manifest is None:
+        _say(f"{out}: task {arguments.task[0]} of {arguments.task[1]} is written; when all are, `shards merge {out}`")
+    else:
+        _say(_summary(manifest))
+    return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    _say(_summary(merge(arguments.folder)))
     return 0
 
 

@@ -1,31 +1,32 @@
-"""`shards convert`: a folder of images to WebDataset shards, bytes kept as they are.
+"""`shards convert`: a folder of images to WebDataset shards, in pieces that any process on any node may write.
 
-The listing is cut into shards before anything is read, so the number of worker processes never changes a byte; an
-unreadable file only makes its shard smaller. The manifest is written last: without it a folder is not finished.
+The source is listed once into a plan; a piece of it becomes one shard, written whole or not at all. Pieces that are
+written already are passed over, so a conversion that was killed goes on where it was. The number of processes and
+tasks never changes a byte. The manifest is written last: without it a folder is not finished.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
+import shutil
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
+from shards.clean import Cleaning
 from shards.errors import InputError
 from shards.files import atomic_write
-from shards.images import ImageError, inspect
-from shards.keys import sample_keys
+from shards.images import ImageError
 from shards.manifest import (
-    IMAGE_SUFFIXES,
     INDEX_SUFFIX,
     MANIFEST_NAME,
     Manifest,
@@ -35,9 +36,12 @@ from shards.manifest import (
     write_index,
     write_manifest,
 )
+from shards.plan import PLAN, PLAN_IN_WORK, Plan, Row, Written, check_same, make_plan, open_plan, printable
 from shards.tar import file_checksum, index_tar
 
 SKIPPED_NAME = "skipped.jsonl"
+
+_PLAN_POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,9 @@ class Options:
         samples_per_shard: files listed for one shard.
         workers: processes.
         shuffle: seed of a permutation of the listing, None to keep it sorted.
-        force: replace a finished folder.
+        force: replace a finished folder, or begin anew.
+        cleaning: which images are kept, and how.
+        task: (i, n) writes every n-th piece from number i on, and leaves the manifest to `merge`; None does it all.
     """
 
     name: str
@@ -59,72 +65,80 @@ class Options:
     workers: int = 1
     shuffle: int | None = None
     force: bool = False
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    task: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True)
-class _Task:
-    """One shard to write: its tar, and for each sample the path below the source, the key and the label."""
+def convert(source: Path, out: Path, options: Options) -> Manifest | None:
+    """Convert a folder of images, or go on with it.
 
-    source: Path
-    tar: Path
-    files: list[tuple[str, str, int]]
-
-
-@dataclass(frozen=True)
-class _Written:
-    entry: ShardEntry | None
-    skipped: list[tuple[str, str]]
-
-
-def convert(source: Path, out: Path, options: Options) -> Manifest:
-    """Convert a folder of images.
+    Returns:
+        The manifest; None for a task, which leaves it to `merge`.
 
     Raises:
-        InputError: nothing to convert, or a target that must not be overwritten.
+        InputError: nothing to convert, a source or options that changed, or a target that must not be overwritten.
     """
     _check_target(source, out, options)
-    files, ignored = list_images(source)
-    if options.shuffle is not None:
-        files = [files[i] for i in np.random.default_rng(options.shuffle).permutation(len(files))]
-    classes = _classes(source, files) if options.labels == "folder" else ()
-    out.mkdir(parents=True, exist_ok=True)
-    _clear(out)
-    written = list(_write_all(_tasks(source, out, files, classes, options), options.workers, len(files)))
-    entries = tuple(result.entry for result in written if result.entry is not None)
-    skipped = [row for result in written for row in result.skipped] + [(path, "not an image file") for path in ignored]
+    plan = _plan(source, out, options)
+    first, step = options.task or (0, 1)
+    pieces = range(first, plan.num_pieces, step)
+    _write_pieces(plan, out, pieces, options)
+    return None if options.task else merge(out)
+
+
+def merge(out: Path) -> Manifest:
+    """Write the manifest of a conversion whose pieces are all written.
+
+    Raises:
+        InputError: pieces are missing, or none of the images could be read.
+    """
+    plan = open_plan(out)
+    pieces = [plan.written(number) for number in range(plan.num_pieces)]
+    missing = [number for number, written in enumerate(pieces) if written is None]
+    if missing:
+        raise InputError(
+            f"{out}: {len(missing)} of {len(pieces)} pieces are not written, such as piece {missing[0]}; give the "
+            f"command of their task again (with --task I/N, piece P belongs to task P modulo N)"
+        )
+    entries = tuple(written.entry for written in pieces if written.entry is not None)
     if not entries:
-        raise InputError(f"{source}: none of {len(files)} images can be read ({skipped[0][1]}); nothing was written")
+        why = next(reason for written in pieces for _, reason in written.skipped)
+        raise InputError(f"{plan.source}: none of {plan.num_rows} images can be read ({why}); nothing was written")
+    counts: Counter[str] = Counter()
     with atomic_write(out / SKIPPED_NAME) as file:
-        for path, reason in skipped:
+        for path, reason in _all_skipped(plan, pieces):
+            counts[reason] += 1
             file.write((json.dumps({"source": path, "reason": reason}) + "\n").encode())
-    manifest = Manifest(
-        out, options.name, entries, classes, source.name, _settings(options),
-        dict(Counter(reason for _, reason in skipped)),
-    )
+    manifest = Manifest(out, plan.settings["name"], entries, plan.classes, plan.source.name,
+                        {key: value for key, value in plan.settings.items() if key != "name"}, dict(counts))
     check_files(manifest)
     write_manifest(manifest)
     return manifest
 
 
-def list_images(source: Path) -> tuple[list[str], list[str]]:
-    """Image files below a folder, and other files, as sorted relative paths; links to folders are not followed."""
-    images, others = [], []
-    for folder, folders, names in os.walk(source, onerror=_unreadable_folder):
-        folders.sort()
-        for name in names:
-            path = os.path.relpath(os.path.join(folder, name), source)
-            is_image = name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
-            (images if is_image else others).append(path)
-    if not images:
-        raise InputError(
-            f"{source}: no images below this folder (looked for {', '.join(IMAGE_SUFFIXES)}; "
-            f"{len(others)} other files); pass the folder that holds them"
-        )
-    return sorted(images), sorted(others)
+def _all_skipped(plan: Plan, pieces: list[Written]) -> Iterator[tuple[str, str]]:
+    for written in pieces:
+        yield from written.skipped
+    for path in plan.others():
+        yield path, "not an image file"
 
 
-def _unreadable_folder(error: OSError) -> None:
-    raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); mend its permissions or move it away")
+def _plan(source: Path, out: Path, options: Options) -> Plan:
+    settings = _settings(options)
+    first_task = options.task is None or options.task[0] == 0
+    exists = (out / PLAN / "plan.json").exists()
+    if options.force and first_task:
+        exists = False
+    if not exists and first_task:
+        out.mkdir(parents=True, exist_ok=True)
+        _clear(out)
+        return make_plan(source, out, settings)
+    while not (out / PLAN / "plan.json").exists():  # task 0 makes it
+        time.sleep(_PLAN_POLL_S)
+    plan = open_plan(out, source)
+    if first_task:
+        check_same(plan, source, settings)
+    return plan
 
 
 def _check_target(source: Path, out: Path, options: Options) -> None:
@@ -135,18 +149,22 @@ def _check_target(source: Path, out: Path, options: Options) -> None:
     if (out / MANIFEST_NAME).exists() and not options.force:
         raise InputError(f"{out}: holds finished shards; choose another folder, or pass --force to replace them")
     foreign = [path.name for path in out.glob("*.tar") if not index_path(path).exists()] if out.is_dir() else []
-    if foreign:
+    if foreign and not (out / PLAN).exists():
         raise InputError(f"{out}: holds tars of unknown origin ({sorted(foreign)[0]}); choose another folder")
     for key in ("samples_per_shard", "workers"):
         if getattr(options, key) < 1:
             raise InputError(f"--{key.replace('_', '-')}={getattr(options, key)}: expected at least 1")
     if "/" in options.name or "." in options.name or not options.name:
         raise InputError(f"--name={options.name}: expected a name without dots and slashes")
+    if options.task is not None and not 0 <= options.task[0] < options.task[1]:
+        raise InputError(f"--task={options.task[0]}/{options.task[1]}: expected I/N with I from 0 to N - 1")
 
 
 def _clear(out: Path) -> None:
-    """Remove what an earlier or interrupted conversion left, the manifest first."""
+    """Remove what an earlier conversion left, the manifest first."""
     (out / MANIFEST_NAME).unlink(missing_ok=True)
+    for plan in (out / PLAN, out / PLAN_IN_WORK):
+        shutil.rmtree(plan, ignore_errors=True)
     for tar in out.glob("*.tar"):
         if index_path(tar).exists():
             tar.unlink()
@@ -155,78 +173,69 @@ def _clear(out: Path) -> None:
             path.unlink()
 
 
-def _classes(source: Path, files: list[str]) -> tuple[str, ...]:
-    loose = [path for path in files if "/" not in path]
-    if loose:
-        raise InputError(
-            f"{source / loose[0]}: lies in no class folder, which --labels folder needs; move it into one, "
-            f"or convert without labels"
-        )
-    return tuple(sorted({_printable(path.split("/")[0]) for path in files}))
-
-
-def _printable(name: str) -> str:
-    """Names that are not UTF-8 come from the file system with surrogates, which no file format takes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _tasks(source: Path, out: Path, files: list[str], classes: tuple[str, ...], options: Options) -> list[_Task]:
-    number = {name: place for place, name in enumerate(classes)}
-    keys = sample_keys(Path(path) for path in files)
-    rows = [
-        (path, key, number[_printable(path.split("/")[0])] if classes else -1)
-        for path, key in zip(files, keys, strict=True)
-    ]
-    size = options.samples_per_shard
-    return [
-        _Task(source, out / f"{options.name}-{start // size:06d}.tar", rows[start : start + size])
-        for start in range(0, len(rows), size)
-    ]
-
-
-def _write_all(tasks: list[_Task], workers: int, num_files: int) -> Iterator[_Written]:
-    with tqdm(total=num_files, unit="image", desc="convert", leave=False, mininterval=0.5) as bar:
-        if workers == 1 or len(tasks) == 1:
-            results: Any = map(_write_shard, tasks)
+def _write_pieces(plan: Plan, out: Path, pieces: range, options: Options) -> None:
+    todo = [piece for piece in pieces if not _is_written(plan, out, piece)]
+    write = partial(_write_piece, plan, out, options.name, options.cleaning)
+    total, left = (sum(plan.num_rows_of(piece) for piece in part) for part in (pieces, todo))
+    with tqdm(total=total, initial=total - left, unit="image", desc="convert", leave=False, mininterval=0.5) as bar:
+        if options.workers == 1 or len(todo) <= 1:
+            for piece in todo:
+                bar.update(write(piece))
         else:
-            pool = ProcessPoolExecutor(min(workers, len(tasks)))
-            results = pool.map(_write_shard, tasks)
-        for task, result in zip(tasks, results, strict=True):
-            bar.update(len(task.files))
-            yield result
+            with ProcessPoolExecutor(min(options.workers, len(todo))) as pool:
+                for count in pool.map(write, todo):
+                    bar.update(count)
 
 
-def _write_shard(task: _Task) -> _Written:
-    """Write one tar and its index; a shard without a readable image is not written."""
+def _is_written(plan: Plan, out: Path, piece: int) -> bool:
+    written = plan.written(piece)
+    if written is None or written.entry is None:
+        return written is not None
+    tar = out / written.entry.name
+    return tar.exists() and tar.stat().st_size == written.entry.num_bytes and index_path(tar).exists()
+
+
+def _write_piece(plan: Plan, out: Path, name: str, cleaning: Cleaning, piece: int) -> int:
+    """Write the shard of a piece and say so in the plan; returns how many files it had."""
+    rows = plan.rows(piece)
+    tar = out / f"{name}-{piece:06d}.tar"
+    for leftover in out.glob(f".{tar.stem}.*.writing"):
+        leftover.unlink(missing_ok=True)
+    plan.record(piece, _write_shard(plan.source, tar, rows, cleaning))
+    return len(rows)
+
+
+def _write_shard(source: Path, tar_path: Path, rows: list[Row], cleaning: Cleaning) -> Written:
+    """Write one tar and its index; a shard without a usable image is not written."""
     skipped: list[tuple[str, str]] = []
     labels: list[int] = []
-    with atomic_write(task.tar) as file:
-        with tarfile.open(fileobj=file, mode="w|") as tar:
-            for path, key, label in task.files:
+    with atomic_write(tar_path) as file:
+        with tarfile.open(fileobj=file, mode="w|", bufsize=1 << 20) as tar:
+            for row in rows:
                 try:
-                    payload = (task.source / path).read_bytes()
-                    inspect(payload, decode=True)
+                    payload = (source / row.path).read_bytes()
+                    payload, suffix = cleaning.apply(payload, row.path.rpartition(".")[2].lower())
                 except ImageError as error:
-                    skipped.append((_printable(path), str(error)))
+                    skipped.append((printable(row.path), str(error)))
                     continue
                 except OSError as error:
-                    skipped.append((_printable(path), f"cannot be read: {error.strerror}"))
+                    skipped.append((printable(row.path), f"cannot be read: {error.strerror}"))
                     continue
-                _add_sample(tar, key, path.rpartition(".")[2].lower(), payload, label)
-                labels.append(label)
+                _add_sample(tar, row.key, suffix, payload, row.label)
+                labels.append(row.label)
         if labels:
             # The index comes first: a tar with an index is known as one of ours, wherever a conversion is killed.
             file.flush()
             index = index_tar(Path(file.name)).index
             assert len(index) == len(labels), "the tar does not hold what was written to it"
             index.label[:] = labels
-            write_index(index, index_path(task.tar))
+            write_index(index, index_path(tar_path))
     if not labels:
-        task.tar.unlink()
-        return _Written(None, skipped)
-    entry = ShardEntry(task.tar.name, len(labels), task.tar.stat().st_size, file_checksum(task.tar),
-                       file_checksum(index_path(task.tar)))
-    return _Written(entry, skipped)
+        tar_path.unlink()
+        return Written(None, skipped)
+    entry = ShardEntry(tar_path.name, len(labels), tar_path.stat().st_size, file_checksum(tar_path),
+                       file_checksum(index_path(tar_path)))
+    return Written(entry, skipped)
 
 
 def _add_sample(tar: tarfile.TarFile, key: str, suffix: str, payload: bytes, label: int) -> None:
@@ -240,4 +249,6 @@ def _add_sample(tar: tarfile.TarFile, key: str, suffix: str, payload: bytes, lab
 
 
 def _settings(options: Options) -> dict[str, Any]:
-    return {"labels": options.labels, "samples_per_shard": options.samples_per_shard, "shuffle": options.shuffle}
+    """The options that decide about bytes."""
+    return {"name": options.name, "labels": options.labels, "samples_per_shard": options.samples_per_shard,
+            "shuffle": options.shuffle, **asdict(options.cleaning)}

@@ -1,32 +1,36 @@
-"""WebDataset keys from file paths.
+"""WebDataset keys from file names.
 
 A key ends at the first dot of the base name, and everything that shares a key is one sample; so dots leave the stem,
-and files that would meet under one key get different ones.
+and files of a folder that would meet under one key get different ones. Since folders differ too, keys differ.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from pathlib import PurePath
 
-_UNSAFE = re.compile(r"[^\w/ -]")
+_UNSAFE = re.compile(r"[^\w -]")
 
 
-def sample_keys(paths: Iterable[PurePath]) -> list[str]:
-    """One key a relative path, in order; the same paths always give the same keys.
+class Keys:
+    """Names for the files, or for the folders, of one folder; the same names in the same order always give the same."""
 
-    `a/b.c.png` becomes `a/b_c`; the second and later files of one key get `~2`, `~3` ...
-    """
-    taken: set[str] = set()
-    keys = []
-    for path in paths:
-        stem = path.name[: len(path.name) - len(path.suffix)] if path.suffix else path.name
-        base = key = _UNSAFE.sub("_", (path.parent / stem).as_posix())
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def of_file(self, name: str) -> str:
+        """`b.c.png` becomes `b_c`; the second and later files of one name get `~2`, `~3` ..."""
+        stem, dot, _ = name.rpartition(".")
+        return self._unique(stem if dot and stem else name)
+
+    def of_folder(self, name: str) -> str:
+        """As for files, but all of the name counts."""
+        return self._unique(name)
+
+    def _unique(self, name: str) -> str:
+        base = key = _UNSAFE.sub("_", name)
         count = 1
-        while key in taken:
+        while key in self._taken:
             count += 1
             key = f"{base}~{count}"
-        taken.add(key)
-        keys.append(key)
-    return keys
+        self._taken.add(key)
+        return key

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from largescale.data.reader import RawSample, SampleError
+from shards.images import ImageError, is_plain, opened, to_rgb
 
 REDUCTIONS = (8, 4, 2)
 """Factors by which JPEG's inverse DCT can reduce an image for less than the price of decoding it whole."""
-
-_ORIENTATION = 0x0112
-"""The EXIF tag that says how a picture is to be turned."""
 
 _FRAME_HEADERS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
@@ -94,16 +89,15 @@ def decode(sample: RawSample, *, max_pixels: int) -> Tensor:
 def _decode_any(payload: memoryview) -> np.ndarray:
     """Whatever Pillow reads, upright, uint8 [H, W, 3]; JPEGs by the same decoder as all others where it can."""
     try:
-        with Image.open(io.BytesIO(payload)) as image:
-            upright = image.getexif().get(_ORIENTATION, 1) == 1
-            if upright and image.format == "JPEG" and image.mode in ("RGB", "L"):
+        with opened(bytes(payload)) as image:
+            if image.format == "JPEG" and is_plain(image):
                 return simplejpeg.decode_jpeg(payload, colorspace="RGB")
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _undecodable(error) from error
+            return np.array(to_rgb(image))
+    except ImageError as error:
+        raise _undecodable(error.__cause__ or error) from error
 
 
-def _undecodable(error: Exception) -> SampleError:
+def _undecodable(error: BaseException) -> SampleError:
     return SampleError(f"cannot be decoded: {' '.join(str(error).split())[:200]}")
 
 

@@ -1,0 +1,287 @@
+"""The plan of a conversion: what was listed, in which order it is written, cut into pieces of one shard each.
+
+    plan/plan.json                 source, settings, counts, classes, fingerprint of the listing
+    plan/paths.bin, keys.bin       paths below the source and keys, one after the other
+    plan/*_ends.bin, labels.bin    where each ends (uint64), class of each (int32)
+    plan/order.bin                 with --shuffle: the row that comes at each place (uint64)
+    plan/others.jsonl              files that are no images
+    plan/pieces/000012.json        piece 12 is written: its shard, and what it left out and why
+
+Every process of a conversion, on any node, reads the same plan, so pieces are written by whoever comes, once, and a
+conversion goes on where it was killed. Rows are read from the disk as they are needed; making a plan takes 8 bytes of
+memory a file where it is shuffled, and next to none where not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from shards.errors import InputError
+from shards.files import atomic_write
+from shards.listing import Found, walk_folder
+from shards.manifest import IMAGE_SUFFIXES, ShardEntry
+
+PLAN, PLAN_IN_WORK = "plan", ".plan.writing"
+
+_SETTINGS_KEPT = "was made with {key}={was}, now it is {now}; give the same options, or --force to begin anew"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file to convert: its path below the source, its key, its class (-1 for none)."""
+
+    path: str
+    key: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """What came of a piece: its shard (None if nothing of it could be used), and what was left out, with reasons."""
+
+    entry: ShardEntry | None
+    skipped: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan on disk.
+
+    Attributes:
+        folder: where it is.
+        source: what it lists.
+        settings: the options that decide about bytes.
+        num_rows, piece_rows: files, and how many of them make a piece.
+        classes: names by number.
+        fingerprint: of paths and sizes.
+    """
+
+    folder: Path
+    source: Path
+    settings: dict[str, Any]
+    num_rows: int
+    piece_rows: int
+    classes: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def num_pieces(self) -> int:
+        """Pieces, the last of which may be smaller."""
+        return -(-self.num_rows // self.piece_rows)
+
+    def num_rows_of(self, piece: int) -> int:
+        """How many files a piece has."""
+        return min(self.piece_rows, self.num_rows - piece * self.piece_rows)
+
+    def rows(self, piece: int) -> list[Row]:
+        """The files of a piece, in their order."""
+        first = piece * self.piece_rows
+        last = first + self.num_rows_of(piece)
+        numbers = self._order[first:last] if self._order is not None else np.arange(first, last)
+        return [Row(self._paths[number], self._keys[number], int(self._labels[number])) for number in numbers.tolist()]
+
+    def written(self, piece: int) -> Written | None:
+        """What came of a piece; None if it is not written."""
+        try:
+            content = json.loads(self._piece_file(piece).read_bytes())
+        except FileNotFoundError:
+            return None
+        entry = ShardEntry(**content["entry"]) if content["entry"] else None
+        return Written(entry, [(source, reason) for source, reason in content["skipped"]])
+
+    def record(self, piece: int, written: Written) -> None:
+        """Say that a piece is written: last, after its files."""
+        entry = vars(written.entry) if written.entry else None
+        with atomic_write(self._piece_file(piece)) as file:
+            file.write(json.dumps({"entry": entry, "skipped": written.skipped}).encode())
+
+    def others(self) -> Iterator[str]:
+        """Files that are no images."""
+        with (self.folder / "others.jsonl").open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+    def _piece_file(self, piece: int) -> Path:
+        return self.folder / "pieces" / f"{piece:06d}.json"
+
+    @cached_property
+    def _paths(self) -> _Texts:
+        return _Texts(self.folder, "paths", "path_ends")
+
+    @cached_property
+    def _keys(self) -> _Texts:
+        return _Texts(self.folder, "keys", "key_ends")
+
+    @cached_property
+    def _labels(self) -> np.ndarray:
+        return np.memmap(self.folder / "labels.bin", np.int32, "r")
+
+    @cached_property
+    def _order(self) -> np.ndarray | None:
+        path = self.folder / "order.bin"
+        return np.memmap(path, np.uint64, "r") if path.exists() else None
+
+
+def make_plan(source: Path, out: Path, settings: dict[str, Any]) -> Plan:
+    """List a source and write the plan.
+
+    Args:
+        source: folder of images.
+        out: shard folder that is to come; the plan goes below it.
+        settings: must have `samples_per_shard`, `shuffle` and `labels`.
+
+    Raises:
+        InputError: no images, or with labels images that lie in no class folder.
+    """
+    temporary = out / PLAN_IN_WORK
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "pieces").mkdir(parents=True)
+    try:
+        plan = _write_listing(source, temporary, settings)
+        os.replace(temporary, out / PLAN)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return open_plan(out, plan.source)
+
+
+def open_plan(out: Path, source: Path | None = None) -> Plan:
+    """The plan of a shard folder.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    path = out / PLAN / "plan.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Plan(out / PLAN, source or Path(content["source"]), content["settings"], content["rows"],
+                    content["settings"]["samples_per_shard"], tuple(content["classes"]), content["fingerprint"])
+    except FileNotFoundError:
+        raise InputError(f"{out}: no conversion was planned here; begin one with `shards convert`") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); begin anew with --force") from error
+
+
+def check_same(plan: Plan, source: Path, settings: dict[str, Any]) -> None:
+    """Check that a plan is what would be planned now.
+
+    Raises:
+        InputError: other options, or files that came, went or changed their size since.
+    """
+    for key, now in settings.items():
+        if plan.settings.get(key) != now:
+            text = _SETTINGS_KEPT.format(key=f"--{key.replace('_', '-')}", was=plan.settings.get(key), now=now)
+            raise InputError(f"{plan.folder}: {text}")
+    digest = xxhash.xxh3_128()
+    count = sum(_add(digest, found) for found in walk_folder(source))
+    if digest.hexdigest() != plan.fingerprint:
+        raise InputError(
+            f"{source}: is not what it was when {plan.folder} was made ({plan.num_rows:,} images then, {count:,} now, "
+            f"or other names or sizes); restore it, or begin anew with --force"
+        )
+
+
+def _write_listing(source: Path, folder: Path, settings: dict[str, Any]) -> Plan:
+    digest = xxhash.xxh3_128()
+    labelled, numbers, count, num_others = settings["labels"] == "folder", {}, 0, 0
+    with (_TextFile(folder, "paths", "path_ends") as paths, _TextFile(folder, "keys", "key_ends") as keys,
+          (folder / "classes.bin").open("wb") as labels, (folder / "others.jsonl").open("w") as others):
+        for found in walk_folder(source):
+            if not _add(digest, found):
+                others.write(json.dumps(printable(found.path)) + "\n")
+                num_others += 1
+                continue
+            paths.add(os.fsencode(found.path))
+            keys.add(found.key.encode("utf-8", "surrogateescape"))
+            label = numbers.setdefault(_class_of(source, found.path), len(numbers)) if labelled else -1
+            labels.write(np.int32(label).tobytes())
+            count += 1
+    if count == 0:
+        raise InputError(
+            f"{source}: no images below this folder (looked for {', '.join(IMAGE_SUFFIXES)}; {num_others} other "
+            f"files); pass the folder that holds them"
+        )
+    classes = tuple(sorted(numbers))
+    _sort_labels(folder, numbers, classes)
+    if settings["shuffle"] is not None:
+        order = np.random.default_rng(settings["shuffle"]).permutation(count)
+        order.astype(np.uint64).tofile(folder / "order.bin")
+    content = {"source": str(source), "settings": settings, "rows": count, "classes": classes,
+               "fingerprint": digest.hexdigest()}
+    (folder / "plan.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return Plan(folder, source, settings, count, settings["samples_per_shard"], classes, digest.hexdigest())
+
+
+def _add(digest: xxhash.xxh3_128, found: Found) -> bool:
+    """Count an image into the fingerprint of its listing; False for what is none."""
+    if not found.key:
+        return False
+    digest.update(os.fsencode(found.path) + b"\0%d\n" % found.size)
+    return True
+
+
+def _class_of(source: Path, path: str) -> str:
+    folder, slash, _ = path.partition("/")
+    if not slash:
+        raise InputError(
+            f"{source / path}: lies in no class folder, which --labels folder needs; move it into one, or convert "
+            f"without labels"
+        )
+    return printable(folder)
+
+
+def printable(name: str) -> str:
+    """Names that are not UTF-8 come from the file system with surrogates, which no file format takes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _sort_labels(folder: Path, numbers: dict[str, int], classes: Iterable[str]) -> None:
+    """Class numbers by name, whatever the order in which they were met."""
+    place = {name: number for number, name in enumerate(classes)}
+    sorted_number = np.full(len(numbers) + 1, -1, np.int32)
+    for name, number in numbers.items():
+        sorted_number[number] = place[name]
+    labels = np.fromfile(folder / "classes.bin", np.int32)
+    sorted_number[labels].tofile(folder / "labels.bin")  # -1 picks the last one, which is -1
+    (folder / "classes.bin").unlink()
+
+
+class _TextFile:
+    """Writes texts one after the other, and where each ends."""
+
+    def __init__(self, folder: Path, name: str, ends: str) -> None:
+        self._texts, self._ends = (folder / f"{name}.bin").open("wb"), (folder / f"{ends}.bin").open("wb")
+        self._place = 0
+
+    def add(self, text: bytes) -> None:
+        """Append one."""
+        self._texts.write(text)
+        self._place += len(text)
+        self._ends.write(self._place.to_bytes(8, "little"))
+
+    def __enter__(self) -> _TextFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._texts.close()
+        self._ends.close()
+
+
+class _Texts:
+    """Texts of a `_TextFile`, read from the disk one by one."""
+
+    def __init__(self, folder: Path, name: str, ends: str) -> None:
+        self._texts = np.memmap(folder / f"{name}.bin", np.uint8, "r")
+        self._ends = np.memmap(folder / f"{ends}.bin", np.uint64, "r")
+
+    def __getitem__(self, row: int) -> str:
+        start = int(self._ends[row - 1]) if row else 0
+        return os.fsdecode(self._texts[start : int(self._ends[row])].tobytes())

@@ -1,0 +1,133 @@
+"""Conversion in pieces: by one process, by several, by tasks, by processes that are killed: the same bytes."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shards import convert as conversion
+from shards.cli import main
+from shards.convert import Options, convert, merge
+from shards.errors import InputError
+from shards.manifest import read_manifest
+from tests.conftest import ROOT
+from tests.shards.test_convert import contents, image_bytes
+
+
+@pytest.fixture(scope="module")
+def pile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 images in three folders, one of them damaged."""
+    source = tmp_path_factory.mktemp("pile")
+    for number in range(60):
+        path = source / f"class{number % 3}" / f"{number:03d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(image_bytes(90, 80, "JPEG", seed=number)[: 700 if number == 17 else None])
+    return source
+
+
+def options(**changes: object) -> Options:
+    return Options("pile", labels="folder", samples_per_shard=7, shuffle=5, **changes)
+
+
+@pytest.fixture(scope="module")
+def expected(pile: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("expected") / "out"
+    convert(pile, out, options())
+    return contents(out)
+
+
+def test_processes_do_not_change_a_byte(pile, tmp_path, expected):
+    convert(pile, tmp_path / "out", options(workers=8))
+    assert contents(tmp_path / "out") == expected
+
+
+def test_tasks_in_any_order_and_a_merge_do_not_change_a_byte(pile, tmp_path, expected, capsys):
+    out = tmp_path / "out"
+    command = ["convert", str(pile), str(out), "--name", "pile", "--labels", "folder", "--samples-per-shard", "7",
+               "--shuffle", "5"]
+    for task in (0, 3, 1):
+        assert main([*command, "--task", f"{task}/4"]) == 0
+    assert main(["merge", str(out)]) == 2
+    assert "2 of 9 pieces are not written, such as piece 2" in capsys.readouterr().err
+    assert not (out / "manifest.json").exists()
+    assert main([*command, "--task", "2/4"]) == 0 and main(["merge", str(out)]) == 0
+    assert contents(out) == expected
+
+
+def test_pieces_that_are_written_are_not_written_again(pile, tmp_path, expected, monkeypatch):
+    out = tmp_path / "out"
+    convert(pile, out, options(task=(0, 2)))
+    written, write = [], conversion._write_shard
+
+    def write_and_tell(*arguments: object) -> object:
+        written.append(arguments[1].stem)
+        return write(*arguments)
+
+    monkeypatch.setattr(conversion, "_write_shard", write_and_tell)
+    (out / "pile-000004.tar").write_bytes(b"half")
+    convert(pile, out, options())
+    assert sorted(written) == [f"pile-{number:06d}" for number in (1, 3, 4, 5, 7)]
+    assert contents(out) == expected
+
+
+def test_a_source_or_options_that_changed_are_refused(pile, tmp_path):
+    source, out = Path(shutil.copytree(pile, tmp_path / "source")), tmp_path / "out"
+    convert(source, out, options(task=(0, 2)))
+    with pytest.raises(InputError, match=r"plan: was made with --shuffle=5, now it is 6; give the same options, or"):
+        convert(source, out, Options("pile", labels="folder", samples_per_shard=7, shuffle=6))
+    (source / "class0" / "new.jpg").write_bytes(image_bytes(file_format="JPEG"))
+    with pytest.raises(InputError, match=r"is not what it was .*60 images then, 61 now"):
+        convert(source, out, options())
+    manifest = convert(source, out, options(force=True))
+    assert manifest.num_samples == 60 and not list(out.glob(".*"))
+
+
+@pytest.mark.parametrize("task", [(4, 4), (-1, 3)])
+def test_tasks_that_do_not_exist_are_refused(pile, tmp_path, task):
+    with pytest.raises(InputError, match="expected I/N with I from 0 to N - 1"):
+        convert(pile, tmp_path / "out", options(task=task))
+
+
+def test_merging_what_was_never_planned_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no conversion was planned here"):
+        merge(tmp_path)
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_leave_no_trace(pile, tmp_path, expected):
+    """A short form of `python -m tests.shards.kill_conversions --kills 50`."""
+    assert kill_again_and_again(pile, tmp_path / "out", kills=8, seed=1) == 8
+    assert contents(tmp_path / "out") == expected
+
+
+def kill_again_and_again(source: Path, out: Path, *, kills: int, seed: int) -> int:
+    """Convert under kills of all processes, then to the end; returns how many kills met a conversion at work."""
+    chance, met = random.Random(seed), 0
+    command = [sys.executable, "-m", "shards", "convert", str(source), str(out), "--name", "pile", "--labels", "folder",
+               "--samples-per-shard", "7", "--shuffle", "5", "--workers", "2", "--force"]
+    while met < kills:
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                              start_new_session=True) as process:
+            deadline = time.monotonic() + chance.uniform(0.1, 0.9)
+            while process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.005)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                met += 1
+        if command[-1] == "--force" and (out / "plan").exists():
+            command.pop()  # from here on it goes on
+        if (out / "manifest.json").exists() and met < kills:
+            command.append("--force")
+    if not (out / "manifest.json").exists():
+        subprocess.run([*command], cwd=ROOT, check=True, capture_output=True)
+    assert read_manifest(out).num_samples == 59
+    assert not [path.name for path in out.glob(".*")]
+    return met
