@@ -106,6 +106,10 @@ def _cleaning(command: argparse.ArgumentParser) -> None:
     rules.add_argument("--max-aspect", type=float, default=0.0, metavar="R", help="leave out longer or wider ones")
     rules.add_argument("--no-blank", action="store_true", help="leave out those of a single colour")
     rules.add_argument("--no-animated", action="store_true", help="leave out those of several frames")
+    rules.add_argument("--duplicates", choices=["keep", "exact", "near"], default="keep",
+                       help="exact: leave out files with the bytes of another; near: also those that look like another")
+    rules.add_argument("--radius", type=int, default=3, metavar="BITS",
+                       help="near: how many of 64 bits of the pictures' hashes may differ (default 3)")
     rules.add_argument("--max-side", type=int, default=0, metavar="PX",
                        help="make larger ones smaller; all others keep their bytes")
     rules.add_argument("--quality", type=int, default=90, metavar="Q",
@@ -132,7 +136,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     options = Options(
         name=arguments.name or out.resolve().name.replace(".", "_"), labels=arguments.labels,
         samples_per_shard=arguments.samples_per_shard, workers=arguments.workers, shuffle=arguments.shuffle,
-        force=arguments.force, task=arguments.task,
+        force=arguments.force, task=arguments.task, duplicates=arguments.duplicates, radius=arguments.radius,
         cleaning=Cleaning(
             min_side=arguments.min_side, max_pixels=arguments.max_pixels, max_aspect=arguments.max_aspect,
             blank=arguments.no_blank, animated=arguments.no_animated, max_side=arguments.max_side,
@@ -141,14 +145,18 @@ def _convert(arguments: argparse.Namespace) -> int:
     )
     manifest = convert(arguments.source, out, options)
     if manifest is None:
-        _say(f"{out}: task {arguments.task[0]} of {arguments.task[1]} is written; when all are, `shards merge {out}`")
+        _say(f"{out}: task {arguments.task[0]} of {arguments.task[1]} is done; when all are, `shards merge {out}`")
     else:
         _say(_summary(manifest))
     return 0
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    _say(_summary(merge(arguments.folder)))
+    manifest = merge(arguments.folder)
+    if manifest is None:
+        _say(f"{arguments.folder}: duplicates are known now; give the commands of the tasks again, then merge again")
+    else:
+        _say(_summary(manifest))
     return 0
 
 

@@ -13,16 +13,18 @@ import shutil
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from shards.clean import Cleaning
+from shards.duplicates import Fingerprints, fingerprint
 from shards.errors import InputError
 from shards.files import atomic_write
 from shards.images import ImageError
@@ -56,6 +58,9 @@ class Options:
         shuffle: seed of a permutation of the listing, None to keep it sorted.
         force: replace a finished folder, or begin anew.
         cleaning: which images are kept, and how.
+        duplicates: "exact" leaves out files with the bytes of another, "near" also pictures that look like another;
+            "keep" looks for none.
+        radius: Hamming distance of the hashes of near ones, see `shards/duplicates.py`.
         task: (i, n) writes every n-th piece from number i on, and leaves the manifest to `merge`; None does it all.
     """
 
@@ -66,6 +71,8 @@ class Options:
     shuffle: int | None = None
     force: bool = False
     cleaning: Cleaning = field(default_factory=Cleaning)
+    duplicates: str = "keep"
+    radius: int = 3
     task: tuple[int, int] | None = None
 
 
@@ -82,33 +89,43 @@ def convert(source: Path, out: Path, options: Options) -> Manifest | None:
     plan = _plan(source, out, options)
     first, step = options.task or (0, 1)
     pieces = range(first, plan.num_pieces, step)
+    if options.duplicates != "keep" and not plan.are_duplicates_known():
+        _scan_pieces(plan, pieces, options)
+        if options.task:
+            return None
+        _find_duplicates(plan)
     _write_pieces(plan, out, pieces, options)
     return None if options.task else merge(out)
 
 
-def merge(out: Path) -> Manifest:
-    """Write the manifest of a conversion whose pieces are all written.
+def merge(out: Path) -> Manifest | None:
+    """Finish what the tasks of a conversion did: write the manifest.
+
+    Returns:
+        The manifest; None after the first of two rounds of tasks that leave out duplicates: what they found is known
+        now, and their commands are to be given again.
 
     Raises:
         InputError: pieces are missing, or none of the images could be read.
     """
     plan = open_plan(out)
+    if plan.settings["duplicates"] != "keep" and not plan.are_duplicates_known():
+        missing = [piece for piece in range(plan.num_pieces) if not plan.scan_file(piece).exists()]
+        _require_all(out, missing, plan.num_pieces, "looked at")
+        _find_duplicates(plan)
+        return None
     pieces = [plan.written(number) for number in range(plan.num_pieces)]
     missing = [number for number, written in enumerate(pieces) if written is None]
-    if missing:
-        raise InputError(
-            f"{out}: {len(missing)} of {len(pieces)} pieces are not written, such as piece {missing[0]}; give the "
-            f"command of their task again (with --task I/N, piece P belongs to task P modulo N)"
-        )
+    _require_all(out, missing, len(pieces), "written")
     entries = tuple(written.entry for written in pieces if written.entry is not None)
     if not entries:
-        why = next(reason for written in pieces for _, reason in written.skipped)
+        why = next(row["reason"] for written in pieces for row in written.skipped)
         raise InputError(f"{plan.source}: none of {plan.num_rows} images can be read ({why}); nothing was written")
     counts: Counter[str] = Counter()
     with atomic_write(out / SKIPPED_NAME) as file:
-        for path, reason in _all_skipped(plan, pieces):
-            counts[reason] += 1
-            file.write((json.dumps({"source": path, "reason": reason}) + "\n").encode())
+        for row in _all_skipped(plan, pieces):
+            counts[row["reason"]] += 1
+            file.write((json.dumps(row) + "\n").encode())
     manifest = Manifest(out, plan.settings["name"], entries, plan.classes, plan.source.name,
                         {key: value for key, value in plan.settings.items() if key != "name"}, dict(counts))
     check_files(manifest)
@@ -116,11 +133,23 @@ def merge(out: Path) -> Manifest:
     return manifest
 
 
-def _all_skipped(plan: Plan, pieces: list[Written]) -> Iterator[tuple[str, str]]:
+def _require_all(out: Path, missing: list[int], total: int, done: str) -> None:
+    if missing:
+        raise InputError(
+            f"{out}: {len(missing)} of {total} pieces are not {done}, such as piece {missing[0]}; give the command of "
+            f"their task again (with --task I/N, piece P belongs to task P modulo N)"
+        )
+
+
+def _all_skipped(plan: Plan, pieces: list[Written]) -> Iterator[dict[str, str]]:
     for written in pieces:
         yield from written.skipped
     for path in plan.others():
-        yield path, "not an image file"
+        yield {"source": path, "reason": "not an image file"}
+
+
+def _find_duplicates(plan: Plan) -> None:
+    plan.find_duplicates(plan.settings["radius"] if plan.settings["duplicates"] == "near" else None)
 
 
 def _plan(source: Path, out: Path, options: Options) -> Plan:
@@ -156,6 +185,10 @@ def _check_target(source: Path, out: Path, options: Options) -> None:
             raise InputError(f"--{key.replace('_', '-')}={getattr(options, key)}: expected at least 1")
     if "/" in options.name or "." in options.name or not options.name:
         raise InputError(f"--name={options.name}: expected a name without dots and slashes")
+    if options.duplicates not in ("keep", "exact", "near"):
+        raise InputError(f"--duplicates={options.duplicates}: expected keep, exact or near")
+    if not 0 <= options.radius <= 7:
+        raise InputError(f"--radius={options.radius}: expected 0 to 7")
     if options.task is not None and not 0 <= options.task[0] < options.task[1]:
         raise InputError(f"--task={options.task[0]}/{options.task[1]}: expected I/N with I from 0 to N - 1")
 
@@ -173,17 +206,44 @@ def _clear(out: Path) -> None:
             path.unlink()
 
 
+def _scan_pieces(plan: Plan, pieces: range, options: Options) -> None:
+    todo = [piece for piece in pieces if not plan.scan_file(piece).exists()]
+    _over_pieces(partial(_scan_piece, plan, options.duplicates == "near"), plan, pieces, todo, options.workers, "scan")
+
+
+def _scan_piece(plan: Plan, look: bool, piece: int) -> int:
+    """Hash the images of a piece; returns how many files it had."""
+    rows, found = plan.rows(piece), []
+    for row in rows:
+        try:
+            numbers = fingerprint((plan.source / row.path).read_bytes(), look=look)
+        except OSError:
+            continue  # writing its piece will say so
+        if numbers is not None:
+            found.append((row.number, *numbers))
+    columns = np.array(found, np.uint64).reshape(-1, 4).T
+    Fingerprints(*(np.ascontiguousarray(column) for column in columns)).save(plan.scan_file(piece))
+    return len(rows)
+
+
 def _write_pieces(plan: Plan, out: Path, pieces: range, options: Options) -> None:
     todo = [piece for piece in pieces if not _is_written(plan, out, piece)]
     write = partial(_write_piece, plan, out, options.name, options.cleaning)
+    _over_pieces(write, plan, pieces, todo, options.workers, "convert")
+
+
+def _over_pieces(
+    do: Callable[[int], int], plan: Plan, pieces: range, todo: list[int], workers: int, what: str
+) -> None:
+    """Do something for the pieces that are left, in several processes, with a bar that counts files."""
     total, left = (sum(plan.num_rows_of(piece) for piece in part) for part in (pieces, todo))
-    with tqdm(total=total, initial=total - left, unit="image", desc="convert", leave=False, mininterval=0.5) as bar:
-        if options.workers == 1 or len(todo) <= 1:
+    with tqdm(total=total, initial=total - left, unit="image", desc=what, leave=False, mininterval=0.5) as bar:
+        if workers == 1 or len(todo) <= 1:
             for piece in todo:
-                bar.update(write(piece))
+                bar.update(do(piece))
         else:
-            with ProcessPoolExecutor(min(options.workers, len(todo))) as pool:
-                for count in pool.map(write, todo):
+            with ProcessPoolExecutor(min(workers, len(todo))) as pool:
+                for count in pool.map(do, todo):
                     bar.update(count)
 
 
@@ -201,25 +261,31 @@ def _write_piece(plan: Plan, out: Path, name: str, cleaning: Cleaning, piece: in
     tar = out / f"{name}-{piece:06d}.tar"
     for leftover in out.glob(f".{tar.stem}.*.writing"):
         leftover.unlink(missing_ok=True)
-    plan.record(piece, _write_shard(plan.source, tar, rows, cleaning))
+    plan.record(piece, _write_shard(plan.source, tar, rows, cleaning, plan.repeated(rows)))
     return len(rows)
 
 
-def _write_shard(source: Path, tar_path: Path, rows: list[Row], cleaning: Cleaning) -> Written:
+def _write_shard(
+    source: Path, tar_path: Path, rows: list[Row], cleaning: Cleaning, repeated: dict[int, tuple[str, str]]
+) -> Written:
     """Write one tar and its index; a shard without a usable image is not written."""
-    skipped: list[tuple[str, str]] = []
+    skipped: list[dict[str, str]] = []
     labels: list[int] = []
     with atomic_write(tar_path) as file:
         with tarfile.open(fileobj=file, mode="w|", bufsize=1 << 20) as tar:
             for row in rows:
+                if row.number in repeated:
+                    other, reason = repeated[row.number]
+                    skipped.append({"source": printable(row.path), "reason": reason, "repeats": other})
+                    continue
                 try:
                     payload = (source / row.path).read_bytes()
                     payload, suffix = cleaning.apply(payload, row.path.rpartition(".")[2].lower())
                 except ImageError as error:
-                    skipped.append((printable(row.path), str(error)))
+                    skipped.append({"source": printable(row.path), "reason": str(error)})
                     continue
                 except OSError as error:
-                    skipped.append((printable(row.path), f"cannot be read: {error.strerror}"))
+                    skipped.append({"source": printable(row.path), "reason": f"cannot be read: {error.strerror}"})
                     continue
                 _add_sample(tar, row.key, suffix, payload, row.label)
                 labels.append(row.label)
@@ -251,4 +317,5 @@ def _add_sample(tar: tarfile.TarFile, key: str, suffix: str, payload: bytes, lab
 def _settings(options: Options) -> dict[str, Any]:
     """The options that decide about bytes."""
     return {"name": options.name, "labels": options.labels, "samples_per_shard": options.samples_per_shard,
-            "shuffle": options.shuffle, **asdict(options.cleaning)}
+            "shuffle": options.shuffle, "duplicates": options.duplicates, "radius": options.radius,
+            **asdict(options.cleaning)}

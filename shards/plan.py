@@ -5,6 +5,8 @@
     plan/*_ends.bin, labels.bin    where each ends (uint64), class of each (int32)
     plan/order.bin                 with --shuffle: the row that comes at each place (uint64)
     plan/others.jsonl              files that are no images
+    plan/scans/000012.safetensors  with --duplicates: hashes of the images of piece 12
+    plan/duplicates.bin            row, the row it repeats, exact or near (uint64 [N, 3])
     plan/pieces/000012.json        piece 12 is written: its shard, and what it left out and why
 
 Every process of a conversion, on any node, reads the same plan, so pieces are written by whoever comes, once, and a
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from shards.duplicates import find_duplicates
 from shards.errors import InputError
 from shards.files import atomic_write
 from shards.listing import Found, walk_folder
@@ -38,8 +41,9 @@ _SETTINGS_KEPT = "was made with {key}={was}, now it is {now}; give the same opti
 
 @dataclass(frozen=True)
 class Row:
-    """One file to convert: its path below the source, its key, its class (-1 for none)."""
+    """One file to convert: its place in the listing, its path below the source, its key, its class (-1 for none)."""
 
+    number: int
     path: str
     key: str
     label: int
@@ -47,10 +51,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Written:
-    """What came of a piece: its shard (None if nothing of it could be used), and what was left out, with reasons."""
+    """What came of a piece: its shard (None if nothing of it could be used), and what was left out: a dictionary a file
+    with `source` and `reason`, and of a duplicate `repeats`.
+    """
 
     entry: ShardEntry | None
-    skipped: list[tuple[str, str]]
+    skipped: list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,8 @@ class Plan:
         first = piece * self.piece_rows
         last = first + self.num_rows_of(piece)
         numbers = self._order[first:last] if self._order is not None else np.arange(first, last)
-        return [Row(self._paths[number], self._keys[number], int(self._labels[number])) for number in numbers.tolist()]
+        return [Row(number, self._paths[number], self._keys[number], int(self._labels[number]))
+                for number in numbers.tolist()]
 
     def written(self, piece: int) -> Written | None:
         """What came of a piece; None if it is not written."""
@@ -97,13 +104,49 @@ class Plan:
         except FileNotFoundError:
             return None
         entry = ShardEntry(**content["entry"]) if content["entry"] else None
-        return Written(entry, [(source, reason) for source, reason in content["skipped"]])
+        return Written(entry, content["skipped"])
 
     def record(self, piece: int, written: Written) -> None:
         """Say that a piece is written: last, after its files."""
         entry = vars(written.entry) if written.entry else None
         with atomic_write(self._piece_file(piece)) as file:
             file.write(json.dumps({"entry": entry, "skipped": written.skipped}).encode())
+
+    # -- Duplicates ---------------------------------------------------------------------------------------------------
+
+    def scan_file(self, piece: int) -> Path:
+        """Where the hashes of a piece's images are."""
+        return self.folder / "scans" / f"{piece:06d}.safetensors"
+
+    def are_duplicates_known(self) -> bool:
+        """Whether duplicates were looked for."""
+        return (self.folder / "duplicates.bin").exists()
+
+    def find_duplicates(self, radius: int | None) -> None:
+        """Look for duplicates among all scans and write them down."""
+        scans = [self.scan_file(piece) for piece in range(self.num_pieces)]
+        found = find_duplicates(scans, self.folder / ".duplicates", radius)
+        with atomic_write(self.folder / "duplicates.bin") as file:
+            file.write(found.tobytes())
+
+    def repeated(self, rows: list[Row]) -> dict[int, tuple[str, str]]:
+        """For those of these rows that are duplicates: the path that each repeats, and the reason."""
+        found = self._duplicates
+        numbers = np.array([row.number for row in rows], np.uint64)
+        places = np.searchsorted(found[:, 0], numbers)
+        hits = np.flatnonzero(found[np.minimum(places, len(found) - 1), 0] == numbers) if len(found) else []
+        return {
+            rows[hit].number: (printable(self._paths[int(found[places[hit], 1])]),
+                               "a near duplicate" if found[places[hit], 2] else "a duplicate")
+            for hit in hits
+        }
+
+    @cached_property
+    def _duplicates(self) -> np.ndarray:
+        path = self.folder / "duplicates.bin"
+        if not path.exists() or path.stat().st_size == 0:
+            return np.empty((0, 3), np.uint64)
+        return np.memmap(path, np.uint64, "r").reshape(-1, 3)
 
     def others(self) -> Iterator[str]:
         """Files that are no images."""

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,8 +11,7 @@ from shards import convert as conversion
 from shards.cli import main
 from shards.convert import Options, convert, merge
 from shards.errors import InputError
-from shards.manifest import read_manifest
-from tests.conftest import ROOT
+from tests.shards.kills import kill_again_and_again
 from tests.shards.test_convert import contents, image_bytes
 
 
@@ -103,31 +96,6 @@ def test_merging_what_was_never_planned_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_kills_at_random_moments_leave_no_trace(pile, tmp_path, expected):
-    """A short form of `python -m tests.shards.kill_conversions --kills 50`."""
+    """A short form of `python -m tests.shards.kills`."""
     assert kill_again_and_again(pile, tmp_path / "out", kills=8, seed=1) == 8
     assert contents(tmp_path / "out") == expected
-
-
-def kill_again_and_again(source: Path, out: Path, *, kills: int, seed: int) -> int:
-    """Convert under kills of all processes, then to the end; returns how many kills met a conversion at work."""
-    chance, met = random.Random(seed), 0
-    command = [sys.executable, "-m", "shards", "convert", str(source), str(out), "--name", "pile", "--labels", "folder",
-               "--samples-per-shard", "7", "--shuffle", "5", "--workers", "2", "--force"]
-    while met < kills:
-        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                              start_new_session=True) as process:
-            deadline = time.monotonic() + chance.uniform(0.1, 0.9)
-            while process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.005)
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                met += 1
-        if command[-1] == "--force" and (out / "plan").exists():
-            command.pop()  # from here on it goes on
-        if (out / "manifest.json").exists() and met < kills:
-            command.append("--force")
-    if not (out / "manifest.json").exists():
-        subprocess.run([*command], cwd=ROOT, check=True, capture_output=True)
-    assert read_manifest(out).num_samples == 59
-    assert not [path.name for path in out.glob(".*")]
-    return met
