@@ -61,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
                          help="shuffle the files over the shards (folders are ordered, shards should not be)")
     command.add_argument("--force", action="store_true", help="replace shards that OUT holds already, or begin anew")
     command.add_argument("--task", type=_task, metavar="I/N",
-                         help="write the I-th of N parts (from 0); `shards merge OUT` finishes when all are written")
+                         help="write the I-th of N parts (from 0); `shards merge OUT` finishes when all are written; "
+                              "0/0 makes the plan alone")
     _workers(command)
     _cleaning(command)
 

@@ -11,7 +11,6 @@ import io
 import json
 import shutil
 import tarfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -42,8 +41,8 @@ from shards.plan import PLAN, PLAN_IN_WORK, Plan, Row, Written, check_same, make
 from shards.tar import file_checksum, index_tar
 
 SKIPPED_NAME = "skipped.jsonl"
-
-_PLAN_POLL_S = 1.0
+PLAN_ALONE = (0, 0)
+"""The task that makes the plan and writes nothing."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,7 @@ class Options:
             "keep" looks for none.
         radius: Hamming distance of the hashes of near ones, see `shards/duplicates.py`.
         task: (i, n) writes every n-th piece from number i on, and leaves the manifest to `merge`; None does it all.
+            Task 0 makes the plan, if there is none yet; n = 0 makes it and writes nothing.
     """
 
     name: str
@@ -87,6 +87,8 @@ def convert(source: Path, out: Path, options: Options) -> Manifest | None:
     """
     _check_target(source, out, options)
     plan = _plan(source, out, options)
+    if options.task == PLAN_ALONE:
+        return None
     first, step = options.task or (0, 1)
     pieces = range(first, plan.num_pieces, step)
     if options.duplicates != "keep" and not plan.are_duplicates_known():
@@ -162,8 +164,6 @@ def _plan(source: Path, out: Path, options: Options) -> Plan:
         out.mkdir(parents=True, exist_ok=True)
         _clear(out)
         return make_plan(source, out, settings)
-    while not (out / PLAN / "plan.json").exists():  # task 0 makes it
-        time.sleep(_PLAN_POLL_S)
     plan = open_plan(out, source)
     if first_task:
         check_same(plan, source, settings)
@@ -189,7 +189,7 @@ def _check_target(source: Path, out: Path, options: Options) -> None:
         raise InputError(f"--duplicates={options.duplicates}: expected keep, exact or near")
     if not 0 <= options.radius <= 7:
         raise InputError(f"--radius={options.radius}: expected 0 to 7")
-    if options.task is not None and not 0 <= options.task[0] < options.task[1]:
+    if options.task not in (None, PLAN_ALONE) and not 0 <= options.task[0] < options.task[1]:
         raise InputError(f"--task={options.task[0]}/{options.task[1]}: expected I/N with I from 0 to N - 1")
 
 

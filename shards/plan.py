@@ -208,7 +208,7 @@ def open_plan(out: Path, source: Path | None = None) -> Plan:
         return Plan(out / PLAN, source or Path(content["source"]), content["settings"], content["rows"],
                     content["settings"]["samples_per_shard"], tuple(content["classes"]), content["fingerprint"])
     except FileNotFoundError:
-        raise InputError(f"{out}: no conversion was planned here; begin one with `shards convert`") from None
+        raise InputError(f"{out}: no conversion was planned here; begin with `shards convert SRC {out}`, or its --task 0/N") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); begin anew with --force") from error
 

@@ -89,6 +89,14 @@ def test_tasks_that_do_not_exist_are_refused(pile, tmp_path, task):
         convert(pile, tmp_path / "out", options(task=task))
 
 
+def test_a_task_without_a_plan_says_so(pile, tmp_path):
+    with pytest.raises(InputError, match="no conversion was planned here; begin with"):
+        convert(pile, tmp_path / "out", options(task=(1, 4)))
+    assert convert(pile, tmp_path / "out", options(task=(0, 0))) is None
+    assert convert(pile, tmp_path / "out", options(task=(1, 4))) is None
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 2
+
+
 def test_merging_what_was_never_planned_is_refused(tmp_path):
     with pytest.raises(InputError, match="no conversion was planned here"):
         merge(tmp_path)

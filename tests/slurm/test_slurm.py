@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -117,3 +118,17 @@ def test_conversion_as_a_job(box, sample_images, tmp_path):
     box.call("sbatch", "--wait", f"--export=ALL,SETUP={box.setup}", "--output=convert.log", LAUNCH / "convert.sbatch",
              sample_images / "train", shards, "--samples-per-shard", "100")
     assert json.loads((shards / "manifest.json").read_text())["shards"]
+
+
+def test_conversion_as_a_job_array_gives_the_bytes_of_one_process(box, sample_images, tmp_path):
+    options = ["--name", "train", "--labels", "folder", "--samples-per-shard", "30", "--shuffle", "4",
+               "--duplicates", "near", "--radius", "2"]
+    convert = [sys.executable, "-m", "shards", "convert", sample_images / "train", tmp_path / "one", *options]
+    subprocess.run(convert, cwd=ROOT, check=True, capture_output=True)
+    submitted = box.call(LAUNCH / "convert", sample_images / "train", tmp_path / "array", "--tasks", "4", "--setup",
+                         box.setup, "--", *options)
+    last = submitted.split()[-1]
+    box.wait(last, lambda: box.job(last, "JobState") == "COMPLETED")
+    one, array = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.is_file()}
+                  for name in ("one", "array"))
+    assert array == one and len(json.loads(one["manifest.json"])["shards"]) > 4
