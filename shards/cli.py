@@ -14,6 +14,7 @@ from shards.errors import InputError
 from shards.index import index_folder
 from shards.info import describe
 from shards.manifest import Manifest
+from shards.repair import repair
 from shards.verify import verify
 
 USER_ERROR, DAMAGED = 2, 1
@@ -79,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
                        "shards verify data/photos")
     command.add_argument("folder", metavar="DIR", type=Path, help="shard folder")
     command.add_argument("--no-decode", action="store_true", help="checksums only, do not decode the images")
+    command.add_argument("--repair", action="store_true", help="write damaged shards anew from what they were made of")
+    command.add_argument("--source", type=Path, metavar="SRC", help="where that is now, if it was moved")
     _workers(command)
 
     command = _command(commands, "info", _info, "show what a shard folder holds", "shards info data/photos")
@@ -172,6 +175,10 @@ def _verify(arguments: argparse.Namespace) -> int:
     )
     for problem in problems[:_SHOWN_PROBLEMS]:
         _say(str(problem))
+    if problems and arguments.repair:
+        for name in repair(manifest, problems, arguments.source):
+            _say(f"{name}: written anew")
+        _, problems = verify(arguments.folder, workers=arguments.workers, decode=not arguments.no_decode)
     if problems:
         more = len(problems) - _SHOWN_PROBLEMS
         hidden = f" ({more} not shown)" if more > 0 else ""

@@ -135,6 +135,39 @@ def merge(out: Path) -> Manifest | None:
     return manifest
 
 
+def rewrite(manifest: Manifest, name: str, source: Path | None) -> None:
+    """Write one shard of a finished conversion anew.
+
+    Args:
+        manifest: of the conversion.
+        name: of the shard.
+        source: where the images are now; None is where they were.
+
+    Raises:
+        InputError: no plan, or the images are not those that the shard was made of; it is left as it was then.
+    """
+    plan = open_plan(manifest.root, source)
+    settings = plan.settings
+    piece = int(name.removesuffix(".tar").rpartition("-")[2])
+    cleaning = Cleaning(**{key: settings[key] for key in vars(Cleaning())})
+    tar = manifest.root / name
+    rows = plan.rows(piece)
+    work = manifest.root / ".repair.writing"
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        written = _write_shard(plan.source, work / name, rows, cleaning, plan.repeated(rows))
+        [listed] = [entry for entry in manifest.shards if entry.name == name]
+        if written.entry is None or written.entry.checksum != listed.checksum:
+            raise InputError(
+                f"{tar}: cannot be made again, {plan.source} no longer has the images it was made of; restore them, or "
+                f"convert again with --force"
+            )
+        for path in (index_path(tar), tar):
+            (work / path.name).replace(path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
 def _require_all(out: Path, missing: list[int], total: int, done: str) -> None:
     if missing:
         raise InputError(

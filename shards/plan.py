@@ -208,7 +208,8 @@ def open_plan(out: Path, source: Path | None = None) -> Plan:
         return Plan(out / PLAN, source or Path(content["source"]), content["settings"], content["rows"],
                     content["settings"]["samples_per_shard"], tuple(content["classes"]), content["fingerprint"])
     except FileNotFoundError:
-        raise InputError(f"{out}: no conversion was planned here; begin with `shards convert SRC {out}`, or its --task 0/N") from None
+        text = f"{out}: no conversion was planned here; begin with `shards convert SRC {out}`, or its --task 0/N"
+        raise InputError(text) from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); begin anew with --force") from error
 
@@ -257,7 +258,7 @@ def _write_listing(source: Path, folder: Path, settings: dict[str, Any]) -> Plan
     if settings["shuffle"] is not None:
         order = np.random.default_rng(settings["shuffle"]).permutation(count)
         order.astype(np.uint64).tofile(folder / "order.bin")
-    content = {"source": str(source), "settings": settings, "rows": count, "classes": classes,
+    content = {"source": os.path.abspath(source), "settings": settings, "rows": count, "classes": classes,
                "fingerprint": digest.hexdigest()}
     (folder / "plan.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return Plan(folder, source, settings, count, settings["samples_per_shard"], classes, digest.hexdigest())

@@ -10,6 +10,7 @@ import pytest
 from shards.cli import main
 from shards.manifest import read_index, read_manifest
 from shards.verify import verify
+from tests.shards.test_convert import contents
 
 
 @pytest.fixture
@@ -39,6 +40,25 @@ def flip_a_byte_of_a_header(folder: Path) -> None:
 def cut_in_half(folder: Path) -> None:
     tar = (folder / "train-000001.tar").read_bytes()
     (folder / "train-000001.tar").write_bytes(tar[: len(tar) // 2])
+
+
+def cut_between_samples(folder: Path) -> None:
+    # The 20th sample's header is 512 bytes before its image: all before it is a sequence of whole members.
+    index = read_index(folder / "train-000001.index.safetensors")
+    tar = (folder / "train-000001.tar").read_bytes()
+    (folder / "train-000001.tar").write_bytes(tar[: int(index.offset[20]) - 1024 - 512])
+
+
+def cut_inside_a_sample(folder: Path) -> None:
+    index = read_index(folder / "train-000001.index.safetensors")
+    tar = (folder / "train-000001.tar").read_bytes()
+    (folder / "train-000001.tar").write_bytes(tar[: int(index.offset[20]) - 512])
+
+
+def zero_a_block(folder: Path) -> None:
+    tar = bytearray((folder / "train-000001.tar").read_bytes())
+    tar[10 * 512 : 11 * 512] = bytes(512)
+    (folder / "train-000001.tar").write_bytes(tar)
 
 
 def remove_a_tar(folder: Path) -> None:
@@ -77,6 +97,9 @@ def add_a_stranger(folder: Path) -> None:
         (flip_a_byte_of_an_image, "bytes of the image differ from the index"),
         (flip_a_byte_of_a_header, "checksum of the file differs"),
         (cut_in_half, "the manifest says"),
+        (cut_between_samples, "the manifest says"),
+        (cut_inside_a_sample, "the manifest says"),
+        (zero_a_block, "checksum of the file differs"),
         (remove_a_tar, "missing"),
         (remove_an_index, "not a readable index"),
         (damage_an_index, "not a readable index"),
@@ -92,6 +115,31 @@ def test_every_damage_is_found_and_named(folder, capsys, damage: Callable[[Path]
     assert expected in captured.out and "Traceback" not in captured.err
     named = {"add_a_stranger": "train-000099.tar"}.get(damage.__name__, "train-000001.tar")
     assert named in captured.out
+
+
+REPAIRABLE = [flip_a_byte_of_an_image, flip_a_byte_of_a_header, cut_in_half, cut_between_samples, cut_inside_a_sample,
+              zero_a_block, remove_a_tar, remove_an_index, damage_an_index, swap_two_shards]
+
+
+@pytest.mark.parametrize("damage", REPAIRABLE)
+def test_every_damage_of_a_shard_is_repaired_from_the_source(folder, shard_folder, capsys, damage):
+    damage(folder)
+    assert main(["verify", str(folder), "--workers", "1", "--repair"]) == 0
+    assert "train-000001.tar: written anew" in capsys.readouterr().out
+    assert contents(folder) == contents(shard_folder)
+    assert not list(folder.glob(".*"))
+
+
+def test_a_source_that_changed_repairs_nothing(folder, sample_images, tmp_path, capsys):
+    moved = Path(shutil.copytree(sample_images / "train", tmp_path / "moved"))
+    cut_in_half(folder)
+    before = contents(folder)
+    picture = sorted(moved.rglob("*.png"))[0]
+    for other in moved.rglob("*.png"):
+        other.write_bytes(picture.read_bytes())
+    assert main(["verify", str(folder), "--workers", "1", "--repair", "--source", str(moved)]) == 2
+    assert "train-000001.tar: cannot be made again" in capsys.readouterr().err
+    assert contents(folder) == before and not list(folder.glob(".*"))
 
 
 def test_an_index_with_other_samples_than_the_tar(folder):

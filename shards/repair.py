@@ -1,0 +1,34 @@
+"""`shards verify --repair`: write damaged shards anew from the source, and only those."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shards.convert import rewrite
+from shards.errors import InputError
+from shards.manifest import Manifest
+from shards.verify import Problem
+
+
+def repair(manifest: Manifest, problems: list[Problem], source: Path | None) -> list[str]:
+    """Write the shards that have problems anew, from the plan of their conversion.
+
+    Args:
+        manifest: of the folder.
+        problems: what `verify` found.
+        source: where the images are now; None is where they were.
+
+    Returns:
+        Names of the shards that were written; each has the checksum that the manifest names.
+
+    Raises:
+        InputError: the folder has no plan, a problem is not a shard's, or the source has changed.
+    """
+    known = {shard.name for shard in manifest.shards}
+    strangers = sorted({problem.shard for problem in problems} - known)
+    if strangers:
+        raise InputError(f"{manifest.root / strangers[0]}: is not one of its shards; move it away")
+    damaged = sorted({problem.shard for problem in problems})
+    for name in damaged:
+        rewrite(manifest, name, source)
+    return damaged
