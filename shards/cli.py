@@ -52,11 +52,13 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "convert", _convert, "turn a folder of images into shards",
                        "shards convert photos/ data/photos --shuffle 0")
-    command.add_argument("source", metavar="SRC", type=Path, help="folder of images, searched recursively")
+    command.add_argument("source", metavar="SRC", type=Path,
+                         help="folder of images (searched recursively) or of tars, a .tar, a .zip, or a list: .csv, "
+                              ".jsonl, .parquet with a column `path`")
     command.add_argument("out", metavar="OUT", type=Path, help="folder for the shards")
     command.add_argument("--name", help="first part of the shards' names (default: the name of OUT)")
-    command.add_argument("--labels", choices=["none", "folder"], default="none",
-                         help="folder: the first folder below SRC is the class")
+    command.add_argument("--labels", type=_labels, default="none", metavar="FROM",
+                         help="folder: the first folder below SRC is the class; cls: the tars' own; column:NAME of a list")
     command.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="default 10000")
     command.add_argument("--shuffle", type=int, metavar="SEED",
                          help="shuffle the files over the shards (folders are ordered, shards should not be)")
@@ -123,6 +125,12 @@ def _cleaning(command: argparse.ArgumentParser) -> None:
     rules.add_argument("--srgb", action="store_true", help="convert embedded colour profiles to sRGB")
     rules.add_argument("--no-decode", action="store_true",
                        help="do not decode what keeps its bytes: faster, and damage is met in training")
+
+
+def _labels(text: str) -> str:
+    if text in ("none", "folder", "cls") or text.startswith("column:"):
+        return text
+    raise argparse.ArgumentTypeError("expected none, folder, cls or column:NAME")
 
 
 def _task(text: str) -> tuple[int, int]:

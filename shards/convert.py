@@ -37,7 +37,19 @@ from shards.manifest import (
     write_index,
     write_manifest,
 )
-from shards.plan import PLAN, PLAN_IN_WORK, Plan, Row, Written, check_same, make_plan, open_plan, printable
+from shards.plan import (
+    PLAN,
+    PLAN_IN_WORK,
+    Plan,
+    Row,
+    Written,
+    check_same,
+    label_column,
+    make_plan,
+    open_plan,
+    printable,
+)
+from shards.sources import Source, open_source
 from shards.tar import file_checksum, index_tar
 
 SKIPPED_NAME = "skipped.jsonl"
@@ -51,7 +63,8 @@ class Options:
 
     Attributes:
         name: first part of the shards' names.
-        labels: "folder" takes the first folder below the source as the class, "none" writes no labels.
+        labels: "folder" takes the first folder below the source as the class, "cls" the `cls` member of a tar's sample,
+            "column:NAME" a column of a list, "none" writes no labels.
         samples_per_shard: files listed for one shard.
         workers: processes.
         shuffle: seed of a permutation of the listing, None to keep it sorted.
@@ -76,8 +89,8 @@ class Options:
     task: tuple[int, int] | None = None
 
 
-def convert(source: Path, out: Path, options: Options) -> Manifest | None:
-    """Convert a folder of images, or go on with it.
+def convert(path: Path, out: Path, options: Options) -> Manifest | None:
+    """Convert a folder of images, an archive, tars or a list (see `sources.py`), or go on with it.
 
     Returns:
         The manifest; None for a task, which leaves it to `merge`.
@@ -85,7 +98,8 @@ def convert(source: Path, out: Path, options: Options) -> Manifest | None:
     Raises:
         InputError: nothing to convert, a source or options that changed, or a target that must not be overwritten.
     """
-    _check_target(source, out, options)
+    _check_target(path, out, options)
+    source = open_source(path, label_column=label_column(options.labels))
     plan = _plan(source, out, options)
     if options.task == PLAN_ALONE:
         return None
@@ -122,13 +136,13 @@ def merge(out: Path) -> Manifest | None:
     entries = tuple(written.entry for written in pieces if written.entry is not None)
     if not entries:
         why = next(row["reason"] for written in pieces for row in written.skipped)
-        raise InputError(f"{plan.source}: none of {plan.num_rows} images can be read ({why}); nothing was written")
+        raise InputError(f"{plan.source.path}: none of {plan.num_rows} images can be read ({why}); nothing was written")
     counts: Counter[str] = Counter()
     with atomic_write(out / SKIPPED_NAME) as file:
         for row in _all_skipped(plan, pieces):
             counts[row["reason"]] += 1
             file.write((json.dumps(row) + "\n").encode())
-    manifest = Manifest(out, plan.settings["name"], entries, plan.classes, plan.source.name,
+    manifest = Manifest(out, plan.settings["name"], entries, plan.classes, plan.source.path.name,
                         {key: value for key, value in plan.settings.items() if key != "name"}, dict(counts))
     check_files(manifest)
     write_manifest(manifest)
@@ -146,8 +160,10 @@ def rewrite(manifest: Manifest, name: str, source: Path | None) -> None:
     Raises:
         InputError: no plan, or the images are not those that the shard was made of; it is left as it was then.
     """
-    plan = open_plan(manifest.root, source)
+    plan = open_plan(manifest.root)
     settings = plan.settings
+    if source is not None:
+        plan = open_plan(manifest.root, open_source(source, label_column=label_column(settings["labels"])))
     piece = int(name.removesuffix(".tar").rpartition("-")[2])
     cleaning = Cleaning(**{key: settings[key] for key in vars(Cleaning())})
     tar = manifest.root / name
@@ -159,8 +175,8 @@ def rewrite(manifest: Manifest, name: str, source: Path | None) -> None:
         [listed] = [entry for entry in manifest.shards if entry.name == name]
         if written.entry is None or written.entry.checksum != listed.checksum:
             raise InputError(
-                f"{tar}: cannot be made again, {plan.source} no longer has the images it was made of; restore them, or "
-                f"convert again with --force"
+                f"{tar}: cannot be made again, {plan.source.path} no longer has the images it was made of; restore "
+                f"them, or convert again with --force"
             )
         for path in (index_path(tar), tar):
             (work / path.name).replace(path)
@@ -187,7 +203,7 @@ def _find_duplicates(plan: Plan) -> None:
     plan.find_duplicates(plan.settings["radius"] if plan.settings["duplicates"] == "near" else None)
 
 
-def _plan(source: Path, out: Path, options: Options) -> Plan:
+def _plan(source: Source, out: Path, options: Options) -> Plan:
     settings = _settings(options)
     first_task = options.task is None or options.task[0] == 0
     exists = (out / PLAN / "plan.json").exists()
@@ -204,8 +220,6 @@ def _plan(source: Path, out: Path, options: Options) -> Plan:
 
 
 def _check_target(source: Path, out: Path, options: Options) -> None:
-    if not source.is_dir():
-        raise InputError(f"{source}: no such folder; pass the folder that holds the images")
     if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
         raise InputError(f"{out}: lies inside {source}; choose a folder outside the images")
     if (out / MANIFEST_NAME).exists() and not options.force:
@@ -249,7 +263,7 @@ def _scan_piece(plan: Plan, look: bool, piece: int) -> int:
     rows, found = plan.rows(piece), []
     for row in rows:
         try:
-            numbers = fingerprint((plan.source / row.path).read_bytes(), look=look)
+            numbers = fingerprint(plan.source.read(row.place).payload, look=look)
         except OSError:
             continue  # writing its piece will say so
         if numbers is not None:
@@ -299,7 +313,7 @@ def _write_piece(plan: Plan, out: Path, name: str, cleaning: Cleaning, piece: in
 
 
 def _write_shard(
-    source: Path, tar_path: Path, rows: list[Row], cleaning: Cleaning, repeated: dict[int, tuple[str, str]]
+    source: Source, tar_path: Path, rows: list[Row], cleaning: Cleaning, repeated: dict[int, tuple[str, str]]
 ) -> Written:
     """Write one tar and its index; a shard without a usable image is not written."""
     skipped: list[dict[str, str]] = []
@@ -309,18 +323,19 @@ def _write_shard(
             for row in rows:
                 if row.number in repeated:
                     other, reason = repeated[row.number]
-                    skipped.append({"source": printable(row.path), "reason": reason, "repeats": other})
+                    skipped.append({"source": printable(source.name(row.place)), "reason": reason, "repeats": other})
                     continue
                 try:
-                    payload = (source / row.path).read_bytes()
-                    payload, suffix = cleaning.apply(payload, row.path.rpartition(".")[2].lower())
+                    content = source.read(row.place)
+                    payload, suffix = cleaning.apply(content.payload, content.suffix)
                 except ImageError as error:
-                    skipped.append({"source": printable(row.path), "reason": str(error)})
+                    skipped.append({"source": printable(source.name(row.place)), "reason": str(error)})
                     continue
                 except OSError as error:
-                    skipped.append({"source": printable(row.path), "reason": f"cannot be read: {error.strerror}"})
+                    reason = f"cannot be read: {error.strerror}"
+                    skipped.append({"source": printable(source.name(row.place)), "reason": reason})
                     continue
-                _add_sample(tar, row.key, suffix, payload, row.label)
+                _add_sample(tar, row.key, {**content.others, suffix: payload}, row.label)
                 labels.append(row.label)
         if labels:
             # The index comes first: a tar with an index is known as one of ours, wherever a conversion is killed.
@@ -337,9 +352,9 @@ def _write_shard(
     return Written(entry, skipped)
 
 
-def _add_sample(tar: tarfile.TarFile, key: str, suffix: str, payload: bytes, label: int) -> None:
+def _add_sample(tar: tarfile.TarFile, key: str, members: dict[str, bytes], label: int) -> None:
     """Add the members of a sample as webdataset's TarWriter(mtime=0) does, byte for byte (it would import torch)."""
-    members = {suffix: payload, **({"cls": str(label).encode()} if label >= 0 else {})}
+    members = {**members, **({"cls": str(label).encode()} if label >= 0 else {})}
     for name in sorted(members):
         member = tarfile.TarInfo(f"{key}.{name}")
         member.size, member.mtime, member.mode = len(members[name]), 0, 0o444

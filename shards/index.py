@@ -14,6 +14,7 @@ from tqdm import tqdm
 from shards.convert import SKIPPED_NAME
 from shards.errors import InputError
 from shards.files import atomic_write
+from shards.labels import class_names
 from shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, index_path, write_index, write_manifest
 from shards.tar import TarContents, file_checksum, index_tar
 
@@ -33,7 +34,7 @@ def index_folder(folder: Path, *, workers: int) -> Manifest:
         raise InputError(f"{folder}: no .tar files in it; `shards convert` makes them from images")
     with ProcessPoolExecutor(min(workers, len(tars))) as pool:
         results = list(tqdm(pool.map(_read, tars), total=len(tars), unit="shard", desc="index", leave=False))
-    classes = _class_names([text for contents, _ in results for text in contents.label_texts])
+    classes = class_names([text for contents, _ in results for text in contents.label_texts])
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     entries = []
     for tar, (contents, checksum) in zip(tars, results, strict=True):
@@ -57,10 +58,3 @@ def index_folder(folder: Path, *, workers: int) -> Manifest:
 
 def _read(tar: Path) -> tuple[TarContents, str]:
     return index_tar(tar), file_checksum(tar)
-
-
-def _class_names(texts: list[str]) -> tuple[str, ...]:
-    present = {text for text in texts if text}
-    if present and all(text.isdecimal() for text in present):
-        return tuple(str(number) for number in range(max(int(text) for text in present) + 1))
-    return tuple(sorted(present))

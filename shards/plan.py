@@ -1,7 +1,7 @@
 """The plan of a conversion: what was listed, in which order it is written, cut into pieces of one shard each.
 
     plan/plan.json                 source, settings, counts, classes, fingerprint of the listing
-    plan/paths.bin, keys.bin       paths below the source and keys, one after the other
+    plan/places.bin, keys.bin      where in the source each file is, and its key, one after the other
     plan/*_ends.bin, labels.bin    where each ends (uint64), class of each (int32)
     plan/order.bin                 with --shuffle: the row that comes at each place (uint64)
     plan/others.jsonl              files that are no images
@@ -31,8 +31,9 @@ import xxhash
 from shards.duplicates import find_duplicates
 from shards.errors import InputError
 from shards.files import atomic_write
-from shards.listing import Found, walk_folder
+from shards.labels import class_names
 from shards.manifest import IMAGE_SUFFIXES, ShardEntry
+from shards.sources import Found, Source, open_source
 
 PLAN, PLAN_IN_WORK = "plan", ".plan.writing"
 
@@ -41,10 +42,10 @@ _SETTINGS_KEPT = "was made with {key}={was}, now it is {now}; give the same opti
 
 @dataclass(frozen=True)
 class Row:
-    """One file to convert: its place in the listing, its path below the source, its key, its class (-1 for none)."""
+    """One file to convert: its number in the listing, its place in the source, its key, its class (-1 for none)."""
 
     number: int
-    path: str
+    place: str
     key: str
     label: int
 
@@ -73,7 +74,7 @@ class Plan:
     """
 
     folder: Path
-    source: Path
+    source: Source
     settings: dict[str, Any]
     num_rows: int
     piece_rows: int
@@ -94,7 +95,7 @@ class Plan:
         first = piece * self.piece_rows
         last = first + self.num_rows_of(piece)
         numbers = self._order[first:last] if self._order is not None else np.arange(first, last)
-        return [Row(number, self._paths[number], self._keys[number], int(self._labels[number]))
+        return [Row(number, self._places[number], self._keys[number], int(self._labels[number]))
                 for number in numbers.tolist()]
 
     def written(self, piece: int) -> Written | None:
@@ -130,13 +131,13 @@ class Plan:
             file.write(found.tobytes())
 
     def repeated(self, rows: list[Row]) -> dict[int, tuple[str, str]]:
-        """For those of these rows that are duplicates: the path that each repeats, and the reason."""
+        """For those of these rows that are duplicates: what each repeats, and the reason."""
         found = self._duplicates
         numbers = np.array([row.number for row in rows], np.uint64)
         places = np.searchsorted(found[:, 0], numbers)
         hits = np.flatnonzero(found[np.minimum(places, len(found) - 1), 0] == numbers) if len(found) else []
         return {
-            rows[hit].number: (printable(self._paths[int(found[places[hit], 1])]),
+            rows[hit].number: (printable(self.source.name(self._places[int(found[places[hit], 1])])),
                                "a near duplicate" if found[places[hit], 2] else "a duplicate")
             for hit in hits
         }
@@ -157,8 +158,8 @@ class Plan:
         return self.folder / "pieces" / f"{piece:06d}.json"
 
     @cached_property
-    def _paths(self) -> _Texts:
-        return _Texts(self.folder, "paths", "path_ends")
+    def _places(self) -> _Texts:
+        return _Texts(self.folder, "places", "place_ends")
 
     @cached_property
     def _keys(self) -> _Texts:
@@ -174,11 +175,11 @@ class Plan:
         return np.memmap(path, np.uint64, "r") if path.exists() else None
 
 
-def make_plan(source: Path, out: Path, settings: dict[str, Any]) -> Plan:
+def make_plan(source: Source, out: Path, settings: dict[str, Any]) -> Plan:
     """List a source and write the plan.
 
     Args:
-        source: folder of images.
+        source: what to list.
         out: shard folder that is to come; the plan goes below it.
         settings: must have `samples_per_shard`, `shuffle` and `labels`.
 
@@ -196,7 +197,7 @@ def make_plan(source: Path, out: Path, settings: dict[str, Any]) -> Plan:
     return open_plan(out, plan.source)
 
 
-def open_plan(out: Path, source: Path | None = None) -> Plan:
+def open_plan(out: Path, source: Source | None = None) -> Plan:
     """The plan of a shard folder.
 
     Raises:
@@ -205,8 +206,10 @@ def open_plan(out: Path, source: Path | None = None) -> Plan:
     path = out / PLAN / "plan.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Plan(out / PLAN, source or Path(content["source"]), content["settings"], content["rows"],
-                    content["settings"]["samples_per_shard"], tuple(content["classes"]), content["fingerprint"])
+        settings = content["settings"]
+        source = source or open_source(Path(content["source"]), label_column=label_column(settings["labels"]))
+        return Plan(out / PLAN, source, settings, content["rows"], settings["samples_per_shard"],
+                    tuple(content["classes"]), content["fingerprint"])
     except FileNotFoundError:
         text = f"{out}: no conversion was planned here; begin with `shards convert SRC {out}`, or its --task 0/N"
         raise InputError(text) from None
@@ -214,7 +217,7 @@ def open_plan(out: Path, source: Path | None = None) -> Plan:
         raise InputError(f"{path}: cannot be read ({error}); begin anew with --force") from error
 
 
-def check_same(plan: Plan, source: Path, settings: dict[str, Any]) -> None:
+def check_same(plan: Plan, source: Source, settings: dict[str, Any]) -> None:
     """Check that a plan is what would be planned now.
 
     Raises:
@@ -225,40 +228,41 @@ def check_same(plan: Plan, source: Path, settings: dict[str, Any]) -> None:
             text = _SETTINGS_KEPT.format(key=f"--{key.replace('_', '-')}", was=plan.settings.get(key), now=now)
             raise InputError(f"{plan.folder}: {text}")
     digest = xxhash.xxh3_128()
-    count = sum(_add(digest, found) for found in walk_folder(source))
+    count = sum(_add(digest, found) for found in source.list())
     if digest.hexdigest() != plan.fingerprint:
         raise InputError(
-            f"{source}: is not what it was when {plan.folder} was made ({plan.num_rows:,} images then, {count:,} now, "
-            f"or other names or sizes); restore it, or begin anew with --force"
+            f"{source.path}: is not what it was when {plan.folder} was made ({plan.num_rows:,} images then, {count:,} "
+            f"now, or other names or sizes); restore it, or begin anew with --force"
         )
 
 
-def _write_listing(source: Path, folder: Path, settings: dict[str, Any]) -> Plan:
+def _write_listing(source: Source, folder: Path, settings: dict[str, Any]) -> Plan:
     digest = xxhash.xxh3_128()
-    labelled, numbers, count, num_others = settings["labels"] == "folder", {}, 0, 0
-    with (_TextFile(folder, "paths", "path_ends") as paths, _TextFile(folder, "keys", "key_ends") as keys,
+    numbers: dict[str, int] = {"": -1}
+    count = num_others = 0
+    with (_TextFile(folder, "places", "place_ends") as places, _TextFile(folder, "keys", "key_ends") as keys,
           (folder / "classes.bin").open("wb") as labels, (folder / "others.jsonl").open("w") as others):
-        for found in walk_folder(source):
+        for found in source.list():
             if not _add(digest, found):
-                others.write(json.dumps(printable(found.path)) + "\n")
+                others.write(json.dumps(printable(source.name(found.place))) + "\n")
                 num_others += 1
                 continue
-            paths.add(os.fsencode(found.path))
+            places.add(os.fsencode(found.place))
             keys.add(found.key.encode("utf-8", "surrogateescape"))
-            label = numbers.setdefault(_class_of(source, found.path), len(numbers)) if labelled else -1
+            label = numbers.setdefault(_class_of(source, found, settings["labels"]), len(numbers) - 1)
             labels.write(np.int32(label).tobytes())
             count += 1
     if count == 0:
         raise InputError(
-            f"{source}: no images below this folder (looked for {', '.join(IMAGE_SUFFIXES)}; {num_others} other "
+            f"{source.path}: no images below this folder (looked for {', '.join(IMAGE_SUFFIXES)}; {num_others} other "
             f"files); pass the folder that holds them"
         )
-    classes = tuple(sorted(numbers))
+    classes = class_names(numbers)
     _sort_labels(folder, numbers, classes)
     if settings["shuffle"] is not None:
         order = np.random.default_rng(settings["shuffle"]).permutation(count)
         order.astype(np.uint64).tofile(folder / "order.bin")
-    content = {"source": os.path.abspath(source), "settings": settings, "rows": count, "classes": classes,
+    content = {"source": os.path.abspath(source.path), "settings": settings, "rows": count, "classes": classes,
                "fingerprint": digest.hexdigest()}
     (folder / "plan.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return Plan(folder, source, settings, count, settings["samples_per_shard"], classes, digest.hexdigest())
@@ -268,16 +272,24 @@ def _add(digest: xxhash.xxh3_128, found: Found) -> bool:
     """Count an image into the fingerprint of its listing; False for what is none."""
     if not found.key:
         return False
-    digest.update(os.fsencode(found.path) + b"\0%d\n" % found.size)
+    digest.update(os.fsencode(found.place) + b"\0%d\n" % found.size)
     return True
 
 
-def _class_of(source: Path, path: str) -> str:
-    folder, slash, _ = path.partition("/")
+def label_column(labels: str) -> str:
+    """The column of a list that holds the classes; empty if it is none."""
+    return labels.removeprefix("column:") if labels.startswith("column:") else ""
+
+
+def _class_of(source: Source, found: Found, labels: str) -> str:
+    """The class of a file; empty for none."""
+    if labels != "folder":
+        return printable(found.label) if labels != "none" else ""
+    folder, slash, _ = source.name(found.place).partition("/")
     if not slash:
         raise InputError(
-            f"{source / path}: lies in no class folder, which --labels folder needs; move it into one, or convert "
-            f"without labels"
+            f"{source.path / found.place}: lies in no class folder, which --labels folder needs; move it into one, or "
+            f"convert without labels"
         )
     return printable(folder)
 
@@ -290,9 +302,10 @@ def printable(name: str) -> str:
 def _sort_labels(folder: Path, numbers: dict[str, int], classes: Iterable[str]) -> None:
     """Class numbers by name, whatever the order in which they were met."""
     place = {name: number for number, name in enumerate(classes)}
-    sorted_number = np.full(len(numbers) + 1, -1, np.int32)
+    sorted_number = np.full(len(numbers), -1, np.int32)
     for name, number in numbers.items():
-        sorted_number[number] = place[name]
+        if name:
+            sorted_number[number] = place[name]
     labels = np.fromfile(folder / "classes.bin", np.int32)
     sorted_number[labels].tofile(folder / "labels.bin")  # -1 picks the last one, which is -1
     (folder / "classes.bin").unlink()
