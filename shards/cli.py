@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("out", metavar="OUT", type=Path, help="folder for the shards")
     command.add_argument("--name", help="first part of the shards' names (default: the name of OUT)")
     command.add_argument("--labels", type=_labels, default="none", metavar="FROM",
-                         help="folder: the first folder below SRC is the class; cls: the tars' own; column:NAME of a list")
+                         help="folder: the first one below SRC is the class; cls: the tars' own; column:NAME of a list")
     command.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="default 10000")
     command.add_argument("--shuffle", type=int, metavar="SEED",
                          help="shuffle the files over the shards (folders are ordered, shards should not be)")

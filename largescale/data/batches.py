@@ -16,7 +16,7 @@ from torch import Tensor
 from largescale.config import Config, DataConfig
 from largescale.data.augment import DRAWS
 from largescale.data.cache import ShardLost
-from largescale.data.crops import BOX_DRAWS, crop, on_grid, reduction, sample_boxes
+from largescale.data.crops import BOX_DRAWS, BoxSampler, crop, on_grid, reduction
 from largescale.data.decode import EncodedImage, Scratch
 from largescale.data.order import Mixture, rank_places
 from largescale.data.random import uniform
@@ -94,9 +94,10 @@ class BatchMaker:
             config.train.global_batch, accumulate=config.train.accumulate, rank=rank, world_size=world_size
         )
         groups_of_views = [group for group in config.data.crops for _ in range(group.num)]
-        self._sizes, self._scales, self._ratios = (
-            np.array([getattr(group, name) for group in groups_of_views]) for name in ("size", "scale", "ratio")
-        )
+        self._sizes = np.array([group.size for group in groups_of_views])
+        self._sample_boxes = BoxSampler(*(
+            np.array([getattr(group, name) for group in groups_of_views]) for name in ("scale", "ratio")
+        ))
         self._own = threading.local()
 
     def make(self, step: int, rows: slice, buffers: Buffers, threads: ThreadPoolExecutor | None) -> Part:
@@ -135,7 +136,7 @@ class BatchMaker:
                 image = EncodedImage(raw, max_pixels=self.data.max_pixels)
                 if candidate != sample_id:
                     draws = self._box_draws(np.array([candidate]), epoch)[0]
-                boxes = sample_boxes(draws, image.height, image.width, self._scales, self._ratios)
+                boxes = self._sample_boxes(draws, image.height, image.width)
                 factor = reduction(boxes, self._sizes, self.data.scaled_decode) if image.reducible else 1
                 pixels = image.decode(factor, self._scratch())
             except (SampleError, ShardLost) as error:
@@ -145,8 +146,8 @@ class BatchMaker:
             if factor > 1:
                 boxes = on_grid(boxes, factor, image.height, image.width)
             outs = [out for views in buffers.views for out in views[:, None, number].unbind()]
-            for box, size, out in zip(boxes, self._sizes, outs, strict=True):
-                crop(pixels, box, int(size), out)
+            for box, size, out in zip(boxes.tolist(), self._sizes.tolist(), outs, strict=True):
+                crop(pixels, box, size, out)
             spent = {"read": read - started, "decode": decoded - read, "crop": time.perf_counter() - decoded}
             return candidate, skipped, spent
         raise InputError(_nothing_readable(self.reader, skipped))

@@ -21,35 +21,47 @@ BOX_DRAWS = 2 * ATTEMPTS + 2
 """Uniform numbers that one box consumes."""
 
 
-def sample_boxes(
-    draws: np.ndarray, height: int, width: int, scale: np.ndarray, ratio: np.ndarray
-) -> np.ndarray:
-    """Crop boxes of the views of one image.
+class BoxSampler:
+    """Draws the crop boxes of all views of an image at once.
 
     Args:
-        draws: uniform numbers, float64 [N, BOX_DRAWS].
-        height, width: of the image in pixels.
-        scale: smallest and largest share of the area, [2] or for each view [N, 2].
+        scale: smallest and largest share of the area, for each view [V, 2].
         ratio: smallest and largest width / height, likewise.
-
-    Returns:
-        int64 [N, 4]: top, left, height, width; always inside the image.
     """
-    scale, ratio = (np.broadcast_to(np.asarray(limits, np.float64), (len(draws), 2)) for limits in (scale, ratio))
-    area = height * width * (scale[:, :1] + draws[:, :ATTEMPTS] * (scale[:, 1:] - scale[:, :1]))
-    logs = np.log(ratio)
-    aspect = np.exp(logs[:, :1] + draws[:, ATTEMPTS : 2 * ATTEMPTS] * (logs[:, 1:] - logs[:, :1]))
-    box_w, box_h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-    fits = (box_w >= 1) & (box_w <= width) & (box_h >= 1) & (box_h <= height)
 
-    chosen, rows = fits.argmax(axis=1), np.arange(len(draws))
-    h, w = box_h[rows, chosen], box_w[rows, chosen]
-    top, left = np.floor(draws[:, -2] * (height - h + 1)), np.floor(draws[:, -1] * (width - w + 1))
-    boxes = np.stack([top, left, h, w], axis=1)
-    if (failed := ~fits[rows, chosen]).any():
-        h, w = _centre_box(height, width, ratio[failed])
-        boxes[failed] = np.stack([(height - h) // 2, (width - w) // 2, h, w], axis=1)
-    return boxes.astype(np.int64)
+    def __init__(self, scale: np.ndarray, ratio: np.ndarray) -> None:
+        self._ratio = np.asarray(ratio, np.float64)
+        scale, logs = np.asarray(scale, np.float64), np.log(self._ratio)
+        self._scale, self._scale_range = scale[:, :1], scale[:, 1:] - scale[:, :1]
+        self._log, self._log_range = logs[:, :1], logs[:, 1:] - logs[:, :1]
+        self._views = np.arange(len(scale))
+
+    def __call__(self, draws: np.ndarray, height: int, width: int) -> np.ndarray:
+        """The boxes.
+
+        Args:
+            draws: uniform numbers, float64 [V, BOX_DRAWS].
+            height, width: of the image in pixels.
+
+        Returns:
+            int64 [V, 4]: top, left, height, width; always inside the image.
+        """
+        area = height * width * (self._scale + draws[:, :ATTEMPTS] * self._scale_range)
+        aspect = np.exp(self._log + draws[:, ATTEMPTS : 2 * ATTEMPTS] * self._log_range)
+        box_w, box_h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+        fits = (box_w >= 1) & (box_w <= width) & (box_h >= 1) & (box_h <= height)
+
+        chosen = fits.argmax(axis=1)
+        boxes = np.empty((len(draws), 4), np.int64)
+        boxes[:, 2] = h = box_h[self._views, chosen]
+        boxes[:, 3] = w = box_w[self._views, chosen]
+        boxes[:, 0] = draws[:, -2] * (height - h + 1)  # rounded down
+        boxes[:, 1] = draws[:, -1] * (width - w + 1)
+        if not (fitting := fits[self._views, chosen]).all():
+            failed = ~fitting
+            h, w = _centre_box(height, width, self._ratio[failed])
+            boxes[failed] = np.stack([(height - h) // 2, (width - w) // 2, h, w], axis=1)
+        return boxes
 
 
 def _centre_box(height: int, width: int, ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +97,11 @@ def on_grid(boxes: np.ndarray, factor: int, height: int, width: int) -> np.ndarr
     return np.concatenate([starts, ends - starts], axis=1)
 
 
-def crop(image: Tensor, box: np.ndarray, size: int, out: Tensor) -> None:
+_resize = torch._C._nn._upsample_bilinear2d_aa
+"""What interpolate(..., mode="bilinear", antialias=True) calls; here without a result that would have to be copied."""
+
+
+def crop(image: Tensor, box: list[int], size: int, out: Tensor) -> None:
     """Cut a box out of an image and resize it with antialiasing.
 
     Args:
@@ -94,7 +110,6 @@ def crop(image: Tensor, box: np.ndarray, size: int, out: Tensor) -> None:
         size: side of the result in pixels.
         out: uint8 [1, 3, size, size], written to; channels last in memory, as the image, is fastest.
     """
-    top, left, height, width = box.tolist()
+    top, left, height, width = box
     region = image[None, :, top : top + height, left : left + width]
-    # What interpolate(..., mode="bilinear", antialias=True) calls, but without a result to be copied.
-    torch.ops.aten._upsample_bilinear2d_aa.out(region, [size, size], False, None, None, out=out)
+    _resize(region, [size, size], False, None, None, out=out)

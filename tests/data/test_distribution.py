@@ -14,7 +14,7 @@ from torchvision import transforms
 from benchmarks.images import dead_leaves
 from largescale.config import AugmentConfig
 from largescale.data.augment import DRAWS, Augment
-from largescale.data.crops import BOX_DRAWS, crop, on_grid, reduction, sample_boxes
+from largescale.data.crops import BOX_DRAWS, BoxSampler, crop, on_grid, reduction
 from largescale.data.decode import EncodedImage
 from largescale.data.random import uniform
 from largescale.data.reader import RawSample
@@ -48,9 +48,10 @@ def published_views(picture: np.ndarray) -> torch.Tensor:
 
 def our_views(picture: np.ndarray) -> torch.Tensor:
     image = torch.from_numpy(picture).permute(2, 0, 1)
-    boxes = sample_boxes(uniform(0, np.arange(COUNT), 1, num=BOX_DRAWS), 220, 300, SCALE, (3 / 4, 4 / 3))
+    draw_boxes = BoxSampler([SCALE] * COUNT, [(3 / 4, 4 / 3)] * COUNT)
+    boxes = draw_boxes(uniform(0, np.arange(COUNT), 1, num=BOX_DRAWS), 220, 300)
     views = torch.empty(COUNT, 3, SIZE, SIZE, dtype=torch.uint8)
-    for number, box in enumerate(boxes):
+    for number, box in enumerate(boxes.tolist()):
         crop(image, box, SIZE, views[number : number + 1])
     draws = torch.from_numpy(uniform(0, np.arange(COUNT), 2, num=DRAWS))
     return Augment(AugmentConfig(), [0.0] * 3, [1.0] * 3, torch.float32)(views, draws)
@@ -117,8 +118,8 @@ def test_a_reduced_decode_cannot_be_told_from_a_whole_one(factor):
     assert reduction(boxes, np.full(3, size), margin) == factor
     views = torch.empty(2, 3, size, size, dtype=torch.uint8)
     for box in on_grid(boxes, factor, height, width):
-        crop(whole, box * factor, size, views[:1])
-        crop(reduced, box, size, views[1:])
+        crop(whole, (box * factor).tolist(), size, views[:1])
+        crop(reduced, box.tolist(), size, views[1:])
         difference = views[0].double() - views[1].double()
         assert 10 * torch.log10(255**2 / difference.square().mean()) > 40
         assert difference.abs().mean() < 1.6
@@ -134,7 +135,7 @@ def test_the_smallest_crop_decides(smallest, margin, factor):
 def test_boxes_on_the_grid_stay_inside_and_near():
     rng = np.random.default_rng(0)
     for height, width, factor in [(301, 407, 2), (1001, 999, 8), (640, 480, 4)]:
-        boxes = sample_boxes(rng.random((200, BOX_DRAWS)), height, width, (0.2, 1.0), (0.75, 4 / 3))
+        boxes = BoxSampler([(0.2, 1.0)] * 200, [(0.75, 4 / 3)] * 200)(rng.random((200, BOX_DRAWS)), height, width)
         moved = on_grid(boxes, factor, height, width)
         assert (moved[:, :2] >= 0).all() and (moved[:, 2:] >= 1).all()
         assert (moved[:, 0] + moved[:, 2] <= -(-height // factor)).all()

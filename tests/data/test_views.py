@@ -10,21 +10,21 @@ from hypothesis import strategies as st
 from largescale.config import AugmentConfig
 from largescale.data import augment
 from largescale.data.augment import DRAWS, Augment
-from largescale.data.crops import BOX_DRAWS, crop, sample_boxes
+from largescale.data.crops import BOX_DRAWS, BoxSampler, crop
 
 
 @settings(max_examples=50, deadline=None)
 @given(height=st.integers(1, 400), width=st.integers(1, 400), low=st.floats(0.01, 1), seed=st.integers(0, 99))
 def test_boxes_lie_inside_the_image(height, width, low, seed):
     draws = np.random.default_rng(seed).random((20, BOX_DRAWS))
-    boxes = sample_boxes(draws, height, width, [low, 1.0], [0.75, 4 / 3])
+    boxes = BoxSampler([[low, 1.0]] * 20, [[0.75, 4 / 3]] * 20)(draws, height, width)
     assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] >= 1).all()
     assert (boxes[:, 0] + boxes[:, 2] <= height).all() and (boxes[:, 1] + boxes[:, 3] <= width).all()
 
 
 def test_boxes_have_the_distribution_of_torchvisions_random_resized_crop():
     draws = np.random.default_rng(0).random((4000, BOX_DRAWS))
-    boxes = sample_boxes(draws, 300, 400, [0.14, 1.0], [0.75, 4 / 3])
+    boxes = BoxSampler([[0.14, 1.0]] * 4000, [[0.75, 4 / 3]] * 4000)(draws, 300, 400)
     from torchvision.transforms import RandomResizedCrop
 
     torch.manual_seed(0)
@@ -37,7 +37,7 @@ def test_boxes_have_the_distribution_of_torchvisions_random_resized_crop():
 def test_crop_equals_torchvisions_antialiased_resized_crop():
     image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     out = torch.empty(3, 24, 24, dtype=torch.uint8)
-    crop(image, np.array([10, 20, 70, 80]), 24, out[None])
+    crop(image, [10, 20, 70, 80], 24, out[None])
     expected = reference.resized_crop(image, 10, 20, 70, 80, [24, 24], antialias=True)
     assert (out.int() - expected.int()).abs().max() <= 1
 
