@@ -12,7 +12,7 @@ from shards.clean import Cleaning
 from shards.convert import SKIPPED_NAME, Options, convert, merge
 from shards.errors import InputError
 from shards.index import index_folder
-from shards.info import describe
+from shards.info import describe, gather
 from shards.manifest import Manifest
 from shards.repair import repair
 from shards.verify import verify
@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "info", _info, "show what a shard folder holds", "shards info data/photos")
     command.add_argument("folder", metavar="DIR", type=Path, help="shard folder")
+    command.add_argument("--html", type=Path, metavar="FILE", help="also write a page with plots and images")
     return parser
 
 
@@ -197,7 +198,13 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    _say(describe(arguments.folder))
+    facts = gather(arguments.folder)
+    _say(describe(facts))
+    if arguments.html is not None:
+        from shards.page import write_page  # matplotlib takes its time
+
+        write_page(facts, arguments.html)
+        _say(f"page: {arguments.html}")
     return 0
 
 

@@ -1,7 +1,8 @@
-"""`shards info`: what a shard folder holds, in words."""
+"""`shards info`: what a shard folder holds, in words (and as a page, see page.py)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,31 @@ import numpy as np
 from shards.manifest import IMAGE_FORMATS, Manifest, check_files, read_index, read_manifest
 
 
-def describe(folder: Path) -> str:
-    """Counts, sizes, formats, resolutions, classes and what was skipped.
+@dataclass(frozen=True)
+class Facts:
+    """Columns of all samples of a folder: pixels, bytes, format codes, labels."""
+
+    manifest: Manifest
+    width: np.ndarray
+    height: np.ndarray
+    size: np.ndarray
+    format: np.ndarray
+    label: np.ndarray
+
+    def formats(self) -> dict[str, int]:
+        """Samples by format."""
+        counts = np.bincount(self.format, minlength=len(IMAGE_FORMATS))
+        return {IMAGE_FORMATS[code]: int(count) for code, count in enumerate(counts) if count}
+
+    def classes(self) -> dict[str, int]:
+        """Samples by class."""
+        names = self.manifest.classes
+        counts = np.bincount(self.label[self.label >= 0], minlength=len(names))
+        return dict(zip(names, counts.tolist(), strict=True))
+
+
+def gather(folder: Path) -> Facts:
+    """Read what the indexes say.
 
     Raises:
         InputError: no readable manifest, or files that are not as it says.
@@ -18,18 +42,22 @@ def describe(folder: Path) -> str:
     manifest = read_manifest(folder)
     check_files(manifest)
     indexes = [read_index(manifest.index_path(number)) for number in range(len(manifest.shards))]
-    widths = np.concatenate([index.width for index in indexes])
-    heights = np.concatenate([index.height for index in indexes])
-    formats = np.bincount(np.concatenate([index.format for index in indexes]), minlength=len(IMAGE_FORMATS))
-    labels = np.concatenate([index.label for index in indexes])
+    columns = (np.concatenate([getattr(index, name) for index in indexes])
+               for name in ("width", "height", "size", "format", "label"))
+    return Facts(manifest, *columns)
+
+
+def describe(facts: Facts) -> str:
+    """Counts, sizes, formats, resolutions, classes and what was skipped."""
+    manifest = facts.manifest
     lines = [
         f"{manifest.root}",
         f"  samples   {manifest.num_samples:,} in {len(manifest.shards):,} shards, {manifest.num_bytes:,} bytes",
         f"  source    {manifest.source}",
         f"  settings  {', '.join(f'{key}={value}' for key, value in manifest.settings.items())}",
-        f"  formats   {', '.join(f'{IMAGE_FORMATS[code]} {count:,}' for code, count in enumerate(formats) if count)}",
-        f"  pixels    {_spread(widths)} wide, {_spread(heights)} high (smallest / median / largest)",
-        *_classes(manifest, labels),
+        f"  formats   {', '.join(f'{name} {count:,}' for name, count in facts.formats().items())}",
+        f"  pixels    {_spread(facts.width)} wide, {_spread(facts.height)} high (smallest / median / largest)",
+        *_classes(facts),
         *(f"  skipped   {count:,}: {reason}" for reason, count in manifest.skipped.items()),
     ]
     return "\n".join(lines)
@@ -39,10 +67,9 @@ def _spread(values: np.ndarray) -> str:
     return f"{values.min()} / {int(np.median(values))} / {values.max()}"
 
 
-def _classes(manifest: Manifest, labels: np.ndarray) -> list[str]:
-    if not manifest.classes:
+def _classes(facts: Facts) -> list[str]:
+    if not facts.manifest.classes:
         return ["  classes   none"]
-    counts = np.bincount(labels[labels >= 0], minlength=len(manifest.classes))
-    shown = [f"{name} {count:,}" for name, count in zip(manifest.classes, counts, strict=True)][:20]
-    more = len(manifest.classes) - len(shown)
-    return [f"  classes   {len(manifest.classes):,}: {', '.join(shown)}{f', and {more:,} more' if more else ''}"]
+    shown = [f"{name} {count:,}" for name, count in facts.classes().items()]
+    more = len(shown) - 20
+    return [f"  classes   {len(shown):,}: {', '.join(shown[:20])}{f', and {more:,} more' if more > 0 else ''}"]

@@ -267,7 +267,8 @@ def choose_counts(processes: int, threads: int, *, local_ranks: int, on_gpu: boo
         local_ranks: ranks on this node, which share its CPUs.
         on_gpu: else the training needs the CPUs itself, and one process with few threads loads.
     """
-    cpus = max(1, len(os.sched_getaffinity(0)) // local_ranks)
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = max(1, available // local_ranks)
     usable = max(1, cpus - 1) if on_gpu else max(1, cpus // 4)
     if processes < 0:
         processes = -(-usable // (threads or _MAX_THREADS))

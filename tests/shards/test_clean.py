@@ -16,6 +16,7 @@ from PIL import Image, ImageCms
 from largescale.data.decode import decode
 from largescale.data.reader import RawSample
 from shards.clean import Cleaning
+from shards.cli import main
 from shards.convert import Options, convert
 from shards.images import ImageError, to_rgb
 from tests.shards.test_convert import image_bytes, stored_images
@@ -173,3 +174,18 @@ def test_header_checks_come_before_decoding(monkeypatch):
         Cleaning().apply(bomb(), "png")
     with pytest.raises(ImageError, match="too small"):
         Cleaning(min_side=100).apply(small, "jpg")
+
+
+def test_a_page_shows_what_is_there_and_what_was_left_out(torture, tmp_path, capsys):
+    rules = Cleaning(min_side=10, max_aspect=10, blank=True, animated=True)
+    convert(torture, tmp_path / "out", Options("pile", cleaning=rules))
+    assert main(["info", str(tmp_path / "out"), "--html", str(tmp_path / "page.html")]) == 0
+    assert f"page: {tmp_path / 'page.html'}" in capsys.readouterr().out
+    page = (tmp_path / "page.html").read_text()
+    kept, left_out = page.split("What was left out")
+    assert kept.count("<figure>") == len(stored_images(tmp_path / "out")) and kept.count("<svg") == 4
+    drawn = ("a single colour", "extreme aspect ratio", "animated", "too small")
+    for reason, shown in [*((reason, True) for reason in drawn), ("too many pixels", False), ("empty file", False)]:
+        assert f"<td>{reason}</td>" in left_out and (f">{reason}: " in left_out) == shown, reason
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", "").replace("https://matplotlib.org", "")
