@@ -1,0 +1,162 @@
+"""Conversion against the tools that people would take instead, paired in one run.
+
+    python benchmarks/convert.py [--images 2000] [--large 120] [--rounds 3]
+
+- pass-through: `tar` packs the same files; ours with and without decoding every image. Wall time, all cores for ours.
+- resize: photographs of 3 megapixels to a longer side of 512; img2dataset's resizer (if it is installed) on the same
+  bytes in the same process, one core, CPU time.
+- verify: bytes a second with checksums alone, wall time.
+- planning and memory: lists of many tiny files; peak memory of 10^4 and 10^5 of them.
+
+Writes benchmarks/results/convert.json and convert.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from images import write_photographs
+from PIL import Image
+
+from largescale.run_folder import environment
+from shards.clean import Cleaning
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+MEASURED = """
+import sys, time
+from pathlib import Path
+from shards.convert import Options, convert
+started = time.perf_counter()
+convert(Path(sys.argv[1]), Path(sys.argv[2]), Options("many", shuffle=0, task=(0, 0), samples_per_shard=1000))
+planned = time.perf_counter() - started
+convert(Path(sys.argv[1]), Path(sys.argv[2]), Options("many", shuffle=0, samples_per_shard=1000))
+[line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(planned, 1024 * int(line.split()[1]))
+"""
+
+
+def wall(command: list[str]) -> float:
+    """Seconds that a command takes."""
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def pass_through(folder: Path, rounds: int) -> dict[str, list[float]]:
+    """Seconds of `tar`, and of ours; the caches are warm for all."""
+    source, times = folder / "photographs", {"tar": [], "convert --no-decode": [], "convert": [], "verify": []}
+    shards = [sys.executable, "-m", "shards"]
+    for number in range(rounds + 1):
+        out = folder / f"out-{number}"
+        packed = folder / "packed.tar"
+        convert = [*shards, "convert", str(source), str(out), "--samples-per-shard", "250"]
+        row = {
+            "tar": wall(["sh", "-c", f"tar -C {source} -cf {packed} . && sync {packed}"]),
+            "convert --no-decode": wall([*convert, "--no-decode"]),
+            "convert": wall([*convert, "--force"]),
+            "verify": wall([*shards, "verify", str(out), "--no-decode"]),
+        }
+        packed.unlink()
+        if number:  # the first one warms up
+            for name, seconds in row.items():
+                times[name].append(seconds)
+    return times
+
+
+def resizers() -> dict[str, Callable[[bytes], object]]:
+    """Ours, and img2dataset's if it is there."""
+    ours = Cleaning(max_side=512, quality=95)
+    found: dict[str, Callable[[bytes], object]] = {"ours": lambda payload: ours.apply(payload, "jpg")}
+    try:
+        from img2dataset.resizer import Resizer
+    except ImportError:
+        return found
+    theirs = Resizer(512, "keep_ratio_largest", resize_only_if_bigger=True, encode_quality=95)
+    return found | {"img2dataset": lambda payload: theirs(io.BytesIO(payload))}
+
+
+def resize(payloads: list[bytes], rounds: int) -> dict[str, list[float]]:
+    """Images a second of CPU time."""
+    speeds: dict[str, list[float]] = {}
+    for number in range(rounds + 1):
+        for name, run in resizers().items():
+            started = time.process_time()
+            for payload in payloads:
+                run(payload)
+            if number:
+                speeds.setdefault(name, []).append(len(payloads) / (time.process_time() - started))
+    return speeds
+
+
+def many_files(folder: Path, count: int) -> dict[str, float]:
+    """Planning seconds, and peak memory of one process that plans and converts that many tiny images."""
+    for number in range(count):
+        path = folder / f"many-{count}" / f"{number // 1000:04d}" / f"{number:07d}.png"
+        if number % 1000 == 0:
+            path.parent.mkdir(parents=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(path)
+    command = [sys.executable, "-c", MEASURED, str(folder / f"many-{count}"), str(folder / f"out-many-{count}")]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return {"files": count, "planning_s": float(output[0]), "peak_bytes": int(output[1])}
+
+
+def report(result: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    times, size = result["pass_through_s"], result["bytes"]
+    tar = statistics.median(times["tar"])
+    lines = ["| | seconds | MB/s | share of tar's speed |", "|---|---|---|---|"]
+    lines += [f"| {name} | {statistics.median(values):.2f} | {size / statistics.median(values) / 1e6:,.0f} | "
+              f"{tar / statistics.median(values):.0%} |" for name, values in times.items()]
+    lines += ["", "| resize to 512 | images/s/core |", "|---|---|"]
+    lines += [f"| {name} | {statistics.median(values):.1f} |" for name, values in result["resize"].items()]
+    lines += ["", "| tiny files | planning, s | peak memory, MB |", "|---|---|---|"]
+    lines += [f"| {row['files']:,} | {row['planning_s']:.2f} | {row['peak_bytes'] / 1e6:.0f} |"
+              for row in result["many"]]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--large", type=int, default=120)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        size = write_photographs(folder / "photographs", arguments.images)
+        write_photographs(folder / "large", arguments.large, scale=3.4)
+        large = [path.read_bytes() for path in sorted((folder / "large").iterdir())]
+        result = {
+            "bytes": size, "pass_through_s": pass_through(folder, arguments.rounds),
+            "resize": resize(large, arguments.rounds),
+            "many": [many_files(folder, count) for count in (10_000, 100_000)],
+        }
+    machine = environment()
+    machine.pop("command")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "convert.json").write_text(json.dumps({**result, "environment": machine}, indent=1) + "\n")
+    (RESULTS / "convert.md").write_text(
+        "# Conversion\n\n"
+        f"`python benchmarks/convert.py` on {time.strftime('%Y-%m-%d')}: {machine['processor']}, {os.cpu_count()} "
+        f"cores; {arguments.images} generated JPEGs of {size / arguments.images / 1000:.0f} KB, {arguments.large} of 3 "
+        f"megapixels; medians of {arguments.rounds} rounds in turns.\n\n" + report(result) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
