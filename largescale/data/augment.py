@@ -59,13 +59,14 @@ class Augment:
         Returns:
             [N, 3, S, S], channels last in memory.
         """
+        counters = noise_counters(views.shape[-2:], views.device) if self.config.noise > 0 else None
         if views.device.type == "cpu" and not self._everywhere:
-            return self._change_all(views, draws.to(torch.float64))
+            return self._change_all(views, draws.to(torch.float64), counters)
         if self._compiled is None:
             self._compiled = torch.compile(self._change_all, dynamic=False, fullgraph=True)
-        return self._compiled(views, draws.to(torch.float64))
+        return self._compiled(views, draws.to(torch.float64), counters)
 
-    def _change_all(self, views: Tensor, draws: Tensor) -> Tensor:
+    def _change_all(self, views: Tensor, draws: Tensor, counters: Tensor | None) -> Tensor:
         config, uniforms = self.config, draws.to(self.dtype)
         x = views.to(self.dtype, memory_format=torch.contiguous_format).div(255)
         if config.flip > 0:
@@ -84,8 +85,8 @@ class Augment:
             low, high = config.blur_sigma
             sigma = low + uniforms[:, _SIGMA] * (high - low)
             x = _where(draws[:, _BLUR] < config.blur, x, lambda x, sigma: gaussian_blur(x, sigma, high), sigma)
-        if config.noise > 0:
-            noise = gaussian_noise(draws[:, _NOISE_KEY], x.shape[-2:], self.dtype)
+        if counters is not None:
+            noise = gaussian_noise(draws[:, _NOISE_KEY], counters, x.shape[-2:], self.dtype)
             x = x + noise * _per_sample(uniforms[:, _NOISE_STD] * config.noise)
         if config.erase > 0:
             x = self._erase(x, draws, uniforms)
@@ -218,14 +219,20 @@ def _weighted_sum(parts: list[Tensor], weights: Tensor) -> Tensor:
     return total
 
 
-def gaussian_noise(key: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def noise_counters(shape: torch.Size, device: torch.device) -> Tensor:
+    """What `gaussian_noise` hashes for each pixel, twice: int64 [2 * H * W]. Made outside of what is compiled, where
+    the product would be taken for an index and must not overflow.
+    """
+    return torch.arange(2 * shape[0] * shape[1], device=device, dtype=torch.int64) * -4658895280553007687
+
+
+def gaussian_noise(key: Tensor, counters: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Standard normal noise [N, 1, H, W], one value for all channels, hashed from a uniform key [N] and the pixel.
 
     Box-Muller on two SplitMix64-style hashes; counter-based, so it does not depend on the batch.
     """
     num_pixels = shape[0] * shape[1]
-    counter = torch.arange(2 * num_pixels, device=key.device, dtype=torch.int64)
-    bits = (key * 2.0**53).to(torch.int64)[:, None] * -7046029254386353131 + counter * -4658895280553007687
+    bits = (key * 2.0**53).to(torch.int64)[:, None] * -7046029254386353131 + counters
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
         bits = (bits ^ _shift_right(bits, shift)) * factor
     bits = bits ^ _shift_right(bits, 31)

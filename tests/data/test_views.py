@@ -78,7 +78,8 @@ def test_rotation_equals_torchvisions():
 
 
 def test_noise_is_standard_normal_and_differs_between_keys():
-    noise = augment.gaussian_noise(torch.rand(50, dtype=torch.float64), torch.Size([40, 40]), torch.float32)
+    counters = augment.noise_counters(torch.Size([40, 40]), torch.device("cpu"))
+    noise = augment.gaussian_noise(torch.rand(50, dtype=torch.float64), counters, torch.Size([40, 40]), torch.float32)
     assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
     flat = noise.flatten(1)
     assert (torch.corrcoef(flat) - torch.eye(50)).abs().max() < 0.12
