@@ -52,7 +52,7 @@ def expected(shard_folder: Path) -> list[Batch]:
 
 
 def remote(url: str, folder: Path, *overrides: str, **ranks: int) -> Stream:
-    return make_stream(url, f"data.cache={folder / 'cache'}", "data.store_patience_s=20", "data.store_stall_s=1",
+    return make_stream(url, f"data.cache={folder / 'cache'}", "data.store_patience_s=40", "data.store_stall_s=10",
                        *overrides, **ranks)
 
 
@@ -92,7 +92,7 @@ def test_connections_that_break_are_taken_up_where_they_broke(web, tmp_path, exp
 
 
 def test_a_request_that_hangs_is_made_again(web, tmp_path, expected):
-    stream = remote(web.url, tmp_path)
+    stream = remote(web.url, tmp_path, "data.store_stall_s=1")
     web.hangs = 2
     assert_equal(list(stream(STEPS)), expected)
 
