@@ -113,7 +113,7 @@ class Loader:
             self._memory.pin()
         self._ring = [Buffers.carve(self._memory.bytes[slot * size : (slot + 1) * size], maker.data, batch)
                       for slot in range(self._slots)]
-        self._taken, self._released = 0, 0
+        self._taken = 0
         self._threads = ThreadPoolExecutor(threads) if threads > 1 and not processes else None
         self._processes: list[_LoaderProcess] = []
         if processes:
@@ -149,7 +149,6 @@ class Loader:
 
     def release(self) -> None:
         """Give back the buffers of the oldest batch that was taken and not given back yet."""
-        self._released += 1
         for process in self._processes:
             process.free_slots.release()
 
