@@ -113,11 +113,13 @@ def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
     """
     if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
         return {}
+    on_node = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))  # such as 8(x16)
     job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
     return {
         "RANK": environment["SLURM_PROCID"],
         "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
         "LOCAL_RANK": environment["SLURM_LOCALID"],
+        **({"LOCAL_WORLD_SIZE": on_node.group()} if on_node else {}),
         "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_address(environment["SLURM_STEP_NODELIST"]),
         "MASTER_PORT": environment.get("MASTER_PORT") or str(20000 + (job * 16 + step) % 40000),
     }

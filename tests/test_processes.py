@@ -14,6 +14,11 @@ def test_a_task_of_srun_knows_its_rank_and_where_to_meet():
     assert 20000 <= int(ranks["MASTER_PORT"]) < 60000
 
 
+@pytest.mark.parametrize("tasks, size", [("8(x2)", "8"), ("2,1", "2"), ("", None)])
+def test_a_task_of_srun_knows_how_many_share_its_node(tasks, size):
+    assert slurm_ranks({**STEP, "SLURM_STEP_TASKS_PER_NODE": tasks}).get("LOCAL_WORLD_SIZE") == size
+
+
 def test_steps_and_jobs_do_not_meet_each_other():
     ports = {slurm_ranks({**STEP, "SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)})["MASTER_PORT"]
              for job in (100, 101, 102) for step in range(3)}
