@@ -40,6 +40,13 @@ def own_bytes() -> int:
     return total
 
 
+def thirds(sizes: list[int]) -> dict[str, float]:
+    """Medians of the first, second and last third: flat memory has equal ones, whatever single looks show."""
+    parts = np.array_split(np.asarray(sizes), 3)
+    return {f"bytes_{name}_third": float(np.median(part))
+            for name, part in zip(("first", "second", "last"), parts, strict=True)}
+
+
 def main() -> None:
     """Stream, watch, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -56,7 +63,7 @@ def main() -> None:
         config = Config(name="soak", data=data, train=TrainConfig(global_batch=64, steps=10**9))
         stream = Stream(config, rank=0, world_size=1, device=torch.device("cpu"), dtype=torch.float32)
         stream.augment = lambda views, draws: views  # the loaders are what is watched
-        minutes, sizes, images = [], [], 0
+        sizes, images = [], 0
         started = looked = time.monotonic()
         batches = stream(range(10**9))
         bar = tqdm(total=round(arguments.minutes * 60), unit="s", desc="soak")
@@ -66,7 +73,6 @@ def main() -> None:
             if now - looked >= EVERY_S:
                 bar.update(round(now - looked))
                 looked = now
-                minutes.append((now - started) / 60)
                 sizes.append(own_bytes())
             if now - started >= 60 * arguments.minutes:
                 break
@@ -75,18 +81,15 @@ def main() -> None:
         bar.close()
     machine = environment()
     machine.pop("command")
-    settled = len(sizes) // 6  # the first part fills buffers and maps shards
-    slope = float(np.polyfit(minutes[settled:], sizes[settled:], 1)[0])
     result = {
         "minutes": seconds / 60, "images": images, "images_per_s": images / seconds, "workers": arguments.workers,
-        "epochs": images / arguments.images, "bytes_first": sizes[settled], "bytes_last": sizes[-1],
-        "bytes_largest": max(sizes[settled:]), "growth_bytes_a_minute": slope, "bytes": sizes, "environment": machine,
+        "epochs": images / arguments.images, **thirds(sizes), "bytes": sizes, "environment": machine,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "soak.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{images:,} images in {seconds / 60:.1f} minutes, {images / seconds:.0f} a second; memory "
-          f"{sizes[settled] / 1e6:.1f} MB after {minutes[settled]:.1f} minutes, {sizes[-1] / 1e6:.1f} MB at the end, "
-          f"{slope / 1e3:+.1f} KB a minute")
+    print(f"{images:,} images in {seconds / 60:.1f} minutes, {images / seconds:.0f} a second; median memory "
+          f"{result['bytes_first_third'] / 1e6:.1f} MB in the first third, {result['bytes_last_third'] / 1e6:.1f} MB in "
+          f"the last")
 
 
 if __name__ == "__main__":
