@@ -88,8 +88,8 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "soak.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"{images:,} images in {seconds / 60:.1f} minutes, {images / seconds:.0f} a second; median memory "
-          f"{result['bytes_first_third'] / 1e6:.1f} MB in the first third, {result['bytes_last_third'] / 1e6:.1f} MB in "
-          f"the last")
+          f"{result['bytes_first_third'] / 1e6:.1f} MB in the first third, "
+          f"{result['bytes_last_third'] / 1e6:.1f} MB in the last")
 
 
 if __name__ == "__main__":
