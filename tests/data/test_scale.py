@@ -60,9 +60,9 @@ def test_a_billion_samples_start_in_seconds(tmp_path):
 
 
 def resident(pid: int) -> int:
-    """Bytes of a process that are its own."""
+    """Bytes that a process has written to and shares with nobody."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Private_Clean")))
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
 
 
 @pytest.mark.slow
@@ -80,4 +80,5 @@ def test_memory_stays_flat_over_many_epochs(shard_folder):
         if len(sizes) == 6:
             break
     batches.close()
-    assert max(sizes[2:]) - min(sizes[2:]) < 8e6, sizes
+    # A leak never gives back; what is in the air at the moment of a look does.
+    assert min(sizes[4:]) - min(sizes[1:3]) < 6e6, sizes
