@@ -30,6 +30,9 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
 _DENIED = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 """What the libraries of stores raise, besides PermissionError, where asking again is of no use."""
 
+_INHERITED: list[Any] = []
+"""Clients that a forked process got from its parent."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -133,9 +136,12 @@ class Store:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
 
-    def reconnect(self) -> None:
-        """Begin anew, in a process that was forked."""
+    def begin_in_process(self) -> None:
+        """Connect anew in a process that was forked. What it inherited must not be closed, not even by being forgotten:
+        its event loop shares the parent's epoll, and would take the parent's connections out of it.
+        """
         if not self._command:
+            _INHERITED.append(self._fs)
             self._connect()
 
     def _patiently(self, name: str, request: Callable[[], bytes]) -> bytes:
@@ -156,8 +162,8 @@ class Store:
                         f"{self.url}/{name}: no answer for {self.patience_s:.0f} s ({what}); is the store up?"
                     ) from error
                 _log.warning("%s/%s: %s; asking again", self.url, name, what)
-                if isinstance(error, TimeoutError):
-                    self.reconnect()
+                if isinstance(error, TimeoutError) and not self._command:
+                    self._connect()
             time.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 

@@ -69,7 +69,7 @@ class ShardReader:
         self.status = status
         for corpus in self.corpora:
             if corpus.cache is not None:
-                corpus.cache.store.reconnect()
+                corpus.cache.store.begin_in_process()
 
     def __len__(self) -> int:
         return int(self.first_ids[-1])

@@ -79,7 +79,13 @@ class Box:
     def return_node(self, name: str) -> None:
         """Bring a lost node back."""
         self.call("slurmd", "-N", name)
-        self.call("scontrol", "update", f"nodename={name}", "state=resume")
+        deadline = time.monotonic() + 60
+        while "DOWN" in (state := self.call("scontrol", "show", "node", name)) or "NOT_RESPONDING" in state:
+            assert time.monotonic() < deadline, state
+            # Refused for a moment when the node has just registered and is no longer down.
+            resume = ["scontrol", "update", f"nodename={name}", "state=resume"]
+            subprocess.run(resume, env=self.environment, check=False)
+            time.sleep(0.5)
 
 
 @pytest.fixture(scope="session")
