@@ -8,7 +8,7 @@ import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -28,8 +28,7 @@ class SampleError(Exception):
     """One sample cannot be used; the reason is its message. The stream counts it and takes a substitute."""
 
 
-@dataclass(frozen=True)
-class RawSample:
+class RawSample(NamedTuple):
     """The stored bytes of one image, and its size in pixels as its header has it."""
 
     payload: memoryview
@@ -60,7 +59,7 @@ class ShardReader:
         self.shard_sizes = np.concatenate([corpus.shard_sizes() for corpus in corpora])
         self.first_ids = np.concatenate([[0], np.cumsum(self.shard_sizes)])
         self._first_ids = self.first_ids.tolist()  # finding one number in a list is ten times as fast as in an array
-        self._open: OrderedDict[int, tuple[mmap.mmap, ShardIndex]] = OrderedDict()
+        self._open: OrderedDict[int, tuple[memoryview, ShardIndex]] = OrderedDict()
         self._lost: dict[int, str] = {}
         self._lock = threading.Lock()
 
@@ -93,13 +92,13 @@ class ShardReader:
         """
         shard, row = self.locate(sample_id)
         tar, index = self._shard(shard)
-        start, size = int(index.offset[row]), int(index.size[row])
+        start, size = index.offset.item(row), index.size.item(row)
         if start + size > len(tar):
             raise SampleError(f"ends at byte {start + size} of a tar of {len(tar)}")
-        payload = memoryview(tar)[start : start + size]
-        if xxhash.xxh3_64_intdigest(payload) != int(index.checksum[row]):
+        payload = tar[start : start + size]
+        if xxhash.xxh3_64_intdigest(payload) != index.checksum.item(row):
             raise SampleError("checksum differs from the index")
-        return RawSample(payload, int(index.width[row]), int(index.height[row]))
+        return RawSample(payload, index.width.item(row), index.height.item(row))
 
     def key(self, sample_id: int) -> str:
         """The sample's WebDataset key, for people and audits."""
@@ -167,7 +166,7 @@ class ShardReader:
         number = self._corpus_of_shard[shard]
         return self.corpora[number], shard - self._first_shards[number]
 
-    def _shard(self, shard: int) -> tuple[mmap.mmap, ShardIndex]:
+    def _shard(self, shard: int) -> tuple[memoryview, ShardIndex]:
         with self._lock:
             if shard in self._lost:
                 raise ShardLost(self._lost[shard])
@@ -182,7 +181,7 @@ class ShardReader:
             self._open.move_to_end(shard)
             return self._open[shard]
 
-    def _open_shard(self, shard: int) -> tuple[mmap.mmap, ShardIndex]:
+    def _open_shard(self, shard: int) -> tuple[memoryview, ShardIndex]:
         corpus, number = self._corpus(shard)
         manifest = corpus.manifest
         entry, path, index_path = manifest.shards[number], manifest.tar_path(number), manifest.index_path(number)
@@ -191,7 +190,7 @@ class ShardReader:
             self.status(f"opening {path}")
             try:
                 with path.open("rb") as file:
-                    tar = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                    tar = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
                 index = read_index(index_path)
                 break
             except (OSError, ValueError, InputError) as error:
