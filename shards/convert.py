@@ -43,7 +43,8 @@ from shards.plan import (
     Plan,
     Row,
     Written,
-    check_same,
+    check_listing,
+    check_settings,
     label_column,
     make_plan,
     open_plan,
@@ -214,8 +215,9 @@ def _plan(source: Source, out: Path, options: Options) -> Plan:
         _clear(out)
         return make_plan(source, out, settings)
     plan = open_plan(out, source)
+    check_settings(plan, settings)
     if first_task:
-        check_same(plan, source, settings)
+        check_listing(plan, source)
     return plan
 
 

@@ -217,16 +217,24 @@ def open_plan(out: Path, source: Source | None = None) -> Plan:
         raise InputError(f"{path}: cannot be read ({error}); begin anew with --force") from error
 
 
-def check_same(plan: Plan, source: Source, settings: dict[str, Any]) -> None:
-    """Check that a plan is what would be planned now.
+def check_settings(plan: Plan, settings: dict[str, Any]) -> None:
+    """Check that a plan was made with these options; every task does.
 
     Raises:
-        InputError: other options, or files that came, went or changed their size since.
+        InputError: naming the first option that differs.
     """
     for key, now in settings.items():
         if plan.settings.get(key) != now:
             text = _SETTINGS_KEPT.format(key=f"--{key.replace('_', '-')}", was=plan.settings.get(key), now=now)
             raise InputError(f"{plan.folder}: {text}")
+
+
+def check_listing(plan: Plan, source: Source) -> None:
+    """Check that a source still has what the plan lists.
+
+    Raises:
+        InputError: files that came, went or changed their size since.
+    """
     digest = xxhash.xxh3_128()
     count = sum(_add(digest, found) for found in source.list())
     if digest.hexdigest() != plan.fingerprint:

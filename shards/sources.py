@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,7 +161,8 @@ class ZipSource:
         """See `Source`."""
         try:
             return Content(self._archive().read(place), _suffix(place))
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
+            # Of one member: damaged, cut, gone; RuntimeError is encrypted or of an unknown compression.
             raise OSError(0, f"not readable in the archive ({error})") from error
 
     def name(self, place: str) -> str:

@@ -76,6 +76,8 @@ def test_a_source_or_options_that_changed_are_refused(pile, tmp_path):
     convert(source, out, options(task=(0, 2)))
     with pytest.raises(InputError, match=r"plan: was made with --shuffle=5, now it is 6; give the same options, or"):
         convert(source, out, Options("pile", labels="folder", samples_per_shard=7, shuffle=6))
+    with pytest.raises(InputError, match=r"was made with --shuffle=5, now it is 6"):  # other tasks notice as well
+        convert(source, out, Options("pile", labels="folder", samples_per_shard=7, shuffle=6, task=(1, 2)))
     (source / "class0" / "new.jpg").write_bytes(image_bytes(file_format="JPEG"))
     with pytest.raises(InputError, match=r"is not what it was .*60 images then, 61 now"):
         convert(source, out, options())

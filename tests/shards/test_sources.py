@@ -154,3 +154,16 @@ def test_a_tar_that_changed_since_the_plan_is_refused(tmp_path):
     (tars / "1.tar").unlink()
     with pytest.raises(InputError, match=r"24 images then, 12 now"):
         convert(tars, tmp_path / "out", Options("out", samples_per_shard=5))
+
+
+def test_a_damaged_member_of_an_archive_is_listed(tmp_path):
+    path = tmp_path / "pile.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(3):
+            archive.writestr(f"{number}.png", image_bytes(40, 40, seed=number))
+        start = archive.getinfo("1.png").header_offset
+    content = bytearray(path.read_bytes())
+    content[start + 40 : start + 80] = b"\xff" * 40
+    path.write_bytes(content)
+    manifest = convert(path, tmp_path / "out", Options("out"))
+    assert manifest.num_samples == 2 and sum(manifest.skipped.values()) == 1
