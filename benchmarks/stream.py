@@ -109,7 +109,6 @@ class Pipelines:
         self._reader = ShardReader(corpora)
         order = Mixture([corpora[0].shard_sizes()], [1.0], seed=0, global_batch=BATCH, streams=config.data.streams,
                         shuffle_window=config.data.shuffle_window)
-        self._order = order
         self._maker = BatchMaker(self._reader, order, config, rank=0, world_size=1)
         memory = torch.empty(Buffers.num_bytes(config.data, BATCH), dtype=torch.uint8)
         self._buffers = Buffers.carve(memory, config.data, BATCH)
@@ -150,8 +149,8 @@ class Pipelines:
 
     def read_ours(self) -> None:
         """Random access to verified bytes, no decoding."""
-        for sample_id in self._order.samples(self._step)[0]:
-            self._reader.read(int(sample_id))
+        for sample_id in self._maker.samples(self._step, slice(None))[0].tolist():
+            self._reader.read(sample_id)
         self._step += 1
 
     def read_webdataset(self) -> None:

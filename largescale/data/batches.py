@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ from largescale.data.reader import SampleError, ShardReader
 from shards.errors import InputError
 
 _BOX_PURPOSE, _AUGMENT_PURPOSE = 1, 2  # keep the random numbers of the two uses apart
+
+ORDER_BLOCK = 2048
+"""Samples whose ids a process computes at once, some steps ahead: one at a time costs as much as reading the sample."""
 
 
 @dataclass
@@ -99,11 +103,19 @@ class BatchMaker:
             np.array([getattr(group, name) for group in groups_of_views]) for name in ("scale", "ratio")
         ))
         self._own = threading.local()
+        self._block = lru_cache(maxsize=2)(self._samples_of_block)
+
+    def samples(self, step: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and epochs of the samples that belong into these rows of this rank's batch of `step`: int64 [rows]."""
+        first, last, _ = rows.indices(len(self.places))
+        num_steps = max(1, ORDER_BLOCK // max(1, last - first))
+        ids, epochs = self._block(step // num_steps * num_steps, num_steps, first, last)
+        return ids[step % num_steps], epochs[step % num_steps]
 
     def make(self, step: int, rows: slice, buffers: Buffers, threads: ThreadPoolExecutor | None) -> Part:
         """Fill these rows of the buffers. Errors are returned in the part."""
         part = Part(seconds={"read": 0.0, "decode": 0.0, "crop": 0.0})
-        ids, epochs = (values[self.places[rows]] for values in self.order.samples(step))
+        ids, epochs = self.samples(step, rows)
         draws = self._box_draws(ids, epochs)
         numbers = range(*rows.indices(len(self.places)))
         try:
@@ -123,6 +135,9 @@ class BatchMaker:
         self._draw(np.array(part.ids), epochs, rows, buffers)
         part.counters = self.reader.take_counters()
         return part
+
+    def _samples_of_block(self, step: int, num_steps: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.order.samples(np.arange(step, step + num_steps)[:, None], self.places[first:last])
 
     def _fill(
         self, sample_id: int, epoch: int, draws: np.ndarray, number: int, buffers: Buffers

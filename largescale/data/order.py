@@ -99,23 +99,25 @@ class Order:
         self.per_stream = global_batch // streams
         self._epoch_layout = lru_cache(maxsize=2)(self._layout)
 
-    def epoch(self, step: int) -> int:
+    def epoch(self, step: int | np.ndarray) -> int | np.ndarray:
         """The epoch that a global step belongs to, from 0."""
         return step // self.steps_per_epoch
 
-    def samples(self, step: int) -> np.ndarray:
-        """Ids (position in the manifest, shard by shard) of the global batch of `step`: int64 [global_batch]."""
-        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        per_stream = self.per_stream
-        stream_length = self.steps_per_epoch * per_stream
-        stream = np.repeat(np.arange(self.streams), per_stream)
-        place = np.tile(step_in_epoch * per_stream + np.arange(per_stream), self.streams)
+    def samples(self, steps: int | np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
+        """Ids (position in the manifest, shard by shard) of the samples at some places of the global batches of some
+        steps, which are broadcast against each other; of all places of a batch where none are given: int64.
+        """
+        steps, places = np.broadcast_arrays(steps, np.arange(self.global_batch) if places is None else places)
+        epochs, step_in_epoch = np.divmod(steps, self.steps_per_epoch)
+        stream, offset = np.divmod(places, self.per_stream)
+        place = step_in_epoch * self.per_stream + offset
 
+        stream_length = self.steps_per_epoch * self.per_stream
         window_start = place // self.window * self.window
         window_size = np.minimum(self.window, stream_length - window_start)
-        key = hash_coordinates(self.seed, epoch, stream, window_start)
+        key = hash_coordinates(self.seed, epochs, stream, window_start)
         shuffled = window_start + permute(place - window_start, window_size, key)
-        return self._ids_at(stream * stream_length + shuffled, epoch)
+        return self._ids_at(stream * stream_length + shuffled, epochs)
 
     def uses(self, epoch: int) -> Uses:
         """Which steps of an epoch may read which shard."""
@@ -132,11 +134,15 @@ class Order:
         end_step = epoch * self.steps_per_epoch - (-np.minimum(window_end, stream_length) // self.per_stream)
         return Uses.joined([Uses(shard, stream, first_step, end_step)])
 
-    def _ids_at(self, positions: np.ndarray, epoch: int) -> np.ndarray:
-        permuted_shards, ends = self._epoch_layout(epoch)
-        slot = np.searchsorted(ends, positions, side="right")
-        shard = permuted_shards[slot]
-        return self.first_ids[shard] + positions - (ends[slot] - self.shard_sizes[shard])
+    def _ids_at(self, positions: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        ids = np.empty(positions.shape, np.int64)
+        for epoch in np.unique(epochs).tolist():
+            permuted_shards, ends = self._epoch_layout(epoch)
+            chosen = epochs == epoch
+            slot = np.searchsorted(ends, positions[chosen], side="right")
+            shard = permuted_shards[slot]
+            ids[chosen] = self.first_ids[shard] + positions[chosen] - (ends[slot] - self.shard_sizes[shard])
+        return ids
 
     def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's shards in order, and the position at which each ends."""
@@ -180,15 +186,22 @@ class Mixture:
         """The epoch of the run: as many samples as all corpora hold. Each corpus counts its own besides."""
         return step // self.steps_per_epoch
 
-    def samples(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of the global batch of `step`, counted through the corpora, and each one's epoch in its corpus.
+    def samples(self, steps: int | np.ndarray, places: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Ids, counted through the corpora, at some places of the global batches of some steps (broadcast against each
+        other; all places of a batch where none are given), and each one's epoch in its corpus.
 
         Returns:
-            Two int64 [global_batch].
+            Two int64 arrays of the broadcast shape.
         """
-        ids = [order.samples(step) + first for order, first in zip(self.orders, self._first_ids, strict=False)]
-        epochs = [np.full(len(part), order.epoch(step)) for order, part in zip(self.orders, ids, strict=True)]
-        return np.concatenate(ids), np.concatenate(epochs)
+        first_places = self._first_streams * self.per_stream
+        steps, places = np.broadcast_arrays(steps, np.arange(first_places[-1]) if places is None else places)
+        ids, epochs = np.empty((2, *places.shape), np.int64)
+        for number, order in enumerate(self.orders):
+            own = (first_places[number] <= places) & (places < first_places[number + 1])
+            if own.any():
+                ids[own] = order.samples(steps[own], places[own] - first_places[number]) + self._first_ids[number]
+                epochs[own] = order.epoch(steps[own])
+        return ids, epochs
 
     def uses(self, step: int) -> Uses:
         """Which steps read which shard (counted through the corpora), for each corpus's epoch at `step` and the next.

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from largescale.data.order import Order, rank_places
+from largescale.data.order import Mixture, Order, rank_places
 from largescale.data.random import permute, uniform
 from shards.errors import InputError
 
@@ -37,6 +37,18 @@ def test_ranks_cut_every_step_into_equal_pieces(ranks):
     pieces = [step[rank_places(24, accumulate=1, rank=rank, world_size=ranks)] for rank in range(ranks)]
     assert np.array_equal(np.concatenate(pieces), step)
     assert {len(piece) for piece in pieces} == {24 // ranks}
+
+
+def test_single_places_of_many_steps_are_those_of_the_whole_batches():
+    mixture = Mixture([np.array([30, 41, 9]), np.array([50])], [2.0, 1.0], seed=1, global_batch=24, streams=6,
+                      shuffle_window=16)
+    steps, places = np.arange(11), np.array([5, 23, 0, 16])
+    ids, epochs = mixture.samples(steps[:, None], places)
+    for step in steps:
+        all_ids, all_epochs = mixture.samples(step)
+        assert ids[step].tolist() == all_ids[places].tolist()
+        assert epochs[step].tolist() == all_epochs[places].tolist()
+    assert epochs.max() >= 2, "several epochs are meant to be in it"
 
 
 def test_a_step_is_a_pure_function():
