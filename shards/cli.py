@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shards.clean import Cleaning
-from shards.convert import SKIPPED_NAME, Options, convert, merge
+from shards.convert import Options, convert, merge
 from shards.errors import InputError
 from shards.index import index_folder
 from shards.info import describe, gather
+from shards.ledger import SKIPPED_NAME
 from shards.manifest import Manifest
 from shards.repair import repair
+from shards.stores import is_url
 from shards.verify import verify
 
 USER_ERROR, DAMAGED = 2, 1
@@ -50,18 +52,24 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="shards", description="Make and inspect WebDataset shards.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = _command(commands, "convert", _convert, "turn a folder of images into shards",
+    command = _command(commands, "convert", _convert, "turn a pile of images into shards",
                        "shards convert photos/ data/photos --shuffle 0")
-    command.add_argument("source", metavar="SRC", type=Path,
+    command.add_argument("source", metavar="SRC", type=_location,
                          help="folder of images (searched recursively) or of tars, a .tar, a .zip, or a list: .csv, "
-                              ".jsonl, .parquet with a column `path`")
-    command.add_argument("out", metavar="OUT", type=Path, help="folder for the shards")
+                              ".jsonl, .parquet with a column `path`; a path, or a URL such as s3://bucket/folder")
+    command.add_argument("out", metavar="OUT", type=_location, help="folder for the shards, or the URL of one")
+    command.add_argument("--work", metavar="DIR", type=Path,
+                         help="where OUT is a URL: local folder for the plan, and for shards until they are uploaded")
     command.add_argument("--name", help="first part of the shards' names (default: the name of OUT)")
     command.add_argument("--labels", type=_labels, default="none", metavar="FROM",
                          help="folder: the first one below SRC is the class; cls: the tars' own; column:NAME of a list")
     command.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="default 10000")
     command.add_argument("--shuffle", type=int, metavar="SEED",
                          help="shuffle the files over the shards (folders are ordered, shards should not be)")
+    command.add_argument("--holdout", type=float, default=0.0, metavar="F",
+                         help="share of the images for OUT/holdout, by a hash of their names: stable when more come")
+    command.add_argument("--update", action="store_true",
+                         help="add shards of the images that SRC has got since it was listed")
     command.add_argument("--force", action="store_true", help="replace shards that OUT holds already, or begin anew")
     command.add_argument("--task", type=_task, metavar="I/N",
                          help="write the I-th of N parts (from 0); `shards merge OUT` finishes when all are written; "
@@ -71,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "merge", _merge, "finish a conversion that tasks wrote: the manifest",
                        "shards merge data/photos")
-    command.add_argument("folder", metavar="OUT", type=Path, help="folder of the shards")
+    command.add_argument("folder", metavar="OUT", type=Path,
+                         help="folder of the shards; where they go to a URL, the --work folder")
 
     command = _command(commands, "index", _index, "index tars that others wrote, so that they can be streamed",
                        "shards index data/laion")
@@ -80,14 +89,14 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "verify", _verify, "check that shards are whole and every image decodes",
                        "shards verify data/photos")
-    command.add_argument("folder", metavar="DIR", type=Path, help="shard folder")
+    command.add_argument("folder", metavar="DIR", type=_location, help="shard folder, or the URL of one")
     command.add_argument("--no-decode", action="store_true", help="checksums only, do not decode the images")
     command.add_argument("--repair", action="store_true", help="write damaged shards anew from what they were made of")
-    command.add_argument("--source", type=Path, metavar="SRC", help="where that is now, if it was moved")
+    command.add_argument("--source", type=_location, metavar="SRC", help="where that is now, if it was moved")
     _workers(command)
 
     command = _command(commands, "info", _info, "show what a shard folder holds", "shards info data/photos")
-    command.add_argument("folder", metavar="DIR", type=Path, help="shard folder")
+    command.add_argument("folder", metavar="DIR", type=_location, help="shard folder, or the URL of one")
     command.add_argument("--html", type=Path, metavar="FILE", help="also write a page with plots and images")
     return parser
 
@@ -106,7 +115,7 @@ def _command(
 
 
 def _cleaning(command: argparse.ArgumentParser) -> None:
-    rules = command.add_argument_group("which images are kept, and how (skipped.jsonl lists the others)")
+    rules = command.add_argument_group(f"which images are kept, and how ({SKIPPED_NAME} lists the others)")
     rules.add_argument("--min-side", type=int, default=0, metavar="PX", help="leave out smaller ones")
     rules.add_argument("--max-pixels", type=int, default=Cleaning.max_pixels, metavar="N",
                        help="leave out larger ones before they are decoded (default %(default)s)")
@@ -128,6 +137,10 @@ def _cleaning(command: argparse.ArgumentParser) -> None:
                        help="do not decode what keeps its bytes: faster, and damage is met in training")
 
 
+def _location(text: str) -> str:
+    return text.removeprefix("file://")
+
+
 def _labels(text: str) -> str:
     if text in ("none", "folder", "cls") or text.startswith("column:"):
         return text
@@ -145,9 +158,11 @@ def _workers(command: argparse.ArgumentParser) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    out: Path = arguments.out
+    out: str = arguments.out
+    name = (out.rstrip("/").rpartition("/")[2] if is_url(out) else Path(out).resolve().name).replace(".", "_")
     options = Options(
-        name=arguments.name or out.resolve().name.replace(".", "_"), labels=arguments.labels,
+        name=arguments.name or name, labels=arguments.labels, holdout=arguments.holdout, update=arguments.update,
+        work=arguments.work,
         samples_per_shard=arguments.samples_per_shard, workers=arguments.workers, shuffle=arguments.shuffle,
         force=arguments.force, task=arguments.task, duplicates=arguments.duplicates, radius=arguments.radius,
         cleaning=Cleaning(
@@ -158,9 +173,10 @@ def _convert(arguments: argparse.Namespace) -> int:
     )
     manifest = convert(arguments.source, out, options)
     if manifest is None:
-        _say(f"{out}: task {arguments.task[0]} of {arguments.task[1]} is done; when all are, `shards merge {out}`")
+        home = arguments.work or out
+        _say(f"{out}: task {arguments.task[0]} of {arguments.task[1]} is done; when all are, `shards merge {home}`")
     else:
-        _say(_summary(manifest))
+        _say(_summary(manifest, out))
     return 0
 
 
@@ -169,12 +185,13 @@ def _merge(arguments: argparse.Namespace) -> int:
     if manifest is None:
         _say(f"{arguments.folder}: duplicates are known now; give the commands of the tasks again, then merge again")
     else:
-        _say(_summary(manifest))
+        _say(_summary(manifest, str(arguments.folder)))
     return 0
 
 
 def _index(arguments: argparse.Namespace) -> int:
-    _say(_summary(index_folder(arguments.folder, workers=_positive(arguments.workers))))
+    manifest = index_folder(arguments.folder, workers=_positive(arguments.workers))
+    _say(_summary(manifest, str(arguments.folder)))
     return 0
 
 
@@ -184,6 +201,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     )
     for problem in problems[:_SHOWN_PROBLEMS]:
         _say(str(problem))
+    if problems and arguments.repair and is_url(arguments.folder):
+        raise InputError(f"{arguments.folder}: --repair mends local folders; here remove the manifest and the damaged "
+                         f"shards, and give the command of the conversion again, which writes what is missing")
     if problems and arguments.repair:
         for name in repair(manifest, problems, arguments.source):
             _say(f"{name}: written anew")
@@ -193,7 +213,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         hidden = f" ({more} not shown)" if more > 0 else ""
         _say(f"{len(problems)} problems{hidden}: restore the files or convert again")
         return DAMAGED
-    _say(f"{manifest.root}: {manifest.num_samples:,} samples in {len(manifest.shards):,} shards are whole")
+    _say(f"{arguments.folder}: {manifest.num_samples:,} samples in {len(manifest.shards):,} shards are whole")
     return 0
 
 
@@ -214,8 +234,8 @@ def _positive(workers: int) -> int:
     return workers
 
 
-def _summary(manifest: Manifest) -> str:
-    text = (f"{manifest.root}: {manifest.num_samples:,} images in {len(manifest.shards):,} shards, "
+def _summary(manifest: Manifest, location: str) -> str:
+    text = (f"{location}: {manifest.num_samples:,} images in {len(manifest.shards):,} shards, "
             f"{manifest.num_bytes:,} bytes, {len(manifest.classes)} classes")
     skipped = sum(manifest.skipped.values())
-    return f"{text}, {skipped:,} files skipped (see {manifest.root / SKIPPED_NAME})" if skipped else text
+    return f"{text}, {skipped:,} files skipped (see {location.rstrip('/')}/{SKIPPED_NAME})" if skipped else text

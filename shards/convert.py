@@ -1,4 +1,4 @@
-"""`shards convert`: a folder of images to WebDataset shards, in pieces that any process on any node may write.
+"""`shards convert`: a pile of images to WebDataset shards, in pieces that any process on any node may write.
 
 The source is listed once into a plan; a piece of it becomes one shard, written whole or not at all. Pieces that are
 written already are passed over, so a conversion that was killed goes on where it was. The number of processes and
@@ -8,12 +8,13 @@ tasks never changes a byte. The manifest is written last: without it a folder is
 from __future__ import annotations
 
 import io
-import json
+import pickle
 import shutil
+import sys
 import tarfile
-from collections import Counter
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,19 +28,12 @@ from shards.duplicates import Fingerprints, fingerprint
 from shards.errors import InputError
 from shards.files import atomic_write
 from shards.images import ImageError
-from shards.manifest import (
-    INDEX_SUFFIX,
-    MANIFEST_NAME,
-    Manifest,
-    ShardEntry,
-    check_files,
-    index_path,
-    write_index,
-    write_manifest,
-)
+from shards.ledger import SKIPPED_NAME, write_ledger
+from shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, index_path, write_index, write_manifest
 from shards.plan import (
     PLAN,
     PLAN_IN_WORK,
+    TRAIN,
     Plan,
     Row,
     Written,
@@ -49,11 +43,14 @@ from shards.plan import (
     make_plan,
     open_plan,
     printable,
+    update_plan,
 )
-from shards.sources import Source, open_source
+from shards.remote import process_context
+from shards.sources import Content, Source, open_source
+from shards.stores import is_url
 from shards.tar import file_checksum, index_tar
+from shards.targets import SPLITS, LocalTarget, StoreTarget, Target
 
-SKIPPED_NAME = "skipped.jsonl"
 PLAN_ALONE = (0, 0)
 """The task that makes the plan and writes nothing."""
 
@@ -74,6 +71,10 @@ class Options:
         duplicates: "exact" leaves out files with the bytes of another, "near" also pictures that look like another;
             "keep" looks for none.
         radius: Hamming distance of the hashes of near ones, see `shards/duplicates.py`.
+        holdout: share of the images that goes to a folder `holdout` of its own, chosen by a hash of the key: the same
+            ones when more come.
+        update: add what the source has got since it was listed.
+        work: folder for the plan, and for shards until they are uploaded, where OUT is a URL; all tasks share it.
         task: (i, n) writes every n-th piece from number i on, and leaves the manifest to `merge`; None does it all.
             Task 0 makes the plan, if there is none yet; n = 0 makes it and writes nothing.
     """
@@ -87,21 +88,31 @@ class Options:
     cleaning: Cleaning = field(default_factory=Cleaning)
     duplicates: str = "keep"
     radius: int = 3
+    holdout: float = 0.0
+    update: bool = False
+    work: Path | None = None
     task: tuple[int, int] | None = None
 
 
-def convert(path: Path, out: Path, options: Options) -> Manifest | None:
+def convert(location: str | Path, out: str | Path, options: Options) -> Manifest | None:
     """Convert a folder of images, an archive, tars or a list (see `sources.py`), or go on with it.
 
+    Args:
+        location: path or URL of the source.
+        out: path or URL of the shard folder.
+        options: how.
+
     Returns:
-        The manifest; None for a task, which leaves it to `merge`.
+        The manifest of the training split; None for a task, which leaves it to `merge`.
 
     Raises:
         InputError: nothing to convert, a source or options that changed, or a target that must not be overwritten.
     """
-    _check_target(path, out, options)
-    source = open_source(path, label_column=label_column(options.labels))
-    plan = _plan(source, out, options)
+    _check_options(options)
+    target = _open_target(str(out), options)
+    _check_target(str(location), target, options)
+    source = open_source(location, label_column=label_column(options.labels))
+    plan = _plan(source, target, options)
     if options.task == PLAN_ALONE:
         return None
     first, step = options.task or (0, 1)
@@ -111,46 +122,60 @@ def convert(path: Path, out: Path, options: Options) -> Manifest | None:
         if options.task:
             return None
         _find_duplicates(plan)
-    _write_pieces(plan, out, pieces, options)
-    return None if options.task else merge(out)
+    _write_pieces(plan, target, pieces, options)
+    return None if options.task else merge(target.home)
 
 
-def merge(out: Path) -> Manifest | None:
-    """Finish what the tasks of a conversion did: write the manifest.
+def merge(home: Path) -> Manifest | None:
+    """Finish what the tasks of a conversion did: write the manifests.
+
+    Args:
+        home: the shard folder, or the work folder of one that goes to a store.
 
     Returns:
-        The manifest; None after the first of two rounds of tasks that leave out duplicates: what they found is known
-        now, and their commands are to be given again.
+        The manifest of the training split; None after the first of two rounds of tasks that leave out duplicates: what
+        they found is known now, and their commands are to be given again.
 
     Raises:
         InputError: pieces are missing, or none of the images could be read.
     """
-    plan = open_plan(out)
+    plan = open_plan(home)
+    target = StoreTarget(plan.target, home) if plan.target else LocalTarget(home)
     if plan.settings["duplicates"] != "keep" and not plan.are_duplicates_known():
         missing = [piece for piece in range(plan.num_pieces) if not plan.scan_file(piece).exists()]
-        _require_all(out, missing, plan.num_pieces, "looked at")
+        _require_all(home, missing, plan.num_pieces, "looked at")
         _find_duplicates(plan)
         return None
     pieces = [plan.written(number) for number in range(plan.num_pieces)]
     missing = [number for number, written in enumerate(pieces) if written is None]
-    _require_all(out, missing, len(pieces), "written")
-    entries = tuple(written.entry for written in pieces if written.entry is not None)
+    _require_all(home, missing, len(pieces), "written")
+    if not any(written.entry and plan.split(number) == TRAIN for number, written in enumerate(pieces)):
+        why = next((row["reason"] for written in pieces for row in written.skipped), "all were held out")
+        raise InputError(
+            f"{plan.source.location}: none of {plan.num_rows} images can be used ({why}); nothing was written"
+        )
+    manifests = [_finish(plan, target, split, pieces) for split in SPLITS]
+    return manifests[SPLITS.index(TRAIN)]
+
+
+def _finish(plan: Plan, target: Target, split: str, pieces: list[Written]) -> Manifest | None:
+    """Write the ledger and the manifest of a split; None for one that nothing went to."""
+    own = [written for number, written in enumerate(pieces) if plan.split(number) == split]
+    entries = tuple(written.entry for written in own if written.entry is not None)
     if not entries:
-        why = next(row["reason"] for written in pieces for row in written.skipped)
-        raise InputError(f"{plan.source.path}: none of {plan.num_rows} images can be read ({why}); nothing was written")
-    counts: Counter[str] = Counter()
-    with atomic_write(out / SKIPPED_NAME) as file:
-        for row in _all_skipped(plan, pieces):
-            counts[row["reason"]] += 1
-            file.write((json.dumps(row) + "\n").encode())
-    manifest = Manifest(out, plan.settings["name"], entries, plan.classes, plan.source.path.name,
-                        {key: value for key, value in plan.settings.items() if key != "name"}, dict(counts))
-    check_files(manifest)
+        return None
+    folder = target.folder(split)
+    counts = write_ledger(folder / SKIPPED_NAME, _all_skipped(plan, split, own))
+    settings = {key: value for key, value in plan.settings.items() if key != "name"}
+    manifest = Manifest(folder, _shard_name(plan, split), entries, plan.classes, _last_name(plan.source.location),
+                        settings, dict(counts))
+    target.check(manifest, split)
     write_manifest(manifest)
+    target.publish(split, [folder / SKIPPED_NAME, folder / MANIFEST_NAME])
     return manifest
 
 
-def rewrite(manifest: Manifest, name: str, source: Path | None) -> None:
+def rewrite(manifest: Manifest, name: str, source: str | None) -> None:
     """Write one shard of a finished conversion anew.
 
     Args:
@@ -176,7 +201,7 @@ def rewrite(manifest: Manifest, name: str, source: Path | None) -> None:
         [listed] = [entry for entry in manifest.shards if entry.name == name]
         if written.entry is None or written.entry.checksum != listed.checksum:
             raise InputError(
-                f"{tar}: cannot be made again, {plan.source.path} no longer has the images it was made of; restore "
+                f"{tar}: cannot be made again, {plan.source.location} no longer has the images it was made of; restore "
                 f"them, or convert again with --force"
             )
         for path in (index_path(tar), tar):
@@ -193,10 +218,10 @@ def _require_all(out: Path, missing: list[int], total: int, done: str) -> None:
         )
 
 
-def _all_skipped(plan: Plan, pieces: list[Written]) -> Iterator[dict[str, str]]:
+def _all_skipped(plan: Plan, split: str, pieces: list[Written]) -> Iterator[dict[str, str]]:
     for written in pieces:
         yield from written.skipped
-    for path in plan.others():
+    for path in plan.others() if split == TRAIN else ():
         yield {"source": path, "reason": "not an image file"}
 
 
@@ -204,31 +229,50 @@ def _find_duplicates(plan: Plan) -> None:
     plan.find_duplicates(plan.settings["radius"] if plan.settings["duplicates"] == "near" else None)
 
 
-def _plan(source: Source, out: Path, options: Options) -> Plan:
-    settings = _settings(options)
+def _open_target(out: str, options: Options) -> Target:
+    if not is_url(out):
+        if options.work is not None:
+            raise InputError(f"--work={options.work}: is for an OUT that is a URL; leave it out")
+        return LocalTarget(Path(out))
+    if out.startswith(("http:", "https:", "pipe:")):
+        raise InputError(f"{out}: cannot be written to; choose a folder, or an object store such as s3://bucket/folder")
+    if options.work is None:
+        raise InputError(
+            f"{out}: needs --work DIR, a local folder (all tasks share it) for the plan, and for shards until they are "
+            f"uploaded"
+        )
+    return StoreTarget(out, options.work)
+
+
+def _plan(source: Source, target: Target, options: Options) -> Plan:
+    settings, home = _settings(options), target.home
+    url = target.location if isinstance(target, StoreTarget) else ""
     first_task = options.task is None or options.task[0] == 0
-    exists = (out / PLAN / "plan.json").exists()
-    if options.force and first_task:
-        exists = False
-    if not exists and first_task:
-        out.mkdir(parents=True, exist_ok=True)
-        _clear(out)
-        return make_plan(source, out, settings)
-    plan = open_plan(out, source)
+    exists = (home / PLAN / "plan.json").exists()
+    if first_task and (options.force or not exists):
+        if options.update and target.is_finished() and not options.force:
+            raise InputError(f"{home}: has no {PLAN}/ that --update could add to; begin anew with --force")
+        home.mkdir(parents=True, exist_ok=True)
+        target.clear()
+        for plan in (home / PLAN, home / PLAN_IN_WORK):
+            shutil.rmtree(plan, ignore_errors=True)
+        return make_plan(source, home, settings, url)
+    plan = open_plan(home, source)
     check_settings(plan, settings)
-    if first_task:
-        check_listing(plan, source)
+    if plan.target != url:
+        raise InputError(f"{plan.folder}: is of shards that go to {plan.target}, not to {url}; choose another --work")
+    if not first_task:
+        return plan
+    if options.update:
+        updated, gone = update_plan(plan)
+        sys.stderr.write(f"{source.location}: {updated.num_rows - plan.num_rows:,} new files; {gone:,} of the "
+                         f"{plan.num_rows:,} listed before are gone, what was made of them stays\n")
+        return updated
+    check_listing(plan)
     return plan
 
 
-def _check_target(source: Path, out: Path, options: Options) -> None:
-    if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
-        raise InputError(f"{out}: lies inside {source}; choose a folder outside the images")
-    if (out / MANIFEST_NAME).exists() and not options.force:
-        raise InputError(f"{out}: holds finished shards; choose another folder, or pass --force to replace them")
-    foreign = [path.name for path in out.glob("*.tar") if not index_path(path).exists()] if out.is_dir() else []
-    if foreign and not (out / PLAN).exists():
-        raise InputError(f"{out}: holds tars of unknown origin ({sorted(foreign)[0]}); choose another folder")
+def _check_options(options: Options) -> None:
     for key in ("samples_per_shard", "workers"):
         if getattr(options, key) < 1:
             raise InputError(f"--{key.replace('_', '-')}={getattr(options, key)}: expected at least 1")
@@ -238,21 +282,42 @@ def _check_target(source: Path, out: Path, options: Options) -> None:
         raise InputError(f"--duplicates={options.duplicates}: expected keep, exact or near")
     if not 0 <= options.radius <= 7:
         raise InputError(f"--radius={options.radius}: expected 0 to 7")
+    if not 0 <= options.holdout < 1:
+        raise InputError(f"--holdout={options.holdout}: expected a share from 0 to less than 1")
+    if options.force and options.update:
+        raise InputError("--force begins anew, --update goes on: choose one")
     if options.task not in (None, PLAN_ALONE) and not 0 <= options.task[0] < options.task[1]:
         raise InputError(f"--task={options.task[0]}/{options.task[1]}: expected I/N with I from 0 to N - 1")
 
 
-def _clear(out: Path) -> None:
-    """Remove what an earlier conversion left, the manifest first."""
-    (out / MANIFEST_NAME).unlink(missing_ok=True)
-    for plan in (out / PLAN, out / PLAN_IN_WORK):
-        shutil.rmtree(plan, ignore_errors=True)
-    for tar in out.glob("*.tar"):
-        if index_path(tar).exists():
-            tar.unlink()
-    for pattern in (f"*{INDEX_SUFFIX}", ".*.writing", SKIPPED_NAME):
-        for path in out.glob(pattern):
-            path.unlink()
+def _check_target(source: str, target: Target, options: Options) -> None:
+    out, planned = target.location, (target.home / PLAN).exists()
+    if _lies_in(out, source) or (not is_url(source) and _lies_in(str(target.home), source)):
+        raise InputError(f"{out}: lies inside {source}; choose a folder outside the images")
+    if not (options.force or options.update) and target.is_finished():
+        raise InputError(
+            f"{out}: holds finished shards; choose another folder, pass --update to add what is new, or --force to "
+            f"replace them"
+        )
+    may_clear = options.force and isinstance(target, StoreTarget)
+    if not planned and not may_clear and (strangers := target.strangers()):
+        other = f", or pass the --work of their conversion (not {target.home})" if is_url(out) else ""
+        raise InputError(f"{out}: holds tars of unknown origin ({strangers[0]}); choose another folder{other}")
+
+
+def _lies_in(folder: str, source: str) -> bool:
+    if is_url(folder) or is_url(source):
+        return f"{folder.rstrip('/')}/".startswith(f"{source.rstrip('/')}/")
+    path, parent = Path(folder).resolve(), Path(source).resolve()
+    return path == parent or parent in path.parents
+
+
+def _last_name(location: str) -> str:
+    return location.rstrip("/").rpartition("/")[2]
+
+
+def _shard_name(plan: Plan, split: str) -> str:
+    return plan.settings["name"] if split == TRAIN else f"{plan.settings['name']}-{split}"
 
 
 def _scan_pieces(plan: Plan, pieces: range, options: Options) -> None:
@@ -263,11 +328,10 @@ def _scan_pieces(plan: Plan, pieces: range, options: Options) -> None:
 def _scan_piece(plan: Plan, look: bool, piece: int) -> int:
     """Hash the images of a piece; returns how many files it had."""
     rows, found = plan.rows(piece), []
-    for row in rows:
-        try:
-            numbers = fingerprint(plan.source.read(row.place).payload, look=look)
-        except OSError:
+    for row, content in _contents(plan.source, rows):
+        if isinstance(content, OSError):
             continue  # writing its piece will say so
+        numbers = fingerprint(content.payload, look=look)
         if numbers is not None:
             found.append((row.number, *numbers))
     columns = np.array(found, np.uint64).reshape(-1, 4).T
@@ -275,10 +339,23 @@ def _scan_piece(plan: Plan, look: bool, piece: int) -> int:
     return len(rows)
 
 
-def _write_pieces(plan: Plan, out: Path, pieces: range, options: Options) -> None:
-    todo = [piece for piece in pieces if not _is_written(plan, out, piece)]
-    write = partial(_write_piece, plan, out, options.name, options.cleaning)
-    _over_pieces(write, plan, pieces, todo, options.workers, "convert")
+def _write_pieces(plan: Plan, target: Target, pieces: range, options: Options) -> None:
+    todo = [piece for piece in pieces if not _is_written(plan, target, piece)]
+    _over_pieces(partial(_write_piece, plan, target, options.cleaning), plan, pieces, todo, options.workers, "convert")
+
+
+_in_process: Callable[[int], int]
+"""In a process of a pool: what it does."""
+
+
+def _begin_in_process(pickled: bytes) -> None:
+    # A copy, even in a forked process: archives and connections that the parent has open are not to be shared.
+    global _in_process
+    _in_process = pickle.loads(pickled)
+
+
+def _do_in_process(piece: int) -> int:
+    return _in_process(piece)
 
 
 def _over_pieces(
@@ -286,32 +363,63 @@ def _over_pieces(
 ) -> None:
     """Do something for the pieces that are left, in several processes, with a bar that counts files."""
     total, left = (sum(plan.num_rows_of(piece) for piece in part) for part in (pieces, todo))
+    places = (plan.source.location, plan.target)
+    if any(place.startswith("memory:") for place in places):
+        workers = 1  # other processes have another memory
     with tqdm(total=total, initial=total - left, unit="image", desc=what, leave=False, mininterval=0.5) as bar:
         if workers == 1 or len(todo) <= 1:
             for piece in todo:
                 bar.update(do(piece))
         else:
-            with ProcessPoolExecutor(min(workers, len(todo))) as pool:
-                for count in pool.map(do, todo):
+            context = process_context(*places)
+            with ProcessPoolExecutor(min(workers, len(todo)), context, _begin_in_process, (pickle.dumps(do),)) as pool:
+                for count in pool.map(_do_in_process, todo):
                     bar.update(count)
 
 
-def _is_written(plan: Plan, out: Path, piece: int) -> bool:
+def _is_written(plan: Plan, target: Target, piece: int) -> bool:
     written = plan.written(piece)
     if written is None or written.entry is None:
         return written is not None
-    tar = out / written.entry.name
-    return tar.exists() and tar.stat().st_size == written.entry.num_bytes and index_path(tar).exists()
+    return target.has(plan.split(piece), written.entry)
 
 
-def _write_piece(plan: Plan, out: Path, name: str, cleaning: Cleaning, piece: int) -> int:
+def _write_piece(plan: Plan, target: Target, cleaning: Cleaning, piece: int) -> int:
     """Write the shard of a piece and say so in the plan; returns how many files it had."""
-    rows = plan.rows(piece)
-    tar = out / f"{name}-{piece:06d}.tar"
-    for leftover in out.glob(f".{tar.stem}.*.writing"):
+    rows, split = plan.rows(piece), plan.split(piece)
+    tar = target.folder(split) / f"{_shard_name(plan, split)}-{piece:06d}.tar"
+    for leftover in tar.parent.glob(f".{tar.stem}.*.writing"):
         leftover.unlink(missing_ok=True)
-    plan.record(piece, _write_shard(plan.source, tar, rows, cleaning, plan.repeated(rows)))
+    written = _write_shard(plan.source, tar, rows, cleaning, plan.repeated(rows))
+    if written.entry is not None:
+        target.publish(split, [index_path(tar), tar])
+    plan.record(piece, written)
     return len(rows)
+
+
+def _contents(source: Source, rows: list[Row]) -> Iterator[tuple[Row, Content | OSError]]:
+    """The files of some rows, in order; from a store many at a time."""
+    def read(row: Row) -> Content | OSError:
+        try:
+            return source.read(row.place)
+        except OSError as error:
+            return error
+
+    at_a_time = source.reads(rows[0].place) if rows else 1
+    if at_a_time == 1:
+        yield from ((row, read(row)) for row in rows)
+        return
+    with ThreadPoolExecutor(at_a_time) as threads:
+        try:
+            ahead: deque[tuple[Row, Any]] = deque()
+            for row in rows:
+                ahead.append((row, threads.submit(read, row)))
+                if len(ahead) > 2 * at_a_time:
+                    first, content = ahead.popleft()
+                    yield first, content.result()
+            yield from ((row, content.result()) for row, content in ahead)
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _write_shard(
@@ -326,16 +434,13 @@ def _write_shard(
                 if row.number in repeated:
                     other, reason = repeated[row.number]
                     skipped.append({"source": printable(source.name(row.place)), "reason": reason, "repeats": other})
-                    continue
+            for row, content in _contents(source, [row for row in rows if row.number not in repeated]):
                 try:
-                    content = source.read(row.place)
+                    if isinstance(content, OSError):
+                        raise ImageError(f"cannot be read: {content.strerror or content}")
                     payload, suffix = cleaning.apply(content.payload, content.suffix)
                 except ImageError as error:
                     skipped.append({"source": printable(source.name(row.place)), "reason": str(error)})
-                    continue
-                except OSError as error:
-                    reason = f"cannot be read: {error.strerror}"
-                    skipped.append({"source": printable(source.name(row.place)), "reason": reason})
                     continue
                 _add_sample(tar, row.key, {**content.others, suffix: payload}, row.label)
                 labels.append(row.label)
@@ -368,4 +473,4 @@ def _settings(options: Options) -> dict[str, Any]:
     """The options that decide about bytes."""
     return {"name": options.name, "labels": options.labels, "samples_per_shard": options.samples_per_shard,
             "shuffle": options.shuffle, "duplicates": options.duplicates, "radius": options.radius,
-            **asdict(options.cleaning)}
+            "holdout": options.holdout, **asdict(options.cleaning)}

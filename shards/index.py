@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +9,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from shards.convert import SKIPPED_NAME
 from shards.errors import InputError
-from shards.files import atomic_write
 from shards.labels import class_names
+from shards.ledger import SKIPPED_NAME, write_ledger
 from shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, index_path, write_index, write_manifest
 from shards.tar import TarContents, file_checksum, index_tar
 
@@ -43,13 +40,10 @@ def index_folder(folder: Path, *, workers: int) -> Manifest:
         write_index(replace(contents.index, label=labels), index_path(tar))
         entries.append(ShardEntry(tar.name, len(contents.index), tar.stat().st_size, checksum,
                                   file_checksum(index_path(tar))))
-    skipped = [(f"{tar.name}:{key}", reason) for tar, (contents, _) in zip(tars, results, strict=True)
-               for key, reason in contents.skipped]
-    with atomic_write(folder / SKIPPED_NAME) as file:
-        for source, reason in skipped:
-            file.write((json.dumps({"source": source, "reason": reason}) + "\n").encode())
-    manifest = Manifest(folder, folder.name, tuple(entries), classes, "tars", {"labels": bool(classes)},
-                        dict(Counter(reason for _, reason in skipped)))
+    skipped = ({"source": f"{tar.name}:{key}", "reason": reason}
+               for tar, (contents, _) in zip(tars, results, strict=True) for key, reason in contents.skipped)
+    counts = write_ledger(folder / SKIPPED_NAME, skipped)
+    manifest = Manifest(folder, folder.name, tuple(entries), classes, "tars", {"labels": bool(classes)}, dict(counts))
     if manifest.num_samples == 0:
         raise InputError(f"{folder}: no sample of its {len(tars)} tars has a readable image")
     write_manifest(manifest)

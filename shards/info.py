@@ -7,14 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.manifest import IMAGE_FORMATS, Manifest, check_files, read_index, read_manifest
+from shards.manifest import IMAGE_FORMATS, Manifest, check_files, index_path, read_index
+from shards.remote import fetched, manifest_at
+from shards.stores import is_url
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Columns of all samples of a folder: pixels, bytes, format codes, labels."""
+    """A shard folder, and columns of all its samples: place in the tar, pixels, bytes, format codes, labels."""
 
+    location: str
     manifest: Manifest
+    offset: np.ndarray
     width: np.ndarray
     height: np.ndarray
     size: np.ndarray
@@ -33,25 +37,29 @@ class Facts:
         return dict(zip(names, counts.tolist(), strict=True))
 
 
-def gather(folder: Path) -> Facts:
+def gather(location: str | Path) -> Facts:
     """Read what the indexes say.
 
     Raises:
         InputError: no readable manifest, or files that are not as it says.
     """
-    manifest = read_manifest(folder)
-    check_files(manifest)
-    indexes = [read_index(manifest.index_path(number)) for number in range(len(manifest.shards))]
+    location = str(location)
+    manifest = manifest_at(location)
+    if not is_url(location):
+        check_files(manifest)
+    names = [index_path(Path(shard.name)).name for shard in manifest.shards]
+    with fetched(location, names) as folder:
+        indexes = [read_index(folder / name) for name in names]
     columns = (np.concatenate([getattr(index, name) for index in indexes])
-               for name in ("width", "height", "size", "format", "label"))
-    return Facts(manifest, *columns)
+               for name in ("offset", "width", "height", "size", "format", "label"))
+    return Facts(location, manifest, *columns)
 
 
 def describe(facts: Facts) -> str:
     """Counts, sizes, formats, resolutions, classes and what was skipped."""
     manifest = facts.manifest
     lines = [
-        f"{manifest.root}",
+        facts.location,
         f"  samples   {manifest.num_samples:,} in {len(manifest.shards):,} shards, {manifest.num_bytes:,} bytes",
         f"  source    {manifest.source}",
         f"  settings  {', '.join(f'{key}={value}' for key, value in manifest.settings.items())}",

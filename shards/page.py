@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -16,13 +15,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from shards.convert import SKIPPED_NAME
 from shards.errors import InputError
 from shards.files import atomic_write
+from shards.folders import open_folder
 from shards.images import ImageError, opened, to_rgb
 from shards.info import Facts
-from shards.manifest import read_index
+from shards.ledger import SKIPPED_NAME, read_ledger
 from shards.plan import open_plan
+from shards.stores import is_url
 
 SHOWN, SHOWN_SKIPPED, SHOWN_CLASSES = 60, 24, 30
 """Images, skipped images and classes that the page shows."""
@@ -117,13 +117,12 @@ def _random_images(facts: Facts) -> list[tuple[str, bytes]]:
     manifest = facts.manifest
     first = np.cumsum([0, *(shard.num_samples for shard in manifest.shards)])
     chosen = np.sort(np.random.default_rng(0).permutation(manifest.num_samples)[:SHOWN])
-    images = []
-    for number in chosen:
+    folder, images = open_folder(facts.location), []
+    for number in chosen.tolist():
         shard = int(np.searchsorted(first, number, side="right")) - 1
-        index, row = read_index(manifest.index_path(shard)), int(number - first[shard])
-        with manifest.tar_path(shard).open("rb") as file:
-            file.seek(int(index.offset[row]))
-            images.append((index.key(row), file.read(int(index.size[row]))))
+        span = (facts.offset.item(number), facts.size.item(number))
+        name = manifest.shards[shard].name
+        images.append((f"{name}, {number - first[shard]}", folder.read_spans(name, [span])[0]))
     return images
 
 
@@ -138,15 +137,16 @@ def _skipped(facts: Facts) -> str:
 
 def _skipped_images(facts: Facts) -> list[tuple[str, bytes]]:
     """Some skipped files, of every reason, if the source is still there."""
+    if is_url(facts.location):
+        return []  # its plan is elsewhere
     root = facts.manifest.root
     by_reason: dict[str, list[str]] = defaultdict(list)
     try:
         source = open_plan(root).source
-        with (root / SKIPPED_NAME).open(encoding="utf-8") as file:
-            for row in map(json.loads, file):
-                if len(by_reason[row["reason"]]) < SHOWN_SKIPPED:
-                    by_reason[row["reason"]].append(row["source"])
-    except (InputError, OSError, ValueError):
+        for row in read_ledger(root / SKIPPED_NAME):
+            if len(by_reason[row["reason"]]) < SHOWN_SKIPPED:
+                by_reason[row["reason"]].append(row["source"])
+    except InputError:
         return []
     share = max(1, SHOWN_SKIPPED // max(1, len(by_reason)))
     images = []

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from shards.convert import rewrite
 from shards.errors import InputError
 from shards.manifest import Manifest
 from shards.verify import Problem
 
 
-def repair(manifest: Manifest, problems: list[Problem], source: Path | None) -> list[str]:
+def repair(manifest: Manifest, problems: list[Problem], source: str | None) -> list[str]:
     """Write the shards that have problems anew, from the plan of their conversion.
 
     Args:

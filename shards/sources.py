@@ -1,5 +1,5 @@
-"""Where images come from: a folder, a zip archive, tars, a list of paths. Each lists its files in a fixed order and
-reads any of them by what it listed.
+"""Where images come from: a folder, a zip archive, tars, a list of paths, on a disk or in a store. Each lists its files
+in a fixed order and reads any of them by what it listed.
 
 Names inside archives are only ever keys: nothing is extracted, and a member of an archive never becomes a path.
 """
@@ -7,6 +7,7 @@ Names inside archives are only ever keys: nothing is extracted, and a member of 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import zipfile
@@ -14,14 +15,18 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
+from urllib.parse import unquote
+
+import pyarrow
+from pyarrow import parquet
 
 from shards.errors import InputError
+from shards.folders import Folder, open_folder
 from shards.keys import Keys
 from shards.manifest import IMAGE_SUFFIXES
+from shards.stores import is_url
 from shards.tar import TarSample, walk
-
-_LISTS = (".csv", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,13 @@ class Content:
 
 
 class Source(Protocol):
-    """What can be converted."""
+    """What can be converted.
 
-    path: Path
+    Attributes:
+        location: path or URL.
+    """
+
+    location: str
 
     def list(self) -> Iterator[Found]:
         """All files, in an order that is always the same. InputError: the source cannot be listed."""
@@ -67,40 +76,47 @@ class Source(Protocol):
         """For people."""
         ...
 
+    def reads(self, place: str) -> int:
+        """How many files are best read at a time, where this one is."""
+        ...
 
-def open_source(path: Path, *, label_column: str = "") -> Source:
-    """The source at a path, by what is there: a folder of tars alone counts as tars.
+
+def open_source(location: str | Path, *, label_column: str = "") -> Source:
+    """The source at a path or URL, by what is there: a folder of tars alone counts as tars.
 
     Raises:
         InputError: nothing is there, or nothing that can be converted.
     """
-    suffix = path.suffix.lower()
-    if path.is_file() and suffix == ".zip":
-        return ZipSource(path)
-    if path.is_file() and suffix in _LISTS:
-        return ListSource(path, label_column)
-    if path.is_file() and suffix == ".tar":
-        return TarSource(path, [path])
-    if not path.is_dir():
-        raise InputError(f"{path}: no such folder; pass a folder of images or of tars, a .zip, or a list ({_names()})")
-    tars = sorted(path.glob("*.tar"))
-    if tars and not any(entry.is_dir() or _is_image(entry.name) for entry in os.scandir(path)):
-        return TarSource(path, tars)
-    return FolderSource(path)
-
-
-def _names() -> str:
-    return ", ".join(_LISTS)
+    location = str(location)
+    suffix = _suffix(location)
+    if is_url(location) or os.path.isfile(location):
+        parent, name = os.path.split(location.rstrip("/"))
+        folder = open_folder(parent)
+        if suffix == "zip":
+            return ZipSource(folder, name)
+        if suffix in _READERS:
+            return ListSource(folder, name, label_column)
+        if suffix == "tar":
+            return TarSource(f"{folder.location}/{name}", folder, [name])
+    if not is_url(location) and not os.path.isdir(location):
+        raise InputError(f"{location}: no such folder; pass a folder of images or of tars, a .zip, or a list "
+                         f"({', '.join(f'.{name}' for name in _READERS)})")
+    folder = open_folder(location)
+    entries = folder.entries()
+    tars = [entry.name for entry in entries if entry.is_file and _suffix(entry.name) == "tar"]
+    if tars and not any(entry.is_folder or _is_image(entry.name) for entry in entries):
+        return TarSource(folder.location, folder, tars)
+    return FolderSource(folder)
 
 
 class FolderSource:
     """Files below a folder, depth first, each folder's in the order of their names; memory of one branch of folders.
 
-    Links to files are followed, links to folders are not: they may lead in a circle. A place is a path below it.
+    A place is a path below it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Folder) -> None:
+        self.location, self._folder = folder.location, folder
 
     def list(self) -> Iterator[Found]:
         """See `Source`."""
@@ -108,34 +124,31 @@ class FolderSource:
 
     def read(self, place: str) -> Content:
         """See `Source`."""
-        return Content((self.path / place).read_bytes(), _suffix(place))
+        return Content(self._folder.read(place), _suffix(place))
 
     def name(self, place: str) -> str:
         """See `Source`."""
         return place
 
+    def reads(self, place: str) -> int:
+        """See `Source`."""
+        return self._folder.reads
+
     def _walk(self, folder: str, key_folder: str) -> Iterator[Found]:
-        try:
-            with os.scandir(os.path.join(self.path, folder)) as entries:
-                inside = sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            text = f"{error.filename}: cannot be listed ({error.strerror}); mend its permissions or move it away"
-            raise InputError(text) from error
         files, folders = Keys(), Keys()
-        for entry in inside:
-            if entry.is_dir(follow_symlinks=False):
+        for entry in self._folder.entries(folder):
+            if entry.is_folder:
                 yield from self._walk(f"{folder}{entry.name}/", f"{key_folder}{folders.of_folder(entry.name)}/")
                 continue
-            is_image = _is_image(entry.name) and not (entry.is_symlink() and os.path.isdir(entry.path))
-            key = key_folder + files.of_file(entry.name) if is_image else ""
-            yield Found(folder + entry.name, key, _size(entry))
+            key = key_folder + files.of_file(entry.name) if entry.is_file and _is_image(entry.name) else ""
+            yield Found(folder + entry.name, key, entry.size)
 
 
 class ZipSource:
     """Members of a zip archive, by name. A place is a member's name."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Folder, name: str) -> None:
+        self.location, self._folder, self._name = f"{folder.location}/{name}", folder, name
         self._open: zipfile.ZipFile | None = None
 
     def list(self) -> Iterator[Found]:
@@ -169,16 +182,20 @@ class ZipSource:
         """See `Source`."""
         return place
 
+    def reads(self, place: str) -> int:
+        """See `Source`. All come from one open file."""
+        return 1
+
     def _archive(self) -> zipfile.ZipFile:
         if self._open is None:
             try:
-                self._open = zipfile.ZipFile(self.path)
-            except zipfile.BadZipFile as error:
-                raise InputError(f"{self.path}: not a whole zip archive ({error})") from error
+                self._open = zipfile.ZipFile(self._folder.open(self._name))
+            except (zipfile.BadZipFile, OSError) as error:
+                raise InputError(f"{self.location}: not a whole zip archive ({error})") from error
         return self._open
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_open": None}  # every process opens its own
+        return {**vars(self), "_open": None}  # every process opens its own
 
 
 class TarSource:
@@ -186,23 +203,22 @@ class TarSource:
     label. A place says in which tar which bytes are; keys begin with the tar's name: others repeat them between tars.
     """
 
-    def __init__(self, path: Path, tars: list[Path]) -> None:
-        self.path = path
-        self._tars = {tar.name: tar for tar in tars}
+    def __init__(self, location: str, folder: Folder, names: list[str]) -> None:
+        self.location, self._folder, self._names = location, folder, names
 
     def list(self) -> Iterator[Found]:
         """See `Source`."""
-        for name, tar in self._tars.items():
+        for name in self._names:
             keys = Keys()
-            with tar.open("rb") as file:
-                for sample in walk(tar):
+            with self._open(name) as file:
+                for sample in walk(file, f"{self._folder.location}/{name}"):
                     yield self._found(name, sample, keys, file)
 
     def read(self, place: str) -> Content:
         """See `Source`."""
         where = json.loads(place)
-        with self._tars[where["tar"]].open("rb") as file:
-            members = {suffix: _bytes_at(file, *span) for suffix, span in where["members"].items()}
+        suffixes, spans = list(where["members"]), list(where["members"].values())
+        members = dict(zip(suffixes, self._folder.read_spans(where["tar"], spans), strict=True))
         return Content(members.pop(where["image"]), where["image"].rpartition(".")[2], members)
 
     def name(self, place: str) -> str:
@@ -210,7 +226,17 @@ class TarSource:
         where = json.loads(place)
         return f"{where['tar']}:{where['key']}.{where['image']}"
 
-    def _found(self, tar: str, sample: TarSample, keys: Keys, file: Any) -> Found:
+    def reads(self, place: str) -> int:
+        """See `Source`."""
+        return self._folder.reads
+
+    def _open(self, name: str) -> BinaryIO:
+        try:
+            return self._folder.open(name)
+        except OSError as error:
+            raise InputError(f"{self._folder.location}/{name}: cannot be opened ({error.strerror})") from error
+
+    def _found(self, tar: str, sample: TarSample, keys: Keys, file: BinaryIO) -> Found:
         image = next(iter(sample.images()), "")
         kept = {suffix: span for suffix, span in sample.members.items()
                 if suffix == image or (suffix != "cls" and suffix not in sample.images())}
@@ -223,26 +249,29 @@ class TarSource:
 
 
 class ListSource:
-    """Files that a list names: CSV with a header, JSON lines, or Parquet, with a column `path` (relative paths are
-    below the list's folder). Other columns become the sample's json; one of them may be the label.
+    """Files that a list names: CSV with a header, JSON lines, or Parquet, with a column `path` (relative ones are below
+    the list's folder; URLs may lead to any store). Other columns become the sample's json; one may be the label.
     """
 
-    def __init__(self, path: Path, label_column: str) -> None:
-        self.path, self._label_column = path, label_column
+    def __init__(self, folder: Folder, name: str, label_column: str) -> None:
+        self.location, self._name, self._label_column = f"{folder.location}/{name}", name, label_column
+        self._folder = folder
+        self._stores: dict[str, Folder] = {}
 
     def list(self) -> Iterator[Found]:
         """See `Source`."""
         for number, row in enumerate(self._rows()):
             if not isinstance(row, dict) or not isinstance(row.get("path"), str):
-                raise InputError(f"{self.path}: row {number + 1} has no `path`; expected a column of that name")
+                raise InputError(f"{self.location}: row {number + 1} has no `path`; expected a column of that name")
             if self._label_column and row.get(self._label_column) in (None, ""):
-                text = f"{self.path}: row {number + 1} has no `{self._label_column}`, which --labels asks for"
+                text = f"{self.location}: row {number + 1} has no `{self._label_column}`, which --labels asks for"
                 raise InputError(text)
             label = str(row[self._label_column]) if self._label_column else ""
             name = row["path"].rpartition("/")[2]
             key = f"{number:010d}_{Keys().of_file(name)}" if _is_image(name) else ""
+            folder, path = self._find(row["path"])
             try:
-                size = self._file(row["path"]).stat().st_size
+                size = folder.size(path)
             except OSError:
                 size = -1
             yield Found(json.dumps(row, ensure_ascii=False, default=str), key, size, label)
@@ -252,49 +281,53 @@ class ListSource:
         row = json.loads(place)
         others = {name: value for name, value in row.items() if name != "path"}
         extra = {"json": json.dumps(others, ensure_ascii=False).encode()} if others else {}
-        return Content(self._file(row["path"]).read_bytes(), _suffix(row["path"]), extra)
+        folder, path = self._find(row["path"])
+        return Content(folder.read(path), _suffix(path), extra)
 
     def name(self, place: str) -> str:
         """See `Source`."""
         return json.loads(place)["path"]
 
-    def _file(self, path: str) -> Path:
-        return self.path.parent / path
+    def reads(self, place: str) -> int:
+        """See `Source`."""
+        return self._find(json.loads(place)["path"])[0].reads
+
+    def _find(self, path: str) -> tuple[Folder, str]:
+        """The folder that a path is read from, and its name there."""
+        if not is_url(path):
+            return self._folder, path
+        scheme, _, rest = path.partition("://")
+        host, _, name = rest.partition("/")
+        root = f"{scheme}://{host}"
+        if root not in self._stores:
+            self._stores[root] = open_folder(root)
+        return self._stores[root], unquote(name) if scheme.startswith("http") else name
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         try:
-            yield from _READERS[self.path.suffix.lower()](self.path)
-        except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-            raise InputError(f"{self.path}: cannot be read ({error})") from error
+            with self._folder.open(self._name) as file:
+                yield from _READERS[_suffix(self._name)](file)
+        except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, pyarrow.ArrowException, OSError) as error:
+            text = f"{self.location}: cannot be read ({' '.join(str(error).split())[:200]})"
+            raise InputError(text) from error
 
 
-def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file)
+def _read_csv(file: BinaryIO) -> Iterator[dict[str, Any]]:
+    yield from csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""))
 
 
-def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        yield from (json.loads(line) for line in file if line.strip())
+def _read_json_lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
+    yield from (json.loads(line) for line in io.TextIOWrapper(file, encoding="utf-8") if line.strip())
 
 
-def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        text = f"{path}: Parquet needs pyarrow; install it with `pip install 'largescale[parquet]'`"
-        raise InputError(text) from error
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(65536):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not readable as Parquet ({' '.join(str(error).split())[:200]})") from error
+def _read_parquet(file: BinaryIO) -> Iterator[dict[str, Any]]:
+    with parquet.ParquetFile(file) as table:
+        for batch in table.iter_batches(65536):
+            yield from batch.to_pylist()
 
 
-_READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
-    ".csv": _read_csv, ".jsonl": _read_json_lines, ".parquet": _read_parquet,
+_READERS: dict[str, Callable[[BinaryIO], Iterator[dict[str, Any]]]] = {
+    "csv": _read_csv, "jsonl": _read_json_lines, "parquet": _read_parquet,
 }
 
 
@@ -309,10 +342,3 @@ def _suffix(name: str) -> str:
 
 def _is_image(name: str) -> bool:
     return _suffix(name) in IMAGE_SUFFIXES
-
-
-def _size(entry: os.DirEntry[str]) -> int:
-    try:
-        return entry.stat().st_size
-    except OSError:  # a link that leads nowhere; reading it will say so
-        return -1

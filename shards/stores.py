@@ -1,7 +1,7 @@
 """Files behind a URL: any store that fsspec knows (s3://, gs://, http://, ...), and WebDataset's `pipe:` if allowed.
 
-Reading only. A store may be slow, away for minutes, hang or answer with half of what was asked for; here that is
-waited for, asked again, and in the end reported in one line.
+A store may be slow, away for minutes, hang or answer with half of what was asked for; here that is waited for, asked
+again, and in the end reported in one line.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from shards.errors import InputError
 
@@ -24,6 +26,9 @@ ALLOW_PIPE = "LARGESCALE_ALLOW_PIPE"
 
 REQUEST_BYTES = 16 * 2**20
 """Bytes asked for at a time; what has arrived is kept when a later request fails."""
+
+_SLOWEST_UPLOAD = 2**20
+"""Bytes a second below which an upload counts as standing still."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
 
@@ -76,7 +81,7 @@ class Store:
         """
         if self._command:
             return self._patiently(name, lambda: self._run(name))
-        return self._patiently(name, lambda: self._fs.cat_file(f"{self._root}/{name}"))
+        return self._patiently(name, lambda: self._fs.cat_file(self._path(name)))
 
     def fetch(self, name: str, target: Path, size: int, progress: Callable[[int], None] = lambda done: None) -> None:
         """Bring a file of known size; what `target` already holds of it is not fetched again.
@@ -98,15 +103,72 @@ class Store:
             while (done := file.tell()) < size:
                 progress(done)
                 end = min(size, done + REQUEST_BYTES)
-                block = self._patiently(name, lambda start=done, end=end: self._range(name, start, end, size))
+                block = self._patiently(name, lambda start=done, end=end: self._range(name, start, end))
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
 
-    def _range(self, name: str, start: int, end: int, size: int) -> bytes:
-        block = self._fs.cat_file(f"{self._root}/{name}", start=start, end=end)
-        if len(block) == size:  # a server without range requests sends the whole file
-            return block[start:]
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """Bytes of a file from `start` to `end`.
+
+        Raises:
+            Missing, InputError: as `read`.
+        """
+        return self._patiently(name, lambda: self._range(name, start, end))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            Missing, InputError: as `read`.
+        """
+        stated = self._patiently(name, lambda: self._fs.info(self._path(name)))["size"]
+        return len(self.read(name)) if stated is None else int(stated)
+
+    def entries(self, folder: str = "") -> list[tuple[str, bool, int]]:
+        """What lies in a folder below the URL, by name: name, whether it is a folder, bytes (-1: not stated).
+
+        Raises:
+            Missing, InputError: as `read`.
+        """
+        where = self._path(folder).rstrip("/")
+        found = {}
+        for entry in self._patiently(folder, lambda: self._fs.ls(where, detail=True)):
+            name = self._plain(entry["name"].removeprefix(where).strip("/"))
+            if entry["name"].startswith(where) and name and "/" not in name:  # stores list folders inside themselves
+                size = -1 if entry["size"] is None else int(entry["size"])
+                found[name] = (name, entry["type"] == "directory", size)
+        return [found[name] for name in sorted(found)]
+
+    def put(self, source: Path, name: str) -> None:
+        """Upload a file; it appears under its name when it is whole, as object stores do it.
+
+        Raises:
+            InputError: the store did not take it for `patience_s`.
+        """
+        size = source.stat().st_size
+        target = self._path(name)
+
+        def put() -> None:
+            self._fs.put_file(str(source), target)
+            if (stored := int(self._fs.info(target)["size"])) != size:
+                raise OSError(f"holds {stored} bytes of {size}")
+
+        self._patiently(name, put, stall_s=self.stall_s + size / _SLOWEST_UPLOAD)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there.
+
+        Raises:
+            InputError: the store did not answer for `patience_s`.
+        """
+        with suppress(Missing):
+            self._patiently(name, lambda: self._fs.rm_file(self._path(name)))
+
+    def _range(self, name: str, start: int, end: int) -> bytes:
+        block = self._fs.cat_file(self._path(name), start=start, end=end)
+        if len(block) > end - start:  # a server without range requests sends the whole file
+            return block[start:end]
         if len(block) != end - start:
             raise OSError(f"sent {len(block)} bytes where {end - start} were asked for")
         return block
@@ -128,7 +190,17 @@ class Store:
             self._fs, root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise InputError(f"{self.url}: {error}") from error
-        self._root = root.rstrip("/")
+        self._root = self._quoted(self._plain(root)).rstrip("/")
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{self._quoted(name)}"
+
+    def _quoted(self, name: str) -> str:
+        """A name as the store's library wants it: HTTP has it in its URLs."""
+        return quote(name, safe="/:") if self.url.startswith("http") else name
+
+    def _plain(self, name: str) -> str:
+        return unquote(name) if self.url.startswith("http") else name
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url, "patience_s": self.patience_s, "stall_s": self.stall_s}
@@ -144,13 +216,15 @@ class Store:
             _INHERITED.append(self._fs)
             self._connect()
 
-    def _patiently(self, name: str, request: Callable[[], bytes]) -> bytes:
+    def _patiently(self, name: str, request: Callable[[], Any], stall_s: float | None = None) -> Any:
         """Ask until there is an answer, with growing pauses, each between half and all of its length by chance."""
         gives_up = time.monotonic() + self.patience_s
         pause = _FIRST_PAUSE_S
         while True:
             try:
-                return _within(self.stall_s, request)
+                return _within(stall_s or self.stall_s, request)
+            except InputError:
+                raise
             except FileNotFoundError as error:
                 raise Missing(f"{self.url}/{name}: no such file") from error
             except Exception as error:  # every store's library has errors of its own
@@ -173,13 +247,13 @@ def _is_denied(error: Exception) -> bool:
             or getattr(error, "status", None) in (401, 403))
 
 
-def _within(seconds: float, request: Callable[[], bytes]) -> bytes:
+def _within(seconds: float, request: Callable[[], Any]) -> Any:
     """Do a request in a thread of its own, which is left behind if it hangs: libraries cannot be interrupted.
 
     Raises:
         TimeoutError: no answer in that time.
     """
-    answer: list[bytes] = []
+    answer: list[Any] = []
     failure: list[BaseException] = []
 
     def do() -> None:

@@ -7,6 +7,7 @@ Nothing is ever extracted: member names are keys, never paths.
 from __future__ import annotations
 
 import mmap
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -56,15 +57,21 @@ def split_name(name: str) -> tuple[str, str]:
     return (f"{folder}/{stem}" if folder else stem), suffix.lower()
 
 
-def walk(path: Path) -> Iterator[TarSample]:
+def walk(file: BinaryIO, where: object) -> Iterator[TarSample]:
     """The samples of a tar, in order.
+
+    Args:
+        file: the tar; others may seek in it meanwhile.
+        where: names it to the user.
 
     Raises:
         InputError: not a tar, damaged, or cut anywhere (a whole tar ends in two blocks of zeros).
     """
     sample: TarSample | None = None
+    size = file.seek(0, os.SEEK_END)
     try:
-        with tarfile.open(path, "r:") as tar:
+        file.seek(0)
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if not member.isfile():
                     continue
@@ -76,21 +83,19 @@ def walk(path: Path) -> Iterator[TarSample]:
                 sample.members[suffix] = (member.offset_data, member.size)
             end = tar.offset
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        raise InputError(f"{path}: not a whole tar ({error}); restore it or convert again") from error
-    _check_end(path, end)
+        raise InputError(f"{where}: not a whole tar ({error}); restore it or convert again") from error
+    _check_end(file, where, size, end)
     if sample is not None:
         yield sample
 
 
-def _check_end(path: Path, end: int) -> None:
+def _check_end(file: BinaryIO, where: object, size: int, end: int) -> None:
     # tarfile takes a cut between two members, or a damaged header, for the end of the archive.
-    with path.open("rb") as file:
-        file.seek(max(0, end - _BLOCK))
-        tail = file.read()
-    size = path.stat().st_size
+    file.seek(max(0, end - _BLOCK))
+    tail = file.read()
     if size < 2 * _BLOCK or len(tail) < 2 * _BLOCK or any(tail[-2 * _BLOCK :]) or any(tail[_BLOCK:]):
         raise InputError(
-            f"{path}: torn or damaged near byte {end}: a whole tar ends in zeros there; restore it or convert again"
+            f"{where}: torn or damaged near byte {end}: a whole tar ends in zeros there; restore it or convert again"
         )
 
 
@@ -106,8 +111,8 @@ def index_tar(path: Path, *, decode: bool = False) -> TarContents:
     """
     rows: list[tuple[str, int, int, int, int, int, int]] = []
     labels, skipped = [], []
-    with path.open("rb") as file, _mapped(file, path) as tar:
-        for sample in walk(path):
+    with path.open("rb") as file, map_file(file, path) as tar:
+        for sample in walk(file, path):
             place = sample.image()
             if place is None:
                 skipped.append((sample.key, "no image"))
@@ -132,7 +137,8 @@ def index_tar(path: Path, *, decode: bool = False) -> TarContents:
     return TarContents(index, labels, skipped)
 
 
-def _mapped(file: BinaryIO, path: Path) -> mmap.mmap:
+def map_file(file: BinaryIO, path: Path) -> mmap.mmap:
+    """The bytes of an open file. InputError: it has none."""
     if path.stat().st_size == 0:
         raise InputError(f"{path}: empty file; restore it or convert again")
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from shards.errors import InputError
 from shards.images import ImageError, inspect
-from shards.manifest import Manifest, ShardEntry, index_path, read_index, read_manifest
-from shards.tar import file_checksum, walk
+from shards.manifest import Manifest, ShardEntry, index_path, read_index
+from shards.remote import fetched, manifest_at, names_at, process_context
+from shards.tar import file_checksum, map_file, walk
 
 
 @dataclass(frozen=True)
@@ -29,25 +30,27 @@ class Problem:
         return f"{self.shard}: {self.key + ': ' if self.key else ''}{self.what}"
 
 
-def verify(folder: Path, *, workers: int, decode: bool) -> tuple[Manifest, list[Problem]]:
+def verify(location: str | Path, *, workers: int, decode: bool) -> tuple[Manifest, list[Problem]]:
     """Compare a shard folder with its manifest: sizes, checksums, counts, index, and with `decode` every image.
 
     Raises:
         InputError: no readable manifest.
     """
-    manifest = read_manifest(folder)
-    check = partial(_verify_shard, folder, decode)
-    with ProcessPoolExecutor(min(workers, max(1, len(manifest.shards)))) as pool:
+    location = str(location)
+    manifest = manifest_at(location)
+    check = partial(_verify_shard, location, decode)
+    with ProcessPoolExecutor(min(workers, max(1, len(manifest.shards))), process_context(location)) as pool:
         found = list(tqdm(pool.map(check, manifest.shards), total=len(manifest.shards), unit="shard",
                           desc="verify", leave=False))
     listed = {shard.name for shard in manifest.shards}
-    strangers = [Problem(path.name, "", "not in the manifest") for path in sorted(folder.glob("*.tar"))
-                 if path.name not in listed]
+    strangers = [Problem(name, "", "not in the manifest") for name in names_at(location)
+                 if name.endswith(".tar") and name not in listed]
     return manifest, [problem for problems in found for problem in problems] + strangers
 
 
-def _verify_shard(folder: Path, decode: bool, shard: ShardEntry) -> list[Problem]:
-    return [Problem(shard.name, key, what) for key, what in _problems(folder / shard.name, shard, decode)]
+def _verify_shard(location: str, decode: bool, shard: ShardEntry) -> list[Problem]:
+    with fetched(location, [shard.name, index_path(Path(shard.name)).name]) as folder:
+        return [Problem(shard.name, key, what) for key, what in _problems(folder / shard.name, shard, decode)]
 
 
 def _problems(tar: Path, shard: ShardEntry, decode: bool) -> Iterator[tuple[str, str]]:
@@ -68,28 +71,21 @@ def _problems(tar: Path, shard: ShardEntry, decode: bool) -> Iterator[tuple[str,
         yield "", "checksum of its index differs from the manifest"
     if len(index) != shard.num_samples:
         yield "", f"its index lists {len(index)} samples, the manifest says {shard.num_samples}"
-    payloads = _payloads(tar)
     try:
+        with tar.open("rb") as file, map_file(file, tar) as stored:
+            for row in range(len(index)):
+                start, size = index.offset.item(row), index.size.item(row)
+                with memoryview(stored)[start : start + size] as payload:
+                    if xxhash.xxh3_64_intdigest(payload) != index.checksum.item(row):
+                        yield index.key(row), "bytes of the image differ from the index"
+                    elif decode:
+                        yield from _undecodable(index.key(row), bytes(payload))
+            found = {sample.key: sample.image() for sample in walk(file, tar)}
         for row in range(len(index)):
-            key, place = index.key(row), (int(index.offset[row]), int(index.size[row]))
-            with tar.open("rb") as file:
-                file.seek(place[0])
-                payload = file.read(place[1])
-            if xxhash.xxh3_64_intdigest(payload) != int(index.checksum[row]):
-                yield key, "bytes of the image differ from the index"
-            elif decode:
-                yield from _undecodable(key, payload)
-        found = dict(payloads)
-        for row in range(len(index)):
-            if found.get(index.key(row)) != (int(index.offset[row]), int(index.size[row])):
+            if found.get(index.key(row)) != (index.offset.item(row), index.size.item(row)):
                 yield index.key(row), "the tar's headers do not lead to it"
     except InputError as error:
         yield "", str(error).removeprefix(f"{tar}: ")
-
-
-def _payloads(tar: Path) -> Iterator[tuple[str, tuple[int, int] | None]]:
-    for sample in walk(tar):
-        yield sample.key, sample.image()
 
 
 def _undecodable(key: str, payload: bytes) -> Iterator[tuple[str, str]]:

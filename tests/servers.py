@@ -12,8 +12,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import s3fs
@@ -53,11 +55,12 @@ class S3Server:
         return s3fs.S3FileSystem(skip_instance_cache=True)
 
     def upload(self, folder: Path, bucket: str) -> None:
-        """Put the files of a folder into a new bucket."""
+        """Put the files below a folder into a new bucket."""
         client = self.client()
         client.mkdir(bucket)
-        for path in folder.iterdir():
-            client.put_file(str(path), f"{bucket}/{path.name}")
+        for path in folder.rglob("*"):
+            if path.is_file():
+                client.put_file(str(path), f"{bucket}/{path.relative_to(folder)}")
 
 
 @contextmanager
@@ -82,17 +85,18 @@ class _QuietServer(ThreadingHTTPServer):
 
 
 class WebServer:
-    """Serves a folder over HTTP, with range requests.
+    """Serves a folder over HTTP, with range requests and pages that list folders.
 
     Attributes:
         resets: every so many answers the connection is reset half-way; 0 never.
+        cuts: every so many answers end half-way; 0 never.
         hangs: answers, of those to come, that are not given at all.
         sent: bytes of each file that were sent.
         url: where it is.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.resets, self.hangs, self.answers, self.closed = folder, 0, 0, 0, False
+        self.folder, self.resets, self.cuts, self.hangs, self.answers, self.closed = folder, 0, 0, 0, 0, False
         self.sent: Counter[str] = Counter()
         self.lock = threading.Lock()
         outer = self
@@ -106,7 +110,7 @@ class WebServer:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = _QuietServer(("127.0.0.1", 0), Handler)
+        self._server = _QuietServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -116,13 +120,17 @@ class WebServer:
         with self.lock:
             self.answers += 1
             hangs, resets = self.hangs > 0, self.resets > 0 and self.answers % self.resets == 0
+            cuts = self.cuts > 0 and self.answers % self.cuts == 1
             self.hangs -= hangs
         if hangs:
             time.sleep(30)
         if self.closed:
             request.close_connection = True
             return
-        path = self.folder / request.path.lstrip("/")
+        path = self.folder / unquote(request.path).lstrip("/")
+        if path.is_dir():
+            SimpleHTTPRequestHandler.do_GET(request)
+            return
         if not path.is_file():
             request.send_error(404)
             return
@@ -137,6 +145,10 @@ class WebServer:
             request.wfile.write(content[: len(content) // 2])
             request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             request.connection.close()
+            request.close_connection = True
+            return
+        if cuts:
+            request.wfile.write(content[: len(content) // 2])
             request.close_connection = True
             return
         request.wfile.write(content)

@@ -14,7 +14,8 @@ from largescale.config import DataConfig, corpus_settings
 from largescale.data.cache import ShardCache, default_folder, open_cache
 from shards.errors import InputError
 from shards.manifest import MANIFEST_NAME, Manifest, check_files, parse_manifest, read_index, read_manifest
-from shards.stores import Missing, Store, is_url
+from shards.remote import manifest_bytes
+from shards.stores import Store, is_url
 
 START_PATIENCE_S = 60.0
 """A store that does not answer for so long at the start is reported: somebody is still there to see it."""
@@ -85,14 +86,7 @@ def open_corpus(location: str, data: DataConfig) -> Corpus:
     if not is_url(location):
         return Corpus(read_manifest(location))
     store = Store(location, patience_s=min(START_PATIENCE_S, data.store_patience_s), stall_s=data.store_stall_s)
-    try:
-        content = store.read(MANIFEST_NAME)
-    except Missing as error:
-        raise InputError(
-            f"{location}: no {MANIFEST_NAME} there, so this is no (finished) shard folder; upload the whole folder "
-            f"that `shards convert` or `shards index` made"
-        ) from error
-    manifest = parse_manifest(content, Path(), where=f"{location}/{MANIFEST_NAME}")
+    manifest = parse_manifest(manifest_bytes(store), Path(), where=f"{location}/{MANIFEST_NAME}")
     store.patience_s = data.store_patience_s
     folder = Path(data.cache) if data.cache else default_folder()
     cache = open_cache(store, manifest, folder, data.cache_gb)

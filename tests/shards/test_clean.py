@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import struct
 import zlib
@@ -19,6 +18,7 @@ from shards.clean import Cleaning
 from shards.cli import main
 from shards.convert import Options, convert
 from shards.images import ImageError, to_rgb
+from shards.ledger import read_ledger
 from tests.shards.test_convert import image_bytes, stored_images
 
 
@@ -87,7 +87,7 @@ def torture(tmp_path: Path) -> Path:
 
 
 def ledger(folder: Path) -> dict[str, str]:
-    rows = [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
+    rows = list(read_ledger(folder / "skipped.parquet"))
     assert len({row["source"] for row in rows}) == len(rows)
     return {row["source"]: row["reason"] for row in rows}
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from PIL import Image
 from shards.cli import main
 from shards.convert import Options, convert
 from shards.index import index_folder
+from shards.ledger import read_ledger
 from shards.manifest import IMAGE_FORMATS, read_index, read_manifest
 from tests.conftest import ROOT
 
@@ -72,7 +72,7 @@ def test_keeps_the_bytes_of_every_readable_image_and_lists_the_others(photos, tm
     stored = stored_images(tmp_path / "out")
     assert set(stored.values()) == originals - bad
     assert len(stored) == manifest.num_samples == 9
-    skipped = [json.loads(line) for line in (tmp_path / "out/skipped.jsonl").read_text().splitlines()]
+    skipped = list(read_ledger(tmp_path / "out/skipped.parquet"))
     assert {row["source"]: row["reason"] for row in skipped} == {
         "dog/empty.png": "empty file", "dog/text.jpg": "not an image", "dog/cut.jpg": "damaged or cut image",
         "cat/notes.txt": "not an image file",
@@ -189,12 +189,12 @@ def test_a_killed_conversion_leaves_no_manifest_and_goes_through_the_second_time
         (None, ["convert", "{tmp}/nothing", "{tmp}/out"], "no such folder"),
         ("empty", ["convert", "{tmp}/empty", "{tmp}/out"], "no images below this folder"),
         ("text", ["convert", "{tmp}/text", "{tmp}/out"], "1 other files"),
-        ("broken", ["convert", "{tmp}/broken", "{tmp}/out"], "none of 1 images can be read (not an image)"),
+        ("broken", ["convert", "{tmp}/broken", "{tmp}/out"], "none of 1 images can be used (not an image)"),
         ("loose", ["convert", "{tmp}/loose", "{tmp}/out", "--labels", "folder"], "lies in no class folder"),
         ("loose", ["convert", "{tmp}/loose", "{tmp}/loose/out"], "choose a folder outside the images"),
         ("loose", ["convert", "{tmp}/loose", "{tmp}/out", "--workers", "0"], "--workers=0: expected at least 1"),
         ("loose", ["convert", "{tmp}/loose", "{tmp}/out", "--name", "a/b"], "without dots and slashes"),
-        ("converted", ["convert", "{tmp}/loose", "{tmp}/out"], "pass --force to replace them"),
+        ("converted", ["convert", "{tmp}/loose", "{tmp}/out"], "or --force to replace them"),
         ("foreign", ["convert", "{tmp}/loose", "{tmp}/out"], "tars of unknown origin (x.tar)"),
         (None, ["index", "{tmp}/nothing"], "no such folder"),
         ("empty", ["index", "{tmp}/empty"], "no .tar files"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from shards import duplicates
 from shards.cli import main
 from shards.convert import Options, convert
 from shards.duplicates import Fingerprints, difference_hash, find_duplicates
+from shards.ledger import read_ledger
 from tests.shards.test_convert import contents, stored_images
 
 
@@ -44,7 +44,7 @@ def pile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_equal_bytes_are_kept_once(pile, tmp_path):
     manifest = convert(pile, tmp_path / "out", Options("pile", samples_per_shard=4, shuffle=1, duplicates="exact"))
-    rows = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    rows = list(read_ledger(tmp_path / "out" / "skipped.parquet"))
     assert manifest.num_samples == 18 and manifest.skipped == {"a duplicate": 3}
     # The first of the listing is kept, and "-" comes before ".".
     assert {(row["source"], row["repeats"]) for row in rows} == {

@@ -132,7 +132,7 @@ def test_names_in_archives_never_become_paths(tmp_path):
     ("a.csv", b"file\nx.png\n", [], "row 1 has no `path`"),
     ("a.jsonl", b'{"path": "x.png"}\n{"path"', [], "cannot be read"),
     ("a.jsonl", b'{"path": "x.png"}\n', ["--labels", "column:kind"], "row 1 has no `kind`"),
-    ("a.parquet", b"PAR1 no", [], "not readable as Parquet"),
+    ("a.parquet", b"PAR1 no", [], "cannot be read (Parquet file size is 7 bytes"),
     ("a.tar", b"x" * 2000, [], "not a whole tar"),
     ("a.docx", b"x", [], "pass a folder of images or of tars, a .zip, or a list (.csv, .jsonl, .parquet)"),
 ])
