@@ -26,7 +26,7 @@ from tqdm import tqdm
 from shards.clean import Cleaning
 from shards.duplicates import Fingerprints, fingerprint
 from shards.errors import InputError
-from shards.files import atomic_write
+from shards.files import atomic_write, remove_partial_files
 from shards.images import ImageError
 from shards.ledger import SKIPPED_NAME, write_ledger
 from shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, index_path, write_index, write_manifest
@@ -165,6 +165,7 @@ def _finish(plan: Plan, target: Target, split: str, pieces: list[Written]) -> Ma
     if not entries:
         return None
     folder = target.folder(split)
+    remove_partial_files(folder)  # all pieces are written, so nobody is at work
     counts = write_ledger(folder / SKIPPED_NAME, _all_skipped(plan, split, own))
     settings = {key: value for key, value in plan.settings.items() if key != "name"}
     manifest = Manifest(folder, _shard_name(plan, split), entries, plan.classes, _last_name(plan.source.location),
@@ -253,9 +254,9 @@ def _plan(source: Source, target: Target, options: Options) -> Plan:
         if options.update and target.is_finished() and not options.force:
             raise InputError(f"{home}: has no {PLAN}/ that --update could add to; begin anew with --force")
         home.mkdir(parents=True, exist_ok=True)
-        target.clear()
         for plan in (home / PLAN, home / PLAN_IN_WORK):
             shutil.rmtree(plan, ignore_errors=True)
+        target.clear()
         return make_plan(source, home, settings, url)
     plan = open_plan(home, source)
     check_settings(plan, settings)

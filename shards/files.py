@@ -31,7 +31,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 def remove_partial_files(folder: Path) -> None:
     """Remove what `atomic_write` left in a folder when its process was killed; nobody else may write there."""
     for partial in folder.glob(".*.writing"):
-        partial.unlink(missing_ok=True)
+        if not partial.is_dir():
+            partial.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
