@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from shards.images import ImageError, facts, is_plain, opened, to_rgb
+from shards.images import ImageError, ImageFacts, facts, is_plain, jpeg_facts, opened, to_rgb
 from shards.manifest import IMAGE_FORMATS
 
 _THUMBNAIL = 32
@@ -45,7 +45,7 @@ class Cleaning:
     srgb: bool = False
     decode: bool = True
 
-    def apply(self, payload: bytes, suffix: str) -> tuple[bytes, str]:
+    def apply(self, payload: bytes, suffix: str) -> tuple[bytes, str, ImageFacts]:
         """Clean one image.
 
         Args:
@@ -53,37 +53,43 @@ class Cleaning:
             suffix: of its file.
 
         Returns:
-            The bytes to store and their suffix: the same if there is nothing to change.
+            The bytes to store and their suffix, the same if there is nothing to change, and what their header says.
 
         Raises:
             ImageError: it is left out; the reason.
         """
+        if self._sizes_are_enough() and (header := jpeg_facts(payload)):
+            self._check_size(header.width, header.height)
+            return payload, suffix, header
         with opened(payload) as image:
             header = facts(image)
-            self._check_header(image)
+            self._check_size(*image.size)
+            if self.animated and getattr(image, "n_frames", 1) > 1:
+                raise ImageError("animated")
             large = self.max_side > 0 and max(image.size) > self.max_side
             profile = self.srgb and "icc_profile" in image.info
             if large or profile or (self.plain and not is_plain(image)):
                 lossless = IMAGE_FORMATS[header.format] in ("png", "bmp", "tiff", "gif", "ppm") and not large
                 pixels = self._pixels(payload, image, plain=not profile and is_plain(image))
                 self._check_pixels(pixels)
-                return _encode(pixels, self.quality, lossless=lossless)
+                stored, suffix = _encode(pixels, self.quality, lossless=lossless)
+                return stored, suffix, ImageFacts(IMAGE_FORMATS.index("png" if lossless else "jpeg"), *pixels.size)
             if self.blank:
                 self._check_pixels(to_rgb(image))
             elif self.decode:
                 image.load()
-        return payload, suffix
+        return payload, suffix, header
 
-    def _check_header(self, image: Image.Image) -> None:
-        width, height = image.size
+    def _sizes_are_enough(self) -> bool:
+        return not (self.decode or self.blank or self.animated or self.max_side or self.plain or self.srgb)
+
+    def _check_size(self, width: int, height: int) -> None:
         if self.max_pixels and width * height > self.max_pixels:
             raise ImageError("too many pixels")
         if min(width, height) < self.min_side:
             raise ImageError("too small")
         if self.max_aspect and max(width, height) > self.max_aspect * min(width, height):
             raise ImageError("extreme aspect ratio")
-        if self.animated and getattr(image, "n_frames", 1) > 1:
-            raise ImageError("animated")
 
     def _check_pixels(self, image: Image.Image) -> None:
         if self.blank and is_blank(image):

@@ -7,11 +7,9 @@ tasks never changes a byte. The manifest is written last: without it a folder is
 
 from __future__ import annotations
 
-import io
 import pickle
 import shutil
 import sys
-import tarfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -48,8 +46,9 @@ from shards.plan import (
 from shards.remote import process_context
 from shards.sources import Content, Source, open_source
 from shards.stores import is_url
-from shards.tar import file_checksum, index_tar
+from shards.tar import file_checksum
 from shards.targets import SPLITS, LocalTarget, StoreTarget, Target
+from shards.writer import ShardWriter
 
 PLAN_ALONE = (0, 0)
 """The task that makes the plan and writes nothing."""
@@ -146,30 +145,32 @@ def merge(home: Path) -> Manifest | None:
         _require_all(home, missing, plan.num_pieces, "looked at")
         _find_duplicates(plan)
         return None
-    pieces = [plan.written(number) for number in range(plan.num_pieces)]
-    missing = [number for number, written in enumerate(pieces) if written is None]
-    _require_all(home, missing, len(pieces), "written")
-    if not any(written.entry and plan.split(number) == TRAIN for number, written in enumerate(pieces)):
-        why = next((row["reason"] for written in pieces for row in written.skipped), "all were held out")
+    missing, why, entries = [], "all were held out", {split: [] for split in SPLITS}
+    for number in range(plan.num_pieces):
+        written = plan.written(number)
+        if written is None:
+            missing.append(number)
+        elif written.entry is not None:
+            entries[plan.split(number)].append(written.entry)
+        elif written.skipped:
+            why = written.skipped[0]["reason"]
+    _require_all(home, missing, plan.num_pieces, "written")
+    if not entries[TRAIN]:
         raise InputError(
             f"{plan.source.location}: none of {plan.num_rows} images can be used ({why}); nothing was written"
         )
-    manifests = [_finish(plan, target, split, pieces) for split in SPLITS]
-    return manifests[SPLITS.index(TRAIN)]
+    manifests = {split: _finish(plan, target, split, entries[split]) for split in SPLITS if entries[split]}
+    return manifests[TRAIN]
 
 
-def _finish(plan: Plan, target: Target, split: str, pieces: list[Written]) -> Manifest | None:
-    """Write the ledger and the manifest of a split; None for one that nothing went to."""
-    own = [written for number, written in enumerate(pieces) if plan.split(number) == split]
-    entries = tuple(written.entry for written in own if written.entry is not None)
-    if not entries:
-        return None
+def _finish(plan: Plan, target: Target, split: str, entries: list[ShardEntry]) -> Manifest:
+    """Write the ledger and the manifest of a split."""
     folder = target.folder(split)
     remove_partial_files(folder)  # all pieces are written, so nobody is at work
-    counts = write_ledger(folder / SKIPPED_NAME, _all_skipped(plan, split, own))
+    counts = write_ledger(folder / SKIPPED_NAME, _all_skipped(plan, split))
     settings = {key: value for key, value in plan.settings.items() if key != "name"}
-    manifest = Manifest(folder, _shard_name(plan, split), entries, plan.classes, _last_name(plan.source.location),
-                        settings, dict(counts))
+    manifest = Manifest(folder, _shard_name(plan, split), tuple(entries), plan.classes,
+                        _last_name(plan.source.location), settings, dict(counts))
     target.check(manifest, split)
     write_manifest(manifest)
     target.publish(split, [folder / SKIPPED_NAME, folder / MANIFEST_NAME])
@@ -219,9 +220,11 @@ def _require_all(out: Path, missing: list[int], total: int, done: str) -> None:
         )
 
 
-def _all_skipped(plan: Plan, split: str, pieces: list[Written]) -> Iterator[dict[str, str]]:
-    for written in pieces:
-        yield from written.skipped
+def _all_skipped(plan: Plan, split: str) -> Iterator[dict[str, str]]:
+    for number in range(plan.num_pieces):
+        written = plan.written(number)
+        if written and plan.split(number) == split:
+            yield from written.skipped
     for path in plan.others() if split == TRAIN else ():
         yield {"source": path, "reason": "not an image file"}
 
@@ -428,46 +431,30 @@ def _write_shard(
 ) -> Written:
     """Write one tar and its index; a shard without a usable image is not written."""
     skipped: list[dict[str, str]] = []
-    labels: list[int] = []
+    for row in rows:
+        if row.number in repeated:
+            other, reason = repeated[row.number]
+            skipped.append({"source": printable(source.name(row.place)), "reason": reason, "repeats": other})
     with atomic_write(tar_path) as file:
-        with tarfile.open(fileobj=file, mode="w|", bufsize=1 << 20) as tar:
-            for row in rows:
-                if row.number in repeated:
-                    other, reason = repeated[row.number]
-                    skipped.append({"source": printable(source.name(row.place)), "reason": reason, "repeats": other})
-            for row, content in _contents(source, [row for row in rows if row.number not in repeated]):
-                try:
-                    if isinstance(content, OSError):
-                        raise ImageError(f"cannot be read: {content.strerror or content}")
-                    payload, suffix = cleaning.apply(content.payload, content.suffix)
-                except ImageError as error:
-                    skipped.append({"source": printable(source.name(row.place)), "reason": str(error)})
-                    continue
-                _add_sample(tar, row.key, {**content.others, suffix: payload}, row.label)
-                labels.append(row.label)
-        if labels:
-            # The index comes first: a tar with an index is known as one of ours, wherever a conversion is killed.
-            file.flush()
-            index = index_tar(Path(file.name)).index
-            assert len(index) == len(labels), "the tar does not hold what was written to it"
-            index.label[:] = labels
-            write_index(index, index_path(tar_path))
-    if not labels:
-        tar_path.unlink()
+        writer = ShardWriter(file)
+        for row, content in _contents(source, [row for row in rows if row.number not in repeated]):
+            try:
+                if isinstance(content, OSError):
+                    raise ImageError(f"cannot be read: {content.strerror or content}")
+                payload, suffix, facts = cleaning.apply(content.payload, content.suffix)
+            except ImageError as error:
+                skipped.append({"source": printable(source.name(row.place)), "reason": str(error)})
+                continue
+            writer.add(row.key, {**content.others, suffix: payload}, suffix, facts, row.label)
+        index, checksum = writer.finish()
+        # The index comes first: a tar with an index is known as one of ours, wherever a conversion is killed.
+        write_index(index, index_path(tar_path))
+    if not len(writer):
+        for path in (tar_path, index_path(tar_path)):
+            path.unlink()
         return Written(None, skipped)
-    entry = ShardEntry(tar_path.name, len(labels), tar_path.stat().st_size, file_checksum(tar_path),
-                       file_checksum(index_path(tar_path)))
+    entry = ShardEntry(tar_path.name, len(writer), writer.num_bytes, checksum, file_checksum(index_path(tar_path)))
     return Written(entry, skipped)
-
-
-def _add_sample(tar: tarfile.TarFile, key: str, members: dict[str, bytes], label: int) -> None:
-    """Add the members of a sample as webdataset's TarWriter(mtime=0) does, byte for byte (it would import torch)."""
-    members = {**members, **({"cls": str(label).encode()} if label >= 0 else {})}
-    for name in sorted(members):
-        member = tarfile.TarInfo(f"{key}.{name}")
-        member.size, member.mtime, member.mode = len(members[name]), 0, 0o444
-        member.uname = member.gname = "bigdata"
-        tar.addfile(member, io.BytesIO(members[name]))
 
 
 def _settings(options: Options) -> dict[str, Any]:

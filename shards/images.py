@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from shards.manifest import IMAGE_FORMATS
@@ -70,6 +71,17 @@ def facts(image: Image.Image) -> ImageFacts:
     if code is None:
         raise ImageError(f"format {image.format} is not supported")
     return ImageFacts(code, image.width, image.height)
+
+
+def jpeg_facts(payload: bytes) -> ImageFacts | None:
+    """The same of a JPEG, much faster; None for what is none, or is damaged."""
+    if payload[:2] != b"\xff\xd8":
+        return None
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(payload)
+    except ValueError:
+        return None
+    return ImageFacts(IMAGE_FORMATS.index("jpeg"), width, height)
 
 
 def is_plain(image: Image.Image) -> bool:

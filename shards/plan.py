@@ -16,7 +16,7 @@ conversion goes on where it was killed. Rows are read from the disk as they are 
 A part is a stretch of places that goes to one split; pieces do not cross parts. The first listing is one part, or two
 with --holdout; each update adds the files that are new as further parts, and leaves all earlier pieces as they are.
 
-Memory: next to none; 9 bytes a file where they are shuffled or held out, 40 bytes a known file while a plan is updated.
+Memory: next to none, whatever the number of files; 40 bytes a listed file while a plan is updated.
 """
 
 from __future__ import annotations
@@ -38,10 +38,13 @@ from shards.errors import InputError
 from shards.files import atomic_write
 from shards.labels import class_names
 from shards.manifest import IMAGE_SUFFIXES, ShardEntry
+from shards.shuffle import append, append_shuffled
 from shards.sources import Found, Source, open_source
 
 PLAN, PLAN_IN_WORK = "plan", ".plan.writing"
 TRAIN, HOLDOUT = "train", "holdout"
+
+_LABELS_AT_ONCE = 2**18
 
 _SETTINGS_KEPT = "was made with {key}={was}, now it is {now}; give the same options, or --force to begin anew"
 
@@ -312,10 +315,11 @@ def _add_listing(plan: Plan) -> int:
     known = _Known(plan) if first else None
     digest = xxhash.xxh3_128()
     numbers: dict[str, int] = {"": -1}
-    held_out = bytearray()
+    counts = {TRAIN: 0, HOLDOUT: 0}
     num_others = 0
     with (_TextFile(folder, "places") as places, _TextFile(folder, "keys") as keys,
-          (folder / "classes.bin").open("wb") as labels, (folder / "sizes.bin").open("ab") as sizes,
+          (folder / "classes.new").open("wb") as labels, (folder / "sizes.bin").open("ab") as sizes,
+          (folder / f"{TRAIN}.new").open("wb") as train, (folder / f"{HOLDOUT}.new").open("wb") as holdout,
           atomic_write(folder / "others.jsonl") as others):
         for found in source.list():
             if not _add(digest, found):
@@ -328,19 +332,23 @@ def _add_listing(plan: Plan) -> int:
             places.add(os.fsencode(found.place))
             keys.add(key)
             label = numbers.setdefault(_class_of(source, found, plan.settings["labels"]), len(numbers) - 1)
-            labels.write(np.int32(label).tobytes())
-            sizes.write(np.int64(found.size).tobytes())
-            held_out.append(is_held_out(key, plan.settings["holdout"]))
-    if first + len(held_out) == 0:
+            labels.write(label.to_bytes(4, "little", signed=True))
+            sizes.write(found.size.to_bytes(8, "little", signed=True))
+            is_held = is_held_out(key, plan.settings["holdout"])
+            (holdout if is_held else train).write((first + sum(counts.values())).to_bytes(8, "little"))
+            counts[HOLDOUT if is_held else TRAIN] += 1
+    added = sum(counts.values())
+    if first + added == 0:
         raise InputError(
             f"{source.location}: no images below this folder (looked for {', '.join(IMAGE_SUFFIXES)}; {num_others} "
             f"other files); pass the folder that holds them"
         )
     classes = class_names(numbers, plan.classes)
     _append_labels(folder, numbers, classes)
-    parts = [*plan.parts, *_append_order(plan, np.frombuffer(held_out, bool))]
-    if held_out:
+    _append_order(plan)
+    if added:
         (folder / "duplicates.bin").unlink(missing_ok=True)  # new ones may repeat old ones, or each other
+    parts = [*plan.parts, *(Part(split, rows) for split, rows in counts.items() if rows)]
     content = {"source": source.location, "target": plan.target, "settings": plan.settings, "classes": classes,
                "parts": [vars(part) for part in parts], "fingerprint": digest.hexdigest()}
     with atomic_write(folder / "plan.json") as file:
@@ -348,20 +356,19 @@ def _add_listing(plan: Plan) -> int:
     return known.num_gone() if known else 0
 
 
-def _append_order(plan: Plan, held_out: np.ndarray) -> list[Part]:
-    """Put new rows in order; returns the parts that they make."""
-    first, shuffle = plan.num_rows, plan.settings["shuffle"]
-    if shuffle is None and not plan.settings["holdout"]:
-        return [Part(TRAIN, len(held_out))] if len(held_out) else []
-    order = np.arange(len(held_out))
-    if shuffle is not None:
-        order = np.random.default_rng([shuffle, first] if first else shuffle).permutation(len(held_out))
-    held = held_out[order]
-    with (plan.folder / "order.bin").open("ab") as file:
-        for split in (order[~held], order[held]):
-            (first + split).astype(np.uint64).tofile(file)
-    counts = {TRAIN: int((~held).sum()), HOLDOUT: int(held.sum())}
-    return [Part(split, rows) for split, rows in counts.items() if rows]
+def _append_order(plan: Plan) -> None:
+    """Put new rows in order: those that are held out come last."""
+    first, seed = plan.num_rows, plan.settings["shuffle"]
+    new = [plan.folder / f"{split}.new" for split in (TRAIN, HOLDOUT)]
+    if seed is not None or plan.settings["holdout"]:
+        with (plan.folder / "order.bin").open("ab") as file:
+            for number, rows in enumerate(new):
+                if seed is None:
+                    append(rows, file)
+                else:
+                    append_shuffled(rows, file, [seed, number, first], plan.folder / "buckets")
+    for rows in new:
+        rows.unlink()
 
 
 def is_held_out(key: bytes, share: float) -> bool:
@@ -419,10 +426,10 @@ def _append_labels(folder: Path, numbers: dict[str, int], classes: tuple[str, ..
     for name, number in numbers.items():
         if name:
             final[number] = place[name]
-    labels = np.fromfile(folder / "classes.bin", np.int32)
-    with (folder / "labels.bin").open("ab") as file:
-        final[labels].tofile(file)  # -1 picks the last one, which is -1
-    (folder / "classes.bin").unlink()
+    with (folder / "labels.bin").open("ab") as file, (folder / "classes.new").open("rb") as new:
+        while len(labels := np.fromfile(new, np.int32, _LABELS_AT_ONCE)):
+            final[labels].tofile(file)  # -1 picks the last one, which is -1
+    (folder / "classes.new").unlink()
 
 
 class _Known:

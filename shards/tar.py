@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import xxhash
@@ -39,6 +39,18 @@ class TarSample:
         """Suffixes of the members that are images; those that are nothing but a format come first."""
         found = [suffix for suffix in self.members if suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
         return sorted(found, key=lambda suffix: "." in suffix)
+
+
+class IndexRow(NamedTuple):
+    """What an index says of a sample: see `ShardIndex`."""
+
+    key: str
+    offset: int
+    size: int
+    width: int
+    height: int
+    format: int
+    checksum: int
 
 
 @dataclass
@@ -109,7 +121,7 @@ def index_tar(path: Path, *, decode: bool = False) -> TarContents:
     Raises:
         InputError: the tar is damaged or cut.
     """
-    rows: list[tuple[str, int, int, int, int, int, int]] = []
+    rows: list[IndexRow] = []
     labels, skipped = [], []
     with path.open("rb") as file, map_file(file, path) as tar:
         for sample in walk(file, path):
@@ -124,17 +136,21 @@ def index_tar(path: Path, *, decode: bool = False) -> TarContents:
             except ImageError as error:
                 skipped.append((sample.key, str(error)))
                 continue
-            rows.append((sample.key, *place, facts.width, facts.height, facts.format,
-                         xxhash.xxh3_64_intdigest(payload)))
+            rows.append(IndexRow(sample.key, *place, facts.width, facts.height, facts.format,
+                                 xxhash.xxh3_64_intdigest(payload)))
             start, size = sample.members.get("cls", (0, 0))
             labels.append(tar[start : start + size].decode("utf-8", "replace").strip())
+    return TarContents(index_of_rows(rows), labels, skipped)
+
+
+def index_of_rows(rows: list[IndexRow]) -> ShardIndex:
+    """The index of these samples, without labels."""
     keys, offset, size, width, height, image_format, checksum = zip(*rows, strict=True) if rows else ((),) * 7
-    index = ShardIndex(
+    return ShardIndex(
         keys, np.array(offset, np.uint64), np.array(size, np.uint64), np.array(width, np.uint32),
         np.array(height, np.uint32), np.array(image_format, np.uint8), np.array(checksum, np.uint64),
         np.full(len(rows), -1, np.int32),
     )
-    return TarContents(index, labels, skipped)
 
 
 def map_file(file: BinaryIO, path: Path) -> mmap.mmap:

@@ -1,0 +1,74 @@
+"""Writes a shard: a tar as webdataset's TarWriter(mtime=0) writes it, byte for byte, and its index on the way."""
+
+from __future__ import annotations
+
+import tarfile
+from typing import BinaryIO
+
+import xxhash
+
+from shards.images import ImageFacts
+from shards.manifest import ShardIndex
+from shards.tar import IndexRow, index_of_rows
+
+_BLOCK = tarfile.BLOCKSIZE
+
+
+class ShardWriter:
+    """Writes samples to an open file one after the other; everything is hashed and indexed as it passes.
+
+    Attributes:
+        num_bytes: written so far.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.num_bytes = 0
+        self._file, self._digest = file, xxhash.xxh3_128()
+        self._rows: list[IndexRow] = []
+        self._labels: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, key: str, members: dict[str, bytes], image: str, facts: ImageFacts, label: int) -> None:
+        """Write a sample.
+
+        Args:
+            key: its WebDataset key.
+            members: bytes by suffix.
+            image: suffix of its image.
+            facts: of the image.
+            label: class number, which becomes a member `cls`; -1 for none.
+        """
+        members = {**members, **({"cls": str(label).encode()} if label >= 0 else {})}
+        parts: list[bytes] = []
+        for suffix in sorted(members):
+            payload = members[suffix]
+            member = tarfile.TarInfo(f"{key}.{suffix}")
+            member.size, member.mtime, member.mode = len(payload), 0, 0o444
+            member.uname = member.gname = "bigdata"
+            parts.append(member.tobuf())
+            if suffix == image:
+                start = self.num_bytes + sum(map(len, parts))
+                self._rows.append(IndexRow(key, start, len(payload), facts.width, facts.height, facts.format,
+                                           xxhash.xxh3_64_intdigest(payload)))
+                self._labels.append(label)
+            parts += (payload, bytes(-len(payload) % _BLOCK))
+        self._write(b"".join(parts))
+
+    def finish(self) -> tuple[ShardIndex, str]:
+        """Write the end of the tar.
+
+        Returns:
+            The index, and `xxh3-128:<hex>` of the tar.
+        """
+        self._write(bytes(2 * _BLOCK))
+        self._write(bytes(-self.num_bytes % tarfile.RECORDSIZE))
+        index = index_of_rows(self._rows)
+        index.label[:] = self._labels
+        return index, f"xxh3-128:{self._digest.hexdigest()}"
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.num_bytes += len(data)
