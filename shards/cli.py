@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from shards.clean import Cleaning
@@ -15,6 +16,8 @@ from shards.index import index_folder
 from shards.info import describe, gather
 from shards.ledger import SKIPPED_NAME
 from shards.manifest import Manifest
+from shards.plan import HOLDOUT
+from shards.remote import manifest_at
 from shards.repair import repair
 from shards.stores import is_url
 from shards.verify import verify
@@ -176,7 +179,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         home = arguments.work or out
         _say(f"{out}: task {arguments.task[0]} of {arguments.task[1]} is done; when all are, `shards merge {home}`")
     else:
-        _say(_summary(manifest, out))
+        _say_finished(manifest, out)
     return 0
 
 
@@ -185,7 +188,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     if manifest is None:
         _say(f"{arguments.folder}: duplicates are known now; give the commands of the tasks again, then merge again")
     else:
-        _say(_summary(manifest, str(arguments.folder)))
+        _say_finished(manifest, str(arguments.folder))
     return 0
 
 
@@ -232,6 +235,14 @@ def _positive(workers: int) -> int:
     if workers < 1:
         raise InputError(f"--workers={workers}: expected at least 1")
     return workers
+
+
+def _say_finished(manifest: Manifest, location: str) -> None:
+    _say(_summary(manifest, location))
+    held_out = f"{location.rstrip('/')}/{HOLDOUT}"
+    with suppress(InputError):  # there is none, or it is in a store, and this is the work folder
+        if manifest.settings["holdout"]:
+            _say(_summary(manifest_at(held_out), held_out))
 
 
 def _summary(manifest: Manifest, location: str) -> str:

@@ -1,4 +1,4 @@
-"""Real servers on this machine: an S3 server in a process of its own, and an HTTP server whose faults are chosen."""
+"""Real servers on this machine: object stores in processes of their own, and an HTTP server whose faults are chosen."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
+import fsspec
 import pytest
-import s3fs
 
 
 def free_port() -> int:
@@ -28,17 +29,30 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-class S3Server:
-    """An S3 server that can be killed and started again at the same address; it forgets what it held."""
+class StoreServer:
+    """A server of an object store that can be killed and started again at the same address; it forgets what it held.
+
+    Attributes:
+        scheme: of its URLs.
+    """
+
+    scheme: str
 
     def __init__(self) -> None:
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
+    def command(self) -> list[str]:
+        """What starts it."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, str]:
+        """The environment that leads clients to it."""
+        raise NotImplementedError
+
     def start(self) -> None:
         """Start, and return when it answers."""
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while socket.socket().connect_ex(("127.0.0.1", self.port)) != 0:
             assert time.monotonic() < deadline and self._process.poll() is None
@@ -50,9 +64,9 @@ class S3Server:
             self._process.kill()
             self._process.wait()
 
-    def client(self) -> s3fs.S3FileSystem:
+    def client(self) -> fsspec.AbstractFileSystem:
         """A client of its own."""
-        return s3fs.S3FileSystem(skip_instance_cache=True)
+        return fsspec.filesystem(self.scheme, skip_instance_cache=True)
 
     def upload(self, folder: Path, bucket: str) -> None:
         """Put the files below a folder into a new bucket."""
@@ -63,20 +77,58 @@ class S3Server:
                 client.put_file(str(path), f"{bucket}/{path.relative_to(folder)}")
 
 
-@contextmanager
-def s3_server() -> Iterator[S3Server]:
-    """A running S3 server; the environment leads clients to it."""
-    server = S3Server()
-    settings = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}", "AWS_ACCESS_KEY_ID": "test",
+class S3Server(StoreServer):
+    """S3, as moto answers it."""
+
+    scheme = "s3"
+
+    def command(self) -> list[str]:
+        """See `StoreServer`."""
+        return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+
+    def settings(self) -> dict[str, str]:
+        """See `StoreServer`."""
+        return {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}", "AWS_ACCESS_KEY_ID": "test",
                 "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+class GcsServer(StoreServer):
+    """Google's store, as gcp-storage-emulator answers it."""
+
+    scheme = "gs"
+
+    def command(self) -> list[str]:
+        """See `StoreServer`."""
+        return [sys.executable, "-m", "gcp_storage_emulator", "start", "--host=127.0.0.1", f"--port={self.port}",
+                "--in-memory"]
+
+    def settings(self) -> dict[str, str]:
+        """See `StoreServer`. Asking for the kind of a bucket needs another protocol, which the server has not."""
+        return {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{self.port}", "GOOGLE_CLOUD_PROJECT": "test",
+                "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+
+
+@contextmanager
+def running(server: StoreServer) -> Iterator[Any]:
+    """A running server; the environment leads clients to it."""
     with pytest.MonkeyPatch.context() as patch:
-        for key, value in settings.items():
+        for key, value in server.settings().items():
             patch.setitem(os.environ, key, value)
         server.start()
         try:
             yield server
         finally:
             server.kill()
+
+
+def s3_server() -> AbstractContextManager[S3Server]:
+    """A running S3 server."""
+    return running(S3Server())
+
+
+def gcs_server() -> AbstractContextManager[GcsServer]:
+    """A running server of Google's store."""
+    return running(GcsServer())
 
 
 class _QuietServer(ThreadingHTTPServer):

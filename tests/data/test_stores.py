@@ -23,7 +23,7 @@ from shards.errors import InputError
 from shards.stores import Store
 from tests.conftest import ROOT
 from tests.data.test_stream import make_stream
-from tests.servers import S3Server, WebServer, s3_server, web_server
+from tests.servers import GcsServer, S3Server, WebServer, gcs_server, s3_server, web_server
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +34,13 @@ STEPS = range(26)
 @pytest.fixture(scope="module")
 def s3(shard_folder: Path) -> Iterator[S3Server]:
     with s3_server() as server:
+        server.upload(shard_folder, "photos")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def gcs(shard_folder: Path) -> Iterator[GcsServer]:
+    with gcs_server() as server:
         server.upload(shard_folder, "photos")
         yield server
 
@@ -66,6 +73,11 @@ def assert_equal(batches: list[Batch], expected: list[Batch]) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bucket_gives_the_batches_of_the_folder(s3, tmp_path, expected, workers):
     assert_equal(list(remote("s3://photos", tmp_path, f"data.workers={workers}")(STEPS)), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_so_does_one_of_google(gcs, tmp_path, expected, workers):
+    assert_equal(list(remote("gs://photos", tmp_path, f"data.workers={workers}")(STEPS)), expected)
 
 
 def test_every_byte_is_sent_once_however_many_ranks_read(web, tmp_path, expected):

@@ -23,7 +23,7 @@ from shards.convert import Options, convert, merge
 from shards.errors import InputError
 from shards.folders import StoreFolder
 from tests.conftest import ROOT
-from tests.servers import S3Server, WebServer, s3_server, web_server
+from tests.servers import S3Server, StoreServer, WebServer, gcs_server, s3_server, web_server
 from tests.shards.test_convert import image_bytes
 
 pytestmark = pytest.mark.slow
@@ -76,9 +76,22 @@ def web(folder: Path) -> Iterator[WebServer]:
         yield server
 
 
-def objects(s3: S3Server, prefix: str) -> dict[str, bytes]:
-    client = s3.client()
+def objects(server: StoreServer, prefix: str) -> dict[str, bytes]:
+    client = server.client()
     return {name.removeprefix(f"{prefix}/"): client.cat_file(name) for name in client.find(prefix)}
+
+
+def test_between_buckets_of_google(folder, tmp_path, expected):
+    with gcs_server() as gcs:
+        gcs.upload(folder / "pile", "raw")
+        gcs.client().mkdir("out")
+        command = ["convert", "gs://raw", "gs://out/photos", "--work", str(tmp_path), "--workers", "2", *OPTIONS]
+        assert main(command) == 0
+        found = objects(gcs, "out/photos")
+        assert main(["verify", "gs://out/photos"]) == 0
+    # The source is called `raw` here.
+    assert {name for name in expected if found[name] != expected[name]} == {"manifest.json", "holdout/manifest.json"}
+    assert json.loads(found["manifest.json"])["shards"] == json.loads(expected["manifest.json"])["shards"]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
