@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shards import convert as conversion
+from shards import pieces
 from shards.cli import main
 from shards.convert import Options, convert, merge
 from shards.errors import InputError
@@ -58,13 +58,13 @@ def test_tasks_in_any_order_and_a_merge_do_not_change_a_byte(pile, tmp_path, exp
 def test_pieces_that_are_written_are_not_written_again(pile, tmp_path, expected, monkeypatch):
     out = tmp_path / "out"
     convert(pile, out, options(task=(0, 2)))
-    written, write = [], conversion._write_shard
+    written, write = [], pieces.write_shard
 
     def write_and_tell(*arguments: object) -> object:
         written.append(arguments[1].stem)
         return write(*arguments)
 
-    monkeypatch.setattr(conversion, "_write_shard", write_and_tell)
+    monkeypatch.setattr(pieces, "write_shard", write_and_tell)
     (out / "pile-000004.tar").write_bytes(b"half")
     convert(pile, out, options())
     assert sorted(written) == [f"pile-{number:06d}" for number in (1, 3, 4, 5, 7)]
