@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards import plan as planning
+from shards import listing
 from shards.cli import main
 from shards.convert import Options, convert, merge
 from shards.errors import InputError
 from shards.manifest import Manifest, read_index, read_manifest
+from shards.plan import open_plan
 from shards.verify import verify
 from tests.shards.test_convert import contents, image_bytes, stored_images
 
@@ -111,7 +112,7 @@ def test_an_update_that_was_cut_off_is_done_again(source, tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(planning, "_append_order", fail)
+        patch.setattr(listing, "_append_order", fail)
         with pytest.raises(KeyboardInterrupt):
             convert(source, out, options(update=True))
     assert read_manifest(out).num_samples == 50
@@ -143,7 +144,7 @@ def test_held_out_images_are_a_folder_of_their_own(source, tmp_path):
     convert(source, out, options(holdout=0.3))
     train, held = stored_images(out), stored_images(out / "holdout")
     assert len(train) + len(held) == 50 and 5 < len(held) < 25
-    assert set(held) == {key for key in {**train, **held} if planning.is_held_out(key.encode(), 0.3)}
+    assert set(held) == {key for key in {**train, **held} if listing.is_held_out(key.encode(), 0.3)}
     assert read_manifest(out / "holdout").name == "pile-holdout"
     assert read_manifest(out / "holdout").classes == read_manifest(out).classes
     # The same ones in a corpus that has grown, and more of them for a larger share.
@@ -172,7 +173,7 @@ def test_held_out_images_are_a_folder_of_their_own(source, tmp_path):
 @settings(max_examples=30, deadline=None)
 @given(share=st.floats(0, 0.99), seed=st.integers(0, 10))
 def test_the_share_that_is_held_out_is_the_one_asked_for(share, seed):
-    count = sum(planning.is_held_out(b"%d/%d" % (seed, number), share) for number in range(2000))
+    count = sum(listing.is_held_out(b"%d/%d" % (seed, number), share) for number in range(2000))
     assert abs(count / 2000 - share) < 5 * (share * (1 - share) / 2000) ** 0.5 + 1e-9
 
 
@@ -190,7 +191,7 @@ def test_any_number_of_updates_has_every_file_once(tmp_path_factory, rounds, shu
         except InputError as error:
             assert "all were held out" in str(error)
             return
-    plan = planning.open_plan(out)
+    plan = open_plan(out)
     rows = [row for piece in range(plan.num_pieces) for row in plan.rows(piece)]
     assert sorted(row.place for row in rows) == sorted(
         os.path.relpath(path, source) for path in source.rglob("*.*") if path.is_file())
