@@ -129,7 +129,8 @@ class DataConfig:
 @dataclass
 class ModelConfig:
     backbone: str = "resnet50"
-    """A torchvision resnet* / wide_resnet* / regnet_* name, or `resnet` with the depths and width below."""
+    """A torchvision resnet* / wide_resnet* / regnet_* name; resnet50w2, w4, w5 (SwAV's); regnet_y_64gf, 256gf, 10b
+    (SEER's); or `resnet` with the depths and width below."""
     stem: str = "imagenet"
     """`imagenet` as published, `3x3s2` or `3x3`: one 3x3 convolution (stride 2 or 1), no pooling."""
     depths: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
@@ -221,6 +222,9 @@ class ParallelConfig:
     """fsdp: free gathered parameters after the forward pass."""
     unit_min_parameters: int = 2_000_000
     """fsdp: blocks with fewer parameters are gathered with the whole model instead of one by one."""
+    sharded_init: bool = False
+    """fsdp: no rank ever builds the whole network; each draws the pieces it holds (another draw than the whole one, the
+    same on any number of ranks)."""
 
 
 @dataclass

@@ -67,7 +67,7 @@ def _train(config: Config, device: torch.device, started: float) -> bool:
 
     # -- Model: the same random weights on every rank, then sharded or replicated by the strategy ------------------
     torch.manual_seed(config.run.seed)
-    engine = build_engine(build_method(config), config, device)
+    engine = build_engine(build_method(config, on_meta=config.parallel.sharded_init), config, device)
 
     # -- Run folder: continue from the newest whole checkpoint, if there is one ------------------------------------
     run = RunFolder(config, stream.fingerprint, device)
@@ -169,7 +169,7 @@ def describe(config: Config) -> dict[str, object]:
     """
     stream = Stream(config, rank=0, world_size=world_size(), device=torch.device("cpu"), dtype=torch.float32)
     stream.check_files()
-    method = build_method(config)
+    method = build_method(config, on_meta=True)
     order = stream.order
     return {
         "samples": order.num_samples,

@@ -1,16 +1,21 @@
-"""Backbones by name: torchvision's ResNets and RegNets, and small ResNets built from torchvision's blocks.
+"""Backbones by name: torchvision's ResNets and RegNets, SwAV's wide and other ResNets, and SEER's RegNets.
 
-Sources: ResNet, arXiv 1512.03385; RegNet, arXiv 2003.13678. A backbone maps images [B, 3, H, W] to pooled features
-[B, num_features].
+Sources: ResNet, arXiv 1512.03385; SwAV's wide ones, arXiv 2006.09882, table 1; RegNet, arXiv 2003.13678; SEER, arXiv
+2103.01988, section 3, and for 10B arXiv 2202.08360, with the parameters of its public configurations. A backbone maps
+images [B, 3, H, W] to pooled features [B, num_features].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.regnet import RegNet, ResBottleneckBlock
+from torchvision.models.regnet import BlockParams, RegNet, ResBottleneckBlock
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from largescale.config import ModelConfig
@@ -22,7 +27,18 @@ BLOCKS = (BasicBlock, Bottleneck, ResBottleneckBlock)
 _FAMILIES = ("resnet", "wide_resnet", "resnext", "regnet_")
 
 
-class SmallResNet(nn.Module):
+WIDE_RESNETS = {"resnet50w2": 2, "resnet50w4": 4, "resnet50w5": 5}
+"""SwAV's: every layer of a ResNet-50 so many times as wide (torchvision's wide_resnet* widen the 3x3 layers alone)."""
+
+REGNETS_Y = {
+    "regnet_y_64gf": {"depth": 20, "w_0": 352, "w_a": 147.48, "w_m": 2.4, "group_width": 328},
+    "regnet_y_256gf": {"depth": 27, "w_0": 640, "w_a": 230.83, "w_m": 2.53, "group_width": 373},
+    "regnet_y_10b": {"depth": 27, "w_0": 1744, "w_a": 620.83, "w_m": 2.52, "group_width": 1010},
+}
+"""SEER's that torchvision does not have: number of blocks, and the line that their widths follow."""
+
+
+class ResNet(nn.Module):
     """A ResNet of any depth and width: stages of torchvision's blocks, channels doubling from stage to stage."""
 
     def __init__(self, depths: list[int], width: int, block: type[BasicBlock] | type[Bottleneck]) -> None:
@@ -62,13 +78,14 @@ def build_backbone(config: ModelConfig) -> tuple[nn.Module, int]:
     """
     if config.backbone == "resnet":
         block = BasicBlock if config.block == "basic" else Bottleneck
-        network = SmallResNet(config.depths, config.width, block)
-        _small_resnet_stem(network, config.stem)
-        return network, network.num_features
+        return _with_stem(ResNet(config.depths, config.width, block), config.stem)
+    if config.backbone in WIDE_RESNETS:
+        return _with_stem(ResNet([3, 4, 6, 3], 64 * WIDE_RESNETS[config.backbone], Bottleneck), config.stem)
     names = available()
     if config.backbone not in names:
         raise InputError(f"model.backbone={config.backbone}: expected one of {', '.join(names)}")
-    network = torchvision.models.get_model(config.backbone, weights=None)
+    with _widths_on_the_host():
+        network = _regnet_y(config.backbone) or torchvision.models.get_model(config.backbone, weights=None)
     num_features = network.fc.in_features
     network.fc = nn.Identity()
     _STEMS["regnet" if config.backbone.startswith("regnet") else "resnet"](network, config.stem)
@@ -77,7 +94,7 @@ def build_backbone(config: ModelConfig) -> tuple[nn.Module, int]:
 
 def stages(backbone: nn.Module) -> list[nn.Sequential]:
     """The stages of a backbone that `build_backbone` made, each a sequence of residual blocks."""
-    if isinstance(backbone, SmallResNet):
+    if isinstance(backbone, ResNet):
         return list(backbone.stages)
     if isinstance(backbone, RegNet):
         return list(backbone.trunk_output)
@@ -98,8 +115,31 @@ def chosen_blocks(backbone: nn.Module, numbers: list[int], *, key: str) -> list[
 
 def available() -> list[str]:
     """Names that `model.backbone` may have."""
-    return ["resnet", *(name for name in torchvision.models.list_models(torchvision.models)
-                        if name.startswith(_FAMILIES))]
+    theirs = [name for name in torchvision.models.list_models(torchvision.models) if name.startswith(_FAMILIES)]
+    return ["resnet", *WIDE_RESNETS, *theirs, *REGNETS_Y]
+
+
+@contextmanager
+def _widths_on_the_host() -> Iterator[None]:
+    """torchvision computes a RegNet's widths with tensors; on the meta device nobody could read them."""
+    theirs = BlockParams.__dict__["from_init_params"]
+
+    def on_the_host(cls: type[BlockParams], *arguments: Any, **options: Any) -> BlockParams:
+        with torch.device("cpu"):
+            return theirs.__func__(cls, *arguments, **options)
+
+    BlockParams.from_init_params = classmethod(on_the_host)
+    try:
+        yield
+    finally:
+        BlockParams.from_init_params = theirs
+
+
+def _regnet_y(name: str) -> RegNet | None:
+    if name not in REGNETS_Y:
+        return None
+    widths = BlockParams.from_init_params(**REGNETS_Y[name], se_ratio=0.25)
+    return RegNet(widths, norm_layer=partial(nn.BatchNorm2d, eps=1e-5, momentum=0.1))
 
 
 def _block(block: type[BasicBlock] | type[Bottleneck], channels: int, planes: int, stride: int) -> nn.Module:
@@ -122,10 +162,11 @@ def _conv3x3(width: int, stride: int) -> nn.Conv2d:
     return conv
 
 
-def _small_resnet_stem(network: SmallResNet, stem: str) -> None:
+def _with_stem(network: ResNet, stem: str) -> tuple[ResNet, int]:
     if stem != "imagenet":
         network.stem[0] = _conv3x3(network.stem[0].out_channels, 2 if stem == "3x3s2" else 1)
         network.stem[3] = nn.Identity()
+    return network, network.num_features
 
 
 def _resnet_stem(network: nn.Module, stem: str) -> None:

@@ -44,7 +44,9 @@ def build_engine(method: SwAV, config: Config, device: torch.device) -> Engine:
         synchronize_batchnorm(method, device, _batchnorm_group(config.parallel.batchnorm_group_size))
     compile_blocks(method.backbone, config.model.compile_stages)
     recompute_activations(method.backbone, config.model.recompute_stages)
-    method.to(device, weights_dtype(config))
+    if config.parallel.sharded_init and strategy != "fsdp":
+        raise InputError(f"parallel.sharded_init: is for parallel.strategy=fsdp, not {strategy}; leave it out")
+    method.to(None if config.parallel.sharded_init else device, weights_dtype(config))
     return STRATEGIES[strategy](method, config, device)
 
 

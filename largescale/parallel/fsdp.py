@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from largescale.config import Config
 from largescale.methods.swav import SwAV
 from largescale.models.backbones import BLOCKS, count_parameters
+from largescale.models.initialise import initialise_pieces
 from largescale.optim import build_optimizer
 from largescale.parallel.engine import Engine
 from largescale.precision import AUTOCAST
@@ -38,15 +39,17 @@ class _Engine(Engine):
 
 
 def build(method: SwAV, config: Config, device: torch.device) -> Engine:
-    """Shard a method.
+    """Shard a method; one on the meta device gets its weights then.
 
     Raises:
-        InputError: replicas that do not divide the ranks.
+        InputError: replicas that do not divide the ranks; offloading what is drawn in pieces.
 
     Collectives: every rank must call it.
     """
     mixed = config.train.precision in AUTOCAST
     shared: dict[str, Any] = {"mesh": _mesh(config, device)}
+    if config.parallel.cpu_offload and config.parallel.sharded_init:
+        raise InputError("parallel.sharded_init: does not go with parallel.cpu_offload; choose one")
     if config.parallel.cpu_offload:
         shared["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type == "cuda")
     policy = _AS_STORED
@@ -63,6 +66,9 @@ def build(method: SwAV, config: Config, device: torch.device) -> Engine:
         _shard_norms(method, shared)
     # The rest stays gathered from forward to backward: freed, it would be gathered again at once.
     fully_shard(method, mp_policy=policy, **shared)
+    if config.parallel.sharded_init:
+        method.to_empty(device=device)
+        initialise_pieces(method, config.run.seed)
     optimizer = build_optimizer(method, config.optim)
     return _Engine(wrapped=method, method=method, optimizer=optimizer, config=config, device=device)
 

@@ -1,0 +1,70 @@
+"""Random weights for a network that no rank ever holds: built on the meta device, cut by FSDP2, drawn piece by piece.
+
+Every tensor is a function of (seed, its name): each rank draws one whole tensor after the other, keeps its piece and
+forgets the rest. So the network does not depend on the number of ranks; it is another draw than the one that
+constructors make. The distributions are theirs: convolutions normal with variance 2 / fan-out (arXiv 1502.01852), as
+torchvision's ResNet and RegNet have them, linear layers uniform as torch's.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import xxhash
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from largescale.models.heads import Prototypes
+
+
+@torch.no_grad()
+def initialise_pieces(network: nn.Module, seed: int) -> None:
+    """Fill the parameters and buffers of a network, whole or sharded by FSDP2.
+
+    Memory: one whole tensor at a time, in float32, on the host.
+
+    Collectives: none.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm):
+            module.reset_running_stats()
+            for parameter, value in ((module.weight, 1.0), (module.bias, 0.0)):
+                _piece(parameter).fill_(value)
+            continue
+        for buffer in module.buffers(recurse=False):
+            buffer.zero_()
+        for key, parameter in module.named_parameters(recurse=False):
+            _keep_piece(parameter, _draw(module, key, tuple(parameter.shape), f"{seed} {name}.{key}"))
+    for module in network.modules():
+        if isinstance(module, Prototypes):
+            module.normalize_()
+
+
+def _draw(module: nn.Module, key: str, shape: tuple[int, ...], name: str) -> Tensor:
+    """A whole tensor."""
+    generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(name.encode()) >> 1)
+    if isinstance(module, nn.Conv2d):
+        if key == "bias":
+            return torch.zeros(shape)
+        fan_out = shape[0] * math.prod(shape[2:])
+        return torch.empty(shape).normal_(0.0, math.sqrt(2 / fan_out), generator=generator)
+    if isinstance(module, nn.Linear):
+        bound = 1 / math.sqrt(module.in_features)
+        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    raise TypeError(f"no rule for {key} of {type(module).__name__}")
+
+
+def _keep_piece(parameter: Tensor, whole: Tensor) -> None:
+    if isinstance(parameter, DTensor):
+        # FSDP2 cuts dimension 0 into equal chunks, the last ones of which may be short or empty.
+        [(mesh_dim, placement)] = [(dim, p) for dim, p in enumerate(parameter.placements) if p.is_shard()]
+        chunks = whole.chunk(parameter.device_mesh.size(mesh_dim), placement.dim)
+        place = parameter.device_mesh.get_local_rank(mesh_dim)
+        whole = chunks[place] if place < len(chunks) else whole.narrow(placement.dim, 0, 0)
+    _piece(parameter).copy_(whole)
+
+
+def _piece(parameter: Tensor) -> Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
