@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -113,9 +113,10 @@ class Plan:
     def rows(self, piece: int) -> list[Row]:
         """The files of a piece, in their order."""
         _, first, last = self._stretch(piece)
-        numbers = self._order[first:last] if self._order is not None else np.arange(first, last)
-        return [Row(number, self.places[number], self.keys[number], int(self._labels[number]))
-                for number in numbers.tolist()]
+        numbers = np.arange(first, last)
+        if (order := self.folder / "order.bin").exists():
+            numbers = np.fromfile(order, np.uint64, last - first, offset=8 * first)
+        return [Row(number, self.places[number], self.keys[number], self._label(number)) for number in numbers.tolist()]
 
     def written(self, piece: int) -> Written | None:
         """What came of a piece; None if it is not written."""
@@ -203,13 +204,11 @@ class Plan:
         return Texts(self.folder, "keys")
 
     @cached_property
-    def _labels(self) -> np.ndarray:
-        return np.memmap(self.folder / "labels.bin", np.int32, "r")
+    def _labels(self) -> BinaryIO:
+        return (self.folder / "labels.bin").open("rb")
 
-    @cached_property
-    def _order(self) -> np.ndarray | None:
-        path = self.folder / "order.bin"
-        return np.memmap(path, np.uint64, "r") if path.exists() else None
+    def _label(self, row: int) -> int:
+        return int.from_bytes(os.pread(self._labels.fileno(), 4, 4 * row), "little", signed=True)
 
 
 def open_plan(home: Path, source: Source | None = None) -> Plan:
@@ -261,16 +260,17 @@ def printable(name: str) -> str:
 
 
 class Texts:
-    """Texts of a plan, one after the other in a file: read from the disk one by one."""
+    """Texts of a plan, one after the other in a file: read from the disk one by one, and not kept."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._texts = np.memmap(folder / f"{name}.bin", np.uint8, "r")
-        self._ends = np.memmap(folder / f"{name[:-1]}_ends.bin", np.uint64, "r")
+        self._texts = (folder / f"{name}.bin").open("rb")
+        self._ends = (folder / f"{name[:-1]}_ends.bin").open("rb")
 
     def raw(self, row: int) -> bytes:
         """The bytes of one."""
-        start = int(self._ends[row - 1]) if row else 0
-        return self._texts[start : int(self._ends[row])].tobytes()
+        ends = os.pread(self._ends.fileno(), 16 if row else 8, 8 * max(0, row - 1))
+        start = int.from_bytes(ends[:8], "little") if row else 0
+        return os.pread(self._texts.fileno(), int.from_bytes(ends[-8:], "little") - start, start)
 
     def __getitem__(self, row: int) -> str:
         return os.fsdecode(self.raw(row))
