@@ -43,8 +43,8 @@ pretrain: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/i
 	@echo "report:  $$($(BIN)/largescale report $(RUN))"
 
 test: $(VENV)/strategies  ## all tests: fast ones first, then distributed and fault tests
-	$(BIN)/python -m pytest -m "not distributed and not slow and not slurm"
-	$(BIN)/python -m pytest -m "distributed or slow" -n $(TEST_JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m "not distributed and not slow and not slurm" -n $(TEST_JOBS)
+	$(BIN)/python -m pytest -m "distributed or slow" -n $(TEST_JOBS) --dist worksteal
 	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory slurm-test; \
 	else echo "left out: make slurm-test, which starts a SLURM of its own and needs root"; fi
 
