@@ -68,9 +68,14 @@ class Mirror:
         """Bring the newest copy to the run's folder, unless that has it or something newer. By one process.
 
         Raises:
-            InputError: the copy lists a file outside of its folder, or is not one of ours.
+            InputError: the store cannot be reached, the copy lists a file outside of its folder or is not one of ours.
         """
-        steps, here = self.steps(), newest_first(folder)
+        try:
+            steps, here = self.steps(), newest_first(folder)
+        except Exception as error:  # every store's library has errors of its own
+            what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise InputError(f"checkpoint.mirror={self.url}: cannot be listed ({what}); check the URL, the network and "
+                             f"the credentials") from error
         if not steps or (here and here[0].step >= steps[0]):
             return
         name = f"step-{steps[0]:08d}"

@@ -76,8 +76,10 @@ def test_a_damaged_copy_is_refused(store, tiny_overrides, tmp_path):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-@pytest.mark.parametrize("url", ["nowhere://bucket", "gs://bucket/x"])
-def test_a_store_that_cannot_be_used(tiny_overrides, url):
+@pytest.mark.parametrize("url", ["nowhere://bucket", "abfs://bucket/x", "s3://bucket/x"])
+def test_a_store_that_cannot_be_used(tiny_overrides, url, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody is there
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     result = run_python("-m", "largescale", "pretrain", TINY, *tiny_overrides(f"checkpoint.mirror={url}"), check=False)
     assert result.returncode == 2
     assert f"checkpoint.mirror={url}" in result.stderr and "Traceback" not in result.stderr
