@@ -1,4 +1,4 @@
-"""The `largescale` command: pretrain, evaluate, report."""
+"""The `largescale` command: pretrain, evaluate, plan, report."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from shards.errors import InputError
 
@@ -26,6 +27,9 @@ _EXAMPLES = {
     "evaluate": """examples:
   largescale evaluate knn runs/demo
   largescale evaluate linear runs/demo evaluate.linear_epochs=50""",
+    "plan": """examples:
+  largescale plan configs/seer/regnety_256gf.yaml --gpus 512 --gpu v100-32 --images 1e9
+  largescale plan configs/swav/resnet50_800ep.yaml parallel.strategy=fsdp --gpus 64 --compare""",
     "status": """example:
   largescale status runs/demo
   largescale status configs/demo.yaml || sbatch launch/slurm/pretrain.sbatch configs/demo.yaml""",
@@ -95,6 +99,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("config", metavar="CONFIG", help="YAML recipe, see configs/")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the recipe")
 
+    command = _command(commands, "plan", _plan, "say what a recipe takes on so many GPUs: memory, time, traffic, cost")
+    command.add_argument("config", metavar="CONFIG", help="YAML recipe, see configs/")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the recipe")
+    command.add_argument("--gpus", type=int, required=True, metavar="N", help="how many")
+    command.add_argument("--gpu", default="h100", metavar="KIND", help="which (default h100); a wrong name lists them")
+    command.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="default 8")
+    command.add_argument("--strategy", metavar="NAME", help="the same as parallel.strategy=NAME")
+    command.add_argument("--images", type=float, metavar="N", help="of the corpus (default: of the recipe's shards, or "
+                         "ImageNet's 1,281,167)")
+    command.add_argument("--price", type=float, default=0.0, metavar="P", help="of a GPU-hour")
+    command.add_argument("--compare", action="store_true", help="the strategies side by side")
+    command.add_argument("--json", action="store_true", help="for programs")
+
     command = _command(commands, "report", _report, "write RUN/report.html, one self-contained page")
     command.add_argument("run_dir", metavar="RUN", help="folder of a run")
     return parser
@@ -130,6 +147,33 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         sys.stdout.write(to_yaml(config) + facts)
     else:
         pretrain(config)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from largescale.config import load_config
+    from largescale.plan import IMAGENET, Request, compare, plan
+    from largescale.plan.table import side_by_side, table
+
+    strategy = [f"parallel.strategy={arguments.strategy}"] if arguments.strategy else []
+    config = load_config(arguments.config, [*arguments.overrides, *strategy], default_shards="unset")
+    images = int(arguments.images or _num_images(config) or IMAGENET)
+    request = Request(arguments.gpus, arguments.gpu, arguments.gpus_per_node, images, arguments.price)
+    found = compare(config, request) if arguments.compare else plan(config, request)
+    if arguments.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    else:
+        sys.stdout.write((side_by_side(found) if arguments.compare else table(found)) + "\n")
+
+
+def _num_images(config: Any) -> int:
+    """Images of the shards that a recipe names, 0 if they are not here."""
+    from largescale.config import corpus_settings
+    from shards.manifest import read_manifest
+
+    try:
+        return sum(read_manifest(location).num_samples for location, _, _ in corpus_settings(config.data))
+    except InputError:
+        return 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -275,8 +275,13 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+def load_config(path: str | Path, overrides: list[str] | None = None, *, default_shards: str = "") -> Config:
     """Read a YAML recipe, follow its `extends:`, apply `key=value` overrides and validate the whole.
+
+    Args:
+        path: the recipe.
+        overrides: of its values.
+        default_shards: `data.shards` where neither sets it, for commands that do not read them.
 
     Raises:
         InputError: naming the file or key, what it got and what it expects.
@@ -287,6 +292,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
             _reject_unknown(layer, Config, origin)
             merged = OmegaConf.merge(merged, layer)
         OmegaConf.resolve(merged)
+        if default_shards and OmegaConf.is_missing(merged.data, "shards"):
+            merged.data.shards = default_shards
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise InputError(f"{path}: {missing[0]} is not set; add it to the file or pass {missing[0]}=VALUE")

@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that appears under its name only when it is whole and durable.
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears under its name only when it is whole, and `durable`: on the disk.
 
     It is written under a temporary name in the same folder, which is made if needed; a failure removes it.
     """
@@ -21,11 +21,13 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def remove_partial_files(folder: Path) -> None:

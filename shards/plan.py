@@ -122,7 +122,7 @@ class Plan:
         """What came of a piece; None if it is not written."""
         try:
             content = json.loads(self._piece_file(piece).read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # not there, or lost its end with the power: then it is written again
             return None
         entry = ShardEntry(**content["entry"]) if content["entry"] else None
         return Written(entry, content["skipped"])
@@ -130,7 +130,7 @@ class Plan:
     def record(self, piece: int, written: Written) -> None:
         """Say that a piece is written: last, after its files."""
         entry = vars(written.entry) if written.entry else None
-        with atomic_write(self._piece_file(piece)) as file:
+        with atomic_write(self._piece_file(piece), durable=False) as file:
             file.write(json.dumps({"entry": entry, "skipped": written.skipped}).encode())
 
     def __getstate__(self) -> dict[str, Any]:

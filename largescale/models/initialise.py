@@ -19,6 +19,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from largescale.models.heads import Prototypes
 
 
+def materialise(network: nn.Module, device: torch.device, seed: int) -> None:
+    """Give a network on the meta device memory and weights. Collectives: none."""
+    network.to_empty(device=device)
+    initialise_pieces(network, seed)
+
+
 @torch.no_grad()
 def initialise_pieces(network: nn.Module, seed: int) -> None:
     """Fill the parameters and buffers of a network, whole or sharded by FSDP2.

@@ -40,14 +40,22 @@ def build_engine(method: SwAV, config: Config, device: torch.device) -> Engine:
     strategy = config.parallel.strategy
     if strategy not in STRATEGIES:
         raise InputError(f"parallel.strategy={strategy}: expected one of {', '.join(STRATEGIES)}")
-    if config.parallel.sync_batchnorm:
-        synchronize_batchnorm(method, device, _batchnorm_group(config.parallel.batchnorm_group_size))
-    compile_blocks(method.backbone, config.model.compile_stages)
-    recompute_activations(method.backbone, config.model.recompute_stages)
+    prepare(method, config, device)
     if config.parallel.sharded_init and strategy != "fsdp":
         raise InputError(f"parallel.sharded_init: is for parallel.strategy=fsdp, not {strategy}; leave it out")
     method.to(None if config.parallel.sharded_init else device, weights_dtype(config))
     return STRATEGIES[strategy](method, config, device)
+
+
+def prepare(method: SwAV, config: Config, device: torch.device) -> None:
+    """What is done to a method before any strategy wraps it: BatchNorm over ranks, compilation, recomputation.
+
+    Collectives: every rank must call it; it makes the groups of BatchNorm.
+    """
+    if config.parallel.sync_batchnorm:
+        synchronize_batchnorm(method, device, _batchnorm_group(config.parallel.batchnorm_group_size))
+    compile_blocks(method.backbone, config.model.compile_stages)
+    recompute_activations(method.backbone, config.model.recompute_stages)
 
 
 def _batchnorm_group(size: int) -> dist.ProcessGroup | None:

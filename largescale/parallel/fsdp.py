@@ -8,6 +8,7 @@ with bf16 weights in one unit, and the prototypes, whose cosines feed Sinkhorn.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from largescale.config import Config
 from largescale.methods.swav import SwAV
 from largescale.models.backbones import BLOCKS, count_parameters
-from largescale.models.initialise import initialise_pieces
+from largescale.models.initialise import materialise
 from largescale.optim import build_optimizer
 from largescale.parallel.engine import Engine
 from largescale.precision import AUTOCAST
@@ -38,8 +39,11 @@ class _Engine(Engine):
         return nullcontext()
 
 
-def build(method: SwAV, config: Config, device: torch.device) -> Engine:
-    """Shard a method; one on the meta device gets its weights then.
+def build(
+    method: SwAV, config: Config, device: torch.device,
+    make_real: Callable[[nn.Module, torch.device, int], None] = materialise,
+) -> Engine:
+    """Shard a method; one on the meta device gets its memory and weights then, from `make_real`.
 
     Raises:
         InputError: replicas that do not divide the ranks; offloading what is drawn in pieces.
@@ -66,9 +70,8 @@ def build(method: SwAV, config: Config, device: torch.device) -> Engine:
         _shard_norms(method, shared)
     # The rest stays gathered from forward to backward: freed, it would be gathered again at once.
     fully_shard(method, mp_policy=policy, **shared)
-    if config.parallel.sharded_init:
-        method.to_empty(device=device)
-        initialise_pieces(method, config.run.seed)
+    if next(method.parameters()).is_meta:
+        make_real(method, device, config.run.seed)
     optimizer = build_optimizer(method, config.optim)
     return _Engine(wrapped=method, method=method, optimizer=optimizer, config=config, device=device)
 

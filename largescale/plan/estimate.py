@@ -1,0 +1,68 @@
+"""From what a step does to how long it takes on a GPU, and whether it fits.
+
+A step takes as long as its operators, each of which computes, moves its bytes or waits for its launch, whichever takes
+longest; exchanges of weights and gradients hide behind that as far as they can, and what the computation waits for
+(BatchNorm, Sinkhorn, the norms of LARS) comes on top. All operators are counted as separate kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from largescale.plan.hardware import Assumptions, Gpu
+from largescale.plan.simulate import Simulation
+from largescale.plan.trace import Collective
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of a step, and memory.
+
+    Attributes:
+        compute_s: operators.
+        hidden_s, blocking_s: collectives that overlap with them, and those that do not.
+        step_s: all together.
+        memory_gb: needed on a GPU, assumptions included.
+        fits: whether it has that.
+        utilisation: model FLOPs a second as a share of the data sheet's.
+    """
+
+    compute_s: float
+    hidden_s: float
+    blocking_s: float
+    step_s: float
+    memory_gb: float
+    fits: bool
+    utilisation: float
+
+
+def estimate(step: Simulation, gpu: Gpu, gpus_per_node: int, assume: Assumptions) -> Estimate:
+    """How long a step takes and whether it fits."""
+    compute = sum(
+        max(operator.flops / (gpu.tflops * 1e12 * assume.math),
+            operator.moved / (gpu.memory_gb_s * 1e9 * assume.bandwidth), assume.launch_us * 1e-6)
+        for operator in step.operators
+    )
+    times = {what: count * collective_s(what, step.sent[what] / count, gpu, gpus_per_node, assume)
+             for what, count in step.counts.items()}
+    hidden = sum(seconds for what, seconds in times.items() if what.of_weights)
+    blocking = sum(seconds for what, seconds in times.items() if not what.of_weights)
+    seconds = max(compute, hidden) + blocking
+    memory = step.peak / 1e9 + assume.reserve_gb
+    return Estimate(compute, hidden, blocking, seconds, memory, memory <= gpu.memory_gb * (1 - assume.slack),
+                    step.flops / seconds / (gpu.tflops * 1e12))
+
+
+def collective_s(what: Collective, size: float, gpu: Gpu, gpus_per_node: int, assume: Assumptions) -> float:
+    """Seconds of one collective of so many bytes, by rings: each rank sends size * (n - 1) / n, twice for a sum that
+    all get.
+    """
+    if what.ranks == 1:
+        return 0.0
+    nodes = max(1, what.ranks // gpus_per_node)
+    inside = what.ranks <= gpus_per_node
+    bandwidth = (gpu.link_gb_s if inside else gpu.network_gb_s) * 1e9 * assume.wire
+    latency = assume.link_us if inside else assume.network_us + assume.hop_us * math.log2(nodes)
+    passes = 2 if what.kind == "all-reduce" else 1
+    return latency * 1e-6 + passes * size * (what.ranks - 1) / what.ranks / bandwidth

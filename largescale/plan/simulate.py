@@ -1,0 +1,167 @@
+"""One step of the real method and strategy on fake tensors, over a process group of any size that sends nothing.
+
+Fake tensors have shapes and no numbers: RegNetY-256gf on 512 ranks takes a laptop half a minute. The network is built
+and cut on the meta device and becomes fake tensors after that; cutting fake ones would take minutes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from largescale.config import Config
+from largescale.methods import build_method
+from largescale.models.initialise import materialise
+from largescale.optim import build_optimizer
+from largescale.parallel import fsdp, prepare
+from largescale.parallel.engine import Engine
+from largescale.plan.trace import Collective, Operator, StepTrace
+from largescale.precision import AUTOCAST, views_dtype
+from shards.errors import InputError
+
+SIMULATED = ("ddp", "fsdp")
+"""Strategies that can be planned. DDP's exchange of gradients is written in C++, which takes no fake tensors: it is
+added to the step of the bare method, one all-reduce of all gradients."""
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A step of one rank; bytes unless said otherwise.
+
+    Attributes:
+        weights, gradients, optimizer, buffers, views: what the rank holds of each.
+        kept: activations (and gathered weights) that are held at the end of the forward pass for the backward pass.
+        peak: the most that is held at a time, all of the above included.
+        counts, sent: collectives of the step.
+        operators: what is computed.
+        parameters: of the whole network, a number.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    views: int
+    kept: int
+    peak: int
+    counts: Counter[Collective]
+    sent: Counter[Collective]
+    operators: list[Operator]
+    parameters: int
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the step on a rank."""
+        return sum(operator.flops for operator in self.operators)
+
+
+def simulate(config: Config, ranks: int) -> Simulation:
+    """Run a step of rank 0 of so many.
+
+    Raises:
+        InputError: a strategy that cannot be planned, or sizes that do not fit the ranks.
+    """
+    if config.parallel.strategy not in SIMULATED:
+        raise InputError(
+            f"parallel.strategy={config.parallel.strategy}: cannot be planned; expected {' or '.join(SIMULATED)}"
+        )
+    if config.train.global_batch % (ranks * config.train.accumulate):
+        raise InputError(
+            f"train.global_batch={config.train.global_batch}: not divisible by {ranks} GPUs"
+            + (f" x {config.train.accumulate} micro-batches" if config.train.accumulate > 1 else "")
+        )
+    # Compiled blocks would be traced, and not run; uncompiled ones do the same, in more kernels.
+    config = replace(config, model=replace(config.model, compile_stages=[]))
+    with _group(ranks):
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        engine = _build(config, fake)
+        with fake:
+            return _step(engine, config, ranks)
+
+
+@contextmanager
+def _group(ranks: int) -> Iterator[None]:
+    if dist.is_initialized():
+        raise InputError("a plan is made by one process; start it without torchrun")
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _build(config: Config, fake: FakeTensorMode) -> Engine:
+    device = torch.device("cpu")
+    method = build_method(config, on_meta=True)
+    prepare(method, config, device)
+
+    def faked(network: nn.Module, device: torch.device, seed: int) -> None:
+        with fake:
+            materialise(network, device, seed)
+
+    if config.parallel.strategy == "fsdp":
+        return fsdp.build(method, config, device, make_real=faked)
+    faked(method, device, config.run.seed)
+    return Engine(wrapped=method, method=method, optimizer=build_optimizer(method, config.optim), config=config,
+                  device=device, autocast_dtype=AUTOCAST.get(config.train.precision))
+
+
+def _step(engine: Engine, config: Config, ranks: int) -> Simulation:
+    batch = config.train.global_batch // ranks
+    views = [torch.empty(group.num * batch, 3, group.size, group.size, dtype=views_dtype(config))
+             for group in config.data.crops]
+    parameters, buffers = list(engine.method.parameters()), list(engine.method.buffers())
+    trace = StepTrace()
+    trace.watch(iter([*parameters, *buffers, *views]))
+    before = trace.held()
+    kept = [0]
+    engine.backward = _noting(engine.backward, lambda: kept.append(trace.held() - before))
+    with trace:
+        engine.forward_backward(views, 0)
+        trace.held()
+    gradients = local_bytes(p.grad for p in parameters)
+    peak_of_backward = trace.peak
+    for group in engine.optimizer.param_groups:
+        group["frozen"] = False
+    with trace:
+        engine.step_optimizer()
+        trace.held()
+    optimizer = local_bytes(value for state in engine.optimizer.state.values() for value in state.values())
+    counts, sent = trace.counts, trace.sent
+    buckets = 0
+    if config.parallel.strategy == "ddp" and ranks > 1:
+        buckets = gradients  # they hold the gradients from the first step on
+        exchange = Collective("all-reduce", ranks, of_weights=True)
+        counts[exchange] += 1
+        sent[exchange] += gradients
+    return Simulation(
+        weights=local_bytes(parameters), gradients=gradients, optimizer=optimizer, buffers=local_bytes(buffers),
+        views=local_bytes(views), kept=max(kept),
+        # The optimizer's state is there from the second step on, in the backward pass too.
+        peak=max(peak_of_backward + optimizer, trace.peak) + buckets,
+        counts=counts, sent=sent, operators=trace.operators, parameters=sum(p.numel() for p in parameters),
+    )
+
+
+def _noting(function: Callable[..., Any], note: Callable[[], object]) -> Callable[..., Any]:
+    def noting(*arguments: Any) -> Any:
+        note()
+        return function(*arguments)
+
+    return noting
+
+
+def local_bytes(tensors: Any) -> int:
+    """Bytes of tensors, of sharded ones those of this rank's piece."""
+    return sum(tensor.to_local().nbytes if isinstance(tensor, DTensor) else tensor.nbytes
+               for tensor in tensors if isinstance(tensor, Tensor))

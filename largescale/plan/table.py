@@ -1,0 +1,52 @@
+"""A plan in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def table(found: dict[str, Any]) -> str:
+    """All of a plan."""
+    memory, seconds = found["memory_gb"], found["seconds"]
+    lines = [
+        f"{found['recipe']}: {found['parameters'] / 1e6:,.1f} M parameters, {found['strategy']}, {found['precision']}, "
+        f"{found['gpus']} x {found['gpu']}, batch {found['global_batch']:,} ({found['batch_per_gpu']} a GPU"
+        + (f" in {found['accumulate']} micro-batches)" if found["accumulate"] > 1 else ")"),
+        "",
+        "memory of a GPU, GB",
+        *(f"  {name:<28}{size:>9.2f}" for name, size in memory.items()),
+        f"  {'fits' if found['fits'] else 'DOES NOT FIT'}",
+        *([f"  {found['advice']}"] if "advice" in found else []),
+        "",
+        "collectives of a step                    ranks   count         MB",
+        *(f"  {row['kind']:<15}{row['of']:<23}{row['ranks']:>6}{row['count']:>8}{row['bytes'] / 1e6:>11,.1f}"
+          for row in found["collectives"]),
+        "",
+        "a step on a GPU",
+        f"  {found['flops'] / 1e12:.2f} TFLOP, {found['bytes_moved'] / 1e9:,.0f} GB moved by {found['gpu']}'s kernels",
+        *(f"  {name:<28}{1e3 * value:>9.1f} ms" for name, value in seconds.items()),
+        f"  {'model FLOPs utilisation':<28}{found['utilisation']:>9.1%}",
+        "",
+        f"{found['images_per_s']:,.0f} images/s; the loaders of a node have to deliver "
+        f"{found['images_per_s_per_node']:,.0f}",
+        f"{found['images']:,} images: {found['epochs_per_day']:,.2f} epochs a day; the recipe's {found['steps']:,} "
+        f"steps take {found['hours']:,.1f} hours, {found['gpu_hours']:,.0f} GPU-hours"
+        + (f", cost {found['cost']:,.0f}" if found["cost"] else ""),
+        "",
+        "assumed: " + ", ".join(f"{name} {value}" for name, value in found["assumptions"].items()),
+        "Bytes and collectives are those of a real step; seconds are an estimate.",
+    ]
+    return "\n".join(lines)
+
+
+def side_by_side(plans: list[dict[str, Any]]) -> str:
+    """Several plans, a row each."""
+    lines = [f"{'strategy':<18}{'GB needed':>10}{'fits':>6}{'step, ms':>10}{'images/s':>10}{'MB sent':>10}"
+             f"{'GPU-hours':>11}"]
+    lines += [
+        f"{found['strategy']:<18}{found['memory_gb']['needed']:>10.1f}{'yes' if found['fits'] else 'no':>6}"
+        f"{1e3 * found['seconds']['step']:>10.1f}{found['images_per_s']:>10,.0f}"
+        f"{sum(row['bytes'] for row in found['collectives']) / 1e6:>10,.0f}{found['gpu_hours']:>11,.0f}"
+        for found in plans
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,155 @@
+"""What a step does, operator by operator: collectives with their bytes, floating-point operations, bytes moved, memory.
+
+Works on real tensors and on fake ones, so that a plan can be compared with a run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_SWEEP_EVERY = 25
+"""Operators between two looks at what is still held."""
+
+_KINDS = {"all": "all-reduce", "_al": "all-gather", "_re": "reduce-scatter"}
+
+
+class Collective(NamedTuple):
+    """One kind of exchange: what, among how many ranks, and whether it moves weights and gradients (which overlaps with
+    the computation) or numbers that the computation waits for.
+    """
+
+    kind: str
+    ranks: int
+    of_weights: bool
+
+
+class Operator(NamedTuple):
+    """One operator: floating-point operations, and bytes read and written."""
+
+    flops: int
+    moved: int
+
+
+@dataclass
+class StepTrace(TorchDispatchMode):
+    """Records what is dispatched while it is active.
+
+    Attributes:
+        counts, sent: how often each collective was issued, and its bytes (of the whole gathered or reduced tensor).
+        operators: all others that touch memory.
+        peak: most bytes held at a time by tensors that were seen.
+    """
+
+    counts: Counter[Collective] = field(default_factory=Counter)
+    sent: Counter[Collective] = field(default_factory=Counter)
+    operators: list[Operator] = field(default_factory=list)
+    peak: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._storages: dict[int, StorageWeakRef] = {}
+        self._seen = 0
+
+    def watch(self, tensors: Iterator[Tensor]) -> None:
+        """Count these tensors as held, for as long as they are."""
+        for tensor in tensors:
+            self._hold(tensor.to_local() if isinstance(tensor, DTensor) else tensor)
+
+    def held(self) -> int:
+        """Bytes that are held now."""
+        total = 0
+        for key, reference in list(self._storages.items()):
+            storage = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
+            if storage is None:
+                del self._storages[key]
+            else:
+                # FSDP2 frees a gathered weight by shrinking its storage, so its size is looked up every time.
+                total += storage.nbytes()
+        self.peak = max(self.peak, total)
+        return total
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: tuple[Any, ...] = (),
+                           options: dict[str, Any] | None = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # it dispatches its local tensor once more
+        result = function(*arguments, **(options or {}))
+        if function.namespace == "c10d":
+            self._collective(function, arguments)
+        elif not function.is_view and function.namespace == "aten":
+            self._operator(function, arguments, options or {}, result)
+        for tensor in _tensors(result):
+            self._hold(tensor)
+        self._seen += 1
+        if self._seen % _SWEEP_EVERY == 0 or function.namespace in ("c10d", "fsdp"):
+            self.held()
+        return result
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._storages:
+            self._storages[storage._cdata] = StorageWeakRef(storage)
+
+    def _collective(self, function: Any, arguments: tuple[Any, ...]) -> None:
+        name = function._schema.name.removeprefix("c10d::")
+        kind = _KINDS.get("_al" if "allgather" in name else name[:3], name)
+        groups = [a for a in arguments if isinstance(a, torch.ScriptObject) and "ProcessGroup" in str(a._type())]
+        ranks = dist.ProcessGroup.unbox(groups[0]).size()
+        whole = arguments[1] if kind == "reduce-scatter" else arguments[0]
+        collective = Collective(kind, ranks, _called_by_fsdp())
+        self.counts[collective] += 1
+        self.sent[collective] += sum(tensor.nbytes for tensor in _tensors(whole))
+
+    def _operator(self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any], result: Any) -> None:
+        name = function._schema.name
+        if name.startswith("aten::empty") or name == "aten::new_empty":
+            return
+        inputs = [tensor for value in (arguments, options) for tensor in _tensors(value)]
+        moved = sum(tensor.nbytes for tensor in [*inputs, *_tensors(result)])
+        self.operators.append(Operator(_flops(name, arguments, result), moved))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def _called_by_fsdp() -> bool:
+    frame = sys._getframe()
+    while frame is not None:
+        if "distributed/fsdp" in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _flops(name: str, arguments: tuple[Any, ...], result: Any) -> int:
+    """Multiplications and additions of matrix products and convolutions (grouped ones too); 0 for what only moves."""
+    match name.removeprefix("aten::"):
+        case "convolution":
+            return 2 * result.numel() * arguments[1][0].numel()
+        case "convolution_backward":
+            grad, _, weight = arguments[:3]
+            return 2 * grad.numel() * weight[0].numel() * sum(arguments[-1][:2])
+        case "mm" | "bmm":
+            return 2 * arguments[0].numel() * arguments[1].shape[-1]
+        case "addmm":
+            return 2 * arguments[1].numel() * arguments[2].shape[-1]
+        case "mv":
+            return 2 * arguments[0].numel()
+    return 0

@@ -1,0 +1,173 @@
+"""The planner against real steps: the same collectives, bytes, operations and memory; and what it says of recipes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+import torchvision
+
+from largescale.cli import main
+from largescale.config import Config, ModelConfig, load_config
+from largescale.methods import build_method
+from largescale.models.backbones import build_backbone
+from largescale.parallel import build_engine
+from largescale.plan import Request, plan
+from largescale.plan.estimate import collective_s, estimate
+from largescale.plan.hardware import GPUS, Assumptions
+from largescale.plan.simulate import Simulation, local_bytes, simulate
+from largescale.plan.trace import Collective, Operator, StepTrace
+from tests.conftest import ROOT
+from tests.distributed.ranks import run_ranks
+from tests.distributed.test_strategies import views_of_step
+
+CASES = [
+    (2, ["parallel.strategy=fsdp"]),
+    (2, ["parallel.strategy=fsdp", "model.backbone=regnet_y_400mf", "model.stem=3x3s2"]),
+    (2, ["parallel.strategy=fsdp", "model.recompute_stages=[1]", "train.accumulate=2", "optim.name=adamw"]),
+    (4, ["parallel.strategy=fsdp", "parallel.replicate=2"]),
+    (4, ["parallel.strategy=fsdp", "parallel.sharded_init=true", "parallel.batchnorm_group_size=2"]),
+    (2, ["parallel.strategy=ddp"]),
+]
+
+
+def configuration(overrides: list[str]) -> Config:
+    small = ["model.backbone=resnet", "model.stem=3x3s2", "model.depths=[1,1]", "model.width=8", "train.precision=fp32",
+             "parallel.unit_min_parameters=0", "method.freeze_prototypes_steps=0", "method.queue=0"]
+    return load_config(ROOT / "tests" / "strategies.yaml", [*small, *overrides])
+
+
+def real_step(overrides: list[str]) -> dict[str, object]:
+    """What a rank of a real step did."""
+    config = configuration(overrides)
+    torch.manual_seed(0)
+    engine = build_engine(build_method(config, on_meta=config.parallel.sharded_init), config, torch.device("cpu"))
+    views = views_of_step(config, 0)
+    trace = StepTrace()
+    trace.watch(iter([*engine.method.parameters(), *engine.method.buffers(), *views]))
+    with trace:
+        engine.forward_backward(views, 0)
+    gradients = local_bytes(p.grad for p in engine.method.parameters())
+    for group in engine.optimizer.param_groups:
+        group["lr"], group["frozen"] = 0.1, False
+    with trace:
+        engine.step_optimizer()
+    optimizer = local_bytes(value for state in engine.optimizer.state.values() for value in state.values())
+    return {"counts": trace.counts, "sent": trace.sent, "flops": sum(o.flops for o in trace.operators),
+            "weights": local_bytes(engine.method.parameters()), "gradients": gradients, "optimizer": optimizer}
+
+
+def merged(found: Counter[Collective]) -> Counter[Collective]:
+    total: Counter[Collective] = Counter()
+    for what, number in found.items():
+        total[what._replace(of_weights=False)] += number
+    return total
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("ranks, overrides", CASES)
+def test_a_plan_is_what_a_real_step_does(ranks, overrides):
+    planned, real = simulate(configuration(overrides), ranks), run_ranks(real_step, ranks, overrides)[0]
+    for name in ("weights", "gradients", "optimizer", "flops"):
+        assert getattr(planned, name) == real[name], name
+    counts, sent = planned.counts, planned.sent
+    if "parallel.strategy=ddp" in overrides:
+        # Its exchange comes from C++, where nobody sees that it is of weights.
+        counts, sent = (merged(found) for found in (counts, sent))
+    assert counts == real["counts"]
+    assert sent == real["sent"]
+    assert planned.peak > planned.kept > 0 and planned.peak >= planned.weights + planned.gradients + planned.optimizer
+
+
+@pytest.mark.parametrize("name, gmacs", [("resnet50", 4.09), ("regnet_y_400mf", 0.40), ("regnet_y_16gf", 15.91)])
+def test_operations_are_the_published_ones_with_grouped_convolutions(name, gmacs):
+    """torchvision states multiply-adds of a forward pass at 224 px; each is two operations."""
+    assert name in torchvision.models.list_models()
+    with torch.device("meta"):
+        backbone, _ = build_backbone(ModelConfig(backbone=name))
+        images = torch.empty(1, 3, 224, 224)
+        trace = StepTrace()
+        with trace:
+            features = backbone.eval()(images)
+        forward = sum(operator.flops for operator in trace.operators)
+        assert forward / 2e9 == pytest.approx(gmacs, rel=0.02)
+        with trace:
+            features.sum().backward()
+    # The gradient of the images is not wanted, all others cost as much as the pass itself.
+    whole = sum(operator.flops for operator in trace.operators)
+    assert 2.9 < whole / forward < 3
+
+
+def step_of(**changes: object) -> Simulation:
+    one = Simulation(10, 10, 10, 0, 0, 0, 10**9, Counter(), Counter(), [Operator(10**12, 10**9)], 10)
+    return replace(one, **changes)
+
+
+def test_an_operator_takes_what_takes_longest():
+    gpu, assume = GPUS["h100"], Assumptions()
+    computing = estimate(step_of(), gpu, 8, assume)
+    assert computing.step_s == pytest.approx(1e12 / (989e12 * 0.5))
+    moving = estimate(step_of(operators=[Operator(0, 10**10)]), gpu, 8, assume)
+    assert moving.step_s == pytest.approx(1e10 / (3350e9 * 0.8))
+    launching = estimate(step_of(operators=[Operator(0, 8)] * 1000), gpu, 8, assume)
+    assert launching.step_s == pytest.approx(4e-3)
+
+
+def test_collectives_of_weights_hide_and_others_do_not():
+    gpu, assume = GPUS["h100"], Assumptions()
+    hidden, waited = (Collective("all-reduce", 64, of_weights) for of_weights in (True, False))
+    one = collective_s(hidden, 10**8, gpu, 8, assume)
+    assert one == pytest.approx((30 + 5 * 3) * 1e-6 + 2 * 1e8 * 63 / 64 / (50e9 * 0.8))
+    behind = estimate(step_of(counts=Counter({hidden: 1}), sent=Counter({hidden: 10**8})), gpu, 8, assume)
+    assert behind.step_s == pytest.approx(max(one, behind.compute_s))
+    on_top = estimate(step_of(counts=Counter({waited: 1}), sent=Counter({waited: 10**8})), gpu, 8, assume)
+    assert on_top.step_s == pytest.approx(one + on_top.compute_s)
+    assert collective_s(Collective("all-gather", 8, True), 10**8, gpu, 8, assume) < one / 10
+    assert collective_s(Collective("all-gather", 1, True), 10**8, gpu, 8, assume) == 0
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_named_with_the_change_that_helps():
+    recipe = load_config(ROOT / "configs/swav/resnet50_800ep.yaml", ["train.global_batch=256"], default_shards="unset")
+    found = plan(recipe, Request(1, "v100-16"))
+    assert not found["fits"] and found["memory_gb"]["needed"] > 16
+    assert found["advice"].startswith("model.recompute_stages=[1,2,3,4]") and found["advice"].endswith("and fits")
+
+
+def test_the_command_says_what_a_run_takes(capsys):
+    recipe = [str(ROOT / "tests/tiny.yaml"), "data.shards=nowhere", "train.steps=100"]
+    assert main(["plan", *recipe, "--gpus", "4", "--gpu", "a100-80", "--price", "2", "--images", "1e5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] and found["steps"] == 100 and found["images"] == 100_000
+    assert found["cost"] == pytest.approx(2 * 4 * found["hours"])
+    assert main(["plan", *recipe, "--gpus", "16", "--compare"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split("  ")[0] for row in rows[1:]] == ["ddp", "fsdp", "fsdp, 2 copies"]
+    assert main(["plan", *recipe, "--gpus", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "memory of a GPU" in text and "fits" in text and "images/s" in text and "assumed: math 0.5" in text
+
+
+@pytest.mark.parametrize("options, says", [
+    (["--gpus", "0"], "expected at least 1"),
+    (["--gpus", "3"], "not divisible by 3 GPUs"),
+    (["--gpus", "2", "--gpu", "abacus"], "--gpu abacus: expected one of v100-16"),
+    (["--gpus", "2", "--strategy", "zero3"], "cannot be planned; expected ddp or fsdp"),
+])
+def test_bad_requests_are_one_line(options, says, capsys):
+    assert main(["plan", str(ROOT / "tests/tiny.yaml"), "data.shards=nowhere", *options]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe, gpus, gpu", [
+    ("seer/regnety_10b", 496, "a100-40"), ("swav/resnet50_800ep", 64, "v100-16"),
+])
+def test_published_settings_fit(recipe, gpus, gpu):
+    config = load_config(ROOT / f"configs/{recipe}.yaml", default_shards="unset")
+    found = plan(config, Request(gpus, gpu))
+    assert found["fits"], found["memory_gb"]
+    assert found["memory_gb"]["needed"] > 0.2 * GPUS[gpu].memory_gb
