@@ -134,8 +134,9 @@ class Store:
         where = self._path(folder).rstrip("/")
         found = {}
         for entry in self._patiently(folder, lambda: self._fs.ls(where, detail=True)):
-            name = self._plain(entry["name"].removeprefix(where).strip("/"))
-            if entry["name"].startswith(where) and name and "/" not in name:  # stores list folders inside themselves
+            name = self._plain(entry["name"].removeprefix(f"{where}/").rstrip("/"))
+            inside = entry["name"].startswith(f"{where}/") and name and "/" not in name
+            if inside:  # some list the folder itself, or what is linked from its page
                 size = -1 if entry["size"] is None else int(entry["size"])
                 found[name] = (name, entry["type"] == "directory", size)
         return [found[name] for name in sorted(found)]
@@ -223,8 +224,6 @@ class Store:
         while True:
             try:
                 return _within(stall_s or self.stall_s, request)
-            except InputError:
-                raise
             except FileNotFoundError as error:
                 raise Missing(f"{self.url}/{name}: no such file") from error
             except Exception as error:  # every store's library has errors of its own
