@@ -93,13 +93,13 @@ def _describe(config: Config, request: Request, step: Simulation, guess: Estimat
                       "reserve": request.assume.reserve_gb, "needed": guess.memory_gb, "of the GPU": gpu.memory_gb},
         "fits": guess.fits,
         "collectives": [
-            {"kind": what.kind, "ranks": what.ranks, "of": "weights and gradients" if what.of_weights else "statistics",
-             "count": count, "bytes": step.sent[what]}
+            {"kind": what.kind, "ranks": what.ranks, "of": what.of, "count": count, "bytes": step.sent[what]}
             for what, count in sorted(step.counts.items())
         ],
         "flops": step.flops, "bytes_moved": sum(operator.moved for operator in step.operators),
         "seconds": {"compute": guess.compute_s, "collectives behind it": guess.hidden_s,
-                    "collectives it waits for": guess.blocking_s, "step": guess.step_s},
+                    "collectives it waits for": guess.blocking_s, "of these Sinkhorn's": guess.sinkhorn_s,
+                    "step": guess.step_s},
         "utilisation": guess.utilisation,
         "images_per_s": batch / guess.step_s, "images_per_s_per_node":
             batch / guess.step_s / max(1, request.gpus / request.gpus_per_node),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from largescale.plan.hardware import Assumptions, Gpu
 from largescale.plan.simulate import Simulation
-from largescale.plan.trace import Collective
+from largescale.plan.trace import SINKHORN, WEIGHTS, Collective
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Estimate:
     Attributes:
         compute_s: operators.
         hidden_s, blocking_s: collectives that overlap with them, and those that do not.
+        sinkhorn_s: Sinkhorn's part of the latter.
         step_s: all together.
         memory_gb: needed on a GPU, assumptions included.
         fits: whether it has that.
@@ -31,6 +32,7 @@ class Estimate:
     compute_s: float
     hidden_s: float
     blocking_s: float
+    sinkhorn_s: float
     step_s: float
     memory_gb: float
     fits: bool
@@ -46,11 +48,12 @@ def estimate(step: Simulation, gpu: Gpu, gpus_per_node: int, assume: Assumptions
     )
     times = {what: count * collective_s(what, step.sent[what] / count, gpu, gpus_per_node, assume)
              for what, count in step.counts.items()}
-    hidden = sum(seconds for what, seconds in times.items() if what.of_weights)
-    blocking = sum(seconds for what, seconds in times.items() if not what.of_weights)
+    hidden = sum(seconds for what, seconds in times.items() if what.of == WEIGHTS)
+    blocking = sum(seconds for what, seconds in times.items() if what.of != WEIGHTS)
+    sinkhorn = sum(seconds for what, seconds in times.items() if what.of == SINKHORN)
     seconds = max(compute, hidden) + blocking
     memory = step.peak / 1e9 + assume.reserve_gb
-    return Estimate(compute, hidden, blocking, seconds, memory, memory <= gpu.memory_gb * (1 - assume.slack),
+    return Estimate(compute, hidden, blocking, sinkhorn, seconds, memory, memory <= gpu.memory_gb * (1 - assume.slack),
                     step.flops / seconds / (gpu.tflops * 1e12))
 
 

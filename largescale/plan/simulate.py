@@ -25,7 +25,7 @@ from largescale.models.initialise import materialise
 from largescale.optim import build_optimizer
 from largescale.parallel import fsdp, prepare
 from largescale.parallel.engine import Engine
-from largescale.plan.trace import Collective, Operator, StepTrace
+from largescale.plan.trace import WEIGHTS, Collective, Operator, StepTrace
 from largescale.precision import AUTOCAST, views_dtype
 from shards.errors import InputError
 
@@ -141,7 +141,7 @@ def _step(engine: Engine, config: Config, ranks: int) -> Simulation:
     buckets = 0
     if config.parallel.strategy == "ddp" and ranks > 1:
         buckets = gradients  # they hold the gradients from the first step on
-        exchange = Collective("all-reduce", ranks, of_weights=True)
+        exchange = Collective("all-reduce", ranks, WEIGHTS)
         counts[exchange] += 1
         sent[exchange] += gradients
     return Simulation(

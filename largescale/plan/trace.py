@@ -21,17 +21,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _SWEEP_EVERY = 25
 """Operators between two looks at what is still held."""
 
+WEIGHTS, SINKHORN = "weights and gradients", "Sinkhorn's marginals"
+
+_CALLERS = {"distributed/fsdp": WEIGHTS, "methods/sinkhorn": SINKHORN, "optim/lars": "norms of LARS",
+            "parallel/batchnorm": "BatchNorm's statistics"}
+
 _KINDS = {"all": "all-reduce", "_al": "all-gather", "_re": "reduce-scatter"}
 
 
 class Collective(NamedTuple):
-    """One kind of exchange: what, among how many ranks, and whether it moves weights and gradients (which overlaps with
-    the computation) or numbers that the computation waits for.
-    """
+    """One kind of exchange: what, among how many ranks, and of what."""
 
     kind: str
     ranks: int
-    of_weights: bool
+    of: str
 
 
 class Operator(NamedTuple):
@@ -106,7 +109,7 @@ class StepTrace(TorchDispatchMode):
         groups = [a for a in arguments if isinstance(a, torch.ScriptObject) and "ProcessGroup" in str(a._type())]
         ranks = dist.ProcessGroup.unbox(groups[0]).size()
         whole = arguments[1] if kind == "reduce-scatter" else arguments[0]
-        collective = Collective(kind, ranks, _called_by_fsdp())
+        collective = Collective(kind, ranks, _caller())
         self.counts[collective] += 1
         self.sent[collective] += sum(tensor.nbytes for tensor in _tensors(whole))
 
@@ -129,13 +132,15 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors(list(value.values()))
 
 
-def _called_by_fsdp() -> bool:
+def _caller() -> str:
+    """What the innermost caller that is known exchanges; empty where none is (DDP does so from C++)."""
     frame = sys._getframe()
     while frame is not None:
-        if "distributed/fsdp" in frame.f_code.co_filename:
-            return True
+        for file, what in _CALLERS.items():
+            if file in frame.f_code.co_filename:
+                return what
         frame = frame.f_back
-    return False
+    return ""
 
 
 def _flops(name: str, arguments: tuple[Any, ...], result: Any) -> int:

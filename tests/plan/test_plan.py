@@ -19,7 +19,7 @@ from largescale.plan import Request, plan
 from largescale.plan.estimate import collective_s, estimate
 from largescale.plan.hardware import GPUS, Assumptions
 from largescale.plan.simulate import Simulation, local_bytes, simulate
-from largescale.plan.trace import Collective, Operator, StepTrace
+from largescale.plan.trace import SINKHORN, WEIGHTS, Collective, Operator, StepTrace
 from tests.conftest import ROOT
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_strategies import views_of_step
@@ -63,7 +63,7 @@ def real_step(overrides: list[str]) -> dict[str, object]:
 def merged(found: Counter[Collective]) -> Counter[Collective]:
     total: Counter[Collective] = Counter()
     for what, number in found.items():
-        total[what._replace(of_weights=False)] += number
+        total[what._replace(of="" if what.of == WEIGHTS else what.of)] += number
     return total
 
 
@@ -75,9 +75,9 @@ def test_a_plan_is_what_a_real_step_does(ranks, overrides):
         assert getattr(planned, name) == real[name], name
     counts, sent = planned.counts, planned.sent
     if "parallel.strategy=ddp" in overrides:
-        # Its exchange comes from C++, where nobody sees that it is of weights.
+        # Its exchange comes from C++, where nobody sees what it is of.
         counts, sent = (merged(found) for found in (counts, sent))
-    assert counts == real["counts"]
+    assert counts == real["counts"] and {what.of for what in planned.counts} >= {WEIGHTS, SINKHORN}
     assert sent == real["sent"]
     assert planned.peak > planned.kept > 0 and planned.peak >= planned.weights + planned.gradients + planned.optimizer
 
@@ -118,15 +118,15 @@ def test_an_operator_takes_what_takes_longest():
 
 def test_collectives_of_weights_hide_and_others_do_not():
     gpu, assume = GPUS["h100"], Assumptions()
-    hidden, waited = (Collective("all-reduce", 64, of_weights) for of_weights in (True, False))
+    hidden, waited = (Collective("all-reduce", 64, what) for what in (WEIGHTS, SINKHORN))
     one = collective_s(hidden, 10**8, gpu, 8, assume)
     assert one == pytest.approx((30 + 5 * 3) * 1e-6 + 2 * 1e8 * 63 / 64 / (50e9 * 0.8))
     behind = estimate(step_of(counts=Counter({hidden: 1}), sent=Counter({hidden: 10**8})), gpu, 8, assume)
     assert behind.step_s == pytest.approx(max(one, behind.compute_s))
     on_top = estimate(step_of(counts=Counter({waited: 1}), sent=Counter({waited: 10**8})), gpu, 8, assume)
-    assert on_top.step_s == pytest.approx(one + on_top.compute_s)
-    assert collective_s(Collective("all-gather", 8, True), 10**8, gpu, 8, assume) < one / 10
-    assert collective_s(Collective("all-gather", 1, True), 10**8, gpu, 8, assume) == 0
+    assert on_top.step_s == pytest.approx(one + on_top.compute_s) and on_top.sinkhorn_s == pytest.approx(one)
+    assert collective_s(Collective("all-gather", 8, WEIGHTS), 10**8, gpu, 8, assume) < one / 10
+    assert collective_s(Collective("all-gather", 1, WEIGHTS), 10**8, gpu, 8, assume) == 0
 
 
 @pytest.mark.slow
