@@ -67,6 +67,8 @@ bench: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/inst
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/stream.py
 	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python benchmarks/convert.py
+	$(BIN)/python benchmarks/weak_scaling.py
 
 lint: $(VENV)/installed  ## style checks
 	$(BIN)/ruff check largescale shards tests benchmarks
