@@ -77,14 +77,40 @@ class StoreServer:
                 client.put_file(str(path), f"{bucket}/{path.relative_to(folder)}")
 
 
+_FILLED_S3 = """
+import os
+import sys
+from pathlib import Path
+os.environ.pop("AWS_ENDPOINT_URL")  # leads clients here, where nobody listens yet
+import boto3
+from moto import mock_aws
+from moto.server import main
+folder, bucket = Path(sys.argv[1]), sys.argv[2]
+with mock_aws():
+    client = boto3.client("s3", region_name="us-east-1")
+    client.create_bucket(Bucket=bucket)
+    for path in filter(Path.is_file, folder.rglob("*")):
+        client.upload_file(str(path), bucket, str(path.relative_to(folder)))
+    main(sys.argv[3:])
+"""
+
+
 class S3Server(StoreServer):
-    """S3, as moto answers it."""
+    """S3, as moto answers it.
+
+    Attributes:
+        content: a folder and the bucket that holds its files whenever the server starts: it never answers without them.
+    """
 
     scheme = "s3"
+    content: tuple[Path, str] | None = None
 
     def command(self) -> list[str]:
         """See `StoreServer`."""
-        return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        address = ["-H", "127.0.0.1", "-p", str(self.port)]
+        if self.content:
+            return [sys.executable, "-c", _FILLED_S3, *map(str, self.content), *address]
+        return [sys.executable, "-m", "moto.server", *address]
 
     def settings(self) -> dict[str, str]:
         """See `StoreServer`."""

@@ -25,12 +25,16 @@ import xxhash
 
 from shards.errors import InputError
 from shards.files import sync_folder
-from shards.manifest import Manifest, index_path
+from shards.manifest import Manifest, ShardEntry, index_path
 from shards.stores import Missing, Store
 from shards.tar import file_checksum
 
 FETCH_ATTEMPTS = 3
-"""Fetches of a shard whose bytes are not those of the manifest before it counts as lost."""
+"""Fetches of a shard that is not there, or not with the bytes of the manifest, before it counts as lost."""
+
+_MISSING_PAUSE_S = 1.0
+"""Before a shard that is not there is asked for again, doubled after that: stores that have just been started, or are
+being copied to, soon have what they deny now."""
 
 NEVER = 2**62
 """The step at which a shard is read next that is not read again."""
@@ -117,21 +121,22 @@ class ShardCache:
 
     def _fetch(self, shard: int, next_use: NextUse, status: Callable[[str], None]) -> None:
         entry, tar = self.manifest.shards[shard], self.manifest.tar_path(shard)
-        part, where = tar.with_name(f".{tar.stem}.part"), f"{self.store.url}/{entry.name}"
-        reason = ""
-        for _ in range(FETCH_ATTEMPTS):
+        part, reason = tar.with_name(f".{tar.stem}.part"), ""
+        for attempt in range(FETCH_ATTEMPTS):
             try:
                 self._fetch_once(shard, part, next_use, status)
-                reason = _difference(part, entry.num_bytes, entry.checksum)
-                if not reason:
-                    index = self._index(shard)
+                _check(part, entry)
+                index = self._index(shard)
+            except _Wrong as error:
+                where = f"{self.store.url}/{entry.name}"
+                reason = f"{where}: fetched {FETCH_ATTEMPTS} times, {error}; restore it, or convert again"
+                part.unlink(missing_ok=True)
+                continue
             except Missing as error:
-                part.unlink(missing_ok=True)
-                raise ShardLost(str(error)) from error
-            except _WrongIndex as error:
                 reason = str(error)
-            if reason:
                 part.unlink(missing_ok=True)
+                if attempt + 1 < FETCH_ATTEMPTS:
+                    time.sleep(_MISSING_PAUSE_S * 2**attempt)
                 continue
             # The index comes first: a tar that is here has its index.
             _write(index_path(tar), index)
@@ -139,7 +144,7 @@ class ShardCache:
             sync_folder(tar.parent)
             self.counters.fetched_bytes += entry.num_bytes
             return
-        raise ShardLost(f"{where}: fetched {FETCH_ATTEMPTS} times, {reason}; restore it, or convert again")
+        raise ShardLost(reason)
 
     def _fetch_once(self, shard: int, part: Path, next_use: NextUse, status: Callable[[str], None]) -> None:
         entry = self.manifest.shards[shard]
@@ -158,7 +163,7 @@ class ShardCache:
         entry, name = self.manifest.shards[shard], self.manifest.index_path(shard).name
         content = self.store.read(name)
         if entry.index_checksum and f"xxh3-128:{xxhash.xxh3_128_hexdigest(content)}" != entry.index_checksum:
-            raise _WrongIndex(f"{name} is not the index that the manifest names")
+            raise _Wrong(f"{name} is not the index that the manifest names")
         return content
 
     # -- Room -------------------------------------------------------------------------------------------------------
@@ -203,8 +208,8 @@ class ShardCache:
         return True
 
 
-class _WrongIndex(Exception):
-    """An index that does not belong to its tar."""
+class _Wrong(Exception):
+    """A tar, or its index, is not the one of the manifest."""
 
 
 def open_cache(store: Store, manifest: Manifest, folder: Path, capacity_gb: float) -> ShardCache:
@@ -251,12 +256,13 @@ def _files(folder: Path) -> Iterator[tuple[Path, int, float]]:
                 yield path, facts.st_size, facts.st_mtime
 
 
-def _difference(path: Path, size: int, checksum: str) -> str:
-    """What is wrong with a file; empty if it is as listed."""
+def _check(path: Path, entry: ShardEntry) -> None:
+    """Compare a file with the manifest. _Wrong: it differs."""
     found = path.stat().st_size
-    if found != size:
-        return f"it has {found:,} bytes, the manifest says {size:,}"
-    return "" if file_checksum(path) == checksum else "its bytes are not those that the manifest names"
+    if found != entry.num_bytes:
+        raise _Wrong(f"it has {found:,} bytes, the manifest says {entry.num_bytes:,}")
+    if file_checksum(path) != entry.checksum:
+        raise _Wrong("its bytes are not those that the manifest names")
 
 
 def _write(path: Path, content: bytes) -> None:

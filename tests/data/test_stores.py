@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from largescale.data import cache
 from largescale.data.cache import ShardLost
 from largescale.data.loader import Position
 from largescale.data.stream import Batch, Stream
@@ -121,7 +122,8 @@ def test_a_server_that_goes_away_for_a_while_is_waited_for(shard_folder, tmp_pat
             batches.append(batch)
             if batch.step == 3:
                 server.kill()
-                threading.Timer(2, lambda: (server.start(), server.upload(shard_folder, "photos"))).start()
+                server.content = (shard_folder, "photos")
+                threading.Timer(2, server.start).start()
     assert_equal(batches, local)
 
 
@@ -155,7 +157,8 @@ def test_a_foreign_index_counts_as_damage(web, tmp_path):
         stream.corpora[0].cache.get(2)
 
 
-def test_a_shard_that_is_gone_is_replaced_and_listed(web, tmp_path):
+def test_a_shard_that_is_gone_is_replaced_and_listed(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_MISSING_PAUSE_S", 0.1)
     stream = remote(web.url, tmp_path)
     (web.folder / "train-000002.tar").unlink()
     rows = [row for batch in stream(range(12)) for row in batch.skipped]
@@ -238,6 +241,16 @@ def test_a_loader_that_stands_still_says_for_what(web, tmp_path, caplog):
         next(iter(stream(STEPS)))
     lines = [record.message for record in caplog.records if "loader process 0" in record.message]
     assert lines and any(f"{web.url}/train-00000" in line for line in lines)
+
+
+def test_a_shard_that_is_denied_at_first_is_asked_for_again(web, tmp_path, expected, monkeypatch):
+    monkeypatch.setattr(cache, "_MISSING_PAUSE_S", 0.3)
+    stream = remote(web.url, tmp_path, "data.workers=0")
+    tar = web.folder / "train-000002.tar"
+    tar.rename(hidden := tar.with_suffix(".hidden"))
+    threading.Timer(0.5, lambda: hidden.rename(tar)).start()
+    assert stream.corpora[0].cache.get(2)
+    assert_equal(list(stream(STEPS)), expected)
 
 
 def test_whole_answers_to_range_requests_are_understood(shard_folder, tmp_path, monkeypatch):
