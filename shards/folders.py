@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from shards.errors import InputError
@@ -88,7 +87,8 @@ class LocalFolder:
 
     def read(self, name: str) -> bytes:
         """See `Folder`."""
-        return Path(self._path(name)).read_bytes()
+        with open(self._path(name), "rb") as file:
+            return file.read()
 
     def read_spans(self, name: str, spans: list[tuple[int, int]]) -> list[bytes]:
         """See `Folder`."""

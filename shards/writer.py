@@ -7,11 +7,13 @@ from typing import BinaryIO
 
 import xxhash
 
+from shards.files import begin_write_out
 from shards.images import ImageFacts
 from shards.manifest import ShardIndex
 from shards.tar import IndexRow, index_of_rows
 
 _BLOCK = tarfile.BLOCKSIZE
+_WRITE_OUT_BYTES = 2**23
 
 
 class ShardWriter:
@@ -22,7 +24,7 @@ class ShardWriter:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.num_bytes = 0
+        self.num_bytes, self._sent = 0, 0
         self._file, self._digest = file, xxhash.xxh3_128()
         self._rows: list[IndexRow] = []
         self._labels: list[int] = []
@@ -44,10 +46,7 @@ class ShardWriter:
         parts: list[bytes] = []
         for suffix in sorted(members):
             payload = members[suffix]
-            member = tarfile.TarInfo(f"{key}.{suffix}")
-            member.size, member.mtime, member.mode = len(payload), 0, 0o444
-            member.uname = member.gname = "bigdata"
-            parts.append(member.tobuf())
+            parts.append(header(f"{key}.{suffix}", len(payload)))
             if suffix == image:
                 start = self.num_bytes + sum(map(len, parts))
                 self._rows.append(IndexRow(key, start, len(payload), facts.width, facts.height, facts.format,
@@ -72,3 +71,30 @@ class ShardWriter:
         self._file.write(data)
         self._digest.update(data)
         self.num_bytes += len(data)
+        if self.num_bytes - self._sent >= _WRITE_OUT_BYTES:
+            begin_write_out(self._file, self._sent, self.num_bytes - self._sent)
+            self._sent = self.num_bytes
+
+
+def _tarfile_header(name: str, size: int) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.mtime, member.mode = size, 0, 0o444
+    member.uname = member.gname = "bigdata"
+    return member.tobuf()
+
+
+_SIZE, _CHECKSUM = slice(124, 135), slice(148, 154)
+_EMPTY = _tarfile_header("", 0)
+_EMPTY_SUM = int(_EMPTY[_CHECKSUM], 8) - 11 * ord("0")
+"""The checksum without the digits of the size."""
+
+
+def header(name: str, size: int) -> bytes:
+    """The header of a member, as tarfile writes it; ten times as fast for what fits the fields of one block."""
+    if not name.isascii() or len(name) > 100 or size >= 8**11:
+        return _tarfile_header(name, size)
+    block, text, digits = bytearray(_EMPTY), name.encode(), b"%011o" % size
+    block[: len(text)] = text
+    block[_SIZE] = digits
+    block[_CHECKSUM] = b"%06o" % (_EMPTY_SUM + sum(text) + sum(digits))
+    return bytes(block)
