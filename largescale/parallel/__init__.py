@@ -12,6 +12,7 @@ from largescale.config import Config
 from largescale.methods.swav import SwAV
 from largescale.models.compile import compile_blocks
 from largescale.models.recompute import recompute_activations
+from largescale.models.small_maps import multiply_small_maps
 from largescale.parallel import ddp, fairscale, fsdp, zero
 from largescale.parallel.batchnorm import synchronize_batchnorm
 from largescale.parallel.engine import Engine
@@ -41,6 +42,8 @@ def build_engine(method: SwAV, config: Config, device: torch.device) -> Engine:
     if strategy not in STRATEGIES:
         raise InputError(f"parallel.strategy={strategy}: expected one of {', '.join(STRATEGIES)}")
     prepare(method, config, device)
+    if device.type == "cpu":
+        multiply_small_maps(method.backbone)
     if config.parallel.sharded_init and strategy != "fsdp":
         raise InputError(f"parallel.sharded_init: is for parallel.strategy=fsdp, not {strategy}; leave it out")
     method.to(None if config.parallel.sharded_init else device, weights_dtype(config))

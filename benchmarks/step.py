@@ -1,0 +1,243 @@
+"""A training step against a plain one written down from the paper, and each of our choices the other way round, in turns.
+
+    python benchmarks/step.py [--rounds 9] [--batch 32]     # CPU: ResNet-18, 2 x 96 + 4 x 48, fp32 and bf16
+    python benchmarks/step.py --batch 256                   # on a GPU: ResNet-50, 2 x 224 + 6 x 96, bf16
+
+The plain step is `reference_step.py`; both start from the same weights, and their first losses are compared. A step is
+forward, backward, check, update, on views that are there already, in one process. Every round runs all variants once;
+ratios are of the same round. Writes benchmarks/results/step.json and step.md (step_cuda on a GPU).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from reference_step import PlainLARS, ReferenceStep, plain_codes
+from torch import Tensor
+
+from largescale import precision
+from largescale.config import Config, load_config
+from largescale.methods import build_method
+from largescale.optim import parameter_groups
+from largescale.parallel import build_engine
+from largescale.parallel.engine import Engine, StepCheck
+from largescale.plan.hardware import GPUS
+from largescale.plan.simulate import simulate
+from largescale.run_folder import environment
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SETTINGS = {
+    "cpu": ["model.backbone=resnet18", "data.crops=[{num: 2, size: 96}, {num: 4, size: 48}]", "train.global_batch=32"],
+    "cuda": ["model.backbone=resnet50", "data.crops=[{num: 2, size: 224}, {num: 6, size: 96}]",
+             "train.global_batch=256"],
+}
+PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("bf16",)}
+
+Step = Callable[[], float]
+
+
+def views(config: Config, device: torch.device) -> list[Tensor]:
+    """Random views of a batch, channels last, in the precision in which the stream delivers them."""
+    generator = torch.Generator(device).manual_seed(0)
+    shapes = [(group.num * config.train.global_batch, 3, group.size, group.size) for group in config.data.crops]
+    return [torch.randn(shape, generator=generator, device=device).to(
+        precision.views_dtype(config), memory_format=torch.channels_last) for shape in shapes]
+
+
+def reference(config: Config, device: torch.device) -> Step:
+    """The plain step."""
+    torch.manual_seed(0)
+    dtype = precision.AUTOCAST.get(config.train.precision, torch.float32)
+    step = ReferenceStep(build_method(config).to(device), config, dtype)
+    batch = [view.float().contiguous() for view in views(config, device)]
+    return lambda: step(batch)
+
+
+def ours(config: Config, device: torch.device, change: Callable[[Engine, Config], None] | None = None) -> Step:
+    """The step of the training loop, with something changed."""
+    torch.manual_seed(0)
+    engine = build_engine(build_method(config), config, device)
+    batch = views(config, device)
+    if change is not None:
+        change(engine, config)
+
+    def step() -> float:
+        check = engine.check(batch, engine.forward_backward(batch, 0).loss)
+        engine.update(check, step=0, lr=config.optim.lr, clip=0.0)
+        return check.loss
+
+    return step
+
+
+def in_nchw(engine: Engine, config: Config) -> None:
+    """Views in NCHW."""
+    batch = [view.contiguous() for view in views(config, torch.device(engine.all_ranks.device_type))]
+    engine.micro_batches = lambda _: [batch]
+
+
+def by_view(engine: Engine, config: Config) -> None:
+    """A forward pass for each view."""
+    numbers = {group.size: group.num for group in config.data.crops}
+    forward = engine.method.backbone.forward
+    engine.method.backbone.forward = lambda group: torch.cat(
+        [forward(view) for view in group.chunk(numbers[group.shape[-1]])]
+    )
+
+
+def by_parameter(engine: Engine, config: Config) -> None:
+    """LARS one parameter after the other."""
+    engine.optimizer = PlainLARS(parameter_groups(engine.method, config.optim), config.optim)
+
+
+def unchecked(engine: Engine, config: Config) -> None:
+    """Nobody looks whether anything is finite, so the host does not wait for the device."""
+    engine.check = lambda *_: StepCheck(0.0, 0.0, "")
+
+
+def published_sinkhorn(config: Config, device: torch.device) -> Step:
+    """Sinkhorn as the released code has it."""
+    step = ours(config, device)
+
+    def codes(scores: Tensor, *, epsilon: float, iterations: int, check_range: bool) -> Tensor:
+        return torch.stack([plain_codes(view, epsilon=epsilon, iterations=iterations) for view in scores])
+
+    def patched() -> float:
+        with patch("largescale.methods.swav.sinkhorn", codes):
+            return step()
+
+    return patched
+
+
+def convolved(config: Config, device: torch.device) -> Step:
+    """Small maps through oneDNN too."""
+    with patch("largescale.parallel.multiply_small_maps", lambda network: None):
+        return ours(config, device)
+
+
+def compiled(config: Config, device: torch.device) -> Step:
+    """Residual blocks through torch.compile."""
+    config.model.compile_stages = [1, 2, 3, 4]
+    return ours(config, device)
+
+
+VARIANTS: dict[str, Callable[[Config, torch.device], Step]] = {
+    "plain": reference,
+    "ours": ours,
+    "ours, views in NCHW": lambda config, device: ours(config, device, in_nchw),
+    "ours, a forward pass for each view": lambda config, device: ours(config, device, by_view),
+    "ours, Sinkhorn as published": published_sinkhorn,
+    "ours, LARS a parameter at a time": lambda config, device: ours(config, device, by_parameter),
+    "ours, small maps convolved": convolved,
+    "ours, unchecked": lambda config, device: ours(config, device, unchecked),
+    "ours, blocks compiled": compiled,
+}
+
+
+def measure(device: torch.device, batch: int, rounds: int) -> dict[str, Any]:
+    """Seconds of every variant in every round, by precision."""
+    result: dict[str, Any] = {"seconds": {}, "losses": {}}
+    for name in PRECISIONS[device.type]:
+        config = configuration(device, batch, name)
+        steps = {what: build(configuration(device, batch, name), device) for what, build in VARIANTS.items()
+                 if device.type == "cpu" or build is not convolved}
+        losses = {what: steps[what]() for what in ("plain", "ours")}
+        if abs(losses["plain"] - losses["ours"]) > (1e-4 if name == "fp32" else 1e-2) * losses["plain"]:
+            raise SystemExit(f"the two steps do not compute the same: losses {losses}")
+        result["losses"][name] = losses
+        result["seconds"][name] = in_turns(steps, rounds, device)
+        result["config"] = {"backbone": config.model.backbone, "batch": config.train.global_batch,
+                            "crops": [f"{group.num} x {group.size}" for group in config.data.crops]}
+    return result
+
+
+def in_turns(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each step; the first three rounds compile and warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 3):
+        for name, step in steps.items():
+            _synchronize(device)
+            started = time.perf_counter()
+            step()
+            _synchronize(device)
+            if number >= 3:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def configuration(device: torch.device, batch: int, name: str) -> Config:
+    """The recipe that is measured."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write("name: step\ndata: {shards: unset}\n")
+        file.flush()
+        size = [f"train.global_batch={batch}"] if batch else []
+        return load_config(file.name, [*SETTINGS[device.type], *size, f"train.precision={name}", "optim.name=lars",
+                                       "method.freeze_prototypes_steps=0", "parallel.strategy=ddp"])
+
+
+def table(result: dict[str, Any], flops: int, peak: float) -> str:
+    """The results as Markdown."""
+    names = list(result["seconds"])
+    head = "".join(f" {name}, ms | times plain |" for name in names)
+    lines = [f"| step |{head}", "|---|" + "---|---|" * len(names)]
+    for what in result["seconds"][names[0]]:
+        cells = ""
+        for name in names:
+            seconds = result["seconds"][name]
+            ratio = statistics.median(a / b for a, b in zip(seconds["plain"], seconds[what], strict=True))
+            cells += f" {1000 * statistics.median(seconds[what]):.0f} | {ratio:.2f} |"
+        lines.append(f"| {what} |{cells}")
+    batch = result["config"]["batch"]
+    for name in names:
+        step = statistics.median(result["seconds"][name]["ours"])
+        used = f", {flops / step / peak:.0%} of the data sheet's" if peak else ""
+        lines += ["", f"Ours in {name}: {batch / step:,.1f} images/s, {flops / step / 1e12:.2f} TFLOP/s{used}."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch", type=int, default=0)
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    flops = simulate(configuration(device, arguments.batch, PRECISIONS[device.type][0]), 1).flops
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=0, world_size=1,
+                                init_method=f"file://{folder}/store")
+        result = measure(device, arguments.batch, arguments.rounds)
+        dist.destroy_process_group()
+    machine = environment()
+    machine.pop("command")
+    gpu = torch.cuda.get_device_name() if device.type == "cuda" else ""
+    peak = next((1e12 * facts.tflops for name, facts in GPUS.items() if name.upper() in gpu.upper()), 0.0) if gpu else 0.0
+    name = "step_cuda" if gpu else "step"
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({**result, "flops": flops, "environment": machine}, indent=1) + "\n")
+    facts = result["config"]
+    (RESULTS / f"{name}.md").write_text(
+        "# A training step\n\n"
+        f"`python benchmarks/step.py` on {time.strftime('%Y-%m-%d')}: {gpu or machine['processor']}, "
+        f"{machine['cpu_cores']} cores, torch {machine['torch']}; {facts['backbone']}, batch {facts['batch']}, "
+        f"{' + '.join(facts['crops'])} px; medians of {arguments.rounds} rounds in turns, ratios of the same round. "
+        "Higher ratios are faster. bf16 of the plain step is autocast.\n\n" + table(result, flops, peak) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

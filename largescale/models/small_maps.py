@@ -1,0 +1,82 @@
+"""Convolutions of small maps on a CPU, as one matrix product of all images.
+
+The last stages of a ResNet see maps of 2 to 3 pixels where crops are small. oneDNN spends two to nine times as long
+on those convolutions as the matrix product that they are (`benchmarks/step.py` measures what a step gains); GPUs do
+not. The result differs in rounding alone, whatever the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_MOST_POSITIONS = 9
+_FEWEST_CHANNELS = 128
+"""Positions of the output at most, and channels summed over at least, for the product to be the faster one."""
+
+
+class SmallMapConv2d(nn.Conv2d):
+    """A 3x3 convolution with padding 1 that multiplies matrices where its maps are small."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, K, H', W'], channels last in memory."""
+        height, width = ((side - 1) // self.stride[0] + 1 for side in x.shape[2:])
+        if height * width > _MOST_POSITIONS:
+            return super().forward(x)
+        weight = self.weight
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight = x.to(dtype), weight.to(dtype)
+        return _Product.apply(x, weight, self.stride[0])
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
+        patches = _patches(x, stride)
+        product = patches.flatten(0, 2).flatten(1) @ _matrix(weight).t()
+        return product.view(*patches.shape[:3], -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        patches = _patches(x, ctx.stride)
+        rows = grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1])
+        grad_weight = (rows.t() @ patches.flatten(0, 2).flatten(1)).view(-1, 3, 3, x.shape[1]).permute(0, 3, 1, 2)
+        grad_patches = (rows @ _matrix(weight)).view(patches.shape)
+        padded = grad.new_zeros(x.shape[0], x.shape[2] + 2, x.shape[3] + 2, x.shape[1])
+        down, right = (ctx.stride * side for side in patches.shape[1:3])
+        for i in range(3):
+            for j in range(3):
+                padded[:, i : i + down : ctx.stride, j : j + right : ctx.stride] += grad_patches[..., i, j, :]
+        return padded[:, 1:-1, 1:-1].permute(0, 3, 1, 2), grad_weight, None
+
+
+def _patches(x: Tensor, stride: int) -> Tensor:
+    """The surroundings of every output position: [B, H', W', 3, 3, C]."""
+    padded = nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    return padded.unfold(1, 3, stride).unfold(2, 3, stride).permute(0, 1, 2, 4, 5, 3)
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """A kernel [K, C, 3, 3] as [K, 9 C], in the order of the patches."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def multiply_small_maps(network: nn.Module) -> None:
+    """Replace the convolutions of a network on a CPU that may see small maps, keeping their parameters."""
+    for name, child in network.named_children():
+        if type(child) is nn.Conv2d and _can_multiply(child):
+            replacement = SmallMapConv2d(child.in_channels, child.out_channels, 3, child.stride, 1, bias=False,
+                                         device="meta")
+            replacement.weight = child.weight
+            setattr(network, name, replacement)
+        else:
+            multiply_small_maps(child)
+
+
+def _can_multiply(conv: nn.Conv2d) -> bool:
+    return (conv.kernel_size == (3, 3) and conv.padding == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1
+            and conv.bias is None and conv.stride[0] == conv.stride[1] and conv.in_channels >= _FEWEST_CHANNELS)
