@@ -1,4 +1,4 @@
-"""FairScale's OSS and ShardedDataParallel (0.4.13) without reduce buffers, as `largescale.parallel.fairscale` uses them.
+"""FairScale's OSS and ShardedDataParallel (0.4.13), as `largescale.parallel.fairscale` uses them: no reduce buffers.
 
 Every parameter has one owner. Its gradient is reduced to the owner as soon as it is complete, the others drop it; after
 the update each owner broadcasts its parameters, which lie in one flat tensor.

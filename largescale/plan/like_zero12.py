@@ -160,8 +160,8 @@ def _place(parameters: list[Tensor], numel: int) -> list[Tensor]:
         parameter._hp_mapping = None
         if start < numel:
             held = min(parameter.numel(), numel - start)
-            parameter._hp_mapping = SimpleNamespace(
-                hp_fragment_address=SimpleNamespace(start=start), lp_fragment_address=SimpleNamespace(start=0, numel=held))
+            here, there = SimpleNamespace(start=start, numel=held), SimpleNamespace(start=0, numel=held)
+            parameter._hp_mapping = SimpleNamespace(hp_fragment_address=here, lp_fragment_address=there)
             own.append(parameter)
         start += parameter.numel()
     return own

@@ -50,8 +50,8 @@ class Zero3(StandIn):
         self.bucket, self._filled = torch.empty(settings["reduce_bucket_size"]), 0
         self.gradient_pieces = torch.empty(sum(sizes))
         self.averaged_gradients = self._views()
-        self._piece_of = {p: view for group, views in zip(self.fp16_groups, self.averaged_gradients.values(), strict=True)
-                          for p, view in zip(group, views, strict=True)}
+        self._piece_of = {parameter: piece for number, group in enumerate(self.fp16_groups)
+                          for parameter, piece in zip(group, self.averaged_gradients[number], strict=True)}
         self._waiting: list[Tensor] = []
         self._events: list[Event] = []
         self._micro = 0
@@ -98,7 +98,8 @@ class Zero3(StandIn):
         self._norms()
         groups = self.inner.param_groups
         for number, flat in enumerate(self.fp32_partitioned_groups_flat):
-            flat.grad = torch.cat(self.averaged_gradients[number]).mul_(1.0)
+            flat.grad = torch.cat(self.averaged_gradients[number])
+            flat.grad.mul_(1.0)  # DeepSpeed takes the loss scale out, which is 1
             self.inner.param_groups = [groups[number]]
             self.inner.step()
             flat.grad = None
