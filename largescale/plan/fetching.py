@@ -168,9 +168,7 @@ class Coordinator:
                 self._free(parameter)
 
     def _kept(self, module: int) -> set[int]:
-        """Parameters of a module that stay behind this call. DeepSpeed decides that once, in the first micro-batch after
-        the record.
-        """
+        """Parameters of a module that stay behind this call; decided once, in the micro-batch after the record."""
         call = (module, self._step)
         if call not in self._keeps:
             own = self.members[module]
