@@ -23,6 +23,8 @@ from largescale.plan.trace import WAITED, WEIGHTS, Collective, StepTrace, exchan
 from largescale.processes import world_size
 
 _LEARNING_STEPS = 2
+_BYTES = 4
+"""Of an element: the adapter keeps weights in fp32 in every precision that it permits."""
 
 _DEFAULTS = {"param_persistence_threshold": 100_000, "prefetch_bucket_size": 50_000_000,
              "max_reuse_distance": 1_000_000_000, "max_live_parameters": 1_000_000_000}
@@ -118,8 +120,7 @@ class Zero3(StandIn):
         # Each event's `before` ends a stretch of time that began with the event before it.
         held = [event.before - always + size for event, size in zip(self._events[1:], gathered, strict=False)]
         kept = max(size for event, size in zip(self._events, gathered, strict=True) if event.what == "middle")
-        small = gathered[-1]
-        return Peaks(peaks.kept + kept - small, max(held), peaks.update - always)
+        return Peaks(peaks.kept + kept - gathered[-1], max(held), peaks.update - always)
 
     def _replay(self, coordinator: Coordinator) -> list[int]:
         """Follow the last of some equal steps; returns bytes of gathered parameters behind each event."""
@@ -130,11 +131,11 @@ class Zero3(StandIn):
         gathered, before = [], 0
         for event in self._events:
             coordinator.follow(event)
-            gathered.append(4 * coordinator.elements())
+            gathered.append(_BYTES * coordinator.elements())
             what = Collective("all-gather", world_size(), WAITED if event.what == "update" else WEIGHTS)
             new = coordinator.gathers[before:] if world_size() > 1 else []
             before = len(coordinator.gathers)
-            self._trace.add(what, len(new), 4 * sum(new))
+            self._trace.add(what, len(new), _BYTES * sum(new))
         return gathered
 
     def _coordinator(self) -> Coordinator:
