@@ -1,8 +1,8 @@
 """`largescale plan`: what a recipe takes on so many GPUs, before anybody pays for them.
 
-A step of the real method and strategy is run on fake tensors (simulate.py); what it holds, computes and sends is
-turned into seconds by data sheets and stated assumptions (estimate.py, hardware.py). Numbers of bytes and collectives
-are those of a real step; seconds are an estimate.
+A step of the real method and strategy is run on fake tensors (simulate.py; like_*.py where the strategy's library takes
+none); what it holds, computes and sends is turned into seconds by data sheets and stated assumptions (estimate.py,
+hardware.py). Numbers of bytes and collectives are those of a real step; seconds are an estimate.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from largescale.config import Config
 from largescale.methods import build_method
 from largescale.models.backbones import stages
+from largescale.parallel import STRATEGIES
 from largescale.plan.estimate import Estimate, estimate
 from largescale.plan.hardware import Assumptions, gpu_named
 from largescale.plan.simulate import Simulation, simulate
@@ -50,7 +51,8 @@ def plan(config: Config, request: Request, *, advise: bool = True) -> dict[str, 
         advise: where it does not fit, look for a change that helps; each attempt simulates a step.
 
     Raises:
-        InputError: hardware that is not known, a strategy that cannot be planned, sizes that do not fit the GPUs.
+        InputError: hardware or a strategy that is not known, a recipe that the strategy does not permit, sizes that do
+            not fit the GPUs.
     """
     if request.gpus < 1 or request.gpus_per_node < 1:
         raise InputError(f"--gpus {request.gpus} --gpus-per-node {request.gpus_per_node}: expected at least 1")
@@ -64,13 +66,29 @@ def plan(config: Config, request: Request, *, advise: bool = True) -> dict[str, 
 
 
 def compare(config: Config, request: Request) -> list[dict[str, Any]]:
-    """Plans of the same recipe under DDP, FSDP2 and, on several nodes, HSDP with a copy on every node."""
+    """Plans of the same recipe under every strategy and, on several nodes, HSDP with a copy on every node.
+
+    Returns:
+        A plan each; of a strategy that does not permit the recipe only `strategy` and, as `left_out`, why.
+
+    Raises:
+        InputError: as `plan`; what DDP permits and another strategy does not is left out instead.
+    """
     nodes = request.gpus // request.gpus_per_node
-    ways: list[dict[str, Any]] = [{"strategy": "ddp", "sharded_init": False}, {"strategy": "fsdp", "replicate": 1}]
-    if nodes > 1 and request.gpus % request.gpus_per_node == 0:
-        ways.append({"strategy": "fsdp", "replicate": nodes})
-    return [plan(replace(config, parallel=replace(config.parallel, shard=0, **way)), request, advise=False)
-            for way in ways]
+    copies = [nodes] if nodes > 1 and request.gpus % request.gpus_per_node == 0 else []
+    others = [name for name in STRATEGIES if name not in ("ddp", "fsdp")]
+    found = []
+    for strategy, replicate in [("ddp", 1), ("fsdp", 1), *(("fsdp", n) for n in copies), *((n, 1) for n in others)]:
+        sharded_init = config.parallel.sharded_init and strategy == "fsdp"
+        changed = replace(config, parallel=replace(
+            config.parallel, strategy=strategy, replicate=replicate, shard=0, sharded_init=sharded_init))
+        try:
+            found.append(plan(changed, request, advise=False))
+        except InputError as error:
+            if strategy == "ddp":
+                raise
+            found.append({"strategy": _strategy(changed), "left_out": str(error)})
+    return found
 
 
 def _in_half_precision(config: Config, half: str) -> Config:
@@ -135,7 +153,7 @@ def _changes(config: Config, gpus: int) -> Iterator[tuple[list[str], Config]]:
         config = replace(config, model=replace(config.model, recompute_stages=every, compile_stages=[]))
         changes.append(f"model.recompute_stages={every}".replace(" ", ""))
         yield changes, config
-    if config.parallel.strategy == "ddp":
+    if config.parallel.strategy not in ("fsdp", "zero3"):
         config = replace(config, parallel=replace(config.parallel, strategy="fsdp"))
         changes.append("parallel.strategy=fsdp")
         yield changes, config

@@ -2,7 +2,8 @@
 
 A step takes as long as its operators, each of which computes, moves its bytes or waits for its launch, whichever takes
 longest; exchanges of weights and gradients hide behind that as far as they can, and what the computation waits for
-(BatchNorm, Sinkhorn, the norms of LARS) comes on top. All operators are counted as separate kernels.
+(BatchNorm, Sinkhorn, the norms of LARS, weights and gradients where the library overlaps them with nothing) comes on
+top. All operators are counted as separate kernels.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,17 +22,24 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from largescale.config import Config
 from largescale.methods import build_method
+from largescale.methods.swav import SwAV
 from largescale.models.initialise import materialise
-from largescale.optim import build_optimizer
-from largescale.parallel import fsdp, prepare
+from largescale.parallel import STRATEGIES, fsdp, prepare
 from largescale.parallel.engine import Engine
-from largescale.plan.trace import WEIGHTS, Collective, Operator, StepTrace
-from largescale.precision import AUTOCAST, views_dtype
+from largescale.plan import like_ddp, like_fairscale, like_zero
+from largescale.plan.stand_in import Peaks, StandIn
+from largescale.plan.trace import Collective, Operator, StepTrace
+from largescale.precision import views_dtype
 from shards.errors import InputError
 
-SIMULATED = ("ddp", "fsdp")
-"""Strategies that can be planned. DDP's exchange of gradients is written in C++, which takes no fake tensors: it is
-added to the step of the bare method, one all-reduce of all gradients."""
+_STAND_INS: dict[str, Callable[[SwAV, Config, torch.device, FakeTensorMode], Engine]] = {
+    "ddp": like_ddp.build,
+    "zero1": partial(like_zero.build, stage=1),
+    "zero2": partial(like_zero.build, stage=2),
+    "zero3": partial(like_zero.build, stage=3),
+    "fairscale": like_fairscale.build,
+}
+"""Strategies whose own engine takes no fake tensors."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +79,7 @@ def simulate(config: Config, ranks: int) -> Simulation:
     Raises:
         InputError: a strategy that cannot be planned, or sizes that do not fit the ranks.
     """
-    if config.parallel.strategy not in SIMULATED:
-        raise InputError(
-            f"parallel.strategy={config.parallel.strategy}: cannot be planned; expected {' or '.join(SIMULATED)}"
-        )
+    _check(config)
     if config.train.global_batch % (ranks * config.train.accumulate):
         raise InputError(
             f"train.global_batch={config.train.global_batch}: not divisible by {ranks} GPUs"
@@ -87,6 +92,14 @@ def simulate(config: Config, ranks: int) -> Simulation:
         engine = _build(config, fake)
         with fake:
             return _step(engine, config, ranks)
+
+
+def _check(config: Config) -> None:
+    strategy = config.parallel.strategy
+    if strategy not in STRATEGIES:
+        raise InputError(f"parallel.strategy={strategy}: expected one of {', '.join(STRATEGIES)}")
+    if config.parallel.cpu_offload and strategy not in ("ddp", "fairscale"):
+        raise InputError("parallel.cpu_offload=true: what is held in host memory cannot be planned; plan without it")
 
 
 @contextmanager
@@ -112,8 +125,7 @@ def _build(config: Config, fake: FakeTensorMode) -> Engine:
     if config.parallel.strategy == "fsdp":
         return fsdp.build(method, config, device, make_real=faked)
     faked(method, device, config.run.seed)
-    return Engine(wrapped=method, method=method, optimizer=build_optimizer(method, config.optim), config=config,
-                  device=device, autocast_dtype=AUTOCAST.get(config.train.precision))
+    return _STAND_INS[config.parallel.strategy](method, config, device, fake)
 
 
 def _step(engine: Engine, config: Config, ranks: int) -> Simulation:
@@ -121,36 +133,35 @@ def _step(engine: Engine, config: Config, ranks: int) -> Simulation:
     views = [torch.empty(group.num * batch, 3, group.size, group.size, dtype=views_dtype(config))
              for group in config.data.crops]
     parameters, buffers = list(engine.method.parameters()), list(engine.method.buffers())
+    wrapped = engine.wrapped if isinstance(engine.wrapped, StandIn) else StandIn(engine.method)
+    weights = local_bytes(wrapped.weights())
     trace = StepTrace()
-    trace.watch(iter([*parameters, *buffers, *views]))
+    trace.watch(iter([*parameters, *buffers, *views, *wrapped.always_held()]))
+    wrapped.observe(trace)
+    kept, passes, gradients = _passes(engine, views, trace)
+    for group in engine.optimizer.param_groups:
+        group["frozen"] = False
+    with trace:
+        engine.step_optimizer()
+    peaks = wrapped.settle(trace, Peaks(kept, passes, trace.lap()))
+    optimizer = local_bytes(value for state in engine.optimizer.state.values() for value in state.values())
+    return Simulation(
+        weights=weights, gradients=gradients, optimizer=optimizer, buffers=local_bytes(buffers),
+        views=local_bytes(views), kept=peaks.kept,
+        # The optimizer's state is there from the second step on, in the backward pass too.
+        peak=max(peaks.passes + optimizer, peaks.update),
+        counts=trace.counts, sent=trace.sent, operators=trace.operators, parameters=sum(p.numel() for p in parameters),
+    )
+
+
+def _passes(engine: Engine, views: list[Tensor], trace: StepTrace) -> tuple[int, int, int]:
+    """Forward and backward; bytes that are kept in between, that are held at most, and of gradients."""
     before = trace.held()
     kept = [0]
     engine.backward = _noting(engine.backward, lambda: kept.append(trace.held() - before))
     with trace:
         engine.forward_backward(views, 0)
-        trace.held()
-    gradients = local_bytes(p.grad for p in parameters)
-    peak_of_backward = trace.peak
-    for group in engine.optimizer.param_groups:
-        group["frozen"] = False
-    with trace:
-        engine.step_optimizer()
-        trace.held()
-    optimizer = local_bytes(value for state in engine.optimizer.state.values() for value in state.values())
-    counts, sent = trace.counts, trace.sent
-    buckets = 0
-    if config.parallel.strategy == "ddp" and ranks > 1:
-        buckets = gradients  # they hold the gradients from the first step on
-        exchange = Collective("all-reduce", ranks, WEIGHTS)
-        counts[exchange] += 1
-        sent[exchange] += gradients
-    return Simulation(
-        weights=local_bytes(parameters), gradients=gradients, optimizer=optimizer, buffers=local_bytes(buffers),
-        views=local_bytes(views), kept=max(kept),
-        # The optimizer's state is there from the second step on, in the backward pass too.
-        peak=max(peak_of_backward + optimizer, trace.peak) + buckets,
-        counts=counts, sent=sent, operators=trace.operators, parameters=sum(p.numel() for p in parameters),
-    )
+    return max(kept), trace.lap(), local_bytes(engine.gradients())
 
 
 def _noting(function: Callable[..., Any], note: Callable[[], object]) -> Callable[..., Any]:

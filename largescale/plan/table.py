@@ -44,6 +44,7 @@ def side_by_side(plans: list[dict[str, Any]]) -> str:
     lines = [f"{'strategy':<18}{'GB needed':>10}{'fits':>6}{'step, ms':>10}{'images/s':>10}{'MB sent':>10}"
              f"{'GPU-hours':>11}"]
     lines += [
+        f"{found['strategy']:<18}{found['left_out']}" if "left_out" in found else
         f"{found['strategy']:<18}{found['memory_gb']['needed']:>10.1f}{'yes' if found['fits'] else 'no':>6}"
         f"{1e3 * found['seconds']['step']:>10.1f}{found['images_per_s']:>10,.0f}"
         f"{sum(row['bytes'] for row in found['collectives']) / 1e6:>10,.0f}{found['gpu_hours']:>11,.0f}"

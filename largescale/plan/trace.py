@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,11 +23,20 @@ _SWEEP_EVERY = 25
 """Operators between two looks at what is still held."""
 
 WEIGHTS, SINKHORN = "weights and gradients", "Sinkhorn's marginals"
+WAITED = "weights, waited for"
+"""Exchanges of weights and gradients that the library does not overlap with anything."""
 
-_CALLERS = {"distributed/fsdp": WEIGHTS, "methods/sinkhorn": SINKHORN, "optim/lars": "norms of LARS",
+_CALLERS = {"distributed/fsdp": WEIGHTS, "site-packages/deepspeed": WEIGHTS, "site-packages/fairscale": WEIGHTS,
+            "methods/sinkhorn": SINKHORN, "optim/lars": "norms of LARS", "parallel/zero": "prototypes' lengths",
             "parallel/batchnorm": "BatchNorm's statistics"}
 
-_KINDS = {"all": "all-reduce", "_al": "all-gather", "_re": "reduce-scatter"}
+_KINDS = {"allreduce": "all-reduce", "allgather": "all-gather", "_allgather": "all-gather",
+          "reduce_scatter": "reduce-scatter", "_reduce_scatter": "reduce-scatter", "reduce_": "reduce",
+          "broadcast_": "broadcast"}
+"""By how the operator's name begins."""
+
+_exchanged: list[str] = []
+"""What is exchanged within `exchanging`, innermost last."""
 
 
 class Collective(NamedTuple):
@@ -69,6 +79,12 @@ class StepTrace(TorchDispatchMode):
         for tensor in tensors:
             self._hold(tensor.to_local() if isinstance(tensor, DTensor) else tensor)
 
+    def add(self, what: Collective, count: int, size: int) -> None:
+        """Count collectives of so many bytes in all."""
+        if count:
+            self.counts[what] += count
+            self.sent[what] += size
+
     def held(self) -> int:
         """Bytes that are held now."""
         total = 0
@@ -81,6 +97,12 @@ class StepTrace(TorchDispatchMode):
                 total += storage.nbytes()
         self.peak = max(self.peak, total)
         return total
+
+    def lap(self) -> int:
+        """Most bytes held at a time since the last lap; `peak` begins anew."""
+        self.held()
+        most, self.peak = self.peak, 0
+        return most
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: tuple[Any, ...] = (),
                            options: dict[str, Any] | None = None) -> Any:
@@ -105,13 +127,12 @@ class StepTrace(TorchDispatchMode):
 
     def _collective(self, function: Any, arguments: tuple[Any, ...]) -> None:
         name = function._schema.name.removeprefix("c10d::")
-        kind = _KINDS.get("_al" if "allgather" in name else name[:3], name)
+        kind = next((kind for start, kind in _KINDS.items() if name.startswith(start)), name)
         groups = [a for a in arguments if isinstance(a, torch.ScriptObject) and "ProcessGroup" in str(a._type())]
         ranks = dist.ProcessGroup.unbox(groups[0]).size()
         whole = arguments[1] if kind == "reduce-scatter" else arguments[0]
-        collective = Collective(kind, ranks, _caller())
-        self.counts[collective] += 1
-        self.sent[collective] += sum(tensor.nbytes for tensor in _tensors(whole))
+        self.add(Collective(kind, ranks, _exchanged[-1] if _exchanged else _caller()), 1,
+                 sum(tensor.nbytes for tensor in _tensors(whole)))
 
     def _operator(self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any], result: Any) -> None:
         name = function._schema.name
@@ -120,6 +141,16 @@ class StepTrace(TorchDispatchMode):
         inputs = [tensor for value in (arguments, options) for tensor in _tensors(value)]
         moved = sum(tensor.nbytes for tensor in [*inputs, *_tensors(result)])
         self.operators.append(Operator(_flops(name, arguments, result), moved))
+
+
+@contextmanager
+def exchanging(what: str) -> Iterator[None]:
+    """Name what the collectives within exchange."""
+    _exchanged.append(what)
+    try:
+        yield
+    finally:
+        _exchanged.pop()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -145,17 +146,35 @@ def test_the_command_says_what_a_run_takes(capsys):
     assert found["cost"] == pytest.approx(2 * 4 * found["hours"])
     assert main(["plan", *recipe, "--gpus", "16", "--compare"]) == 0
     rows = capsys.readouterr().out.splitlines()
-    assert [row.split("  ")[0] for row in rows[1:]] == ["ddp", "fsdp", "fsdp, 2 copies"]
+    names = ["ddp", "fsdp", "fsdp, 2 copies", "zero1", "zero2", "zero3", "fairscale"]
+    assert [row.split("  ")[0] for row in rows[1:]] == names
+    assert all("train.precision=fp64" in row for row in rows if row.startswith("zero"))
     assert main(["plan", *recipe, "--gpus", "2"]) == 0
     text = capsys.readouterr().out
     assert "memory of a GPU" in text and "fits" in text and "images/s" in text and "assumed: math 0.5" in text
+
+
+def test_all_strategies_are_compared_and_their_libraries_are_not_needed(capsys, monkeypatch):
+    for library in ("deepspeed", "fairscale"):
+        monkeypatch.setitem(sys.modules, library, None)
+    recipe = [str(ROOT / "tests/tiny.yaml"), "data.shards=nowhere", "train.precision=auto"]
+    assert main(["plan", *recipe, "--gpus", "4", "--compare", "--json"]) == 0
+    plans = {found["strategy"]: found for found in json.loads(capsys.readouterr().out)}
+    assert list(plans) == ["ddp", "fsdp", "zero1", "zero2", "zero3", "fairscale"]
+    optimizers = {name: found["memory_gb"]["optimizer"] for name, found in plans.items()}
+    assert optimizers["ddp"] > 3.9 * optimizers["zero1"] and optimizers["zero1"] == optimizers["zero2"]
+    assert main(["plan", *recipe, "--gpus", "4", "--gpu", "v100-16", "--compare"]) == 0
+    assert "parallel.strategy=zero2 trains in fp32, tf32 or bf16" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options, says", [
     (["--gpus", "0"], "expected at least 1"),
     (["--gpus", "3"], "not divisible by 3 GPUs"),
     (["--gpus", "2", "--gpu", "abacus"], "--gpu abacus: expected one of v100-16"),
-    (["--gpus", "2", "--strategy", "zero3"], "cannot be planned; expected ddp or fsdp"),
+    (["--gpus", "2", "--strategy", "zero4"], "parallel.strategy=zero4: expected one of ddp, fsdp, zero1"),
+    (["--gpus", "2", "--strategy", "zero3"], "train.precision=fp64: parallel.strategy=zero3 trains in fp32"),
+    (["parallel.cpu_offload=true", "--gpus", "2", "--strategy", "fsdp"], "parallel.cpu_offload=true: what is held"),
+    (["--gpus", "3", "--compare"], "not divisible by 3 GPUs"),
 ])
 def test_bad_requests_are_one_line(options, says, capsys):
     assert main(["plan", str(ROOT / "tests/tiny.yaml"), "data.shards=nowhere", *options]) == 2

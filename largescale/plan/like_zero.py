@@ -1,0 +1,37 @@
+"""DeepSpeed's ZeRO in a plan: the adapter of `largescale.parallel.zero` around a stand-in of its stage."""
+
+from __future__ import annotations
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from largescale.config import Config
+from largescale.methods.swav import SwAV
+from largescale.optim import build_optimizer
+from largescale.parallel import zero
+from largescale.parallel.engine import Engine
+from largescale.plan.like_zero3 import Zero3
+from largescale.plan.like_zero12 import Zero12
+from largescale.precision import AUTOCAST
+from shards.errors import InputError
+
+
+def build(method: SwAV, config: Config, device: torch.device, fake: FakeTensorMode, *, stage: int) -> Engine:
+    """As `zero.build`, which this follows line by line, without DeepSpeed.
+
+    Raises:
+        InputError: a precision that it cannot train in.
+    """
+    if config.train.precision in ("fp64", "fp16"):
+        raise InputError(
+            f"train.precision={config.train.precision}: parallel.strategy=zero{stage} trains in fp32, tf32 or bf16"
+        )
+    optimizer = build_optimizer(method, config.optim)
+    for group in optimizer.param_groups:
+        group["frozen"] = False
+    settings = zero._deepspeed_config(config, stage, method)["zero_optimization"]
+    with fake:
+        wrapped = (Zero3(method, optimizer, config.train.accumulate, settings) if stage == 3 else
+                   Zero12(method, optimizer, stage, config.train.accumulate, settings))
+    return zero._Engine(stage=stage, offload=False, wrapped=wrapped, method=method, optimizer=optimizer, config=config,
+                        device=device, autocast_dtype=AUTOCAST.get(config.train.precision))

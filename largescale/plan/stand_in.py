@@ -1,0 +1,77 @@
+"""What stands in for a library whose own engine takes no fake tensors.
+
+A stand-in does in a page what the library's engine does in a step: it holds the same tensors, copies gradients into the
+same buffers and issues the same collectives, on fake tensors and in front of the real adapter of `largescale.parallel`.
+So a plan needs neither library. The tests compare each with the library's own steps.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from largescale.methods.swav import MethodOutput, SwAV
+from largescale.plan.trace import StepTrace
+
+# torch 2.14 renames these collectives; earlier versions have the old names alone.
+_ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+_REDUCE_SCATTER = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
+
+
+class Peaks(NamedTuple):
+    """Bytes held: at the end of a forward pass beyond what is always held, and at most in the passes and the update."""
+
+    kept: int
+    passes: int
+    update: int
+
+
+class StandIn(nn.Module):
+    """In the place of the library's wrapper around a method."""
+
+    def __init__(self, method: SwAV) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, views: list[Tensor], step: int) -> MethodOutput:
+        """The method's loss."""
+        return self.method(views, step)
+
+    def weights(self) -> list[Tensor]:
+        """All copies of weights, or pieces of them, that this rank holds between two steps."""
+        return list(self.method.parameters())
+
+    def always_held(self) -> list[Tensor]:
+        """What it holds all the time, but for the optimizer's state."""
+        return self.weights()
+
+    def observe(self, trace: StepTrace) -> None:
+        """Told before a step which trace it runs under."""
+
+    def settle(self, trace: StepTrace, peaks: Peaks) -> Peaks:
+        """Add to the trace of a step what could not be seen in it; returns what was held with that."""
+        return peaks
+
+
+def all_gather(whole: Tensor, piece: Tensor) -> None:
+    """Fill a flat tensor with all ranks' pieces. Collectives: one all-gather, none for a single rank."""
+    if dist.get_world_size() > 1:
+        getattr(dist, _ALL_GATHER)(whole, piece)
+
+
+def reduce_scatter(piece: Tensor, whole: Tensor) -> None:
+    """This rank's piece of the sum of flat tensors. Collectives: one reduce-scatter."""
+    getattr(dist, _REDUCE_SCATTER)(piece, whole)
+
+
+def in_one_piece(parameters: list[Tensor], numel: int) -> Tensor:
+    """Make parameters views of one new flat tensor of so many elements."""
+    flat = torch.empty(numel, dtype=parameters[0].dtype, device=parameters[0].device)
+    start = 0
+    for parameter in parameters:
+        parameter.data = flat.narrow(0, start, parameter.numel()).view_as(parameter)
+        start += parameter.numel()
+    return flat
