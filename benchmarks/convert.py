@@ -123,17 +123,28 @@ def many_files(folder: Path, count: int) -> dict[str, float]:
 
 def report(result: dict[str, Any]) -> str:
     """The results as Markdown."""
-    times, size = result["pass_through_s"], result["bytes"]
+    part = result["pass_through"]
+    times, size = part["seconds"], part["bytes"]
     tar = statistics.median(times["tar"])
-    lines = ["| | seconds | MB/s | share of tar's speed |", "|---|---|---|---|"]
+    lines = [_head(part, f"{part['images']:,} generated JPEGs of {size / part['images'] / 1000:.0f} KB; medians of "
+                         f"{len(times['tar'])} rounds in turns."),
+             "", "| | seconds | MB/s | share of tar's speed |", "|---|---|---|---|"]
     lines += [f"| {name} | {statistics.median(values):.2f} | {size / statistics.median(values) / 1e6:,.0f} | "
               f"{tar / statistics.median(values):.0%} |" for name, values in times.items()]
-    lines += ["", "| resize to 512 | images/s/core |", "|---|---|"]
-    lines += [f"| {name} | {statistics.median(values):.1f} |" for name, values in result["resize"].items()]
-    lines += ["", "| tiny files | planning, s | all, s (one process) | peak memory, MB |", "|---|---|---|---|"]
+    part = result["resize"]
+    lines += ["", _head(part, f"{part['images']} JPEGs of 3 megapixels, one core, CPU time; medians of "
+                              f"{len(part['speeds']['ours'])} rounds in turns."),
+              "", "| resize to 512 | images/s/core |", "|---|---|"]
+    lines += [f"| {name} | {statistics.median(values):.1f} |" for name, values in part["speeds"].items()]
+    lines += ["", _head(result["many"], "Tiny PNGs."),
+              "", "| tiny files | planning, s | all, s (one process) | peak memory, MB |", "|---|---|---|---|"]
     lines += [f"| {row['files']:,} | {row['planning_s']:.1f} | {row['all_s']:.0f} | {row['peak_bytes'] / 1e6:.1f} |"
-              for row in result["many"]]
+              for row in result["many"]["rows"]]
     return "\n".join(lines)
+
+
+def _head(part: dict[str, Any], what: str) -> str:
+    return f"{part['on']['day']}, {part['on']['processor']}, {part['on']['cores']} cores. {what}"
 
 
 def main() -> None:
@@ -151,25 +162,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if arguments.only in (None, "pass_through"):
-            result["bytes"] = write_photographs(folder / "photographs", arguments.images)
-            result["pass_through_s"] = pass_through(folder, arguments.rounds)
+            size = write_photographs(folder / "photographs", arguments.images)
+            result["pass_through"] = {"on": measured_on(), "images": arguments.images, "bytes": size,
+                                      "seconds": pass_through(folder, arguments.rounds)}
         if arguments.only in (None, "resize"):
             write_photographs(folder / "large", arguments.large, scale=3.4)
             large = [path.read_bytes() for path in sorted((folder / "large").iterdir())]
-            result["resize"] = resize(large, arguments.rounds)
+            speeds = resize(large, arguments.rounds)
+            result["resize"] = {"on": measured_on(), "images": arguments.large, "speeds": speeds}
         if arguments.only in (None, "many"):
-            result["many"] = [many_files(folder, count) for count in (10_000, 1_000_000)]
+            rows = [many_files(folder, count) for count in (10_000, 1_000_000)]
+            result["many"] = {"on": measured_on(), "rows": rows}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "convert.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "convert.md").write_text(f"# Conversion\n\n`python benchmarks/convert.py`\n\n{report(result)}\n")
+
+
+def measured_on() -> dict[str, Any]:
+    """The day and the machine, beside each part's figures."""
     machine = environment()
     machine.pop("command")
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "convert.json").write_text(json.dumps({**result, "environment": machine}, indent=1) + "\n")
-    (RESULTS / "convert.md").write_text(
-        "# Conversion\n\n"
-        f"`python benchmarks/convert.py` on {time.strftime('%Y-%m-%d')}: {machine['processor']}, {os.cpu_count()} "
-        f"cores; {arguments.images} generated JPEGs of {result['bytes'] / arguments.images / 1000:.0f} KB, "
-        f"{arguments.large} of 3 megapixels; medians of {len(result['pass_through_s']['tar'])} rounds in turns (resize: "
-        f"{len(result['resize']['ours'])}).\n\n" + report(result) + "\n"
-    )
+    return {"day": time.strftime("%Y-%m-%d"), **machine, "cores": os.cpu_count()}
 
 
 if __name__ == "__main__":

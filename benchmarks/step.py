@@ -1,4 +1,4 @@
-"""A training step against a plain one written down from the paper, and each of our choices the other way round, in turns.
+"""A training step against a plain one written down from the paper, and each of our choices undone, in turns.
 
     python benchmarks/step.py [--rounds 9] [--batch 32]     # CPU: ResNet-18, 2 x 96 + 4 x 48, fp32 and bf16
     python benchmarks/step.py --batch 256                   # on a GPU: ResNet-50, 2 x 224 + 6 x 96, bf16
@@ -225,11 +225,11 @@ def main() -> None:
     machine = environment()
     machine.pop("command")
     gpu = torch.cuda.get_device_name() if device.type == "cuda" else ""
-    peak = next((1e12 * facts.tflops for name, facts in GPUS.items() if name.upper() in gpu.upper()), 0.0) if gpu else 0.0
-    name = "step_cuda" if gpu else "step"
+    peak = next((1e12 * facts.tflops for name, facts in GPUS.items() if name in gpu.lower()), 0.0)
+    name, facts = "step_cuda" if gpu else "step", result["config"]
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({**result, "flops": flops, "environment": machine}, indent=1) + "\n")
-    facts = result["config"]
+    written = {**result, "flops": flops, "environment": machine}
+    (RESULTS / f"{name}.json").write_text(json.dumps(written, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text(
         "# A training step\n\n"
         f"`python benchmarks/step.py` on {time.strftime('%Y-%m-%d')}: {gpu or machine['processor']}, "

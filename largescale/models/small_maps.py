@@ -21,8 +21,8 @@ class SmallMapConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, K, H', W'], channels last in memory."""
         height, width = ((side - 1) // self.stride[0] + 1 for side in x.shape[2:])
-        if height * width > _MOST_POSITIONS:
-            return super().forward(x)
+        if height * width > _MOST_POSITIONS or torch.compiler.is_compiling():
+            return super().forward(x)  # compiling the product takes minutes
         weight = self.weight
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
