@@ -33,19 +33,21 @@ class SmallMapConv2d(nn.Conv2d):
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        # [K, C, 3, 3] to [K, 9 C], in the order of the patches: a copy, so that it is kept.
+        matrix = weight.permute(0, 2, 3, 1).flatten(1)
+        ctx.save_for_backward(x, matrix)
         ctx.stride = stride
         patches = _patches(x, stride)
-        product = patches.flatten(0, 2).flatten(1) @ _matrix(weight).t()
+        product = patches.flatten(0, 2).flatten(1) @ matrix.t()
         return product.view(*patches.shape[:3], -1).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, weight = ctx.saved_tensors
+        x, matrix = ctx.saved_tensors
         patches = _patches(x, ctx.stride)
         rows = grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1])
         grad_weight = (rows.t() @ patches.flatten(0, 2).flatten(1)).view(-1, 3, 3, x.shape[1]).permute(0, 3, 1, 2)
-        grad_patches = (rows @ _matrix(weight)).view(patches.shape)
+        grad_patches = (rows @ matrix).view(patches.shape)
         padded = grad.new_zeros(x.shape[0], x.shape[2] + 2, x.shape[3] + 2, x.shape[1])
         down, right = (ctx.stride * side for side in patches.shape[1:3])
         for i in range(3):
@@ -58,11 +60,6 @@ def _patches(x: Tensor, stride: int) -> Tensor:
     """The surroundings of every output position: [B, H', W', 3, 3, C]."""
     padded = nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     return padded.unfold(1, 3, stride).unfold(2, 3, stride).permute(0, 1, 2, 4, 5, 3)
-
-
-def _matrix(weight: Tensor) -> Tensor:
-    """A kernel [K, C, 3, 3] as [K, 9 C], in the order of the patches."""
-    return weight.permute(0, 2, 3, 1).flatten(1)
 
 
 def multiply_small_maps(network: nn.Module) -> None:
