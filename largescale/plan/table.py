@@ -14,7 +14,7 @@ def table(found: dict[str, Any]) -> str:
         + (f" in {found['accumulate']} micro-batches)" if found["accumulate"] > 1 else ")"),
         "",
         "memory of a GPU, GB",
-        *(f"  {name:<28}{size:>9.2f}" for name, size in memory.items()),
+        *(f"  {name:<28}{size:>10.3f}" for name, size in memory.items()),
         f"  {'fits' if found['fits'] else 'DOES NOT FIT'}",
         *([f"  {found['advice']}"] if "advice" in found else []),
         "",
