@@ -6,15 +6,13 @@ carries each rank's wish), save a checkpoint and leave with exit code 85; the sa
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 import time
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+from shards.processes import die_with_parent
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 _received: list[str] = []
 
@@ -32,8 +30,7 @@ def live_and_die_with_parent(*_: object) -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
 
 
 def seconds_left(time_limit_s: float, started: float) -> float:

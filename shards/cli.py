@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from shards.clean import Cleaning
-from shards.convert import Options, convert, merge
+from shards.convert import PLAN_ALONE, Options, convert, merge
 from shards.errors import InputError
 from shards.index import index_folder
 from shards.info import describe, gather
@@ -38,7 +38,15 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, OSError) as error:
         if arguments.debug:
             raise
-        return _fail(str(error), USER_ERROR)
+        return _fail(_line(error), USER_ERROR)
+
+
+def _line(error: Exception) -> str:
+    """An error in a line for the user."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return (f"{error.filename}: {error.strerror}; make room or mend permissions, then run the same command again: "
+                f"what is finished stays")
+    return str(error)
 
 
 def _fail(message: str, code: int) -> int:
@@ -111,7 +119,9 @@ def _command(
     summary: str,
     example: str,
 ) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
+    # Abbreviated options would pass by whoever looks for them, such as launch/slurm/convert.
+    command = commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}",
+                                  allow_abbrev=False)
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     command.set_defaults(run=run)
     return command
@@ -152,6 +162,8 @@ def _labels(text: str) -> str:
 
 def _task(text: str) -> tuple[int, int]:
     number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal()):
+        raise argparse.ArgumentTypeError("expected I/N, such as 0/8")
     return int(number), int(count)
 
 
@@ -177,7 +189,9 @@ def _convert(arguments: argparse.Namespace) -> int:
     manifest = convert(arguments.source, out, options)
     if manifest is None:
         home = arguments.work or out
-        _say(f"{out}: task {arguments.task[0]} of {arguments.task[1]} is done; when all are, `shards merge {home}`")
+        number, count = arguments.task
+        done = f"task {number} of {count} is done; when all are, `shards merge {home}`"
+        _say(f"{out}: {'the plan is made; --task I/N writes a part' if arguments.task == PLAN_ALONE else done}")
     else:
         _say_finished(manifest, out)
     return 0
@@ -199,24 +213,36 @@ def _index(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    manifest, problems = verify(
-        arguments.folder, workers=_positive(arguments.workers), decode=not arguments.no_decode
-    )
+    # What is held out is a shard folder of its own.
+    results = [_verify_folder(arguments, folder) for folder in (arguments.folder, *_held_out(arguments.folder))]
+    return max(results)
+
+
+def _held_out(location: str) -> list[str]:
+    folder = f"{location.rstrip('/')}/{HOLDOUT}"
+    with suppress(InputError):
+        return [folder] if manifest_at(location).settings.get("holdout") and manifest_at(folder) else []
+    return []
+
+
+def _verify_folder(arguments: argparse.Namespace, folder: str) -> int:
+    manifest, problems = verify(folder, workers=_positive(arguments.workers), decode=not arguments.no_decode)
     for problem in problems[:_SHOWN_PROBLEMS]:
         _say(str(problem))
-    if problems and arguments.repair and is_url(arguments.folder):
-        raise InputError(f"{arguments.folder}: --repair mends local folders; here remove the manifest and the damaged "
+    if problems and arguments.repair and is_url(folder):
+        raise InputError(f"{folder}: --repair mends local folders; here remove the manifest and the damaged "
                          f"shards, and give the command of the conversion again, which writes what is missing")
     if problems and arguments.repair:
         for name in repair(manifest, problems, arguments.source):
             _say(f"{name}: written anew")
-        _, problems = verify(arguments.folder, workers=arguments.workers, decode=not arguments.no_decode)
+        _, problems = verify(folder, workers=arguments.workers, decode=not arguments.no_decode)
     if problems:
         more = len(problems) - _SHOWN_PROBLEMS
         hidden = f" ({more} not shown)" if more > 0 else ""
-        _say(f"{len(problems)} problems{hidden}: restore the files or convert again")
+        what = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        _say(f"{folder}: {what}{hidden}; restore the files, or `shards verify {folder} --repair`")
         return DAMAGED
-    _say(f"{arguments.folder}: {manifest.num_samples:,} samples in {len(manifest.shards):,} shards are whole")
+    _say(f"{folder}: {manifest.num_samples:,} samples in {len(manifest.shards):,} shards are whole")
     return 0
 
 

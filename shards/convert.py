@@ -10,18 +10,20 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shards.clean import Cleaning
 from shards.errors import InputError
-from shards.files import remove_partial_files
+from shards.files import at_work_in, remove_partial_files
 from shards.ledger import SKIPPED_NAME, write_ledger
 from shards.listing import check_listing, make_plan, update_plan
 from shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, index_path, write_manifest
 from shards.pieces import scan_pieces, shard_name, write_pieces, write_shard
-from shards.plan import PLAN, PLAN_IN_WORK, TRAIN, Plan, check_settings, label_column, open_plan
+from shards.plan import PLAN, TRAIN, Plan, check_settings, label_column, open_plan
+from shards.remote import manifest_at
 from shards.sources import Source, open_source
 from shards.stores import is_url
 from shards.targets import SPLITS, LocalTarget, StoreTarget, Target
@@ -87,6 +89,12 @@ def convert(location: str | Path, out: str | Path, options: Options) -> Manifest
     target = _open_target(str(out), options)
     _check_target(str(location), target, options)
     source = open_source(location, label_column=label_column(options.labels))
+    is_task = options.task not in (None, PLAN_ALONE)
+    with at_work_in(target.home, with_others=is_task):
+        return _convert(source, target, options)
+
+
+def _convert(source: Source, target: Target, options: Options) -> Manifest | None:
     plan = _plan(source, target, options)
     if options.task == PLAN_ALONE:
         return None
@@ -98,7 +106,7 @@ def convert(location: str | Path, out: str | Path, options: Options) -> Manifest
             return None
         _find_duplicates(plan)
     write_pieces(plan, target, pieces, options.cleaning, options.workers)
-    return None if options.task else merge(target.home)
+    return None if options.task else _merge(target.home)
 
 
 def merge(home: Path) -> Manifest | None:
@@ -112,8 +120,13 @@ def merge(home: Path) -> Manifest | None:
         they found is known now, and their commands are to be given again.
 
     Raises:
-        InputError: pieces are missing, or none of the images could be read.
+        InputError: pieces are missing, a task is at work, or none of the images could be read.
     """
+    with at_work_in(home, with_others=False) if home.is_dir() else nullcontext():
+        return _merge(home)
+
+
+def _merge(home: Path) -> Manifest | None:
     plan = open_plan(home)
     target = StoreTarget(plan.target, home) if plan.target else LocalTarget(home)
     if plan.settings["duplicates"] != "keep" and not plan.are_duplicates_known():
@@ -136,6 +149,7 @@ def merge(home: Path) -> Manifest | None:
             f"{plan.source.location}: none of {plan.num_rows} images can be used ({why}); nothing was written"
         )
     manifests = {split: _finish(plan, target, split, entries[split]) for split in SPLITS if entries[split]}
+    plan.remove_leftovers()
     return manifests[TRAIN]
 
 
@@ -232,11 +246,7 @@ def _plan(source: Source, target: Target, options: Options) -> Plan:
     if first_task and (options.force or not exists):
         if options.update and target.is_finished() and not options.force:
             raise InputError(f"{home}: has no {PLAN}/ that --update could add to; begin anew with --force")
-        home.mkdir(parents=True, exist_ok=True)
-        for plan in (home / PLAN, home / PLAN_IN_WORK):
-            shutil.rmtree(plan, ignore_errors=True)
-        target.clear()
-        return make_plan(source, home, settings, url)
+        return make_plan(source, home, settings, url, target.clear)
     plan = open_plan(home, source)
     check_settings(plan, settings)
     if plan.target != url:
@@ -264,6 +274,9 @@ def _check_options(options: Options) -> None:
         raise InputError(f"--radius={options.radius}: expected 0 to 7")
     if not 0 <= options.holdout < 1:
         raise InputError(f"--holdout={options.holdout}: expected a share from 0 to less than 1")
+    if options.force and options.task not in (None, PLAN_ALONE):
+        raise InputError("--force with --task I/N would begin anew under the other tasks; pass it to --task 0/0, which "
+                         "makes the plan, and not to the others")
     if options.force and options.update:
         raise InputError("--force begins anew, --update goes on: choose one")
     if options.task not in (None, PLAN_ALONE) and not 0 <= options.task[0] < options.task[1]:
@@ -274,15 +287,27 @@ def _check_target(source: str, target: Target, options: Options) -> None:
     out, planned = target.location, (target.home / PLAN).exists()
     if _lies_in(out, source) or (not is_url(source) and _lies_in(str(target.home), source)):
         raise InputError(f"{out}: lies inside {source}; choose a folder outside the images")
+    if not is_url(source) and _lies_in(source, str(target.home)):
+        raise InputError(f"{source}: lies inside {target.home}, which the shards go to; choose another folder for them")
     if not (options.force or options.update) and target.is_finished():
         raise InputError(
             f"{out}: holds finished shards; choose another folder, pass --update to add what is new, or --force to "
             f"replace them"
         )
+    if options.force and not planned and target.is_finished() and _is_of_others(target):
+        raise InputError(f"{out}: holds tars that were indexed, not converted, which --force would remove; choose "
+                         f"another folder")
     may_clear = options.force and isinstance(target, StoreTarget)
     if not planned and not may_clear and (strangers := target.strangers()):
         other = f", or pass the --work of their conversion (not {target.home})" if is_url(out) else ""
         raise InputError(f"{out}: holds tars of unknown origin ({strangers[0]}); choose another folder{other}")
+
+
+def _is_of_others(target: Target) -> bool:
+    try:
+        return "samples_per_shard" not in manifest_at(target.location).settings
+    except InputError:  # damaged: then its plan, which only conversions have, would be needed to tell
+        return True
 
 
 def _lies_in(folder: str, source: str) -> bool:

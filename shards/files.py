@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from shards.errors import InputError
 
 
 @contextmanager
@@ -25,10 +28,40 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
             if durable:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None and error.errno:  # what fails in the middle of a file does not know its name
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     if durable:
         sync_folder(path.parent)
+
+
+@contextmanager
+def at_work_in(folder: Path, *, with_others: bool) -> Iterator[None]:
+    """Mark a folder as being written to, for as long as this process lives; nothing is left in it.
+
+    Args:
+        folder: made if needed.
+        with_others: whether others may write there too, who say so as well.
+
+    Raises:
+        InputError: somebody is at work there already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if with_others else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise InputError(f"{folder}: another command is writing to it; wait for its end, or end it") from error
+    except OSError:
+        pass  # some network file systems lock no folders
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def begin_write_out(file: BinaryIO, start: int, size: int) -> None:

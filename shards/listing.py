@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from shards.sources import Found, Source
 _LABELS_AT_ONCE = 2**18
 
 
-def make_plan(source: Source, home: Path, settings: dict[str, Any], target: str = "") -> Plan:
+def make_plan(
+    source: Source, home: Path, settings: dict[str, Any], target: str = "", clear: Callable[[], None] = lambda: None
+) -> Plan:
     """List a source and write the plan.
 
     Args:
@@ -33,6 +36,7 @@ def make_plan(source: Source, home: Path, settings: dict[str, Any], target: str 
         home: folder of the conversion; the plan goes below it.
         settings: must have `samples_per_shard`, `shuffle`, `holdout` and `labels`.
         target: see `Plan`.
+        clear: removes what an earlier conversion left; called when the source is known to be one that can be listed.
 
     Raises:
         InputError: no images, or with labels images that lie in no class folder.
@@ -42,6 +46,8 @@ def make_plan(source: Source, home: Path, settings: dict[str, Any], target: str 
     (temporary / "pieces").mkdir(parents=True)
     try:
         _add_listing(Plan(temporary, source, target, settings, (), (), ""))
+        clear()
+        shutil.rmtree(home / PLAN, ignore_errors=True)
         os.replace(temporary, home / PLAN)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -127,8 +127,8 @@ def parse_manifest(content: bytes, root: Path, *, where: str) -> Manifest:
         )
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{where}: not a manifest ({type(error).__name__}: {error}); run `shards index` on its folder to make it "
-            f"anew"
+            f"{where}: not a manifest ({type(error).__name__}: {error}); restore it, or remove it "
+            f"and give the same `shards convert` again, or `shards index` for tars that others wrote"
         ) from error
     _reject_paths(where, manifest)
     return manifest
@@ -178,9 +178,15 @@ def check_files(manifest: Manifest, part: int = 0, parts: int = 1) -> None:
         indexed = _num_indexed(index)
         if indexed != shard.num_samples:
             raise InputError(
-                f"{index}: lists {indexed} samples, the manifest says {shard.num_samples}; run `shards index "
-                f"{manifest.root}`"
+                f"{index}: lists {indexed} samples, the manifest says {shard.num_samples}; run "
+                f"{remedy(manifest.root)}"
             )
+
+
+def remedy(folder: Path) -> str:
+    """The command that mends a damaged index: tars that were converted have a plan, which knows what they held."""
+    converted = any((place / "plan").is_dir() for place in (folder, folder.parent))
+    return f"`shards verify {folder} --repair`" if converted else f"`shards index {folder}`"
 
 
 class Keys(Protocol):
@@ -258,10 +264,10 @@ def read_index(path: Path) -> ShardIndex:
             _PackedKeys(columns["keys"], columns["key_ends"]), *(columns[name] for name in _COLUMNS)
         )
     except (OSError, SafetensorError, KeyError) as error:
-        raise InputError(f"{path}: not a readable index ({error}); run `shards index {path.parent}`") from error
+        raise InputError(f"{path}: not a readable index ({error}); run {remedy(path.parent)}") from error
     lengths = {len(index.keys), *(len(columns[name]) for name in _COLUMNS)}
     if len(lengths) != 1:
-        raise InputError(f"{path}: columns of different lengths; run `shards index {path.parent}`")
+        raise InputError(f"{path}: columns of different lengths; run {remedy(path.parent)}")
     return index
 
 
@@ -270,7 +276,7 @@ def _num_indexed(path: Path) -> int:
         with safe_open(path, "numpy") as columns:
             return int(columns.get_slice("offset").get_shape()[0])
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: not a readable index ({error}); run `shards index {path.parent}`") from error
+        raise InputError(f"{path}: not a readable index ({error}); run {remedy(path.parent)}") from error
 
 
 def _entry(row: dict[str, Any]) -> ShardEntry:

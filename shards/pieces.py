@@ -19,6 +19,7 @@ from shards.files import atomic_write
 from shards.images import ImageError
 from shards.manifest import ShardEntry, index_path, write_index
 from shards.plan import TRAIN, Plan, Row, Written, printable
+from shards.processes import die_with_parent
 from shards.remote import process_context
 from shards.sources import Content, Source
 from shards.tar import file_checksum
@@ -60,6 +61,7 @@ _in_process: Callable[[int], int]
 def _begin_in_process(pickled: bytes) -> None:
     # A copy, even in a forked process: archives and connections that the parent has open are not to be shared.
     global _in_process
+    die_with_parent()
     _in_process = pickle.loads(pickled)
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -31,12 +32,13 @@ import numpy as np
 
 from shards.duplicates import find_duplicates
 from shards.errors import InputError
-from shards.files import atomic_write
+from shards.files import atomic_write, remove_partial_files
 from shards.manifest import ShardEntry
 from shards.sources import Source, open_source
 
 PLAN, PLAN_IN_WORK = "plan", ".plan.writing"
 TRAIN, HOLDOUT = "train", "holdout"
+_SORTING = ".duplicates"
 
 _SETTINGS_KEPT = "was made with {key}={was}, now it is {now}; give the same options, or --force to begin anew"
 
@@ -133,6 +135,14 @@ class Plan:
         with atomic_write(self._piece_file(piece), durable=False) as file:
             file.write(json.dumps({"entry": entry, "skipped": written.skipped}).encode())
 
+    def remove_leftovers(self) -> None:
+        """Remove what killed processes left in the plan; nobody may be at work."""
+        for folder in (self.folder, self.folder / "pieces", self.folder / "scans"):
+            remove_partial_files(folder)
+        shutil.rmtree(self.folder / _SORTING, ignore_errors=True)
+        for leftover in self.folder.glob("*.new"):
+            leftover.unlink()
+
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}  # not what was read of it
 
@@ -149,7 +159,7 @@ class Plan:
     def find_duplicates(self, radius: int | None) -> None:
         """Look for duplicates among all scans and write them down."""
         scans = [self.scan_file(piece) for piece in range(self.num_pieces)]
-        found = find_duplicates(scans, self.folder / ".duplicates", radius)
+        found = find_duplicates(scans, self.folder / _SORTING, radius)
         with atomic_write(self.folder / "duplicates.bin") as file:
             file.write(found.tobytes())
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from mmap import mmap
 from pathlib import Path
 
 import xxhash
@@ -13,9 +15,10 @@ from tqdm import tqdm
 
 from shards.errors import InputError
 from shards.images import ImageError, inspect
-from shards.manifest import Manifest, ShardEntry, index_path, read_index
+from shards.manifest import Manifest, ShardEntry, ShardIndex, index_path, read_index
+from shards.processes import die_with_parent
 from shards.remote import fetched, manifest_at, names_at, process_context
-from shards.tar import file_checksum, map_file, walk
+from shards.tar import TarSample, file_checksum, map_file, walk
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,9 @@ def verify(location: str | Path, *, workers: int, decode: bool) -> tuple[Manifes
     """
     location = str(location)
     manifest = manifest_at(location)
-    check = partial(_verify_shard, location, decode)
-    with ProcessPoolExecutor(min(workers, max(1, len(manifest.shards))), process_context(location)) as pool:
+    check = partial(_verify_shard, location, manifest.classes, decode)
+    processes = min(workers, max(1, len(manifest.shards)))
+    with ProcessPoolExecutor(processes, process_context(location), die_with_parent) as pool:
         found = list(tqdm(pool.map(check, manifest.shards), total=len(manifest.shards), unit="shard",
                           desc="verify", leave=False))
     listed = {shard.name for shard in manifest.shards}
@@ -48,20 +52,23 @@ def verify(location: str | Path, *, workers: int, decode: bool) -> tuple[Manifes
     return manifest, [problem for problems in found for problem in problems] + strangers
 
 
-def _verify_shard(location: str, decode: bool, shard: ShardEntry) -> list[Problem]:
+def _verify_shard(location: str, classes: tuple[str, ...], decode: bool, shard: ShardEntry) -> list[Problem]:
     with fetched(location, [shard.name, index_path(Path(shard.name)).name]) as folder:
-        return [Problem(shard.name, key, what) for key, what in _problems(folder / shard.name, shard, decode)]
+        found = _problems(folder / shard.name, shard, classes, decode)
+        return [Problem(shard.name, key, what) for key, what in found]
 
 
-def _problems(tar: Path, shard: ShardEntry, decode: bool) -> Iterator[tuple[str, str]]:
+def _problems(tar: Path, shard: ShardEntry, classes: tuple[str, ...], decode: bool) -> Iterator[tuple[str, str]]:
     if not tar.is_file():
         yield "", "missing"
         return
-    size = tar.stat().st_size
+    size, is_whole = tar.stat().st_size, False
     if size != shard.num_bytes:
         yield "", f"{size:,} bytes, the manifest says {shard.num_bytes:,}"
     elif file_checksum(tar) != shard.checksum:
         yield "", "checksum of the file differs from the manifest"
+    else:
+        is_whole = True
     try:
         index = read_index(index_path(tar))
     except InputError as error:
@@ -73,19 +80,49 @@ def _problems(tar: Path, shard: ShardEntry, decode: bool) -> Iterator[tuple[str,
         yield "", f"its index lists {len(index)} samples, the manifest says {shard.num_samples}"
     try:
         with tar.open("rb") as file, map_file(file, tar) as stored:
+            yield from _of_images(stored, index, decode)
+            if not is_whole:
+                yield from _of_headers(stored, index)
+            found = {sample.key: sample for sample in walk(file, tar)}
             for row in range(len(index)):
-                start, size = index.offset.item(row), index.size.item(row)
-                with memoryview(stored)[start : start + size] as payload:
-                    if xxhash.xxh3_64_intdigest(payload) != index.checksum.item(row):
-                        yield index.key(row), "bytes of the image differ from the index"
-                    elif decode:
-                        yield from _undecodable(index.key(row), bytes(payload))
-            found = {sample.key: sample.image() for sample in walk(file, tar)}
-        for row in range(len(index)):
-            if found.get(index.key(row)) != (index.offset.item(row), index.size.item(row)):
-                yield index.key(row), "the tar's headers do not lead to it"
+                sample = found.get(index.key(row))
+                if sample is None or sample.image() != (index.offset.item(row), index.size.item(row)):
+                    yield index.key(row), "the tar's headers do not lead to it"
+                elif not is_whole and not _is_label(stored, sample, index.label.item(row), classes):
+                    yield index.key(row), "its cls is not the label of the index"
     except InputError as error:
         yield "", str(error).removeprefix(f"{tar}: ")
+
+
+def _of_images(stored: mmap, index: ShardIndex, decode: bool) -> Iterator[tuple[str, str]]:
+    for row in range(len(index)):
+        start, size = index.offset.item(row), index.size.item(row)
+        with memoryview(stored)[start : start + size] as payload:
+            if xxhash.xxh3_64_intdigest(payload) != index.checksum.item(row):
+                yield index.key(row), "bytes of the image differ from the index"
+            elif decode:
+                yield from _undecodable(index.key(row), bytes(payload))
+
+
+def _of_headers(stored: mmap, index: ShardIndex) -> Iterator[tuple[str, str]]:
+    """Samples whose image has a damaged header, which ends the tar for those who read it from front to back."""
+    for row in range(len(index)):
+        start = index.offset.item(row)
+        try:
+            size = tarfile.TarInfo.frombuf(stored[start - 512 : start], "utf-8", "surrogateescape").size
+        except tarfile.HeaderError:
+            yield index.key(row), "its header in the tar is damaged"
+            continue
+        if size != index.size.item(row):
+            yield index.key(row), f"its header in the tar says {size:,} bytes, the index {index.size.item(row):,}"
+
+
+def _is_label(stored: mmap, sample: TarSample, label: int, classes: tuple[str, ...]) -> bool:
+    if label < 0 or "cls" not in sample.members:
+        return True
+    start, size = sample.members["cls"]
+    text = stored[start : start + size].decode("utf-8", "replace").strip()
+    return text == str(label) or (label < len(classes) and text == classes[label])
 
 
 def _undecodable(key: str, payload: bytes) -> Iterator[tuple[str, str]]:

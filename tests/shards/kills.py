@@ -44,7 +44,7 @@ def kill_again_and_again(source: Path, out: Path, *, kills: int, seed: int) -> i
     if not (out / "manifest.json").exists():
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     assert read_manifest(out).num_samples > 0
-    assert [path.name for path in out.glob(".*")] == []
+    assert [path.name for path in out.rglob(".*")] == []
     return met
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ from shards import pieces
 from shards.cli import main
 from shards.convert import Options, convert, merge
 from shards.errors import InputError
+from shards.files import at_work_in
+from tests.conftest import ROOT
 from tests.shards.kills import kill_again_and_again
 from tests.shards.test_convert import contents, image_bytes
 
@@ -109,3 +114,77 @@ def test_kills_at_random_moments_leave_no_trace(pile, tmp_path, expected):
     """A short form of `python -m tests.shards.kills`."""
     assert kill_again_and_again(pile, tmp_path / "out", kills=8, seed=1) == 8
     assert contents(tmp_path / "out") == expected
+
+
+def test_force_keeps_what_is_there_until_the_new_source_is_listed(pile, tmp_path, capsys):
+    out, empty = tmp_path / "out", tmp_path / "empty"
+    convert(pile, out, options())
+    before = contents(out)
+    empty.mkdir()
+    assert main(["convert", str(empty), str(out), "--force"]) == 2
+    assert "no images" in capsys.readouterr().err
+    assert contents(out) == before and merge(out).num_samples == 59
+
+
+def test_force_removes_no_tars_of_others_and_no_source(pile, tmp_path, capsys):
+    theirs = tmp_path / "theirs"
+    convert(pile, tmp_path / "out", options())
+    theirs.mkdir()
+    shutil.copy(tmp_path / "out" / "pile-000000.tar", theirs / "web.tar")
+    assert main(["index", str(theirs)]) == 0
+    before = contents(theirs)
+    for source, says in ((theirs / "web.tar", "lies inside"), (pile, "were indexed, not converted")):
+        assert main(["convert", str(source), str(theirs), "--force"]) == 2
+        assert says in capsys.readouterr().err
+    assert contents(theirs) == before
+
+
+def test_a_task_does_not_begin_anew_under_the_others(pile, tmp_path, capsys):
+    assert main(["convert", str(pile), str(tmp_path / "out"), "--force", "--task", "0/2"]) == 2
+    assert "pass it to --task 0/0" in capsys.readouterr().err
+    assert main(["convert", str(pile), str(tmp_path / "out"), "--force", "--task", "0/0"]) == 0
+
+
+def test_two_at_work_in_one_folder_are_refused_and_tasks_are_not(pile, tmp_path, capsys):
+    out = tmp_path / "out"
+    with at_work_in(out, with_others=True):
+        assert main(["convert", str(pile), str(out)]) == 2
+        assert f"{out}: another command is writing to it" in capsys.readouterr().err
+        assert main(["convert", str(pile), str(out), "--task", "0/2"]) == 0
+    with at_work_in(out, with_others=False):
+        assert main(["convert", str(pile), str(out), "--task", "1/2"]) == 2
+    assert main(["convert", str(pile), str(out), "--task", "1/2"]) == 0 and main(["merge", str(out)]) == 0
+
+
+def test_processes_end_with_the_command_that_started_them(pile, tmp_path):
+    command = [sys.executable, "-c", SLOW, str(pile), str(tmp_path / "out")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        workers = [int(process.stdout.readline()) for _ in range(2)]
+        process.kill()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+SLOW = """
+import os, sys, time
+from pathlib import Path
+from shards import pieces
+from shards.convert import Options, convert
+def wait(*_):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+pieces.write_shard = wait
+convert(Path(sys.argv[1]), Path(sys.argv[2]), Options("pile", samples_per_shard=7, workers=2))
+"""
+
+
+def test_what_killed_processes_left_in_the_plan_goes_with_the_merge(pile, tmp_path):
+    out = tmp_path / "out"
+    convert(pile, out, options(task=(0, 1)))
+    for name in ("plan/pieces/.000001.json.7.writing", "plan/.plan.json.7.writing", "plan/train.new"):
+        (out / name).write_bytes(b"x")
+    (out / "plan" / ".duplicates").mkdir()
+    merge(out)
+    assert not list(out.rglob(".*")) and not list(out.rglob("*.new"))

@@ -87,6 +87,20 @@ def count_wrongly(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(content))
 
 
+def change_a_label(folder: Path) -> None:
+    tar = bytearray((folder / "train-000001.tar").read_bytes())
+    assert tar[512:514] in (bytes([48 + label, 0]) for label in range(10))  # the first member is a cls
+    tar[512] = 48 + (tar[512] - 47) % 10
+    (folder / "train-000001.tar").write_bytes(tar)
+
+
+def flip_a_byte_of_an_image_header(folder: Path) -> None:
+    index = read_index(folder / "train-000001.index.safetensors")
+    tar = bytearray((folder / "train-000001.tar").read_bytes())
+    tar[int(index.offset[7]) - 500] ^= 1
+    (folder / "train-000001.tar").write_bytes(tar)
+
+
 def add_a_stranger(folder: Path) -> None:
     shutil.copy(folder / "train-000001.tar", folder / "train-000099.tar")
 
@@ -96,6 +110,8 @@ def add_a_stranger(folder: Path) -> None:
     [
         (flip_a_byte_of_an_image, "bytes of the image differ from the index"),
         (flip_a_byte_of_a_header, "checksum of the file differs"),
+        (change_a_label, "{key0}: its cls is not the label of the index"),
+        (flip_a_byte_of_an_image_header, "{key7}: its header in the tar is damaged"),
         (cut_in_half, "the manifest says"),
         (cut_between_samples, "the manifest says"),
         (cut_inside_a_sample, "the manifest says"),
@@ -109,6 +125,8 @@ def add_a_stranger(folder: Path) -> None:
     ],
 )
 def test_every_damage_is_found_and_named(folder, capsys, damage: Callable[[Path], None], expected):
+    index = read_index(folder / "train-000001.index.safetensors")
+    expected = expected.format(key0=index.key(0), key7=index.key(7))
     damage(folder)
     assert main(["verify", str(folder), "--workers", "1"]) == 1
     captured = capsys.readouterr()
@@ -117,7 +135,8 @@ def test_every_damage_is_found_and_named(folder, capsys, damage: Callable[[Path]
     assert named in captured.out
 
 
-REPAIRABLE = [flip_a_byte_of_an_image, flip_a_byte_of_a_header, cut_in_half, cut_between_samples, cut_inside_a_sample,
+REPAIRABLE = [flip_a_byte_of_an_image, change_a_label, flip_a_byte_of_an_image_header, flip_a_byte_of_a_header,
+              cut_in_half, cut_between_samples, cut_inside_a_sample,
               zero_a_block, remove_a_tar, remove_an_index, damage_an_index, swap_two_shards]
 
 
@@ -128,6 +147,24 @@ def test_every_damage_of_a_shard_is_repaired_from_the_source(folder, shard_folde
     assert "train-000001.tar: written anew" in capsys.readouterr().out
     assert contents(folder) == contents(shard_folder)
     assert not list(folder.glob(".*"))
+
+
+def test_what_is_held_out_is_verified_and_repaired_too(sample_images, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["convert", str(sample_images / "train"), str(out), "--holdout", "0.2"]) == 0
+    [tar] = (out / "holdout").glob("*.tar")
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:-1])
+    assert main(["verify", str(out)]) == 1
+    said = capsys.readouterr().out
+    assert f"{tar.name}: {len(whole) - 1:,} bytes" in said and f"`shards verify {out}/holdout --repair`" in said
+    assert main(["verify", str(out), "--repair"]) == 0 and tar.read_bytes() == whole
+
+
+def test_the_index_of_a_converted_shard_is_mended_by_the_plan_alone(folder, capsys):
+    remove_an_index(folder)
+    assert main(["verify", str(folder), "--workers", "1"]) == 1
+    assert f"run `shards verify {folder} --repair`" in capsys.readouterr().out
 
 
 def test_a_source_that_changed_repairs_nothing(folder, sample_images, tmp_path, capsys):
