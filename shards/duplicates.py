@@ -21,11 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.numpy import load_file, save
 
+from shards.clean import Cleaning
 from shards.files import atomic_write
-from shards.images import ImageError, opened
+from shards.images import ImageError, has_deep_mode, opened, scaled, to_rgb
 
 _ROWS_A_FILE = 2**21
 _BLOCK = 2048
@@ -54,27 +55,45 @@ class Fingerprints:
         return Fingerprints(**load_file(path))
 
 
-def fingerprint(payload: bytes, *, look: bool) -> tuple[int, int, int] | None:
-    """Numbers of one image: xxh3-128 in two halves, and its difference hash if asked for; None for what is no image."""
+def fingerprint(payload: bytes, cleaning: Cleaning, *, look: bool) -> tuple[int, int, int] | None:
+    """Numbers of one image.
+
+    Args:
+        payload: its bytes.
+        cleaning: what is left out by its rules is nobody's original, so it gets no numbers.
+        look: with the difference hash. Without, files are compared whole, and what the rules say of one they say of its
+            copies too: then nothing is decoded.
+
+    Returns:
+        xxh3-128 in two halves, and the difference hash or 0; None for what is left out, or does not decode.
+    """
     digest = xxhash.xxh3_128_intdigest(payload)
     try:
-        seen = difference_hash(payload) if look else 0
+        seen = difference_hash(payload, cleaning) if look else 0
     except ImageError:
         return None
     return digest & (2**64 - 1), digest >> 64, seen
 
 
-def difference_hash(payload: bytes) -> int:
-    """64 bits that say where an image gets brighter from left to right.
+def difference_hash(payload: bytes, cleaning: Cleaning) -> int:
+    """64 bits that say where an image, as it is seen, gets brighter from left to right.
 
     Raises:
-        ImageError: it does not decode.
+        ImageError: it does not decode, or is left out by the rules, which look at it first.
     """
-    with opened(payload) as image:
+    with opened(payload, max_pixels=cleaning.max_pixels) as image:
+        cleaning.check(payload, image)
         image.draft("L", (72, 64))  # JPEGs are decoded small
-        small = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX)).astype(np.int16)
+        small = np.rint(np.asarray(_grey(image).resize((9, 8), Image.Resampling.BOX))).astype(np.int32)
     bits = (small[:, 1:] > small[:, :-1]).reshape(-1)
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    if has_deep_mode(image):
+        # Not by way of 8 bits, which leave little of a 12-bit picture that is stored in 16.
+        return Image.fromarray(scaled(ImageOps.exif_transpose(image), 65535))
+    return to_rgb(image).convert("L")
 
 
 def find_duplicates(scans: list[Path], work: Path, radius: int | None) -> np.ndarray:

@@ -28,6 +28,7 @@ SHOWN, SHOWN_SKIPPED, SHOWN_CLASSES = 60, 24, 30
 """Images, skipped images and classes that the page shows."""
 
 _THUMBNAIL = 120
+_SHOWN_PIXELS = 100_000_000
 
 _STYLE = """
 body { margin: 0; background: #f5f7fa; color: #1f2933; font: 16px/1.5 system-ui, "Segoe UI", Roboto, Arial, sans-serif }
@@ -172,9 +173,7 @@ def _sheet(images: list[tuple[str, bytes]]) -> str:
 def _thumbnail(payload: bytes) -> str:
     """A small JPEG in base64; empty for what does not decode."""
     try:
-        with opened(payload) as image:
-            if image.width * image.height > 100_000_000:
-                return ""
+        with opened(payload, max_pixels=_SHOWN_PIXELS) as image:
             image.draft("RGB", (2 * _THUMBNAIL, 2 * _THUMBNAIL))
             small = to_rgb(image)
     except ImageError:

@@ -79,7 +79,8 @@ def _problems(tar: Path, shard: ShardEntry, decode: bool) -> Iterator[tuple[str,
                     if xxhash.xxh3_64_intdigest(payload) != index.checksum.item(row):
                         yield index.key(row), "bytes of the image differ from the index"
                     elif decode:
-                        yield from _undecodable(index.key(row), bytes(payload))
+                        pixels = index.width.item(row) * index.height.item(row)
+                        yield from _undecodable(index.key(row), bytes(payload), pixels)
             found = {sample.key: sample.image() for sample in walk(file, tar)}
         for row in range(len(index)):
             if found.get(index.key(row)) != (index.offset.item(row), index.size.item(row)):
@@ -88,8 +89,8 @@ def _problems(tar: Path, shard: ShardEntry, decode: bool) -> Iterator[tuple[str,
         yield "", str(error).removeprefix(f"{tar}: ")
 
 
-def _undecodable(key: str, payload: bytes) -> Iterator[tuple[str, str]]:
+def _undecodable(key: str, payload: bytes, pixels: int) -> Iterator[tuple[str, str]]:
     try:
-        inspect(payload, decode=True)
+        inspect(payload, decode=True, max_pixels=pixels)
     except ImageError as error:
         yield key, str(error)
