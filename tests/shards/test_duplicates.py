@@ -94,7 +94,7 @@ def test_the_duplicates_are_those_of_a_look_at_every_pair(tmp_path_factory, seed
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(duplicates, "_ROWS_A_FILE", per_file)
         patch.setattr(duplicates, "_BLOCK", 16)
-        found = find_duplicates(scans, folder / "work", radius)
+        found = [entry for block in find_duplicates(scans, folder / "work", radius) for entry in block.tolist()]
     expected = []
     for i in range(count):
         same = (low == low[i]) & (high == high[i]) & (row < row[i])
@@ -103,7 +103,7 @@ def test_the_duplicates_are_those_of_a_look_at_every_pair(tmp_path_factory, seed
             expected.append((row[i], row[same].min(), 0))
         elif close.any():
             expected.append((row[i], row[close].min(), 1))
-    assert found.tolist() == sorted([int(value) for value in entry] for entry in expected)
+    assert found == sorted([int(value) for value in entry] for entry in expected)
     assert not (folder / "work").exists()
 
 
@@ -175,3 +175,23 @@ def test_a_picture_is_hashed_as_it_is_seen():
     Image.merge("RGBA", (*picture.split(), mask)).save(clear, "PNG")
     laid.paste(picture, mask=mask)
     assert (difference_hash(clear.getvalue(), Cleaning()) ^ difference_hash(jpeg(laid), Cleaning())).bit_count() <= 4
+
+
+def test_hashes_that_many_pictures_share_are_compared_once(tmp_path, monkeypatch):
+    count = 20_000
+    row, look = np.arange(count, dtype=np.uint64), np.zeros(count, np.uint64)
+    look[[7, 9]] = 1, 2**40
+    Fingerprints(row, row, row, look).save(tmp_path / "scan")
+    compared, compare = [], duplicates._near_in_group
+    monkeypatch.setattr(duplicates, "_near_in_group", lambda group, radius: compared.append(len(group))
+                        or compare(group, radius))
+    found = np.concatenate(list(find_duplicates([tmp_path / "scan"], tmp_path / "work", 3)))
+    assert max(compared) == 3
+    np.testing.assert_array_equal(found[:, 0], row[1:])
+    assert not found[:, 1].any() and (found[:, 2] == 1).all()
+
+
+def test_no_pictures_have_no_duplicates(tmp_path):
+    none = np.empty(0, np.uint64)
+    Fingerprints(none, none, none, none).save(tmp_path / "scan")
+    assert [block for block in find_duplicates([tmp_path / "scan"], tmp_path / "work", 3) if len(block)] == []
