@@ -19,6 +19,7 @@ from shards.cli import main
 from shards.convert import Options, convert
 from shards.duplicates import difference_hash
 from shards.images import ImageError, to_rgb
+from shards.info import Tally
 from shards.ledger import read_ledger
 from tests.shards.test_convert import image_bytes, stored_images
 
@@ -300,3 +301,39 @@ def test_a_jpeg_that_one_decoder_refuses_is_read_by_the_other():
     assert (whole.int() - expected.int()).abs().float().mean() < 2
     small = EncodedImage(RawSample(memoryview(payload), 640, 480), max_pixels=10**9).decode(4)
     assert small.shape == (3, 120, 160)
+
+
+def test_a_page_copes_with_what_lies_in_the_source(tmp_path, capsys, monkeypatch):
+    source = tmp_path / "pile"
+    for name in (r"$\foo$", "a", "$"):
+        (source / name).mkdir(parents=True)
+        (source / name / "1.png").write_bytes(image_bytes(30, 20))
+    os.mkfifo(source / "pipe.txt")
+    (source / "notes.txt").write_bytes(image_bytes(30, 20))
+    (source / "large.txt").write_bytes(image_bytes(300, 200))
+    monkeypatch.setattr("shards.page._SHOWN_BYTES", 10_000)
+    convert(source, tmp_path / "out", Options("pile", labels="folder"))
+    assert main(["info", str(tmp_path / "out"), "--html", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "notes.txt" in page and "pipe.txt" not in page and "large.txt" not in page
+
+
+def test_numbers_are_counted_shard_by_shard():
+    tally, rng = Tally(), np.random.default_rng(0)
+    sides = rng.integers(1, 5000, (4, 1000)).astype(np.uint32)
+    for part in sides:
+        tally.add(part)
+    assert tally.counts.sum() == 4000 and (tally.values == np.unique(sides)).all()
+    assert tally.quantile(0.5) == np.quantile(sides, 0.5, method="inverted_cdf")
+    fractions = Tally()
+    fractions.add(rng.uniform(0.01, 100, 10**6))
+    assert len(fractions.values) < 40_000 and fractions.counts.sum() == 10**6
+    assert abs(fractions.quantile(0.5) - 50) < 0.5
+
+
+@pytest.mark.parametrize("option", ["--radius=-1", "--radius=65", "--shuffle=-1", "--holdout=nan", "--holdout=1.5",
+                                    "--samples-per-shard=0", "--workers=0"])
+def test_options_out_of_range_are_one_line(tmp_path, capsys, option):
+    assert main(["convert", str(tmp_path), str(tmp_path / "out"), option]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {option}: expected ") and error.count("\n") == 1
