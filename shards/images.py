@@ -72,7 +72,8 @@ def opened(payload: bytes, *, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Im
                 raise ImageError("too many pixels")
             yield image
     except UnidentifiedImageError as error:
-        raise ImageError("not an image") from error
+        avif = payload[4:8] == b"ftyp"  # or HEIC; crawls have many under other names
+        raise ImageError("format AVIF or HEIC is not supported" if avif else "not an image") from error
     except MemoryError as error:
         raise ImageError("too many pixels") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, KeyError, IndexError) as error:

@@ -18,7 +18,7 @@ from shards.clean import Cleaning
 from shards.cli import main
 from shards.convert import Options, convert
 from shards.duplicates import difference_hash
-from shards.images import ImageError, to_rgb
+from shards.images import ImageError, inspect, to_rgb
 from shards.info import Tally
 from shards.ledger import read_ledger
 from tests.shards.test_convert import image_bytes, stored_images
@@ -219,6 +219,11 @@ def test_no_program_is_started_for_postscript_in_disguise(monkeypatch):
         decode(RawSample(memoryview(postscript), 100, 100), max_pixels=10**9)
 
 
+def test_common_formats_that_shards_do_not_hold_have_a_reason_of_their_own():
+    with pytest.raises(ImageError, match="format AVIF or HEIC is not supported"):
+        Cleaning().apply(b"\0\0\0\x1cftypavif" + bytes(99), "jpg")
+
+
 @pytest.mark.parametrize(("key", "value"), [
     ("min_side", -1), ("max_side", -5), ("max_side", 70_000), ("max_pixels", -1), ("max_aspect", 0.5),
     ("max_aspect", float("nan")), ("max_aspect", float("inf")), ("quality", 0), ("quality", 500)])
@@ -337,3 +342,11 @@ def test_options_out_of_range_are_one_line(tmp_path, capsys, option):
     assert main(["convert", str(tmp_path), str(tmp_path / "out"), option]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {option}: expected ") and error.count("\n") == 1
+
+
+def test_verify_decodes_what_a_larger_limit_let_in(tmp_path, capsys, monkeypatch):
+    (tmp_path / "pile").mkdir()
+    (tmp_path / "pile" / "1.png").write_bytes(image_bytes(40, 30))
+    monkeypatch.setitem(inspect.__kwdefaults__, "max_pixels", 100)
+    convert(tmp_path / "pile", tmp_path / "out", Options("pile", cleaning=Cleaning(max_pixels=5000)))
+    assert main(["verify", str(tmp_path / "out"), "--workers", "1"]) == 0
