@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
-from shards.images import ImageError, ImageFacts, facts, is_plain, jpeg_facts, opened, to_rgb
+from shards.errors import InputError
+from shards.images import MAX_PIXELS, ImageError, ImageFacts, facts, from_profile, is_plain, jpeg_facts, opened, to_rgb
 from shards.manifest import IMAGE_FORMATS
+
+_JPEG_SIDE = 65_535
+"""Pixels that a side of a JPEG can have."""
 
 _THUMBNAIL = 32
 _FLAT_RANGE = 4
@@ -30,12 +35,15 @@ class Cleaning:
         max_side: larger images are made smaller: their longer side gets so many pixels.
         quality: of the JPEGs that are written then.
         plain: store what is not plain (turned by EXIF, CMYK, 16 bits, palette, transparent, animated) as plain RGB.
-        srgb: convert embedded colour profiles, of whatever is stored anew, to sRGB.
+        srgb: also store anew what has a colour profile. Whatever is stored anew is sRGB, without a profile.
         decode: decode what is passed on untouched, to find damage.
+
+    Raises:
+        InputError: a value that means nothing.
     """
 
     min_side: int = 0
-    max_pixels: int = 178_956_970
+    max_pixels: int = MAX_PIXELS
     max_aspect: float = 0.0
     blank: bool = False
     animated: bool = False
@@ -44,6 +52,16 @@ class Cleaning:
     plain: bool = False
     srgb: bool = False
     decode: bool = True
+
+    def __post_init__(self) -> None:
+        for key, most in (("min_side", math.inf), ("max_pixels", math.inf), ("max_side", _JPEG_SIDE)):
+            if not 0 <= getattr(self, key) <= most:
+                limit = "0 or more" if most == math.inf else f"0 to {most}"
+                raise InputError(f"--{key.replace('_', '-')}={getattr(self, key)}: expected {limit}; 0 is no limit")
+        if self.max_aspect != 0 and not 1 <= self.max_aspect < math.inf:
+            raise InputError(f"--max-aspect={self.max_aspect}: expected 1 or more; 0 is no limit")
+        if not 1 <= self.quality <= 100:
+            raise InputError(f"--quality={self.quality}: expected 1 to 100")
 
     def apply(self, payload: bytes, suffix: str) -> tuple[bytes, str, ImageFacts]:
         """Clean one image.
@@ -61,24 +79,36 @@ class Cleaning:
         if self._sizes_are_enough() and (header := jpeg_facts(payload)):
             self._check_size(header.width, header.height)
             return payload, suffix, header
-        with opened(payload) as image:
-            header = facts(image)
-            self._check_size(*image.size)
-            if self.animated and getattr(image, "n_frames", 1) > 1:
-                raise ImageError("animated")
-            large = self.max_side > 0 and max(image.size) > self.max_side
-            profile = self.srgb and "icc_profile" in image.info
-            if large or profile or (self.plain and not is_plain(image)):
+        with opened(payload, max_pixels=self.max_pixels) as image:
+            self._check_header(image)
+            header, large = facts(image), self._is_large(image)
+            pixels = self._pixels(payload, image)
+            if pixels is not None:
                 lossless = IMAGE_FORMATS[header.format] in ("png", "bmp", "tiff", "gif", "ppm") and not large
-                pixels = self._pixels(payload, image, plain=not profile and is_plain(image))
-                self._check_pixels(pixels)
                 stored, suffix = _encode(pixels, self.quality, lossless=lossless)
                 return stored, suffix, ImageFacts(IMAGE_FORMATS.index("png" if lossless else "jpeg"), *pixels.size)
-            if self.blank:
-                self._check_pixels(to_rgb(image))
-            elif self.decode:
+            if self.decode:
                 image.load()
         return payload, suffix, header
+
+    def check(self, payload: bytes, image: Image.Image) -> None:
+        """What `apply` would find to leave an image out, but for damage that only decoding shows.
+
+        Args:
+            payload: its bytes.
+            image: the same, opened.
+
+        Raises:
+            ImageError: it is left out; the reason.
+        """
+        self._check_header(image)
+        if self.blank:
+            self._pixels(payload, image)
+
+    def _check_header(self, image: Image.Image) -> None:
+        self._check_size(*image.size)
+        if self.animated and getattr(image, "n_frames", 1) > 1:
+            raise ImageError("animated")
 
     def _sizes_are_enough(self) -> bool:
         return not (self.decode or self.blank or self.animated or self.max_side or self.plain or self.srgb)
@@ -91,21 +121,43 @@ class Cleaning:
         if self.max_aspect and max(width, height) > self.max_aspect * min(width, height):
             raise ImageError("extreme aspect ratio")
 
-    def _check_pixels(self, image: Image.Image) -> None:
-        if self.blank and is_blank(image):
-            raise ImageError("a single colour")
+    def _is_large(self, image: Image.Image) -> bool:
+        return self.max_side > 0 and max(image.size) > self.max_side
 
-    def _pixels(self, payload: bytes, image: Image.Image, *, plain: bool) -> Image.Image:
-        """The image as plain RGB, at most `max_side` long: reduced while it is decoded, then averaged over areas."""
-        scaled_decode = plain and image.format == "JPEG"
-        pixels = None if scaled_decode else to_rgb(image, srgb=self.srgb)
-        size = pixels.size if pixels else image.size
+    def _pixels(self, payload: bytes, image: Image.Image) -> Image.Image | None:
+        """What is stored anew, as RGB; None for an image that keeps its bytes. ImageError: it is blank."""
+        profile = image.info.get("icc_profile")
+        large, anew = self._is_large(image), bool(self.srgb and profile)
+        plain = is_plain(image) if large or (self.plain and not anew) else False
+        anew |= large or (self.plain and not plain)
+        pixels = None
+        if large and plain and image.format == "JPEG" and not (profile and image.mode == "L"):
+            pixels = self._decoded_small(payload, image)
+        if pixels is None and (anew or self.blank):
+            pixels = self._reduced(to_rgb(image, srgb=anew))
+        if self.blank and is_blank(pixels):
+            raise ImageError("a single colour")
+        return pixels if anew else None
+
+    def _decoded_small(self, payload: bytes, image: Image.Image) -> Image.Image | None:
+        """A plain JPEG, reduced while it is decoded; None if only Pillow reads it, which forgives stray bytes."""
+        width, height = self._reduced_size(image.size)
+        try:
+            decoded = simplejpeg.decode_jpeg(payload, colorspace="RGB", min_height=height, min_width=width)
+        except ValueError:
+            return None
+        pixels, profile = self._reduced(Image.fromarray(decoded), image.size), image.info.get("icc_profile")
+        return from_profile(pixels, profile).convert("RGB") if profile else pixels
+
+    def _reduced(self, pixels: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
+        """At most `max_side` long, averaged over areas; `size` is that of the whole image, where these are fewer."""
+        reduced = self._reduced_size(size or pixels.size)
+        return pixels if pixels.size == reduced else pixels.resize(reduced, Image.Resampling.BOX)
+
+    def _reduced_size(self, size: tuple[int, int]) -> tuple[int, int]:
         scale = min(1.0, self.max_side / max(size)) if self.max_side else 1.0
         width, height = (max(1, round(side * scale)) for side in size)
-        if pixels is None:
-            decoded = simplejpeg.decode_jpeg(payload, colorspace="RGB", min_height=height, min_width=width)
-            pixels = Image.fromarray(decoded)
-        return pixels if pixels.size == (width, height) else pixels.resize((width, height), Image.Resampling.BOX)
+        return width, height
 
 
 def is_blank(image: Image.Image) -> bool:

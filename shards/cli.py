@@ -131,7 +131,7 @@ def _cleaning(command: argparse.ArgumentParser) -> None:
     rules = command.add_argument_group(f"which images are kept, and how ({SKIPPED_NAME} lists the others)")
     rules.add_argument("--min-side", type=int, default=0, metavar="PX", help="leave out smaller ones")
     rules.add_argument("--max-pixels", type=int, default=Cleaning.max_pixels, metavar="N",
-                       help="leave out larger ones before they are decoded (default %(default)s)")
+                       help="leave out larger ones before they are decoded (default %(default)s; 0: none)")
     rules.add_argument("--max-aspect", type=float, default=0.0, metavar="R", help="leave out longer or wider ones")
     rules.add_argument("--no-blank", action="store_true", help="leave out those of a single colour")
     rules.add_argument("--no-animated", action="store_true", help="leave out those of several frames")
@@ -145,7 +145,8 @@ def _cleaning(command: argparse.ArgumentParser) -> None:
                        help="of the JPEGs that are written then (default 90)")
     rules.add_argument("--plain", action="store_true",
                        help="store CMYK, 16-bit, palette, transparent, turned and animated ones as plain upright RGB")
-    rules.add_argument("--srgb", action="store_true", help="convert embedded colour profiles to sRGB")
+    rules.add_argument("--srgb", action="store_true",
+                       help="store anew what has a colour profile (whatever is stored anew is converted to sRGB)")
     rules.add_argument("--no-decode", action="store_true",
                        help="do not decode what keeps its bytes: faster, and damage is met in training")
 
@@ -173,6 +174,8 @@ def _workers(command: argparse.ArgumentParser) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
+    if arguments.shuffle is not None and arguments.shuffle < 0:
+        raise InputError(f"--shuffle={arguments.shuffle}: expected a seed of 0 or more")
     out: str = arguments.out
     name = (out.rstrip("/").rpartition("/")[2] if is_url(out) else Path(out).resolve().name).replace(".", "_")
     options = Options(

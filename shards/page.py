@@ -19,15 +19,17 @@ from shards.errors import InputError
 from shards.files import atomic_write
 from shards.folders import open_folder
 from shards.images import ImageError, opened, to_rgb
-from shards.info import Facts
+from shards.info import Facts, Tally
 from shards.ledger import SKIPPED_NAME, read_ledger
 from shards.plan import open_plan
 from shards.stores import is_url
 
-SHOWN, SHOWN_SKIPPED, SHOWN_CLASSES = 60, 24, 30
-"""Images, skipped images and classes that the page shows."""
+SHOWN_SKIPPED, SHOWN_CLASSES = 24, 30
+"""Skipped images and classes that the page shows."""
 
 _THUMBNAIL = 120
+_SHOWN_PIXELS, _SHOWN_BYTES = 100_000_000, 2**26
+"""Larger images are not shown."""
 
 _STYLE = """
 body { margin: 0; background: #f5f7fa; color: #1f2933; font: 16px/1.5 system-ui, "Segoe UI", Roboto, Arial, sans-serif }
@@ -47,17 +49,16 @@ border-bottom: 1px solid #e4e7eb } td.number { text-align: right; font-variant-n
 def write_page(facts: Facts, path: Path) -> None:
     """Write the page: counts, histograms, classes, random images, and what was skipped and why."""
     manifest = facts.manifest
-    pixels = facts.width.astype(np.float64) * facts.height
     panels = [
-        _histogram("Resolution", pixels / 1e6, "megapixels"),
-        _histogram("Shape", facts.width / facts.height, "width / height"),
-        _histogram("Stored bytes", facts.size / 1e3, "KB an image"),
-        _bars("Formats", facts.formats()),
+        _histogram("Resolution", facts.megapixels, "megapixels"),
+        _histogram("Shape", facts.shape, "width / height"),
+        _histogram("Stored bytes", facts.kilobytes, "KB an image"),
+        _bars("Formats", facts.formats),
     ]
     shards = "1 shard" if len(manifest.shards) == 1 else f"{len(manifest.shards):,} shards"
     intro = f"{manifest.num_samples:,} images in {shards}, {manifest.num_bytes / 1e9:,.2f} GB, from {manifest.source}"
     sections = [_section("What is there", f'<div class="grid">{"".join(panels)}</div>'), _classes(facts),
-                _section(f"{min(SHOWN, manifest.num_samples)} images, at random", _sheet(_random_images(facts))),
+                _section(f"{len(facts.examples)} images, at random", _sheet(_examples(facts))),
                 _skipped(facts)]
     page = (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(manifest.name)}</title>'
             f"<style>{_STYLE}</style><main><h1>{html.escape(manifest.name)}</h1><p>{html.escape(intro)}</p>"
@@ -70,9 +71,9 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{html.escape(title)}</h2>{body}</section>" if body else ""
 
 
-def _histogram(title: str, values: np.ndarray, unit: str) -> str:
+def _histogram(title: str, tally: Tally, unit: str) -> str:
     figure, axes = plt.subplots(figsize=(4.2, 2.3))
-    low, high = float(values.min()), float(values.max())
+    low, high = float(tally.values[0]), float(tally.values[-1])
     if high <= low * 1.001:
         bins = np.array([0.9 * low, 1.1 * high])
     elif high < 8 * low:
@@ -80,15 +81,15 @@ def _histogram(title: str, values: np.ndarray, unit: str) -> str:
     else:
         bins = np.geomspace(low, high * 1.0001, 40)
         axes.set_xscale("log")
-    axes.hist(values, bins=bins, color="#2f6fde")
-    axes.set_xlabel(f"{unit}; half of them from {np.quantile(values, 0.25):.3g} to {np.quantile(values, 0.75):.3g}")
+    axes.hist(tally.values, bins=bins, weights=tally.counts, color="#2f6fde")
+    axes.set_xlabel(f"{unit}; half of them from {tally.quantile(0.25):.3g} to {tally.quantile(0.75):.3g}")
     return _svg(figure, axes, title)
 
 
 def _bars(title: str, counts: dict[str, int]) -> str:
     figure, axes = plt.subplots(figsize=(4.2, max(2.3, 0.24 * len(counts))))
-    names = list(counts)[::-1]
-    axes.barh(names, [counts[name] for name in names], color="#2f6fde")
+    names = [name.replace("$", r"\$") for name in counts]  # between two of them would be a formula
+    axes.barh(names[::-1], list(counts.values())[::-1], color="#2f6fde")
     return _svg(figure, axes, title)
 
 
@@ -105,25 +106,18 @@ def _svg(figure: plt.Figure, axes: plt.Axes, title: str) -> str:
 
 
 def _classes(facts: Facts) -> str:
-    counts = dict(sorted(facts.classes().items(), key=lambda item: -item[1])[:SHOWN_CLASSES])
+    counts = dict(sorted(facts.classes.items(), key=lambda item: -item[1])[:SHOWN_CLASSES])
     if not counts:
         return ""
     number = len(facts.manifest.classes)
     return _section(f"{number:,} classes" + (", the largest" if number > SHOWN_CLASSES else ""), _bars("", counts))
 
 
-def _random_images(facts: Facts) -> list[tuple[str, bytes]]:
-    """Captions and bytes of some images, the same at every call."""
-    manifest = facts.manifest
-    first = np.cumsum([0, *(shard.num_samples for shard in manifest.shards)])
-    chosen = np.sort(np.random.default_rng(0).permutation(manifest.num_samples)[:SHOWN])
-    folder, images = open_folder(facts.location), []
-    for number in chosen.tolist():
-        shard = int(np.searchsorted(first, number, side="right")) - 1
-        span = (facts.offset.item(number), facts.size.item(number))
-        name = manifest.shards[shard].name
-        images.append((f"{name}, {number - first[shard]}", folder.read_spans(name, [span])[0]))
-    return images
+def _examples(facts: Facts) -> list[tuple[str, bytes]]:
+    """Captions and bytes of the images that were chosen at random."""
+    folder = open_folder(facts.location)
+    return [(f"{example.shard}, {example.number}", folder.read_spans(example.shard, [example.span])[0])
+            for example in facts.examples]
 
 
 def _skipped(facts: Facts) -> str:
@@ -136,7 +130,7 @@ def _skipped(facts: Facts) -> str:
 
 
 def _skipped_images(facts: Facts) -> list[tuple[str, bytes]]:
-    """Some skipped files, of every reason, if the source is still there."""
+    """Some skipped files, of every reason, if they lie in a local folder that is still there."""
     if is_url(facts.location):
         return []  # its plan is elsewhere
     root = facts.manifest.root
@@ -149,14 +143,18 @@ def _skipped_images(facts: Facts) -> list[tuple[str, bytes]]:
     except InputError:
         return []
     share = max(1, SHOWN_SKIPPED // max(1, len(by_reason)))
-    images = []
-    for reason, names in by_reason.items():
-        for name in names[:share]:
-            try:
-                images.append((f"{reason}: {name}", source.read(name).payload))
-            except (OSError, ValueError, KeyError):
-                continue  # it is gone, or comes from an archive
-    return images
+    return [(f"{reason}: {name}", payload) for reason, names in by_reason.items() for name in names[:share]
+            if (payload := _read_small(Path(source.location, name)))]
+
+
+def _read_small(path: Path) -> bytes:
+    """A file's bytes; none if it is gone, larger than is worth showing, or no file but a pipe, say, that never ends."""
+    try:
+        if not path.is_file() or path.stat().st_size > _SHOWN_BYTES:
+            return b""
+        return path.read_bytes()
+    except (OSError, ValueError):
+        return b""
 
 
 def _sheet(images: list[tuple[str, bytes]]) -> str:
@@ -172,9 +170,7 @@ def _sheet(images: list[tuple[str, bytes]]) -> str:
 def _thumbnail(payload: bytes) -> str:
     """A small JPEG in base64; empty for what does not decode."""
     try:
-        with opened(payload) as image:
-            if image.width * image.height > 100_000_000:
-                return ""
+        with opened(payload, max_pixels=_SHOWN_PIXELS) as image:
             image.draft("RGB", (2 * _THUMBNAIL, 2 * _THUMBNAIL))
             small = to_rgb(image)
     except ImageError:

@@ -31,16 +31,17 @@ def scan_pieces(plan: Plan, pieces: range, workers: int) -> None:
     """Hash the images of those of these pieces that are not scanned yet, to find duplicates among them."""
     todo = [piece for piece in pieces if not plan.scan_file(piece).exists()]
     look = plan.settings["duplicates"] == "near"
-    _over_pieces(partial(_scan_piece, plan, look), plan, pieces, todo, workers, "scan")
+    cleaning = Cleaning(**{key: plan.settings[key] for key in vars(Cleaning())})
+    _over_pieces(partial(_scan_piece, plan, cleaning, look), plan, pieces, todo, workers, "scan")
 
 
-def _scan_piece(plan: Plan, look: bool, piece: int) -> int:
+def _scan_piece(plan: Plan, cleaning: Cleaning, look: bool, piece: int) -> int:
     """Hash the images of a piece; returns how many files it had."""
     rows, found = plan.rows(piece), []
     for row, content in _contents(plan.source, rows):
         if isinstance(content, OSError):
             continue  # writing its piece will say so
-        numbers = fingerprint(content.payload, look=look)
+        numbers = fingerprint(content.payload, cleaning, look=look)
         if numbers is not None:
             found.append((row.number, *numbers))
     columns = np.array(found, np.uint64).reshape(-1, 4).T

@@ -159,9 +159,9 @@ class Plan:
     def find_duplicates(self, radius: int | None) -> None:
         """Look for duplicates among all scans and write them down."""
         scans = [self.scan_file(piece) for piece in range(self.num_pieces)]
-        found = find_duplicates(scans, self.folder / _SORTING, radius)
         with atomic_write(self.folder / "duplicates.bin") as file:
-            file.write(found.tobytes())
+            for found in find_duplicates(scans, self.folder / _SORTING, radius):
+                file.write(found.tobytes())
 
     def repeated(self, rows: list[Row]) -> dict[int, tuple[str, str]]:
         """For those of these rows that are duplicates: what each repeats, and the reason."""

@@ -101,7 +101,8 @@ def _of_images(stored: mmap, index: ShardIndex, decode: bool) -> Iterator[tuple[
             if xxhash.xxh3_64_intdigest(payload) != index.checksum.item(row):
                 yield index.key(row), "bytes of the image differ from the index"
             elif decode:
-                yield from _undecodable(index.key(row), bytes(payload))
+                pixels = index.width.item(row) * index.height.item(row)
+                yield from _undecodable(index.key(row), bytes(payload), pixels)
 
 
 def _of_headers(stored: mmap, index: ShardIndex) -> Iterator[tuple[str, str]]:
@@ -125,8 +126,8 @@ def _is_label(stored: mmap, sample: TarSample, label: int, classes: tuple[str, .
     return text == str(label) or (label < len(classes) and text == classes[label])
 
 
-def _undecodable(key: str, payload: bytes) -> Iterator[tuple[str, str]]:
+def _undecodable(key: str, payload: bytes, pixels: int) -> Iterator[tuple[str, str]]:
     try:
-        inspect(payload, decode=True)
+        inspect(payload, decode=True, max_pixels=pixels)
     except ImageError as error:
         yield key, str(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import simplejpeg
 import torch
+from PIL import Image
 from torch import Tensor
 
 from largescale.data.reader import RawSample, SampleError
@@ -49,7 +50,7 @@ class EncodedImage:
         if self.reducible:
             self.height, self.width = sample.height, sample.width
         else:
-            self._pixels = _decode_any(sample.payload)
+            self._pixels = _decode_any(sample.payload, max_pixels)
             self.height, self.width = self._pixels.shape[:2]
 
     def decode(self, reduction: int = 1, scratch: Scratch | None = None) -> Tensor:
@@ -73,8 +74,8 @@ class EncodedImage:
                     self._payload, colorspace="RGB", min_height=shape[0], min_width=shape[1], min_factor=reduction,
                     buffer=buffer,
                 )
-            except (ValueError, OSError) as error:
-                raise _undecodable(error) from error
+            except (ValueError, OSError):
+                self._pixels = _decode_forgiving(self._payload, (self.height, self.width), shape)
             if self._pixels.shape[:2] != shape:
                 found = "{} x {}".format(*self._pixels.shape[1::-1])
                 raise SampleError(f"decodes to {found} pixels, the index says {self.width} x {self.height}")
@@ -86,15 +87,26 @@ def decode(sample: RawSample, *, max_pixels: int) -> Tensor:
     return EncodedImage(sample, max_pixels=max_pixels).decode()
 
 
-def _decode_any(payload: memoryview) -> np.ndarray:
+def _decode_any(payload: memoryview, max_pixels: int) -> np.ndarray:
     """Whatever Pillow reads, upright, uint8 [H, W, 3]; JPEGs by the same decoder as all others where it can."""
     try:
-        with opened(bytes(payload)) as image:
+        with opened(bytes(payload), max_pixels=max_pixels) as image:
             if image.format == "JPEG" and is_plain(image):
-                return simplejpeg.decode_jpeg(payload, colorspace="RGB")
+                try:
+                    return simplejpeg.decode_jpeg(payload, colorspace="RGB")
+                except ValueError:
+                    pass  # Pillow may forgive what is wrong with it
             return np.array(to_rgb(image))
     except ImageError as error:
         raise _undecodable(error.__cause__ or error) from error
+
+
+def _decode_forgiving(payload: memoryview, size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+    """A JPEG of this size by Pillow, which forgives stray bytes between its parts, reduced to this shape."""
+    pixels = _decode_any(payload, size[0] * size[1])
+    if pixels.shape[:2] != size or size == shape:
+        return pixels
+    return np.array(Image.fromarray(pixels).resize(shape[::-1], Image.Resampling.BOX))
 
 
 def _undecodable(error: BaseException) -> SampleError:

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from largescale.data.decode import decode
-from largescale.data.reader import RawSample
+from largescale.data.decode import EncodedImage, decode
+from largescale.data.reader import RawSample, SampleError
 from shards.clean import Cleaning
 from shards.cli import main
 from shards.convert import Options, convert
-from shards.images import ImageError, to_rgb
+from shards.duplicates import difference_hash
+from shards.images import ImageError, inspect, to_rgb
+from shards.info import Tally
 from shards.ledger import read_ledger
 from tests.shards.test_convert import image_bytes, stored_images
 
@@ -189,3 +191,162 @@ def test_a_page_shows_what_is_there_and_what_was_left_out(torture, tmp_path, cap
         assert f"<td>{reason}</td>" in left_out and (f">{reason}: " in left_out) == shown, reason
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", "").replace("https://matplotlib.org", "")
+
+
+def stray_bytes(payload: bytes) -> bytes:
+    """A JPEG with two bytes that belong to nothing before its last marker: only some decoders forgive that."""
+    return payload[:-2] + b"\x12\x34" + payload[-2:]
+
+
+def swapped_profile() -> bytes:
+    """A colour profile in which red and green changed places, so that a conversion cannot be overlooked."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, green = profile.index(b"rXYZ"), profile.index(b"gXYZ")
+    profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
+    return bytes(profile)
+
+
+def test_no_program_is_started_for_postscript_in_disguise(monkeypatch):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n"
+    with pytest.raises(ImageError, match="not an image"):
+        Cleaning().apply(postscript, "jpg")
+    with pytest.raises(ImageError, match="not an image"):
+        difference_hash(postscript, Cleaning())
+    with pytest.raises(SampleError):
+        decode(RawSample(memoryview(postscript), 100, 100), max_pixels=10**9)
+
+
+def test_common_formats_that_shards_do_not_hold_have_a_reason_of_their_own():
+    with pytest.raises(ImageError, match="format AVIF or HEIC is not supported"):
+        Cleaning().apply(b"\0\0\0\x1cftypavif" + bytes(99), "jpg")
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("min_side", -1), ("max_side", -5), ("max_side", 70_000), ("max_pixels", -1), ("max_aspect", 0.5),
+    ("max_aspect", float("nan")), ("max_aspect", float("inf")), ("quality", 0), ("quality", 500)])
+def test_values_that_mean_nothing_are_refused(tmp_path, capsys, key, value):
+    option = f"--{key.replace('_', '-')}"
+    assert main(["convert", str(tmp_path), str(tmp_path / "out"), f"{option}={value}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {option}={value}: expected ") and error.count("\n") == 1
+
+
+def test_the_limit_of_pixels_is_the_one_that_was_given():
+    large = encoded(Image.new("1", (20_000, 20_000)), "PNG", compress_level=1)
+    with pytest.raises(ImageError, match="too many pixels"):
+        Cleaning().apply(large, "png")
+    for limit in (0, 400_000_000):
+        assert Cleaning(max_pixels=limit, decode=False).apply(large, "png")[2].width == 20_000
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+@pytest.mark.parametrize("rules", [Cleaning(srgb=True), Cleaning(max_side=32)])
+def test_what_is_stored_anew_is_converted_from_its_profile(mode, rules):
+    image = Image.new("RGB", (64, 48), (200, 30, 30))
+    image = image.quantize(4) if mode == "P" else image.convert(mode)
+    stored, _, _ = rules.apply(encoded(image, "PNG", icc_profile=swapped_profile()), "png")
+    with Image.open(io.BytesIO(stored)) as seen:
+        red, green, _ = np.asarray(seen.convert("RGB")).mean((0, 1))
+        assert "icc_profile" not in seen.info and green > red + 50
+
+
+def test_photographs_are_converted_from_their_profile_after_they_are_made_smaller():
+    photo = encoded(Image.new("RGB", (640, 480), (200, 30, 30)), "JPEG", icc_profile=swapped_profile())
+    stored, _, facts = Cleaning(max_side=100).apply(photo, "jpg")
+    red, green, _ = np.asarray(Image.open(io.BytesIO(stored))).mean((0, 1))
+    assert (facts.width, facts.height) == (100, 75) and green > red + 50
+
+
+def test_colours_of_16_bits_are_not_plain():
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in ramp().astype(np.uint16) * 257)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    deep = (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 48, 16, 2, 0, 0, 0))
+            + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    stored, _, _ = Cleaning(plain=True).apply(deep, "png")
+    assert stored[24] == 8, "bit depth of the header"
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(stored))), ramp())
+    ppm = b"P6 64 48 65535\n" + (ramp().astype(">u2") * 257).tobytes()
+    assert Cleaning(plain=True).apply(ppm, "ppm")[1] == "png"
+
+
+def test_a_transparent_colour_is_not_plain():
+    payload = encoded(Image.new("RGB", (9, 9), (1, 2, 3)), "PNG", transparency=(1, 2, 3))
+    stored, _, _ = Cleaning(plain=True).apply(payload, "png")
+    assert (np.asarray(Image.open(io.BytesIO(stored))) == 255).all()
+
+
+@pytest.mark.parametrize("top", [1, 255, 65535])
+def test_floats_are_scaled_by_the_range_that_holds_them(top):
+    grey = ramp()[..., 0]
+    image = Image.fromarray(grey.astype(np.float32) * (top / 255))
+    stored, _, _ = Cleaning(plain=True).apply(encoded(image, "TIFF"), "tiff")
+    assert np.abs(np.asarray(Image.open(io.BytesIO(stored)))[..., 0].astype(int) - grey).max() <= 1
+
+
+def test_numbers_without_a_usual_range_are_stretched():
+    image = Image.fromarray(np.linspace(-5, 10**6, 64 * 48, dtype=np.float32).reshape(48, 64))
+    seen = np.asarray(to_rgb(image))
+    assert seen.min() == 0 and seen.max() == 255
+
+
+def test_a_jpeg_that_one_decoder_refuses_is_read_by_the_other():
+    good = encoded(Image.fromarray(ramp(640, 480)), "JPEG")
+    payload = stray_bytes(good)
+    assert Cleaning().apply(payload, "jpg")[0] == payload
+    stored, _, facts = Cleaning(max_side=64).apply(payload, "jpg")
+    assert (facts.width, facts.height) == (64, 48) and stored != payload
+    whole = decode(RawSample(memoryview(payload), 640, 480), max_pixels=10**9)
+    expected = decode(RawSample(memoryview(good), 640, 480), max_pixels=10**9)
+    assert (whole.int() - expected.int()).abs().float().mean() < 2
+    small = EncodedImage(RawSample(memoryview(payload), 640, 480), max_pixels=10**9).decode(4)
+    assert small.shape == (3, 120, 160)
+
+
+def test_a_page_copes_with_what_lies_in_the_source(tmp_path, capsys, monkeypatch):
+    source = tmp_path / "pile"
+    for name in (r"$\foo$", "a", "$"):
+        (source / name).mkdir(parents=True)
+        (source / name / "1.png").write_bytes(image_bytes(30, 20))
+    os.mkfifo(source / "pipe.txt")
+    (source / "notes.txt").write_bytes(image_bytes(30, 20))
+    (source / "large.txt").write_bytes(image_bytes(300, 200))
+    monkeypatch.setattr("shards.page._SHOWN_BYTES", 10_000)
+    convert(source, tmp_path / "out", Options("pile", labels="folder"))
+    assert main(["info", str(tmp_path / "out"), "--html", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "notes.txt" in page and "pipe.txt" not in page and "large.txt" not in page
+
+
+def test_numbers_are_counted_shard_by_shard():
+    tally, rng = Tally(), np.random.default_rng(0)
+    sides = rng.integers(1, 5000, (4, 1000)).astype(np.uint32)
+    for part in sides:
+        tally.add(part)
+    assert tally.counts.sum() == 4000 and (tally.values == np.unique(sides)).all()
+    assert tally.quantile(0.5) == np.quantile(sides, 0.5, method="inverted_cdf")
+    fractions = Tally()
+    fractions.add(rng.uniform(0.01, 100, 10**6))
+    assert len(fractions.values) < 40_000 and fractions.counts.sum() == 10**6
+    assert abs(fractions.quantile(0.5) - 50) < 0.5
+
+
+@pytest.mark.parametrize("option", ["--radius=-1", "--radius=65", "--shuffle=-1", "--holdout=nan", "--holdout=1.5",
+                                    "--samples-per-shard=0", "--workers=0"])
+def test_options_out_of_range_are_one_line(tmp_path, capsys, option):
+    assert main(["convert", str(tmp_path), str(tmp_path / "out"), option]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {option}: expected ") and error.count("\n") == 1
+
+
+def test_verify_decodes_what_a_larger_limit_let_in(tmp_path, capsys, monkeypatch):
+    (tmp_path / "pile").mkdir()
+    (tmp_path / "pile" / "1.png").write_bytes(image_bytes(40, 30))
+    monkeypatch.setitem(inspect.__kwdefaults__, "max_pixels", 100)
+    convert(tmp_path / "pile", tmp_path / "out", Options("pile", cleaning=Cleaning(max_pixels=5000)))
+    assert main(["verify", str(tmp_path / "out"), "--workers", "1"]) == 0

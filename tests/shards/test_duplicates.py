@@ -13,9 +13,11 @@ from PIL import Image, ImageEnhance
 
 from benchmarks.images import dead_leaves
 from shards import duplicates
+from shards.clean import Cleaning
 from shards.cli import main
 from shards.convert import Options, convert
-from shards.duplicates import Fingerprints, difference_hash, find_duplicates
+from shards.duplicates import Fingerprints, difference_hash, find_duplicates, fingerprint
+from shards.images import ImageError
 from shards.ledger import read_ledger
 from tests.shards.test_convert import contents, stored_images
 
@@ -92,7 +94,7 @@ def test_the_duplicates_are_those_of_a_look_at_every_pair(tmp_path_factory, seed
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(duplicates, "_ROWS_A_FILE", per_file)
         patch.setattr(duplicates, "_BLOCK", 16)
-        found = find_duplicates(scans, folder / "work", radius)
+        found = [entry for block in find_duplicates(scans, folder / "work", radius) for entry in block.tolist()]
     expected = []
     for i in range(count):
         same = (low == low[i]) & (high == high[i]) & (row < row[i])
@@ -101,15 +103,95 @@ def test_the_duplicates_are_those_of_a_look_at_every_pair(tmp_path_factory, seed
             expected.append((row[i], row[same].min(), 0))
         elif close.any():
             expected.append((row[i], row[close].min(), 1))
-    assert found.tolist() == sorted([int(value) for value in entry] for entry in expected)
+    assert found == sorted([int(value) for value in entry] for entry in expected)
     assert not (folder / "work").exists()
 
 
 def test_the_difference_hash_survives_small_changes_and_tells_pictures_apart():
     images = [Image.fromarray(dead_leaves(200, 260, np.random.default_rng(number))) for number in range(20)]
-    hashes = [difference_hash(jpeg(image)) for image in images]
+    hashes = [difference_hash(jpeg(image), Cleaning()) for image in images]
     for image, own in zip(images, hashes, strict=True):
         brighter = ImageEnhance.Brightness(image).enhance(1.15)
         for changed in (image.resize((130, 100)), brighter, image.resize((500, 390))):
-            assert (difference_hash(jpeg(changed, 70)) ^ own).bit_count() <= 6
+            assert (difference_hash(jpeg(changed, 70), Cleaning()) ^ own).bit_count() <= 6
     assert min((a ^ b).bit_count() for i, a in enumerate(hashes) for b in hashes[:i]) > 10
+
+
+def pictures_of(rng: np.random.Generator, count: int) -> list[np.ndarray]:
+    return [np.asarray(Image.fromarray(dead_leaves(160, 200, rng)).convert("L")) for _ in range(count)]
+
+
+def test_what_the_rules_leave_out_is_no_original(tmp_path):
+    picture = Image.fromarray(dead_leaves(600, 800, np.random.default_rng(0)))
+    (tmp_path / "pile").mkdir()
+    (tmp_path / "pile" / "a_thumb.jpg").write_bytes(jpeg(picture.resize((80, 60))))
+    (tmp_path / "pile" / "cut.jpg").write_bytes(jpeg(picture)[:-900])
+    (tmp_path / "pile" / "photo.jpg").write_bytes(jpeg(picture))
+    options = Options("pile", duplicates="near", radius=7, cleaning=Cleaning(min_side=100))
+    manifest = convert(tmp_path / "pile", tmp_path / "out", options)
+    assert manifest.num_samples == 1
+    assert manifest.skipped == {"too small": 1, "damaged or cut image": 1}
+
+
+@pytest.mark.parametrize(("rules", "reason"), [
+    (Cleaning(max_pixels=100), "too many pixels"), (Cleaning(max_aspect=1.1), "extreme aspect ratio"),
+    (Cleaning(blank=True), "a single colour")])
+def test_the_scan_knows_the_rules(rules, reason):
+    payload = jpeg(Image.new("RGB", (40, 30), (3, 3, 3)))
+    with pytest.raises(ImageError, match=reason):
+        difference_hash(payload, rules)
+    assert fingerprint(payload, rules, look=True) is None
+    assert fingerprint(payload, rules, look=False) is not None  # its copies are left out by the same rule
+
+
+def test_pixels_are_counted_before_they_are_decoded(monkeypatch):
+    payload = jpeg(Image.new("RGB", (400, 300)))
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match="too many pixels"):
+        difference_hash(payload, Cleaning(max_pixels=100))
+
+
+@pytest.mark.parametrize("top", [65535, 4095])
+def test_pictures_of_16_bits_look_as_those_of_8_bits(top):
+    pictures = pictures_of(np.random.default_rng(3), 8)
+    hashes = []
+    for grey in pictures:
+        deep, stored = Image.fromarray((grey.astype(np.uint32) * top // 255).astype(np.uint16)), io.BytesIO()
+        deep.save(stored, "PNG")
+        hashes.append(difference_hash(stored.getvalue(), Cleaning()))
+        assert (hashes[-1] ^ difference_hash(jpeg(Image.fromarray(grey)), Cleaning())).bit_count() <= 6
+    assert min((a ^ b).bit_count() for i, a in enumerate(hashes) for b in hashes[:i]) > 10
+
+
+def test_a_picture_is_hashed_as_it_is_seen():
+    picture = Image.fromarray(dead_leaves(160, 200, np.random.default_rng(5)))
+    expected = difference_hash(jpeg(picture), Cleaning())
+    exif, turned = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    picture.transpose(Image.Transpose.ROTATE_90).save(turned, "JPEG", exif=exif)
+    assert (difference_hash(turned.getvalue(), Cleaning()) ^ expected).bit_count() <= 4
+    mask = Image.fromarray(np.where(np.asarray(picture.convert("L")) > 110, 255, 0).astype(np.uint8))
+    clear, laid = io.BytesIO(), Image.new("RGB", picture.size, "white")
+    Image.merge("RGBA", (*picture.split(), mask)).save(clear, "PNG")
+    laid.paste(picture, mask=mask)
+    assert (difference_hash(clear.getvalue(), Cleaning()) ^ difference_hash(jpeg(laid), Cleaning())).bit_count() <= 4
+
+
+def test_hashes_that_many_pictures_share_are_compared_once(tmp_path, monkeypatch):
+    count = 20_000
+    row, look = np.arange(count, dtype=np.uint64), np.zeros(count, np.uint64)
+    look[[7, 9]] = 1, 2**40
+    Fingerprints(row, row, row, look).save(tmp_path / "scan")
+    compared, compare = [], duplicates._near_in_group
+    monkeypatch.setattr(duplicates, "_near_in_group", lambda group, radius: compared.append(len(group))
+                        or compare(group, radius))
+    found = np.concatenate(list(find_duplicates([tmp_path / "scan"], tmp_path / "work", 3)))
+    assert max(compared) == 3
+    np.testing.assert_array_equal(found[:, 0], row[1:])
+    assert not found[:, 1].any() and (found[:, 2] == 1).all()
+
+
+def test_no_pictures_have_no_duplicates(tmp_path):
+    none = np.empty(0, np.uint64)
+    Fingerprints(none, none, none, none).save(tmp_path / "scan")
+    assert [block for block in find_duplicates([tmp_path / "scan"], tmp_path / "work", 3) if len(block)] == []
