@@ -31,12 +31,12 @@ def index_folder(folder: Path, *, workers: int) -> Manifest:
         raise InputError(f"{folder}: no .tar files in it; `shards convert` makes them from images")
     with ProcessPoolExecutor(min(workers, len(tars))) as pool:
         results = list(tqdm(pool.map(_read, tars), total=len(tars), unit="shard", desc="index", leave=False))
-    classes = class_names([text for contents, _ in results for text in contents.label_texts])
+    classes = class_names([text for contents, _ in results for text in contents.label_texts], numbers=True)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     entries = []
     for tar, (contents, checksum) in zip(tars, results, strict=True):
         number = {name: place for place, name in enumerate(classes)}
-        labels = np.array([number.get(text, -1) for text in contents.label_texts], np.int32)
+        labels = np.array([number[text] if text else -1 for text in contents.label_texts], np.int32)
         write_index(replace(contents.index, label=labels), index_path(tar))
         entries.append(ShardEntry(tar.name, len(contents.index), tar.stat().st_size, checksum,
                                   file_checksum(index_path(tar))))
