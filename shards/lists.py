@@ -112,7 +112,8 @@ class ListSource:
         try:
             with self._folder.open(self._name) as file:
                 yield from READERS[suffix_of(self._name)](file)
-        except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, pyarrow.ArrowException, OSError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, pyarrow.ArrowException, OSError,
+                RecursionError) as error:
             text = f"{self.location}: cannot be read ({' '.join(str(error).split())[:200]})"
             raise InputError(text) from error
 
@@ -131,9 +132,13 @@ def _read_csv(file: BinaryIO) -> Iterator[dict[str, Any]]:
     # utf-8-sig: spreadsheets begin their files with a mark. strict: else an open quote swallows the rows that follow.
     rows = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
     try:
-        yield from rows
+        for row in rows:
+            if None in row:
+                raise csv.Error("more columns than the header has; put quotes around texts with commas")
+            yield row
     except csv.Error as error:
-        raise csv.Error(f"a quote that is never closed, or text after one? {error}, line {rows.line_num}") from error
+        hint = "; is a quote never closed?" if "unexpected end" in str(error) else ""
+        raise csv.Error(f"line {rows.reader.line_num}: {error}{hint}") from error
 
 
 def _read_json_lines(file: BinaryIO) -> Iterator[dict[str, Any]]:

@@ -69,7 +69,8 @@ def open_source(location: str | Path, *, label_column: str = "") -> Source:
             folder = open_folder(parent)
             return TarSource(f"{folder.location}/{name}", folder, [name])
     if not is_url(location) and not os.path.isdir(location):
-        what = "is no folder, and no file that can be converted" if os.path.exists(location) else "no such folder"
+        exists = os.path.exists(location)
+        what = "is no folder, and no file that can be converted" if exists else "no such folder or file"
         raise InputError(f"{location}: {what}; pass a folder of images or of tars, a .zip, or a list "
                          f"({', '.join(f'.{name}' for name in READERS)}); tars must be unpacked ones (.tar)")
     folder = open_folder(location)

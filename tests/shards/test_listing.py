@@ -109,7 +109,10 @@ def test_rows_with_paths_that_cannot_be_are_listed(tmp_path):
     ("a.csv", "", "lists no files; expected a row for each"),
     ("a.csv", "path\n", "lists no files; expected a row for each"),
     ("a.jsonl", "\n", "lists no files; expected a row for each"),
-    ("a.csv", 'path\n"a.png\nb.png\n', "a quote that is never closed"),
+    ("a.csv", 'path\n"a.png\nb.png\n', "line 3: unexpected end of data; is a quote never closed?"),
+    ("a.csv", 'path,text\na.png,"b"c\n', "line 2: ',' expected after"),
+    ("a.csv", "path,text\na.png,b, and c\n", "line 2: more columns than the header has"),
+    ("a.jsonl", '{"path": "a.png", "x": ' + "[" * 5000 + "]" * 5000 + "}", "cannot be read (maximum recursion depth"),
     ("a.csv", "path\nhttp://[bad/a.png\n", "http://[bad: malformed URL"),
     ("p.tar.gz", "x", "no file that can be converted; pass a folder of images or of tars"),
 ])
