@@ -16,7 +16,7 @@ from shards.index import index_folder
 from shards.info import describe, gather
 from shards.ledger import SKIPPED_NAME
 from shards.manifest import Manifest
-from shards.plan import HOLDOUT
+from shards.plan import HOLDOUT, printable
 from shards.remote import manifest_at
 from shards.repair import repair
 from shards.stores import is_url
@@ -178,6 +178,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         raise InputError(f"--shuffle={arguments.shuffle}: expected a seed of 0 or more")
     out: str = arguments.out
     name = (out.rstrip("/").rpartition("/")[2] if is_url(out) else Path(out).resolve().name).replace(".", "_")
+    name = printable(name)  # of a folder whose name need not be text
     options = Options(
         name=arguments.name or name, labels=arguments.labels, holdout=arguments.holdout, update=arguments.update,
         work=arguments.work,

@@ -215,8 +215,8 @@ def _all_skipped(plan: Plan, split: str) -> Iterator[dict[str, str]]:
         written = plan.written(number)
         if written and plan.split(number) == split:
             yield from written.skipped
-    for path in plan.others() if split == TRAIN else ():
-        yield {"source": path, "reason": "not an image file"}
+    if split == TRAIN:
+        yield from plan.others()
 
 
 def _find_duplicates(plan: Plan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
@@ -13,17 +14,25 @@ from shards.stores import Missing, Store, is_url
 STORE_READS = 32
 """Files of a store that a process reads at a time: each takes as long as the store needs to answer, not as we do."""
 
+_NO_FILE = "not a regular file"
+
 _READ_AHEAD, _LONGEST_READ_AHEAD = 2**16, 2**24
+
+
+class Denied(InputError):
+    """A folder that we may not look into."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What lies in a folder: a file (of `size` bytes, -1 where that is not known), a folder, or something else."""
+    """What lies in a folder: a file (of `size` bytes, -1 where that is not known), a folder, or, as `other` says,
+    something else.
+    """
 
     name: str
     is_folder: bool
-    is_file: bool
     size: int = -1
+    other: str = ""
 
 
 class Folder(Protocol):
@@ -38,7 +47,9 @@ class Folder(Protocol):
     reads: int
 
     def entries(self, folder: str = "") -> list[Entry]:
-        """What lies in it, or in a folder below it (whose name ends in a slash), by name. InputError: not listable."""
+        """What lies in it, or in a folder below it (whose name ends in a slash), by name. InputError: not listable;
+        Denied: for lack of permissions.
+        """
         ...
 
     def read(self, name: str) -> bytes:
@@ -78,26 +89,22 @@ class LocalFolder:
                 inside = sorted(found, key=lambda entry: entry.name)
         except OSError as error:
             text = f"{error.filename}: cannot be listed ({error.strerror}); mend its permissions or move it away"
-            raise InputError(text) from error
-        return [
-            Entry(entry.name, entry.is_dir(follow_symlinks=False),
-                  not (entry.is_symlink() and os.path.isdir(entry.path)), _size(entry))
-            for entry in inside
-        ]
+            raise (Denied if isinstance(error, PermissionError) else InputError)(text) from error
+        return [_entry(entry) for entry in inside]
 
     def read(self, name: str) -> bytes:
         """See `Folder`."""
-        with open(self._path(name), "rb") as file:
+        with self.open(name) as file:
             return file.read()
 
     def read_spans(self, name: str, spans: list[tuple[int, int]]) -> list[bytes]:
         """See `Folder`."""
-        with open(self._path(name), "rb") as file:
+        with self.open(name) as file:
             return [os.pread(file.fileno(), size, start) for start, size in spans]
 
     def open(self, name: str) -> BinaryIO:
         """See `Folder`."""
-        return open(self._path(name), "rb")
+        return open(self._path(name), "rb", opener=_open_regular)
 
     def size(self, name: str) -> int:
         """See `Folder`."""
@@ -128,17 +135,21 @@ class StoreFolder:
             found = self._store.entries(folder.rstrip("/"))
         except Missing as error:
             raise InputError(f"{error}; pass the URL of a folder that holds images or tars") from error
-        return [Entry(name, is_folder, not is_folder, size) for name, is_folder, size in found]
+        return [Entry(name, is_folder, size) for name, is_folder, size in found]
 
     def read(self, name: str) -> bytes:
         """See `Folder`."""
         return _or_os_error(lambda: self._store.read(name))
 
     def read_spans(self, name: str, spans: list[tuple[int, int]]) -> list[bytes]:
-        """See `Folder`. Members of a sample lie side by side: one request brings them all."""
+        """See `Folder`. Members of a sample lie side by side: one request brings them all. Where they are links to
+        others they may lie far apart: then each is a request.
+        """
         if not spans:
             return []
         first, last = min(start for start, _ in spans), max(start + size for start, size in spans)
+        if len(spans) > 1 and last - first > sum(size for _, size in spans) + _LONGEST_READ_AHEAD:
+            return [block for span in spans for block in self.read_spans(name, [span])]
         block = _or_os_error(lambda: self._store.read_range(name, first, last))
         return [block[start - first : start - first + size] for start, size in spans]
 
@@ -192,11 +203,24 @@ class _StoreFile(io.RawIOBase):
         return len(found)
 
 
-def _size(entry: os.DirEntry[str]) -> int:
+def _entry(entry: os.DirEntry[str]) -> Entry:
+    is_folder = entry.is_dir(follow_symlinks=False)
     try:
-        return entry.stat().st_size
+        status = entry.stat()
     except OSError:  # a link that leads nowhere; reading it will say so
-        return -1
+        return Entry(entry.name, is_folder)
+    is_link = stat.S_ISDIR(status.st_mode) and not is_folder
+    other = "" if is_folder or stat.S_ISREG(status.st_mode) else "a link to a folder" if is_link else _NO_FILE
+    return Entry(entry.name, is_folder, status.st_size, other)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open a file, and nothing that gives bytes for ever (devices) or waits for them (pipes)."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(0, _NO_FILE)
+    return descriptor
 
 
 def _or_os_error(request: Any) -> Any:

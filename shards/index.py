@@ -13,6 +13,7 @@ from shards.errors import InputError
 from shards.labels import class_names
 from shards.ledger import SKIPPED_NAME, write_ledger
 from shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, index_path, write_index, write_manifest
+from shards.processes import die_with_parent
 from shards.tar import TarContents, file_checksum, index_tar
 
 
@@ -22,21 +23,24 @@ def index_folder(folder: Path, *, workers: int) -> Manifest:
     Members `KEY.cls` become labels: class numbers are kept, other texts are numbered in sorted order.
 
     Raises:
-        InputError: no tars, or a damaged one (named; nothing is written then).
+        InputError: no tars, ones that were converted, or a damaged one (named; nothing is written then).
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; pass the folder that holds the tars")
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise InputError(f"{folder}: no .tar files in it; `shards convert` makes them from images")
-    with ProcessPoolExecutor(min(workers, len(tars))) as pool:
+    if (folder / "plan").is_dir():
+        raise InputError(f"{folder}: was made by `shards convert`, and would lose the classes' names and what was left "
+                         f"out; `shards verify {folder} --repair` mends it")
+    with ProcessPoolExecutor(min(workers, len(tars)), initializer=die_with_parent) as pool:
         results = list(tqdm(pool.map(_read, tars), total=len(tars), unit="shard", desc="index", leave=False))
-    classes = class_names([text for contents, _ in results for text in contents.label_texts])
+    classes = class_names([text for contents, _ in results for text in contents.label_texts], numbers=True)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     entries = []
     for tar, (contents, checksum) in zip(tars, results, strict=True):
         number = {name: place for place, name in enumerate(classes)}
-        labels = np.array([number.get(text, -1) for text in contents.label_texts], np.int32)
+        labels = np.array([number[text] if text else -1 for text in contents.label_texts], np.int32)
         write_index(replace(contents.index, label=labels), index_path(tar))
         entries.append(ShardEntry(tar.name, len(contents.index), tar.stat().st_size, checksum,
                                   file_checksum(index_path(tar))))

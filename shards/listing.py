@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from shards.errors import InputError
 from shards.files import atomic_write
 from shards.labels import class_names
 from shards.manifest import IMAGE_SUFFIXES
-from shards.plan import HOLDOUT, PLAN, PLAN_IN_WORK, TRAIN, Part, Plan, Texts, open_plan, printable
+from shards.plan import HOLDOUT, PLAN, PLAN_IN_WORK, TRAIN, Part, Plan, open_plan, printable
 from shards.shuffle import append, append_shuffled
 from shards.sources import Found, Source
 
@@ -39,7 +39,7 @@ def make_plan(
         clear: removes what an earlier conversion left; called when the source is known to be one that can be listed.
 
     Raises:
-        InputError: no images, or with labels images that lie in no class folder.
+        InputError: no images, or with labels none that has one, or images that lie in no class folder.
     """
     temporary = home / PLAN_IN_WORK
     shutil.rmtree(temporary, ignore_errors=True)
@@ -61,8 +61,9 @@ def update_plan(plan: Plan) -> tuple[Plan, int]:
         The plan, and how many listed files the source no longer has: what was made of them stays.
 
     Raises:
-        InputError: a listed file changed its size.
+        InputError: a listed file changed, or this is another source.
     """
+    _check_source(plan)
     gone = _add_listing(plan)
     return open_plan(plan.folder.parent, plan.source), gone
 
@@ -83,6 +84,15 @@ def check_listing(plan: Plan) -> None:
         )
 
 
+def _check_source(plan: Plan) -> None:
+    was = json.loads((plan.folder / "plan.json").read_text(encoding="utf-8"))["source"]
+    if was != plan.source.location:
+        raise InputError(
+            f"{plan.folder}: was made of {was}, and --update adds what came there since; it cannot add "
+            f"{plan.source.location}: convert that into a folder of its own"
+        )
+
+
 def _add_listing(plan: Plan) -> int:
     """List the source and append what the plan does not have; returns how many files of the plan are gone."""
     source, folder, first = plan.source, plan.folder, plan.num_rows
@@ -98,7 +108,7 @@ def _add_listing(plan: Plan) -> int:
           atomic_write(folder / "others.jsonl") as others):
         for found in source.list():
             if not _add(digest, found):
-                others.write((json.dumps(printable(source.name(found.place))) + "\n").encode())
+                others.write((json.dumps(_left_out(source, found)) + "\n").encode())
                 num_others += 1
                 continue
             if known and known.has(found):
@@ -118,7 +128,10 @@ def _add_listing(plan: Plan) -> int:
             f"{source.location}: no images below this folder (looked for {', '.join(IMAGE_SUFFIXES)}; {num_others} "
             f"other files); pass the folder that holds them"
         )
-    classes = class_names(numbers, plan.classes)
+    classes = class_names(numbers, plan.classes, numbers=plan.settings["labels"] == "cls")
+    if plan.settings["labels"] != "none" and not classes:
+        raise InputError(f"{source.location}: none of its images has a class; --labels {plan.settings['labels']} does "
+                         f"not fit, see `shards convert --help`")
     _append_labels(folder, numbers, classes)
     _append_order(plan)
     if added:
@@ -127,7 +140,7 @@ def _add_listing(plan: Plan) -> int:
     content = {"source": source.location, "target": plan.target, "settings": plan.settings, "classes": classes,
                "parts": [vars(part) for part in parts], "fingerprint": digest.hexdigest()}
     with atomic_write(folder / "plan.json") as file:
-        file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        file.write((json.dumps(content, indent=1) + "\n").encode())  # all ASCII: paths need not be text
     return known.num_gone() if known else 0
 
 
@@ -175,13 +188,17 @@ def _class_of(source: Source, found: Found, labels: str) -> str:
     """The class of a file; empty for none."""
     if labels != "folder":
         return printable(found.label) if labels != "none" else ""
-    folder, slash, _ = source.name(found.place).partition("/")
-    if not slash:
+    if not found.folder:
         raise InputError(
-            f"{source.location}/{printable(found.place)}: lies in no class folder, which --labels folder needs; move "
-            f"it into one, or convert without labels"
+            f"{source.location}: {printable(source.name(found.place))} lies in no class folder below it, which "
+            f"--labels folder needs; move it into one, or convert without labels (a list: with --labels column:NAME)"
         )
-    return printable(folder)
+    # Not `printable`: two folders that differ in what is no text would become one class.
+    return os.fsencode(found.folder).decode("utf-8", "backslashreplace")
+
+
+def _left_out(source: Source, found: Found) -> dict[str, str]:
+    return {"source": printable(source.name(found.place)), "reason": found.reason}
 
 
 def _append_labels(folder: Path, numbers: dict[str, int], classes: tuple[str, ...]) -> None:
@@ -198,32 +215,34 @@ def _append_labels(folder: Path, numbers: dict[str, int], classes: tuple[str, ..
 
 
 class _Known:
-    """What a plan lists already: found by hashes of places and of keys."""
+    """What a plan lists already: found by hashes of what identifies files, and of keys."""
 
     def __init__(self, plan: Plan) -> None:
         self._places, self._source = plan.places, plan.source
         self._sizes = np.fromfile(plan.folder / "sizes.bin", np.int64, plan.num_rows)
-        hashes = self._hashes(plan.places, plan.num_rows)
+        hashes = _hashes(map(self._identity, range(plan.num_rows)), plan.num_rows)
         self._rows = np.argsort(hashes)
-        self._hashes_of_places = hashes[self._rows]
-        self._hashes_of_keys = np.sort(self._hashes(plan.keys, plan.num_rows))
+        self._hashes_of_files = hashes[self._rows]
+        self._hashes_of_keys = np.sort(_hashes(map(plan.keys.raw, range(plan.num_rows)), plan.num_rows))
         self._suffix = f"~u{len(plan.parts)}"
-        self._seen = 0
+        self._seen = np.zeros(plan.num_rows, bool)
 
     def has(self, found: Found) -> bool:
-        """Whether a file is listed. InputError: with another size."""
-        place = os.fsencode(found.place)
-        at = np.uint64(xxhash.xxh3_64_intdigest(place))
-        for number in range(*(int(np.searchsorted(self._hashes_of_places, at, side)) for side in ("left", "right"))):
-            row = int(self._rows[number])
-            if self._places.raw(row) == place:
-                if self._sizes[row] != found.size:
-                    raise InputError(
-                        f"{self._source.location}: {self._source.name(found.place)} was {self._sizes[row]:,} bytes "
-                        f"and is {found.size:,} now; --update adds files, for changed ones begin anew with --force"
-                    )
-                self._seen += 1
-                return True
+        """Whether a file is listed; one that is gone, though a list still names it, is. InputError: it changed."""
+        rows = self._rows_of(os.fsencode(self._source.identity(found.place)))
+        same = [row for row in rows if self._places.raw(row) == os.fsencode(found.place)]
+        if equal := [row for row in same if self._sizes[row] == found.size]:
+            self._seen[equal] = True
+            return True
+        if same and found.size == -1:
+            return True
+        changed = [row for row in same or rows if not same or self._sizes[row] != -1]  # -1: it was not there
+        if changed:
+            name = printable(self._source.name(found.place))
+            how = (f"was {self._sizes[changed[0]]:,} bytes and is {found.size:,} now" if same else
+                   "is not as it was listed (other columns in the list, another place in the tar)")
+            raise InputError(f"{self._source.location}: {name} {how}; --update adds files, for changed ones begin anew "
+                             f"with --force")
         return False
 
     def free(self, key: str) -> str:
@@ -235,11 +254,19 @@ class _Known:
 
     def num_gone(self) -> int:
         """How many of the listed files were not asked for."""
-        return len(self._rows) - self._seen
+        return int(np.count_nonzero(~self._seen))
 
-    @staticmethod
-    def _hashes(texts: Texts, rows: int) -> np.ndarray:
-        return np.fromiter((xxhash.xxh3_64_intdigest(texts.raw(row)) for row in range(rows)), np.uint64, rows)
+    def _identity(self, row: int) -> bytes:
+        return os.fsencode(self._source.identity(self._places[row]))
+
+    def _rows_of(self, identity: bytes) -> list[int]:
+        at = np.uint64(xxhash.xxh3_64_intdigest(identity))
+        first, last = (int(np.searchsorted(self._hashes_of_files, at, side)) for side in ("left", "right"))
+        return [row for row in map(int, self._rows[first:last]) if self._identity(row) == identity]
+
+
+def _hashes(texts: Iterable[bytes], count: int) -> np.ndarray:
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, texts), np.uint64, count)
 
 
 class _TextFile:

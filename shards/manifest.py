@@ -152,7 +152,7 @@ def write_manifest(manifest: Manifest) -> None:
         ],
     }
     with atomic_write(manifest.root / MANIFEST_NAME) as file:
-        file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
 
 
 def check_files(manifest: Manifest, part: int = 0, parts: int = 1) -> None:

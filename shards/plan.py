@@ -5,7 +5,7 @@
     plan/*_ends.bin                where each of them ends (uint64)
     plan/labels.bin, sizes.bin     class (int32) and bytes (int64) of each
     plan/order.bin                 with --shuffle or --holdout: the row that comes at each place (uint64)
-    plan/others.jsonl              files that are no images
+    plan/others.jsonl              files that are left out before they are read, and why
     plan/scans/000012.safetensors  with --duplicates: hashes of the images of piece 12
     plan/duplicates.bin            row, the row it repeats, exact or near (uint64 [N, 3])
     plan/pieces/000012.json        piece 12 is written: its shard, and what it left out and why
@@ -136,10 +136,11 @@ class Plan:
             file.write(json.dumps({"entry": entry, "skipped": written.skipped}).encode())
 
     def remove_leftovers(self) -> None:
-        """Remove what killed processes left in the plan; nobody may be at work."""
+        """Remove what killed processes left in the plan, or of another one; nobody may be at work."""
         for folder in (self.folder, self.folder / "pieces", self.folder / "scans"):
             remove_partial_files(folder)
-        shutil.rmtree(self.folder / _SORTING, ignore_errors=True)
+        for folder in (self.folder / _SORTING, self.folder.with_name(PLAN_IN_WORK)):
+            shutil.rmtree(folder, ignore_errors=True)
         for leftover in self.folder.glob("*.new"):
             leftover.unlink()
 
@@ -182,8 +183,8 @@ class Plan:
             return np.empty((0, 3), np.uint64)
         return np.memmap(path, np.uint64, "r").reshape(-1, 3)
 
-    def others(self) -> Iterator[str]:
-        """Files that are no images."""
+    def others(self) -> Iterator[dict[str, str]]:
+        """Files that were left out before they were read: `source` and `reason` of each."""
         with (self.folder / "others.jsonl").open(encoding="utf-8") as file:
             yield from map(json.loads, file)
 

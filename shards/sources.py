@@ -1,58 +1,24 @@
 """Where images come from: a folder, a zip archive, tars, a list of paths, on a disk or in a store. Each lists its files
 in a fixed order and reads any of them by what it listed.
-
-Names inside archives are only ever keys: nothing is extracted, and a member of an archive never becomes a path.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
-from urllib.parse import unquote
+from typing import Protocol
 
-import pyarrow
-from pyarrow import parquet
-
+from shards.archives import TarSource, ZipSource
 from shards.errors import InputError
-from shards.folders import Folder, open_folder
+from shards.folders import Denied, Entry, Folder, open_folder
+from shards.found import NO_IMAGE, Content, Found, first_folder, is_image, left_out, suffix_of
 from shards.keys import Keys
-from shards.manifest import IMAGE_SUFFIXES
+from shards.lists import READERS, ListSource
 from shards.stores import is_url
-from shards.tar import TarSample, walk
 
-
-@dataclass(frozen=True)
-class Found:
-    """A file.
-
-    Attributes:
-        place: what `read` needs to find it.
-        key: of its sample; empty for what is no image.
-        size: in bytes, -1 where it is not known.
-        label: its class, where the source names one.
-    """
-
-    place: str
-    key: str
-    size: int
-    label: str = ""
-
-
-@dataclass(frozen=True)
-class Content:
-    """The bytes of an image, its suffix, and other members of its sample (json, txt ...) by suffix."""
-
-    payload: bytes
-    suffix: str
-    others: dict[str, bytes] = field(default_factory=dict)
+_BESIDE_TARS = ("plan", "holdout", "_tmp")
+"""Folders beside tars that we, or img2dataset, make."""
 
 
 class Source(Protocol):
@@ -69,11 +35,15 @@ class Source(Protocol):
         ...
 
     def read(self, place: str) -> Content:
-        """One file. OSError: it cannot be read."""
+        """One file. OSError: it cannot be read; its text names no values, since such reasons are counted."""
         ...
 
     def name(self, place: str) -> str:
         """For people."""
+        ...
+
+    def identity(self, place: str) -> str:
+        """What a file keeps when the source is written anew: the same for the same file, or for what replaced it."""
         ...
 
     def reads(self, place: str) -> int:
@@ -82,31 +52,34 @@ class Source(Protocol):
 
 
 def open_source(location: str | Path, *, label_column: str = "") -> Source:
-    """The source at a path or URL, by what is there: a folder of tars alone counts as tars.
+    """The source at a path or URL, by what is there: a folder of tars counts as tars.
 
     Raises:
         InputError: nothing is there, or nothing that can be converted.
     """
     location = str(location)
-    suffix = _suffix(location)
     if is_url(location) or os.path.isfile(location):
         parent, name = os.path.split(location.rstrip("/"))
-        folder = open_folder(parent)
+        suffix = suffix_of(name)
         if suffix == "zip":
-            return ZipSource(folder, name)
-        if suffix in _READERS:
-            return ListSource(folder, name, label_column)
+            return ZipSource(open_folder(parent), name)
+        if suffix in READERS:
+            return ListSource(open_folder(parent), name, label_column)
         if suffix == "tar":
+            folder = open_folder(parent)
             return TarSource(f"{folder.location}/{name}", folder, [name])
     if not is_url(location) and not os.path.isdir(location):
-        raise InputError(f"{location}: no such folder; pass a folder of images or of tars, a .zip, or a list "
-                         f"({', '.join(f'.{name}' for name in _READERS)})")
+        exists = os.path.exists(location)
+        what = "is no folder, and no file that can be converted" if exists else "no such folder or file"
+        raise InputError(f"{location}: {what}; pass a folder of images or of tars, a .zip, or a list "
+                         f"({', '.join(f'.{name}' for name in READERS)}); tars must be unpacked ones (.tar)")
     folder = open_folder(location)
     entries = folder.entries()
-    tars = [entry.name for entry in entries if entry.is_file and _suffix(entry.name) == "tar"]
-    if tars and not any(entry.is_folder or _is_image(entry.name) for entry in entries):
-        return TarSource(folder.location, folder, tars)
-    return FolderSource(folder)
+    if not any(_is_tar(entry) for entry in entries):
+        return FolderSource(folder)
+    _check_tars_alone(folder.location, entries)
+    beside = tuple((entry.name, _why_beside(entry)) for entry in entries if not _is_tar(entry))
+    return TarSource(folder.location, folder, [entry.name for entry in entries if _is_tar(entry)], beside)
 
 
 class FolderSource:
@@ -120,13 +93,17 @@ class FolderSource:
 
     def list(self) -> Iterator[Found]:
         """See `Source`."""
-        yield from self._walk("", "")
+        yield from self._walk("", "", self._folder.entries())
 
     def read(self, place: str) -> Content:
         """See `Source`."""
-        return Content(self._folder.read(place), _suffix(place))
+        return Content(self._folder.read(place), suffix_of(place))
 
     def name(self, place: str) -> str:
+        """See `Source`."""
+        return place
+
+    def identity(self, place: str) -> str:
         """See `Source`."""
         return place
 
@@ -134,211 +111,40 @@ class FolderSource:
         """See `Source`."""
         return self._folder.reads
 
-    def _walk(self, folder: str, key_folder: str) -> Iterator[Found]:
+    def _walk(self, folder: str, key_folder: str, entries: list[Entry]) -> Iterator[Found]:
         files, folders = Keys(), Keys()
-        for entry in self._folder.entries(folder):
+        for entry in entries:
+            place = folder + entry.name
             if entry.is_folder:
-                yield from self._walk(f"{folder}{entry.name}/", f"{key_folder}{folders.of_folder(entry.name)}/")
-                continue
-            key = key_folder + files.of_file(entry.name) if entry.is_file and _is_image(entry.name) else ""
-            yield Found(folder + entry.name, key, entry.size)
+                yield from self._below(f"{place}/", f"{key_folder}{folders.of_folder(entry.name)}/")
+            elif not is_image(entry.name) or entry.other:
+                yield left_out(place, entry.other or NO_IMAGE)
+            else:
+                yield Found(place, key_folder + files.of_file(entry.name), entry.size, folder=first_folder(place))
 
-
-class ZipSource:
-    """Members of a zip archive, by name. A place is a member's name."""
-
-    def __init__(self, folder: Folder, name: str) -> None:
-        self.location, self._folder, self._name = f"{folder.location}/{name}", folder, name
-        self._open: zipfile.ZipFile | None = None
-
-    def list(self) -> Iterator[Found]:
-        """See `Source`."""
-        files: dict[str, Keys] = {}
-        names: dict[str, Keys] = {}
-        key_folders = {"": ""}
-        for member in sorted(self._archive().infolist(), key=lambda member: member.filename):
-            if member.is_dir():
-                continue
-            folder, _, base = member.filename.rpartition("/")
-            known = ""
-            for part in folder.split("/") if folder else ():
-                inside = f"{known}{part}/"
-                if inside not in key_folders:
-                    own = names.setdefault(known, Keys()).of_folder(part or "_")
-                    key_folders[inside] = f"{key_folders[known]}{own}/"
-                known = inside
-            key = key_folders[known] + files.setdefault(known, Keys()).of_file(base) if _is_image(base) else ""
-            yield Found(member.filename, key, member.file_size)
-
-    def read(self, place: str) -> Content:
-        """See `Source`."""
+    def _below(self, folder: str, key_folder: str) -> Iterator[Found]:
         try:
-            return Content(self._archive().read(place), _suffix(place))
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
-            # Of one member: damaged, cut, gone; RuntimeError is encrypted or of an unknown compression.
-            raise OSError(0, f"not readable in the archive ({error})") from error
-
-    def name(self, place: str) -> str:
-        """See `Source`."""
-        return place
-
-    def reads(self, place: str) -> int:
-        """See `Source`. All come from one open file."""
-        return 1
-
-    def _archive(self) -> zipfile.ZipFile:
-        if self._open is None:
-            try:
-                self._open = zipfile.ZipFile(self._folder.open(self._name))
-            except (zipfile.BadZipFile, OSError) as error:
-                raise InputError(f"{self.location}: not a whole zip archive ({error})") from error
-        return self._open
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_open": None}  # every process opens its own
+            entries = self._folder.entries(folder)
+        except Denied:
+            yield left_out(folder, "folder cannot be listed")
+        else:
+            yield from self._walk(folder, key_folder, entries)
 
 
-class TarSource:
-    """Samples of tars, as WebDataset groups them; what comes with an image (json, txt) stays with it, a `cls` is its
-    label. A place says in which tar which bytes are; keys begin with the tar's name: others repeat them between tars.
-    """
-
-    def __init__(self, location: str, folder: Folder, names: list[str]) -> None:
-        self.location, self._folder, self._names = location, folder, names
-
-    def list(self) -> Iterator[Found]:
-        """See `Source`."""
-        for name in self._names:
-            keys = Keys()
-            with self._open(name) as file:
-                for sample in walk(file, f"{self._folder.location}/{name}"):
-                    yield self._found(name, sample, keys, file)
-
-    def read(self, place: str) -> Content:
-        """See `Source`."""
-        where = json.loads(place)
-        suffixes, spans = list(where["members"]), list(where["members"].values())
-        members = dict(zip(suffixes, self._folder.read_spans(where["tar"], spans), strict=True))
-        return Content(members.pop(where["image"]), where["image"].rpartition(".")[2], members)
-
-    def name(self, place: str) -> str:
-        """See `Source`."""
-        where = json.loads(place)
-        return f"{where['tar']}:{where['key']}.{where['image']}"
-
-    def reads(self, place: str) -> int:
-        """See `Source`."""
-        return self._folder.reads
-
-    def _open(self, name: str) -> BinaryIO:
-        try:
-            return self._folder.open(name)
-        except OSError as error:
-            raise InputError(f"{self._folder.location}/{name}: cannot be opened ({error.strerror})") from error
-
-    def _found(self, tar: str, sample: TarSample, keys: Keys, file: BinaryIO) -> Found:
-        image = next(iter(sample.images()), "")
-        kept = {suffix: span for suffix, span in sample.members.items()
-                if suffix == image or (suffix != "cls" and suffix not in sample.images())}
-        place = json.dumps({"tar": tar, "key": sample.key, "image": image, "members": kept})
-        if not image:
-            return Found(json.dumps({"tar": tar, "key": sample.key, "image": "*", "members": {}}), "", 0)
-        label = _bytes_at(file, *sample.members.get("cls", (0, 0))).decode("utf-8", "replace").strip()
-        key = f"{Keys().of_folder(tar.removesuffix('.tar'))}/{keys.of_folder(sample.key)}"
-        return Found(place, key, sample.members[image][1], label)
+def _is_tar(entry: Entry) -> bool:
+    return not entry.is_folder and not entry.other and suffix_of(entry.name) == "tar"
 
 
-class ListSource:
-    """Files that a list names: CSV with a header, JSON lines, or Parquet, with a column `path` (relative ones are below
-    the list's folder; URLs may lead to any store). Other columns become the sample's json; one may be the label.
-    """
-
-    def __init__(self, folder: Folder, name: str, label_column: str) -> None:
-        self.location, self._name, self._label_column = f"{folder.location}/{name}", name, label_column
-        self._folder = folder
-        self._stores: dict[str, Folder] = {}
-
-    def list(self) -> Iterator[Found]:
-        """See `Source`."""
-        for number, row in enumerate(self._rows()):
-            if not isinstance(row, dict) or not isinstance(row.get("path"), str):
-                raise InputError(f"{self.location}: row {number + 1} has no `path`; expected a column of that name")
-            if self._label_column and row.get(self._label_column) in (None, ""):
-                text = f"{self.location}: row {number + 1} has no `{self._label_column}`, which --labels asks for"
-                raise InputError(text)
-            label = str(row[self._label_column]) if self._label_column else ""
-            name = row["path"].rpartition("/")[2]
-            key = f"{number:010d}_{Keys().of_file(name)}" if _is_image(name) else ""
-            folder, path = self._find(row["path"])
-            try:
-                size = folder.size(path)
-            except OSError:
-                size = -1
-            yield Found(json.dumps(row, ensure_ascii=False, default=str), key, size, label)
-
-    def read(self, place: str) -> Content:
-        """See `Source`."""
-        row = json.loads(place)
-        others = {name: value for name, value in row.items() if name != "path"}
-        extra = {"json": json.dumps(others, ensure_ascii=False).encode()} if others else {}
-        folder, path = self._find(row["path"])
-        return Content(folder.read(path), _suffix(path), extra)
-
-    def name(self, place: str) -> str:
-        """See `Source`."""
-        return json.loads(place)["path"]
-
-    def reads(self, place: str) -> int:
-        """See `Source`."""
-        return self._find(json.loads(place)["path"])[0].reads
-
-    def _find(self, path: str) -> tuple[Folder, str]:
-        """The folder that a path is read from, and its name there."""
-        if not is_url(path):
-            return self._folder, path
-        scheme, _, rest = path.partition("://")
-        host, _, name = rest.partition("/")
-        root = f"{scheme}://{host}"
-        if root not in self._stores:
-            self._stores[root] = open_folder(root)
-        return self._stores[root], unquote(name) if scheme.startswith("http") else name
-
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        try:
-            with self._folder.open(self._name) as file:
-                yield from _READERS[_suffix(self._name)](file)
-        except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, pyarrow.ArrowException, OSError) as error:
-            text = f"{self.location}: cannot be read ({' '.join(str(error).split())[:200]})"
-            raise InputError(text) from error
+def _check_tars_alone(location: str, entries: list[Entry]) -> None:
+    """Images beside tars are refused: which of them are meant is for the user to say."""
+    tar = next(entry.name for entry in entries if _is_tar(entry))
+    for entry in entries:
+        is_known = entry.name in _BESIDE_TARS or entry.name.startswith(".")
+        if (entry.is_folder and not is_known) or (not entry.is_folder and is_image(entry.name)):
+            what = f"the folder {entry.name}" if entry.is_folder else f"the image {entry.name}"
+            raise InputError(f"{location}: holds tars ({tar}) and also {what}; move one kind elsewhere, and convert "
+                             f"each by itself")
 
 
-def _read_csv(file: BinaryIO) -> Iterator[dict[str, Any]]:
-    yield from csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""))
-
-
-def _read_json_lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
-    yield from (json.loads(line) for line in io.TextIOWrapper(file, encoding="utf-8") if line.strip())
-
-
-def _read_parquet(file: BinaryIO) -> Iterator[dict[str, Any]]:
-    with parquet.ParquetFile(file) as table:
-        for batch in table.iter_batches(65536):
-            yield from batch.to_pylist()
-
-
-_READERS: dict[str, Callable[[BinaryIO], Iterator[dict[str, Any]]]] = {
-    "csv": _read_csv, "jsonl": _read_json_lines, "parquet": _read_parquet,
-}
-
-
-def _bytes_at(file: Any, start: int, size: int) -> bytes:
-    file.seek(start)
-    return file.read(size)
-
-
-def _suffix(name: str) -> str:
-    return name.rpartition(".")[2].lower()
-
-
-def _is_image(name: str) -> bool:
-    return _suffix(name) in IMAGE_SUFFIXES
+def _why_beside(entry: Entry) -> str:
+    return "a folder beside tars" if entry.is_folder else entry.other or NO_IMAGE

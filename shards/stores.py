@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from shards.errors import InputError
 
@@ -70,6 +70,7 @@ class Store:
         if self._command and "{name}" not in self._command:
             raise InputError(f"{url}: expected {{name}} in the command, in the place of the file's name")
         if not self._command:
+            _check_url(self.url)
             self._connect()
 
     def read(self, name: str) -> bytes:
@@ -239,6 +240,17 @@ class Store:
                     self._connect()
             time.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def _check_url(url: str) -> None:
+    """A malformed URL gets no answer, however often it is asked for. InputError: it is one."""
+    try:
+        parts = urlsplit(url)
+        malformed = parts.scheme in ("http", "https") and (not parts.hostname or parts.port == 0)
+    except ValueError:  # of brackets that are not closed, ports that are no numbers
+        malformed = url.startswith("http")
+    if malformed:
+        raise InputError(f"{url}: malformed URL; expected such as https://host/folder")
 
 
 def _is_denied(error: Exception) -> bool:

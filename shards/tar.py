@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import posixpath
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ from shards.images import ImageError, inspect
 from shards.manifest import IMAGE_SUFFIXES, ShardIndex
 
 _BLOCK = 512
+
+ONE_MORE = "one more image of a sample"
+"""Why images of a sample are left out, all but one."""
 
 
 @dataclass
@@ -69,36 +73,63 @@ def split_name(name: str) -> tuple[str, str]:
     return (f"{folder}/{stem}" if folder else stem), suffix.lower()
 
 
-def walk(file: BinaryIO, where: object) -> Iterator[TarSample]:
-    """The samples of a tar, in order.
+def walk(file: BinaryIO, where: object, skipped: list[tuple[str, str]] | None = None) -> Iterator[TarSample]:
+    """The samples of a tar, in order. Hard links are what they lead to.
 
     Args:
         file: the tar; others may seek in it meanwhile.
         where: names it to the user.
+        skipped: gets the names of members that have no bytes of their own in the tar, with reasons.
 
     Raises:
         InputError: not a tar, damaged, or cut anywhere (a whole tar ends in two blocks of zeros).
     """
     sample: TarSample | None = None
+    spans: dict[str, tuple[int, int]] = {}
     size = file.seek(0, os.SEEK_END)
     try:
         file.seek(0)
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                if not member.isfile():
+                reason = _add_span(member, spans)
+                if reason and skipped is not None:
+                    skipped.append((member.name, reason))
+                if reason or member.isdir():
                     continue
                 key, suffix = split_name(member.name)
                 if sample is None or sample.key != key or suffix in sample.members:
                     if sample is not None:
                         yield sample
                     sample = TarSample(key)
-                sample.members[suffix] = (member.offset_data, member.size)
+                sample.members[suffix] = spans[posixpath.normpath(member.name)]
             end = tar.offset
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise InputError(f"{where}: not a whole tar ({error}); restore it or convert again") from error
     _check_end(file, where, size, end)
     if sample is not None:
         yield sample
+
+
+def _add_span(member: tarfile.TarInfo, spans: dict[str, tuple[int, int]]) -> str:
+    """Note where in the tar the bytes of a member are, by its name; returns why they are nowhere."""
+    name = posixpath.normpath(member.name)
+    target = spans.get(posixpath.normpath(member.linkname)) if member.islnk() else None
+    spans.pop(name, None)  # of an earlier member of that name
+    if member.isdir():
+        return ""
+    if member.issparse():
+        return "a sparse member of a tar"
+    if member.issym():
+        return "a symbolic link in a tar"
+    if member.islnk():
+        if target is None:
+            return "a hard link in a tar that leads to no file before it"
+        spans[name] = target
+        return ""
+    if not member.isfile():
+        return "not a regular file"
+    spans[name] = (member.offset_data, member.size)
+    return ""
 
 
 def _check_end(file: BinaryIO, where: object, size: int, end: int) -> None:
@@ -124,12 +155,12 @@ def index_tar(path: Path, *, decode: bool = False) -> TarContents:
     rows: list[IndexRow] = []
     labels, skipped = [], []
     with path.open("rb") as file, map_file(file, path) as tar:
-        for sample in walk(file, path):
+        for sample in walk(file, path, skipped):
             place = sample.image()
             if place is None:
                 skipped.append((sample.key, "no image"))
                 continue
-            skipped += [(f"{sample.key}.{suffix}", "one more image of a sample") for suffix in sample.images()[1:]]
+            skipped += [(f"{sample.key}.{suffix}", ONE_MORE) for suffix in sample.images()[1:]]
             payload = tar[place[0] : sum(place)]
             try:
                 facts = inspect(payload, decode=decode)

@@ -44,7 +44,8 @@ def kill_again_and_again(source: Path, out: Path, *, kills: int, seed: int) -> i
     if not (out / "manifest.json").exists():
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     assert read_manifest(out).num_samples > 0
-    assert [path.name for path in out.rglob(".*")] == []
+    leftovers = [str(path.relative_to(out)) for path in out.rglob(".*")]
+    assert not leftovers, leftovers
     return met
 
 
