@@ -106,8 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--gpu", default="h100", metavar="KIND", help="which (default h100); a wrong name lists them")
     command.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="default 8")
     command.add_argument("--strategy", metavar="NAME", help="the same as parallel.strategy=NAME")
-    command.add_argument("--images", type=float, metavar="N", help="of the corpus (default: of the recipe's shards, or "
-                         "ImageNet's 1,281,167)")
+    command.add_argument("--images", type=_count, metavar="N", help="of the corpus (default: of the recipe's "
+                         "shards, or ImageNet's 1,281,167)")
     command.add_argument("--price", type=float, default=0.0, metavar="P", help="of a GPU-hour")
     command.add_argument("--compare", action="store_true", help="the strategies side by side")
     command.add_argument("--json", action="store_true", help="for programs")
@@ -115,6 +115,14 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "report", _report, "write RUN/report.html, one self-contained page")
     command.add_argument("run_dir", metavar="RUN", help="folder of a run")
     return parser
+
+
+def _count(text: str) -> int:
+    """A number such as 1e9."""
+    number = float(text)
+    if not abs(number) < 2**63:
+        raise argparse.ArgumentTypeError("expected a number of images, such as 1e9")
+    return int(number)
 
 
 def _command(
@@ -156,7 +164,11 @@ def _plan(arguments: argparse.Namespace) -> None:
 
     strategy = [f"parallel.strategy={arguments.strategy}"] if arguments.strategy else []
     config = load_config(arguments.config, [*arguments.overrides, *strategy], default_shards="unset")
-    images = int(arguments.images or _num_images(config) or IMAGENET)
+    images = arguments.images if arguments.images is not None else _num_images(config)
+    if not images and arguments.images is None:
+        images = IMAGENET
+        sys.stderr.write(f"data.shards={config.data.shards}: not here to be counted, so ImageNet's {IMAGENET:,} images "
+                         f"are assumed; pass --images N\n")
     request = Request(arguments.gpus, arguments.gpu, arguments.gpus_per_node, images, arguments.price)
     found = compare(config, request) if arguments.compare else plan(config, request)
     if arguments.json:
@@ -166,14 +178,16 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _num_images(config: Any) -> int:
-    """Images of the shards that a recipe names, 0 if they are not here."""
+    """Images of the shards that a recipe names; 0 if they are not here, or a subset of them is taken."""
     from largescale.config import corpus_settings
-    from shards.manifest import read_manifest
+    from shards.remote import manifest_at
 
+    settings = corpus_settings(config.data)
     try:
-        return sum(read_manifest(location).num_samples for location, _, _ in corpus_settings(config.data))
+        counts = [manifest_at(location).num_samples for location, _, _ in settings if location != "unset"]
     except InputError:
         return 0
+    return 0 if any(subset for _, _, subset in settings) else sum(counts)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

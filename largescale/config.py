@@ -217,7 +217,7 @@ class ParallelConfig:
     sync_batchnorm: bool = True
     """Batch statistics over all ranks, so that results do not depend on their number."""
     batchnorm_group_size: int = 0
-    """Neighbouring ranks that share batch statistics; 0 is all of them."""
+    """Neighbouring ranks that share batch statistics; 0, or more than there are, is all of them."""
     reshard_after_forward: bool = True
     """fsdp: free gathered parameters after the forward pass."""
     unit_min_parameters: int = 2_000_000

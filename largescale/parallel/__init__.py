@@ -62,8 +62,8 @@ def prepare(method: SwAV, config: Config, device: torch.device) -> None:
 
 
 def _batchnorm_group(size: int) -> dist.ProcessGroup | None:
-    """The neighbouring ranks whose batch statistics this rank shares; None for all."""
-    if size in (0, world_size()):
+    """The neighbouring ranks whose batch statistics this rank shares; None for all, also where they are fewer."""
+    if size == 0 or size >= world_size():
         return None
     if size < 0 or world_size() % size:
         raise InputError(

@@ -7,6 +7,7 @@ hardware.py). Numbers of bytes and collectives are those of a real step; seconds
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -54,8 +55,7 @@ def plan(config: Config, request: Request, *, advise: bool = True) -> dict[str, 
         InputError: hardware or a strategy that is not known, a recipe that the strategy does not permit, sizes that do
             not fit the GPUs.
     """
-    if request.gpus < 1 or request.gpus_per_node < 1:
-        raise InputError(f"--gpus {request.gpus} --gpus-per-node {request.gpus_per_node}: expected at least 1")
+    _check(request)
     config = _in_half_precision(config, gpu_named(request.gpu).half)
     step = simulate(config, request.gpus)
     guess = estimate(step, gpu_named(request.gpu), request.gpus_per_node, request.assume)
@@ -89,6 +89,15 @@ def compare(config: Config, request: Request) -> list[dict[str, Any]]:
                 raise
             found.append({"strategy": _strategy(changed), "left_out": str(error)})
     return found
+
+
+def _check(request: Request) -> None:
+    if request.gpus < 1 or request.gpus_per_node < 1:
+        raise InputError(f"--gpus {request.gpus} --gpus-per-node {request.gpus_per_node}: expected at least 1")
+    if request.images < 1:
+        raise InputError(f"--images {request.images}: expected at least 1")
+    if not 0 <= request.price < math.inf:
+        raise InputError(f"--price {request.price}: expected a price of a GPU for an hour, 0 or more")
 
 
 def _in_half_precision(config: Config, half: str) -> Config:
@@ -135,18 +144,22 @@ def _strategy(config: Config) -> str:
 
 def _advice(config: Config, request: Request) -> str:
     """The first change that makes a recipe fit, among those that cost least."""
-    best = ""
+    least, best = math.inf, ""
     for changes, changed in _changes(config, request.gpus):
         found = plan(changed, request, advise=False)
         needed = found["memory_gb"]["needed"]
-        best = f"{' '.join(changes)} needs {needed:.1f} GB"
+        text = f"{' '.join(changes)} needs {needed:.1f} GB"
         if found["fits"]:
-            return f"{best} and fits"
+            return f"{text} and fits"
+        if needed < least:
+            least, best = needed, text
     return f"even {best}: more GPUs, or larger ones" if best else "more GPUs, or larger ones"
 
 
 def _changes(config: Config, gpus: int) -> Iterator[tuple[list[str], Config]]:
-    """Recomputation, then sharding, then micro-batches, each on top of the ones before."""
+    """Recomputation, then sharding, then micro-batches, each on top of the ones before; in the end smaller batches,
+    which train another recipe.
+    """
     changes: list[str] = []
     every = list(range(1, 1 + len(stages(build_method(config, on_meta=True).backbone))))
     if config.model.recompute_stages != every:
@@ -157,8 +170,18 @@ def _changes(config: Config, gpus: int) -> Iterator[tuple[list[str], Config]]:
         config = replace(config, parallel=replace(config.parallel, strategy="fsdp"))
         changes.append("parallel.strategy=fsdp")
         yield changes, config
-    for factor in (2, 4, 8):
-        accumulate = config.train.accumulate * factor
-        if config.train.global_batch % (gpus * accumulate) == 0:
-            more = replace(config, train=replace(config.train, accumulate=accumulate))
-            yield [*changes, f"train.accumulate={accumulate}"], more
+    if config.parallel.replicate > 1:
+        config = replace(config, parallel=replace(config.parallel, replicate=1, shard=0))
+        changes.append("parallel.replicate=1")
+        yield changes, config
+    batch, micro_batches = config.train.global_batch, config.train.accumulate
+    for accumulate in (2 * micro_batches, 4 * micro_batches, 8 * micro_batches):
+        if batch % (gpus * accumulate) == 0:
+            yield [*changes, f"train.accumulate={accumulate}"], _train(config, accumulate=accumulate)
+    for smaller in (batch // 2, batch // 4, batch // 8):
+        if smaller and smaller % (gpus * micro_batches) == 0:
+            yield [*changes, f"train.global_batch={smaller}"], _train(config, global_batch=smaller)
+
+
+def _train(config: Config, **changes: int) -> Config:
+    return replace(config, train=replace(config.train, **changes))

@@ -64,8 +64,9 @@ def collective_s(what: Collective, size: float, gpu: Gpu, gpus_per_node: int, as
     """
     if what.ranks == 1:
         return 0.0
-    nodes = max(1, what.ranks // gpus_per_node)
-    inside = what.ranks <= gpus_per_node
+    # Copies of HSDP are numbered a copy apart: where that is a node or more, each lies on another one.
+    nodes = min(what.ranks, math.ceil(what.ranks * what.stride / gpus_per_node))
+    inside = nodes == 1
     bandwidth = (gpu.link_gb_s if inside else gpu.network_gb_s) * 1e9 * assume.wire
     latency = assume.link_us if inside else assume.network_us + assume.hop_us * math.log2(nodes)
     passes = 2 if what.kind == "all-reduce" else 1

@@ -63,12 +63,17 @@ class Assumptions:
     slack: float = 0.05
 
 
+_SMALLEST = {"v100": "v100-16", "a100": "a100-40"}
+"""What a name without the memory stands for."""
+
+
 def gpu_named(name: str) -> Gpu:
-    """The GPU of a name.
+    """The GPU of a name; one that comes with more and less memory is the one with less.
 
     Raises:
         InputError: one that is not known; lists the others.
     """
+    name = _SMALLEST.get(name, name)
     if name not in GPUS:
         raise InputError(f"--gpu {name}: expected one of {', '.join(GPUS)}")
     return GPUS[name]

@@ -23,6 +23,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from largescale.config import Config
 from largescale.methods import build_method
 from largescale.methods.swav import SwAV
+from largescale.models.backbones import chosen_blocks
 from largescale.models.initialise import materialise
 from largescale.parallel import STRATEGIES, fsdp, prepare
 from largescale.parallel.engine import Engine
@@ -85,8 +86,6 @@ def simulate(config: Config, ranks: int) -> Simulation:
             f"train.global_batch={config.train.global_batch}: not divisible by {ranks} GPUs"
             + (f" x {config.train.accumulate} micro-batches" if config.train.accumulate > 1 else "")
         )
-    # Compiled blocks would be traced, and not run; uncompiled ones do the same, in more kernels.
-    config = replace(config, model=replace(config.model, compile_stages=[]))
     with _group(ranks):
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         engine = _build(config, fake)
@@ -116,6 +115,9 @@ def _group(ranks: int) -> Iterator[None]:
 def _build(config: Config, fake: FakeTensorMode) -> Engine:
     device = torch.device("cpu")
     method = build_method(config, on_meta=True)
+    # Compiled blocks would be traced, and not run; uncompiled ones do the same, in more kernels.
+    chosen_blocks(method.backbone, config.model.compile_stages, key="model.compile_stages")
+    config = replace(config, model=replace(config.model, compile_stages=[]))
     prepare(method, config, device)
 
     def faked(network: nn.Module, device: torch.device, seed: int) -> None:

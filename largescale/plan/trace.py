@@ -40,11 +40,12 @@ _exchanged: list[str] = []
 
 
 class Collective(NamedTuple):
-    """One kind of exchange: what, among how many ranks, and of what."""
+    """One kind of exchange: what, among how many ranks, of what, and how far apart these are numbered."""
 
     kind: str
     ranks: int
     of: str
+    stride: int = 1
 
 
 class Operator(NamedTuple):
@@ -129,10 +130,11 @@ class StepTrace(TorchDispatchMode):
         name = function._schema.name.removeprefix("c10d::")
         kind = next((kind for start, kind in _KINDS.items() if name.startswith(start)), name)
         groups = [a for a in arguments if isinstance(a, torch.ScriptObject) and "ProcessGroup" in str(a._type())]
-        ranks = dist.ProcessGroup.unbox(groups[0]).size()
+        ranks = dist.get_process_group_ranks(dist.ProcessGroup.unbox(groups[0]))
+        stride = ranks[1] - ranks[0] if len(ranks) > 1 else 1
         whole = arguments[1] if kind == "reduce-scatter" else arguments[0]
-        self.add(Collective(kind, ranks, _exchanged[-1] if _exchanged else _caller()), 1,
-                 sum(tensor.nbytes for tensor in _tensors(whole)))
+        what = Collective(kind, len(ranks), _exchanged[-1] if _exchanged else _caller(), stride)
+        self.add(what, 1, sum(tensor.nbytes for tensor in _tensors(whole)))
 
     def _operator(self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any], result: Any) -> None:
         name = function._schema.name

@@ -16,7 +16,7 @@ from largescale.config import Config, ModelConfig, load_config
 from largescale.methods import build_method
 from largescale.models.backbones import build_backbone
 from largescale.parallel import build_engine
-from largescale.plan import Request, plan
+from largescale.plan import Request, _changes, plan
 from largescale.plan.estimate import collective_s, estimate
 from largescale.plan.hardware import GPUS, Assumptions
 from largescale.plan.simulate import Simulation, local_bytes, simulate
@@ -128,6 +128,11 @@ def test_collectives_of_weights_hide_and_others_do_not():
     assert on_top.step_s == pytest.approx(one + on_top.compute_s) and on_top.sinkhorn_s == pytest.approx(one)
     assert collective_s(Collective("all-gather", 8, WEIGHTS), 10**8, gpu, 8, assume) < one / 10
     assert collective_s(Collective("all-gather", 1, WEIGHTS), 10**8, gpu, 8, assume) == 0
+    # Eight copies, one a node, meet over the network; sixteen neighbours fill two nodes.
+    copies = Collective("all-reduce", 8, WEIGHTS, stride=8)
+    assert collective_s(copies, 10**8, gpu, 8, assume) == pytest.approx(45e-6 + 2 * 1e8 * 7 / 8 / (50e9 * 0.8))
+    neighbours = Collective("all-reduce", 16, WEIGHTS)
+    assert collective_s(neighbours, 0, gpu, 8, assume) == pytest.approx((30 + 5) * 1e-6)
 
 
 @pytest.mark.slow
@@ -136,6 +141,12 @@ def test_what_does_not_fit_is_named_with_the_change_that_helps():
     found = plan(recipe, Request(1, "v100-16"))
     assert not found["fits"] and found["memory_gb"]["needed"] > 16
     assert found["advice"].startswith("model.recompute_stages=[1,2,3,4]") and found["advice"].endswith("and fits")
+
+
+def test_copies_are_given_up_where_they_do_not_fit():
+    recipe = configuration(["parallel.strategy=fsdp", "parallel.replicate=2", "model.recompute_stages=[1,2]"])
+    changes = [" ".join(names) for names, _ in _changes(recipe, 4)]
+    assert changes[0] == "parallel.replicate=1" and changes[-1] == "parallel.replicate=1 train.global_batch=4"
 
 
 def test_the_command_says_what_a_run_takes(capsys):
@@ -175,6 +186,9 @@ def test_all_strategies_are_compared_and_their_libraries_are_not_needed(capsys, 
     (["--gpus", "2", "--strategy", "zero3"], "train.precision=fp64: parallel.strategy=zero3 trains in fp32"),
     (["parallel.cpu_offload=true", "--gpus", "2", "--strategy", "fsdp"], "parallel.cpu_offload=true: what is held"),
     (["--gpus", "3", "--compare"], "not divisible by 3 GPUs"),
+    (["--gpus", "2", "--images", "-5"], "--images -5: expected at least 1"),
+    (["--gpus", "2", "--price", "nan"], "--price nan: expected a price"),
+    (["model.compile_stages=[9]", "--gpus", "2"], "model.compile_stages=[9]: expected stages from 1 to"),
 ])
 def test_bad_requests_are_one_line(options, says, capsys):
     assert main(["plan", str(ROOT / "tests/tiny.yaml"), "data.shards=nowhere", *options]) == 2
