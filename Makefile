@@ -65,6 +65,7 @@ bench: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/inst
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/sinkhorn.py
 	$(BIN)/python benchmarks/checkpoint.py
+	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/stream.py
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/convert.py
