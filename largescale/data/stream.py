@@ -121,10 +121,12 @@ class Stream:
             yield from self._loaded(data_steps)
             return
         fetcher = Fetcher(self.corpora, self._needs, self._own_streams, self.data.fetches)
+        before = self.batches.reader.take_counters()  # of looking up keys; else each loader process would say it again
         with closing(fetcher), closing(self._loaded(data_steps)) as batches:
             for batch in batches:
-                for name, value in fetcher.attend().items():
+                for name, value in (*fetcher.attend().items(), *before.items()):
                     batch.costs[name] = batch.costs.get(name, 0.0) + value
+                before = {}
                 yield batch
 
     def _loaded(self, data_steps: Collection[int]) -> Generator[Batch]:

@@ -18,7 +18,9 @@ import pytest
 
 from largescale.data import cache, fetcher
 from largescale.data.cache import ShardCache, ShardLost, open_cache
+from largescale.data.corpora import Corpus
 from largescale.data.fetcher import Fetcher
+from largescale.data.reader import ShardReader
 from shards import stores
 from shards.errors import InputError
 from shards.manifest import read_manifest
@@ -176,6 +178,15 @@ def test_bytes_that_were_fetched_are_counted_once(web, tmp_path, workers):
     sent = sum(count for name, count in web.sent.items() if name.endswith(".tar"))
     assert sent == sum(batch.costs["fetched_bytes"] for batch in batches)
     assert sum(batch.costs["hits"] + batch.costs["misses"] for batch in batches) > 0
+
+
+def test_bytes_of_looking_up_keys_are_counted_once(web, shard_folder, tmp_path):
+    reader = ShardReader([Corpus(read_manifest(shard_folder))])
+    (tmp_path / "keys").write_text("\n".join(map(reader.key, range(len(reader)))))
+    stream = make_stream(web.url, f"data.cache={tmp_path / 'cache'}", f"data.subset={tmp_path / 'keys'}",
+                         "data.workers=2")
+    fetched = sum(batch.costs["fetched_bytes"] for batch in stream(range(1)))
+    assert fetched == sum(count for name, count in web.sent.items() if name.endswith(".tar"))
 
 
 def test_a_fetcher_that_is_killed_is_started_again(web, tmp_path, caplog, monkeypatch):
