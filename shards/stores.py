@@ -6,19 +6,21 @@ again, and in the end reported in one line.
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
 import random
 import shlex
-import subprocess
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
+from shards import commands
+from shards.answers import check_url, is_denied, is_missing, remedy, within
 from shards.errors import InputError
 
 ALLOW_PIPE = "LARGESCALE_ALLOW_PIPE"
@@ -32,8 +34,8 @@ _SLOWEST_UPLOAD = 2**20
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
 
-_DENIED = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
-"""What the libraries of stores raise, besides PermissionError, where asking again is of no use."""
+_SPEAKS_AFTER_S, _SPEAKS_EVERY_S = 3.0, 30.0
+"""A store that fails for so long is spoken of, and now and then after that."""
 
 _INHERITED: list[Any] = []
 """Clients that a forked process got from its parent."""
@@ -43,6 +45,10 @@ _log = logging.getLogger(__name__)
 
 class Missing(Exception):
     """The store answers, and has no such file."""
+
+
+class Torn(Missing):
+    """The store answers, and has less of the file than was asked for."""
 
 
 def is_url(location: str) -> bool:
@@ -63,14 +69,14 @@ class Store:
     """
 
     def __init__(self, url: str, *, patience_s: float = 600, stall_s: float = 60) -> None:
-        self.url, self.patience_s, self.stall_s = url.rstrip("/"), patience_s, stall_s
+        self.url, self.patience_s, self.stall_s, self._spoke = url.rstrip("/"), patience_s, stall_s, -_SPEAKS_EVERY_S
         self._command = url.removeprefix("pipe:") if url.startswith("pipe:") else ""
         if self._command and os.environ.get(ALLOW_PIPE) != "1":
             raise InputError(f"{url}: runs a command of the shell; set {ALLOW_PIPE}=1 in the environment to allow that")
         if self._command and "{name}" not in self._command:
             raise InputError(f"{url}: expected {{name}} in the command, in the place of the file's name")
         if not self._command:
-            _check_url(self.url)
+            check_url(self.url)
             self._connect()
 
     def read(self, name: str) -> bytes:
@@ -81,7 +87,7 @@ class Store:
             InputError: the store did not answer for `patience_s`.
         """
         if self._command:
-            return self._patiently(name, lambda: self._run(name))
+            return self._patiently(name, lambda: self._run(name, io.BytesIO()).getvalue())
         return self._patiently(name, lambda: self._fs.cat_file(self._path(name)))
 
     def fetch(self, name: str, target: Path, size: int, progress: Callable[[int], None] = lambda done: None) -> None:
@@ -95,17 +101,16 @@ class Store:
 
         Raises:
             Missing, InputError: as `read`.
+            Torn: the store has less than `size` bytes of it.
             OSError: `target` cannot be written to.
         """
-        if self._command:
-            target.write_bytes(self._patiently(name, lambda: self._run(name)))
-            return
         with target.open("ab") as file:
-            while (done := file.tell()) < size:
+            if self._command:
+                self._patiently(name, lambda: self._run(name, file, progress))
+            while not self._command and (done := file.tell()) < size:
                 progress(done)
                 end = min(size, done + REQUEST_BYTES)
-                block = self._patiently(name, lambda start=done, end=end: self._range(name, start, end))
-                file.write(block)
+                file.write(self._patiently(name, lambda start=done, end=end: self._range(name, start, end, rest=True)))
             file.flush()
             os.fsync(file.fileno())
 
@@ -114,6 +119,7 @@ class Store:
 
         Raises:
             Missing, InputError: as `read`.
+            Torn: the file ends before `end`.
         """
         return self._patiently(name, lambda: self._range(name, start, end))
 
@@ -167,21 +173,41 @@ class Store:
         with suppress(Missing):
             self._patiently(name, lambda: self._fs.rm_file(self._path(name)))
 
-    def _range(self, name: str, start: int, end: int) -> bytes:
-        block = self._fs.cat_file(self._path(name), start=start, end=end)
+    def _range(self, name: str, start: int, end: int, *, rest: bool = False) -> bytes:
+        """Bytes of a file from `start` to `end`; with `rest` beyond that, where the store sends all anyway."""
+        try:
+            block = self._fs.cat_file(self._path(name), start=start, end=end)
+        except Exception as error:
+            if getattr(error, "status", None) == 416 or getattr(error, "errno", None) == errno.EINVAL:  # out of range
+                self._check_length(name, end)
+            raise
         if len(block) > end - start:  # a server without range requests sends the whole file
-            return block[start:end]
-        if len(block) != end - start:
+            block = block[start : None if rest else end]
+        if len(block) < end - start:
+            self._check_length(name, end)
             raise OSError(f"sent {len(block)} bytes where {end - start} were asked for")
         return block
 
-    def _run(self, name: str) -> bytes:
-        command = self._command.replace("{name}", shlex.quote(name))
-        result = subprocess.run(command, shell=True, capture_output=True, check=False)
-        if result.returncode != 0:
-            message = " ".join(result.stderr.decode("utf-8", "replace").split())[-200:]
-            raise OSError(f"`{command}` ended with exit code {result.returncode}: {message}")
-        return result.stdout
+    def _check_length(self, name: str, end: int) -> None:
+        """Tell a file that is too short from an answer that is. Torn: the store says that it ends before `end`."""
+        length = end
+        with suppress(Exception):  # without an answer nothing is known
+            stated = self._fs.info(self._path(name))["size"]
+            length = len(self._fs.cat_file(self._path(name))) if stated is None else int(stated)
+        if length < end:
+            raise Torn(f"{self.url}/{name}: ends at byte {length:,}, expected at least {end:,}")
+
+    def _run(self, name: str, file: Any, progress: Callable[[int], None] = lambda done: None) -> Any:
+        """Fill a file with what the command writes."""
+        file.seek(0)
+        file.truncate()
+
+        def write(block: bytes) -> None:
+            file.write(block)
+            progress(file.tell())
+
+        commands.run(self._command.replace("{name}", shlex.quote(name)), write, self.stall_s)
+        return file
 
     def _connect(self) -> None:
         # Imported late: most runs read local shards.
@@ -190,8 +216,8 @@ class Store:
         try:
             # An instance of its own: after a hang, or a fork, a shared one may never answer again.
             self._fs, root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise InputError(f"{self.url}: {error}") from error
+        except Exception as error:  # some connect at once, each with errors of its own
+            raise InputError(f"{self.url}: {remedy(error)}") from error
         self._root = self._quoted(self._plain(root)).rstrip("/")
 
     def _path(self, name: str) -> str:
@@ -220,64 +246,41 @@ class Store:
 
     def _patiently(self, name: str, request: Callable[[], Any], stall_s: float | None = None) -> Any:
         """Ask until there is an answer, with growing pauses, each between half and all of its length by chance."""
-        gives_up = time.monotonic() + self.patience_s
-        pause = _FIRST_PAUSE_S
+        began, pause = time.monotonic(), _FIRST_PAUSE_S
         while True:
-            try:
-                return _within(stall_s or self.stall_s, request)
-            except FileNotFoundError as error:
-                raise Missing(f"{self.url}/{name}: no such file") from error
+            try:  # a command watches itself
+                return request() if self._command else within(stall_s or self.stall_s, request)
+            except Missing:
+                raise
             except Exception as error:  # every store's library has errors of its own
+                if is_missing(error):
+                    raise Missing(f"{self.url}/{name}: no such file") from error
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise  # this disk, not the store
                 what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                if _is_denied(error):
+                if is_denied(error):
                     raise InputError(f"{self.url}/{name}: permission denied ({what}); check the credentials") from error
-                if time.monotonic() + pause > gives_up:
+                if time.monotonic() + pause > began + self.patience_s:
                     raise InputError(
                         f"{self.url}/{name}: no answer for {self.patience_s:.0f} s ({what}); is the store up?"
                     ) from error
-                _log.warning("%s/%s: %s; asking again", self.url, name, what)
+                self._speak(name, what, time.monotonic() - began)
                 if isinstance(error, TimeoutError) and not self._command:
-                    self._connect()
+                    with suppress(InputError):  # away for that, too
+                        self._connect()
             time.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
+    def _speak(self, name: str, what: str, seconds: float) -> None:
+        now = time.monotonic()
+        if seconds > _SPEAKS_AFTER_S and now - self._spoke > _SPEAKS_EVERY_S:
+            self._spoke = now
+            _log.warning("%s/%s: no answer for %.0f s (%s); asking again, for up to %.0f s", self.url, name, seconds,
+                         what, self.patience_s)
 
-def _check_url(url: str) -> None:
-    """A malformed URL gets no answer, however often it is asked for. InputError: it is one."""
-    try:
-        parts = urlsplit(url)
-        malformed = parts.scheme in ("http", "https") and (not parts.hostname or parts.port == 0)
-    except ValueError:  # of brackets that are not closed, ports that are no numbers
-        malformed = url.startswith("http")
-    if malformed:
-        raise InputError(f"{url}: malformed URL; expected such as https://host/folder")
-
-
-def _is_denied(error: Exception) -> bool:
-    return (isinstance(error, PermissionError) or type(error).__name__ in _DENIED
-            or getattr(error, "status", None) in (401, 403))
-
-
-def _within(seconds: float, request: Callable[[], Any]) -> Any:
-    """Do a request in a thread of its own, which is left behind if it hangs: libraries cannot be interrupted.
-
-    Raises:
-        TimeoutError: no answer in that time.
-    """
-    answer: list[Any] = []
-    failure: list[BaseException] = []
-
-    def do() -> None:
-        try:
-            answer.append(request())
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=do, daemon=True, name="store request")
-    thread.start()
-    thread.join(seconds)
-    if failure:
-        raise failure[0]
-    if not answer:
-        raise TimeoutError(f"nothing for {seconds:.0f} s")
-    return answer[0]
+    def impatient(self) -> Store:
+        """The same store by the same connection, asked once."""
+        twin = object.__new__(Store)
+        twin.__dict__.update(self.__dict__)
+        twin.patience_s = 0
+        return twin

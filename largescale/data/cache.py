@@ -3,6 +3,7 @@
     CACHE/NAME-FINGERPRINT/photos-000012.tar     whole and verified, with its index beside it
     CACHE/NAME-FINGERPRINT/.photos-000012.part   on its way; a later fetch goes on from there
     CACHE/NAME-FINGERPRINT/.photos-000012.lock   held by the one process of the node that fetches it
+    CACHE/NAME-FINGERPRINT/.photos-000012.away   why somebody who waited for it gave up: who comes next asks once
 
 Whoever reads a shard that is not there fetches it; a `Fetcher` (fetcher.py) brings it before that. The order says when
 a shard is read next, so what is needed last is evicted first.
@@ -11,22 +12,23 @@ a shard is read next, so what is needed last is evicted first.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import xxhash
 
+from largescale.data.cache_files import disk_trouble, files, locked, recent, write
 from shards.errors import InputError
 from shards.files import sync_folder
 from shards.manifest import Manifest, ShardEntry, index_path
-from shards.stores import Missing, Store
+from shards.stores import Missing, Store, Torn
 from shards.tar import file_checksum
 
 FETCH_ATTEMPTS = 3
@@ -49,14 +51,35 @@ class ShardLost(InputError):
     """A shard cannot be had, or is not the one of the manifest; the reason is its message."""
 
 
+_counting = threading.Lock()
+
+
 @dataclass
 class Counters:
-    """What a process did with the cache."""
+    """What a process did with the cache.
+
+    Attributes:
+        hits, misses: shards that were here when they were to be read, and that were not.
+        fetched_bytes: of shards.
+        evicted: shards.
+    """
 
     hits: int = 0
     misses: int = 0
     fetched_bytes: int = 0
     evicted: int = 0
+
+    def add(self, name: str, amount: int = 1) -> None:
+        """Count; threads may."""
+        with _counting:
+            setattr(self, name, getattr(self, name) + amount)
+
+    def take(self) -> dict[str, int]:
+        """What was counted since the last call."""
+        with _counting:
+            taken = dict(vars(self))
+            vars(self).update(dict.fromkeys(taken, 0))
+        return taken
 
 
 @dataclass
@@ -89,44 +112,62 @@ class ShardCache:
             next_use: the step at which a shard of this manifest is read next, or NEVER; those that are read later
                 than `shard` may be evicted for it. None: those that were opened longest ago.
             status: told what is being done, in words.
-            patient: return False where there is no room before others have been read; else room is made, and if need
-                be the capacity overrun.
+            patient: of who does not need it yet: return False where there is no room before others have been read;
+                else room is made, and if need be the capacity overrun.
 
         Raises:
             ShardLost: the store does not have it, or not with the bytes of the manifest.
             InputError: the store is away, or the cache's disk is full or cannot be written to.
         """
         tar = self.manifest.tar_path(shard)
+        if not patient:
+            self.counters.add("hits" if self.has(shard) else "misses")
         if self.has(shard):
-            self.counters.hits += 1
             return True
         status(f"waiting for another process, which fetches {self.store.url}/{tar.name}")
         try:
-            with _locked(tar.with_name(f".{tar.stem}.lock")):
+            with locked(tar.with_name(f".{tar.stem}.lock")):
                 status(f"asking {self.store.url} for {tar.name}")
                 if self.has(shard):
                     return True
-                self.counters.misses += 1
                 if not self._make_room(shard, next_use) and patient:
                     return False
-                self._fetch(shard, next_use, status)
+                self._fetch_or_recall(shard, next_use, status)
                 return True
         except OSError as error:
-            raise InputError(_disk_trouble(self.manifest.root, error)) from error
+            raise InputError(disk_trouble(self.manifest.root, error)) from error
 
     def touch(self, shard: int) -> None:
         """Say that the shard is in use, to other runs that share the cache."""
         with suppress(OSError):
             os.utime(self.manifest.tar_path(shard))
 
-    def _fetch(self, shard: int, next_use: NextUse, status: Callable[[str], None]) -> None:
+    def _fetch_or_recall(self, shard: int, next_use: NextUse, status: Callable[[str], None]) -> None:
+        """Fetch; where somebody has just waited for this shard in vain, ask once, and say what that one would say."""
+        away = self._away_path(shard)
+        recalled = recent(away, self.store.patience_s)
+        try:
+            self._fetch(self.store.impatient() if recalled else self.store, shard, next_use, status)
+        except ShardLost:
+            raise
+        except InputError as error:
+            with suppress(OSError):
+                write(away, (recalled or str(error)).encode())
+            raise InputError(recalled or str(error)) from error
+        away.unlink(missing_ok=True)
+
+    def _away_path(self, shard: int) -> Path:
+        tar = self.manifest.tar_path(shard)
+        return tar.with_name(f".{tar.stem}.away")
+
+    def _fetch(self, store: Store, shard: int, next_use: NextUse, status: Callable[[str], None]) -> None:
         entry, tar = self.manifest.shards[shard], self.manifest.tar_path(shard)
         part, reason = tar.with_name(f".{tar.stem}.part"), ""
         for attempt in range(FETCH_ATTEMPTS):
             try:
-                self._fetch_once(shard, part, next_use, status)
+                self._fetch_once(store, shard, part, next_use, status)
                 _check(part, entry)
-                index = self._index(shard)
+                index = self._index(store, shard)
             except _Wrong as error:
                 where = f"{self.store.url}/{entry.name}"
                 reason = f"{where}: fetched {FETCH_ATTEMPTS} times, {error}; restore it, or convert again"
@@ -134,19 +175,23 @@ class ShardCache:
                 continue
             except Missing as error:
                 reason = str(error)
+                if isinstance(error, Torn):
+                    reason += f", fetched {FETCH_ATTEMPTS} times; restore it, or convert again"
                 part.unlink(missing_ok=True)
                 if attempt + 1 < FETCH_ATTEMPTS:
                     time.sleep(_MISSING_PAUSE_S * 2**attempt)
                 continue
             # The index comes first: a tar that is here has its index.
-            _write(index_path(tar), index)
+            write(index_path(tar), index)
             os.replace(part, tar)
             sync_folder(tar.parent)
-            self.counters.fetched_bytes += entry.num_bytes
+            self.counters.add("fetched_bytes", entry.num_bytes)
             return
         raise ShardLost(reason)
 
-    def _fetch_once(self, shard: int, part: Path, next_use: NextUse, status: Callable[[str], None]) -> None:
+    def _fetch_once(
+        self, store: Store, shard: int, part: Path, next_use: NextUse, status: Callable[[str], None]
+    ) -> None:
         entry = self.manifest.shards[shard]
 
         def progress(done: int) -> None:
@@ -154,14 +199,14 @@ class ShardCache:
 
         while True:
             try:
-                return self.store.fetch(entry.name, part, entry.num_bytes, progress)
+                return store.fetch(entry.name, part, entry.num_bytes, progress)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._evict_one(shard, next_use):
                     raise
 
-    def _index(self, shard: int) -> bytes:
+    def _index(self, store: Store, shard: int) -> bytes:
         entry, name = self.manifest.shards[shard], self.manifest.index_path(shard).name
-        content = self.store.read(name)
+        content = store.read(name)
         if entry.index_checksum and f"xxh3-128:{xxhash.xxh3_128_hexdigest(content)}" != entry.index_checksum:
             raise _Wrong(f"{name} is not the index that the manifest names")
         return content
@@ -171,7 +216,7 @@ class ShardCache:
     def _make_room(self, shard: int, next_use: NextUse) -> bool:
         """Evict until a shard fits; False if what is left is needed before it."""
         self.manifest.root.mkdir(parents=True, exist_ok=True)
-        with _locked(self.manifest.root.parent / ".room.lock"):
+        with locked(self.manifest.root.parent / ".room.lock"):
             while self._used() + self.manifest.shards[shard].num_bytes > self.capacity:
                 if not self._evict_one(shard, next_use):
                     return False
@@ -184,13 +229,13 @@ class ShardCache:
         """Bytes of all shards in the cache; those of this manifest that are on their way count whole."""
         coming = {f".{Path(entry.name).stem}.part": entry.num_bytes for entry in self.manifest.shards}
         return sum(coming.get(path.name, size) if path.parent == self.manifest.root else size
-                   for path, size, _ in _files(self.manifest.root.parent))
+                   for path, size, _ in files(self.manifest.root.parent))
 
     def _evict_one(self, shard: int, next_use: NextUse) -> bool:
         """Remove the shard that is needed last, if that is later than `shard` is."""
         number = {entry.name: place for place, entry in enumerate(self.manifest.shards)}
         foreign, own = [], []
-        for path, _, touched in _files(self.manifest.root.parent):
+        for path, _, touched in files(self.manifest.root.parent):
             if path.parent != self.manifest.root:
                 foreign.append((touched, path))
             elif path.name in number:
@@ -204,7 +249,7 @@ class ShardCache:
             return False
         for path in (victim, index_path(victim)):
             path.unlink(missing_ok=True)
-        self.counters.evicted += 1
+        self.counters.add("evicted")
         return True
 
 
@@ -230,9 +275,11 @@ def open_cache(store: Store, manifest: Manifest, folder: Path, capacity_gb: floa
         with tempfile.NamedTemporaryFile(dir=root, prefix=".probe-") as probe:
             probe.write(b"x")
             probe.flush()
-        free = shutil.disk_usage(root).free + sum(size for _, size, _ in _files(folder))
+        for away in root.glob(".*.away"):  # the store has just answered
+            away.unlink(missing_ok=True)
+        free = shutil.disk_usage(root).free + sum(size for _, size, _ in files(folder))
     except OSError as error:
-        raise InputError(_disk_trouble(root, error)) from error
+        raise InputError(disk_trouble(root, error)) from error
     capacity = int(capacity_gb * 1e9) if capacity_gb > 0 else free // 2
     return ShardCache(store, _at(manifest, root), capacity)
 
@@ -247,15 +294,6 @@ def _at(manifest: Manifest, root: Path) -> Manifest:
                     manifest.skipped)
 
 
-def _files(folder: Path) -> Iterator[tuple[Path, int, float]]:
-    """Tars of a cache, and those on their way: path, bytes, when they were last touched."""
-    for pattern in ("*/*.tar", "*/.*.part"):
-        for path in folder.glob(pattern):
-            with suppress(FileNotFoundError):
-                facts = path.stat()
-                yield path, facts.st_size, facts.st_mtime
-
-
 def _check(path: Path, entry: ShardEntry) -> None:
     """Compare a file with the manifest. _Wrong: it differs."""
     found = path.stat().st_size
@@ -263,28 +301,3 @@ def _check(path: Path, entry: ShardEntry) -> None:
         raise _Wrong(f"it has {found:,} bytes, the manifest says {entry.num_bytes:,}")
     if file_checksum(path) != entry.checksum:
         raise _Wrong("its bytes are not those that the manifest names")
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
-def _disk_trouble(root: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (f"{root}: the disk of the shard cache is full; make room, lower data.cache_gb, or set data.cache to a "
-                f"folder on a larger disk")
-    return f"{root}: the shard cache cannot be written ({error.strerror or error}); set data.cache to another folder"
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that one process (or thread) of the node can hold; it ends with its holder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

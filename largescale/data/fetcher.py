@@ -9,11 +9,14 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from multiprocessing import util
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from largescale import stopping
 from largescale.data.cache import NEVER
@@ -26,6 +29,12 @@ from shards.errors import InputError
 _PAUSE_S = 0.2
 _AFTER_FAILURE_S = 30.0
 """A shard that could not be fetched is tried again after that time, unless its reader did so before."""
+
+_RESTART_S = 10.0
+"""Between two starts of a process that ends again and again."""
+
+_COUNTED = ("fetched_bytes", "evicted")
+"""What a fetcher counts. Hits and misses are those of the readers: did it come in time?"""
 
 _log = logging.getLogger(__name__)
 
@@ -76,25 +85,46 @@ class Fetcher:
     """
 
     def __init__(self, corpora: list[Corpus], needs: Needs, streams: np.ndarray, fetches: int) -> None:
-        context = multiprocessing.get_context("fork")
-        self._process = context.Process(
-            target=_serve, args=(corpora, needs, streams, fetches), name="fetcher", daemon=True
-        )
-        self._process.start()
-        util.Finalize(self, self._process.kill, exitpriority=10)
+        self._args = (corpora, needs, streams, fetches)
+        self._counts = torch.zeros(len(_COUNTED), dtype=torch.int64).share_memory_()
+        self._taken = [0] * len(_COUNTED)
+        self._start()
+
+    def attend(self) -> dict[str, int]:
+        """To be called now and then: start it again if it was killed.
+
+        Returns:
+            What it has counted since the last call.
+        """
+        if not self._process.is_alive() and time.monotonic() - self._started > _RESTART_S:
+            code = self._process.exitcode or 0
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            _log.warning("the fetcher of shards (pid %d) %s; starting it again", self._process.pid, how)
+            self._start()
+        counts = self._counts.tolist()
+        new = [count - taken for count, taken in zip(counts, self._taken, strict=True)]
+        self._taken = counts
+        return dict(zip(_COUNTED, new, strict=True))
 
     def close(self) -> None:
         """End it; what it had half fetched stays for the next one."""
         self._process.kill()
         self._process.join()
 
+    def _start(self) -> None:
+        context = multiprocessing.get_context("fork")
+        self._process = context.Process(target=_serve, args=(*self._args, self._counts), name="fetcher", daemon=True)
+        self._process.start()
+        self._started = time.monotonic()
+        util.Finalize(self, self._process.kill, exitpriority=10)
 
-def _serve(corpora: list[Corpus], needs: Needs, streams: np.ndarray, fetches: int) -> None:
+
+def _serve(corpora: list[Corpus], needs: Needs, streams: np.ndarray, fetches: int, counts: Tensor) -> None:
     stopping.live_and_die_with_parent()
     os.nice(5)  # whoever decodes comes first
-    logging.getLogger("shards").setLevel(logging.ERROR)  # the reader that has to wait for a store says so
     reader = ShardReader(corpora, needs.next_use)
     reader.begin_in_process(lambda text: None)
+    reader.take_counters()  # of the parent
     pool = ThreadPoolExecutor(fetches)
     coming: dict[Future[bool], int] = {}
     rests: dict[int, float] = {}
@@ -115,6 +145,9 @@ def _serve(corpora: list[Corpus], needs: Needs, streams: np.ndarray, fetches: in
             except InputError as error:
                 rests[shard] = time.monotonic() + _AFTER_FAILURE_S
                 _log.debug("%s", error)
+        if done:
+            counted = reader.take_counters()
+            counts += torch.tensor([counted[name] for name in _COUNTED])
         if not coming:
             time.sleep(_PAUSE_S)
 

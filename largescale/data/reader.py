@@ -156,9 +156,8 @@ class ShardReader:
         taken = {"hits": 0, "misses": 0, "fetched_bytes": 0, "evicted": 0}
         for corpus in self.corpora:
             if corpus.cache is not None:
-                for name in taken:
-                    taken[name] += getattr(corpus.cache.counters, name)
-                    setattr(corpus.cache.counters, name, 0)
+                for name, value in corpus.cache.counters.take().items():
+                    taken[name] += value
         return taken
 
     def _corpus(self, shard: int) -> tuple[Corpus, int]:

@@ -117,12 +117,17 @@ class Stream:
         if first is None:
             return
         self._position.set(first)
-        if any(corpus.cache is not None for corpus in self.corpora):
-            fetcher = Fetcher(self.corpora, self._needs, self._own_streams, self.data.fetches)
-            with closing(fetcher):
-                yield from self._loaded(data_steps)
-        else:
+        if all(corpus.cache is None for corpus in self.corpora):
             yield from self._loaded(data_steps)
+            return
+        fetcher = Fetcher(self.corpora, self._needs, self._own_streams, self.data.fetches)
+        before = self.batches.reader.take_counters()  # of looking up keys; else each loader process would say it again
+        with closing(fetcher), closing(self._loaded(data_steps)) as batches:
+            for batch in batches:
+                for name, value in (*fetcher.attend().items(), *before.items()):
+                    batch.costs[name] = batch.costs.get(name, 0.0) + value
+                before = {}
+                yield batch
 
     def _loaded(self, data_steps: Collection[int]) -> Generator[Batch]:
         processes, threads = self.counts

@@ -87,7 +87,9 @@ class Meter:
             "queue_depth": costs["queue_depth"] / world_size() / self._steps,
         }
         if opened := costs["hits"] + costs["misses"]:
-            row |= {"cache_hit_rate": costs["hits"] / opened, "fetched_bytes": costs["fetched_bytes"]}
+            row["cache_hit_rate"] = costs["hits"] / opened
+        if opened or costs["fetched_bytes"]:
+            row["fetched_bytes"] = costs["fetched_bytes"]
         return row, Signs(loss / ln_k, entropy, usage)
 
 

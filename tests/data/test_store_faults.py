@@ -1,0 +1,225 @@
+"""Damage and outages of stores, one fault a test: what is fetched, how often, how long it is waited for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+from largescale.data import cache, fetcher
+from largescale.data.cache import ShardCache, ShardLost, open_cache
+from largescale.data.corpora import Corpus
+from largescale.data.fetcher import Fetcher
+from largescale.data.reader import ShardReader
+from shards import stores
+from shards.errors import InputError
+from shards.manifest import read_manifest
+from shards.stores import Missing, Store, Torn
+from tests.conftest import ROOT
+from tests.data.test_stream import make_stream
+from tests.servers import WebServer, web_server
+
+
+@pytest.fixture
+def web(shard_folder: Path, tmp_path: Path) -> Iterator[WebServer]:
+    """Serves a copy of the shards."""
+    with web_server(Path(shutil.copytree(shard_folder, tmp_path / "served"))) as server:
+        yield server
+
+
+@pytest.fixture
+def pipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(stores.ALLOW_PIPE, "1")
+
+
+def make_cache(web: WebServer, folder: Path, patience_s: float = 20) -> ShardCache:
+    return open_cache(Store(web.url, patience_s=patience_s, stall_s=10), read_manifest(web.folder), folder / "cache", 1)
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rsplit(")")[-1].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("request_bytes", [4096, 2**24])
+def test_a_torn_shard_is_fetched_three_times_and_lost(web, tmp_path, monkeypatch, request_bytes):
+    monkeypatch.setattr(stores, "REQUEST_BYTES", request_bytes)
+    monkeypatch.setattr(cache, "_MISSING_PAUSE_S", 0.01)
+    shard_cache = make_cache(web, tmp_path)
+    os.truncate(web.folder / "train-000002.tar", 9000)
+    with pytest.raises(ShardLost, match=r"train-000002\.tar: ends at byte 9,000, .* fetched 3 times; restore it"):
+        shard_cache.get(2)
+    assert not list((tmp_path / "cache").glob("*/.*.part"))
+
+
+def test_a_range_beyond_the_end_is_damage(web):
+    def answer(request: SimpleHTTPRequestHandler) -> None:
+        request.send_error(416)
+
+    web.answer = answer
+    name = "train-000001.tar"
+    size = (web.folder / name).stat().st_size
+    with pytest.raises(Torn, match="ends at byte"):
+        Store(web.url, patience_s=20).read_range(name, size, size + 10)
+
+
+def test_what_is_gone_for_good_is_missing(web):
+    web.answer = lambda request: request.send_error(410)
+    with pytest.raises(Missing):
+        Store(web.url, patience_s=20).read("train-000001.tar")
+
+
+def test_whole_answers_are_kept_whole(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "REQUEST_BYTES", 4096)
+    tar, requests = web.folder / "train-000001.tar", []
+
+    def answer(request: SimpleHTTPRequestHandler) -> None:
+        requests.append(request.path)
+        request.send_response(200)
+        request.send_header("Content-Length", str(tar.stat().st_size))
+        request.end_headers()
+        request.wfile.write(tar.read_bytes())
+
+    web.answer = answer
+    for held in (0, 5000):
+        (tmp_path / "copy").write_bytes(tar.read_bytes()[:held])
+        Store(web.url).fetch(tar.name, tmp_path / "copy", tar.stat().st_size)
+        assert (tmp_path / "copy").read_bytes() == tar.read_bytes()
+    assert len(requests) == 2
+
+
+def test_a_command_may_take_long_as_long_as_bytes_come(pipes, tmp_path):
+    store = Store("pipe:for i in 1 2 3 4; do printf {name}; sleep 0.4; done", patience_s=1, stall_s=1)
+    store.fetch("ab", tmp_path / "copy", 8)
+    assert (tmp_path / "copy").read_bytes() == b"abababab"
+    assert store.read("c") == b"cccc"
+
+
+def test_a_command_that_stands_still_is_killed_with_what_it_started(pipes, tmp_path):
+    store = Store(f"pipe:sleep 100 & echo $! > {tmp_path}/{{name}}; wait", patience_s=0.1, stall_s=1)
+    with pytest.raises(InputError, match="not a byte for"):
+        store.read("pid")
+    wait_until(lambda: not is_running(int((tmp_path / "pid").read_text())))
+
+
+def test_a_command_ends_with_a_process_that_is_killed(pipes, tmp_path):
+    url = f"pipe:sleep 100 & echo $! > {tmp_path}/{{name}}; wait"
+    script = f"from shards.stores import Store; Store({url!r}).read('pid')"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as process:
+        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n"))
+        process.kill()
+    pid = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not is_running(pid))
+
+
+def test_those_who_wait_for_one_shard_wait_once(web, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(stores, "_SPEAKS_AFTER_S", 0.2)
+    caches = [make_cache(web, tmp_path, patience_s=1.5) for _ in range(4)]
+    web.close()
+    errors = []
+
+    def get(shard_cache: ShardCache) -> None:
+        try:
+            shard_cache.get(2)
+        except InputError as error:
+            errors.append(str(error))
+
+    def get_all() -> None:
+        threads = [threading.Thread(target=get, args=(shard_cache,)) for shard_cache in caches]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert seconds_of(get_all) < 3
+    assert len(errors) == 4 and len(set(errors)) == 1 and "no answer for 2 s" in errors[0]
+    lines = [record.message for record in caplog.records if "train-000002.tar: no answer for" in record.message]
+    assert len(lines) == 1 and lines[0].endswith("asking again, for up to 2 s")
+
+
+def test_a_store_that_is_back_is_used(web, tmp_path):
+    shard_cache = make_cache(web, tmp_path, patience_s=0.2)
+    tar = web.folder / "train-000002.tar"
+    answer, web.answer = web.answer, lambda request: request.send_error(503)
+    with pytest.raises(InputError, match="is the store up"):
+        shard_cache.get(2)
+    web.answer = answer
+    assert shard_cache.get(2) and shard_cache.manifest.tar_path(2).read_bytes() == tar.read_bytes()
+    assert not list((tmp_path / "cache").glob("*/.*.away"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bytes_that_were_fetched_are_counted_once(web, tmp_path, workers):
+    stream = make_stream(web.url, f"data.cache={tmp_path / 'cache'}", f"data.workers={workers}")
+    batches = list(stream(range(14)))
+    sent = sum(count for name, count in web.sent.items() if name.endswith(".tar"))
+    assert sent == sum(batch.costs["fetched_bytes"] for batch in batches)
+    assert sum(batch.costs["hits"] + batch.costs["misses"] for batch in batches) > 0
+
+
+def test_bytes_of_looking_up_keys_are_counted_once(web, shard_folder, tmp_path):
+    reader = ShardReader([Corpus(read_manifest(shard_folder))])
+    (tmp_path / "keys").write_text("\n".join(map(reader.key, range(len(reader)))))
+    stream = make_stream(web.url, f"data.cache={tmp_path / 'cache'}", f"data.subset={tmp_path / 'keys'}",
+                         "data.workers=2")
+    fetched = sum(batch.costs["fetched_bytes"] for batch in stream(range(1)))
+    assert fetched == sum(count for name, count in web.sent.items() if name.endswith(".tar"))
+
+
+def test_a_fetcher_that_is_killed_is_started_again(web, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(fetcher, "_RESTART_S", 0)
+    stream = make_stream(web.url, f"data.cache={tmp_path / 'cache'}")
+    hangs, web.hangs = web.hangs, 10**6
+    fetching = Fetcher(stream.corpora, stream._needs, stream._own_streams, 2)
+    try:
+        fetching.attend()
+        assert not caplog.records
+        os.kill(fetching._process.pid, signal.SIGKILL)
+        fetching._process.join()
+        web.hangs = hangs
+        with caplog.at_level(logging.WARNING):
+            fetching.attend()
+        assert "was killed by SIGKILL; starting it again" in caplog.text
+        wait_until(lambda: len(list((tmp_path / "cache").glob("*/*.tar"))) == 5)
+        total = sum(path.stat().st_size for path in web.folder.glob("*.tar"))
+        fetched = 0
+
+        def all_counted() -> bool:
+            nonlocal fetched
+            fetched += fetching.attend()["fetched_bytes"]
+            return fetched == total
+
+        wait_until(all_counted)
+    finally:
+        fetching.close()
+
+
+@pytest.mark.parametrize("url, says", [
+    ("ftp://127.0.0.1:1/x", r"ftp://127.*:1/x: cannot be opened \(ConnectionRefusedError: .*\); check the address"),
+    ("s4://x/y", "s4://x/y: Protocol not known: s4; expected such as s3://bucket/folder")])
+def test_a_url_that_cannot_be_opened_is_one_line_with_a_remedy(url, says):
+    with pytest.raises(InputError, match=says):
+        Store(url)
