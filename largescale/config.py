@@ -80,7 +80,8 @@ class DataConfig:
     """Shard folder to pretrain on, or its URL (s3://..., http://..., any that fsspec knows); labels, if there are any,
     are not looked at. A list mixes several: {path: FOLDER, weight: SHARE, subset: FILE}."""
     subset: str = ""
-    """File that lists the samples to use: .npy of their numbers, or a number or key a line; empty uses all."""
+    """File that lists the samples to use: .npy of their numbers, or a key a line (numbers where the first line is
+    `# numbers`); empty uses all."""
     eval_shards: str = ""
     """Labelled shard folder that the evaluation tests on."""
     audit: bool = False
