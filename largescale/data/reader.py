@@ -23,6 +23,10 @@ OPEN_SHARDS = 64
 
 OPEN_ATTEMPTS = 3
 
+NEIGHBOURS = 8
+"""Samples of a shard that are tried in place of one before those of the next shard: what one image has, its neighbours
+often have as well, and then the whole shard."""
+
 
 class SampleError(Exception):
     """One sample cannot be used; the reason is its message. The stream counts it and takes a substitute."""
@@ -121,22 +125,31 @@ class ShardReader:
             return {"shard": name, "key": f"row {row}", "offset": None}
         return {"shard": name, "key": index.key(row), "offset": int(index.offset[row])}
 
+    def location(self, sample_id: int) -> str:
+        """The folder or URL of the corpus that a sample belongs to."""
+        corpus, _ = self._corpus(self.locate(sample_id)[0])
+        return str(corpus.manifest.root) if corpus.cache is None else corpus.cache.store.url
+
     def candidates(self, sample_id: int) -> Iterator[int]:
-        """A sample, and those that stand in for it, one after the other, if it cannot be read: the others of its shard
-        from there on (cyclically), then those of the next shards of its corpus; of a shard that is lost no more.
+        """A sample, and those that stand in for it, one after the other, if it cannot be read: NEIGHBOURS of its shard
+        from there on (cyclically), then as many of each next shard of its corpus from the same row on, then again; of
+        a shard that is lost no more.
         """
         yield sample_id
         home = bisect_right(self._first_ids, sample_id) - 1
         number = self._corpus_of_shard[home]
         first_shard, num_shards = self._first_shards[number], len(self.corpora[number].manifest.shards)
-        for distance in range(num_shards):
-            shard = first_shard + (home - first_shard + distance) % num_shards
-            first, size = int(self.first_ids[shard]), int(self.shard_sizes[shard])
-            offset = sample_id - first if distance == 0 else 0
-            for step in range(0 if distance else 1, size):
-                if shard in self._lost:
-                    break
-                yield first + (offset + step) % size
+        row = sample_id - self._first_ids[home]
+        largest = int(self.shard_sizes[first_shard : first_shard + num_shards].max())
+        for begin in range(0, largest, NEIGHBOURS):
+            for distance in range(num_shards):
+                shard = first_shard + (home - first_shard + distance) % num_shards
+                first, size = int(self.first_ids[shard]), int(self.shard_sizes[shard])
+                for step in range(begin, min(begin + NEIGHBOURS, size)):
+                    if shard in self._lost:
+                        break
+                    if distance or step:
+                        yield first + (row + step) % size
 
     def is_present(self, shard: int) -> bool:
         """Whether a shard can be read without fetching it."""
