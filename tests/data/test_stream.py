@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 import torch
 
 from largescale.config import Config, load_config
+from largescale.data.cache import ShardLost
 from largescale.data.corpora import Corpus
-from largescale.data.reader import SampleError, ShardReader
+from largescale.data.reader import ShardReader
 from largescale.data.stream import Stream
 from shards.errors import InputError
-from shards.manifest import read_manifest
+from shards.manifest import read_index, read_manifest, write_index
 from tests.conftest import ROOT
 
 
@@ -138,6 +140,7 @@ def test_a_shard_that_is_lost_on_the_way_is_replaced_and_listed(shard_folder, tm
     wanted = np.concatenate([stream.order.samples(step)[0] for step in range(12)])
     assert len(rows) == ((wanted >= 80) & (wanted < 120)).sum() > 30
     assert all("cannot be opened" in row["reason"] and row["shard"] == "train-000002.tar" for row in rows)
+    assert not any(row["key"].startswith("row ") for row in rows)  # its index is there
     used = np.concatenate([batch.ids for batch in batches])
     kept = (wanted < 80) | (wanted >= 120)
     assert (used[kept] == wanted[kept]).all() and not ((used >= 80) & (used < 120)).any()
@@ -157,9 +160,18 @@ def test_reader_finds_every_sample(shard_folder):
     assert all(names[reader.label(i)] == keys[i].split("/")[0] for i in range(200))
 
 
-def test_reader_refuses_a_sample_beyond_the_tar(shard_folder, tmp_path):
+def test_reader_refuses_a_tar_of_another_size(shard_folder, tmp_path):
     folder = Path(shutil.copytree(shard_folder, tmp_path / "short"))
     tar = folder / "train-000000.tar"
     tar.write_bytes(tar.read_bytes()[:2048])
-    with pytest.raises(SampleError, match="ends at byte"):
+    with pytest.raises(ShardLost, match=r"000000\.tar: is 2,048 bytes, the manifest says .* run `shards verify"):
         ShardReader([Corpus(read_manifest(folder))]).read(39)
+
+
+def test_reader_refuses_a_shard_that_was_replaced_with_its_index(shard_folder, tmp_path):
+    folder = Path(shutil.copytree(shard_folder, tmp_path / "replaced"))
+    manifest = read_manifest(folder)
+    index = read_index(manifest.index_path(2))
+    write_index(replace(index, keys=[f"other-{row}" for row in range(len(index))]), manifest.index_path(2))
+    with pytest.raises(ShardLost, match=r"000002\.index\.safetensors: is not the index .* run `shards"):
+        ShardReader([Corpus(manifest)]).read(85)
