@@ -142,9 +142,9 @@ def test_arrays_that_hold_objects_are_not_unpickled(shard_folder, tmp_path):
         make_stream(shard_folder, f"data.subset={path}")
 
 
-def test_a_list_of_corpora_takes_its_subsets_in_the_list(shard_folder, tmp_path, chosen):
+def test_a_list_of_corpora_takes_its_subsets_in_the_list(shard_folder, test_shard_folder, tmp_path, chosen):
     path = write(tmp_path, chosen, "npy", [])
-    stream = make_stream(shard_folder, f"data.shards=[{{path: {shard_folder}, subset: {path}}}, {shard_folder}]")
-    assert stream.order.num_samples == len(chosen) + 200
+    stream = make_stream(shard_folder, f"data.shards=[{{path: {shard_folder}, subset: {path}}}, {test_shard_folder}]")
+    assert stream.order.num_samples == len(chosen) + 100
     with pytest.raises(InputError, match=r"data\.subset=.*set it in the list"):
         make_stream(shard_folder, f"data.shards=[{shard_folder}]", f"data.subset={path}")
