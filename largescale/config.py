@@ -119,11 +119,11 @@ class DataConfig:
     """Decode a JPEG at 1/2, 1/4 or 1/8 of its size where all its crops stay so many times larger than their views; 0
     always decodes whole images."""
     max_skipped: int = 1000
-    """Unreadable images after which the run stops."""
+    """Places of batches whose image was unreadable after which the run stops."""
     max_skipped_in_row: int = 100
     """Neighbours of an unreadable image that are tried before the run stops."""
     max_skipped_rate: float = 0.5
-    """Share of unreadable images between two logged steps at which the run stops."""
+    """Share of the places of batches between two logged steps whose image was unreadable at which the run stops."""
     max_pixels: int = 178_956_970
     """Larger images are skipped before they are decoded (decompression bombs)."""
 

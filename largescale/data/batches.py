@@ -115,7 +115,7 @@ class Unreadable:
         kind, num = kinds.most_common(1)[0]
         example = next(one for one in tried if kind in self.reasons[one])
         remedy = ("raise it" if kind == _TOO_LARGE else
-                  f"run `shards verify {self._reader.location(example)}`, or raise data.max_skipped_in_row")
+                  f"{self._reader.remedy(example)}, or raise data.max_skipped_in_row")
         share = "" if num == len(tried) else f", as {num} of them"
         shard = self._reader.describe(example)["shard"]
         return f"{shard}: {len(tried)} samples in a row cannot be read ({self.reasons[example]}{share}); {remedy}"

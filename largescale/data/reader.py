@@ -127,10 +127,12 @@ class ShardReader:
             return {"shard": name, "key": f"row {row}", "offset": None}
         return {"shard": name, "key": index.key(row), "offset": int(index.offset[row])}
 
-    def location(self, sample_id: int) -> str:
-        """The folder or URL of the corpus that a sample belongs to."""
+    def remedy(self, sample_id: int) -> str:
+        """What a user may do about unreadable samples of the corpus that a sample belongs to."""
         corpus, _ = self._corpus(self.locate(sample_id)[0])
-        return str(corpus.manifest.root) if corpus.cache is None else corpus.cache.store.url
+        if corpus.cache is None:
+            return f"run `shards verify {corpus.manifest.root}`"
+        return f"run `shards verify` on the folder that {corpus.cache.store.url} was uploaded from"
 
     def candidates(self, sample_id: int) -> Iterator[int]:
         """A sample, and those that stand in for it, one after the other, if it cannot be read: NEIGHBOURS of its shard
