@@ -8,6 +8,7 @@ is an `InputError` that names the key and what to write instead.
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -80,7 +81,8 @@ class DataConfig:
     """Shard folder to pretrain on, or its URL (s3://..., http://..., any that fsspec knows); labels, if there are any,
     are not looked at. A list mixes several: {path: FOLDER, weight: SHARE, subset: FILE}."""
     subset: str = ""
-    """File that lists the samples to use: .npy of their numbers, or a number or key a line; empty uses all."""
+    """File that lists the samples to use: .npy of their numbers, or a key a line (numbers where the first line is
+    `# numbers`); empty uses all."""
     eval_shards: str = ""
     """Labelled shard folder that the evaluation tests on."""
     audit: bool = False
@@ -117,11 +119,11 @@ class DataConfig:
     """Decode a JPEG at 1/2, 1/4 or 1/8 of its size where all its crops stay so many times larger than their views; 0
     always decodes whole images."""
     max_skipped: int = 1000
-    """Unreadable images after which the run stops."""
+    """Places of batches whose image was unreadable after which the run stops."""
     max_skipped_in_row: int = 100
     """Neighbours of an unreadable image that are tried before the run stops."""
     max_skipped_rate: float = 0.5
-    """Share of unreadable images between two logged steps at which the run stops."""
+    """Share of the places of batches between two logged steps whose image was unreadable at which the run stops."""
     max_pixels: int = 178_956_970
     """Larger images are skipped before they are decoded (decompression bombs)."""
 
@@ -301,6 +303,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, default
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "?"
         raise InputError(f"{path}: {key}: {str(error).splitlines()[0]}") from error
+    from largescale.validate import validate  # which needs the schema above
+
     validate(config)
     return config
 
@@ -335,21 +339,34 @@ def corpus_settings(data: DataConfig) -> list[tuple[str, float, str]]:
     """Location, weight and subset file of each corpus that `data.shards` names.
 
     Raises:
-        InputError: neither a location nor a list of {path, weight, subset}.
+        InputError: neither a location nor a list of {path, weight, subset}, or one of them twice.
     """
     if isinstance(data.shards, str):
         return [(data.shards, 1.0, data.subset)]
     expected = "a folder or URL, or a list of {path: FOLDER, weight: SHARE above 0, subset: FILE}"
-    _require(isinstance(data.shards, list) and len(data.shards) > 0, "data.shards", data.shards, expected)
-    _require(not data.subset, "data.subset", data.subset, "nothing where data.shards is a list; set it in the list")
-    settings = []
+    require(isinstance(data.shards, list) and len(data.shards) > 0, "data.shards", data.shards, expected)
+    require(not data.subset, "data.subset", data.subset, "nothing where data.shards is a list; set it in the list")
+    settings: list[tuple[str, float, str]] = []
     for item in data.shards:
         row = {"path": item} if isinstance(item, str) else item
         known = isinstance(row, dict) and {"path"} <= set(row) <= {"path", "weight", "subset"}
         weight = row.get("weight", 1.0) if known else 0.0
-        _require(known and isinstance(weight, int | float) and weight > 0, "data.shards", item, expected)
+        require(known and type(weight) in (int, float) and 0 < weight < math.inf, "data.shards", item, expected)
         settings.append((str(row["path"]), float(weight), str(row.get("subset", ""))))
+    _reject_twice(settings)
     return settings
+
+
+def _reject_twice(settings: list[tuple[str, float, str]]) -> None:
+    """A folder may come twice with subsets of its own; else its samples would be used twice in an epoch."""
+    by_place: dict[str, list[str]] = {}
+    for location, _, subset in settings:
+        place = location.rstrip("/") if "://" in location else str(Path(location).resolve())
+        by_place.setdefault(place, []).append(subset)
+    for place, subsets in by_place.items():
+        alone = len(subsets) == 1 or ("" not in subsets and len(set(subsets)) == len(subsets))
+        require(alone, "data.shards", place, "each folder once, or each time with a subset of its own; to use it more "
+                                             "than others raise its weight")
 
 
 def corpus_names(data: DataConfig) -> str:
@@ -357,71 +374,10 @@ def corpus_names(data: DataConfig) -> str:
     return " + ".join(Path(location).name for location, _, _ in corpus_settings(data))
 
 
-def validate(config: Config) -> None:
-    """Check what types cannot: ranges, and keys that must fit each other.
-
-    Raises:
-        InputError: naming the key, what it got and what it expects.
-    """
-    _require(config.train.precision in PRECISIONS, "train.precision", config.train.precision,
-             " or ".join([", ".join(PRECISIONS[:-1]), PRECISIONS[-1]]))
-    _require(config.model.stem in ("imagenet", "3x3s2", "3x3"), "model.stem", config.model.stem,
-             "imagenet, 3x3s2 or 3x3")
-    _require(config.model.block in ("basic", "bottleneck"), "model.block", config.model.block,
-             "basic or bottleneck")
-    counts = prototype_counts(config)
-    _require(len(counts) > 0 and all(type(k) is int and k > 1 for k in counts), "model.prototypes",
-             config.model.prototypes, "a number above 1, or a list of them")
-    for key in ("train.global_batch", "train.rollback_window", "run.log_every", "data.streams", "data.shuffle_window",
-                "data.prefetch", "data.fetches", "data.max_skipped_in_row", "method.sinkhorn_iterations",
-                "checkpoint.keep", "model.width", "model.embedding", "evaluate.batch", "evaluate.size",
-                "evaluate.resize"):
-        _require(_get(config, key) >= 1, key, _get(config, key), "at least 1")
-    for key in ("method.temperature", "method.epsilon", "optim.lr", "data.store_stall_s"):
-        _require(_get(config, key) > 0, key, _get(config, key), "above 0")
-    _require(config.data.workers >= -1, "data.workers", config.data.workers, "0 or more, or -1")
-    corpus_settings(config.data)
-    for key in ("train.steps", "data.threads", "data.cache_gb", "data.store_patience_s", "data.scaled_decode",
-                "data.max_skipped", "data.max_skipped_rate", "checkpoint.every_steps", "checkpoint.keep_every",
-                "method.queue", "method.queue_start_step", "method.freeze_prototypes_steps", "optim.warmup_epochs",
-                "optim.weight_decay", "run.hang_timeout_s", "run.time_limit_s", "run.stop_before_s",
-                "train.spike_factor", "train.max_rollbacks"):
-        _require(_get(config, key) >= 0, key, _get(config, key), "0 or more")
-    _require(config.train.steps > 0 or config.train.epochs > 0, "train.epochs", config.train.epochs,
-             "above 0, or train.steps above 0")
-    batch, accumulate = config.train.global_batch, config.train.accumulate
-    _require(accumulate >= 1 and batch % accumulate == 0, "train.accumulate", accumulate,
-             f"a divisor of train.global_batch={batch}")
-    _require(batch % config.data.streams == 0, "data.streams", config.data.streams,
-             f"a divisor of train.global_batch={batch}")
-    _require(config.method.queue % batch == 0, "method.queue", config.method.queue,
-             f"a multiple of train.global_batch={batch}")
-    both = sorted(set(config.model.compile_stages) & set(config.model.recompute_stages))
-    _require(not both, "model.compile_stages", config.model.compile_stages,
-             f"none of model.recompute_stages={config.model.recompute_stages}")
-    _require(len(config.data.crops) > 0, "data.crops", [], "at least one group")
-    _require(sum(group.num for group in config.data.crops) > 1, "data.crops", "one view", "at least two views")
-    for place, group in enumerate(config.data.crops):
-        _require(group.num >= 1 and group.size >= 1, f"data.crops[{place}]", f"num={group.num}, size={group.size}",
-                 "num and size of at least 1")
-        _require(len(group.scale) == 2 and 0 < group.scale[0] <= group.scale[1] <= 1,
-                 f"data.crops[{place}].scale", group.scale, "[smallest, largest] within (0, 1]")
-        _require(len(group.ratio) == 2 and 0 < group.ratio[0] <= group.ratio[1],
-                 f"data.crops[{place}].ratio", group.ratio, "[smallest, largest], above 0")
-    for key in ("data.mean", "data.std"):
-        _require(len(_get(config, key)) == 3, key, _get(config, key), "three numbers, one a channel")
-
-
-def _require(holds: bool, key: str, got: object, expected: str) -> None:
+def require(holds: bool, key: str, got: object, expected: str) -> None:
+    """An `InputError` that names the key, what it got and what it expects, unless it holds."""
     if not holds:
         raise InputError(f"{key}={got}: expected {expected}")
-
-
-def _get(config: Config, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, DictConfig]]:

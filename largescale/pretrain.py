@@ -89,7 +89,9 @@ def _train(config: Config, device: torch.device, started: float) -> bool:
     spikes = SpikeWatch(config.train.spike_factor, spike_state)
     progress = Progress(first_step, num_steps)
     data_steps = DataSteps(first_step, num_steps, run.rollbacks.windows())
-    with closing(stream(data_steps)) as batches, run.watched() as watchdog:
+    with (
+        run.failure_in_status(first_step, num_steps), closing(stream(data_steps)) as batches, run.watched() as watchdog,
+    ):
         waiting_since = time.perf_counter()
         for step, batch in enumerate(batches, first_step):
             lr = float(rates[step])

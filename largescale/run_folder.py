@@ -7,7 +7,7 @@
     audit/rank-*.jsonl   with data.audit=true: the keys that each rank trained on, step by step
     skipped/rank-*.jsonl unreadable images: step, shard, key, offset, reason
     checkpoints/         see checkpoint/folder.py
-    status.json          running, stopped or complete, and the steps done
+    status.json          running, stopped, failed (and why) or complete, and the steps done
     rollbacks.jsonl      when the run went back to a checkpoint, and what data it left out
     trouble/step-*/      of a step that could not be used: keys and scores, a file a rank
     stacks/              where every rank stood when the run hung
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from largescale.checkpoint.folder import Checkpoint, clear_leftovers
 from largescale.checkpoint.mirror import Mirror
 from largescale.checkpoint.saver import SaveFailed, Saver
 from largescale.config import Config, flatten, to_yaml
+from largescale.data.loader import LoaderDied
 from largescale.data.stream import Batch
 from largescale.methods.swav import MethodOutput
 from largescale.observe.metrics import JsonLines, MetricsLog, forget_from
@@ -80,7 +81,7 @@ class RunFolder:
             background=config.checkpoint.background, device=device, mirror=self._mirror,
         )
         self._fingerprint = fingerprint
-        self._failed_saves = 0
+        self._failed_saves, self._done = 0, 0
         self._metrics: MetricsLog | None = None
         self._audit: JsonLines | None = None
         self._skipped: JsonLines | None = None
@@ -137,6 +138,7 @@ class RunFolder:
 
     def record_batch(self, step: int, batch: Batch) -> None:
         """Write what this rank trained on (with data.audit) and what it could not read."""
+        self._done = step + 1
         if self._audit is not None:
             self._audit.write({"step": step, "keys": batch.keys})
         for row in batch.skipped:
@@ -223,8 +225,22 @@ class RunFolder:
     def set_status(self, state: str, step: int, num_steps: int) -> None:
         """Write `status.json`, on rank 0: running, stopped or complete, and the steps done."""
         if rank() == 0:
-            row = {"state": state, "step": step, "steps": num_steps, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
-            _write_text(self.path / "status.json", json.dumps(row) + "\n")
+            self._write_status(state, step, num_steps)
+
+    @contextmanager
+    def failure_in_status(self, first_step: int, num_steps: int) -> Iterator[None]:
+        """Where the run ends with an error, `status.json` says so and why; from any rank, as others may not know."""
+        self._done = first_step
+        try:
+            yield
+        except (TrainingStopped, InputError, LoaderDied) as error:
+            with suppress(OSError):  # a full disk must not hide what happened first
+                self._write_status("failed", self._done, num_steps, reason=" ".join(str(error).split()))
+            raise
+
+    def _write_status(self, state: str, step: int, num_steps: int, **more: str) -> None:
+        row = {"state": state, "step": step, "steps": num_steps, "time": time.strftime("%Y-%m-%d %H:%M:%S"), **more}
+        _write_text(self.path / "status.json", json.dumps(row) + "\n")
 
     def close_logs(self) -> None:
         """Close the logs."""

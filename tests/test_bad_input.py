@@ -131,6 +131,33 @@ def test_resuming_with_another_configuration(pretrain_error, tiny_overrides):
     assert "optim.lr was 0.5 and is now 0.25" in pretrain_error(tiny_overrides("train.steps=2", "optim.lr=0.25"))
 
 
+def last_line(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+    """What a run that ends after its start says last, below what it has logged."""
+    assert main(["pretrain", str(TINY), *overrides]) in (2, 3)
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_that_fails_on_the_way_says_so_in_its_status(tiny_overrides, copied_shards, tmp_path, capsys):
+    for tar in copied_shards.glob("*.tar"):
+        tar.write_bytes(b"\1" * tar.stat().st_size)
+    message = last_line(capsys, *tiny_overrides(), f"data.shards={copied_shards}", "data.max_skipped_in_row=3")
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["step"], status["steps"]) == ("failed", 0, 14)
+    assert "3 samples in a row cannot be read" in status["reason"] and status["reason"] in message
+    assert main(["status", str(tmp_path / "run")]) == 85
+    assert "failed, 0 of 14 steps" in capsys.readouterr().out
+
+
+def test_unreadable_images_end_a_run_as_a_share_of_the_batch(tiny_overrides, copied_shards, tmp_path, capsys):
+    for tar in sorted(copied_shards.glob("*.tar"))[1:]:
+        tar.write_bytes(b"\1" * tar.stat().st_size)
+    message = last_line(capsys, *tiny_overrides(), f"data.shards={copied_shards}")
+    share = int(message.split("%")[0].split()[-1])
+    assert 50 < share <= 100 and "of the last images could not be read" in message
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "failed" and "data.max_skipped_rate" in status["reason"]
+
+
 def test_evaluating_what_is_no_run(error_of, tmp_path):
     assert "no run here" in error_of("evaluate", "knn", tmp_path)
 

@@ -68,6 +68,38 @@ def test_every_recipe_is_valid(path):
     assert config.method.name == "swav"
 
 
+@pytest.mark.parametrize("override, expected", [
+    ("data.shards=[{path: a, weight: .inf}]", "expected finite numbers"),
+    ("data.shards=[{path: a, weight: true}]", "expected a folder or URL, or a list"),
+    ("data.shards=[{path: a, weight: 0}]", "expected a folder or URL, or a list"),
+    ("data.shards=[a, {path: ./a, weight: 3}]", "each folder once, or each time with a subset of its own"),
+    ("data.shards=[{path: s3://a/, subset: x}, {path: s3://a, subset: x}]", "s3://a: expected each folder once"),
+    ("data.cache_gb=.inf", "data.cache_gb=inf: expected finite numbers"),
+    ("data.store_stall_s=.inf", "data.store_stall_s=inf: expected finite numbers"),
+    ("run.hang_timeout_s=.inf", "run.hang_timeout_s=inf: expected finite numbers"),
+    ("run.hang_timeout_s=1e300", "run.hang_timeout_s=1e+300: expected at most 1e+06"),
+    ("optim.lr=.nan", "optim.lr=nan: expected finite numbers"),
+    ("data.crops=[{num: 2, ratio: [1, .inf]}]", "expected finite numbers"),
+    ("data.augment.blur_sigma=[1]", "data.augment.blur_sigma=[1.0]: expected [smallest, largest], above 0"),
+    ("data.augment.blur_sigma=[0, 1]", "data.augment.blur_sigma"),
+    ("data.augment.erase_side=[0.5, 0.2]", "data.augment.erase_side"),
+    ("data.augment.flip=1.5", "data.augment.flip=1.5: expected a probability from 0 to 1"),
+    ("data.augment.noise=-1", "data.augment.noise=-1.0: expected 0 or more"),
+    ("data.std=[0,0,0]", "data.std=[0.0, 0.0, 0.0]: expected three numbers above 0"),
+    ("model.depths=[]", "model.depths=[]: expected blocks of each stage"),
+    ("parallel.replicate=2", "parallel.replicate=2: expected 1 with parallel.strategy=ddp"),
+])
+def test_values_out_of_range_are_refused_by_key(override, expected):
+    with pytest.raises(InputError) as error:
+        load_config(ROOT / "tests/tiny.yaml", ["data.shards=x", override])
+    assert expected in str(error.value)
+
+
+def test_a_folder_may_come_twice_with_subsets_of_its_own():
+    twice = "data.shards=[{path: a, subset: x, weight: 2}, {path: a, subset: y}]"
+    assert load_config(ROOT / "tests/tiny.yaml", [twice]).data.shards[1]["subset"] == "y"
+
+
 def test_print_shows_what_follows_from_a_configuration(tiny_overrides, capsys, tmp_path):
     assert main(["pretrain", str(ROOT / "tests/tiny.yaml"), *tiny_overrides(), "--print"]) == 0
     text = capsys.readouterr().out

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from largescale.data.order import Mixture, rank_places
 from largescale.data.random import uniform
 from largescale.data.reader import SampleError, ShardReader
 from shards.errors import InputError
+
+_TOO_LARGE = "more than data.max_pixels"  # the reason that settings mend, not files
 
 _BOX_PURPOSE, _AUGMENT_PURPOSE = 1, 2  # keep the random numbers of the two uses apart
 
@@ -73,7 +76,8 @@ class Part:
     Attributes:
         ids: sample ids in order, those of substitutes where a sample was unreadable.
         keys: their WebDataset keys, if asked for (audit).
-        skipped: a row for each unreadable sample met (shard, key, offset, reason).
+        skipped: a row for each unreadable sample met (shard, key, offset, reason), once however often it was met.
+        substituted: rows of the batch whose sample was unreadable.
         seconds: that all threads together spent, by what they did: read, decode, crop.
         counters: of the shard caches.
         error: set when the part cannot be made, in a line for the user.
@@ -83,10 +87,38 @@ class Part:
     ids: list[int] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     skipped: list[dict[str, Any]] = field(default_factory=list)
+    substituted: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     error: str = ""
     bug: str = ""
+
+
+class Unreadable:
+    """The unreadable samples that a part of a batch met, so that its rows do not read them one after the other.
+
+    Forgotten with the part: which sample stands in for another may not depend on what a process has seen before.
+    """
+
+    def __init__(self, reader: ShardReader) -> None:
+        self._reader = reader
+        self.reasons: dict[int, str] = {}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What the ledger says of each."""
+        return [{**self._reader.describe(sample_id), "reason": reason}
+                for sample_id, reason in sorted(self.reasons.items())]
+
+    def all_of(self, tried: list[int]) -> str:
+        """The line for the user where nothing could stand in for a sample: what is wrong with most of those tried."""
+        kinds = Counter(_TOO_LARGE if _TOO_LARGE in self.reasons[one] else self.reasons[one] for one in tried)
+        kind, num = kinds.most_common(1)[0]
+        example = next(one for one in tried if kind in self.reasons[one])
+        remedy = ("raise it" if kind == _TOO_LARGE else
+                  f"{self._reader.remedy(example)}, or raise data.max_skipped_in_row")
+        share = "" if num == len(tried) else f", as {num} of them"
+        shard = self._reader.describe(example)["shard"]
+        return f"{shard}: {len(tried)} samples in a row cannot be read ({self.reasons[example]}{share}); {remedy}"
 
 
 class BatchMaker:
@@ -117,14 +149,14 @@ class BatchMaker:
         part = Part(seconds={"read": 0.0, "decode": 0.0, "crop": 0.0})
         ids, epochs = self.samples(step, rows)
         draws = self._box_draws(ids, epochs)
-        numbers = range(*rows.indices(len(self.places)))
+        numbers, unreadable = range(*rows.indices(len(self.places))), Unreadable(self.reader)
         try:
-            for used, skipped, seconds in (threads.map if threads else map)(
-                lambda number, sample_id, epoch, draws: self._fill(int(sample_id), epoch, draws, number, buffers),
+            for used, seconds in (threads.map if threads else map)(
+                lambda number, sample_id, epoch, draws: self._fill(
+                    int(sample_id), epoch, draws, number, buffers, unreadable),
                 numbers, ids, epochs, draws,
             ):
                 part.ids.append(used)
-                part.skipped += skipped
                 for name, spent in seconds.items():
                     part.seconds[name] += spent
             if self.data.audit:
@@ -132,6 +164,7 @@ class BatchMaker:
         except InputError as error:
             part.error = str(error)
             return part
+        part.skipped, part.substituted = unreadable.rows(), int((np.array(part.ids) != ids).sum())
         self._draw(np.array(part.ids), epochs, rows, buffers)
         part.counters = self.reader.take_counters()
         return part
@@ -140,10 +173,13 @@ class BatchMaker:
         return self.order.samples(np.arange(step, step + num_steps)[:, None], self.places[first:last])
 
     def _fill(
-        self, sample_id: int, epoch: int, draws: np.ndarray, number: int, buffers: Buffers
-    ) -> tuple[int, list[dict[str, Any]], dict[str, float]]:
-        skipped: list[dict[str, Any]] = []
-        for candidate in candidates(self.reader, sample_id, self.data.max_skipped_in_row, skipped):
+        self, sample_id: int, epoch: int, draws: np.ndarray, number: int, buffers: Buffers, unreadable: Unreadable
+    ) -> tuple[int, dict[str, float]]:
+        tried = []
+        for candidate in islice(self.reader.candidates(sample_id), self.data.max_skipped_in_row):
+            tried.append(candidate)
+            if candidate in unreadable.reasons:
+                continue
             started = time.perf_counter()
             try:
                 raw = self.reader.read(candidate)
@@ -155,7 +191,7 @@ class BatchMaker:
                 factor = reduction(boxes, self._sizes, self.data.scaled_decode) if image.reducible else 1
                 pixels = image.decode(factor, self._scratch())
             except (SampleError, ShardLost) as error:
-                skipped.append({**self.reader.describe(candidate), "reason": str(error)})
+                unreadable.reasons[candidate] = str(error)
                 continue
             decoded = time.perf_counter()
             if factor > 1:
@@ -164,8 +200,8 @@ class BatchMaker:
             for box, size, out in zip(boxes.tolist(), self._sizes.tolist(), outs, strict=True):
                 crop(pixels, box, size, out)
             spent = {"read": read - started, "decode": decoded - read, "crop": time.perf_counter() - decoded}
-            return candidate, skipped, spent
-        raise InputError(_nothing_readable(self.reader, skipped))
+            return candidate, spent
+        raise InputError(unreadable.all_of(tried))
 
     def _box_draws(self, ids: np.ndarray, epochs: np.ndarray) -> np.ndarray:
         """Numbers for the boxes of all views of some samples: float64 [N, views, BOX_DRAWS]."""
@@ -182,17 +218,3 @@ class BatchMaker:
         if not hasattr(self._own, "scratch"):
             self._own.scratch = Scratch()
         return self._own.scratch
-
-
-def candidates(reader: ShardReader, sample_id: int, limit: int, skipped: list[dict[str, Any]]) -> Iterator[int]:
-    """A sample and those that may stand in for it, until `limit` of them were skipped."""
-    for candidate in reader.candidates(sample_id):
-        if len(skipped) >= limit:
-            return
-        yield candidate
-
-
-def _nothing_readable(reader: ShardReader, skipped: list[dict[str, Any]]) -> str:
-    last = skipped[-1]
-    return (f"{last['shard']}: {len(skipped)} samples in a row cannot be read ({last['reason']}); run `shards verify "
-            f"{reader.corpora[0].manifest.root}`, or raise data.max_skipped_in_row")

@@ -20,6 +20,9 @@ from shards.stores import Store, is_url
 START_PATIENCE_S = 60.0
 """A store that does not answer for so long at the start is reported: somebody is still there to see it."""
 
+NUMBERS_MARK = "# numbers"
+"""First line of a subset file in text whose lines are sample numbers; without it they are keys."""
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -97,7 +100,8 @@ def fingerprint(corpora: list[Corpus]) -> str:
     """Identifies what a run is trained on; of a single whole folder its manifest's fingerprint."""
     if len(corpora) == 1:
         return corpora[0].fingerprint()
-    text = "\n".join(f"{corpus.fingerprint()} {corpus.weight}" for corpus in corpora)
+    least = min(corpus.weight for corpus in corpora)  # what weights say is their ratio: 2 to 2 is 1 to 1
+    text = "\n".join(f"{corpus.fingerprint()} {round(corpus.weight / least, 9)}" for corpus in corpora)
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
@@ -105,8 +109,10 @@ def read_subset(path: str, corpus: Corpus) -> np.ndarray:
     """The samples that a subset file lists.
 
     Args:
-        path: `.npy` with sample numbers (kept on disk, so that any number costs no memory), or a text file of one
-            sample number or WebDataset key a line. Keys are looked up in every index: with many shards use numbers.
+        path: `.npy` with sample numbers (kept on disk, so that any number costs no memory), or a text file of a
+            WebDataset key a line; of a sample number a line where its first line is `# numbers`. Nothing is guessed:
+            keys may be all digits (those of img2dataset and COCO are), and sample 139 is not the one of key 139. Keys
+            are looked up in every index: with many shards use numbers.
 
     Returns:
         int64, sorted, each once.
@@ -115,7 +121,7 @@ def read_subset(path: str, corpus: Corpus) -> np.ndarray:
         InputError: not readable, empty, or a sample that the corpus does not have.
     """
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such subset file; expected a .npy of sample numbers, or one number or key a line")
+        raise InputError(f"{path}: no such subset file; expected a .npy of sample numbers, or one key a line")
     numbers = _numbers_of_array(path) if path.endswith(".npy") else _numbers_of_lines(path, corpus)
     if len(numbers) == 0:
         raise InputError(f"{path}: lists no sample")
@@ -123,19 +129,22 @@ def read_subset(path: str, corpus: Corpus) -> np.ndarray:
     if numbers[0] < 0 or numbers[-1] >= total:
         wrong = numbers[0] if numbers[0] < 0 else numbers[-1]
         raise InputError(f"{path}: lists sample {wrong}, the corpus {corpus.manifest.name} has 0 to {total - 1}")
-    return numbers
+    return numbers if numbers.dtype == np.int64 else numbers.astype(np.int64)
 
 
 def _numbers_of_array(path: str) -> np.ndarray:
+    expected = "expected a .npy of one dimension of integers, best int64 and sorted"
     try:
         numbers = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a .npy array ({error})") from error
-    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
-        raise InputError(f"{path}: expected one dimension of integers, not {numbers.dtype} of shape {numbers.shape}")
+    except (OSError, ValueError, EOFError) as error:
+        why = "it holds Python objects" if "pickle" in str(error) else str(error)
+        raise InputError(f"{path}: not a .npy array ({why}); {expected}") from error
+    if not isinstance(numbers, np.ndarray) or numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+        found = f"{numbers.dtype} of shape {numbers.shape}" if isinstance(numbers, np.ndarray) else "several arrays"
+        raise InputError(f"{path}: {expected}, not {found}")
     if numbers.dtype == np.int64 and _rising(numbers):
         return numbers
-    return np.unique(numbers.astype(np.int64))
+    return np.unique(numbers)
 
 
 def _rising(numbers: np.ndarray, block: int = 2**22) -> bool:
@@ -145,12 +154,25 @@ def _rising(numbers: np.ndarray, block: int = 2**22) -> bool:
 
 def _numbers_of_lines(path: str, corpus: Corpus) -> np.ndarray:
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file ({error}); expected one number or key a line, or .npy") from error
-    if all(line.isdecimal() for line in lines):
-        return np.unique(np.array(lines, np.int64))
-    wanted, found, first = set(lines), [], 0
+        raise InputError(f"{path}: not a text file ({error}); expected one key a line, or .npy") from error
+    if lines and lines[0] == NUMBERS_MARK:
+        return np.array(sorted({_number(path, place, line) for place, line in enumerate(lines, 1)
+                                if line and place > 1}), object)
+    return _numbers_of_keys(path, {line for line in lines if line}, corpus)
+
+
+def _number(path: str, place: int, line: str) -> int:
+    try:
+        return int(line)
+    except ValueError as error:
+        raise InputError(f"{path}:{place}: {line[:80]!r} is no sample number, though the first line is "
+                         f"{NUMBERS_MARK!r}; remove that line if this is a file of keys") from error
+
+
+def _numbers_of_keys(path: str, wanted: set[str], corpus: Corpus) -> np.ndarray:
+    found, first = [], 0
     for shard, entry in enumerate(corpus.manifest.shards):
         if corpus.cache is not None:
             corpus.cache.get(shard)
@@ -160,7 +182,9 @@ def _numbers_of_lines(path: str, corpus: Corpus) -> np.ndarray:
         found += [first + row for row in hits]
         first += entry.num_samples
     if wanted:
-        raise InputError(f"{path}: {len(wanted)} keys are not in {corpus.manifest.name}, such as {min(wanted)}")
+        digits = all(key.removeprefix("-").isdecimal() for key in wanted)
+        hint = f"; if these are sample numbers, let the first line be {NUMBERS_MARK!r}" if digits else ""
+        raise InputError(f"{path}: {len(wanted)} keys are not in {corpus.manifest.name}, such as {min(wanted)}{hint}")
     return np.array(found, np.int64)
 
 

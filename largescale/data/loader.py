@@ -11,6 +11,7 @@ import logging
 import mmap
 import multiprocessing
 import os
+import signal
 import traceback
 from collections import deque
 from collections.abc import Collection, Iterable
@@ -172,7 +173,7 @@ class _LoaderProcess:
         # A fork starts in milliseconds where a fresh interpreter needs seconds to import torch; the child touches no
         # CUDA, no collective, and no thread of its parent.
         context = multiprocessing.get_context("fork")
-        self.number, self._board = number, board
+        self.number, self._board, self._changed_tars = number, board, maker.reader.changed_tars
         self.free_slots = context.Semaphore(len(ring))
         self._connection, sender = context.Pipe(duplex=False)
         self._received: deque[Part] = deque()
@@ -222,8 +223,16 @@ class _LoaderProcess:
         self._process.join()
         code = self._process.exitcode or 0
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        why = "; out of memory? lower data.workers or data.prefetch" if code == -9 else ""
-        return f"{self._name} {how}, last {self._board.read(self.number)}{why}"
+        return f"{self._name} {how}, last {self._board.read(self.number)}{self._why(-code)}"
+
+    def _why(self, number: int) -> str:
+        if number == signal.SIGKILL:
+            return "; out of memory? lower data.workers or data.prefetch"
+        if number == signal.SIGBUS:  # mapped memory that has no file behind it any more
+            tar = next(self._changed_tars(), "")
+            found = f"; {tar} is not of the size in its manifest: restore it" if tar else ""
+            return f"; a shard was truncated, or its disk gave an I/O error while it was read{found}"
+        return ""
 
 
 def _serve(

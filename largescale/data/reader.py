@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import threading
 import time
 from bisect import bisect_right
@@ -16,12 +17,17 @@ import xxhash
 from largescale.data.cache import ShardLost
 from largescale.data.corpora import Corpus
 from shards.errors import InputError
-from shards.manifest import ShardIndex, read_index
+from shards.manifest import ShardIndex, read_index, remedy
+from shards.tar import file_checksum
 
 OPEN_SHARDS = 64
 """Tars that a reader keeps mapped; the least recently used one is closed beyond that."""
 
 OPEN_ATTEMPTS = 3
+
+NEIGHBOURS = 8
+"""Samples of a shard that are tried in place of one before those of the next shard: what one image has, its neighbours
+often have as well, and then the whole shard."""
 
 
 class SampleError(Exception):
@@ -111,32 +117,51 @@ class ShardReader:
         return int(self._shard(shard)[1].label[row])
 
     def describe(self, sample_id: int) -> dict[str, object]:
-        """Shard, key and byte offset of a sample, for the ledger of skipped ones; of a lost shard only the row."""
+        """Shard, key and byte offset of a sample, for the ledger of skipped ones; its row where the index is lost."""
         shard, row = self.locate(sample_id)
         corpus, number = self._corpus(shard)
         name = corpus.manifest.shards[number].name
         try:
-            index = self._shard(shard)[1]
-        except ShardLost:
+            index = self._index(shard) if shard in self._lost else self._shard(shard)[1]
+        except (InputError, OSError):
             return {"shard": name, "key": f"row {row}", "offset": None}
         return {"shard": name, "key": index.key(row), "offset": int(index.offset[row])}
 
+    def remedy(self, sample_id: int) -> str:
+        """What a user may do about unreadable samples of the corpus that a sample belongs to."""
+        corpus, _ = self._corpus(self.locate(sample_id)[0])
+        if corpus.cache is None:
+            return f"run `shards verify {corpus.manifest.root}`"
+        return f"run `shards verify` on the folder that {corpus.cache.store.url} was uploaded from"
+
     def candidates(self, sample_id: int) -> Iterator[int]:
-        """A sample, and those that stand in for it, one after the other, if it cannot be read: the others of its shard
-        from there on (cyclically), then those of the next shards of its corpus; of a shard that is lost no more.
+        """A sample, and those that stand in for it, one after the other, if it cannot be read: NEIGHBOURS of its shard
+        from there on (cyclically), then as many of each next shard of its corpus from the same row on, then again; of
+        a shard that is lost no more.
         """
         yield sample_id
         home = bisect_right(self._first_ids, sample_id) - 1
         number = self._corpus_of_shard[home]
         first_shard, num_shards = self._first_shards[number], len(self.corpora[number].manifest.shards)
-        for distance in range(num_shards):
-            shard = first_shard + (home - first_shard + distance) % num_shards
-            first, size = int(self.first_ids[shard]), int(self.shard_sizes[shard])
-            offset = sample_id - first if distance == 0 else 0
-            for step in range(0 if distance else 1, size):
-                if shard in self._lost:
-                    break
-                yield first + (offset + step) % size
+        row = sample_id - self._first_ids[home]
+        largest = int(self.shard_sizes[first_shard : first_shard + num_shards].max())
+        for begin in range(0, largest, NEIGHBOURS):
+            for distance in range(num_shards):
+                shard = first_shard + (home - first_shard + distance) % num_shards
+                first, size = int(self.first_ids[shard]), int(self.shard_sizes[shard])
+                for step in range(begin, min(begin + NEIGHBOURS, size)):
+                    if shard in self._lost:
+                        break
+                    if distance or step:
+                        yield first + (row + step) % size
+
+    def changed_tars(self) -> Iterator[str]:
+        """Tars here that do not have the bytes of the manifest any more, by their size, after a read went wrong."""
+        for corpus in self.corpora:
+            for number, entry in enumerate(corpus.manifest.shards):
+                path = corpus.manifest.tar_path(number)
+                if path.is_file() and path.stat().st_size != entry.num_bytes:
+                    yield str(path)
 
     def is_present(self, shard: int) -> bool:
         """Whether a shard can be read without fetching it."""
@@ -183,27 +208,40 @@ class ShardReader:
     def _open_shard(self, shard: int) -> tuple[memoryview, ShardIndex]:
         corpus, number = self._corpus(shard)
         manifest = corpus.manifest
-        entry, path, index_path = manifest.shards[number], manifest.tar_path(number), manifest.index_path(number)
+        entry, path = manifest.shards[number], manifest.tar_path(number)
         for attempt in range(1, OPEN_ATTEMPTS + 1):
             self._make_present(shard)
             self.status(f"opening {path}")
             try:
                 with path.open("rb") as file:
+                    size = os.fstat(file.fileno()).st_size
+                    if size != entry.num_bytes:
+                        raise ShardLost(f"{path}: is {size:,} bytes, the manifest says {entry.num_bytes:,}: it was cut "
+                                        f"or replaced; restore it, then run `shards verify {manifest.root}`")
                     tar = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-                index = read_index(index_path)
-                break
+                return tar, self._index(shard)
+            except ShardLost:
+                raise
             except (OSError, ValueError, InputError) as error:
                 if attempt == OPEN_ATTEMPTS:
                     what = str(error) if isinstance(error, InputError) else f"{path}: cannot be opened ({error})"
                     raise ShardLost(f"{what}, after {attempt} attempts; restore it, then run `shards verify "
                                     f"{manifest.root}`") from error
                 time.sleep(0.2 * 2**attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _index(self, shard: int) -> ShardIndex:
+        """The index of a shard. ShardLost: it is not the one that the manifest describes."""
+        corpus, number = self._corpus(shard)
+        entry, path = corpus.manifest.shards[number], corpus.manifest.index_path(number)
+        index = read_index(path)
         if len(index) != entry.num_samples:
-            raise ShardLost(
-                f"{index_path}: lists {len(index)} samples, the manifest says {entry.num_samples}; run `shards index "
-                f"{manifest.root}`"
-            )
-        return tar, index
+            what = f"lists {len(index)} samples, the manifest says {entry.num_samples}"
+        elif entry.index_checksum and file_checksum(path) != entry.index_checksum:
+            what = "is not the index that the manifest names: it was replaced, perhaps with its tar"
+        else:
+            return index
+        raise ShardLost(f"{path}: {what}; restore both, or run {remedy(corpus.manifest.root)}")
 
     def _make_present(self, shard: int, *, patient: bool = False) -> bool:
         corpus, number = self._corpus(shard)

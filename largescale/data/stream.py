@@ -39,6 +39,7 @@ class Batch:
         keys: their WebDataset keys, if asked for (audit).
         views: augmented, one tensor [num * B, 3, S, S] a crop group, view after view.
         skipped: a row for each unreadable sample met (shard, key, offset, reason).
+        substituted: positions of the batch whose own sample was unreadable.
         costs: what making it took, see `_costs`.
     """
 
@@ -47,6 +48,7 @@ class Batch:
     keys: list[str]
     views: list[Tensor]
     skipped: list[dict[str, Any]]
+    substituted: int
     costs: dict[str, float]
 
 
@@ -217,8 +219,9 @@ def _raise_errors(parts: list[Part]) -> None:
 def _batch(step: int, views: list[Tensor], parts: list[Part], depth: int, augment_s: float) -> Batch:
     ids = torch.tensor([sample_id for part in parts for sample_id in part.ids])
     keys = [key for part in parts for key in part.keys]
-    skipped = [row for part in parts for row in part.skipped]
-    return Batch(step, ids, keys, views, skipped, _costs(parts, depth, augment_s))
+    skipped = list({(row["shard"], row["key"]): row for part in parts for row in part.skipped}.values())
+    substituted = sum(part.substituted for part in parts)
+    return Batch(step, ids, keys, views, skipped, substituted, _costs(parts, depth, augment_s))
 
 
 def _costs(parts: list[Part], depth: int, augment_s: float) -> dict[str, float]:

@@ -46,7 +46,7 @@ class Meter:
         self._steps += 1
         self._data_wait += data_wait
         self._loss += check.loss
-        self._skipped += len(batch.skipped)
+        self._skipped += batch.substituted  # not rows of the ledger: neighbours meet the same images
         self._images += len(batch.ids)
         for name, value in batch.costs.items():
             self._costs[name] += value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -54,6 +55,18 @@ def test_a_loader_process_that_dies_is_named(shard_folder):
     with pytest.raises(LoaderDied, match=says):
         list(batches)
     assert loaders() == before
+
+
+def test_a_shard_that_is_truncated_while_it_is_read_is_named(shard_folder, tmp_path):
+    folder = Path(shutil.copytree(shard_folder, tmp_path / "cut"))
+    batches = make_stream(folder, "data.workers=1", "data.prefetch=1")(range(10_000))
+    for _ in range(12):
+        next(batches)
+    tar = folder / "train-000003.tar"
+    os.truncate(tar, 4096)
+    says = rf"killed by signal 7, .*; a shard was truncated, .* read; {tar} is not of the size in its manifest"
+    with pytest.raises(LoaderDied, match=says):
+        list(batches)
 
 
 def test_a_bug_in_a_loader_process_is_shown_whole(shard_folder, monkeypatch):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 import torch
 
 from largescale.config import Config, load_config
+from largescale.data.cache import ShardLost
 from largescale.data.corpora import Corpus
-from largescale.data.reader import SampleError, ShardReader
+from largescale.data.reader import ShardReader
 from largescale.data.stream import Stream
 from shards.errors import InputError
-from shards.manifest import read_manifest
+from shards.manifest import read_index, read_manifest, write_index
 from tests.conftest import ROOT
 
 
@@ -88,14 +90,44 @@ def garbage(shard_folder: Path, tmp_path: Path) -> Path:
 
 def test_a_shard_of_garbage_stops_the_stream_with_its_name(garbage):
     for workers in (0, 1):
-        with pytest.raises(InputError, match=r"train-000002\.tar: 30 samples in a row cannot be read"):
-            list(make_stream(garbage, f"data.workers={workers}", "data.max_skipped_in_row=30")(range(12)))
+        with pytest.raises(InputError, match=r"train-000002\.tar: 6 samples in a row cannot be read"):
+            list(make_stream(garbage, f"data.workers={workers}", "data.max_skipped_in_row=6")(range(12)))
 
 
 def test_the_next_shard_stands_in_for_one_of_garbage(garbage):
-    batches = list(make_stream(garbage)(range(12)))
+    stream = make_stream(garbage, "data.max_skipped_in_row=9")
+    batches = list(stream(range(12)))
     assert {row["shard"] for batch in batches for row in batch.skipped} == {"train-000002.tar"}
-    assert all(not 80 <= sample < 120 for batch in batches for sample in batch.ids.tolist())
+    wanted = np.concatenate([stream.order.samples(step)[0] for step in range(12)])
+    used = np.concatenate([batch.ids for batch in batches])
+    lost = (wanted >= 80) & (wanted < 120)
+    assert (used[~lost] == wanted[~lost]).all()
+    assert (used[lost] == wanted[lost] + 40).all()  # spread over the next shard as they were over theirs
+
+
+def test_what_is_unreadable_counts_a_position_once_and_a_sample_once(garbage):
+    """Every neighbour of a bad stretch meets the same images: that is no reason to count or to list them again."""
+    stream = make_stream(garbage)
+    for batch in stream(range(12)):
+        wanted = stream.order.samples(batch.step)[0]
+        assert batch.substituted == ((wanted >= 80) & (wanted < 120)).sum() <= 16
+        assert len({row["key"] for row in batch.skipped}) == len(batch.skipped)
+
+
+def test_a_bad_stretch_is_the_same_on_any_number_of_ranks_and_workers(garbage):
+    whole = list(make_stream(garbage)(range(12)))
+    streams = [make_stream(garbage, f"data.workers={rank}", rank=rank, ranks=4)(range(12)) for rank in range(4)]
+    for batch, *parts in zip(whole, *streams, strict=True):
+        assert torch.equal(torch.cat([part.ids for part in parts]), batch.ids)
+        assert sum(part.substituted for part in parts) == batch.substituted
+        assert {row["key"] for part in parts for row in part.skipped} == {row["key"] for row in batch.skipped}
+
+
+def test_the_line_names_the_right_corpus_and_what_to_change(shard_folder, garbage, tmp_path):
+    both = f"data.shards=[{shard_folder}, {garbage}]"
+    says = rf"train-000002\.tar: 3 samples in a row cannot .*; run `shards verify {garbage}`, or raise"
+    with pytest.raises(InputError, match=says):
+        list(make_stream(shard_folder, both, "data.max_skipped_in_row=3")(range(12)))
 
 
 def test_a_shard_that_is_lost_on_the_way_is_replaced_and_listed(shard_folder, tmp_path, monkeypatch):
@@ -108,13 +140,14 @@ def test_a_shard_that_is_lost_on_the_way_is_replaced_and_listed(shard_folder, tm
     wanted = np.concatenate([stream.order.samples(step)[0] for step in range(12)])
     assert len(rows) == ((wanted >= 80) & (wanted < 120)).sum() > 30
     assert all("cannot be opened" in row["reason"] and row["shard"] == "train-000002.tar" for row in rows)
+    assert not any(row["key"].startswith("row ") for row in rows)  # its index is there
     used = np.concatenate([batch.ids for batch in batches])
     kept = (wanted < 80) | (wanted >= 120)
     assert (used[kept] == wanted[kept]).all() and not ((used >= 80) & (used < 120)).any()
 
 
 def test_decompression_bombs_are_not_decoded(shard_folder):
-    with pytest.raises(InputError, match=r"more than data\.max_pixels=100"):
+    with pytest.raises(InputError, match=r"28 x 28 pixels, more than data\.max_pixels=100\); raise it$"):
         list(make_stream(shard_folder, "data.max_pixels=100")(range(14)))
 
 
@@ -127,9 +160,18 @@ def test_reader_finds_every_sample(shard_folder):
     assert all(names[reader.label(i)] == keys[i].split("/")[0] for i in range(200))
 
 
-def test_reader_refuses_a_sample_beyond_the_tar(shard_folder, tmp_path):
+def test_reader_refuses_a_tar_of_another_size(shard_folder, tmp_path):
     folder = Path(shutil.copytree(shard_folder, tmp_path / "short"))
     tar = folder / "train-000000.tar"
     tar.write_bytes(tar.read_bytes()[:2048])
-    with pytest.raises(SampleError, match="ends at byte"):
+    with pytest.raises(ShardLost, match=r"000000\.tar: is 2,048 bytes, the manifest says .* run `shards verify"):
         ShardReader([Corpus(read_manifest(folder))]).read(39)
+
+
+def test_reader_refuses_a_shard_that_was_replaced_with_its_index(shard_folder, tmp_path):
+    folder = Path(shutil.copytree(shard_folder, tmp_path / "replaced"))
+    manifest = read_manifest(folder)
+    index = read_index(manifest.index_path(2))
+    write_index(replace(index, keys=[f"other-{row}" for row in range(len(index))]), manifest.index_path(2))
+    with pytest.raises(ShardLost, match=r"000002\.index\.safetensors: is not the index .* run `shards"):
+        ShardReader([Corpus(manifest)]).read(85)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 from largescale.data.corpora import Corpus
 from largescale.data.reader import ShardReader
 from shards.errors import InputError
-from shards.manifest import read_manifest
+from shards.manifest import read_index, read_manifest, write_index
+from shards.tar import file_checksum
 from tests.data.test_stream import make_stream, overwrite
 
 
@@ -31,7 +34,8 @@ def write(folder: Path, chosen: np.ndarray, kind: str, keys: list[str]) -> Path:
         np.save(path, np.concatenate([chosen[::-1], chosen[:3]]).astype(np.int32))
     else:
         rows = chosen if kind == "numbers" else [keys[number] for number in chosen]
-        path.write_text("\n".join(map(str, rows)) + "\n\n")
+        mark = "# numbers\n" if kind == "numbers" else ""
+        path.write_text(mark + "\n".join(map(str, rows)) + "\n\n")
     return path
 
 
@@ -67,7 +71,11 @@ def test_substitutes_come_from_the_subset(shard_folder, tmp_path, chosen):
 
 @pytest.mark.parametrize("content, says", [
     (None, "no such subset file"), ("", "lists no sample"),
-    ("3\n200\n", "lists sample 200, the corpus train has 0 to 199"),
+    ("# numbers\n3\n200\n", "lists sample 200, the corpus train has 0 to 199"),
+    ("# numbers\n-1\n3\n", "lists sample -1, the corpus train has 0 to 199"),
+    (f"# numbers\n{10**30}\n", f"lists sample {10**30}, the corpus"),
+    ("# numbers\n3\n\nx/7\n", r"subset\.txt:4: 'x/7' is no sample number"),
+    ("3\n-1\n", "2 keys are not in train, such as -1; if these are sample numbers, let the first line be '# numbers'"),
     ("no/such-key\n", "1 keys are not in train, such as no/such-key")])
 def test_a_wrong_subset_is_refused(shard_folder, tmp_path, content, says):
     path = tmp_path / "subset.txt"
@@ -77,6 +85,56 @@ def test_a_wrong_subset_is_refused(shard_folder, tmp_path, content, says):
         make_stream(shard_folder, f"data.subset={path}")
 
 
+@pytest.fixture
+def digit_keys(shard_folder: Path, tmp_path: Path) -> Path:
+    """Shards whose keys are the numbers 199 to 0, as of a data set with keys of digits."""
+    folder = Path(shutil.copytree(shard_folder, tmp_path / "digits"))
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for number, entry in enumerate(manifest["shards"]):
+        place = read_manifest(folder).index_path(number)
+        index = read_index(place)
+        write_index(replace(index, keys=[str(199 - 40 * number - row) for row in range(40)]), place)
+        entry["index"] = file_checksum(place)
+    path.write_text(json.dumps(manifest))
+    return folder
+
+
+def test_lines_of_digits_are_keys_and_never_taken_for_numbers(digit_keys, tmp_path):
+    path = tmp_path / "subset.txt"
+    path.write_text("".join(f"{key}\n" for key in range(180, 200)))
+    assert make_stream(digit_keys, f"data.subset={path}").corpora[0].subset.tolist() == list(range(20))
+    path.write_text("".join(f"{key:09d}\n" for key in range(180, 200)))
+    with pytest.raises(InputError, match="20 keys are not in train, such as 000000180"):
+        make_stream(digit_keys, f"data.subset={path}")
+
+
+@pytest.mark.parametrize("array, says", [
+    (np.array([1, 2**63 + 7], np.uint64), f"lists sample {2**63 + 7}"), (np.array([-1, 3]), "lists sample -1"),
+    (np.array([1.0, 2.0]), "expected a .npy of one dimension of integers.*, not float64")])
+def test_a_wrong_array_is_refused(shard_folder, tmp_path, array, says):
+    np.save(tmp_path / "subset.npy", array)
+    with pytest.raises(InputError, match=says):
+        make_stream(shard_folder, f"data.subset={tmp_path / 'subset.npy'}")
+
+
+def test_what_is_no_array_is_refused_without_advice_of_numpy(shard_folder, tmp_path):
+    path = tmp_path / "subset.npy"
+    path.write_text("3\n4\n")
+    with pytest.raises(InputError, match=r"not a \.npy array .*; expected a \.npy of one dimension") as error:
+        make_stream(shard_folder, f"data.subset={path}")
+    assert "allow_pickle" not in str(error.value)
+
+
+def test_weights_count_by_their_ratio(shard_folder, test_shard_folder):
+    def fingerprint(first: float, second: float) -> str:
+        rows = f"[{{path: {shard_folder}, weight: {first}}}, {{path: {test_shard_folder}, weight: {second}}}]"
+        return make_stream(shard_folder, f"data.shards={rows}").fingerprint
+
+    assert fingerprint(1, 1) == fingerprint(2, 2) != fingerprint(2, 1)
+    assert fingerprint(3, 1) == fingerprint(0.3, 0.1)
+
+
 def test_arrays_that_hold_objects_are_not_unpickled(shard_folder, tmp_path):
     path = tmp_path / "subset.npy"
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
@@ -84,9 +142,9 @@ def test_arrays_that_hold_objects_are_not_unpickled(shard_folder, tmp_path):
         make_stream(shard_folder, f"data.subset={path}")
 
 
-def test_a_list_of_corpora_takes_its_subsets_in_the_list(shard_folder, tmp_path, chosen):
+def test_a_list_of_corpora_takes_its_subsets_in_the_list(shard_folder, test_shard_folder, tmp_path, chosen):
     path = write(tmp_path, chosen, "npy", [])
-    stream = make_stream(shard_folder, f"data.shards=[{{path: {shard_folder}, subset: {path}}}, {shard_folder}]")
-    assert stream.order.num_samples == len(chosen) + 200
+    stream = make_stream(shard_folder, f"data.shards=[{{path: {shard_folder}, subset: {path}}}, {test_shard_folder}]")
+    assert stream.order.num_samples == len(chosen) + 100
     with pytest.raises(InputError, match=r"data\.subset=.*set it in the list"):
         make_stream(shard_folder, f"data.shards=[{shard_folder}]", f"data.subset={path}")
