@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,7 @@ def test_two_folders_are_mixed_by_weight(shard_folder, test_shard_folder):
     assert len(set(batches[0].keys)) == 16
 
 
-def test_more_corpora_than_streams_are_refused(shard_folder):
+def test_more_corpora_than_streams_are_refused(shard_folder, tmp_path):
+    folders = [str(shutil.copytree(shard_folder, tmp_path / str(number))) for number in range(5)]
     with pytest.raises(InputError, match=r"lists 5 corpora, data\.streams=4"):
-        make_stream(shard_folder, f"data.shards={[str(shard_folder)] * 5}")
+        make_stream(shard_folder, f"data.shards={folders}")
