@@ -14,6 +14,7 @@ from shards.convert import PLAN_ALONE, Options, convert, merge
 from shards.errors import InputError
 from shards.index import index_folder
 from shards.info import describe, gather
+from shards.labels import read_names
 from shards.ledger import SKIPPED_NAME
 from shards.manifest import Manifest
 from shards.plan import HOLDOUT, printable
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--name", help="first part of the shards' names (default: the name of OUT)")
     command.add_argument("--labels", type=_labels, default="none", metavar="FROM",
                          help="folder: the first one below SRC is the class; cls: the tars' own; column:NAME of a list")
+    _class_names(command)
     command.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="default 10000")
     command.add_argument("--shuffle", type=int, metavar="SEED",
                          help="shuffle the files over the shards (folders are ordered, shards should not be)")
@@ -96,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "index", _index, "index tars that others wrote, so that they can be streamed",
                        "shards index data/laion")
     command.add_argument("folder", metavar="DIR", type=Path, help="folder of tars")
+    _class_names(command)
     _workers(command)
 
     command = _command(commands, "verify", _verify, "check that shards are whole and every image decodes",
@@ -168,6 +171,11 @@ def _task(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
+def _class_names(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--class-names", type=Path, metavar="FILE",
+                         help="names of classes that are numbers: one a line, that of class 0 first")
+
+
 def _workers(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N",
                          help="processes (default: one a core)")
@@ -180,7 +188,8 @@ def _convert(arguments: argparse.Namespace) -> int:
     name = (out.rstrip("/").rpartition("/")[2] if is_url(out) else Path(out).resolve().name).replace(".", "_")
     name = printable(name)  # of a folder whose name need not be text
     options = Options(
-        name=arguments.name or name, labels=arguments.labels, holdout=arguments.holdout, update=arguments.update,
+        name=arguments.name or name, labels=arguments.labels, class_names=_names(arguments),
+        holdout=arguments.holdout, update=arguments.update,
         work=arguments.work,
         samples_per_shard=arguments.samples_per_shard, workers=arguments.workers, shuffle=arguments.shuffle,
         force=arguments.force, task=arguments.task, duplicates=arguments.duplicates, radius=arguments.radius,
@@ -201,6 +210,10 @@ def _convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _names(arguments: argparse.Namespace) -> list[str]:
+    return read_names(arguments.class_names) if arguments.class_names else []
+
+
 def _merge(arguments: argparse.Namespace) -> int:
     manifest = merge(arguments.folder)
     if manifest is None:
@@ -211,7 +224,7 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _index(arguments: argparse.Namespace) -> int:
-    manifest = index_folder(arguments.folder, workers=_positive(arguments.workers))
+    manifest = index_folder(arguments.folder, workers=_positive(arguments.workers), given_names=_names(arguments))
     _say(_summary(manifest, str(arguments.folder)))
     return 0
 

@@ -18,6 +18,7 @@ from typing import Any
 from shards.clean import Cleaning
 from shards.errors import InputError
 from shards.files import at_work_in, remove_partial_files
+from shards.labels import named
 from shards.ledger import SKIPPED_NAME, write_ledger
 from shards.listing import check_listing, make_plan, update_plan
 from shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, index_path, write_manifest
@@ -40,6 +41,7 @@ class Options:
         name: first part of the shards' names.
         labels: "folder" takes the first folder below the source as the class, "cls" the `cls` member of a tar's sample,
             "column:NAME" a column of a list, "none" writes no labels.
+        class_names: of classes that are numbers, that of class 0 first; empty leaves them numbers.
         samples_per_shard: files listed for one shard.
         workers: processes.
         shuffle: seed of a permutation of the listing, None to keep it sorted.
@@ -58,6 +60,7 @@ class Options:
 
     name: str
     labels: str = "none"
+    class_names: list[str] = field(default_factory=list)
     samples_per_shard: int = 10_000
     workers: int = 1
     shuffle: int | None = None
@@ -96,6 +99,7 @@ def convert(location: str | Path, out: str | Path, options: Options) -> Manifest
 
 def _convert(source: Source, target: Target, options: Options) -> Manifest | None:
     plan = _plan(source, target, options)
+    named(plan.classes, options.class_names)
     if options.task == PLAN_ALONE:
         return None
     first, step = options.task or (0, 1)
@@ -158,8 +162,9 @@ def _finish(plan: Plan, target: Target, split: str, entries: list[ShardEntry]) -
     folder = target.folder(split)
     remove_partial_files(folder)  # all pieces are written, so nobody is at work
     counts = write_ledger(folder / SKIPPED_NAME, _all_skipped(plan, split))
-    settings = {key: value for key, value in plan.settings.items() if key != "name"}
-    manifest = Manifest(folder, shard_name(plan, split), tuple(entries), plan.classes,
+    settings = {key: value for key, value in plan.settings.items() if key not in ("name", "class_names")}
+    classes = named(plan.classes, plan.settings.get("class_names", []))
+    manifest = Manifest(folder, shard_name(plan, split), tuple(entries), classes,
                         _last_name(plan.source.location), settings, dict(counts))
     target.check(manifest, split)
     write_manifest(manifest)
@@ -325,4 +330,4 @@ def _settings(options: Options) -> dict[str, Any]:
     """The options that decide about bytes."""
     return {"name": options.name, "labels": options.labels, "samples_per_shard": options.samples_per_shard,
             "shuffle": options.shuffle, "duplicates": options.duplicates, "radius": options.radius,
-            "holdout": options.holdout, **asdict(options.cleaning)}
+            "holdout": options.holdout, "class_names": options.class_names, **asdict(options.cleaning)}

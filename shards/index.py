@@ -10,17 +10,18 @@ import numpy as np
 from tqdm import tqdm
 
 from shards.errors import InputError
-from shards.labels import class_names
+from shards.labels import class_names, named
 from shards.ledger import SKIPPED_NAME, write_ledger
 from shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, index_path, write_index, write_manifest
 from shards.processes import die_with_parent
 from shards.tar import TarContents, file_checksum, index_tar
 
 
-def index_folder(folder: Path, *, workers: int) -> Manifest:
+def index_folder(folder: Path, *, workers: int, given_names: list[str] | None = None) -> Manifest:
     """Index every tar of a folder and write its manifest.
 
-    Members `KEY.cls` become labels: class numbers are kept, other texts are numbered in sorted order.
+    Members `KEY.cls` become labels: class numbers are kept (and called by `given_names`), other texts are numbered in
+    sorted order.
 
     Raises:
         InputError: no tars, ones that were converted, or a damaged one (named; nothing is written then).
@@ -36,6 +37,7 @@ def index_folder(folder: Path, *, workers: int) -> Manifest:
     with ProcessPoolExecutor(min(workers, len(tars)), initializer=die_with_parent) as pool:
         results = list(tqdm(pool.map(_read, tars), total=len(tars), unit="shard", desc="index", leave=False))
     classes = class_names([text for contents, _ in results for text in contents.label_texts], numbers=True)
+    names = named(classes, given_names or [])
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     entries = []
     for tar, (contents, checksum) in zip(tars, results, strict=True):
@@ -47,7 +49,8 @@ def index_folder(folder: Path, *, workers: int) -> Manifest:
     skipped = ({"source": f"{tar.name}:{key}", "reason": reason}
                for tar, (contents, _) in zip(tars, results, strict=True) for key, reason in contents.skipped)
     counts = write_ledger(folder / SKIPPED_NAME, skipped)
-    manifest = Manifest(folder, folder.name, tuple(entries), classes, "tars", {"labels": bool(classes)}, dict(counts))
+    settings = {"labels": bool(classes)}
+    manifest = Manifest(folder, folder.name, tuple(entries), names, "tars", settings, dict(counts))
     if manifest.num_samples == 0:
         raise InputError(f"{folder}: no sample of its {len(tars)} tars has a readable image")
     write_manifest(manifest)

@@ -167,3 +167,24 @@ def test_a_damaged_member_of_an_archive_is_listed(tmp_path):
     path.write_bytes(content)
     manifest = convert(path, tmp_path / "out", Options("out"))
     assert manifest.num_samples == 2 and sum(manifest.skipped.values()) == 1
+
+
+def test_classes_that_are_numbers_get_their_names(tmp_path, capsys):
+    tars, names = tmp_path / "tars", tmp_path / "names.txt"
+    tars.mkdir()
+    with webdataset.TarWriter(str(tars / "0.tar")) as writer:
+        for number in range(4):
+            image = image_bytes(40, 30, "PNG", seed=number)
+            writer.write({"__key__": f"{number}", "png": image, "cls": str(number % 2)})
+    names.write_text("cat\ndog\nelk\n")
+    convert = ["convert", str(tars), str(tmp_path / "out"), "--labels", "cls", "--class-names", str(names)]
+    assert main(convert) == 0 and main(["index", str(tars), "--class-names", str(names)]) == 0
+    for folder in (tmp_path / "out", tars):
+        assert read_manifest(folder).classes == ("cat", "dog", "elk")
+        assert main(["verify", str(folder)]) == 0
+    names.write_text("cat\n")
+    assert main(["index", str(tars), "--class-names", str(names)]) == 2
+    assert "has 1 names, there is a class 1" in capsys.readouterr().err
+    names.write_text("cat\ncat\n")
+    assert main([*convert, "--force"]) == 2
+    assert "expected a name a line" in capsys.readouterr().err
