@@ -219,10 +219,10 @@ def _status(arguments: argparse.Namespace) -> int:
     except FileNotFoundError:
         status = {"state": "not started", "step": 0, "steps": 0, "time": "never"}
     saved = newest_first(run_dir / "checkpoints")
-    why = f" ({status['reason']})" if status.get("reason") else ""
+    why = f"; {status['reason']}" if status.get("reason") else ""
     sys.stdout.write(
-        f"{run_dir}: {status['state']}{why}, {status['step']} of {status['steps']} steps at {status['time']}; "
-        f"newest checkpoint: {f'step {saved[0].step}' if saved else 'none'}\n"
+        f"{run_dir}: {status['state']}, {status['step']} of {status['steps']} steps at {status['time']}; "
+        f"newest checkpoint: {f'step {saved[0].step}' if saved else 'none'}{why}\n"
     )
     return 0 if status["state"] == "complete" else UNFINISHED
 
