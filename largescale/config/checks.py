@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from largescale.config import PRECISIONS, AugmentConfig, Config, corpus_settings, flatten, prototype_counts, require
+from largescale.config.schema import PRECISIONS, AugmentConfig, Config
+from largescale.config.values import corpus_settings, flatten, prototype_counts, require
 
 
 def validate(config: Config) -> None:

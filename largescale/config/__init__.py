@@ -1,0 +1,49 @@
+"""The configuration: `schema` says what can be set, `loading` reads it, `checks` refuses what cannot work."""
+
+from largescale.config.loading import load_config
+from largescale.config.schema import (
+    PRECISIONS,
+    AugmentConfig,
+    CheckpointConfig,
+    Config,
+    CropGroup,
+    DataConfig,
+    EvaluateConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainConfig,
+)
+from largescale.config.values import (
+    corpus_names,
+    corpus_settings,
+    flatten,
+    prototype_counts,
+    require,
+    to_yaml,
+)
+
+__all__ = [
+    "PRECISIONS",
+    "AugmentConfig",
+    "CheckpointConfig",
+    "Config",
+    "CropGroup",
+    "DataConfig",
+    "EvaluateConfig",
+    "MethodConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "RunConfig",
+    "TrainConfig",
+    "corpus_names",
+    "corpus_settings",
+    "flatten",
+    "load_config",
+    "prototype_counts",
+    "require",
+    "to_yaml",
+]

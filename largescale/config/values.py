@@ -1,0 +1,83 @@
+"""What is read off a configuration: its values by key, its YAML, and settings that take more than one form."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from largescale.config.schema import Config, DataConfig
+from shards.errors import InputError
+
+
+def to_yaml(config: Config) -> str:
+    """The fully resolved configuration as YAML; loading it again gives an equal configuration."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """All values by dotted key, lists whole."""
+    flat: dict[str, Any] = {}
+
+    def visit(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                visit(value, f"{prefix}{key}.")
+            else:
+                flat[prefix + key] = value
+
+    visit(OmegaConf.to_container(OmegaConf.structured(config), resolve=True), "")
+    return flat
+
+
+def prototype_counts(config: Config) -> list[int]:
+    """Prototypes of each head: `model.prototypes` is one number or a list of them."""
+    value = config.model.prototypes
+    return list(value) if isinstance(value, list) else [value]
+
+
+def corpus_settings(data: DataConfig) -> list[tuple[str, float, str]]:
+    """Location, weight and subset file of each corpus that `data.shards` names.
+
+    Raises:
+        InputError: neither a location nor a list of {path, weight, subset}, or one of them twice.
+    """
+    if isinstance(data.shards, str):
+        return [(data.shards, 1.0, data.subset)]
+    expected = "a folder or URL, or a list of {path: FOLDER, weight: SHARE above 0, subset: FILE}"
+    require(isinstance(data.shards, list) and len(data.shards) > 0, "data.shards", data.shards, expected)
+    require(not data.subset, "data.subset", data.subset, "nothing where data.shards is a list; set it in the list")
+    settings: list[tuple[str, float, str]] = []
+    for item in data.shards:
+        row = {"path": item} if isinstance(item, str) else item
+        known = isinstance(row, dict) and {"path"} <= set(row) <= {"path", "weight", "subset"}
+        weight = row.get("weight", 1.0) if known else 0.0
+        require(known and type(weight) in (int, float) and 0 < weight < math.inf, "data.shards", item, expected)
+        settings.append((str(row["path"]), float(weight), str(row.get("subset", ""))))
+    _reject_twice(settings)
+    return settings
+
+
+def _reject_twice(settings: list[tuple[str, float, str]]) -> None:
+    """A folder may come twice with subsets of its own; else its samples would be used twice in an epoch."""
+    by_place: dict[str, list[str]] = {}
+    for location, _, subset in settings:
+        place = location.rstrip("/") if "://" in location else str(Path(location).resolve())
+        by_place.setdefault(place, []).append(subset)
+    for place, subsets in by_place.items():
+        alone = len(subsets) == 1 or ("" not in subsets and len(set(subsets)) == len(subsets))
+        require(alone, "data.shards", place, "each folder once, or each time with a subset of its own; to use it more "
+                                             "than others raise its weight")
+
+
+def corpus_names(data: DataConfig) -> str:
+    """What is trained on, in a word or a few."""
+    return " + ".join(Path(location).name for location, _, _ in corpus_settings(data))
+
+
+def require(holds: bool, key: str, got: object, expected: str) -> None:
+    """An `InputError` that names the key, what it got and what it expects, unless it holds."""
+    if not holds:
+        raise InputError(f"{key}={got}: expected {expected}")
