@@ -37,6 +37,7 @@ from largescale.checkpoint.folder import Checkpoint, clear_leftovers
 from largescale.checkpoint.mirror import Mirror
 from largescale.checkpoint.saver import SaveFailed, Saver
 from largescale.config import Config, flatten, to_yaml
+from largescale.data import order
 from largescale.data.loader import LoaderDied
 from largescale.data.stream import Batch
 from largescale.methods.swav import MethodOutput
@@ -106,6 +107,10 @@ class RunFolder:
         if checkpoint is None:
             return 0, 0, None
         self._check_same_run(checkpoint)
+        if rank() == 0 and checkpoint.progress.get("order", 1) != order.VERSION:
+            _log.warning("%s: saved by a version with another order of the samples; unless train.global_batch divides "
+                         "them, the epoch under way may use some twice and others not; later epochs are exact",
+                         self.path)
         engine.prepare_optimizer_state(sharded.shapes(checkpoint))
         state = engine.state()
         sharded.load(checkpoint, state)
@@ -162,7 +167,7 @@ class RunFolder:
         Collectives: every rank must call it.
         """
         progress = {
-            "step": done, "skipped": num_skipped, "spikes": spikes, "data": self._fingerprint,
+            "step": done, "skipped": num_skipped, "spikes": spikes, "data": self._fingerprint, "order": order.VERSION,
             "rollbacks": self.rollbacks.rows(), "world_size": world_size(), "config": flatten(self.config),
             "strategy": self.config.parallel.strategy,
         }

@@ -2,15 +2,16 @@
 
 The epoch's order in four lines:
 
-1. the shards are permuted by (seed, epoch) and laid end to end: N positions;
-2. the first steps * B of them (B = global batch) are cut into C canonical streams of equal length, the rest (less
-   than one batch, others in every epoch) is left out;
+1. the N mod B samples (B = global batch) that fill no batch are left out: in turn, so that over many epochs every
+   sample is used equally often, or once less;
+2. the shards are permuted by (seed, epoch) and laid end to end without those samples, and the positions are cut into C
+   canonical streams of equal length;
 3. inside a stream, each window of `shuffle_window` positions is permuted by a keyed bijection;
 4. step t takes the next B / C positions of every stream, stream after stream; rank r of R trains on the r-th of R
    equal pieces of that list (of each of its micro-batches).
 
 So ranks and loader workers change who reads a sample, never which samples form a step; resuming is arithmetic;
-memory is O(shards), whatever the number of samples; and a stream reads few shards at a time, in a known order.
+memory is O(shards + B), whatever the number of samples; and a stream reads few shards at a time, in a known order.
 
 Several corpora share the canonical streams by weight, and each goes through its own epochs in its streams.
 """
@@ -24,6 +25,26 @@ import numpy as np
 
 from largescale.data.random import hash_coordinates, permute
 from shards.errors import InputError
+
+VERSION = 2
+"""Of the order, kept in checkpoints. Version 1 left out the last positions: with one shard, always the same samples."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an epoch lays its samples end to end.
+
+    Attributes:
+        shards: the permuted shards, int64 [S].
+        ends: the position at which each ends, all samples counted, int64 [S].
+        used_ends: the same without the samples that are left out.
+        before_gap: used positions before each sample that is left out, in order, int64 [N mod B].
+    """
+
+    shards: np.ndarray
+    ends: np.ndarray
+    used_ends: np.ndarray
+    before_gap: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -121,12 +142,12 @@ class Order:
 
     def uses(self, epoch: int) -> Uses:
         """Which steps of an epoch may read which shard."""
-        permuted_shards, ends = self._epoch_layout(epoch)
+        layout = self._epoch_layout(epoch)
         stream_length = self.steps_per_epoch * self.per_stream
-        starts = np.unique(np.concatenate([np.arange(self.streams) * stream_length, ends]))
+        starts = np.unique(np.concatenate([np.arange(self.streams) * stream_length, layout.used_ends]))
         starts = starts[starts < self.streams * stream_length]
         last = np.append(starts[1:], self.streams * stream_length) - 1
-        shard = permuted_shards[np.searchsorted(ends, starts, side="right")]
+        shard = layout.shards[np.searchsorted(layout.used_ends, starts, side="right")]
         stream = starts // stream_length
         first_window = (starts - stream * stream_length) // self.window * self.window
         window_end = ((last - stream * stream_length) // self.window + 1) * self.window
@@ -134,21 +155,32 @@ class Order:
         end_step = epoch * self.steps_per_epoch - (-np.minimum(window_end, stream_length) // self.per_stream)
         return Uses.joined([Uses(shard, stream, first_step, end_step)])
 
-    def _ids_at(self, positions: np.ndarray, epochs: np.ndarray) -> np.ndarray:
-        ids = np.empty(positions.shape, np.int64)
+    def _ids_at(self, used: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        ids = np.empty(used.shape, np.int64)
         for epoch in np.unique(epochs).tolist():
-            permuted_shards, ends = self._epoch_layout(epoch)
+            layout = self._epoch_layout(epoch)
             chosen = epochs == epoch
-            slot = np.searchsorted(ends, positions[chosen], side="right")
-            shard = permuted_shards[slot]
-            ids[chosen] = self.first_ids[shard] + positions[chosen] - (ends[slot] - self.shard_sizes[shard])
+            position = used[chosen] + np.searchsorted(layout.before_gap, used[chosen], side="right")
+            slot = np.searchsorted(layout.ends, position, side="right")
+            shard = layout.shards[slot]
+            ids[chosen] = self.first_ids[shard] + position - (layout.ends[slot] - self.shard_sizes[shard])
         return ids
 
-    def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The epoch's shards in order, and the position at which each ends."""
+    def _layout(self, epoch: int) -> Layout:
         keys = hash_coordinates(self.seed, epoch, np.arange(len(self.shard_sizes)), 1)
-        permuted = np.argsort(keys, kind="stable")
-        return permuted, np.cumsum(self.shard_sizes[permuted])
+        shards = np.argsort(keys, kind="stable")
+        ends = np.cumsum(self.shard_sizes[shards])
+        starts = np.empty(len(shards), np.int64)
+        starts[shards] = ends - self.shard_sizes[shards]
+        ids = self._left_out_of(epoch)
+        shard = np.searchsorted(self.first_ids, ids, side="right") - 1
+        gaps = np.sort(starts[shard] + ids - self.first_ids[shard])
+        return Layout(shards, ends, ends - np.searchsorted(gaps, ends), gaps - np.arange(len(gaps)))
+
+    def _left_out_of(self, epoch: int) -> np.ndarray:
+        """The samples that an epoch leaves out: the next ones of a shuffled round that goes on from epoch to epoch."""
+        turn = (epoch * self.left_out + np.arange(self.left_out)) % self.num_samples
+        return permute(turn, self.num_samples, hash_coordinates(self.seed, 2))
 
 
 class Mixture:

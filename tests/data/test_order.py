@@ -61,13 +61,34 @@ def test_epochs_and_seeds_differ():
     assert not np.array_equal(order.samples(0), make([100] * 5, seed=4).samples(0))
 
 
-def test_other_samples_are_left_out_of_other_epochs():
-    order = make([10] * 5)
-    left = []
-    for epoch in range(5):
-        used = {int(i) for step in range(2) for i in order.samples(2 * epoch + step)}
-        left.append(frozenset(range(50)) - used)
-    assert len(set(left)) > 1
+@pytest.mark.parametrize("sizes", [[50], [33, 18], [10] * 5, [1, 1, 40, 7, 1, 2, 3]])
+def test_over_many_epochs_each_sample_is_used_equally_often_within_one(sizes):
+    order = make(sizes)
+    uses, total = np.zeros(sum(sizes), int), []
+    for epoch in range(2 * sum(sizes)):
+        used = order.samples(np.arange(2)[:, None] + 2 * epoch)
+        uses += np.bincount(used.reshape(-1), minlength=len(uses))
+        assert uses.max() - uses.min() <= 1, f"after epoch {epoch}"
+        total.append(frozenset(range(len(uses))) - frozenset(used.reshape(-1).tolist()))
+    assert len(set(total)) > 1 and set().union(*total) == set(range(len(uses)))
+
+
+def test_what_is_left_out_is_spread_over_the_shards():
+    order = Order([1000] * 10, seed=0, global_batch=4096, streams=4, shuffle_window=64)
+    used = order.samples(np.arange(2)[:, None]).reshape(-1)
+    left = np.setdiff1d(np.arange(10_000), used)
+    assert len(left) == 1808 and np.bincount(left // 1000, minlength=10).min() > 120
+
+
+def test_corpora_of_a_mixture_use_each_sample_equally_often_within_one():
+    sizes = [np.array([30, 41, 13]), np.array([53])]
+    mixture = Mixture(sizes, [2.0, 1.0], seed=1, global_batch=24, streams=6, shuffle_window=16)
+    ids, epochs = mixture.samples(np.arange(600)[:, None])
+    for first, order in zip((0, 84), mixture.orders, strict=True):
+        own = (ids >= first) & (ids < first + order.num_samples)
+        whole = own & (epochs < epochs[own].max())  # the last epoch is under way
+        uses = np.bincount(ids[whole] - first, minlength=order.num_samples)
+        assert order.left_out > 0 and epochs[own].max() > 50 and uses.max() - uses.min() <= 1
 
 
 def test_neighbours_in_a_shard_are_spread_over_the_window():

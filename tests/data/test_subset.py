@@ -51,6 +51,14 @@ def test_the_stream_has_the_samples_of_the_file_alone(shard_folder, tmp_path, ch
     assert set(used) <= {keys[number] for number in chosen}
 
 
+def test_over_many_epochs_each_sample_of_a_subset_is_used_equally_often(shard_folder, tmp_path, chosen):
+    chosen = chosen[:45]
+    order = make_stream(shard_folder, f"data.subset={write(tmp_path, chosen, 'npy', [])}").order
+    ids, _ = order.samples(np.arange(40 * order.steps_per_epoch)[:, None])
+    uses = np.bincount(ids.reshape(-1), minlength=45)
+    assert order.left_out == 13 and len(uses) == 45 and uses.max() - uses.min() <= 1
+
+
 def test_a_subset_is_part_of_what_a_run_is_trained_on(shard_folder, tmp_path, chosen):
     plain = make_stream(shard_folder)
     first = make_stream(shard_folder, f"data.subset={write(tmp_path, chosen, 'npy', [])}").fingerprint

@@ -125,6 +125,15 @@ def test_latest_is_for_people_and_may_say_what_it_wants(finished, run, content):
     assert_same_end(run, finished[1])
 
 
+def test_a_checkpoint_of_an_earlier_order_of_the_samples_goes_on_and_says_what_changes(finished, run):
+    mark = run / "checkpoints" / "step-00000010" / "progress.json"
+    progress = json.loads(mark.read_text())
+    assert progress.pop("order") == 2
+    mark.write_text(json.dumps(progress))
+    result = go_on(finished[0], run)
+    assert result.returncode == 0 and "the epoch under way may use some twice" in result.stderr, result.stderr
+
+
 def test_a_changed_configuration_is_refused_by_key(finished, run):
     result = go_on([*finished[0], "optim.lr=0.1"], run)
     assert result.returncode == 2
