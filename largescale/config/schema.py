@@ -86,7 +86,7 @@ class DataConfig:
     fetches: int = 4
     """Shards that a rank fetches from a store at the same time."""
     store_patience_s: float = 600.0
-    """Time for which a store that fails is asked again before the run stops."""
+    """Time for which a store that fails is asked again, or a folder that is away waited for, before the run stops."""
     store_stall_s: float = 60.0
     """Time without an answer after which a request to a store is made again, and a loader process that stands still is
     named."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,14 @@ class Corpus:
         weight: its share of a batch, relative to the others.
         subset: the samples that are used, sorted numbers within the manifest, int64; None uses all.
         cache: the local copies, if the folder is in a store.
+        patience_s: how long a folder that is away is waited for; what is in a store has the store's.
     """
 
     manifest: Manifest
     weight: float = 1.0
     subset: np.ndarray | None = None
     cache: ShardCache | None = None
+    patience_s: float = 0.0
 
     @cached_property
     def first_samples(self) -> np.ndarray:
@@ -76,7 +78,7 @@ def open_corpora(data: DataConfig) -> list[Corpus]:
     for location, weight, subset in corpus_settings(data):
         corpus = open_corpus(location, data)
         chosen = read_subset(subset, corpus) if subset else None
-        corpora.append(Corpus(corpus.manifest, weight, chosen, corpus.cache))
+        corpora.append(replace(corpus, weight=weight, subset=chosen))
     return corpora
 
 
@@ -87,7 +89,7 @@ def open_corpus(location: str, data: DataConfig) -> Corpus:
         InputError: it cannot be read, or the cache of a store cannot be used.
     """
     if not is_url(location):
-        return Corpus(read_manifest(location))
+        return Corpus(read_manifest(location), patience_s=data.store_patience_s)
     store = Store(location, patience_s=min(START_PATIENCE_S, data.store_patience_s), stall_s=data.store_stall_s)
     manifest = parse_manifest(manifest_bytes(store), Path(), where=f"{location}/{MANIFEST_NAME}")
     store.patience_s = data.store_patience_s

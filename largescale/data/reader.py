@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import threading
@@ -9,6 +10,7 @@ import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ import xxhash
 
 from largescale.data.cache import ShardLost
 from largescale.data.corpora import Corpus
+from largescale.data.patience import FolderPatience
 from shards.errors import InputError
 from shards.manifest import ShardIndex, read_index, remedy
 from shards.tar import file_checksum
@@ -24,6 +27,11 @@ OPEN_SHARDS = 64
 """Tars that a reader keeps mapped; the least recently used one is closed beyond that."""
 
 OPEN_ATTEMPTS = 3
+
+_LOST_S, _LONGEST_LOST_S = 60.0, 1800.0
+"""A lost shard is tried again after the first time, then after twice as long each, up to the second."""
+
+_log = logging.getLogger(__name__)
 
 NEIGHBOURS = 8
 """Samples of a shard that are tried in place of one before those of the next shard: what one image has, its neighbours
@@ -40,6 +48,14 @@ class RawSample(NamedTuple):
     payload: memoryview
     width: int
     height: int
+
+
+class Lost(NamedTuple):
+    """Why a shard is lost, and when (monotonic clock) and after which pause it is tried again."""
+
+    reason: str
+    retry_at: float
+    pause_s: float
 
 
 class ShardReader:
@@ -66,7 +82,7 @@ class ShardReader:
         self.first_ids = np.concatenate([[0], np.cumsum(self.shard_sizes)])
         self._first_ids = self.first_ids.tolist()  # finding one number in a list is ten times as fast as in an array
         self._open: OrderedDict[int, tuple[memoryview, ShardIndex]] = OrderedDict()
-        self._lost: dict[int, str] = {}
+        self._lost: dict[int, Lost] = {}
         self._lock = threading.Lock()
 
     def begin_in_process(self, status: Callable[[str], None]) -> None:
@@ -94,7 +110,7 @@ class ShardReader:
         Raises:
             SampleError: the bytes are not the ones that were indexed.
             ShardLost: its shard cannot be opened, or is not the one that the manifest describes.
-            InputError: the store of its shard is away.
+            InputError: its shard folder, or the store, is away.
         """
         shard, row = self.locate(sample_id)
         tar, index = self._shard(shard)
@@ -122,7 +138,7 @@ class ShardReader:
         corpus, number = self._corpus(shard)
         name = corpus.manifest.shards[number].name
         try:
-            index = self._index(shard) if shard in self._lost else self._shard(shard)[1]
+            index = self._index(shard) if self._is_lost(shard) else self._shard(shard)[1]
         except (InputError, OSError):
             return {"shard": name, "key": f"row {row}", "offset": None}
         return {"shard": name, "key": index.key(row), "offset": int(index.offset[row])}
@@ -150,7 +166,7 @@ class ShardReader:
                 shard = first_shard + (home - first_shard + distance) % num_shards
                 first, size = int(self.first_ids[shard]), int(self.shard_sizes[shard])
                 for step in range(begin, min(begin + NEIGHBOURS, size)):
-                    if shard in self._lost:
+                    if self._is_lost(shard):
                         break
                     if distance or step:
                         yield first + (row + step) % size
@@ -190,45 +206,72 @@ class ShardReader:
         number = self._corpus_of_shard[shard]
         return self.corpora[number], shard - self._first_shards[number]
 
+    def _is_lost(self, shard: int) -> bool:
+        """Whether a shard is lost, and it is not yet time to try it again."""
+        lost = self._lost.get(shard)
+        return lost is not None and time.monotonic() < lost.retry_at
+
     def _shard(self, shard: int) -> tuple[memoryview, ShardIndex]:
         with self._lock:
-            if shard in self._lost:
-                raise ShardLost(self._lost[shard])
+            if self._is_lost(shard):
+                raise ShardLost(self._lost[shard].reason)
             if shard not in self._open:
-                try:
-                    self._open[shard] = self._open_shard(shard)
-                except ShardLost as error:
-                    self._lost[shard] = str(error)
-                    raise
+                self._open[shard] = self._open_or_lose(shard)
                 if len(self._open) > OPEN_SHARDS:
                     self._open.popitem(last=False)  # its mapping closes with the last view of it
             self._open.move_to_end(shard)
             return self._open[shard]
 
-    def _open_shard(self, shard: int) -> tuple[memoryview, ShardIndex]:
-        corpus, number = self._corpus(shard)
-        manifest = corpus.manifest
-        entry, path = manifest.shards[number], manifest.tar_path(number)
-        for attempt in range(1, OPEN_ATTEMPTS + 1):
+    def _open_or_lose(self, shard: int) -> tuple[memoryview, ShardIndex]:
+        before = self._lost.get(shard)
+        try:
+            opened = self._open_shard(shard, OPEN_ATTEMPTS if before is None else 1)
+        except ShardLost as error:
+            pause_s = _LOST_S if before is None else min(2 * before.pause_s, _LONGEST_LOST_S)
+            self._lost[shard] = Lost(str(error), time.monotonic() + pause_s, pause_s)
+            raise
+        if before is not None:
+            del self._lost[shard]
+            _log.warning("%s: is there again", self._entry_path(shard))
+        return opened
+
+    def _open_shard(self, shard: int, attempts: int) -> tuple[memoryview, ShardIndex]:
+        """Map a shard; a folder that is away is waited for, so that its shards do not count as lost."""
+        corpus, path, failed = self._corpus(shard)[0], self._entry_path(shard), 0
+        patience = FolderPatience(corpus.manifest.root, corpus.patience_s)
+        while True:
             self._make_present(shard)
             self.status(f"opening {path}")
             try:
-                with path.open("rb") as file:
-                    size = os.fstat(file.fileno()).st_size
-                    if size != entry.num_bytes:
-                        raise ShardLost(f"{path}: is {size:,} bytes, the manifest says {entry.num_bytes:,}: it was cut "
-                                        f"or replaced; restore it, then run `shards verify {manifest.root}`")
-                    tar = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-                return tar, self._index(shard)
+                return self._map(shard)
             except ShardLost:
                 raise
             except (OSError, ValueError, InputError) as error:
-                if attempt == OPEN_ATTEMPTS:
-                    what = str(error) if isinstance(error, InputError) else f"{path}: cannot be opened ({error})"
-                    raise ShardLost(f"{what}, after {attempt} attempts; restore it, then run `shards verify "
-                                    f"{manifest.root}`") from error
-                time.sleep(0.2 * 2**attempt)
-        raise AssertionError("the last attempt returns or raises")
+                why = str(error) if isinstance(error, InputError) else f"{path}: cannot be opened ({error})"
+                if corpus.cache is None and patience.is_away():
+                    self.status(f"waiting for {corpus.manifest.root}")
+                    patience.check(why)
+                else:
+                    failed += 1
+                    if failed == attempts:
+                        raise ShardLost(f"{why}, after {failed} attempts; restore it, then run `shards verify "
+                                        f"{corpus.manifest.root}`") from error
+            patience.pause()
+
+    def _map(self, shard: int) -> tuple[memoryview, ShardIndex]:
+        corpus, number = self._corpus(shard)
+        entry, path = corpus.manifest.shards[number], corpus.manifest.tar_path(number)
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != entry.num_bytes:
+                raise ShardLost(f"{path}: is {size:,} bytes, the manifest says {entry.num_bytes:,}: it was cut or "
+                                f"replaced; restore it, then run `shards verify {corpus.manifest.root}`")
+            tar = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return tar, self._index(shard)
+
+    def _entry_path(self, shard: int) -> Path:
+        corpus, number = self._corpus(shard)
+        return corpus.manifest.tar_path(number)
 
     def _index(self, shard: int) -> ShardIndex:
         """The index of a shard. ShardLost: it is not the one that the manifest describes."""
