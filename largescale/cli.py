@@ -150,9 +150,11 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     from largescale.pretrain import describe, pretrain
 
     if arguments.print:
-        facts = "".join(f"# {key}: {value:,}\n" if isinstance(value, int | float) else f"# {key}: {value}\n"
-                        for key, value in describe(config).items())
-        sys.stdout.write(to_yaml(config) + facts)
+        facts, complaints = describe(config)
+        lines = [f"{key}: {value:,}" if isinstance(value, int | float) else f"{key}: {value}"
+                 for key, value in facts.items()]
+        sys.stdout.write(to_yaml(config) + "".join(f"# {line}\n" for line in lines))
+        sys.stderr.write("".join(f"warning: {complaint}\n" for complaint in complaints))
     else:
         pretrain(config)
 

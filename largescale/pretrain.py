@@ -28,6 +28,7 @@ from largescale.parallel import build_engine
 from largescale.parallel.batchnorm import average_statistics
 from largescale.processes import process_group, rank, together, world_size
 from largescale.rollback import DataSteps
+from largescale.run.schedule_check import Length, complaints, facts
 from largescale.run_folder import RunFolder, TrainingStopped
 
 _log = logging.getLogger(__name__)
@@ -83,6 +84,10 @@ def _train(config: Config, device: torch.device, started: float) -> bool:
         run.path, stream.order.num_samples, num_steps, config.train.global_batch, steps_per_epoch,
         stream.order.left_out, world_size(), config.parallel.strategy, first_step,
     )
+
+    if rank() == 0:
+        for complaint in complaints(config, Length.of(stream)):
+            _log.warning("%s", complaint)
 
     # -- The loop ----------------------------------------------------------------------------------------------------
     meter = Meter(prototype_counts(config), config.train.global_batch, device)
@@ -163,8 +168,11 @@ def too_many_skipped(config: Config, num_skipped: int, rate: float) -> str:
     return ""
 
 
-def describe(config: Config) -> dict[str, object]:
-    """What follows from a configuration, for `--print`: sizes, steps, samples left out, parameters.
+def describe(config: Config) -> tuple[dict[str, object], list[str]]:
+    """What follows from a configuration, for `--print`: sizes, steps, what happens when, parameters.
+
+    Returns:
+        Facts by name, and what does not fit into the run, a line each.
 
     Raises:
         InputError: as `pretrain` would before its first step.
@@ -172,14 +180,15 @@ def describe(config: Config) -> dict[str, object]:
     stream = Stream(config, rank=0, world_size=world_size(), device=torch.device("cpu"), dtype=torch.float32)
     stream.check_files()
     method = build_method(config, on_meta=True)
-    order = stream.order
-    return {
+    order, length = stream.order, Length.of(stream)
+    found: dict[str, object] = {
         "samples": order.num_samples,
         "global batch": config.train.global_batch,
         "steps": stream.num_steps,
         "steps an epoch": order.steps_per_epoch,
         "epochs": stream.num_steps / order.steps_per_epoch,
         "samples left out of an epoch": order.left_out,
+        **facts(config, length),
         "corpora": "; ".join(
             f"{part['name']}, {part['samples']:,} samples, {part['share']:.1%} of a batch"
             for part in describe_corpora(stream.corpora, order.stream_counts)
@@ -190,5 +199,6 @@ def describe(config: Config) -> dict[str, object]:
         - sum(p.numel() for p in method.backbone.parameters()),
         "feature width": method.num_features,
     }
+    return found, complaints(config, length)
 
 

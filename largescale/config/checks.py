@@ -49,6 +49,9 @@ def validate(config: Config) -> None:
                 "optim.weight_decay", "run.hang_timeout_s", "run.time_limit_s", "run.stop_before_s",
                 "train.spike_factor", "train.max_rollbacks"):
         require(_get(config, key) >= 0, key, _get(config, key), "0 or more")
+    limit, margin = config.run.time_limit_s, config.run.stop_before_s
+    require(limit == 0 or limit > margin, "run.time_limit_s", f"{limit:g}",
+            f"more than run.stop_before_s={margin:g}, at which the run saves and stops, or 0 for no limit")
     require(config.train.steps > 0 or config.train.epochs > 0, "train.epochs", config.train.epochs,
             "above 0, or train.steps above 0")
     batch, accumulate = config.train.global_batch, config.train.accumulate

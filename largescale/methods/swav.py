@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn.functional import log_softmax, normalize
 
 from largescale.config import Config, prototype_counts
+from largescale.methods.milestone import Milestone
 from largescale.methods.sinkhorn import sinkhorn
 from largescale.models.backbones import build_backbone
 from largescale.models.heads import Prototypes, projection_head
@@ -86,6 +87,15 @@ class SwAV(nn.Module):
         """Backbone features [N, F] to unit embeddings [N, D] in float32 (float64 for a float64 model)."""
         embeddings = self.projection(features)
         return normalize(embeddings if embeddings.dtype == torch.float64 else embeddings.float(), dim=1)
+
+    @staticmethod
+    def milestones(config: Config) -> list[Milestone]:
+        """When prototypes begin to train and the queue, where there is one, to take part."""
+        method, queue_steps = config.method, config.method.queue // config.train.global_batch
+        prototypes = Milestone("method.freeze_prototypes_steps", method.freeze_prototypes_steps, "prototypes train")
+        queue = Milestone("method.queue_start_step", method.queue_start_step + queue_steps, "the queue takes part",
+                          delay=queue_steps, without="method.queue=0")
+        return [prototypes, queue] if queue_steps else [prototypes]
 
     def prototypes_frozen(self, step: int) -> bool:
         """Whether the update of a step leaves the prototypes alone."""

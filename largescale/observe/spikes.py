@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 _MEMORY = 0.99
-_FIRST_STEPS = 100
+FIRST_STEPS = 100
+"""Steps that make the average before anything is compared with it."""
 
 
 class SpikeWatch:
@@ -30,7 +31,7 @@ class SpikeWatch:
         """
         if norm == 0:
             return ""
-        if self.factor > 0 and self.num_steps >= _FIRST_STEPS and norm > self.factor * self.average:
+        if self.factor > 0 and self.num_steps >= FIRST_STEPS and norm > self.factor * self.average:
             return f"gradient norm {norm:.3g} is {norm / self.average:.1f} times the running average"
         memory = min(_MEMORY, self.num_steps / (self.num_steps + 1))
         self.average = memory * self.average + (1 - memory) * norm

@@ -85,6 +85,11 @@ def learning_rates(config: Config, *, num_steps: int, steps_per_epoch: int) -> n
         peak=config.optim.lr,
         final=config.optim.final_lr,
         start=config.optim.warmup_lr,
-        warmup_steps=round(config.optim.warmup_epochs * steps_per_epoch),
+        warmup_steps=warmup_steps(config.optim, steps_per_epoch),
         num_steps=num_steps,
     )
+
+
+def warmup_steps(config: OptimConfig, steps_per_epoch: int) -> int:
+    """Steps in which the learning rate rises, as asked for; a run may be shorter."""
+    return round(config.warmup_epochs * steps_per_epoch)

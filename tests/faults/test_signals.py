@@ -51,7 +51,7 @@ def test_where_torchrun_may_restart_it_is_not_made_to(undisturbed, tmp_path):
 
 
 def test_it_saves_before_its_time_ends(tiny_overrides, tmp_path):
-    limits = ["run.time_limit_s=100", "run.stop_before_s=100"]
+    limits = ["run.time_limit_s=100", "run.stop_before_s=99.999"]
     result = run_python("-m", "largescale", "pretrain", TINY, *tiny_overrides(*limits), check=False)
     assert result.returncode == 85
     assert "stopped in order: stopped by the end of its time after step 0, saved" in result.stderr

@@ -1,0 +1,24 @@
+"""What a method begins to do at a certain step, so that a run's length can be checked against it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Milestone:
+    """A change in what a method does.
+
+    Attributes:
+        key: the setting that decides when, in steps.
+        step: the first step that is trained in the new way; `delay` steps after the value of `key`.
+        what: the new way, as a clause: "prototypes train".
+        delay: steps that it takes besides.
+        without: override that does without it, where a run is too short for the delay alone.
+    """
+
+    key: str
+    step: int
+    what: str
+    delay: int = 0
+    without: str = ""

@@ -1,0 +1,134 @@
+"""The whole schedule against the length of the run: what would never happen, or too late to be of use.
+
+A recipe is made for a number of steps. On fewer images, or for fewer epochs, warm-up, frozen weights, queues and saves
+may last longer than the run itself, which then learns little and says nothing. Each finding is a line with both numbers
+and what to set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from largescale.config import Config
+from largescale.data.stream import Stream
+from largescale.methods import milestones
+from largescale.methods.milestone import Milestone
+from largescale.observe.spikes import FIRST_STEPS
+from largescale.optim import learning_rates, warmup_steps
+
+LATEST = 0.5
+"""Share of a run by which warm-up is over and a method does all that it is set to do."""
+SUGGESTED = 0.05
+"""Share of a run that is suggested instead; the published recipes spend 0.1 to 5% of theirs."""
+MOST_LEFT_OUT = 0.25
+"""Share of the images that an epoch may leave out because they fill no batch."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is.
+
+    Attributes:
+        num_steps: of the whole run.
+        steps_per_epoch: of one pass over all images.
+        num_samples: images of all corpora.
+        left_out: images that an epoch leaves out, others in every epoch.
+    """
+
+    num_steps: int
+    steps_per_epoch: int
+    num_samples: int
+    left_out: int = 0
+
+    @classmethod
+    def of(cls, stream: Stream) -> Length:
+        """The length of the run that a stream feeds."""
+        order = stream.order
+        return cls(stream.num_steps, order.steps_per_epoch, order.num_samples, order.left_out)
+
+    @property
+    def suggested(self) -> int:
+        """Steps to spend on what comes before the training proper."""
+        return int(SUGGESTED * self.num_steps)
+
+
+def complaints(config: Config, length: Length) -> list[str]:
+    """What does not fit into the run, a line each; nothing where all does."""
+    return [*_of_warmup(config, length), *_of_method(config, length), *_of_saving(config, length),
+            *_of_data(config, length)]
+
+
+def facts(config: Config, length: Length) -> dict[str, str]:
+    """When what happens, by name, for `--print`."""
+    steps, optim, save = length.num_steps, config.optim, config.checkpoint
+    warmup = warmup_steps(config.optim, length.steps_per_epoch)
+    last = learning_rates(config, num_steps=steps, steps_per_epoch=length.steps_per_epoch)[-1]
+    saves = (steps - 1) // save.every_steps if save.every_steps else 0
+    often = f"every {save.every_steps:,} steps ({saves:,} times) and at the end" if saves else "at the end only"
+    run = config.run
+    return {
+        "warm-up": f"{warmup:,} steps, from {optim.warmup_lr:g} to {optim.lr:g}" if warmup else "none",
+        "learning rate of the last step": f"{last:.3g}",
+        **{milestone.what: f"from step {milestone.step:,} of {steps:,}" if milestone.step < steps else "never"
+           for milestone in milestones(config)},
+        "saves": f"{often}; the newest {save.keep} stay",
+        "logs": f"every {run.log_every:,} steps",
+        "time limit": f"{run.time_limit_s:g} s, saves and stops {run.stop_before_s:g} s before" if run.time_limit_s
+        else "none but SLURM's",
+    }
+
+
+def _of_warmup(config: Config, length: Length) -> Iterator[str]:
+    warmup, steps = warmup_steps(config.optim, length.steps_per_epoch), length.num_steps
+    if warmup > LATEST * steps:
+        what = "the rate rises to the last step" if warmup >= steps else "little is left to train at full rate"
+        epochs = SUGGESTED * steps / length.steps_per_epoch
+        yield (f"optim.warmup_epochs={config.optim.warmup_epochs:g} is {warmup:,} of the run's {steps:,} steps: {what}; "
+               f"set optim.warmup_epochs={epochs:.2g}, or train longer")
+
+
+def _of_method(config: Config, length: Length) -> Iterator[str]:
+    for milestone in milestones(config):
+        if milestone.step > LATEST * length.num_steps:
+            yield _late(milestone, length)
+
+
+def _late(milestone: Milestone, length: Length) -> str:
+    steps = length.num_steps
+    when = f"{milestone.what} only from step {milestone.step:,} of {steps:,}" if milestone.step < steps else (
+        f"{milestone.what} from step {milestone.step:,} on, and the run has {steps:,}, so never")
+    value = min(length.suggested, int(LATEST * steps) - milestone.delay)
+    remedy = f"{milestone.key}={value}" if value >= 0 else milestone.without
+    return f"{milestone.key}={milestone.step - milestone.delay}: {when}; set {remedy}, or train longer"
+
+
+def _of_saving(config: Config, length: Length) -> Iterator[str]:
+    save, train, steps = config.checkpoint, config.train, length.num_steps
+    first = save.every_steps or steps
+    if save.every_steps >= steps:
+        yield (f"checkpoint.every_steps={save.every_steps}: the run has {steps:,} steps and is saved at its end only, so "
+               f"that a run that is killed begins again; set checkpoint.every_steps={max(1, steps // 5)}, or 0 if that "
+               f"is meant")
+    if save.keep_every and save.every_steps and save.keep_every % save.every_steps:
+        yield (f"checkpoint.keep_every={save.keep_every}: only steps that checkpoint.every_steps={save.every_steps} "
+               f"divides are saved; set checkpoint.keep_every={-(-save.keep_every // save.every_steps) * save.every_steps}")
+    if train.max_rollbacks and first >= steps:
+        yield (f"train.max_rollbacks={train.max_rollbacks}: there is nothing to go back to before the first save, at step "
+               f"{first:,} of {steps:,}; set checkpoint.every_steps={max(1, steps // 5)}")
+    if train.spike_factor and steps <= FIRST_STEPS:
+        yield (f"train.spike_factor={train.spike_factor:g}: looks for spikes from step {FIRST_STEPS} on, and the run has "
+               f"{steps:,}; set train.spike_factor=0, or train longer")
+    if config.run.log_every > steps and first >= steps:
+        yield (f"run.log_every={config.run.log_every}: the run has {steps:,} steps and logs its last one only; set "
+               f"run.log_every={max(1, steps // 20)}")
+
+
+def _of_data(config: Config, length: Length) -> Iterator[str]:
+    batch, per_stream = config.train.global_batch, config.train.global_batch // config.data.streams
+    if length.left_out > MOST_LEFT_OUT * length.num_samples:
+        yield (f"train.global_batch={batch}: an epoch leaves out {length.left_out:,} of {length.num_samples:,} images, "
+               f"which fill no batch (others in every epoch); set a smaller train.global_batch")
+    if config.data.shuffle_window <= per_stream < length.steps_per_epoch * per_stream:
+        yield (f"data.shuffle_window={config.data.shuffle_window}: a batch takes {per_stream} images of a stream, so it "
+               f"is made of neighbours in the shards; set data.shuffle_window={100 * per_stream} or more")
