@@ -49,6 +49,7 @@ def pretrain(config: Config) -> None:
     Collectives: every rank that torchrun started must call it.
     """
     started = time.time()
+    stopping.check_job_time(config.run.stop_before_s)
     with process_group(config.run.hang_timeout_s) as device:
         configure_logging(rank(), world_size())
         config = precision.resolve(config, device)

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 
+from shards.errors import InputError
 from shards.processes import die_with_parent
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -39,6 +40,20 @@ def seconds_left(time_limit_s: float, started: float) -> float:
     if time_limit_s > 0:
         ends.append(started + time_limit_s)
     return min(ends) - time.time()
+
+
+def check_job_time(margin_s: float) -> None:
+    """Refuse a SLURM job whose whole time is within the margin: it would be queued again after every single step.
+
+    Raises:
+        InputError: naming both times.
+    """
+    start, end = (float(os.environ.get(f"SLURM_JOB_{name}_TIME") or "nan") for name in ("START", "END"))
+    if end - start <= margin_s:  # False where SLURM does not say
+        raise InputError(
+            f"run.stop_before_s={margin_s:g}: expected less than the {end - start:g} s that SLURM gives this job; "
+            f"lower it, or submit with a longer --time"
+        )
 
 
 def reason(left_s: float, margin_s: float) -> str:

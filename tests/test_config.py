@@ -31,6 +31,25 @@ def test_later_layers_win(tmp_path):
     assert config.run.dir == "runs/top"
 
 
+@pytest.mark.parametrize("overrides, epochs, steps", [
+    (["train.epochs=3"], 3, 0), (["train.steps=0", "train.epochs=3"], 3, 0), (["train={epochs: 2}"], 2, 0),
+    (["train.steps=3"], 100, 3), (["train.epochs=3", "train.steps=0"], 3, 0), ([], 100, 14),
+])
+def test_epochs_given_later_count_against_a_recipes_steps(overrides, epochs, steps):
+    train = load_config(ROOT / "tests/tiny.yaml", ["data.shards=x", *overrides]).train
+    assert (train.epochs, train.steps) == (epochs, steps)
+
+
+def test_epochs_of_a_file_count_against_steps_of_the_one_it_extends(tmp_path):
+    (tmp_path / "longer.yaml").write_text(f"extends: {ROOT}/tests/tiny.yaml\ntrain: {{epochs: 2}}\n")
+    assert load_config(tmp_path / "longer.yaml", ["data.shards=x"]).train.steps == 0
+
+
+def test_epochs_and_steps_in_one_command_are_refused():
+    with pytest.raises(InputError, match=r"train.epochs=1 train.steps=14: expected one of them"):
+        load_config(ROOT / "tests/tiny.yaml", ["data.shards=x", "train.steps=14", "train.epochs=1"])
+
+
 def test_written_and_read_again_it_is_the_same():
     config = load_config(ROOT / "tests/tiny.yaml", ["data.shards=x"])
     assert load_config_text(to_yaml(config)) == config
@@ -100,11 +119,21 @@ def test_a_folder_may_come_twice_with_subsets_of_its_own():
     assert load_config(ROOT / "tests/tiny.yaml", [twice]).data.shards[1]["subset"] == "y"
 
 
+def test_print_says_what_does_not_fit(tiny_overrides, capsys):
+    late = tiny_overrides("method.freeze_prototypes_steps=99", "optim.warmup_epochs=9")
+    assert main(["pretrain", str(ROOT / "tests/tiny.yaml"), *late, "--print"]) == 0
+    warmup, frozen = capsys.readouterr().err.splitlines()
+    assert warmup.startswith("warning: optim.warmup_epochs=9 is 108 of the run's 14 steps")
+    assert frozen.startswith("warning: method.freeze_prototypes_steps=99: prototypes train from step 99 on")
+
+
 def test_print_shows_what_follows_from_a_configuration(tiny_overrides, capsys, tmp_path):
     assert main(["pretrain", str(ROOT / "tests/tiny.yaml"), *tiny_overrides(), "--print"]) == 0
-    text = capsys.readouterr().out
+    text, complaints = capsys.readouterr()
+    assert complaints == ""
     for fact in ("# samples: 200", "# global batch: 16", "# steps: 14", "# samples left out of an epoch: 8",
-                 "# views of an image: 2 x 28 px + 1 x 20 px + 1 x 16 px", "# feature width: 16"):
+                 "# views of an image: 2 x 28 px + 1 x 20 px + 1 x 16 px", "# feature width: 16",
+                 "# warm-up: 2 steps, from 0 to 0.5", "# prototypes train: from step 2 of 14"):
         assert fact in text
     assert not (tmp_path / "run").exists()
     assert load_config_text(text).optim.lr == 0.5

@@ -11,6 +11,7 @@ import pytest
 
 import largescale.cli
 import shards.cli
+from largescale.config import load_config
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,6 +28,8 @@ def arguments_of(command: str) -> tuple[str, list[str]] | None:
     words = shlex.split(command)
     if words[0] == "torchrun":
         words = words[words.index("-m") + 1 :]
+    if words[0] == "launch/local.sh":
+        words = ["largescale", "pretrain", *words[1:]]
     return (words[0], words[1:]) if words[0] in PARSERS else None
 
 
@@ -41,6 +44,13 @@ def test_commands_parse_and_their_recipes_exist(page):
 def test_the_readme_has_commands_to_check():
     found = [arguments_of(command) for command in commands(ROOT / "README.md")]
     assert len([one for one in found if one]) >= 3
+
+
+def test_the_readmes_recipe_for_own_images_can_be_used_as_it_is():
+    [(_, arguments)] = [one for command in commands(ROOT / "README.md") if (one := arguments_of(command))
+                        and one[1][0] == "pretrain"]
+    config = load_config(ROOT / arguments[1], arguments[2:])
+    assert config.data.shards == "data/photos" and config.method.queue == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,8 +1,9 @@
 """From YAML files that `extends:` each other and `key=value` overrides to a checked configuration.
 
 A configuration is built in this order, later wins: schema defaults, the files named by `extends:` (outermost
-first), the file itself, the overrides of the command line. An unknown key, a wrong type or a value out of range
-is an `InputError` that names the key and what to write instead.
+first), the file itself, the overrides of the command line. `train.epochs` and `train.steps` are one choice: where a
+later layer sets `train.epochs` alone, `train.steps` of those before no longer counts. An unknown key, a wrong type or a
+value out of range is an `InputError` that names the key and what to write instead.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, default
     try:
         for origin, layer in [*_layers(Path(path)), *_override_layers(overrides or [])]:
             _reject_unknown(layer, Config, origin)
+            _let_epochs_count(layer)
             merged = OmegaConf.merge(merged, layer)
         OmegaConf.resolve(merged)
         if default_shards and OmegaConf.is_missing(merged.data, "shards"):
@@ -69,7 +71,24 @@ def _layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, DictConf
 
 
 def _override_layers(overrides: list[str]) -> list[tuple[str, DictConfig]]:
-    return [(item, _override_layer(item)) for item in overrides]
+    layers = [(item, _override_layer(item)) for item in overrides]
+    given = OmegaConf.merge(*(layer for _, layer in layers)) if layers else {}
+    if {"epochs", "steps"} <= _keys_of_train(given) and given["train"]["steps"] != 0:
+        raise InputError(f"train.epochs={given['train']['epochs']} train.steps={given['train']['steps']}: expected one "
+                         f"of them, the run is as long as one says; leave out the other")
+    return layers
+
+
+def _let_epochs_count(layer: DictConfig) -> None:
+    """Where a layer says how long in epochs, no number of steps from earlier layers may overrule it."""
+    given = _keys_of_train(layer)
+    if "epochs" in given and "steps" not in given:
+        layer["train"]["steps"] = 0
+
+
+def _keys_of_train(layer: Any) -> set[str]:
+    train = layer.get("train")
+    return set(train) if isinstance(train, DictConfig) else set()
 
 
 def _override_layer(item: str) -> DictConfig:

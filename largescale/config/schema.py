@@ -20,7 +20,7 @@ class RunConfig:
     time_limit_s: float = 0
     """Time that the run has; 0 is none but the SLURM job's, if there is one."""
     stop_before_s: float = 120
-    """Time before that limit at which the run saves and stops."""
+    """Time before that limit at which the run saves and stops; shorter than the limit."""
 
 
 @dataclass
@@ -173,8 +173,9 @@ class OptimConfig:
 @dataclass
 class TrainConfig:
     epochs: float = 100.0
+    """Times that all images are used, where `steps` is 0."""
     steps: int = 0
-    """Optimizer steps; 0 derives them from epochs."""
+    """Optimizer steps; 0 derives them from epochs. A later file or an override that sets `epochs` makes it 0."""
     global_batch: int = 256
     """Images a step over all ranks."""
     accumulate: int = 1

@@ -84,8 +84,8 @@ def _of_warmup(config: Config, length: Length) -> Iterator[str]:
     if warmup > LATEST * steps:
         what = "the rate rises to the last step" if warmup >= steps else "little is left to train at full rate"
         epochs = SUGGESTED * steps / length.steps_per_epoch
-        yield (f"optim.warmup_epochs={config.optim.warmup_epochs:g} is {warmup:,} of the run's {steps:,} steps: {what}; "
-               f"set optim.warmup_epochs={epochs:.2g}, or train longer")
+        yield (f"optim.warmup_epochs={config.optim.warmup_epochs:g} is {warmup:,} of the run's {steps:,} steps: {what}"
+               f"; set optim.warmup_epochs={epochs:.2g}, or train longer")
 
 
 def _of_method(config: Config, length: Length) -> Iterator[str]:
@@ -105,20 +105,20 @@ def _late(milestone: Milestone, length: Length) -> str:
 
 def _of_saving(config: Config, length: Length) -> Iterator[str]:
     save, train, steps = config.checkpoint, config.train, length.num_steps
-    first = save.every_steps or steps
+    first, sooner = save.every_steps or steps, max(1, steps // 5)
     if save.every_steps >= steps:
-        yield (f"checkpoint.every_steps={save.every_steps}: the run has {steps:,} steps and is saved at its end only, so "
-               f"that a run that is killed begins again; set checkpoint.every_steps={max(1, steps // 5)}, or 0 if that "
-               f"is meant")
+        yield (f"checkpoint.every_steps={save.every_steps}: the run has {steps:,} steps and is saved at its end only: "
+               f"killed, it begins again; set checkpoint.every_steps={sooner}, or 0 if that is meant")
     if save.keep_every and save.every_steps and save.keep_every % save.every_steps:
+        multiple = -(-save.keep_every // save.every_steps) * save.every_steps
         yield (f"checkpoint.keep_every={save.keep_every}: only steps that checkpoint.every_steps={save.every_steps} "
-               f"divides are saved; set checkpoint.keep_every={-(-save.keep_every // save.every_steps) * save.every_steps}")
+               f"divides are saved; set checkpoint.keep_every={multiple}")
     if train.max_rollbacks and first >= steps:
-        yield (f"train.max_rollbacks={train.max_rollbacks}: there is nothing to go back to before the first save, at step "
-               f"{first:,} of {steps:,}; set checkpoint.every_steps={max(1, steps // 5)}")
+        yield (f"train.max_rollbacks={train.max_rollbacks}: there is nothing to go back to before the first save, at "
+               f"step {first:,} of {steps:,}; set checkpoint.every_steps={sooner}")
     if train.spike_factor and steps <= FIRST_STEPS:
-        yield (f"train.spike_factor={train.spike_factor:g}: looks for spikes from step {FIRST_STEPS} on, and the run has "
-               f"{steps:,}; set train.spike_factor=0, or train longer")
+        yield (f"train.spike_factor={train.spike_factor:g}: looks for spikes from step {FIRST_STEPS} on, and the run "
+               f"has {steps:,}; set train.spike_factor=0, or train longer")
     if config.run.log_every > steps and first >= steps:
         yield (f"run.log_every={config.run.log_every}: the run has {steps:,} steps and logs its last one only; set "
                f"run.log_every={max(1, steps // 20)}")
@@ -130,5 +130,5 @@ def _of_data(config: Config, length: Length) -> Iterator[str]:
         yield (f"train.global_batch={batch}: an epoch leaves out {length.left_out:,} of {length.num_samples:,} images, "
                f"which fill no batch (others in every epoch); set a smaller train.global_batch")
     if config.data.shuffle_window <= per_stream < length.steps_per_epoch * per_stream:
-        yield (f"data.shuffle_window={config.data.shuffle_window}: a batch takes {per_stream} images of a stream, so it "
-               f"is made of neighbours in the shards; set data.shuffle_window={100 * per_stream} or more")
+        yield (f"data.shuffle_window={config.data.shuffle_window}: a batch takes {per_stream} images of a stream, so "
+               f"it is made of neighbours in the shards; set data.shuffle_window={100 * per_stream} or more")

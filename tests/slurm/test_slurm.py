@@ -88,7 +88,8 @@ def test_the_time_limit_is_met_in_order(box, steady, tmp_path):
     run = tmp_path / "run"
     # A minute is SLURM's shortest limit; the run stops a minute before it, after its first step. Then it gets more.
     box.environment["PREFLIGHT"] = "no"
-    number = box.submit(*steady[0], f"run.dir={run}", "run.stop_before_s=60", "--time", "1", "--", "--signal=USR1@1")
+    overrides = [*steady[0], f"run.dir={run}", "run.stop_before_s=59.999"]
+    number = box.submit(*overrides, "--time", "1", "--", "--signal=USR1@1")
     box.wait(number, lambda: starts(box, number) == 2)
     box.call("scontrol", "update", f"JobId={number}", "TimeLimit=10")
     box.wait_for_end(number)
