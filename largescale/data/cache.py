@@ -2,6 +2,7 @@
 
     CACHE/NAME-FINGERPRINT/photos-000012.tar     whole and verified, with its index beside it
     CACHE/NAME-FINGERPRINT/.photos-000012.part   on its way; a later fetch goes on from there
+    CACHE/NAME-FINGERPRINT/.photos-000012.room   of its length: what it will take is taken
     CACHE/NAME-FINGERPRINT/.photos-000012.lock   held by the one process of the node that fetches it
     CACHE/NAME-FINGERPRINT/.photos-000012.away   why somebody who waited for it gave up: who comes next asks once
 
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import xxhash
 
-from largescale.data.cache_files import disk_trouble, files, locked, recent, write
+from largescale.data.cache_files import disk_trouble, held, locked, part_of, recent, room_of, write
 from shards.errors import InputError
 from shards.files import sync_folder
 from shards.manifest import Manifest, ShardEntry, index_path
@@ -44,7 +45,9 @@ NEVER = 2**62
 NextUse = Callable[[int], int] | None
 
 _FOREIGN_REST_S = 3600.0
-"""Shards of other runs that were not opened for so long may be evicted."""
+"""Shards of other runs that were not opened for so long are evicted first; others only where there is no other way."""
+
+_ROOM_PAUSE_S = 0.2
 
 
 class ShardLost(InputError):
@@ -113,11 +116,11 @@ class ShardCache:
                 than `shard` may be evicted for it. None: those that were opened longest ago.
             status: told what is being done, in words.
             patient: of who does not need it yet: return False where there is no room before others have been read;
-                else room is made, and if need be the capacity overrun.
+                else room is made, at the cost of other runs, and waited for.
 
         Raises:
             ShardLost: the store does not have it, or not with the bytes of the manifest.
-            InputError: the store is away, or the cache's disk is full or cannot be written to.
+            InputError: the store is away, the cache's disk is full or cannot be written to, or there is no room.
         """
         tar = self.manifest.tar_path(shard)
         if not patient:
@@ -130,9 +133,14 @@ class ShardCache:
                 status(f"asking {self.store.url} for {tar.name}")
                 if self.has(shard):
                     return True
-                if not self._make_room(shard, next_use) and patient:
+                if patient and not self._take_room(shard, next_use):
                     return False
-                self._fetch_or_recall(shard, next_use, status)
+                if not patient:
+                    self._wait_for_room(shard, next_use, status)
+                try:
+                    self._fetch_or_recall(shard, next_use, status)
+                finally:
+                    room_of(tar).unlink(missing_ok=True)
                 return True
         except OSError as error:
             raise InputError(disk_trouble(self.manifest.root, error)) from error
@@ -162,7 +170,7 @@ class ShardCache:
 
     def _fetch(self, store: Store, shard: int, next_use: NextUse, status: Callable[[str], None]) -> None:
         entry, tar = self.manifest.shards[shard], self.manifest.tar_path(shard)
-        part, reason = tar.with_name(f".{tar.stem}.part"), ""
+        part, reason = part_of(tar), ""
         for attempt in range(FETCH_ATTEMPTS):
             try:
                 self._fetch_once(store, shard, part, next_use, status)
@@ -213,41 +221,51 @@ class ShardCache:
 
     # -- Room -------------------------------------------------------------------------------------------------------
 
-    def _make_room(self, shard: int, next_use: NextUse) -> bool:
-        """Evict until a shard fits; False if what is left is needed before it."""
-        self.manifest.root.mkdir(parents=True, exist_ok=True)
+    def _wait_for_room(self, shard: int, next_use: NextUse, status: Callable[[str], None]) -> None:
+        """Take room for a shard that is needed now; what cannot be evicted yet is on its way, and can be later."""
+        entry, folder, began = self.manifest.shards[shard], self.manifest.root.parent, time.monotonic()
+        while not self._take_room(shard, next_use, urgent=True):
+            if entry.num_bytes > self.capacity or time.monotonic() - began > self.store.patience_s:
+                raise InputError(
+                    f"{folder}: no room for {entry.name} of {entry.num_bytes / 1e9:.3g} GB in a cache of "
+                    f"{self.capacity / 1e9:.3g} GB; raise data.cache_gb, or use a data.cache of its own"
+                )
+            status(f"waiting for room in {folder}")
+            time.sleep(_ROOM_PAUSE_S)
+
+    def _take_room(self, shard: int, next_use: NextUse, *, urgent: bool = False) -> bool:
+        """Evict until a shard fits, and take the room; False if what is left is needed before it, or on its way.
+
+        One process at a time takes room, so the capacity holds at every moment.
+        """
+        tar, needed = self.manifest.tar_path(shard), self.manifest.shards[shard].num_bytes
+        tar.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.manifest.root.parent / ".room.lock"):
-            while self._used() + self.manifest.shards[shard].num_bytes > self.capacity:
-                if not self._evict_one(shard, next_use):
+            while sum(other.num_bytes for other in held(tar.parents[1]) if other.tar != tar) + needed > self.capacity:
+                if not self._evict_one(shard, next_use, urgent=urgent):
                     return False
-            # From here on the shard counts as if it were here.
-            tar = self.manifest.tar_path(shard)
-            tar.with_name(f".{tar.stem}.part").touch()
+            with room_of(tar).open("wb") as room:
+                room.truncate(needed)
             return True
 
-    def _used(self) -> int:
-        """Bytes of all shards in the cache; those of this manifest that are on their way count whole."""
-        coming = {f".{Path(entry.name).stem}.part": entry.num_bytes for entry in self.manifest.shards}
-        return sum(coming.get(path.name, size) if path.parent == self.manifest.root else size
-                   for path, size, _ in files(self.manifest.root.parent))
-
-    def _evict_one(self, shard: int, next_use: NextUse) -> bool:
-        """Remove the shard that is needed last, if that is later than `shard` is."""
+    def _evict_one(self, shard: int, next_use: NextUse, *, urgent: bool = False) -> bool:
+        """Remove the shard that is needed last, if that is later than `shard`; with `urgent` also those of others."""
         number = {entry.name: place for place, entry in enumerate(self.manifest.shards)}
         foreign, own = [], []
-        for path, _, touched in files(self.manifest.root.parent):
-            if path.parent != self.manifest.root:
-                foreign.append((touched, path))
-            elif path.name in number:
-                own.append((next_use(number[path.name]) if next_use else -touched, path))
-        victim = None
-        if foreign and time.time() - min(foreign)[0] > _FOREIGN_REST_S:
-            victim = min(foreign)[1]
-        elif own and (next_use is None or max(own)[0] > next_use(shard)):
-            victim = max(own)[1]
-        if victim is None:
-            return False
-        for path in (victim, index_path(victim)):
+        for other in held(self.manifest.root.parent):
+            if other.tar.parent != self.manifest.root:
+                foreign.append((other.touched, other.here, other.tar))
+            elif other.here and other.tar.name in number:
+                place = number[other.tar.name]
+                own.append((next_use(place) if next_use else -other.touched, other.tar))
+        resting = [one for one in foreign if time.time() - one[0] > _FOREIGN_REST_S]
+        if not resting and own and (next_use is None or max(own)[0] > next_use(shard)):
+            return self._evict(max(own)[1])
+        victims = resting or [one for one in foreign if urgent and one[1]]
+        return bool(victims) and self._evict(min(victims)[2])
+
+    def _evict(self, tar: Path) -> bool:
+        for path in (tar, index_path(tar), part_of(tar), room_of(tar)):
             path.unlink(missing_ok=True)
         self.counters.add("evicted")
         return True
@@ -277,7 +295,7 @@ def open_cache(store: Store, manifest: Manifest, folder: Path, capacity_gb: floa
             probe.flush()
         for away in root.glob(".*.away"):  # the store has just answered
             away.unlink(missing_ok=True)
-        free = shutil.disk_usage(root).free + sum(size for _, size, _ in files(folder))
+        free = shutil.disk_usage(root).free + sum(other.num_bytes for other in held(folder) if other.here)
     except OSError as error:
         raise InputError(disk_trouble(root, error)) from error
     capacity = int(capacity_gb * 1e9) if capacity_gb > 0 else free // 2

@@ -9,15 +9,43 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 
-def files(folder: Path) -> Iterator[tuple[Path, int, float]]:
-    """Tars of a cache, and those on their way: path, bytes, when they were last touched."""
-    for pattern in ("*/*.tar", "*/.*.part"):
+class Held(NamedTuple):
+    """A shard of a cache: where its tar is or will be, bytes, last use (modification time), and whether it is here."""
+
+    tar: Path
+    num_bytes: int
+    touched: float
+    here: bool
+
+
+def held(folder: Path) -> list[Held]:
+    """The shards of all folders of a cache. One on its way counts with the room that was taken for it.
+
+    It takes room, then becomes a tar, then gives the room back; so rooms are looked at first and tars last, and none is
+    missed while it turns from one into the other.
+    """
+    found: dict[Path, Held] = {}
+    for pattern in ("*/.*.room", "*/.*.part", "*/*.tar"):
         for path in folder.glob(pattern):
             with suppress(FileNotFoundError):
-                facts = path.stat()
-                yield path, facts.st_size, facts.st_mtime
+                facts, here = path.stat(), path.suffix == ".tar"
+                tar = path if here else path.with_name(f"{path.stem[1:]}.tar")
+                before = found[tar].num_bytes if tar in found else 0
+                found[tar] = Held(tar, max(facts.st_size, before), facts.st_mtime, here)
+    return list(found.values())
+
+
+def part_of(tar: Path) -> Path:
+    """Where a shard is put together before it is here."""
+    return tar.with_name(f".{tar.stem}.part")
+
+
+def room_of(tar: Path) -> Path:
+    """The mark that room is taken for a shard: a file of its length that takes none on the disk."""
+    return tar.with_name(f".{tar.stem}.room")
 
 
 def recent(path: Path, seconds: float) -> str:
