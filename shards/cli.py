@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -44,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _line(error: Exception) -> str:
     """An error in a line for the user."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{error.filename or 'files'}: {error.strerror}; raise the limit (`ulimit -n`), or use fewer --workers"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return (f"{error.filename}: {error.strerror}; make room or mend permissions, then run the same command again: "
                 f"what is finished stays")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from shards.errors import InputError
 from shards.labels import class_names, named
 from shards.ledger import SKIPPED_NAME, write_ledger
 from shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, index_path, write_index, write_manifest
-from shards.processes import die_with_parent
+from shards.processes import over
 from shards.tar import TarContents, file_checksum, index_tar
 
 
@@ -34,8 +33,7 @@ def index_folder(folder: Path, *, workers: int, given_names: list[str] | None = 
     if (folder / "plan").is_dir():
         raise InputError(f"{folder}: was made by `shards convert`, and would lose the classes' names and what was left "
                          f"out; `shards verify {folder} --repair` mends it")
-    with ProcessPoolExecutor(min(workers, len(tars)), initializer=die_with_parent) as pool:
-        results = list(tqdm(pool.map(_read, tars), total=len(tars), unit="shard", desc="index", leave=False))
+    results = list(tqdm(over(_read, tars, workers), total=len(tars), unit="shard", desc="index", leave=False))
     classes = class_names([text for contents, _ in results for text in contents.label_texts], numbers=True)
     names = named(classes, given_names or [])
     (folder / MANIFEST_NAME).unlink(missing_ok=True)

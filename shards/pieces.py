@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from shards.files import atomic_write
 from shards.images import ImageError
 from shards.manifest import ShardEntry, index_path, write_index
 from shards.plan import TRAIN, Plan, Row, Written, printable
-from shards.processes import die_with_parent
+from shards.processes import over
 from shards.remote import process_context
 from shards.sources import Content, Source
 from shards.tar import file_checksum
@@ -55,21 +54,6 @@ def write_pieces(plan: Plan, target: Target, pieces: range, cleaning: Cleaning, 
     _over_pieces(partial(_write_piece, plan, target, cleaning), plan, pieces, todo, workers, "convert")
 
 
-_in_process: Callable[[int], int]
-"""In a process of a pool: what it does."""
-
-
-def _begin_in_process(pickled: bytes) -> None:
-    # A copy, even in a forked process: archives and connections that the parent has open are not to be shared.
-    global _in_process
-    die_with_parent()
-    _in_process = pickle.loads(pickled)
-
-
-def _do_in_process(piece: int) -> int:
-    return _in_process(piece)
-
-
 def _over_pieces(
     do: Callable[[int], int], plan: Plan, pieces: range, todo: list[int], workers: int, what: str
 ) -> None:
@@ -79,14 +63,8 @@ def _over_pieces(
     if any(place.startswith("memory:") for place in places):
         workers = 1  # other processes have another memory
     with tqdm(total=total, initial=total - left, unit="image", desc=what, leave=False, mininterval=0.5) as bar:
-        if workers == 1 or len(todo) <= 1:
-            for piece in todo:
-                bar.update(do(piece))
-        else:
-            context = process_context(*places)
-            with ProcessPoolExecutor(min(workers, len(todo)), context, _begin_in_process, (pickle.dumps(do),)) as pool:
-                for count in pool.map(_do_in_process, todo):
-                    bar.update(count)
+        for count in over(do, todo, workers, process_context(*places)):
+            bar.update(count)
 
 
 def _is_written(plan: Plan, target: Target, piece: int) -> bool:

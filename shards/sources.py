@@ -93,7 +93,7 @@ class FolderSource:
 
     def list(self) -> Iterator[Found]:
         """See `Source`."""
-        yield from self._walk("", "", self._folder.entries())
+        yield from self._walk()
 
     def read(self, place: str) -> Content:
         """See `Source`."""
@@ -111,24 +111,35 @@ class FolderSource:
         """See `Source`."""
         return self._folder.reads
 
-    def _walk(self, folder: str, key_folder: str, entries: list[Entry]) -> Iterator[Found]:
-        files, folders = Keys(), Keys()
-        for entry in entries:
-            place = folder + entry.name
+    def _walk(self) -> Iterator[Found]:
+        branch = [_Level("", "", self._folder.entries())]  # no recursion: folders may lie deeper than Python's stack
+        while branch:
+            level = branch[-1]
+            entry = next(level.entries, None)
+            if entry is None:
+                branch.pop()
+                continue
+            place = level.folder + entry.name
             if entry.is_folder:
-                yield from self._below(f"{place}/", f"{key_folder}{folders.of_folder(entry.name)}/")
+                try:
+                    entries = self._folder.entries(f"{place}/")
+                except Denied:
+                    yield left_out(f"{place}/", "folder cannot be listed")
+                    continue
+                branch.append(_Level(f"{place}/", f"{level.key_folder}{level.folders.of_folder(entry.name)}/", entries))
             elif not is_image(entry.name) or entry.other:
                 yield left_out(place, entry.other or NO_IMAGE)
             else:
-                yield Found(place, key_folder + files.of_file(entry.name), entry.size, folder=first_folder(place))
+                key = level.key_folder + level.files.of_file(entry.name)
+                yield Found(place, key, entry.size, folder=first_folder(place))
 
-    def _below(self, folder: str, key_folder: str) -> Iterator[Found]:
-        try:
-            entries = self._folder.entries(folder)
-        except Denied:
-            yield left_out(folder, "folder cannot be listed")
-        else:
-            yield from self._walk(folder, key_folder, entries)
+
+class _Level:
+    """A folder on the way down: its place, the keys of its files and folders, and what is left of its entries."""
+
+    def __init__(self, folder: str, key_folder: str, entries: list[Entry]) -> None:
+        self.folder, self.key_folder, self.entries = folder, key_folder, iter(entries)
+        self.files, self.folders = Keys(), Keys()
 
 
 def _is_tar(entry: Entry) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from mmap import mmap
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from shards.errors import InputError
 from shards.images import ImageError, inspect
 from shards.manifest import Manifest, ShardEntry, ShardIndex, index_path, read_index
-from shards.processes import die_with_parent
+from shards.processes import over
 from shards.remote import fetched, manifest_at, names_at, process_context
 from shards.tar import TarSample, file_checksum, map_file, walk
 
@@ -42,10 +41,8 @@ def verify(location: str | Path, *, workers: int, decode: bool) -> tuple[Manifes
     location = str(location)
     manifest = manifest_at(location)
     check = partial(_verify_shard, location, manifest.classes, decode)
-    processes = min(workers, max(1, len(manifest.shards)))
-    with ProcessPoolExecutor(processes, process_context(location), die_with_parent) as pool:
-        found = list(tqdm(pool.map(check, manifest.shards), total=len(manifest.shards), unit="shard",
-                          desc="verify", leave=False))
+    found = list(tqdm(over(check, manifest.shards, workers, process_context(location)), total=len(manifest.shards),
+                      unit="shard", desc="verify", leave=False))
     listed = {shard.name for shard in manifest.shards}
     strangers = [Problem(name, "", "not in the manifest") for name in names_at(location)
                  if name.endswith(".tar") and name not in listed]
