@@ -11,8 +11,22 @@ import simplejpeg
 from PIL import Image
 
 from shards.errors import InputError
-from shards.images import MAX_PIXELS, ImageError, ImageFacts, facts, from_profile, is_plain, jpeg_facts, opened, to_rgb
-from shards.manifest import IMAGE_FORMATS
+from shards.formats import needs
+from shards.images import (
+    MAX_PIXELS,
+    ImageError,
+    ImageFacts,
+    facts,
+    from_profile,
+    inspect,
+    is_animated,
+    is_plain,
+    jpeg_facts,
+    opened,
+    profile_of,
+    upright_of,
+)
+from shards.manifest import IMAGE_FORMATS, STORED_SUFFIXES
 
 _JPEG_SIDE = 65_535
 """Pixels that a side of a JPEG can have."""
@@ -63,6 +77,11 @@ class Cleaning:
         if not 1 <= self.quality <= 100:
             raise InputError(f"--quality={self.quality}: expected 1 to 100")
 
+    @property
+    def may_store_anew(self) -> bool:
+        """Whether any image is stored in another form than it has, which formats that shards do not hold need."""
+        return bool(self.plain or self.max_side or self.srgb)
+
     def apply(self, payload: bytes, suffix: str) -> tuple[bytes, str, ImageFacts]:
         """Clean one image.
 
@@ -76,10 +95,12 @@ class Cleaning:
         Raises:
             ImageError: it is left out; the reason.
         """
-        if self._sizes_are_enough() and (header := jpeg_facts(payload)):
+        if self._keeps_jpegs() and (header := jpeg_facts(payload)):
             self._check_size(header.width, header.height)
-            return payload, suffix, header
-        with opened(payload, max_pixels=self.max_pixels) as image:
+            if self.decode:
+                inspect(payload, decode=True, max_pixels=0)
+            return payload, _stored_suffix(suffix, header), header
+        with opened(payload, max_pixels=self.max_pixels, foreign=self.may_store_anew) as image:
             self._check_header(image)
             header, large = facts(image), self._is_large(image)
             pixels = self._pixels(payload, image)
@@ -88,8 +109,8 @@ class Cleaning:
                 stored, suffix = _encode(pixels, self.quality, lossless=lossless)
                 return stored, suffix, ImageFacts(IMAGE_FORMATS.index("png" if lossless else "jpeg"), *pixels.size)
             if self.decode:
-                image.load()
-        return payload, suffix, header
+                upright_of(payload, image)
+        return payload, _stored_suffix(suffix, header), header
 
     def check(self, payload: bytes, image: Image.Image) -> None:
         """What `apply` would find to leave an image out, but for damage that only decoding shows.
@@ -107,11 +128,13 @@ class Cleaning:
 
     def _check_header(self, image: Image.Image) -> None:
         self._check_size(*image.size)
-        if self.animated and getattr(image, "n_frames", 1) > 1:
+        if self.animated and is_animated(image):
             raise ImageError("animated")
+        if image.format in ("AVIF", "HEIF") and not self._is_stored_anew(image):
+            raise ImageError(needs("AVIF" if image.format == "AVIF" else "HEIC"))
 
-    def _sizes_are_enough(self) -> bool:
-        return not (self.decode or self.blank or self.animated or self.max_side or self.plain or self.srgb)
+    def _keeps_jpegs(self) -> bool:
+        return not (self.blank or self.may_store_anew)
 
     def _check_size(self, width: int, height: int) -> None:
         if self.max_pixels and width * height > self.max_pixels:
@@ -121,20 +144,20 @@ class Cleaning:
         if self.max_aspect and max(width, height) > self.max_aspect * min(width, height):
             raise ImageError("extreme aspect ratio")
 
+    def _is_stored_anew(self, image: Image.Image) -> bool:
+        return bool(self._is_large(image) or (self.srgb and profile_of(image)) or (self.plain and not is_plain(image)))
+
     def _is_large(self, image: Image.Image) -> bool:
         return self.max_side > 0 and max(image.size) > self.max_side
 
     def _pixels(self, payload: bytes, image: Image.Image) -> Image.Image | None:
         """What is stored anew, as RGB; None for an image that keeps its bytes. ImageError: it is blank."""
-        profile = image.info.get("icc_profile")
-        large, anew = self._is_large(image), bool(self.srgb and profile)
-        plain = is_plain(image) if large or (self.plain and not anew) else False
-        anew |= large or (self.plain and not plain)
-        pixels = None
-        if large and plain and image.format == "JPEG" and not (profile and image.mode == "L"):
+        profile, anew, pixels = profile_of(image), self._is_stored_anew(image), None
+        is_grey = image.mode == "L"
+        if self._is_large(image) and is_plain(image) and image.format == "JPEG" and not (profile and is_grey):
             pixels = self._decoded_small(payload, image)
         if pixels is None and (anew or self.blank):
-            pixels = self._reduced(to_rgb(image, srgb=anew))
+            pixels = self._reduced(upright_of(payload, image, srgb=anew))
         if self.blank and is_blank(pixels):
             raise ImageError("a single colour")
         return pixels if anew else None
@@ -144,9 +167,9 @@ class Cleaning:
         width, height = self._reduced_size(image.size)
         try:
             decoded = simplejpeg.decode_jpeg(payload, colorspace="RGB", min_height=height, min_width=width)
-        except ValueError:
+        except Exception:  # of subsamplings that it has no name for, KeyError
             return None
-        pixels, profile = self._reduced(Image.fromarray(decoded), image.size), image.info.get("icc_profile")
+        pixels, profile = self._reduced(Image.fromarray(decoded), image.size), profile_of(image)
         return from_profile(pixels, profile).convert("RGB") if profile else pixels
 
     def _reduced(self, pixels: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
@@ -164,6 +187,12 @@ def is_blank(image: Image.Image) -> bool:
     """Whether an RGB image has a single colour."""
     small = np.asarray(image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)).astype(int)
     return int((small.max((0, 1)) - small.min((0, 1))).max()) <= _FLAT_RANGE
+
+
+def _stored_suffix(suffix: str, header: ImageFacts) -> str:
+    """Readers of shards go by the suffix, so it is one that they know."""
+    name = IMAGE_FORMATS[header.format]
+    return suffix if suffix in STORED_SUFFIXES else "jpg" if name == "jpeg" else name
 
 
 def _encode(image: Image.Image, quality: int, *, lossless: bool) -> tuple[bytes, str]:

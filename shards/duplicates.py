@@ -24,12 +24,12 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors.numpy import load_file, save
 
 from shards.clean import Cleaning
 from shards.files import atomic_write
-from shards.images import ImageError, has_deep_mode, opened, scaled, to_rgb
+from shards.images import ImageError, has_deep_mode, opened, orientation_of, scaled, to_rgb, upright
 
 _ROWS_A_FILE = 2**21
 _BLOCK = 2048
@@ -82,7 +82,7 @@ def difference_hash(payload: bytes, cleaning: Cleaning) -> int:
     Raises:
         ImageError: it does not decode, or is left out by the rules, which look at it first.
     """
-    with opened(payload, max_pixels=cleaning.max_pixels) as image:
+    with opened(payload, max_pixels=cleaning.max_pixels, foreign=cleaning.may_store_anew) as image:
         cleaning.check(payload, image)
         image.draft("L", (72, 64))  # JPEGs are decoded small
         small = np.rint(np.asarray(_grey(image).resize((9, 8), Image.Resampling.BOX))).astype(np.int32)
@@ -93,7 +93,7 @@ def difference_hash(payload: bytes, cleaning: Cleaning) -> int:
 def _grey(image: Image.Image) -> Image.Image:
     if has_deep_mode(image):
         # Not by way of 8 bits, which leave little of a 12-bit picture that is stored in 16.
-        return Image.fromarray(scaled(ImageOps.exif_transpose(image), 65535))
+        return upright(Image.fromarray(scaled(image, 65535)), orientation_of(image))
     return to_rgb(image).convert("L")
 
 

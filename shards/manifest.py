@@ -28,8 +28,12 @@ FORMAT_VERSION = 1
 IMAGE_FORMATS: tuple[str, ...] = ("jpeg", "png", "webp", "bmp", "tiff", "gif", "ppm")
 """Formats by their code in the index. Append only: positions are stored."""
 
-IMAGE_SUFFIXES: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm")
-"""Member and file suffixes that count as images."""
+STORED_SUFFIXES: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm")
+"""Suffixes that an image keeps when it is stored; with another one it gets that of its format."""
+
+IMAGE_SUFFIXES: tuple[str, ...] = (*STORED_SUFFIXES, "jpe", "jfif", "apng", "dib", "pgm", "pbm", "pnm", "heic", "heif",
+                                   "hif", "avif", "jp2", "j2k", "jxl")
+"""Member and file suffixes that count as images. The content decides which format they are, and whether it is known."""
 
 _COLUMNS = {
     "offset": np.uint64, "size": np.uint64, "width": np.uint32, "height": np.uint32, "format": np.uint8,

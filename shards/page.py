@@ -170,7 +170,7 @@ def _sheet(images: list[tuple[str, bytes]]) -> str:
 def _thumbnail(payload: bytes) -> str:
     """A small JPEG in base64; empty for what does not decode."""
     try:
-        with opened(payload, max_pixels=_SHOWN_PIXELS) as image:
+        with opened(payload, max_pixels=_SHOWN_PIXELS, foreign=True) as image:
             image.draft("RGB", (2 * _THUMBNAIL, 2 * _THUMBNAIL))
             small = to_rgb(image)
     except ImageError:

@@ -98,8 +98,8 @@ def _of_images(stored: mmap, index: ShardIndex, decode: bool) -> Iterator[tuple[
             if xxhash.xxh3_64_intdigest(payload) != index.checksum.item(row):
                 yield index.key(row), "bytes of the image differ from the index"
             elif decode:
-                pixels = index.width.item(row) * index.height.item(row)
-                yield from _undecodable(index.key(row), bytes(payload), pixels)
+                size = index.width.item(row), index.height.item(row)
+                yield from _undecodable(index.key(row), bytes(payload), size)
 
 
 def _of_headers(stored: mmap, index: ShardIndex) -> Iterator[tuple[str, str]]:
@@ -123,8 +123,11 @@ def _is_label(stored: mmap, sample: TarSample, label: int, classes: tuple[str, .
     return text == str(label) or (label < len(classes) and text == classes[label])
 
 
-def _undecodable(key: str, payload: bytes, pixels: int) -> Iterator[tuple[str, str]]:
+def _undecodable(key: str, payload: bytes, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
     try:
-        inspect(payload, decode=True, max_pixels=pixels)
+        found = inspect(payload, decode=True, max_pixels=size[0] * size[1])
     except ImageError as error:
         yield key, str(error)
+        return
+    if sorted((found.width, found.height)) != sorted(size):
+        yield key, f"is {found.width} x {found.height} pixels, the index says {size[0]} x {size[1]}"

@@ -18,12 +18,13 @@ from torch import Tensor
 from largescale.config import Config, DataConfig
 from largescale.data.augment import DRAWS
 from largescale.data.cache import ShardLost
-from largescale.data.crops import BOX_DRAWS, BoxSampler, crop, on_grid, reduction
+from largescale.data.crops import BOX_DRAWS, BoxSampler, as_stored, crop, on_grid, reduction, turn
 from largescale.data.decode import EncodedImage, Scratch
 from largescale.data.order import Mixture, rank_places
 from largescale.data.random import uniform
 from largescale.data.reader import SampleError, ShardReader
 from shards.errors import InputError
+from shards.orientation import UPRIGHT
 
 _TOO_LARGE = "more than data.max_pixels"  # the reason that settings mend, not files
 
@@ -194,11 +195,14 @@ class BatchMaker:
                 unreadable.reasons[candidate] = str(error)
                 continue
             decoded = time.perf_counter()
+            turned_later = image.orientation if factor > 1 else UPRIGHT
             if factor > 1:
-                boxes = on_grid(boxes, factor, image.height, image.width)
+                boxes = on_grid(as_stored(boxes, turned_later, image.height, image.width), factor, *image.stored)
             outs = [out for views in buffers.views for out in views[:, None, number].unbind()]
             for box, size, out in zip(boxes.tolist(), self._sizes.tolist(), outs, strict=True):
                 crop(pixels, box, size, out)
+                if turned_later != UPRIGHT:
+                    turn(out, turned_later)
             spent = {"read": read - started, "decode": decoded - read, "crop": time.perf_counter() - decoded}
             return candidate, spent
         raise InputError(unreadable.all_of(tried))

@@ -4,8 +4,9 @@ The box distribution is the random resized crop of the Inception papers as SwAV 
 3.3): an area uniform in `scale`, an aspect ratio log-uniform in `ratio`, up to ten attempts to fit, else the
 largest centre box within the ratio.
 
-An image that is much larger than its views is decoded at a half, a quarter or an eighth of its size. Its boxes are
-then moved to the grid of the reduced pixels, so that they cut the same content from either image.
+Boxes are those of the upright image, whatever it is stored like. An image that is much larger than its views is decoded
+at a half, a quarter or an eighth of its size, as it is stored: its boxes are then moved to the grid of these pixels, so
+that they cut the same content, and the views that come out are turned.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from largescale.data.decode import REDUCTIONS
+from shards.orientation import MIRRORED, SIDEWAYS, UPSIDE_DOWN
 
 ATTEMPTS = 10
 BOX_DRAWS = 2 * ATTEMPTS + 2
@@ -95,6 +97,22 @@ def on_grid(boxes: np.ndarray, factor: int, height: int, width: int) -> np.ndarr
     limits = np.array([-(-height // factor), -(-width // factor)])
     ends = np.clip(np.rint(ends / factor).astype(np.int64), starts + 1, limits)
     return np.concatenate([starts, ends - starts], axis=1)
+
+
+def as_stored(boxes: np.ndarray, orientation: int, height: int, width: int) -> np.ndarray:
+    """Boxes [N, 4] of an upright image of this height and width as they lie in what is stored, not turned yet."""
+    boxes = boxes.copy()
+    if orientation in UPSIDE_DOWN:
+        boxes[:, 0] = height - boxes[:, 0] - boxes[:, 2]
+    if orientation in MIRRORED:
+        boxes[:, 1] = width - boxes[:, 1] - boxes[:, 3]
+    return boxes[:, [1, 0, 3, 2]] if orientation in SIDEWAYS else boxes
+
+
+def turn(view: Tensor, orientation: int) -> None:
+    """Turn a square view [..., S, S] that was cut from what is stored; in place."""
+    turned = view.transpose(-1, -2) if orientation in SIDEWAYS else view
+    view.copy_(turned.flip([side for side, flipped in ((-2, UPSIDE_DOWN), (-1, MIRRORED)) if orientation in flipped]))
 
 
 _resize = torch._C._nn._upsample_bilinear2d_aa

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-import simplejpeg
 import torch
-from PIL import Image
 from torch import Tensor
 
 from largescale.data.reader import RawSample, SampleError
-from shards.images import ImageError, is_plain, opened, to_rgb
+from shards.images import ImageError, read_jpeg, read_rgb
+from shards.jpeg import read_header
+from shards.orientation import SIDEWAYS, UPRIGHT, turned
 
 REDUCTIONS = (8, 4, 2)
 """Factors by which JPEG's inverse DCT can reduce an image for less than the price of decoding it whole."""
-
-_FRAME_HEADERS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
 class Scratch:
@@ -36,7 +33,9 @@ class EncodedImage:
 
     Attributes:
         height, width: in pixels, upright.
+        stored: height and width as it is stored.
         reducible: whether it can be decoded at a reduced size.
+        orientation: how it is to be turned, 1 to 8, as EXIF counts.
 
     Raises:
         SampleError: more than `max_pixels` pixels, or bytes that are no image.
@@ -45,87 +44,57 @@ class EncodedImage:
     def __init__(self, sample: RawSample, *, max_pixels: int) -> None:
         if sample.width * sample.height > max_pixels:
             raise SampleError(f"{sample.width} x {sample.height} pixels, more than data.max_pixels={max_pixels}")
-        self._payload, self._pixels = sample.payload, None
-        self.reducible = _is_plain_jpeg(sample.payload)
-        if self.reducible:
-            self.height, self.width = sample.height, sample.width
+        self._payload, self._pixels, self.orientation = sample.payload, None, UPRIGHT
+        header = read_header(sample.payload)
+        self._header = header if header and header.is_ordinary else None
+        self.reducible = self._header is not None
+        if self._header:
+            self.stored = self._header.height, self._header.width
+            self.orientation = self._header.orientation
         else:
-            self._pixels = _decode_any(sample.payload, max_pixels)
-            self.height, self.width = self._pixels.shape[:2]
+            self._pixels = _read(sample.payload, max_pixels)
+            self.stored = self._pixels.shape[:2]
+        if sorted(self.stored) != sorted((sample.height, sample.width)):
+            raise SampleError(f"decodes to {self.stored[1]} x {self.stored[0]} pixels, the index says "
+                              f"{sample.width} x {sample.height}")
+        self.height, self.width = self.stored[::-1] if self.orientation in SIDEWAYS else self.stored
 
     def decode(self, reduction: int = 1, scratch: Scratch | None = None) -> Tensor:
-        """Decode, EXIF orientation applied.
+        """Decode.
 
         Args:
             reduction: 1, or for a reducible image one of REDUCTIONS: sides are divided by it and rounded up.
             scratch: memory for the result, which is then good until the next one is decoded to it.
 
         Returns:
-            uint8 [3, H, W], channels last in memory.
+            uint8 [3, H, W], channels last in memory: upright at full size; as it is stored where it is reduced, since a
+            few crops are turned faster than the whole.
 
         Raises:
-            SampleError: the bytes cannot be decoded, or are not the size that the index says.
+            SampleError: the bytes cannot be decoded.
         """
         if self._pixels is None:
-            shape = (-(-self.height // reduction), -(-self.width // reduction))
-            buffer = scratch.of(3 * shape[0] * shape[1]) if scratch else None
+            num_bytes = 3 * -(-self.stored[0] // reduction) * -(-self.stored[1] // reduction)
             try:
-                self._pixels = simplejpeg.decode_jpeg(
-                    self._payload, colorspace="RGB", min_height=shape[0], min_width=shape[1], min_factor=reduction,
-                    buffer=buffer,
-                )
-            except (ValueError, OSError):
-                self._pixels = _decode_forgiving(self._payload, (self.height, self.width), shape)
-            if self._pixels.shape[:2] != shape:
-                found = "{} x {}".format(*self._pixels.shape[1::-1])
-                raise SampleError(f"decodes to {found} pixels, the index says {self.width} x {self.height}")
+                pixels = read_jpeg(self._payload, self._header, reduction, scratch.of(num_bytes) if scratch else None)
+            except ImageError as error:
+                raise _undecodable(error) from error
+            self._pixels = pixels if reduction > 1 else np.ascontiguousarray(turned(pixels, self.orientation))
         return torch.from_numpy(self._pixels).permute(2, 0, 1)
 
 
 def decode(sample: RawSample, *, max_pixels: int) -> Tensor:
-    """Decode at full size: uint8 [3, H, W]. Errors as of `EncodedImage`."""
+    """Decode at full size, upright: uint8 [3, H, W]. Errors as of `EncodedImage`."""
     return EncodedImage(sample, max_pixels=max_pixels).decode()
 
 
-def _decode_any(payload: memoryview, max_pixels: int) -> np.ndarray:
-    """Whatever Pillow reads, upright, uint8 [H, W, 3]; JPEGs by the same decoder as all others where it can."""
+def _read(payload: memoryview, max_pixels: int) -> np.ndarray:
     try:
-        with opened(bytes(payload), max_pixels=max_pixels) as image:
-            if image.format == "JPEG" and is_plain(image):
-                try:
-                    return simplejpeg.decode_jpeg(payload, colorspace="RGB")
-                except ValueError:
-                    pass  # Pillow may forgive what is wrong with it
-            return np.array(to_rgb(image))
+        return read_rgb(payload, max_pixels=max_pixels)
     except ImageError as error:
-        raise _undecodable(error.__cause__ or error) from error
+        raise _undecodable(error) from error
 
 
-def _decode_forgiving(payload: memoryview, size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
-    """A JPEG of this size by Pillow, which forgives stray bytes between its parts, reduced to this shape."""
-    pixels = _decode_any(payload, size[0] * size[1])
-    if pixels.shape[:2] != size or size == shape:
-        return pixels
-    return np.array(Image.fromarray(pixels).resize(shape[::-1], Image.Resampling.BOX))
-
-
-def _undecodable(error: BaseException) -> SampleError:
-    return SampleError(f"cannot be decoded: {' '.join(str(error).split())[:200]}")
-
-
-def _is_plain_jpeg(payload: memoryview) -> bool:
-    """Whether this is a grey or colour JPEG without an EXIF block, read from its headers; no CMYK, nothing turned."""
-    if bytes(payload[:2]) != b"\xff\xd8":
-        return False
-    place = 2
-    while place + 9 < len(payload) and payload[place] == 0xFF:
-        marker = payload[place + 1]
-        if marker == 0xFF or marker in _WITHOUT_LENGTH:
-            place += 1 if marker == 0xFF else 2
-            continue
-        if marker == 0xE1 and bytes(payload[place + 4 : place + 8]) == b"Exif":
-            return False
-        if marker in _FRAME_HEADERS:
-            return payload[place + 9] in (1, 3)
-        place += 2 + (payload[place + 2] << 8) + payload[place + 3]
-    return False
+def _undecodable(error: ImageError) -> SampleError:
+    why = error.__cause__ or error
+    return SampleError(f"cannot be decoded: {' '.join(str(why).split())[:200]}")

@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from shards.clean import Cleaning
 from shards.cli import main
 from shards.convert import Options, convert
 from shards.duplicates import difference_hash
-from shards.images import ImageError, inspect, to_rgb
+from shards.images import ImageError, inspect, opened, to_rgb
 from shards.info import Tally
 from shards.ledger import read_ledger
 from tests.shards.test_convert import image_bytes, stored_images
@@ -154,7 +155,7 @@ def test_large_images_are_made_smaller_and_small_ones_not_touched(torture, tmp_p
 def test_the_stream_sees_what_a_plain_conversion_stores(torture):
     for name in ("deep16.png", "turned.jpg", "clear.png", "cmyk.jpg", "palette.png", "animated.gif"):
         payload = (torture / name).read_bytes()
-        with Image.open(io.BytesIO(payload)) as image:
+        with opened(payload) as image:
             raw = RawSample(memoryview(payload), *image.size)
             expected = np.asarray(to_rgb(image))
         np.testing.assert_array_equal(decode(raw, max_pixels=10**9).permute(1, 2, 0).numpy(), expected)
@@ -220,8 +221,12 @@ def test_no_program_is_started_for_postscript_in_disguise(monkeypatch):
 
 
 def test_common_formats_that_shards_do_not_hold_have_a_reason_of_their_own():
-    with pytest.raises(ImageError, match="format AVIF or HEIC is not supported"):
-        Cleaning().apply(b"\0\0\0\x1cftypavif" + bytes(99), "jpg")
+    for name, head in (("AVIF", b"\0\0\0\x1cftypavif"), ("HEIC", b"\0\0\0\x1cftypheic"),
+                       ("HEIC", b"\0\0\0\x1cftypmif1"), ("JPEG 2000", b"\0\0\0\x0cjP  \r\n\x87\n"),
+                       ("JPEG XL", b"\xff\x0a")):
+        for read in (lambda payload: Cleaning(decode=False).apply(payload, "jpg"), partial(inspect, decode=False)):
+            with pytest.raises(ImageError, match=f"^format {name} (needs|is not supported)"):
+                read(head + bytes(99))
 
 
 @pytest.mark.parametrize(("key", "value"), [
