@@ -48,8 +48,8 @@ ENTRY = st.tuples(
 
 
 @settings(max_examples=100, deadline=None)
-@given(entries=st.lists(ENTRY, max_size=4, unique_by=lambda entry: entry[0]), order=st.sampled_from("<>"), tail=st.binary(max_size=20),
-       cut=st.integers(0, 30))
+@given(entries=st.lists(ENTRY, max_size=4, unique_by=lambda entry: entry[0]), order=st.sampled_from("<>"),
+       tail=st.binary(max_size=20), cut=st.integers(0, 30))
 def test_it_is_pillows_wherever_that_does_not_raise(entries, order, tail, cut):
     block = exif_block(entries, order) + tail
     block = block[: len(block) - cut] if cut < 20 else block
