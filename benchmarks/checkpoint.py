@@ -26,7 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from largescale.checkpoint.saver import Saver
-from largescale.run_folder import environment
+from largescale.run.environment import environment
 
 RESULTS = Path(__file__).resolve().parent / "results"
 _TENSORS = 64

@@ -33,7 +33,7 @@ import numpy as np
 from images import write_photographs
 from PIL import Image
 
-from largescale.run_folder import environment
+from largescale.run.environment import environment
 from shards.clean import Cleaning
 
 RESULTS = Path(__file__).resolve().parent / "results"

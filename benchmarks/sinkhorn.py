@@ -25,7 +25,7 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from largescale.methods.sinkhorn import sinkhorn
-from largescale.run_folder import environment
+from largescale.run.environment import environment
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SIZES = [(64, 3000), (512, 3000), (3840, 3000), (64, 16384)]

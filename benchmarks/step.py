@@ -33,7 +33,7 @@ from largescale.parallel import build_engine
 from largescale.parallel.engine import Engine, StepCheck
 from largescale.plan.hardware import GPUS
 from largescale.plan.simulate import simulate
-from largescale.run_folder import environment
+from largescale.run.environment import environment
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SETTINGS = {

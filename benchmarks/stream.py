@@ -44,7 +44,7 @@ from largescale.data.batches import BatchMaker, Buffers
 from largescale.data.corpora import open_corpora
 from largescale.data.order import Mixture
 from largescale.data.reader import ShardReader
-from largescale.run_folder import environment
+from largescale.run.environment import environment
 from shards.index import index_folder
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -209,24 +209,18 @@ def _preflight(arguments: argparse.Namespace) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from largescale.checkpoint.folder import newest_first
+    from largescale.run.status import COMPLETE, is_run, status_of
 
     run_dir = Path(arguments.target)
     if run_dir.is_file():
         from largescale.config import load_config
 
         run_dir = Path(load_config(run_dir, arguments.overrides).run.dir)
-    try:
-        status = json.loads((run_dir / "status.json").read_text())
-    except FileNotFoundError:
-        status = {"state": "not started", "step": 0, "steps": 0, "time": "never"}
-    saved = newest_first(run_dir / "checkpoints")
-    why = f"; {status['reason']}" if status.get("reason") else ""
-    sys.stdout.write(
-        f"{run_dir}: {status['state']}, {status['step']} of {status['steps']} steps at {status['time']}; "
-        f"newest checkpoint: {f'step {saved[0].step}' if saved else 'none'}{why}\n"
-    )
-    return 0 if status["state"] == "complete" else UNFINISHED
+    elif not is_run(run_dir):
+        raise InputError(f"{run_dir}: no run here; pass the folder that pretrain wrote, or its recipe")
+    status = status_of(run_dir)
+    sys.stdout.write(f"{run_dir}: {status}\n")
+    return 0 if status.state == COMPLETE else UNFINISHED
 
 
 def _report(arguments: argparse.Namespace) -> None:

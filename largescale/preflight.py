@@ -1,7 +1,7 @@
 """Checks before a long run, on every rank of it: names the node that would spoil it.
 
 Shards are opened and the network is built as the run would. Each rank says what it sees (GPUs, clock, free disk,
-shards) and exchanges data with its neighbours; rank 0 compares.
+shards) and exchanges data with its neighbours; rank 0 compares. The run's folder has to be one for all of them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from largescale.methods import build_method
 from largescale.models.backbones import count_parameters
 from largescale.parallel import build_engine
 from largescale.processes import barrier, process_group, rank, together, world_size
+from largescale.run.shared import unshared
 from shards.errors import InputError
 from shards.manifest import Manifest
 
@@ -83,6 +84,7 @@ def preflight(config: Config) -> None:
         findings: list[Findings | None] = [None] * world_size()
         dist.all_gather_object(findings, own)
         complaints = judge([found for found in findings if found is not None])
+        complaints += filter(None, [unshared(Path(config.run.dir))])
         if rank() == 0:
             sys.stdout.write(_table(findings))
             sys.stdout.flush()

@@ -28,8 +28,11 @@ from largescale.parallel import build_engine
 from largescale.parallel.batchnorm import average_statistics
 from largescale.processes import process_group, rank, together, world_size
 from largescale.rollback import DataSteps
+from largescale.run.failures import TrainingStopped
+from largescale.run.lease import Lease, lease_of
 from largescale.run.schedule_check import Length, complaints, facts
-from largescale.run_folder import RunFolder, TrainingStopped
+from largescale.run.shared import check_shared
+from largescale.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
 
@@ -54,11 +57,13 @@ def pretrain(config: Config) -> None:
         configure_logging(rank(), world_size())
         config = precision.resolve(config, device)
         precision.set_up(config)
-        while not _train(config, device, started):
-            _log.warning("going back to the last checkpoint")
+        with lease_of(config) as lease:
+            check_shared(lease.run_dir)
+            while not _train(config, device, started, lease):
+                _log.warning("going back to the last checkpoint")
 
 
-def _train(config: Config, device: torch.device, started: float) -> bool:
+def _train(config: Config, device: torch.device, started: float, lease: Lease) -> bool:
     """Train from the last checkpoint on; True at the end of the run, False where it goes back to a checkpoint."""
     # -- Data: which samples form which step, and how this rank gets its share -------------------------------------
     dtype = precision.views_dtype(config)
@@ -72,7 +77,7 @@ def _train(config: Config, device: torch.device, started: float) -> bool:
     engine = build_engine(build_method(config, on_meta=config.parallel.sharded_init), config, device)
 
     # -- Run folder: continue from the newest whole checkpoint, if there is one ------------------------------------
-    run = RunFolder(config, stream.fingerprint, device)
+    run = RunFolder(config, stream.fingerprint, device, lease)
     first_step, num_skipped, spike_state = run.resume(engine)
     if first_step >= num_steps:
         _log.info("%s is complete: %d steps", run.path, num_steps)

@@ -7,7 +7,8 @@
     audit/rank-*.jsonl   with data.audit=true: the keys that each rank trained on, step by step
     skipped/rank-*.jsonl unreadable images: step, shard, key, offset, reason
     checkpoints/         see checkpoint/folder.py
-    status.json          running, stopped, failed (and why) or complete, and the steps done
+    status.json          running, stopped, failed (and why) or complete, and the steps done; run/status.py reads it
+    owner-*.json         while a training runs: which process it is, see run/lease.py
     rollbacks.jsonl      when the run went back to a checkpoint, and what data it left out
     trouble/step-*/      of a step that could not be used: keys and scores, a file a rank
     stacks/              where every rank stood when the run hung
@@ -17,11 +18,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import platform
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -30,7 +26,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import torchvision
 
 from largescale.checkpoint import sharded
 from largescale.checkpoint.folder import Checkpoint, clear_leftovers
@@ -45,6 +40,10 @@ from largescale.observe.metrics import JsonLines, MetricsLog, forget_from
 from largescale.parallel.engine import Engine
 from largescale.processes import barrier, on_rank_0, rank, world_size
 from largescale.rollback import Rollbacks
+from largescale.run.environment import environment
+from largescale.run.failures import TrainingStopped
+from largescale.run.lease import Lease
+from largescale.run.status import write_status
 from largescale.watchdog import Watchdog
 from shards.errors import InputError
 from shards.files import atomic_write, remove_partial_files
@@ -52,12 +51,12 @@ from shards.files import atomic_write, remove_partial_files
 _log = logging.getLogger(__name__)
 
 _FREE_TO_CHANGE = (
-    "name", "run.dir", "run.log_every", "run.hang_timeout_s", "run.time_limit_s", "run.stop_before_s",
-    "data.shards", "data.subset", "data.eval_shards", "data.audit", "data.workers", "data.threads", "data.prefetch",
-    "data.cache", "data.fetches", "data.store_", "data.max_skipped", "parallel.strategy", "parallel.replicate",
-    "parallel.shard", "parallel.cpu_offload", "parallel.reshard_after_forward", "parallel.unit_min_parameters",
-    "model.recompute_stages", "model.compile_stages", "checkpoint.", "evaluate.", "train.max_rollbacks",
-    "train.rollback_window",
+    "name", "run.dir", "run.log_every", "run.hang_timeout_s", "run.time_limit_s", "run.stop_before_s", "run.lease_s",
+    "run.owner_wait_s", "data.shards", "data.subset", "data.eval_shards", "data.audit", "data.workers", "data.threads",
+    "data.prefetch", "data.cache", "data.fetches", "data.store_", "data.max_skipped", "parallel.strategy",
+    "parallel.replicate", "parallel.shard", "parallel.cpu_offload", "parallel.reshard_after_forward",
+    "parallel.unit_min_parameters", "model.recompute_stages", "model.compile_stages", "checkpoint.", "evaluate.",
+    "train.max_rollbacks", "train.rollback_window",
 )
 """Keys (or groups) that may differ when a run is continued: they do not change what it computes."""
 
@@ -65,23 +64,20 @@ MAX_FAILED_SAVES = 3
 """Saves that fail in a row before the run stops: without checkpoints it would work for nothing."""
 
 
-class TrainingStopped(Exception):
-    """The run cannot go on; its last checkpoint is whole and its message says what happened."""
-
-
 class RunFolder:
     """Reads and writes the folder of one run, on all ranks. Collectives: every rank must make one; a gloo group."""
 
-    def __init__(self, config: Config, fingerprint: str, device: torch.device) -> None:
+    def __init__(self, config: Config, fingerprint: str, device: torch.device, lease: Lease) -> None:
         self.config, self.path, self._device = config, Path(config.run.dir), device
         self.checkpoints = self.path / "checkpoints"
         self.rollbacks = Rollbacks(self.path)
         self._mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
         self.saver = Saver(
             self.checkpoints, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every,
-            background=config.checkpoint.background, device=device, mirror=self._mirror,
+            background=config.checkpoint.background, device=device, mirror=self._mirror, owner=lease.number,
+            verify=lease.verify,
         )
-        self._fingerprint = fingerprint
+        self._fingerprint, self._lease = fingerprint, lease
         self._failed_saves, self._done = 0, 0
         self._metrics: MetricsLog | None = None
         self._audit: JsonLines | None = None
@@ -143,7 +139,8 @@ class RunFolder:
 
     def record_batch(self, step: int, batch: Batch) -> None:
         """Write what this rank trained on (with data.audit) and what it could not read."""
-        self._done = step + 1
+        self._lease.check()
+        self._done = self._lease.step = step + 1
         if self._audit is not None:
             self._audit.write({"step": step, "keys": batch.keys})
         for row in batch.skipped:
@@ -153,6 +150,7 @@ class RunFolder:
 
     def record_metrics(self, row: dict[str, Any]) -> None:
         """Write one logged step, on rank 0."""
+        self._lease.check()
         if self._metrics is not None:
             self._metrics.write(row)
 
@@ -172,6 +170,7 @@ class RunFolder:
             "strategy": self.config.parallel.strategy,
         }
         self.settle_save()
+        self._lease.check()
         state = engine.state()
         try:
             self.saver.save(state, progress, until_update=engine.until_update(state))
@@ -221,6 +220,7 @@ class RunFolder:
                      number, self.config.train.max_rollbacks)
         barrier()  # all ranks have counted
         if rank() == 0:
+            self._lease.verify()
             self.rollbacks.record(step=step, to=checkpoint.step, data_step=batch.step, why=trouble,
                                   window=self.config.train.rollback_window)
         barrier()
@@ -244,8 +244,8 @@ class RunFolder:
             raise
 
     def _write_status(self, state: str, step: int, num_steps: int, **more: str) -> None:
-        row = {"state": state, "step": step, "steps": num_steps, "time": time.strftime("%Y-%m-%d %H:%M:%S"), **more}
-        _write_text(self.path / "status.json", json.dumps(row) + "\n")
+        if self._lease.still_ours():
+            write_status(self.path, state, step, num_steps, **more)
 
     def close_logs(self) -> None:
         """Close the logs."""
@@ -266,40 +266,6 @@ class RunFolder:
                     f"{self.path}: cannot continue, {key} was {before[key]} and is now {now[key]}; "
                     f"set it back, or use another run.dir"
                 )
-
-
-def environment() -> dict[str, Any]:
-    """What a run depends on besides its configuration."""
-    cuda = torch.cuda.is_available()
-    return {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "git_revision": _git_revision(),
-        "machine": platform.platform(),
-        "processor": _processor(),
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else ["cpu"],
-        "cpu_cores": os.cpu_count(),
-        "threads_a_rank": torch.get_num_threads(),
-        "world_size": world_size(),
-    }
-
-
-def _git_revision() -> str:
-    result = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    )
-    return result.stdout.strip() or "not a git checkout"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from shards.files import atomic_write, remove_partial_files, sync_folder
 
 PROGRESS = "progress.json"
 LATEST = "latest"
+
+_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -103,16 +106,25 @@ def clear_leftovers(folder: Path) -> None:
         _point_latest_to(newest[0].path)
 
 
-def begin(folder: Path, step: int) -> Path:
-    """An empty folder to write a checkpoint into."""
-    temporary = folder / f".step-{step:08d}.writing"
+def begin(folder: Path, step: int, owner: int = 0) -> Path:
+    """An empty folder to write a checkpoint into.
+
+    Args:
+        owner: number of the run folder's owner: a rank that a former one left behind must not write into this folder.
+    """
+    temporary = folder / f".step-{step:08d}.{owner}.writing"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     return temporary
 
 
 def publish(temporary: Path, progress: dict[str, Any], files: Mapping[str, FileStamp]) -> Path:
-    """Give a folder, whose files are durable, its final name."""
+    """Give a folder, whose files are durable, its final name.
+
+    Raises:
+        OSError: a file is not there, or not of its size: ranks have written to different places.
+    """
+    _wait_for_files(temporary, files)
     stamps = {name: {"size": stamp.size, "sha256": stamp.sha256} for name, stamp in sorted(files.items())}
     with atomic_write(temporary / PROGRESS) as file:
         file.write(json.dumps({**progress, "files": stamps}, indent=1).encode())
@@ -123,6 +135,27 @@ def publish(temporary: Path, progress: dict[str, Any], files: Mapping[str, FileS
     sync_folder(final.parent)
     _point_latest_to(final)
     return final
+
+
+def _wait_for_files(folder: Path, files: Mapping[str, FileStamp]) -> None:
+    """Return when all files that ranks say they have written are here; a network file system may show them late."""
+    deadline = time.monotonic() + _PATIENCE_S
+    for name, stamp in sorted(files.items()):
+        while (size := _size_of(folder / name)) != stamp.size:
+            if time.monotonic() > deadline:
+                found = f"{size} bytes instead of {stamp.size}" if size >= 0 else "not there"
+                raise OSError(
+                    f"{folder / name}, which a rank has written, is {found} on rank 0; do all nodes share run.dir?"
+                )
+            time.sleep(0.1)
+
+
+def _size_of(path: Path) -> int:
+    """In bytes; -1 where there is no such file."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
 
 
 def remove_old(folder: Path, *, keep: int, keep_every: int) -> None:

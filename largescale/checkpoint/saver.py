@@ -44,6 +44,8 @@ class Saver:
         keep_every: also keep those of every so many steps; 0 keeps none of these.
         background: write while the training goes on.
         mirror: where to copy what is published.
+        owner: number of the run folder's owner, see run/lease.py.
+        verify: raises where the folder is another's by now; called on rank 0 before anything is published.
         device: of the tensors to save.
 
     Collectives: every rank must make one; it makes a gloo group.
@@ -51,10 +53,10 @@ class Saver:
 
     def __init__(
         self, folder: Path, *, keep: int, keep_every: int, background: bool, device: torch.device,
-        mirror: Mirror | None = None,
+        mirror: Mirror | None = None, owner: int = 0, verify: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder, self.keep, self.keep_every, self.background = folder, keep, keep_every, background
-        self.mirror = mirror
+        self.mirror, self._owner, self._verify = mirror, owner, verify
         self._group = dist.new_group(backend="gloo")
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -141,7 +143,7 @@ class Saver:
     def _write(self, staged: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """Write, publish, remove old ones. Collectives: on the saver's own group; every rank's thread calls it."""
         started = time.perf_counter()
-        temporary = self._on_rank_0(lambda: begin(self.folder, progress["step"]))
+        temporary = self._on_rank_0(lambda: begin(self.folder, progress["step"], self._owner))
         try:
             writer = PieceWriter(temporary)
 
@@ -151,7 +153,7 @@ class Saver:
 
             parts = self._together(write)
             files = {name: stamp for part in parts for name, stamp in part.items()}
-            final = self._on_rank_0(lambda: publish(temporary, progress, files))
+            final = self._on_rank_0(lambda: self._publish(temporary, progress, files))
         except SaveFailed:
             if self._rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -164,6 +166,10 @@ class Saver:
         if self._rank == 0:
             size = sum(stamp.size for stamp in files.values())
             _log.info("saved step %d: %.1f MB in %.1f s", progress["step"], size / 1e6, time.perf_counter() - started)
+
+    def _publish(self, temporary: Path, progress: dict[str, Any], files: dict[str, FileStamp]) -> Path:
+        self._verify()
+        return publish(temporary, progress, files)
 
     def _on_rank_0(self, action: Callable[[], Any]) -> Any:
         return self._together(lambda: action() if self._rank == 0 else None)[0]

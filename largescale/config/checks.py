@@ -30,9 +30,10 @@ def validate(config: Config) -> None:
                 "checkpoint.keep", "model.width", "model.embedding", "evaluate.batch", "evaluate.size",
                 "evaluate.resize"):
         require(_get(config, key) >= 1, key, _get(config, key), "at least 1")
-    for key in ("method.temperature", "method.epsilon", "optim.lr", "data.store_stall_s"):
+    for key in ("method.temperature", "method.epsilon", "optim.lr", "data.store_stall_s", "run.lease_s"):
         require(_get(config, key) > 0, key, _get(config, key), "above 0")
-    for key, most in (("run.hang_timeout_s", 1e6), ("data.store_stall_s", 1e6), ("data.cache_gb", 1e9)):
+    for key, most in (("run.hang_timeout_s", 1e6), ("run.lease_s", 3600), ("data.store_stall_s", 1e6),
+                      ("data.cache_gb", 1e9)):
         # Beyond that, clocks and byte counts overflow.
         require(_get(config, key) <= most, key, _get(config, key), f"at most {most:g}")
     depths = config.model.depths
@@ -47,7 +48,7 @@ def validate(config: Config) -> None:
                 "data.max_skipped", "data.max_skipped_rate", "checkpoint.every_steps", "checkpoint.keep_every",
                 "method.queue", "method.queue_start_step", "method.freeze_prototypes_steps", "optim.warmup_epochs",
                 "optim.weight_decay", "run.hang_timeout_s", "run.time_limit_s", "run.stop_before_s",
-                "train.spike_factor", "train.max_rollbacks"):
+                "run.owner_wait_s", "train.spike_factor", "train.max_rollbacks"):
         require(_get(config, key) >= 0, key, _get(config, key), "0 or more")
     limit, margin = config.run.time_limit_s, config.run.stop_before_s
     require(limit == 0 or limit > margin, "run.time_limit_s", f"{limit:g}",

@@ -21,6 +21,11 @@ class RunConfig:
     """Time that the run has; 0 is none but the SLURM job's, if there is one."""
     stop_before_s: float = 120
     """Time before that limit at which the run saves and stops; shorter than the limit."""
+    lease_s: float = 30
+    """Time without a sign of life from the training that owns the folder after which another may take it over; one
+    whose process is gone from this machine is not waited for."""
+    owner_wait_s: float = 10
+    """How long to wait for the end of another training in the same folder before giving up."""
 
 
 @dataclass

@@ -57,7 +57,3 @@ def test_it_saves_before_its_time_ends(tiny_overrides, tmp_path):
     assert "stopped in order: stopped by the end of its time after step 0, saved" in result.stderr
     code, line = status(tmp_path / "run")
     assert code == 85 and "stopped, 1 of 14 steps" in line and "newest checkpoint: step 1" in line
-
-
-def test_status_of_a_run_that_never_started(tmp_path):
-    assert status(tmp_path) == (85, f"{tmp_path}: not started, 0 of 0 steps at never; newest checkpoint: none\n")

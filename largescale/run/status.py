@@ -1,0 +1,122 @@
+"""How far a run is: `status.json`, what its owner's lease says, and the last line of its metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from largescale.checkpoint.folder import newest_first
+from largescale.observe.metrics import METRICS
+from largescale.run.owner import Owner, newest_owner, parse_owner, this_machine
+from shards.errors import InputError
+from shards.files import atomic_write
+
+STATUS = "status.json"
+COMPLETE = "complete"
+
+_TAIL_BYTES = 65536
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Where a run stands.
+
+    Attributes:
+        state: not started, running, not running, stopped, failed, or complete; also what a later version may write.
+        since: when that was so, for people.
+        why: what else there is to say; may be empty.
+        saved: step of the newest checkpoint, None where there is none.
+    """
+
+    state: str
+    step: int
+    steps: int
+    since: str
+    why: str
+    saved: int | None
+
+    def __str__(self) -> str:
+        when = {"running": "", "not running": f" since {self.since}"}.get(self.state, f" at {self.since}")
+        progress = f"{self.step} of {self.steps} steps"
+        said = f"not running{when}, {progress}" if self.state == "not running" else f"{self.state}, {progress}{when}"
+        saved = "none" if self.saved is None else f"step {self.saved}"
+        return f"{said}; newest checkpoint: {saved}{'; ' if self.why else ''}{self.why}"
+
+
+def write_status(run_dir: Path, state: str, step: int, steps: int, **more: object) -> None:
+    """Write `status.json`; what is None is left out."""
+    row = {"state": state, "step": step, "steps": steps, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
+    row |= {key: value for key, value in more.items() if value is not None}
+    with atomic_write(run_dir / STATUS) as file:
+        file.write((json.dumps(row) + "\n").encode())
+
+
+def read_status(run_dir: Path) -> dict[str, Any] | None:
+    """What `status.json` holds; None where there is none.
+
+    Raises:
+        InputError: it is no status.
+    """
+    path = run_dir / STATUS
+    try:
+        row = json.loads(path.read_bytes())
+        return {**row, "state": str(row["state"]), "step": int(row["step"]), "steps": int(row["steps"])}
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: is no status of a run; remove it, the run's next start writes another") from error
+
+
+def is_run(run_dir: Path) -> bool:
+    """Whether a training has written to a folder."""
+    return any((run_dir / name).exists() for name in (STATUS, "config.yaml", "checkpoints"))
+
+
+def status_of(run_dir: Path) -> RunStatus:
+    """Where a run stands now, without a word from its processes.
+
+    Raises:
+        InputError: its status.json cannot be read.
+    """
+    row = read_status(run_dir)
+    found = newest_owner(run_dir)
+    owner = parse_owner(found[1]) if found else None
+    saved = next((checkpoint.step for checkpoint in newest_first(run_dir / "checkpoints")), None)
+    if row is None and owner is None:
+        return RunStatus("not started", 0, 0, "never", "", saved)
+    row = row or {"state": "running", "step": 0, "steps": 0}
+    state, step, since, why = row["state"], row["step"], str(row.get("time", "?")), str(row.get("reason", ""))
+    now, last_sign, who = _by_owner(owner, since)
+    if now == "running" or state == "running":
+        state, since, why = now, last_sign, who
+        step = max(step, _logged(run_dir), owner.step if owner else 0)
+    return RunStatus(state, step, row["steps"], since, why, saved)
+
+
+def _by_owner(owner: Owner | None, since: str) -> tuple[str, str, str]:
+    """State, since when, and why, of a run that has not said how it ended."""
+    if owner is None:
+        return "not running", since, "it ended without saying why"
+    silent_s = time.time() - owner.time
+    last = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner.time))
+    if owner.is_dead():
+        return "not running", last, f"{owner}, is gone"
+    if silent_s > owner.lease_s:
+        clock = "" if owner.machine == this_machine() else " by its own clock"
+        return "not running", last, f"{owner}, has given no sign of life since then{clock}"
+    return "running", last, str(owner)
+
+
+def _logged(run_dir: Path) -> int:
+    """Steps done by the last line of the metrics; 0 where there is none."""
+    with suppress(OSError), (run_dir / METRICS).open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+        for line in reversed(file.read().splitlines()):
+            with suppress(ValueError, TypeError, KeyError):  # cut at either end
+                return int(json.loads(line)["step"]) + 1
+    return 0

@@ -1,0 +1,87 @@
+"""What `largescale status` says of runs that go on, ended, or were killed."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from largescale.cli import main
+from largescale.run.lease import take_folder
+from largescale.run.owner import owner_path, parse_owner
+from largescale.run.status import status_of, write_status
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def owned(tmp_path):
+    """A run under way: its folder, and its lease."""
+    lease = take_folder(tmp_path, lease_s=20, wait_s=0)
+    write_status(tmp_path, "running", 0, 100)
+    yield tmp_path, lease
+    lease.release()
+
+
+def change(run: Path, **values: object) -> None:
+    path = owner_path(run, 1)
+    path.write_bytes(replace(parse_owner(path.read_bytes()), **values).to_bytes())
+
+
+def log(run: Path, *steps: int, cut: str = "") -> None:
+    (run / "metrics.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in steps) + cut)
+
+
+def test_progress_while_it_runs(owned):
+    run, lease = owned
+    assert str(status_of(run)).startswith("running, 0 of 100 steps; newest checkpoint: none; process ")
+    log(run, *range(20000), cut='{"step": 30')
+    assert status_of(run).step == 20000
+    lease.step = 20031  # past the last logged one
+    lease.verify()
+    assert (status_of(run).state, status_of(run).step) == ("running", 20031)
+
+
+def test_not_running_once_its_process_is_gone(owned):
+    run, _ = owned
+    change(run, process_start=1, time=0.0, step=7)
+    status = status_of(run)
+    assert (status.state, status.step) == ("not running", 7) and str(status).startswith("not running since 19")
+    assert "is gone" in status.why
+
+
+def test_of_another_machine_the_age_of_its_last_sign_counts(owned):
+    run, _ = owned
+    change(run, machine="elsewhere", host="n7")
+    assert status_of(run).state == "running"
+    change(run, machine="elsewhere", host="n7", time=time.time() - 60)
+    status = status_of(run)
+    assert status.state == "not running" and "on n7" in status.why and "by its own clock" in status.why
+
+
+def test_what_it_said_at_its_end_counts_even_if_its_lease_was_left(owned):
+    run, _ = owned
+    write_status(run, "complete", 100, 100)
+    change(run, process_start=1)
+    assert status_of(run).state == "complete"
+
+
+def test_without_a_word_or_an_owner_it_does_not_run(tmp_path):
+    write_status(tmp_path, "running", 3, 100)
+    log(tmp_path, 0, 1, 2, 3, 4)
+    assert (status_of(tmp_path).state, status_of(tmp_path).step) == ("not running", 5)
+
+
+def test_exit_codes(tmp_path, capsys):
+    recipe = [str(ROOT / "tests" / "tiny.yaml"), "data.shards=x", f"run.dir={tmp_path / 'run'}"]
+    assert main(["status", *recipe]) == 85
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/run: not started, 0 of 0 steps at never; newest check")
+    for path in (tmp_path, tmp_path / "nothing"):
+        assert main(["status", str(path)]) == 2
+        assert "no run here; pass the folder that pretrain wrote, or its recipe" in capsys.readouterr().err
+    write_status(tmp_path / "run", "complete", 3, 3)
+    assert main(["status", *recipe]) == 0 and main(["status", str(tmp_path / "run")]) == 0
+    (tmp_path / "run" / "status.json").write_text("{")
+    assert main(["status", *recipe]) == 2
