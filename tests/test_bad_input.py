@@ -56,7 +56,7 @@ def copied_shards(shard_folder: Path, tmp_path: Path) -> Path:
         ("parallel.strategy=zero9", "expected one of ddp, fsdp, zero1"),
         ("parallel={strategy: fsdp, replicate: 2}", "expected 1 ranks in all"),
         ("parallel={strategy: fsdp, shard: 2}", "expected 1 ranks in all"),
-        ("parallel.batchnorm_group_size=-1", "does not divide 1 ranks"),
+        ("parallel.batchnorm_group_size=-1", "parallel.batchnorm_group_size=-1: expected 0 or more"),
         ("parallel.strategy=zero1", "train.precision=fp64"),
         ("train.accumulate=3", "a divisor of train.global_batch=16"),
         ("model.recompute_stages=[3]", "expected stages from 1 to 2"),

@@ -1,263 +1,313 @@
-"""The one configuration schema: every setting, its type, its default and what it means."""
+"""The one configuration schema: every setting, its type, its default, its legal range and what it means."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from largescale.config.setting import setting
+
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16", "fp64")
+
+# Clocks and byte counts overflow beyond these.
+_LONGEST_WAIT_S = 1e6
+_LONGEST_RUN_S = 1e9
+_MOST_STEPS = 10**12
+
+_PROBABILITY: dict[str, Any] = {"at_least": 0, "at_most": 1, "expected": "a probability from 0 to 1"}
+_RANGE: dict[str, Any] = {"above": 0, "length": 2, "ascending": True}
 
 
 @dataclass
 class RunConfig:
-    dir: str = "runs/${name}"
-    """Folder that receives everything the run writes."""
-    seed: int = 0
-    log_every: int = 50
-    """Steps between two lines of metrics.jsonl and of the console."""
-    hang_timeout_s: float = 1800
-    """Time without progress after which the rank that is behind is named and the run ends; 0 waits for ever."""
-    time_limit_s: float = 0
-    """Time that the run has; 0 is none but the SLURM job's, if there is one."""
-    stop_before_s: float = 120
-    """Time before that limit at which the run saves and stops; shorter than the limit."""
-    lease_s: float = 30
-    """Time without a sign of life from the training that owns the folder after which another may take it over; one
-    whose process is gone from this machine is not waited for."""
-    owner_wait_s: float = 10
-    """How long to wait for the end of another training in the same folder before giving up."""
+    dir: str = setting("runs/${name}", "Folder that receives everything the run writes.", min_length=1)
+    seed: int = setting(0, "Of every random choice: weights, order, views.", at_least=0, at_most=2**62)
+    log_every: int = setting(50, "Steps between two lines of metrics.jsonl and of the console.", at_least=1)
+    hang_timeout_s: float = setting(
+        1800, "Time without progress after which the rank that is behind is named and the run ends; 0 waits forever.",
+        at_least=0, at_most=_LONGEST_WAIT_S)
+    time_limit_s: float = setting(
+        0, "Time that the run has; 0 is none but the SLURM job's, if there is one.",
+        at_least=0, at_most=_LONGEST_RUN_S)
+    stop_before_s: float = setting(
+        120, "Time before that limit at which the run saves and stops; shorter than the limit.", at_least=0,
+        at_most=_LONGEST_RUN_S)
+    lease_s: float = setting(
+        30, "Time without a sign of life from the training that owns the folder after which another may take it over; "
+        "one whose process is gone from this machine is not waited for.", above=0, at_most=3600)
+    owner_wait_s: float = setting(
+        10, "How long to wait for the end of another training in the same folder before giving up.",
+        at_least=0, at_most=_LONGEST_WAIT_S)
 
 
 @dataclass
 class CropGroup:
-    num: int = 2
-    size: int = 224
-    """Side in pixels of the square view."""
-    scale: list[float] = field(default_factory=lambda: [0.14, 1.0])
-    """Smallest and largest share of the image's area that a crop covers."""
-    ratio: list[float] = field(default_factory=lambda: [0.75, 4 / 3])
-    """Smallest and largest width / height of a crop."""
+    num: int = setting(2, "Views of this size per image.", at_least=1, at_most=1000)
+    size: int = setting(224, "Side in pixels of the square view.", at_least=1, at_most=16384)
+    scale: list[float] = setting(
+        [0.14, 1.0], "Smallest and largest share of the image's area that a crop covers.", **_RANGE, at_most=1,
+        expected="[smallest, largest] within (0, 1]")
+    ratio: list[float] = setting(
+        [0.75, 4 / 3], "Smallest and largest width / height of a crop.", **_RANGE, at_most=1000,
+        expected="[smallest, largest], above 0 and at most 1000")
 
 
 @dataclass
 class AugmentConfig:
     """Photometric and geometric changes of the views; a strength or probability of 0 switches one off."""
 
-    flip: float = 0.5
-    rotate_degrees: float = 0.0
-    jitter: float = 0.8
-    """Probability of the colour jitter; its strengths follow."""
-    brightness: float = 0.8
-    contrast: float = 0.8
-    saturation: float = 0.8
-    hue: float = 0.2
-    gamma: float = 0.0
-    """Exponent drawn as exp(U(-gamma, gamma))."""
-    gain: float = 0.0
-    """Intensities times 1 + U(-gain, gain), not clipped: unlike brightness it loses nothing."""
-    grayscale: float = 0.2
-    blur: float = 0.5
-    blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])
-    noise: float = 0.0
-    """Largest standard deviation of Gaussian noise, in units where white is 1."""
-    erase: float = 0.0
-    """Probability of one rectangle of uniform grey."""
-    erase_side: list[float] = field(default_factory=lambda: [0.2, 0.5])
-    """Smallest and largest side of that rectangle, as a share of the view's side."""
+    flip: float = setting(0.5, "Probability of a horizontal flip.", **_PROBABILITY)
+    rotate_degrees: float = setting(0.0, "Largest rotation, either way.", at_least=0, at_most=180)
+    jitter: float = setting(0.8, "Probability of the colour jitter; its strengths follow.", **_PROBABILITY)
+    brightness: float = setting(
+        0.8, "Brightness times 1 + U(-x, x), not below 0.", at_least=0, at_most=1000, used_if="data.augment.jitter")
+    contrast: float = setting(
+        0.8, "Contrast times 1 + U(-x, x), not below 0.", at_least=0, at_most=1000, used_if="data.augment.jitter")
+    saturation: float = setting(
+        0.8, "Saturation times 1 + U(-x, x), not below 0.", at_least=0, at_most=1000, used_if="data.augment.jitter")
+    hue: float = setting(
+        0.2, "Hue turned by U(-x, x) full turns.", at_least=0, at_most=0.5, used_if="data.augment.jitter")
+    gamma: float = setting(0.0, "Exponent drawn as exp(U(-gamma, gamma)).", at_least=0, at_most=10)
+    gain: float = setting(
+        0.0, "Intensities times 1 + U(-gain, gain), not clipped: unlike brightness it loses nothing.",
+        at_least=0, at_most=1000)
+    grayscale: float = setting(0.2, "Probability that a view loses its colours.", **_PROBABILITY)
+    blur: float = setting(0.5, "Probability of Gaussian blur.", **_PROBABILITY)
+    blur_sigma: list[float] = setting(
+        [0.1, 2.0], "Smallest and largest standard deviation of that blur, in pixels of the view.", **_RANGE,
+        at_most=1000, used_if="data.augment.blur", expected="[smallest, largest], above 0 and at most 1000")
+    noise: float = setting(
+        0.0, "Largest standard deviation of Gaussian noise, in units where white is 1.", at_least=0, at_most=1000)
+    erase: float = setting(0.0, "Probability of one rectangle of uniform grey.", **_PROBABILITY)
+    erase_side: list[float] = setting(
+        [0.2, 0.5], "Smallest and largest side of that rectangle, as a share of the view's side.",
+        at_least=0, at_most=1, length=2, ascending=True, used_if="data.augment.erase",
+        expected="[smallest, largest] within [0, 1]")
 
 
 @dataclass
 class DataConfig:
-    shards: Any = "???"
-    """Shard folder to pretrain on, or its URL (s3://..., http://..., any that fsspec knows); labels, if there are any,
-    are not looked at. A list mixes several: {path: FOLDER, weight: SHARE, subset: FILE}."""
-    subset: str = ""
-    """File that lists the samples to use: .npy of their numbers, or a key a line (numbers where the first line is
-    `# numbers`); empty uses all."""
-    eval_shards: str = ""
-    """Labelled shard folder that the evaluation tests on."""
-    audit: bool = False
-    """Write the keys that each rank trained on to audit/rank-*.jsonl."""
-    workers: int = -1
-    """Loader processes a rank; -1 chooses by the CPUs there are, 0 loads in the training process."""
-    threads: int = 0
-    """Decoding threads of each loader process; 0 chooses."""
-    prefetch: int = 4
-    """Steps that are loaded ahead."""
-    cache: str = ""
-    """Folder for the shards of a store, shared by the runs of a node; empty is one on the temporary disk."""
-    cache_gb: float = 0.0
-    """What that folder may take; 0 is half of what is free."""
-    fetches: int = 4
-    """Shards that a rank fetches from a store at the same time."""
-    store_patience_s: float = 600.0
-    """Time for which a store that fails is asked again, or a folder that is away waited for, before the run stops."""
-    store_stall_s: float = 60.0
-    """Time without an answer after which a request to a store is made again, and a loader process that stands still is
-    named."""
-    streams: int = 8
-    """Canonical streams the epoch's order is laid out over; divides train.global_batch."""
-    shuffle_window: int = 65536
-    """Samples of a stream that are shuffled among each other."""
-    crops: list[CropGroup] = field(
-        default_factory=lambda: [CropGroup(), CropGroup(num=6, size=96, scale=[0.05, 0.14])]
-    )
-    """Views of an image, one group a size; codes come from the first group."""
+    shards: Any = setting(
+        "???", "Shard folder to pretrain on, or its URL (s3://..., http://..., any that fsspec knows); labels, if "
+        "there are any, are not looked at. A list mixes several: {path: FOLDER, weight: SHARE, subset: FILE}.")
+    subset: str = setting(
+        "", "File that lists the samples to use: .npy of their numbers, or a key per line (numbers where the first "
+        "line is `# numbers`); empty uses all.")
+    eval_shards: str = setting("", "Labelled shard folder that the evaluation tests on.")
+    audit: bool = setting(False, "Write the keys that each rank trained on to audit/rank-*.jsonl.")
+    workers: int = setting(
+        -1, "Loader processes per rank; -1 chooses by the CPUs there are, 0 loads in the training process.",
+        at_least=-1, at_most=1024, expected="0 or more (at most 1024), or -1")
+    threads: int = setting(
+        0, "Decoding threads of each loader process; 0 chooses.", at_least=0, at_most=1024)
+    prefetch: int = setting(4, "Steps that are loaded ahead.", at_least=1, at_most=10_000)
+    cache: str = setting(
+        "", "Folder for the shards of a store, shared by the runs of a node; empty is one on the temporary disk.")
+    cache_gb: float = setting(
+        0.0, "What that folder may take; 0 is half of what is free.", at_least=0, at_most=1e9)
+    fetches: int = setting(
+        4, "Shards that a rank fetches from a store at the same time.", at_least=1, at_most=1024)
+    store_patience_s: float = setting(
+        600.0, "Time for which a store that fails is asked again, or a folder that is away waited for, before the run "
+        "stops.", at_least=0, at_most=_LONGEST_RUN_S)
+    store_stall_s: float = setting(
+        60.0, "Time without an answer after which a request to a store is made again, and a loader process that stands "
+        "still is named.", above=0, at_most=_LONGEST_WAIT_S)
+    streams: int = setting(
+        8, "Canonical streams the epoch's order is laid out over; divides train.global_batch.",
+        at_least=1, at_most=2**31)
+    shuffle_window: int = setting(
+        65536, "Samples of a stream that are shuffled among each other.", at_least=1, at_most=2**40)
+    crops: list[CropGroup] = setting(
+        [CropGroup(), CropGroup(num=6, size=96, scale=[0.05, 0.14])],
+        "Views of an image, one group per size; codes come from the first group.", min_length=1,
+        expected="at least one group")
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    scaled_decode: float = 2.0
-    """Decode a JPEG at 1/2, 1/4 or 1/8 of its size where all its crops stay so many times larger than their views; 0
-    always decodes whole images."""
-    max_skipped: int = 1000
-    """Places of batches whose image was unreadable after which the run stops."""
-    max_skipped_in_row: int = 100
-    """Neighbours of an unreadable image that are tried before the run stops."""
-    max_skipped_rate: float = 0.5
-    """Share of the places of batches between two logged steps whose image was unreadable at which the run stops."""
-    max_pixels: int = 178_956_970
-    """Larger images are skipped before they are decoded (decompression bombs)."""
+    mean: list[float] = setting(
+        [0.485, 0.456, 0.406], "Of each channel, subtracted from views.", length=3, at_least=-1000, at_most=1000,
+        expected="three numbers, one per channel")
+    std: list[float] = setting(
+        [0.229, 0.224, 0.225], "Of each channel, by which views are divided.", length=3, at_least=1e-6, at_most=1000,
+        expected="three numbers above 0, one per channel")
+    scaled_decode: float = setting(
+        2.0, "Decode a JPEG at 1/2, 1/4 or 1/8 of its size where all its crops stay this many times larger than their "
+        "views; 0 always decodes whole images.", at_least=0, at_most=1e6)
+    max_skipped: int = setting(1000, "The run stops after this many images had to be replaced.", at_least=0)
+    max_skipped_in_row: int = setting(
+        100, "Neighbours of an unreadable image that are tried before the run stops.", at_least=1)
+    max_skipped_rate: float = setting(
+        0.5, "The run stops if more than this share of the images between two logged steps had to be replaced.",
+        at_least=0, at_most=1e6)
+    max_pixels: int = setting(
+        178_956_970, "Larger images are skipped before they are decoded (decompression bombs).", at_least=1)
 
 
 @dataclass
 class ModelConfig:
-    backbone: str = "resnet50"
-    """A torchvision resnet* / wide_resnet* / regnet_* name; resnet50w2, w4, w5 (SwAV's); regnet_y_64gf, 256gf, 10b
-    (SEER's); or `resnet` with the depths and width below."""
-    stem: str = "imagenet"
-    """`imagenet` as published, `3x3s2` or `3x3`: one 3x3 convolution (stride 2 or 1), no pooling."""
-    depths: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
-    """Blocks of each stage, for `resnet`."""
-    width: int = 64
-    """Channels of the first stage, for `resnet`; each stage doubles them."""
-    block: str = "basic"
-    """`basic` or `bottleneck`, for `resnet`."""
-    hidden: list[int] = field(default_factory=lambda: [2048])
-    """Hidden widths of the projection head."""
-    head_batchnorm: bool = True
-    embedding: int = 128
-    """Dimension in which views meet prototypes."""
-    prototypes: Any = 3000
-    """Number of prototypes; a list makes several heads."""
-    recompute_stages: list[int] = field(default_factory=list)
-    """Stages, from 1, whose blocks' activations are recomputed in the backward pass instead of kept (checkpointing)."""
-    compile_stages: list[int] = field(default_factory=list)
-    """Stages, from 1, whose blocks go through torch.compile; not those that are recomputed."""
+    backbone: str = setting(
+        "resnet50", "A torchvision resnet* / wide_resnet* / regnet_* name; resnet50w2, w4, w5 (SwAV's); regnet_y_64gf, "
+        "256gf, 10b (SEER's); or `resnet` with the depths and width below.",
+        table="largescale.models.backbones:available")
+    stem: str = setting(
+        "imagenet", "`imagenet` as published, `3x3s2` or `3x3`: one 3x3 convolution (stride 2 or 1), no pooling.",
+        one_of=("imagenet", "3x3s2", "3x3"))
+    depths: list[int] = setting(
+        [2, 2, 2, 2], "Blocks of each stage, for `resnet`.", at_least=1, at_most=1000, min_length=1,
+        used_if="model.backbone=resnet", expected="blocks of each stage, at least 1 and at most 1000")
+    width: int = setting(
+        64, "Channels of the first stage, for `resnet`; each stage doubles them.", at_least=1, at_most=2**20,
+        used_if="model.backbone=resnet")
+    block: str = setting(
+        "basic", "`basic` or `bottleneck`, for `resnet`.", one_of=("basic", "bottleneck"),
+        used_if="model.backbone=resnet")
+    hidden: list[int] = setting(
+        [2048], "Hidden widths of the projection head.", at_least=1, at_most=2**24,
+        expected="widths of at least 1 and at most 16777216")
+    head_batchnorm: bool = setting(True, "BatchNorm behind each hidden layer of the projection head.")
+    embedding: int = setting(128, "Dimension in which views meet prototypes.", at_least=1, at_most=2**24)
+    prototypes: Any = setting(
+        3000, "Number of prototypes; a list makes several heads.", whole=True, at_least=2, at_most=2**31, min_length=1,
+        expected="a number above 1 (at most 2147483648), or a list of them")
+    recompute_stages: list[int] = setting(
+        [], "Stages, from 1, whose blocks' activations are recomputed in the backward pass instead of kept "
+        "(checkpointing).")
+    compile_stages: list[int] = setting(
+        [], "Stages, from 1, whose blocks go through torch.compile; not those that are recomputed.")
 
 
 @dataclass
 class MethodConfig:
-    name: str = "swav"
-    temperature: float = 0.1
-    epsilon: float = 0.05
-    sinkhorn_iterations: int = 3
-    freeze_prototypes_steps: int = 0
-    queue: int = 0
-    """Samples of earlier steps that take part in the assignment; a multiple of train.global_batch."""
-    queue_start_step: int = 0
-    """Step at which the queue begins to fill; it is used once it is full."""
+    name: str = setting("swav", "The method that trains the network.", table="largescale.methods:METHODS")
+    temperature: float = setting(0.1, "Of the predictions: scores are divided by it.", at_least=1e-6, at_most=1e6)
+    epsilon: float = setting(
+        0.05, "Entropy regularisation of the assignments: smaller is sharper.", at_least=1e-6, at_most=1e6)
+    sinkhorn_iterations: int = setting(
+        3, "Column and row steps of an assignment, each with an all-reduce.", at_least=1, at_most=10_000)
+    freeze_prototypes_steps: int = setting(
+        0, "First steps that leave the prototypes as they are.", at_least=0, at_most=_MOST_STEPS)
+    queue: int = setting(
+        0, "Samples of earlier steps that take part in the assignment; a multiple of train.global_batch.",
+        at_least=0, at_most=2**40)
+    queue_start_step: int = setting(
+        0, "Step at which the queue begins to fill; it is used once it is full.", at_least=0, at_most=_MOST_STEPS,
+        used_if="method.queue")
 
 
 @dataclass
 class OptimConfig:
-    name: str = "lars"
-    lr: float = 4.8
-    final_lr: float = 0.0
-    warmup_lr: float = 0.0
-    warmup_epochs: float = 0.0
-    weight_decay: float = 1e-6
-    momentum: float = 0.9
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    trust_coefficient: float = 0.001
-    exclude_bias_and_norm: bool = True
-    """Biases and normalisation parameters get no weight decay and no LARS scaling."""
-    clip_grad_norm: float = 0.0
-    """Largest global gradient norm; 0 does not clip."""
+    name: str = setting("lars", "The optimizer.", table="largescale.optim:OPTIMIZERS")
+    lr: float = setting(4.8, "Learning rate at its peak.", above=0, at_most=1e9)
+    final_lr: float = setting(0.0, "Learning rate at the end of the run.", at_least=0, at_most=1e9)
+    warmup_lr: float = setting(
+        0.0, "Learning rate of the first step of the warm-up.", at_least=0, at_most=1e9,
+        used_if="optim.warmup_epochs")
+    warmup_epochs: float = setting(0.0, "Epochs of linear warm-up.", at_least=0, at_most=1e9)
+    weight_decay: float = setting(1e-6, "Share of a weight that joins its gradient.", at_least=0, at_most=1e6)
+    momentum: float = setting(
+        0.9, "Share of the earlier updates in an update.", at_least=0, below=1, used_if="optim.name=lars|sgd",
+        expected="at least 0 and below 1")
+    betas: list[float] = setting(
+        [0.9, 0.999], "Memory of the mean gradient and of its square.", at_least=0, below=1, length=2,
+        used_if="optim.name=adamw", expected="two numbers, each at least 0 and below 1")
+    trust_coefficient: float = setting(
+        0.001, "Length of an update over the length of its weights, before the learning rate.", above=0, at_most=1e6,
+        used_if="optim.name=lars")
+    exclude_bias_and_norm: bool = setting(
+        True, "Biases and normalisation parameters get no weight decay and no LARS scaling.")
+    clip_grad_norm: float = setting(
+        0.0, "Largest global gradient norm; 0 does not clip.", at_least=0, at_most=1e30)
 
 
 @dataclass
 class TrainConfig:
-    epochs: float = 100.0
-    """Times that all images are used, where `steps` is 0."""
-    steps: int = 0
-    """Optimizer steps; 0 derives them from epochs. A later file or an override that sets `epochs` makes it 0."""
-    global_batch: int = 256
-    """Images a step over all ranks."""
-    accumulate: int = 1
-    """Micro-batches that a step is cut into, one after the other: less memory, the same images in a step. BatchNorm and
-    Sinkhorn see one micro-batch of all ranks at a time (and the queue)."""
-    precision: str = "auto"
-    """fp32, tf32, bf16, fp16 or fp64, see largescale/precision.py; auto is bf16 on CUDA and fp32 elsewhere."""
-    deterministic: bool = False
-    """Only algorithms that give the same bits every time (on CUDA; slower)."""
-    spike_factor: float = 0.0
-    """A gradient norm of so many times its running average is treated like one that is not finite; 0 never."""
-    max_rollbacks: int = 0
-    """How often the run may go back to its last checkpoint after a step that is not finite; then it stops."""
-    rollback_window: int = 10
-    """Steps of data, up to the bad one, that are left out after going back."""
+    epochs: float = setting(100.0, "Times that all images are used, where `steps` is 0.", at_least=0, at_most=1e9)
+    steps: int = setting(
+        0, "Optimizer steps; 0 derives them from epochs. A later file or an override that sets `epochs` makes it 0.",
+        at_least=0, at_most=_MOST_STEPS)
+    global_batch: int = setting(256, "Images per step over all ranks.", at_least=1, at_most=2**31)
+    accumulate: int = setting(
+        1, "Micro-batches that a step is cut into, one after the other: less memory, the same images in a step. "
+        "BatchNorm and Sinkhorn see one micro-batch of all ranks at a time (and the queue).", at_least=1, at_most=2**31)
+    precision: str = setting(
+        "auto", "fp32, tf32, bf16, fp16 or fp64, see largescale/precision.py; auto is bf16 on CUDA and fp32 elsewhere.",
+        one_of=PRECISIONS)
+    deterministic: bool = setting(
+        False, "Only algorithms that give the same bits every time (on CUDA; slower).")
+    spike_factor: float = setting(
+        0.0, "A gradient norm of this many times its running average is treated like one that is not finite; 0 never.",
+        at_least=0, at_most=1e30)
+    max_rollbacks: int = setting(
+        0, "How often the run may go back to its last checkpoint after a step that is not finite; then it stops.",
+        at_least=0)
+    rollback_window: int = setting(
+        10, "Steps of data, up to the bad one, that are left out after going back.", at_least=1, at_most=_MOST_STEPS,
+        used_if="train.max_rollbacks")
 
 
 @dataclass
 class ParallelConfig:
-    strategy: str = "ddp"
-    replicate: int = 1
-    """fsdp: copies of the sharded model (HSDP); gradients are averaged over them. Neighbouring ranks share a copy, so
-    that a node can hold one."""
-    shard: int = 0
-    """fsdp: ranks that a copy is cut over; 0 is all ranks / replicate."""
-    cpu_offload: bool = False
-    """fsdp, zero: keep sharded parameters and optimizer state in host memory, and update there."""
-    sync_batchnorm: bool = True
-    """Batch statistics over all ranks, so that results do not depend on their number."""
-    batchnorm_group_size: int = 0
-    """Neighbouring ranks that share batch statistics; 0, or more than there are, is all of them."""
-    reshard_after_forward: bool = True
-    """fsdp: free gathered parameters after the forward pass."""
-    unit_min_parameters: int = 2_000_000
-    """fsdp: blocks with fewer parameters are gathered with the whole model instead of one by one."""
-    sharded_init: bool = False
-    """fsdp: no rank ever builds the whole network; each draws the pieces it holds (another draw than the whole one, the
-    same on any number of ranks)."""
+    strategy: str = setting("ddp", "How the model is spread over ranks.", table="largescale.parallel:STRATEGIES")
+    replicate: int = setting(
+        1, "fsdp: copies of the sharded model (HSDP); gradients are averaged over them. Neighbouring ranks share a "
+        "copy, so that a node can hold one.", at_least=1, at_most=2**31, used_if="parallel.strategy=fsdp")
+    shard: int = setting(
+        0, "fsdp: ranks that a copy is cut over; 0 is all ranks / replicate.", at_least=0, at_most=2**31,
+        used_if="parallel.strategy=fsdp")
+    cpu_offload: bool = setting(
+        False, "fsdp, zero: keep sharded parameters and optimizer state in host memory, and update there.",
+        used_if="parallel.strategy=fsdp|zero1|zero2|zero3")
+    sync_batchnorm: bool = setting(
+        True, "Batch statistics over all ranks, so that results do not depend on their number.")
+    batchnorm_group_size: int = setting(
+        0, "Neighbouring ranks that share batch statistics; 0, or more than there are, is all of them.",
+        at_least=0, at_most=2**31, used_if="parallel.sync_batchnorm")
+    reshard_after_forward: bool = setting(
+        True, "fsdp: free gathered parameters after the forward pass.", used_if="parallel.strategy=fsdp")
+    unit_min_parameters: int = setting(
+        2_000_000, "fsdp: blocks with fewer parameters are gathered with the whole model instead of one by one.",
+        at_least=0, used_if="parallel.strategy=fsdp")
+    sharded_init: bool = setting(
+        False, "fsdp: no rank ever builds the whole network; each draws the pieces it holds (another draw than the "
+        "whole one, the same on any number of ranks).", used_if="parallel.strategy=fsdp")
 
 
 @dataclass
 class CheckpointConfig:
-    every_steps: int = 1000
-    """0 saves only at the end."""
-    keep: int = 3
-    """Newest checkpoints to keep."""
-    keep_every: int = 0
-    """Also keep those of every so many steps; 0 keeps none of these."""
-    mirror: str = ""
-    """Folder in a store (s3://..., any that fsspec knows) where checkpoints are copied to, and fetched from if the
-    run's folder has none as new."""
-    background: bool = True
-    """Write while the training goes on, from a copy of the state in host memory."""
+    every_steps: int = setting(
+        1000, "Steps between checkpoints; 0 saves only at the end.", at_least=0, at_most=_MOST_STEPS)
+    keep: int = setting(3, "Newest checkpoints to keep.", at_least=1)
+    keep_every: int = setting(
+        0, "Also keep those of every so many steps; 0 keeps none of these.", at_least=0, at_most=_MOST_STEPS)
+    mirror: str = setting(
+        "", "Folder in a store (s3://..., any that fsspec knows) where checkpoints are copied to, and fetched from if "
+        "the run's folder has none as new.")
+    background: bool = setting(
+        True, "Write while the training goes on, from a copy of the state in host memory.")
 
 
 @dataclass
 class EvaluateConfig:
-    train_shards: str = ""
-    """Labelled shard folder for the kNN bank and the linear probe; empty means data.shards."""
-    resize: int = 256
-    """Shorter side before the centre crop."""
-    size: int = 224
-    """Side of the centre crop."""
-    batch: int = 256
-    baselines: bool = True
-    """Also measure the untrained network and raw pixels."""
-    knn_neighbours: list[int] = field(default_factory=lambda: [10, 20, 50, 100, 200])
-    knn_temperature: float = 0.07
-    linear_epochs: int = 100
-    linear_batch: int = 512
-    linear_rates: list[float] = field(default_factory=lambda: [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0])
-    linear_weight_decay: float = 0.0
+    train_shards: str = setting(
+        "", "Labelled shard folder for the kNN bank and the linear probe; empty means data.shards.")
+    resize: int = setting(256, "Shorter side before the centre crop.", at_least=1, at_most=16384)
+    size: int = setting(224, "Side of the centre crop; at most evaluate.resize.", at_least=1, at_most=16384)
+    batch: int = setting(256, "Images per forward pass.", at_least=1, at_most=2**20)
+    baselines: bool = setting(True, "Also measure the untrained network and raw pixels.")
+    knn_neighbours: list[int] = setting(
+        [10, 20, 50, 100, 200], "Numbers of neighbours that vote.", at_least=1, min_length=1)
+    knn_temperature: float = setting(
+        0.07, "A neighbour's vote weighs exp(cosine / temperature).", at_least=1e-6, at_most=1e6)
+    linear_epochs: int = setting(100, "Epochs of the linear probe.", at_least=1, at_most=10**6)
+    linear_batch: int = setting(512, "Images per step of the linear probe.", at_least=1, at_most=2**31)
+    linear_rates: list[float] = setting(
+        [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0], "Learning rates that the linear probe tries.", above=0, at_most=1e9,
+        min_length=1)
+    linear_weight_decay: float = setting(0.0, "Weight decay of the linear probe.", at_least=0, at_most=1e6)
 
 
 @dataclass
 class Config:
-    name: str = "???"
+    name: str = setting("???", "Of the run.", min_length=1)
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ from omegaconf import OmegaConf
 
 from largescale.config.schema import Config, DataConfig
 from shards.errors import InputError
+
+_LARGEST_WEIGHT = 1e9
 
 
 def to_yaml(config: Config) -> str:
@@ -44,20 +45,28 @@ def corpus_settings(data: DataConfig) -> list[tuple[str, float, str]]:
     Raises:
         InputError: neither a location nor a list of {path, weight, subset}, or one of them twice.
     """
-    if isinstance(data.shards, str):
-        return [(data.shards, 1.0, data.subset)]
     expected = "a folder or URL, or a list of {path: FOLDER, weight: SHARE above 0, subset: FILE}"
+    if isinstance(data.shards, str):
+        require(data.shards != "", "data.shards", data.shards, expected)
+        return [(data.shards, 1.0, data.subset)]
     require(isinstance(data.shards, list) and len(data.shards) > 0, "data.shards", data.shards, expected)
     require(not data.subset, "data.subset", data.subset, "nothing where data.shards is a list; set it in the list")
     settings: list[tuple[str, float, str]] = []
     for item in data.shards:
         row = {"path": item} if isinstance(item, str) else item
-        known = isinstance(row, dict) and {"path"} <= set(row) <= {"path", "weight", "subset"}
-        weight = row.get("weight", 1.0) if known else 0.0
-        require(known and type(weight) in (int, float) and 0 < weight < math.inf, "data.shards", item, expected)
-        settings.append((str(row["path"]), float(weight), str(row.get("subset", ""))))
+        require(isinstance(row, dict) and _is_corpus(row), "data.shards", item, expected)
+        settings.append((row["path"], float(row.get("weight", 1.0)), row.get("subset", "")))
     _reject_twice(settings)
     return settings
+
+
+def _is_corpus(row: dict[object, object]) -> bool:
+    weight = row.get("weight", 1.0)
+    return (
+        {"path"} <= set(row) <= {"path", "weight", "subset"}
+        and isinstance(row["path"], str) and row["path"] != "" and isinstance(row.get("subset", ""), str)
+        and type(weight) in (int, float) and 0 < weight <= _LARGEST_WEIGHT
+    )
 
 
 def _reject_twice(settings: list[tuple[str, float, str]]) -> None:

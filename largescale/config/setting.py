@@ -1,0 +1,121 @@
+"""How a setting is declared: default, help and legal range in one place, from which checks and docs are derived."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import math
+from dataclasses import Field, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+_LARGEST_INT = 2**63 - 1
+"""What a file of arrays or tensors can hold; larger whole numbers are mistakes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What holds for a setting. Bounds are those of each element where the value is a list.
+
+    Attributes:
+        help: what it means, for people.
+        at_least, above, at_most, below: bounds of a number.
+        one_of: the texts it may be.
+        table: `module:NAME` of a table (or of a function that lists names) whose names it may be.
+        length: number of elements of a list; 0 is any number from `min_length` up.
+        ascending: elements of a list must not fall.
+        whole: numbers must be whole, where the type does not say so.
+        used_if: another key that must be set (not 0, false or empty) for this one to have an effect, or
+            `key=VALUE|VALUE` with the values it must have.
+        expected: what to say of a value that does not fit; made from the rest where empty.
+    """
+
+    help: str = ""
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    one_of: tuple[str, ...] = ()
+    table: str = ""
+    length: int = 0
+    min_length: int = 0
+    ascending: bool = False
+    whole: bool = False
+    used_if: str = ""
+    expected: str = ""
+
+    def names(self) -> tuple[str, ...]:
+        """The names it may have, those of its table included; empty where any text will do."""
+        if not self.table:
+            return self.one_of
+        module, name = self.table.split(":")
+        # Imported late: tables hold classes that need torch, and read this configuration.
+        table = getattr(importlib.import_module(module), name)
+        return tuple(table() if callable(table) else table)
+
+    def misfit(self, value: Any) -> str:
+        """What was expected instead of a value; empty where the value fits."""
+        if not _finite(value):
+            return "finite numbers"
+        expected = self._misfit_of_list(value) if isinstance(value, list) else self._misfit_of_one(value)
+        return expected and (self.expected or expected)
+
+    def _misfit_of_list(self, values: list[Any]) -> str:
+        if self.length and len(values) != self.length:
+            return f"{self.length} values"
+        if len(values) < self.min_length:
+            return f"at least {self.min_length} value{'s' * (self.min_length > 1)}"
+        expected = next(filter(None, map(self._misfit_of_one, values)), "")
+        if expected:
+            return f"values, each {expected}"
+        falls = self.ascending and any(later < earlier for earlier, later in pairwise(values))
+        return "values that do not fall" if falls else ""
+
+    def _misfit_of_one(self, value: Any) -> str:
+        if isinstance(value, str):
+            return self._misfit_of_text(value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return "a whole number" if self.whole else ""
+        if isinstance(value, int) and abs(value) > _LARGEST_INT:
+            return "a number of at most 64 bits"
+        if self.whole and not isinstance(value, int):
+            return "a whole number"
+        if self.at_least is not None and value < self.at_least:
+            return "0 or more" if self.at_least == 0 else f"at least {self.at_least:.15g}"
+        if self.above is not None and value <= self.above:
+            return f"above {self.above:.15g}"
+        if self.at_most is not None and value > self.at_most:
+            return f"at most {self.at_most:.15g}" if self.at_most < 1e6 else f"at most {self.at_most:g}"
+        return f"below {self.below:.15g}" if self.below is not None and value >= self.below else ""
+
+    def _misfit_of_text(self, value: str) -> str:
+        if self.whole:
+            return "a whole number"
+        if any(ord(character) < 32 for character in value):
+            return "text without control characters"
+        if self.min_length and not value.strip():
+            return "a name"
+        if not (self.one_of or self.table) or value in self.names():
+            return ""
+        names = self.names()
+        return f"one of {', '.join(names)}" if self.table else " or ".join([", ".join(names[:-1]), names[-1]])
+
+
+def _finite(value: Any) -> bool:
+    """No number may be infinite: where one switches something off, it is 0, and its help says so."""
+    if isinstance(value, list | dict):
+        return all(map(_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def setting(default: Any, help: str, **declared: Any) -> Any:
+    """A dataclass field with its declaration; lists and groups are copied for each instance."""
+    metadata = {"setting": Setting(help=help, **declared)}
+    if isinstance(default, str | int | float):
+        return field(default=default, metadata=metadata)
+    return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+
+
+def declared(item: Field[Any]) -> Setting:
+    """What a field was declared with."""
+    return item.metadata.get("setting", Setting())

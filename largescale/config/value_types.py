@@ -1,0 +1,48 @@
+"""Which values fit the type of a setting, and how that type is called in a message."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import Any, get_args, get_origin
+
+_FORMS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def element_group(hint: Any) -> Any:
+    """The dataclass that the elements of a list are; None for other types."""
+    inner = get_args(hint)
+    return inner[0] if get_origin(hint) is list and is_dataclass(inner[0]) else None
+
+
+def form(hint: Any) -> str:
+    """What a value of a type looks like, for people."""
+    if group := element_group(hint):
+        return f"a list of {{{', '.join(item.name for item in fields(group))}}}"
+    if get_origin(hint) is list:
+        return "a list of whole numbers, such as [1, 2]" if get_args(hint)[0] is int else "a list of numbers, [x, y]"
+    return _FORMS.get(hint, "a value")
+
+
+def misfit_of_type(value: Any, hint: Any) -> str:
+    """What was expected instead of a value; empty where its type will do, or where OmegaConf will find out.
+
+    Interpolations and texts that hold a number are left to OmegaConf, which converts them.
+    """
+    if hint is Any or (isinstance(value, str) and "${" in value):
+        return "a value, not null" if value is None else ""
+    if get_origin(hint) is list:
+        if not isinstance(value, list):
+            return form(hint)
+        inner = get_args(hint)[0]
+        if is_dataclass(inner):
+            return "" if all(isinstance(element, dict) for element in value) else form(hint)
+        return form(hint) if any(misfit_of_type(element, inner) for element in value) else ""
+    if hint is bool:
+        fits = isinstance(value, bool) or str(value).lower() in ("true", "false") or value in (0, 1)
+    elif hint is str:
+        fits = isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool))
+    elif is_dataclass(hint):
+        fits = isinstance(value, dict)
+    else:
+        fits = isinstance(value, int | float | str) and not isinstance(value, bool)
+    return "" if fits else form(hint)
