@@ -11,11 +11,12 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, BinaryIO
 
 from shards.errors import InputError
 from shards.folders import Folder
-from shards.found import NO_IMAGE, Content, Found, first_folder, is_image, left_out, suffix_of
+from shards.found import NO_IMAGE, Content, Found, first_folder, left_out, suffix_of, why_no_image
 from shards.keys import Keys
 from shards.tar import ONE_MORE, TarSample, walk
 
@@ -42,8 +43,8 @@ class ZipSource:
         key_folders = {"": ""}
         self._archive()
         for place, member in sorted(self._members.items()):
-            if not is_image(member.filename):
-                yield left_out(place, NO_IMAGE)
+            if reason := why_no_image(member.filename, partial(self._begin, place)):
+                yield left_out(place, reason)
                 continue
             if member.file_size > MAX_MEMBER_BYTES:
                 yield left_out(place, f"unpacks to more than {MAX_MEMBER_BYTES:,} bytes")
@@ -61,16 +62,21 @@ class ZipSource:
 
     def read(self, place: str) -> Content:
         """See `Source`."""
-        archive = self._archive()
-        member = self._members.get(place)
-        if member is None:
+        self._archive()
+        if place not in self._members:
             raise OSError(0, "not in the archive")
+        # Never more than was said: the rest of one that lies is not unpacked.
+        member = self._members[place]
+        return Content(self._begin(place, member.file_size), suffix_of(member.filename))
+
+    def _begin(self, place: str, size: int) -> bytes:
+        """The first bytes of a member."""
+        archive, member = self._archive(), self._members[place]
         if member.flag_bits & 1:
             raise OSError(0, "encrypted in the archive")
         try:
             with archive.open(member) as file:
-                # Never more than was said: the rest of one that lies is not unpacked.
-                return Content(file.read(member.file_size), suffix_of(member.filename))
+                return file.read(size)
         except InputError:  # the store that the archive is in
             raise
         except NotImplementedError as error:

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from shards.errors import InputError
 from shards.folders import Folder, open_folder
-from shards.found import NO_IMAGE, Content, Found, first_folder, is_image, left_out, suffix_of
+from shards.found import Content, Found, first_folder, left_out, suffix_of, why_no_image
 from shards.keys import Keys
 from shards.stores import is_url
 
@@ -77,8 +77,8 @@ class ListSource:
 
     def _found(self, number: int, row: dict[str, Any]) -> Found:
         place, path = _json(row), row["path"]
-        if not is_image(path):
-            return left_out(place, NO_IMAGE)
+        if reason := why_no_image(path):
+            return left_out(place, reason)
         folder, name = self._find(path)
         try:
             size = folder.size(name)

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from shards.archives import TarSource, ZipSource
+from shards.archives import MAX_MEMBER_BYTES, TarSource, ZipSource
 from shards.errors import InputError
 from shards.folders import Denied, Entry, Folder, open_folder
-from shards.found import NO_IMAGE, Content, Found, first_folder, is_image, left_out, suffix_of
+from shards.found import NO_IMAGE, Content, Found, first_folder, is_image, left_out, suffix_of, why_no_image
 from shards.keys import Keys
 from shards.lists import READERS, ListSource
 from shards.stores import is_url
@@ -127,11 +127,21 @@ class FolderSource:
                     yield left_out(f"{place}/", "folder cannot be listed")
                     continue
                 branch.append(_Level(f"{place}/", f"{level.key_folder}{level.folders.of_folder(entry.name)}/", entries))
-            elif not is_image(entry.name) or entry.other:
-                yield left_out(place, entry.other or NO_IMAGE)
+            elif reason := entry.other or self._why_no_image(place, entry):
+                yield left_out(place, reason)
             else:
                 key = level.key_folder + level.files.of_file(entry.name)
                 yield Found(place, key, entry.size, folder=first_folder(place))
+
+
+    def _why_no_image(self, place: str, entry: Entry) -> str:
+        if self._folder.reads > 1:
+            return why_no_image(entry.name) or (NO_IMAGE if self._is_unnamed_and_large(entry) else "")
+        return why_no_image(entry.name, lambda size: self._folder.read_spans(place, [(0, size)])[0])
+
+    @staticmethod
+    def _is_unnamed_and_large(entry: Entry) -> bool:
+        return not is_image(entry.name) and entry.size > MAX_MEMBER_BYTES
 
 
 class _Level:

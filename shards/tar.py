@@ -19,8 +19,10 @@ import numpy as np
 import xxhash
 
 from shards.errors import InputError
+from shards.formats import HEAD_BYTES
+from shards.found import why_no_image
 from shards.images import ImageError, inspect
-from shards.manifest import IMAGE_SUFFIXES, ShardIndex
+from shards.manifest import IMAGE_SUFFIXES, STORED_SUFFIXES, ShardIndex
 
 _BLOCK = 512
 
@@ -30,10 +32,13 @@ ONE_MORE = "one more image of a sample"
 
 @dataclass
 class TarSample:
-    """One sample: its key, and (offset, size) in the tar of each member by its suffix."""
+    """One sample: its key, (offset, size) in the tar of each member by its suffix, and, where none of these names an
+    image, the suffixes of members that are images by their content.
+    """
 
     key: str
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
+    unnamed: list[str] = field(default_factory=list)
 
     def image(self) -> tuple[int, int] | None:
         """Place of the image, if it has one: of several the first."""
@@ -42,7 +47,7 @@ class TarSample:
     def images(self) -> list[str]:
         """Suffixes of the members that are images; those that are nothing but a format come first."""
         found = [suffix for suffix in self.members if suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
-        return sorted(found, key=lambda suffix: "." in suffix)
+        return sorted(found or self.unnamed, key=lambda suffix: ("." in suffix, suffix not in STORED_SUFFIXES))
 
 
 class IndexRow(NamedTuple):
@@ -99,7 +104,7 @@ def walk(file: BinaryIO, where: object, skipped: list[tuple[str, str]] | None = 
                 key, suffix = split_name(member.name)
                 if sample is None or sample.key != key or suffix in sample.members:
                     if sample is not None:
-                        yield sample
+                        yield _looked_into(sample, file)
                     sample = TarSample(key)
                 sample.members[suffix] = spans[posixpath.normpath(member.name)]
             end = tar.offset
@@ -107,7 +112,19 @@ def walk(file: BinaryIO, where: object, skipped: list[tuple[str, str]] | None = 
         raise InputError(f"{where}: not a whole tar ({error}); restore it or convert again") from error
     _check_end(file, where, size, end)
     if sample is not None:
-        yield sample
+        yield _looked_into(sample, file)
+
+
+def _looked_into(sample: TarSample, file: BinaryIO) -> TarSample:
+    """A sample whose suffixes name no image, with those of its members that are images by their content."""
+    def begin(start: int, size: int) -> bytes:
+        file.seek(start)
+        return file.read(min(size, HEAD_BYTES))
+
+    if not sample.images():
+        sample.unnamed = [suffix for suffix, span in sample.members.items()
+                          if not why_no_image(f".{suffix}", lambda _, span=span: begin(*span))]
+    return sample
 
 
 def _add_span(member: tarfile.TarInfo, spans: dict[str, tuple[int, int]]) -> str:
