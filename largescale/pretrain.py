@@ -28,9 +28,10 @@ from largescale.parallel import build_engine
 from largescale.parallel.batchnorm import average_statistics
 from largescale.processes import process_group, rank, together, world_size
 from largescale.rollback import DataSteps
+from largescale.run import init_from
 from largescale.run.failures import TrainingStopped
 from largescale.run.lease import Lease, lease_of
-from largescale.run.schedule_check import Length, complaints, facts
+from largescale.run.schedule_check import Length, complaints, facts, warn_of_schedule
 from largescale.run.shared import check_shared
 from largescale.run_folder import RunFolder
 
@@ -81,6 +82,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     first_step, num_skipped, spike_state = run.resume(engine)
     if first_step >= num_steps:
         _log.info("%s is complete: %d steps", run.path, num_steps)
+        run.record_configuration()
         run.set_status("complete", num_steps, num_steps)
         return True
     run.open_logs(first_step)
@@ -91,9 +93,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
         stream.order.left_out, world_size(), config.parallel.strategy, first_step,
     )
 
-    if rank() == 0:
-        for complaint in complaints(config, Length.of(stream)):
-            _log.warning("%s", complaint)
+    warn_of_schedule(config, Length.of(stream))
 
     # -- The loop ----------------------------------------------------------------------------------------------------
     meter = Meter(prototype_counts(config), config.train.global_batch, device)
@@ -118,10 +118,8 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                 run.dump_trouble(step, batch, output, trouble)
                 if run.roll_back(step, batch, trouble):
                     return False
-                raise TrainingStopped(
-                    f"step {step}: {trouble}; stopped before the update. The last checkpoint is good; "
-                    f"try a lower optim.lr or train.precision=fp32"
-                )
+                way_on = run.way_on(step, trouble, rates)
+                raise TrainingStopped(f"step {step}: {trouble}; stopped before the update. {way_on}")
             watchdog.beat(f"step {step}: update")
             run.saver.wait_staged()
             engine.update(check, step=step, lr=lr, clip=config.optim.clip_grad_norm)
@@ -186,6 +184,8 @@ def describe(config: Config) -> tuple[dict[str, object], list[str]]:
     stream = Stream(config, rank=0, world_size=world_size(), device=torch.device("cpu"), dtype=torch.float32)
     stream.check_files()
     method = build_method(config, on_meta=True)
+    if config.init_from:
+        init_from.require_source(config.init_from)
     order, length = stream.order, Length.of(stream)
     found: dict[str, object] = {
         "samples": order.num_samples,

@@ -6,6 +6,7 @@
     tensorboard/         the same scalars
     audit/rank-*.jsonl   with data.audit=true: the keys that each rank trained on, step by step
     skipped/rank-*.jsonl unreadable images: step, shard, key, offset, reason
+    init.json            with init_from: the checkpoint that it started from
     checkpoints/         see checkpoint/folder.py
     status.json          running, stopped, failed (and why) or complete, and the steps done; run/status.py reads it
     owner-*.json         while a training runs: which process it is, see run/lease.py
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,8 @@ from largescale.observe.metrics import JsonLines, MetricsLog, forget_from
 from largescale.parallel.engine import Engine
 from largescale.processes import barrier, on_rank_0, rank, world_size
 from largescale.rollback import Rollbacks
+from largescale.run import init_from
+from largescale.run.advice import after_bad_step, new_run
 from largescale.run.environment import environment
 from largescale.run.failures import TrainingStopped
 from largescale.run.lease import Lease
@@ -53,12 +56,14 @@ _log = logging.getLogger(__name__)
 _FREE_TO_CHANGE = (
     "name", "run.dir", "run.log_every", "run.hang_timeout_s", "run.time_limit_s", "run.stop_before_s", "run.lease_s",
     "run.owner_wait_s", "data.shards", "data.subset", "data.eval_shards", "data.audit", "data.workers", "data.threads",
-    "data.prefetch", "data.cache", "data.fetches", "data.store_", "data.max_skipped", "parallel.strategy",
+    "data.prefetch", "data.cache", "data.fetches", "data.store_", "data.max_skipped", "data.max_pixels",
+    "parallel.strategy",
     "parallel.replicate", "parallel.shard", "parallel.cpu_offload", "parallel.reshard_after_forward",
     "parallel.unit_min_parameters", "model.recompute_stages", "model.compile_stages", "checkpoint.", "evaluate.",
     "train.max_rollbacks", "train.rollback_window",
 )
-"""Keys (or groups) that may differ when a run is continued: they do not change what it computes."""
+"""Keys (or groups) that may differ when a run is continued: they do not change what it computes (but for images that
+could not be read before, which may be from then on)."""
 
 MAX_FAILED_SAVES = 3
 """Saves that fail in a row before the run stops: without checkpoints it would work for nothing."""
@@ -79,12 +84,13 @@ class RunFolder:
         )
         self._fingerprint, self._lease = fingerprint, lease
         self._failed_saves, self._done = 0, 0
+        self._init: dict[str, Any] = {}
         self._metrics: MetricsLog | None = None
         self._audit: JsonLines | None = None
         self._skipped: JsonLines | None = None
 
     def resume(self, engine: Engine) -> tuple[int, int, list[float] | None]:
-        """Load the newest whole checkpoint into the engine.
+        """Load the newest whole checkpoint into the engine, or for a new run the weights that `init_from` names.
 
         Returns:
             The first step to do, the number of unreadable images so far, the state of the spike watch; zeros and
@@ -101,8 +107,10 @@ class RunFolder:
             on_rank_0(partial(self._mirror.fetch_newer, self.checkpoints))
         checkpoint = sharded.agree_on_latest(self.checkpoints, self._device)
         if checkpoint is None:
+            self._init = init_from.take_weights(engine, self.config, self._device) if self.config.init_from else {}
             return 0, 0, None
         self._check_same_run(checkpoint)
+        self._init = checkpoint.progress.get("init", {})
         if rank() == 0 and checkpoint.progress.get("order", 1) != order.VERSION:
             _log.warning("%s: saved by a version with another order of the samples; unless train.global_batch divides "
                          "them, the epoch under way may use some twice and others not; later epochs are exact",
@@ -121,12 +129,18 @@ class RunFolder:
             for folder in (self.path, self.path / "audit", self.path / "skipped"):
                 remove_partial_files(folder)
             forget_from(self.path, first_step)
-            _write_text(self.path / "config.yaml", to_yaml(self.config))
+            self.record_configuration()
+            _write_or_remove(self.path / init_from.FILE, json.dumps(self._init, indent=1) + "\n" if self._init else "")
             _write_text(self.path / "environment.json", json.dumps(environment(), indent=1) + "\n")
             self._metrics = MetricsLog(self.path, first_step)
         barrier()
         if self.config.data.audit:
             self._audit = JsonLines(self.path / "audit" / f"rank-{rank():05d}.jsonl")
+
+    def record_configuration(self) -> None:
+        """Write `config.yaml`, on rank 0; for a run that is complete what may still change (say `data.eval_shards`)."""
+        if rank() == 0:
+            _write_text(self.path / "config.yaml", to_yaml(self.config))
 
     @contextmanager
     def watched(self) -> Iterator[Watchdog]:
@@ -167,7 +181,7 @@ class RunFolder:
         progress = {
             "step": done, "skipped": num_skipped, "spikes": spikes, "data": self._fingerprint, "order": order.VERSION,
             "rollbacks": self.rollbacks.rows(), "world_size": world_size(), "config": flatten(self.config),
-            "strategy": self.config.parallel.strategy,
+            "strategy": self.config.parallel.strategy, "init": self._init,
         }
         self.settle_save()
         self._lease.check()
@@ -204,6 +218,11 @@ class RunFolder:
         scores = {f"scores.{number}": head.contiguous().cpu() for number, head in enumerate(output.scores)}
         with atomic_write(folder / f"rank-{rank():05d}.safetensors") as file:
             file.write(safetensors.torch.save(scores))
+
+    def way_on(self, step: int, trouble: str, rates: Sequence[float]) -> str:
+        """What works from here, after a step that cannot be used."""
+        return after_bad_step(self.config, step=step, trouble=trouble, rates=rates, checkpoints=self.checkpoints,
+                              num_rollbacks=len(self.rollbacks.rows()))
 
     def roll_back(self, step: int, batch: Batch, trouble: str) -> bool:
         """Leave out the data that led to a bad step, if the run may still do so; True if the run is to go back.
@@ -257,15 +276,23 @@ class RunFolder:
         if checkpoint.progress["data"] != self._fingerprint:
             raise InputError(
                 f"{self.path}: its checkpoint was trained on other shards than {self.config.data.shards}; "
-                f"use those, or another run.dir"
+                f"use those, or start a new run from its weights: {new_run(self.path)}"
             )
         before, now = checkpoint.progress["config"], flatten(self.config)
+        init_from.require_unchanged(self.config, before)
         for key in sorted(now):
             if key in before and not key.startswith(_FREE_TO_CHANGE) and before[key] != now[key]:
                 raise InputError(
                     f"{self.path}: cannot continue, {key} was {before[key]} and is now {now[key]}; "
-                    f"set it back, or use another run.dir"
+                    f"set it back, or start a new run from its weights: {new_run(self.path)}"
                 )
+
+
+def _write_or_remove(path: Path, text: str) -> None:
+    if text:
+        _write_text(path, text)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -308,6 +308,8 @@ class EvaluateConfig:
 @dataclass
 class Config:
     name: str = setting("???", "Of the run.", min_length=1)
+    init_from: str = setting(
+        "", "Folder of a run, or of one of its checkpoints, whose weights a new run starts from.")
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

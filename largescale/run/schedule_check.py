@@ -7,6 +7,7 @@ and what to set.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from largescale.methods import milestones
 from largescale.methods.milestone import Milestone
 from largescale.observe.spikes import FIRST_STEPS
 from largescale.optim import learning_rates, warmup_steps
+from largescale.processes import rank
+
+_log = logging.getLogger(__name__)
 
 LATEST = 0.5
 """Share of a run by which warm-up is over and a method does all that it is set to do."""
@@ -57,6 +61,13 @@ def complaints(config: Config, length: Length) -> list[str]:
     """What does not fit into the run, a line each; nothing where all does."""
     return [*_of_warmup(config, length), *_of_method(config, length), *_of_saving(config, length),
             *_of_data(config, length)]
+
+
+def warn_of_schedule(config: Config, length: Length) -> None:
+    """Say on rank 0 what does not fit into the run."""
+    if rank() == 0:
+        for complaint in complaints(config, length):
+            _log.warning("%s", complaint)
 
 
 def facts(config: Config, length: Length) -> dict[str, str]:

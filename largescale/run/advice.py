@@ -1,0 +1,63 @@
+"""What to do about a run that cannot go on as it is: overrides that work from where it stands, ready to be typed.
+
+A run that is continued may not change what it computes, so "a lower rate" means a new run that starts from its weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from largescale.checkpoint.folder import Checkpoint, newest_first
+from largescale.config import Config
+from largescale.precision import AUTOCAST
+
+_LOWER = 4
+"""What a learning rate is divided by that made the loss infinite; any smaller step is as likely to end there again."""
+
+
+def new_run(run: Path, checkpoint: Checkpoint | None = None) -> str:
+    """Overrides that start another run from the weights of this one, in a folder that is free."""
+    free = next(path for number in itertools.count(2) if not (path := run.with_name(f"{run.name}-{number}")).exists())
+    return f"init_from={checkpoint.path if checkpoint else run} run.dir={free}"
+
+
+def after_bad_step(
+    config: Config, *, step: int, trouble: str, rates: Sequence[float], checkpoints: Path, num_rollbacks: int
+) -> str:
+    """How a run that met a step which is not finite can go on.
+
+    Args:
+        config: of the run.
+        step: the bad one.
+        trouble: what was wrong, as `Engine.check` describes it.
+        rates: the learning rate of every step.
+        checkpoints: the run's folder of them.
+        num_rollbacks: how often it went back already.
+    """
+    run, saved = Path(config.run.dir), newest_first(checkpoints)
+    data_is_bad, back = "views" in trouble, f"train.max_rollbacks={num_rollbacks + 1}"
+    if not saved:
+        what = _slower(config, config.optim.lr / _LOWER)
+        if data_is_bad and step > 0:
+            what = f"give the same command with checkpoint.every_steps={max(1, step // 2)} {back}"
+        elif data_is_bad:
+            what = f"leave the images that {run}/trouble lists out (data.subset)"
+        return f"Nothing is saved yet: {what}"
+    again = f"give the same command with {back}, which leaves the data of such steps out"
+    if data_is_bad:
+        return f"The last checkpoint is good, the data is not: {again}"
+    # Weights that were saved just before the bad step may be what is bad.
+    before = next((checkpoint for checkpoint in saved if checkpoint.step < step), None)
+    source = before or saved[0]
+    rate = min(config.optim.lr / _LOWER, float(rates[source.step - 1]) or config.optim.lr)
+    lower = _slower(config, rate, f"{new_run(run, None if source is saved[0] else source)} ")
+    if before is not saved[0]:
+        return f"To go on from step {source.step}: {lower}"
+    return f"The last checkpoint is good. If the rate is too high: {lower}. If the data is bad: {again}"
+
+
+def _slower(config: Config, rate: float, new: str = "") -> str:
+    half = " (or train.precision=fp32)" if config.train.precision in AUTOCAST else ""
+    return f"give the same command with {new}optim.lr={rate:.2g}{half}"

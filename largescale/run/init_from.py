@@ -1,0 +1,141 @@
+"""`init_from`: a new run that starts from the weights of another one.
+
+Taken are parameters and BatchNorm statistics of the method, by name; step, optimizer and queue begin at zero, so
+length, schedule, rates, crops, strategy and images may all be others. The backbone must be the same. Of the rest, what
+has another shape (another number of prototypes, say) keeps its random weights, and a line names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from largescale.checkpoint import sharded
+from largescale.checkpoint.folder import PROGRESS, Checkpoint, open_checkpoint
+from largescale.config import Config, flatten
+from largescale.parallel.engine import Engine
+from largescale.processes import rank, together, world_size
+from shards.errors import InputError
+
+FILE = "init.json"
+"""In the run's folder: what it started from."""
+
+_BACKBONE = "model.backbone."
+_log = logging.getLogger(__name__)
+
+
+def take_weights(engine: Engine, config: Config, device: torch.device) -> dict[str, Any]:
+    """Load the weights that `init_from` names into an engine that has done no step, under any strategy.
+
+    Returns:
+        What was taken, for the run's records: `init_from`, `checkpoint`, `step`, `sha256` (of the checksums of its
+        files), `taken` (number of tensors) and `not_taken` (names).
+
+    Raises:
+        InputError: there is no whole checkpoint, or it has another backbone.
+
+    Collectives: every rank must call it; those of loading a checkpoint.
+    """
+    checkpoint = _open(config.init_from, device)
+    state = engine.state()
+    found = {name: shape for name, shape in sharded.shapes(checkpoint).items() if name.startswith("model.")}
+    needed = {name: tuple(value.shape) for name, value in state.items() if name.startswith("model.")}
+    differ = sorted(name for name in found.keys() | needed.keys() if found.get(name) != needed.get(name))
+    _require_same_backbone(config, checkpoint, differ)
+    taken = {name: value for name, value in state.items() if name in needed and name not in differ}
+    sharded.load(checkpoint, taken)
+    engine.take_state(state)
+    if rank() == 0:
+        _log.info("starts from the weights of %s: %d tensors", checkpoint.path, len(taken))
+        if differ:
+            _log.warning("not taken from there, random instead: %s", "; ".join(
+                f"{name.removeprefix('model.')} ({_shape(found.get(name))} there, {_shape(needed.get(name))} here)"
+                for name in differ))
+    return {"init_from": config.init_from, "checkpoint": str(checkpoint.path), "step": checkpoint.step,
+            "sha256": _sha256(checkpoint), "taken": len(taken),
+            "not_taken": [name.removeprefix("model.") for name in differ]}
+
+
+def require_unchanged(config: Config, before: Mapping[str, Any]) -> None:
+    """Refuse another `init_from` for a run that has begun.
+
+    Args:
+        before: the values that the run was saved with, by key.
+
+    Raises:
+        InputError: naming both.
+    """
+    began = before.get("init_from", "")
+    if config.init_from != began:
+        raise InputError(
+            f"{config.run.dir}: it has begun already, from {began or 'random weights'}, and goes on from its own "
+            f"checkpoint; init_from={config.init_from} is for new runs: give another run.dir, or init_from={began}"
+        )
+
+
+def source_of(where: str) -> Checkpoint | None:
+    """The newest checkpoint that `init_from` may mean, by its marks alone; None where there is none."""
+    path = Path(where).expanduser()
+    if (path / PROGRESS).is_file():
+        return open_checkpoint(path)
+    marked = [open_checkpoint(folder) for folder in sorted((path / "checkpoints").glob("step-*"), reverse=True)]
+    return next(filter(None, marked), None)
+
+
+def require_source(where: str) -> None:
+    """Check that `init_from` names a run that has saved, or one of its checkpoints.
+
+    Raises:
+        InputError: it does not.
+    """
+    if source_of(where) is None:
+        what = "no checkpoint there" if Path(where).expanduser().is_dir() else "no such folder"
+        raise InputError(f"init_from={where}: {what}; give the folder of a run that has saved, or one of its "
+                         f"checkpoints (RUN/checkpoints/step-...)")
+
+
+def _open(where: str, device: torch.device) -> Checkpoint:
+    """The whole checkpoint to start from, the same one on all ranks."""
+    together(lambda: require_source(where))
+    path = Path(where).expanduser()
+    if not (path / PROGRESS).is_file():
+        try:
+            checkpoint = sharded.agree_on_latest(path / "checkpoints", device)
+        except InputError as error:
+            raise InputError(f"init_from={where}: all checkpoints there are damaged; give another run") from error
+    else:
+        checkpoint = open_checkpoint(path)
+        together(lambda: _require_whole(where, checkpoint))
+    assert checkpoint is not None
+    return checkpoint
+
+
+def _require_whole(where: str, checkpoint: Checkpoint | None) -> None:
+    assert checkpoint is not None
+    if damage := checkpoint.damage(rank(), world_size()):
+        raise InputError(f"init_from={where}: {damage}; give another checkpoint of that run")
+
+
+def _require_same_backbone(config: Config, checkpoint: Checkpoint, differ: list[str]) -> None:
+    wrong = [name.removeprefix("model.") for name in differ if name.startswith(_BACKBONE)]
+    if wrong:
+        there, here = checkpoint.progress["config"], flatten(config)
+        keys = [key for key in here if key.startswith("model.") and key in there and there[key] != here[key]]
+        raise InputError(
+            f"init_from={config.init_from}: another backbone: {len(wrong)} tensors differ, such as {wrong[0]}; set "
+            f"{' '.join(f'{key}={there[key]}' for key in keys) or 'model.* as there'}"
+        )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else str(list(shape))
+
+
+def _sha256(checkpoint: Checkpoint) -> str:
+    files = checkpoint.progress["files"]
+    return hashlib.sha256("".join(f"{name} {files[name]['sha256']}\n" for name in sorted(files)).encode()).hexdigest()

@@ -1,0 +1,71 @@
+"""Under every strategy a run that starts from another's weights has, in its first step, the loss of that network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from largescale.checkpoint import sharded
+from largescale.checkpoint.folder import find_latest
+from largescale.cli import main
+from largescale.config import Config, load_config
+from largescale.methods import build_method
+from largescale.parallel import build_engine
+from largescale.run.init_from import take_weights
+from tests.distributed.ranks import run_ranks
+from tests.distributed.test_strategies import views_of_step
+from tests.faults.runs import TINY
+
+pytestmark = pytest.mark.distributed
+
+CASES = {
+    "ddp": ["train.precision=fp64"],
+    "fsdp": ["train.precision=fp64"],
+    "fsdp in pieces": ["train.precision=fp64", "parallel.strategy=fsdp", "parallel.sharded_init=true"],
+    "fairscale": ["train.precision=fp64"],
+    "zero1": ["train.precision=fp32"],
+    "zero3": ["train.precision=fp32"],
+}
+
+
+def configuration(source: Path, name: str) -> Config:
+    strategy = f"parallel.strategy={name.split()[0]}"
+    return load_config(TINY, ["data.shards=unused", "run.seed=7", f"init_from={source}", strategy, *CASES[name]])
+
+
+def first_losses(source: Path, names: list[str]) -> list[tuple[float, int]]:
+    """Loss of the first step, and step of the source, a case."""
+    found = []
+    for name in names:
+        config = configuration(source, name)
+        torch.manual_seed(config.run.seed)
+        method = build_method(config, on_meta=config.parallel.sharded_init)
+        engine = build_engine(method, config, torch.device("cpu"))
+        record = take_weights(engine, config, torch.device("cpu"))
+        views = views_of_step(config, 0)
+        found.append((engine.check(views, engine.forward_backward(views, 0).loss).loss, record["step"]))
+    return found
+
+
+def loss_of_source(source: Path) -> float:
+    """In one process, in float64, without any strategy."""
+    config = configuration(source, "ddp")
+    method = build_method(config).double()
+    checkpoint = find_latest(source / "checkpoints")
+    assert checkpoint is not None
+    state: dict[str, Tensor] = {f"model.{name}": value for name, value in method.state_dict().items()}
+    sharded.load(checkpoint, state, no_dist=True)
+    return float(method(views_of_step(config, 0), 0).loss.detach())
+
+
+def test_the_first_loss_is_that_of_the_source(shard_folder, tmp_path):
+    source = tmp_path / "run"
+    assert main(["pretrain", str(TINY), f"data.shards={shard_folder}", "train.precision=fp32", "train.steps=2",
+                 f"run.dir={source}"]) == 0
+    [expected] = run_ranks(loss_of_source, 1, source)
+    for name, (loss, step) in zip(CASES, run_ranks(first_losses, 2, source, list(CASES))[1], strict=True):
+        assert loss == pytest.approx(expected, rel=1e-9 if "fp64" in CASES[name][0] else 1e-5), name
+        assert step == 2
