@@ -193,7 +193,7 @@ def _num_images(config: Any) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from largescale.evaluate import evaluate
+    from largescale.evaluate.measure import evaluate
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     sys.stdout.write(evaluate(arguments.protocol, _run_dir(arguments.run_dir), arguments.overrides) + "\n")

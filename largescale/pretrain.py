@@ -19,7 +19,7 @@ from largescale.data.corpora import describe as describe_corpora
 from largescale.data.stream import Stream
 from largescale.methods import build_method
 from largescale.observe import waiting
-from largescale.observe.collapse import warning
+from largescale.observe.collapse import CollapseWatch
 from largescale.observe.console import Progress, configure_logging
 from largescale.observe.meter import Meter
 from largescale.observe.spikes import SpikeWatch
@@ -96,8 +96,8 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     warn_of_schedule(config, Length.of(stream))
 
     # -- The loop ----------------------------------------------------------------------------------------------------
-    meter = Meter(prototype_counts(config), config.train.global_batch, device)
-    spikes = SpikeWatch(config.train.spike_factor, spike_state)
+    meter = Meter(prototype_counts(config), config.train.global_batch, stream.order.num_samples, device)
+    spikes, collapse = SpikeWatch(config.train.spike_factor, spike_state), CollapseWatch()
     progress = Progress(first_step, num_steps)
     data_steps = DataSteps(first_step, num_steps, run.rollbacks.windows())
     with (
@@ -131,18 +131,18 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
             saves = last or due or check.stop
             if saves or done % config.run.log_every == 0:
                 # Saving closes the interval, so that a resumed run logs the same intervals.
-                measured, signs = meter.summary()
+                measured = meter.summary()
                 num_skipped += measured.pop("skipped_in_interval")
                 row = {
-                    "step": step, "epoch": done / steps_per_epoch, "images_seen": done * config.train.global_batch,
-                    "lr": lr, "grad_norm": check.grad_norm, "skipped_samples": num_skipped, **measured,
+                    "step": step, "progress": done / num_steps, "epoch": done / steps_per_epoch,
+                    "images_seen": done * config.train.global_batch, "lr": lr, "grad_norm": check.grad_norm,
+                    "skipped_samples": num_skipped, **measured,
                 }
                 run.record_metrics(row)
                 _log.info(progress.line(row))
-                if rank() == 0 and (bottleneck := waiting.advice(row, config.data, stream.counts)):
-                    _log.warning("step %d: %s", step, bottleneck)
-                if rank() == 0 and (sign := warning(signs, done / num_steps)):
-                    _log.warning("step %d: %s", step, sign)
+                for advice in (waiting.advice(row, config.data, stream.counts), collapse.look(row)):
+                    if rank() == 0 and advice:
+                        _log.warning("step %d: %s", step, advice)
                 if why := too_many_skipped(config, num_skipped, row["skipped_rate"]):
                     raise TrainingStopped(f"step {step}: {why}; {run.path}/skipped lists them")
                 meter.reset()

@@ -5,12 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -27,13 +23,9 @@ from largescale.data.reader import SampleError, ShardReader
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.methods import build_method
 from shards.errors import InputError
-from shards.files import atomic_write
 
 PIXELS_SIDE = 32
 """Larger images are averaged down to this side for the raw-pixel baseline."""
-
-PROTOTYPE_SAMPLES = 2048
-"""Samples whose prototype scores are kept for the report."""
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +96,7 @@ def labelled_corpus(location: object, key: str, config: Config) -> Corpus:
     return corpus
 
 
+@torch.no_grad()
 def extract(
     corpus: Corpus, config: Config, networks: dict[str, Callable[[Tensor], Tensor]], device: torch.device
 ) -> dict[str, FeatureSet]:
@@ -111,6 +104,9 @@ def extract(
 
     Args:
         networks: by name, functions from normalised images [B, 3, S, S] to features [B, D].
+
+    Raises:
+        InputError: no sample can be used, or a network's features are not finite.
     """
     manifest, images = corpus.manifest, LabelledImages(corpus, config)
     processes, threads = choose_counts(config.data.workers, config.data.threads, local_ranks=1,
@@ -139,10 +135,21 @@ def extract(
     if len(all_ids) < len(images):
         _log.warning("%s: %d of %d samples are left out, without a label or unreadable",
                      manifest.root, len(images) - len(all_ids), len(images))
-    return {
-        name: FeatureSet(torch.cat(parts), all_labels, all_ids, tuple(manifest.classes))
-        for name, parts in features.items()
-    }
+    sets = {name: FeatureSet(torch.cat(parts), all_labels, all_ids, tuple(manifest.classes))
+            for name, parts in features.items()}
+    for name, one in sets.items():
+        _check_finite(name, one.features, manifest.root.name)
+    return sets
+
+
+def _check_finite(name: str, features: Tensor, shards: str) -> None:
+    """Nothing can be said of features that are not numbers: the nearest to a NaN is a NaN."""
+    bad = int((~features.isfinite()).any(1).sum())
+    if bad:
+        raise InputError(
+            f"features of the {name} network are not finite on {bad:,} of {len(features):,} images of {shards}: its "
+            f"weights or BatchNorm statistics have diverged; train with a lower optim.lr"
+        )
 
 
 def _begin_in_worker(_: int) -> None:
@@ -163,16 +170,6 @@ def drop_equal_channels(*parts: FeatureSet) -> list[FeatureSet]:
     if not all(torch.equal(c[:, 0], c[:, 1]) and torch.equal(c[:, 0], c[:, 2]) for c in channels):
         return list(parts)
     return [replace(part, features=c[:, 0].contiguous()) for part, c in zip(parts, channels, strict=True)]
-
-
-def save_prototype_scores(path: Path, method: Any, train: FeatureSet, device: torch.device, seed: int) -> None:
-    """Keep the cosines of some training samples to the prototypes of the first head, for the report's gallery."""
-    chosen = np.random.default_rng(seed).permutation(len(train.ids))[:PROTOTYPE_SAMPLES]
-    rows = torch.from_numpy(np.sort(chosen))
-    with torch.no_grad():
-        scores = method.prototypes(method.embed(train.features[rows].to(device)))[0].float().cpu()
-    with atomic_write(path) as file:
-        file.write(save({"scores": scores.contiguous(), "ids": train.ids[rows]}))
 
 
 def _collate(samples: list[tuple[int, int, Tensor | None]]) -> tuple[Tensor, Tensor, Tensor]:

@@ -61,10 +61,14 @@ def knn_accuracy(
         temperature: of the votes.
 
     Raises:
-        InputError: a k larger than the bank.
+        InputError: a k larger than the bank, or a temperature that is not above 0.
     """
+    if not temperature > 0:
+        raise InputError(f"evaluate.knn_temperature={temperature}: expected a number above 0")
     cosines, rows = nearest(train.features, test.features, max(num_neighbours))
-    votes = torch.exp(cosines / temperature)
+    # Relative to the vote of the nearest, which is 1: exp(1 / T) has no float beyond it from T = 0.011 down. What
+    # becomes 0 is 1e-300 of that vote.
+    votes = torch.exp((cosines - cosines[:, :1]).double() / temperature)
     classes = train.labels[rows]
     accuracy = {}
     for k in num_neighbours:

@@ -50,8 +50,7 @@ def linear_probe(
     if len(train) < 2 or not learning_rates:
         raise InputError(f"linear probe: {len(train)} training samples and {len(learning_rates)} learning rates")
     generator = torch.Generator().manual_seed(seed)
-    mean, std = train.features.mean(0), train.features.std(0).clamp_min(1e-6)
-    x, x_test = (train.features - mean) / std, (test.features - mean) / std
+    x, x_test = _standardise(train.features, test.features)
     num_classes = len(train.classes)
 
     order = torch.randperm(len(train), generator=generator)
@@ -62,8 +61,23 @@ def linear_probe(
 
     rate = max(sweep, key=lambda candidate: sweep[candidate])
     weight = _train(x, train.labels, num_classes, [rate], **settings)[0]
+    if not weight.isfinite().all():
+        raise InputError(f"linear probe: diverged at learning rate {rate:g}, the best of evaluate.linear_rates="
+                         f"{list(learning_rates)}; add smaller ones")
     top5 = _top_k(x_test, test.labels, weight, 5) if num_classes > 5 else None
     return LinearResult(_top_k(x_test, test.labels, weight, 1), top5, rate, sweep)
+
+
+def _standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with mean 0 and variance 1 on the training samples; a feature that is constant there becomes 0.
+
+    Nothing can be learned from a constant, but dividing by the rounding error of its mean would make it, or its values
+    on test samples, larger than all that was learned from.
+    """
+    mean, std = train.double().mean(0), train.double().std(0)
+    constant = std <= torch.finfo(train.dtype).eps * mean.abs()
+    scale = torch.where(constant, 0.0, 1 / std)
+    return tuple(((part.double() - mean) * scale).to(train.dtype) for part in (train, test))
 
 
 def _train(
@@ -101,6 +115,8 @@ def _train(
 
 
 def _top_k(x: Tensor, labels: Tensor, weight: Tensor, k: int) -> float:
+    if not weight.isfinite().all():
+        return 0.0  # diverged: what is largest among NaN is no answer
     scores = x @ weight[:-1] + weight[-1]
     return float((scores.topk(k, dim=1).indices == labels[:, None]).any(1).double().mean())
 

@@ -1,50 +1,71 @@
-"""Says in words when the numbers of a clustering method look like collapse."""
+"""Says in words when the numbers of a clustering method look like collapse; for the console and the report alike."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 WARMUP_SHARE = 0.1
 """Share of the run during which every run looks collapsed."""
 
+_UNIFORM_LOSS = (0.99, 1.01)
+"""Loss over ln K that uniform predictions have. A loss above is that of predictions that are sure and wrong, as those
+of a network that has just begun."""
 
-@dataclass(frozen=True)
-class Signs:
-    """One logged step, each value in units where 1 is the extreme.
-
-    Attributes:
-        loss_over_ln_k: 1 when predictions are no better than uniform.
-        assignment_entropy: 1 when every sample is assigned to all prototypes alike.
-        prototype_usage: share of prototypes that were nearest to at least one sample.
-    """
-
-    loss_over_ln_k: float
-    assignment_entropy: float
-    prototype_usage: float
+_UNIFORM_CODES = 0.98
+_USED_OF_REACHABLE = 0.05
 
 
-def warning(signs: Signs, progress: float) -> str:
-    """What looks wrong and what to try, or an empty string.
+def reachable_usage(counts: Sequence[int], num_images: int) -> float:
+    """Share of the prototypes that so many images are expected to be nearest to if all prototypes are as likely.
+
+    Of n draws from K equally likely ones, K (1 - (1 - 1/K)^n) distinct ones are expected (the classical occupancy
+    problem; Feller, An Introduction to Probability Theory, vol. 1, section IV.2). The views of an image are no
+    draws of their own: they are meant to be nearest to the same prototype.
 
     Args:
-        signs: the numbers of a logged step.
-        progress: share of the run that is done.
+        counts: prototypes of each head.
+        num_images: different images that were looked at.
     """
-    if progress < WARMUP_SHARE:
+    return sum(count * (1 - (1 - 1 / count) ** num_images) for count in counts) / sum(counts)
+
+
+class CollapseWatch:
+    """Judges the lines of metrics.jsonl, one after the other."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, Any] = {}
+
+    def look(self, row: dict[str, Any]) -> str:
+        """What looks wrong and what to try, or an empty string.
+
+        Args:
+            row: a line of metrics.jsonl. One without `progress` (the share of the run that is done) or another sign
+                was written by another version; nothing is said of it.
+        """
+        before, self._before = self._before, row
+        if row.get("progress", 0.0) < WARMUP_SHARE:
+            return ""
+        # Twice, since a loss that falls from above passes ln K on its way.
+        if _is_uniform(row) and _is_uniform(before):
+            return (
+                f"the loss is {row['loss_over_ln_k']:.1%} of ln K, as if predictions were uniform: this looks like "
+                "collapse. Try a smaller method.epsilon (0.03), a longer method.freeze_prototypes_steps, a lower "
+                "optim.lr"
+            )
+        if row.get("assignment_entropy", 0.0) > _UNIFORM_CODES:
+            return (
+                f"assignments are nearly uniform (entropy {row['assignment_entropy']:.1%} of ln K): samples are not "
+                "told apart. Try a smaller method.epsilon (0.03) or fewer model.prototypes"
+            )
+        if row.get("prototype_usage", 1.0) < _USED_OF_REACHABLE * row.get("prototype_usage_reachable", 0.0):
+            return (
+                f"only {row['prototype_usage']:.2%} of the prototypes are nearest to any sample, where so many images "
+                f"could reach {row['prototype_usage_reachable']:.1%}: embeddings gather in few places. Try fewer "
+                "model.prototypes, a longer method.freeze_prototypes_steps or a queue"
+            )
         return ""
-    if signs.loss_over_ln_k > 0.99:
-        return (
-            f"the loss is {signs.loss_over_ln_k:.1%} of ln K, as if predictions were uniform: this looks like "
-            "collapse. Try a smaller method.epsilon (0.03), a longer method.freeze_prototypes_steps, a lower optim.lr"
-        )
-    if signs.assignment_entropy > 0.98:
-        return (
-            f"assignments are nearly uniform (entropy {signs.assignment_entropy:.1%} of ln K): samples are not told "
-            "apart. Try a smaller method.epsilon (0.03) or fewer model.prototypes"
-        )
-    if signs.prototype_usage < 0.05:
-        return (
-            f"only {signs.prototype_usage:.1%} of the prototypes are nearest to any sample: embeddings gather in few "
-            "places. Try fewer model.prototypes, a longer method.freeze_prototypes_steps or a queue"
-        )
-    return ""
+
+
+def _is_uniform(row: dict[str, Any]) -> bool:
+    return _UNIFORM_LOSS[0] < row.get("loss_over_ln_k", 0.0) < _UNIFORM_LOSS[1]

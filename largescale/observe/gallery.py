@@ -15,6 +15,7 @@ from largescale.data.decode import decode
 from largescale.data.reader import SampleError, ShardReader
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.knn import nearest
+from shards.errors import InputError
 
 _THUMBNAIL = 84
 
@@ -70,7 +71,7 @@ def _thumbnail(reader: ShardReader, sample_id: int) -> str:
     """An image as a data URI; small ones stay as they are and are enlarged by the page."""
     try:
         image = to_pil_image(decode(reader.read(sample_id), max_pixels=1 << 28))
-    except SampleError:
+    except (SampleError, InputError):  # an image, or a whole shard, that is no longer what was evaluated
         image = Image.new("RGB", (28, 28), "#cccccc")
     image.thumbnail((_THUMBNAIL * 2, _THUMBNAIL * 2))
     buffer = io.BytesIO()

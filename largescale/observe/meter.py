@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from largescale.data.stream import Batch
 from largescale.methods.swav import MethodOutput
-from largescale.observe.collapse import Signs
+from largescale.observe.collapse import reachable_usage
 from largescale.parallel.engine import StepCheck
 from largescale.processes import world_size
 
@@ -26,11 +26,12 @@ class Meter:
     Args:
         counts: prototypes of each head.
         global_batch: images a step over all ranks.
+        num_samples: images of an epoch.
         device: where the clustering signs are summed.
     """
 
-    def __init__(self, counts: list[int], global_batch: int, device: torch.device) -> None:
-        self._counts, self._global_batch, self._device = counts, global_batch, device
+    def __init__(self, counts: list[int], global_batch: int, num_samples: int, device: torch.device) -> None:
+        self._counts, self._global_batch, self._num_samples, self._device = counts, global_batch, num_samples, device
         self.reset()
 
     def reset(self) -> None:
@@ -54,7 +55,7 @@ class Meter:
         for used, nearest in zip(self._used, output.nearest, strict=True):
             used[nearest] = 1
 
-    def summary(self) -> tuple[dict[str, Any], Signs]:
+    def summary(self) -> dict[str, Any]:
         """The interval's metrics, equal on all ranks but for times.
 
         Collectives: every rank must call it; one all-reduce of 11 + sum(K) numbers.
@@ -76,6 +77,8 @@ class Meter:
             "loss_over_ln_k": loss / ln_k,
             "assignment_entropy": entropy,
             "prototype_usage": usage,
+            "prototype_usage_reachable": reachable_usage(
+                self._counts, min(self._steps * self._global_batch, self._num_samples)),
             "images_per_s": self._steps * self._global_batch / seconds,
             "data_wait_s": self._data_wait / self._steps,
             "step_s": seconds / self._steps,
@@ -90,7 +93,7 @@ class Meter:
             row["cache_hit_rate"] = costs["hits"] / opened
         if opened or costs["fetched_bytes"]:
             row["fetched_bytes"] = costs["fetched_bytes"]
-        return row, Signs(loss / ln_k, entropy, usage)
+        return row
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from largescale.evaluate import knn
 from largescale.evaluate.feature_set import FeatureSet
@@ -56,3 +57,22 @@ def test_chunks_of_bank_and_queries_change_nothing(monkeypatch):
 def test_k_must_fit_the_bank(k):
     with pytest.raises(InputError, match="expected 1 to 30"):
         knn.nearest(torch.randn(30, 4), torch.randn(2, 4), k)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.01, 0.001, 1e-5])
+def test_votes_equal_logsumexp_in_float64_at_every_temperature(temperature):
+    train, test = features(300, 0, spread=3.0), features(200, 1, spread=3.0)
+    cosines = normalize(test.features, dim=1).double() @ normalize(train.features, dim=1).double().T
+    best, rows = cosines.topk(20, dim=1)
+    votes = torch.full((200, 20, 4), -torch.inf, dtype=torch.float64)
+    votes.scatter_(2, train.labels[rows][..., None], (best / temperature)[..., None])
+    expected = float((votes.logsumexp(1).argmax(1) == test.labels).double().mean())
+    found = knn.knn_accuracy(train, test, num_neighbours=[20], temperature=temperature)[20]
+    assert found == pytest.approx(expected, abs=1 / 200)  # one image whose classes tie in float32
+    if temperature == 1e-5:  # then the nearest decides alone
+        assert found == float((train.labels[rows[:, 0]] == test.labels).double().mean())
+
+
+def test_a_temperature_of_zero_is_refused():
+    with pytest.raises(InputError, match="knn_temperature=0"):
+        knn.knn_accuracy(features(30, 0), features(5, 1), num_neighbours=[3], temperature=0)

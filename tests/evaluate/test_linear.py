@@ -46,6 +46,24 @@ def test_the_rate_is_chosen_without_the_test_samples():
     assert fooled.top1 < 0.3 < right.top1
 
 
+@pytest.mark.parametrize("value", [0.0, 0.1, 100.0])
+def test_a_feature_that_is_constant_in_training_decides_nothing(value):
+    train, test = features(400, 0), features(200, 1)
+    here = torch.full((400, 1), value)
+    there = torch.linspace(-50, 50, 200)[:, None]  # a dead unit that comes alive on test images
+    wider = (replace(train, features=torch.cat([train.features, here], 1)),
+             replace(test, features=torch.cat([test.features, there], 1)))
+    assert linear_probe(*wider, **SETTINGS).top1 == linear_probe(train, test, **SETTINGS).top1
+
+
+def test_a_rate_that_diverges_is_not_chosen_and_alone_is_an_error():
+    train, test = features(400, 0), features(200, 1)
+    result = linear_probe(train, test, **{**SETTINGS, "learning_rates": [0.1, 1e38]})
+    assert result.learning_rate == 0.1 and result.sweep[1e38] == 0.0
+    with pytest.raises(InputError, match="diverged at learning rate 1e"):
+        linear_probe(train, test, **{**SETTINGS, "learning_rates": [1e38]})
+
+
 def test_no_samples_is_an_error():
     with pytest.raises(InputError, match="1 training samples"):
         linear_probe(features(1, 0), features(10, 1), **SETTINGS)

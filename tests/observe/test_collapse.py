@@ -1,25 +1,99 @@
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
+import torch
 
-from largescale.observe.collapse import Signs, warning
+from largescale.config import load_config
+from largescale.methods import build_method
+from largescale.observe.collapse import CollapseWatch, reachable_usage
+from largescale.observe.meter import Meter
+from tests.conftest import ROOT
 
-HEALTHY = {"loss_over_ln_k": 0.7, "assignment_entropy": 0.5, "prototype_usage": 0.9}
+HEALTHY = {"progress": 0.5, "loss_over_ln_k": 0.7, "assignment_entropy": 0.5, "prototype_usage": 0.9,
+           "prototype_usage_reachable": 1.0}
+
+
+def advice(*rows: dict) -> str:
+    watch = CollapseWatch()
+    return [watch.look({**HEALTHY, **row}) for row in rows][-1]
 
 
 def test_a_healthy_run_gets_no_warning():
-    assert warning(Signs(**HEALTHY), progress=0.5) == ""
+    assert advice({}) == advice({}, {}) == ""
 
 
 @pytest.mark.parametrize(
     "sign, value, words",
     [
         ("loss_over_ln_k", 0.995, "as if predictions were uniform"),
+        ("loss_over_ln_k", 1.004, "as if predictions were uniform"),
         ("assignment_entropy", 0.99, "samples are not told apart"),
         ("prototype_usage", 0.02, "embeddings gather in few places"),
     ],
 )
 def test_each_sign_of_collapse_is_said_in_words_but_not_while_a_run_begins(sign, value, words):
-    signs = Signs(**{**HEALTHY, sign: value})
-    assert words in warning(signs, progress=0.5) and "Try" in warning(signs, progress=0.5)
-    assert warning(signs, progress=0.05) == ""
+    signs = {sign: value}
+    assert words in advice(signs, signs) and "Try" in advice(signs, signs)
+    assert advice({**signs, "progress": 0.05}, {**signs, "progress": 0.05}) == ""
+
+
+def test_a_loss_above_ln_k_is_not_uniform_and_one_that_falls_past_it_is_no_alarm():
+    assert advice({"loss_over_ln_k": 1.5}, {"loss_over_ln_k": 1.4}) == ""
+    assert advice({"loss_over_ln_k": 1.1}, {"loss_over_ln_k": 1.0}, {"loss_over_ln_k": 0.9}) == ""
+    assert advice({"loss_over_ln_k": 1.1}, {"loss_over_ln_k": 1.0}) == ""
+
+
+@pytest.mark.parametrize("counts, num_images", [([2000], 32), ([100], 64), ([12, 12], 16), ([3000], 10**6), ([2], 1)])
+def test_reachable_usage_is_what_random_draws_reach(counts, num_images):
+    random = np.random.default_rng(0)
+    drawn = [sum(len(set(random.integers(0, count, min(num_images, 50 * count)).tolist())) for count in counts)
+             for _ in range(40)]
+    assert reachable_usage(counts, num_images) == pytest.approx(np.mean(drawn) / sum(counts), rel=0.05)
+
+
+def test_usage_is_judged_by_what_the_samples_of_the_interval_could_reach():
+    few = {"prototype_usage": 0.012, "prototype_usage_reachable": reachable_usage([2000], 32)}
+    assert few["prototype_usage_reachable"] < 0.05 and advice(few) == ""  # 24 of 2000, by 32 images
+    assert "gather in few places" in advice({**few, "prototype_usage": 1 / 2000})  # one place for all 32
+
+
+def test_a_line_of_another_version_is_passed_over():
+    assert CollapseWatch().look({"step": 3, "loss_over_ln_k": 1.0, "assignment_entropy": 1.0}) == ""
+
+
+@pytest.fixture
+def alone(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("planted, words", [("", ""), ("constant", "not told apart"), ("one place", "few places")])
+def test_a_planted_collapse_is_found_in_what_a_real_method_puts_out(alone, planted, words):
+    config = load_config(ROOT / "tests/tiny.yaml", [
+        "data.shards=unused", "model.prototypes=500", "train.precision=fp32", "method.queue=0", "model.embedding=32",
+        "method.epsilon=0.01",
+    ])
+    torch.manual_seed(0)
+    method = build_method(config)
+    last = method.projection[-1]
+    with torch.no_grad():
+        if planted == "constant":
+            last.weight.zero_()
+        elif planted == "one place":  # embeddings differ, but one prototype is nearest to them all
+            last.bias.copy_(12 * method.prototypes.heads[0].weight[7])
+    meter = Meter([500], 16, 200, torch.device("cpu"))
+    for step in range(4):
+        views = [torch.randn(group.num * 16, 3, group.size, group.size) for group in config.data.crops]
+        output = method(views, step)
+        batch = SimpleNamespace(substituted=0, ids=range(16), costs={})
+        meter.add(output, SimpleNamespace(loss=float(output.loss.detach())), 0.0, batch)
+    row = {"progress": 0.5, **meter.summary()}
+    assert row["prototype_usage_reachable"] == pytest.approx(1 - (1 - 1 / 500) ** 64)
+    assert row["loss_over_ln_k"] == pytest.approx(row["loss"] / math.log(500))
+    found = CollapseWatch().look(row)
+    assert words in found if words else not found, (found, row)

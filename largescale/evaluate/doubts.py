@@ -1,0 +1,96 @@
+"""Why an accuracy may say more, or less, than it seems to: images on both sides, classes that cannot be found."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from largescale.config import Config, corpus_settings
+from largescale.data.corpora import Corpus
+from largescale.evaluate.feature_set import FeatureSet
+from largescale.evaluate.protocols import KNN_HEADLINE_K
+from shards.errors import InputError
+from shards.manifest import Manifest, read_index, read_manifest
+from shards.stores import is_url
+
+
+def doubts(
+    protocol: str, config: Config, shards: tuple[Corpus, Corpus], features: tuple[FeatureSet, FeatureSet]
+) -> list[str]:
+    """Sentences for the terminal, the result file and the report.
+
+    Args:
+        protocol: that is measured.
+        config: whose `data.shards` the network was trained on.
+        shards: labelled training and test shards.
+        features: of the two, of any network.
+    """
+    found = [_same_images(*shards), _trained_on(config, *shards), _unknown_classes(*features)]
+    if protocol == "knn":
+        found.append(_small_classes(features[0]))
+    return [sentence for sentence in found if sentence]
+
+
+def num_shared(train: Corpus, test: Corpus) -> int:
+    """Test samples whose bytes are among the training samples too.
+
+    Images are compared by the checksums of the indexes; where a side is in a store, tars by those of the manifests, so
+    that nothing is fetched for it.
+    """
+    if train.fingerprint() == test.fingerprint():
+        return test.manifest.num_samples
+    if train.cache is not None or test.cache is not None:
+        return num_in_shared_shards(train.manifest, test.manifest)
+    return int(np.isin(_checksums(test.manifest), _checksums(train.manifest)).sum())
+
+
+def num_in_shared_shards(train: Manifest, test: Manifest) -> int:
+    """Test samples in tars that are, byte for byte, among the training tars."""
+    known = {shard.checksum for shard in train.shards}
+    return sum(shard.num_samples for shard in test.shards if shard.checksum in known)
+
+
+def _checksums(manifest: Manifest) -> np.ndarray:
+    columns = [read_index(manifest.index_path(number)).checksum for number in range(len(manifest.shards))]
+    return np.concatenate(columns) if columns else np.empty(0, np.uint64)
+
+
+def _same_images(train: Corpus, test: Corpus) -> str:
+    shared, total = num_shared(train, test), test.manifest.num_samples
+    if not shared:
+        return ""
+    which = "all" if shared == total else f"{shared:,} of the"
+    return (f"{which} {total:,} test images are among the labelled training images too, byte for byte: the accuracy "
+            f"flatters; pass other data.eval_shards or evaluate.train_shards")
+
+
+def _trained_on(config: Config, train: Corpus, test: Corpus) -> str:
+    """Test images that the pretraining saw, where its shards are here and are not the training side anyway."""
+    shared = 0
+    for location, _, _ in corpus_settings(config.data):
+        try:
+            manifest = None if is_url(location) else read_manifest(location)
+        except InputError:
+            manifest = None  # evaluation does not need them
+        if manifest is not None and manifest.fingerprint != train.manifest.fingerprint:
+            shared += num_in_shared_shards(manifest, test.manifest)
+    return f"{shared:,} of the test images are in the shards that the network was pretrained on (data.shards), " \
+           f"without their labels" if shared else ""
+
+
+def _unknown_classes(train: FeatureSet, test: FeatureSet) -> str:
+    missing = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
+    if not missing:
+        return ""
+    num = int(torch.isin(test.labels, torch.tensor(missing)).sum())
+    return (f"{len(missing)} classes of the test images ({train.classes[missing[0]]}, ...) have no labelled training "
+            f"image: {num:,} of {len(test):,} test images cannot be right")
+
+
+def _small_classes(train: FeatureSet) -> str:
+    counts = torch.bincount(train.labels)
+    fewest, k = int(counts[counts > 0].min()), min(KNN_HEADLINE_K, len(train))
+    if fewest >= k:
+        return ""
+    return (f"the smallest class has {fewest} labelled training images, fewer than the k = {k} neighbours that vote: "
+            f"its images can be outvoted by others; look at smaller k")

@@ -1,0 +1,128 @@
+"""Features of a run's networks on labelled shards, kept under RUN/eval/features and used again where they fit.
+
+Every file carries the stamp of what it was made from, inside it, so a command that is killed or that runs beside
+another can at worst make one again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from largescale.checkpoint.folder import Checkpoint
+from largescale.config import Config
+from largescale.data.corpora import Corpus
+from largescale.evaluate import prototype_scores
+from largescale.evaluate.extract import drop_equal_channels, extract, load_method, pixels
+from largescale.evaluate.feature_set import FeatureSet
+from largescale.evaluate.made_from import VERSION, Stamp, difference, images_stamp, network_stamp, weights_stamp
+from shards.errors import InputError
+
+NETWORKS = {"pretrained": "pretrained network", "untrained": "same network, untrained", "pixels": "raw pixels"}
+PARTS = ("train", "test")
+
+_log = logging.getLogger(__name__)
+
+
+def path_of(run_dir: Path, name: str, part: str) -> Path:
+    """Where the features of a network on a part (`train` or `test`) are."""
+    return run_dir / "eval" / "features" / f"{name}-{part}.safetensors"
+
+
+def features_of_run(
+    config: Config, run_dir: Path, checkpoint: Checkpoint, shards: tuple[Corpus, Corpus], stamps: tuple[Stamp, Stamp]
+) -> tuple[dict[str, FeatureSet], dict[str, FeatureSet]]:
+    """Features of labelled training and test shards by network name; only those that do not fit are made again.
+
+    Raises:
+        InputError: no sample can be used, or features are not finite.
+    """
+    names = list(NETWORKS) if config.evaluate.baselines else ["pretrained"]
+    wanted = {(name, place): _stamp(name, place, config, checkpoint, stamps) for name in names for place in (0, 1)}
+    kept = _kept(run_dir, wanted)
+    if "pixels" in names and None in (kept["pixels", 0], kept["pixels", 1]):
+        kept["pixels", 0] = kept["pixels", 1] = None  # both lose their equal channels, or neither does
+    networks = _Networks(config, checkpoint)
+    made: dict[tuple[str, int], FeatureSet] = {}
+    for place, corpus in enumerate(shards):
+        if stale := [name for name in names if kept[name, place] is None]:
+            found = extract(corpus, config, {name: networks[name] for name in stale}, networks.device)
+            made |= {(name, place): features for name, features in found.items()}
+    if ("pixels", 0) in made:
+        made["pixels", 0], made["pixels", 1] = drop_equal_channels(made["pixels", 0], made["pixels", 1])
+    for (name, place), features in made.items():
+        features.save(path_of(run_dir, name, PARTS[place]), wanted[name, place])
+    features = {**kept, **made}
+    _keep_prototype_scores(config, run_dir, networks, features["pretrained", 0], wanted["pretrained", 0])
+    return {name: features[name, 0] for name in names}, {name: features[name, 1] for name in names}
+
+
+def _stamp(name: str, place: int, config: Config, checkpoint: Checkpoint, shards: tuple[Stamp, Stamp]) -> Stamp:
+    """What the features of one file depend on."""
+    stamp = {"version": VERSION, "images": images_stamp(config), "shards": shards[place]}
+    if name == "pixels":
+        return {**stamp, "other_part": shards[1 - place]}
+    network = network_stamp(config)
+    if name == "untrained":
+        return {**stamp, "network": network, "seed": config.run.seed}
+    return {**stamp, "network": network, "weights": weights_stamp(checkpoint)}
+
+
+def _kept(run_dir: Path, wanted: dict[tuple[str, int], Stamp]) -> dict[tuple[str, int], FeatureSet | None]:
+    """The features on disk that are of what is wanted, None for others; a line says why those are made again."""
+    kept, reasons = {}, dict[str, list[str]]()
+    for (name, place), stamp in wanted.items():
+        path = path_of(run_dir, name, PARTS[place])
+        kept[name, place], why = _read(path, stamp) if path.is_file() else (None, "")
+        if why:
+            reasons.setdefault(why, []).append(path.stem)
+    for why, names in reasons.items():
+        _log.info("features of %s in %s are made again: %s", ", ".join(names), run_dir / "eval", why)
+    return kept
+
+
+def _read(path: Path, wanted: Stamp) -> tuple[FeatureSet | None, str]:
+    try:
+        features = FeatureSet.load(path)
+    except InputError:
+        return None, "they do not say what they were made from (another version wrote them), or are damaged"
+    why = difference(features.made_from, wanted)
+    return (None if why else features), why
+
+
+class _Networks:
+    """The networks by name, each built when it is first needed: features that are kept need none."""
+
+    def __init__(self, config: Config, checkpoint: Checkpoint) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._config, self._checkpoint = config, checkpoint
+        self._method: nn.Module | None = None
+
+    @property
+    def method(self) -> nn.Module:
+        """The method with the weights of the checkpoint."""
+        if self._method is None:
+            self._method = load_method(self._config, self._checkpoint).to(self.device)
+        return self._method
+
+    def __getitem__(self, name: str) -> Callable[[Tensor], Tensor]:
+        if name == "pixels":
+            return pixels
+        if name == "untrained":
+            return load_method(self._config, None).to(self.device).backbone
+        return self.method.backbone
+
+
+def _keep_prototype_scores(
+    config: Config, run_dir: Path, networks: _Networks, train: FeatureSet, made_from: Stamp
+) -> None:
+    path = prototype_scores.path_of(run_dir)
+    stamp = {**made_from, "seed": config.run.seed}
+    known = prototype_scores.load(path)
+    if known is None or json.dumps(known.made_from) != json.dumps(stamp):
+        prototype_scores.save(path, networks.method, train, networks.device, config.run.seed, stamp)

@@ -1,0 +1,109 @@
+"""What features and results were made from: a stamp that is stored with them and compared before they are used.
+
+A stamp is plain JSON. It names the weights by their hash and the shards by their fingerprints, so that neither another
+run in the same folder nor other images at the same path can pass for what was measured. Where shards lie (`location`)
+and what they are called is for people, and no part of the comparison: a folder that was moved holds the same images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from largescale.checkpoint.folder import Checkpoint
+from largescale.config import Config, flatten
+from largescale.data.corpora import Corpus
+from shards.stores import is_url
+from shards.tar import file_checksum
+
+VERSION = 1
+"""Of the stamp and of what it stands for. To be raised when the same inputs give other features."""
+
+Stamp = dict[str, Any]
+
+_FOR_PEOPLE = ("location", "name", "step")
+_ABSENT = "nothing"
+
+
+def weights_stamp(checkpoint: Checkpoint) -> Stamp:
+    """Step and hash of a checkpoint, from the checksums that it was written with; reads no weights."""
+    files = sorted(checkpoint.progress["files"].items())
+    lines = "".join(f"{name} {stamp['size']} {stamp['sha256']}\n" for name, stamp in files)
+    return {"step": checkpoint.step, "hash": f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"}
+
+
+def shards_stamp(corpus: Corpus, location: str) -> Stamp:
+    """The images and labels of a shard folder, and where they were found."""
+    manifest = corpus.manifest
+    place = location if is_url(location) else str(Path(location).resolve())
+    labels = xxhash.xxh3_128()
+    labels.update(json.dumps(manifest.classes).encode())
+    for number, shard in enumerate(manifest.shards):
+        # Labels are in the index alone, and an index can be made again with other ones.
+        here = not shard.index_checksum and corpus.cache is None
+        labels.update((file_checksum(manifest.index_path(number)) if here else shard.index_checksum).encode())
+    return {
+        "location": place,
+        "name": place.rstrip("/").rsplit("/", 1)[-1],
+        "fingerprint": corpus.fingerprint(),
+        "labels": labels.hexdigest(),
+        "samples": manifest.num_samples,
+        "classes": len(manifest.classes),
+    }
+
+
+def network_stamp(config: Config) -> Stamp:
+    """The architecture, by the keys that decide it."""
+    how_it_is_run = ("model.recompute_stages", "model.compile_stages")
+    flat = flatten(config)
+    keys = [key for key in sorted(flat) if key.startswith("model.") and key not in how_it_is_run]
+    return {"method.name": config.method.name, **{key: flat[key] for key in keys}}
+
+
+def images_stamp(config: Config) -> Stamp:
+    """How an image becomes the input of a network."""
+    return {
+        "resize": config.evaluate.resize, "size": config.evaluate.size, "mean": list(config.data.mean),
+        "std": list(config.data.std), "max_pixels": config.data.max_pixels, "precision": "fp32",
+    }
+
+
+def result_stamp(config: Config, checkpoint: Checkpoint, train: Stamp, test: Stamp) -> Stamp:
+    """All that an accuracy depends on but for the settings of its protocol."""
+    return {
+        "version": VERSION, "weights": weights_stamp(checkpoint), "network": network_stamp(config),
+        "seed": config.run.seed, "images": images_stamp(config), "train_shards": train, "test_shards": test,
+    }
+
+
+def difference(before: Stamp, now: Stamp) -> str:
+    """The first thing in which two stamps differ, in words; empty if they stand for the same."""
+    was, is_now = _flat(before), _flat(now)
+    for key in [*is_now, *was]:
+        if was.get(key, _ABSENT) != is_now.get(key, _ABSENT):
+            return f"{key} was {_short(was.get(key, _ABSENT))} and is now {_short(is_now.get(key, _ABSENT))}"
+    return ""
+
+
+def identity(stamp: Stamp) -> str:
+    """Eight characters that stand for a stamp, for names of files."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(_flat(stamp), sort_keys=True).encode())[:8]
+
+
+def _flat(stamp: Any, prefix: str = "") -> Stamp:
+    if not isinstance(stamp, dict):
+        return {prefix: stamp}
+    flat: Stamp = {}
+    for key, value in stamp.items():
+        if key not in _FOR_PEOPLE:
+            flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:18]}..."

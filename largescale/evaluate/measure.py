@@ -1,0 +1,152 @@
+"""`largescale evaluate`: a run's newest checkpoint, and its baselines, measured by one protocol."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from largescale.checkpoint.folder import Checkpoint, find_latest
+from largescale.config import Config, flatten, load_config
+from largescale.data.corpora import Corpus
+from largescale.evaluate.doubts import doubts
+from largescale.evaluate.extract import labelled_corpus
+from largescale.evaluate.feature_set import FeatureSet
+from largescale.evaluate.features import NETWORKS, features_of_run
+from largescale.evaluate.made_from import result_stamp, shards_stamp
+from largescale.evaluate.protocols import PROTOCOLS
+from largescale.evaluate.results import write_result
+from shards.errors import InputError
+from shards.manifest import Manifest
+
+_log = logging.getLogger(__name__)
+
+_OF_THE_CHECKPOINT = ("model.", "method.name", "data.mean", "data.std", "run.seed", "train.precision")
+"""Keys (or groups) that describe the weights: the checkpoint knows them, whatever config.yaml has become."""
+
+_FREE = ("model.recompute_stages", "model.compile_stages")
+
+_ATTEMPTS = 5
+"""Checkpoints that may be removed by a run that goes on while they are being read."""
+
+
+def evaluate(protocol: str, run_dir: Path, overrides: list[str]) -> str:
+    """Measure a run's newest checkpoint, and its baselines, by one protocol; writes RUN/eval/<protocol>.json.
+
+    Args:
+        protocol: `knn` or `linear`.
+        run_dir: folder of the run.
+        overrides: `key=value` replacements of the run's configuration.
+
+    Returns:
+        A short table for people.
+
+    Raises:
+        InputError: no checkpoint, no labelled shards, or features that are not finite.
+    """
+    for _ in range(_ATTEMPTS):
+        checkpoint = newest_checkpoint(run_dir)
+        try:
+            record = _measure(protocol, run_dir, checkpoint, overrides)
+            break
+        except Exception:
+            if checkpoint.path.exists():
+                raise
+            _log.info("%s was removed while it was read, since the run goes on; taking the newest", checkpoint.path)
+    else:
+        raise InputError(f"{run_dir}: its checkpoints are replaced faster than they can be read; raise checkpoint.keep")
+    path = write_result(run_dir, record)
+    for sentence in record["warnings"]:
+        _log.warning("%s", sentence)
+    _log.info("checkpoint of step %d, %d test images of %s, %d training images of %s; %s", checkpoint.step,
+              record["num_test"], record["test_shards"], record["num_train"], record["train_shards"], path)
+    return "\n".join(
+        f"{protocol:>7}  {NETWORKS[name]:<24} top-1 {result['top1']:6.2%}"
+        for name, result in record["results"].items()
+    )
+
+
+def newest_checkpoint(run_dir: Path) -> Checkpoint:
+    """The newest whole checkpoint of a run.
+
+    Raises:
+        InputError: there is none.
+    """
+    checkpoint = find_latest(run_dir / "checkpoints")
+    if checkpoint is None:
+        raise InputError(f"{run_dir}: no whole checkpoint; run `largescale pretrain` with this run.dir first")
+    return checkpoint
+
+
+def config_of(checkpoint: Checkpoint, run_dir: Path, overrides: list[str]) -> tuple[Config, list[str]]:
+    """A run's configuration with what describes the weights as the checkpoint has it, and a line where that differs.
+
+    Raises:
+        InputError: config.yaml or an override cannot be used.
+    """
+    path = run_dir / "config.yaml"
+    written, saved = flatten(load_config(path)), checkpoint.progress["config"]
+    about_weights = [key for key in written if key.startswith(_OF_THE_CHECKPOINT) and key not in _FREE]
+    edited = {key: saved[key] for key in about_weights if key in saved and saved[key] != written[key]}
+    lines = [f"{path} says {key}={written[key]}, the checkpoint was trained with {value}, which is used; pass "
+             f"{key}=... to evaluate otherwise" for key, value in edited.items()]
+    given = {override.split("=", 1)[0] for override in overrides}
+    return (
+        load_config(path, [*(f"{key}={json.dumps(value)}" for key, value in edited.items()), *overrides]),
+        [line for key, line in zip(edited, lines, strict=True) if key not in given],
+    )
+
+
+def _measure(protocol: str, run_dir: Path, checkpoint: Checkpoint, overrides: list[str]) -> dict[str, Any]:
+    config, warnings = config_of(checkpoint, run_dir, overrides)
+    shards, locations = _labelled_shards(config)
+    stamps = shards_stamp(shards[0], locations[0]), shards_stamp(shards[1], locations[1])
+    train, test = features_of_run(config, run_dir, checkpoint, shards, stamps)
+    results = {name: PROTOCOLS[protocol](train[name], test[name], config.evaluate) for name in train}
+    pair = train["pretrained"], test["pretrained"]
+    return {
+        "protocol": protocol,
+        "settings": {key: value for key, value in vars(config.evaluate).items()},
+        "num_train": len(pair[0]),
+        "num_test": len(pair[1]),
+        "checkpoint_step": checkpoint.step,
+        "train_shards": stamps[0]["location"],
+        "test_shards": stamps[1]["location"],
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "results": results,
+        "warnings": [*warnings, *_left_out(shards, pair), *doubts(protocol, config, shards, pair)],
+        "made_from": result_stamp(config, checkpoint, *stamps),
+    }
+
+
+def _labelled_shards(config: Config) -> tuple[tuple[Corpus, Corpus], tuple[str, str]]:
+    """Training and test shards, and where they are."""
+    # Both folders first: a missing one must not cost the time of the other.
+    locations = config.evaluate.train_shards or config.data.shards, config.data.eval_shards
+    shards = (labelled_corpus(locations[0], "evaluate.train_shards", config),
+              labelled_corpus(locations[1], "data.eval_shards", config))
+    _check_same_classes(shards[0].manifest, shards[1].manifest)
+    return shards, locations
+
+
+def _check_same_classes(train: Manifest, test: Manifest) -> None:
+    # Labels are positions in the list of classes.
+    if train.classes != test.classes:
+        only = sorted(set(train.classes) ^ set(test.classes))
+        raise InputError(
+            f"data.eval_shards={test.root}: its {len(test.classes)} classes are not the {len(train.classes)} of "
+            f"{train.root} ({f'{only[0]} is in one of them only' if only else 'their order differs'}); convert both "
+            f"with the same class folders"
+        )
+
+
+def _left_out(shards: tuple[Corpus, Corpus], features: tuple[FeatureSet, FeatureSet]) -> list[str]:
+    lines = []
+    for corpus, found in zip(shards, features, strict=True):
+        total = corpus.manifest.num_samples
+        if len(found) < total:
+            lines.append(f"{total - len(found):,} of {total:,} samples of {corpus.manifest.name} are left out, without "
+                         f"a label or unreadable")
+    return lines

@@ -1,0 +1,104 @@
+"""Result files of a run: the newest of each protocol, and all that were ever measured.
+
+    eval/
+      knn.json                                    the newest result of a protocol
+      results/knn-test-step-00001000-1a2b3c4d.json    every result, by test shards, checkpoint and stamp
+
+Each says what it was measured on (`made_from`, see `evaluate/made_from.py`). Files are written whole, and one of a
+different stamp has a different name, so commands that run at the same time lose nothing of each other's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from largescale.checkpoint.folder import Checkpoint, newest_first
+from largescale.evaluate.made_from import VERSION, identity, weights_stamp
+from shards.files import atomic_write
+
+Record = dict[str, Any]
+
+_KEYS = ("protocol", "settings", "num_train", "num_test", "checkpoint_step", "results", "made_from", "warnings")
+_NOT_MEASURED_BY = ("train_shards", "batch")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What `eval/` of a run holds.
+
+    Attributes:
+        newest: the newest result of each protocol.
+        all: every result, those of `newest` first.
+        refused: a line for each file that does not say what it measured.
+    """
+
+    newest: dict[str, Record] = field(default_factory=dict)
+    all: list[Record] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+
+def write_result(run_dir: Path, record: Record) -> Path:
+    """Write a result under a name of its own, and as the newest of its protocol; returns the name of its own."""
+    content = (json.dumps(record, indent=1) + "\n").encode()
+    own = run_dir / "eval" / "results" / f"{_name(record)}.json"
+    for path in (own, run_dir / "eval" / f"{record['protocol']}.json"):
+        with atomic_write(path) as file:
+            file.write(content)
+    return own
+
+
+def read_results(run_dir: Path) -> Results:
+    """The results of a run; one that cannot be told what it was measured on is refused, not shown."""
+    results = Results()
+    for path in [*sorted((run_dir / "eval").glob("*.json")), *sorted((run_dir / "eval" / "results").glob("*.json"))]:
+        record = _read(path)
+        if record is None:
+            results.refused.append(
+                f"{path.relative_to(run_dir)} does not say what it was measured on (another version wrote it, or it "
+                f"is damaged), so it is not shown; run `largescale evaluate` again, or remove it"
+            )
+            continue
+        if path.parent.name == "eval":
+            results.newest[record["protocol"]] = record
+        if _name(record) not in map(_name, results.all):
+            results.all.append(record)
+    return results
+
+
+def age(record: Record, run_dir: Path) -> str:
+    """Why a result is not one of the run's newest checkpoint, in words; empty if it is."""
+    checkpoints = newest_first(run_dir / "checkpoints")
+    weights = record["made_from"]["weights"]
+    if not checkpoints:
+        return f"its checkpoint (step {weights['step']}) is no longer here"
+    newest = checkpoints[0]
+    if weights == weights_stamp(newest):
+        return ""
+    if weights["step"] == newest.step or weights["step"] > newest.step or _replaced(weights, checkpoints):
+        return f"measured on other weights than are here: those of step {weights['step']} of a run before this one"
+    return f"measured at step {weights['step']}; the newest checkpoint is of step {newest.step}"
+
+
+def _replaced(weights: dict[str, Any], checkpoints: list[Checkpoint]) -> bool:
+    return any(weights["step"] == one.step and weights != weights_stamp(one) for one in checkpoints)
+
+
+def _name(record: Record) -> str:
+    test = re.sub(r"[^\w.-]+", "-", record["made_from"]["test_shards"]["name"])[:60]
+    own = {key: value for key, value in record["settings"].items() if key not in _NOT_MEASURED_BY
+           and (key == "baselines" or key.startswith(f"{record['protocol']}_"))}
+    stamp = identity({"made_from": record["made_from"], "settings": own})
+    return f"{record['protocol']}-{test}-step-{record['checkpoint_step']:08d}-{stamp}"
+
+
+def _read(path: Path) -> Record | None:
+    try:
+        record = json.loads(path.read_text())
+        whole = all(key in record for key in _KEYS) and record["made_from"]["version"] == VERSION
+        return record if whole and all("top1" in one for one in record["results"].values()) and _name(record) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

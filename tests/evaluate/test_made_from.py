@@ -1,0 +1,180 @@
+"""Results and features are of what they say: other weights, images or settings never pass for them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from largescale.checkpoint.folder import Checkpoint
+from largescale.cli import main
+from largescale.config import load_config
+from largescale.data.corpora import Corpus
+from largescale.evaluate.doubts import num_in_shared_shards, num_shared
+from largescale.evaluate.extract import extract
+from largescale.evaluate.feature_set import FeatureSet
+from largescale.evaluate.made_from import difference, identity, shards_stamp, weights_stamp
+from largescale.evaluate.results import read_results
+from largescale.observe import report_results
+from shards.errors import InputError
+from shards.manifest import read_index, read_manifest, write_index, write_manifest
+from tests.conftest import ROOT, run_python
+
+
+def checkpoint(step: int, digest: str) -> Checkpoint:
+    return Checkpoint(Path("unused"), {"step": step, "files": {"a.safetensors": {"size": 3, "sha256": digest}}})
+
+
+def test_weights_of_the_same_step_are_told_apart_by_their_content():
+    one, same, other = (weights_stamp(checkpoint(14, digest)) for digest in ("aa", "aa", "ab"))
+    assert one == same and one["step"] == 14
+    assert "hash was sha256:" in difference({"weights": one}, {"weights": other})
+    assert identity({"weights": one}) != identity({"weights": other})
+
+
+def test_the_stamp_of_shards_is_of_their_images_and_labels_not_of_their_place(test_shard_folder, tmp_path):
+    stamp = shards_stamp(Corpus(read_manifest(test_shard_folder)), str(test_shard_folder))
+    assert (stamp["samples"], stamp["classes"], stamp["name"]) == (100, 10, "test")
+    moved = shutil.copytree(test_shard_folder, tmp_path / "moved")
+    assert difference(stamp, shards_stamp(Corpus(read_manifest(moved)), str(moved))) == ""
+    # The same tars with other labels: an index that was made again.
+    manifest = read_manifest(moved)
+    path = manifest.index_path(0)
+    index = read_index(path)
+    write_index(replace(index, label=np.roll(index.label, 1)), path)
+    write_manifest(replace(manifest, shards=tuple(replace(shard, index_checksum="") for shard in manifest.shards)))
+    other = shards_stamp(Corpus(read_manifest(moved)), str(moved))
+    assert other["fingerprint"] == stamp["fingerprint"] and "labels" in difference(stamp, other)
+
+
+def test_shared_images_are_counted_however_the_shards_are_cut(sample_images, shard_folder, test_shard_folder, tmp_path):
+    cut = tmp_path / "cut"
+    run_python("-m", "shards", "convert", sample_images / "test", cut, "--labels", "folder", "--shuffle", "3",
+               "--samples-per-shard", "33", "--workers", "1")
+    train, test, again = (Corpus(read_manifest(folder)) for folder in (shard_folder, test_shard_folder, cut))
+    assert num_shared(test, test) == num_shared(test, again) == 100
+    assert num_shared(train, test) == 0
+    assert num_in_shared_shards(test.manifest, again.manifest) == 0  # what tars alone would say
+    assert num_in_shared_shards(test.manifest, test.manifest) == 100
+
+
+def test_features_that_are_not_numbers_are_refused(test_shard_folder):
+    config = load_config(ROOT / "tests/tiny.yaml", ["data.shards=unused"])
+    corpus = Corpus(read_manifest(test_shard_folder))
+    broken = {"pretrained": lambda images: images.flatten(1) / 0 * 0}
+    with pytest.raises(InputError, match="features of the pretrained network are not finite on 100 of 100 images"):
+        extract(corpus, config, broken, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, shard_folder, test_shard_folder) -> SimpleNamespace:
+    """A run that was evaluated on its shards; `train` and `evaluate` do it again with other settings."""
+    folder = tmp_path_factory.mktemp("stamped") / "run"
+    recipe = [str(ROOT / "tests/tiny.yaml"), f"data.shards={shard_folder}", f"data.eval_shards={test_shard_folder}",
+              f"run.dir={folder}", "train.precision=fp32", "train.steps=4", "data.audit=false"]
+
+    def train(*overrides: str) -> None:
+        assert main(["pretrain", *recipe, *overrides]) == 0
+
+    def evaluate(*overrides: str) -> dict:
+        assert main(["evaluate", "knn", str(folder), "evaluate.baselines=false", *overrides]) == 0
+        return json.loads((folder / "eval/knn.json").read_text())
+
+    train()
+    evaluate()
+    return SimpleNamespace(path=folder, train=train, evaluate=evaluate, features=folder / "eval/features")
+
+
+def notes(run_dir: Path) -> str:
+    return "\n".join(report_results.notes(run_dir, read_results(run_dir)))
+
+
+@pytest.mark.slow
+def test_test_images_that_are_the_training_images_are_named_in_the_result_and_the_report(run, shard_folder, caplog):
+    record = run.evaluate(f"data.eval_shards={shard_folder}")
+    assert record["warnings"][0].startswith("all 200 test images are among the labelled training images too")
+    assert record["warnings"][0] in caplog.text
+    assert record["test_shards"] == record["train_shards"] == str(shard_folder.resolve())
+    assert main(["report", str(run.path)]) == 0
+    page = (run.path / "report.html").read_text()
+    assert record["warnings"][0] in page and "200 test images of train" in page
+    assert len(read_results(run.path).all) == 2  # the result on the test shards is kept beside it
+    again = run.evaluate()
+    assert again["warnings"] == [] and again["made_from"]["test_shards"]["name"] == "test"
+    assert len(read_results(run.path).all) == 2
+
+
+@pytest.mark.slow
+def test_the_report_shows_no_images_of_shards_that_are_gone_or_others_now(run, test_shard_folder, tmp_path):
+    away = shutil.copytree(test_shard_folder, tmp_path / "away")
+    manifest = read_manifest(away)  # other images: without the first shard
+    write_manifest(replace(manifest, shards=manifest.shards[1:]))
+    run.evaluate(f"data.eval_shards={away}")
+    config = load_config(run.path / "config.yaml")
+    assert "of away, network of step 4" in report_results.images(run.path, config)
+    shutil.rmtree(away)
+    for there in (None, test_shard_folder):
+        if there:
+            shutil.copytree(there, away)
+        page = report_results.images(run.path, config)
+        assert f"The images that were evaluated cannot be shown: those of {away}" in page
+        assert 'class="query"' not in page and "What prototypes stand for" in page
+    assert "other shards are there now" in page
+
+
+@pytest.mark.slow
+def test_a_result_without_a_stamp_is_refused_and_features_without_one_are_made_again(run, caplog):
+    right = run.evaluate()["results"]
+    path = run.features / "pretrained-test.safetensors"
+    good, features = path.read_bytes(), FeatureSet.load(path)
+    path.write_bytes(path.read_bytes()[:-8])  # what a version without atomic writes, or a disk, may leave
+    (run.path / "eval/linear.json").write_text(json.dumps({"protocol": "linear", "results": {}}))
+    caplog.clear()
+    assert run.evaluate()["results"] == right
+    assert "pretrained-test in" in caplog.text and "are made again" in caplog.text
+    assert path.read_bytes() == good
+    replace(features, features=torch.zeros_like(features.features)).save(path, {})  # no stamp
+    assert run.evaluate()["results"] == right and path.read_bytes() == good
+    assert "eval/linear.json does not say what it was measured on" in notes(run.path)
+    (run.path / "eval/linear.json").unlink()
+
+
+@pytest.mark.slow
+def test_normalisation_is_part_of_the_stamp_and_an_edited_config_is_not_believed(run):
+    before = run.evaluate()
+    path = run.features / "pretrained-test.safetensors"
+    features = path.read_bytes()
+    other = run.evaluate("data.mean=[0.9,0.9,0.9]", "data.std=[0.01,0.01,0.01]")
+    assert path.read_bytes() != features and other["made_from"]["images"]["mean"] == [0.9] * 3
+    config = run.path / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("width: 8", "width: 32"))
+    try:
+        edited = run.evaluate()
+    finally:
+        config.write_text(text)
+    assert "says model.width=32, the checkpoint was trained with 8, which is used" in edited["warnings"][0]
+    assert edited["results"] == before["results"] and path.read_bytes() == features
+
+
+@pytest.mark.slow
+def test_a_run_begun_again_in_its_folder_is_measured_anew(run):
+    before = run.evaluate()
+    path = run.features / "pretrained-test.safetensors"
+    old = path.read_bytes()
+    shutil.rmtree(run.path / "checkpoints")
+    run.train("run.seed=5", "optim.lr=0.05")
+    assert "measured on other weights than are here" in notes(run.path)
+    after = run.evaluate()
+    new = path.read_bytes()
+    assert new != old and after["made_from"]["weights"]["hash"] != before["made_from"]["weights"]["hash"]
+    path.unlink()
+    run.evaluate()
+    assert path.read_bytes() == new
+    assert "measured on other weights" not in notes(run.path)
