@@ -33,8 +33,17 @@ def dead_leaves(height: int, width: int, rng: np.random.Generator, texture: floa
     return image.clip(0, 255).astype(np.uint8)
 
 
+def photograph(number: int, *, seed: int = 0, scale: float = 1.0) -> bytes:
+    """A JPEG of the size of ImageNet's (times `scale`): short side 375 to 500 pixels, quality 90, 4:2:0."""
+    rng = np.random.default_rng([seed, number])
+    height, width = (int(scale * side) for side in (rng.integers(375, 500), rng.integers(500, 650)))
+    stored = io.BytesIO()
+    Image.fromarray(dead_leaves(height, width, rng)).save(stored, "JPEG", quality=90)
+    return stored.getvalue()
+
+
 def write_photographs(folder: Path, count: int, *, seed: int = 0, scale: float = 1.0) -> int:
-    """Write JPEGs of the size of ImageNet's (times `scale`): short side 375 to 500 pixels, quality 90, 4:2:0.
+    """Write photographs 0 to `count` - 1.
 
     Returns:
         Bytes of all of them.
@@ -42,10 +51,7 @@ def write_photographs(folder: Path, count: int, *, seed: int = 0, scale: float =
     folder.mkdir(parents=True, exist_ok=True)
     total = 0
     for number in range(count):
-        rng = np.random.default_rng([seed, number])
-        height, width = (int(scale * side) for side in (rng.integers(375, 500), rng.integers(500, 650)))
-        stored = io.BytesIO()
-        Image.fromarray(dead_leaves(height, width, rng)).save(stored, "JPEG", quality=90)
-        (folder / f"{number:06d}.jpg").write_bytes(stored.getvalue())
-        total += stored.tell()
+        stored = photograph(number, seed=seed, scale=scale)
+        (folder / f"{number:06d}.jpg").write_bytes(stored)
+        total += len(stored)
     return total

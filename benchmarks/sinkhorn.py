@@ -58,34 +58,47 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def measure(rank: int, world_size: int, repeats: int, folder: str) -> None:
-    """One rank: forms take turns, so that what disturbs the machine meets both."""
+    """One rank."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    rows = []
-    for num_rows, num_prototypes in SIZES:
-        generator = torch.Generator().manual_seed(rank)
-        features = torch.nn.functional.normalize(torch.randn(CROPS, num_rows, 128, generator=generator), dim=-1)
-        shared = torch.randn(num_prototypes, 128, generator=torch.Generator().manual_seed(99))
-        scores = features @ torch.nn.functional.normalize(shared, dim=-1).T
-        exact = FORMS["ours"](scores.double())
-        row: dict[str, Any] = {"rows_a_rank": num_rows, "prototypes": num_prototypes}
-        times: dict[str, list[float]] = {name: [] for name in FORMS}
-        for repeat in range(repeats + 2):
-            for name, form in FORMS.items():
-                dist.barrier()
-                started = time.perf_counter()
-                codes = form(scores)
-                elapsed = torch.tensor(1000 * (time.perf_counter() - started))
-                dist.all_reduce(elapsed, op=dist.ReduceOp.MAX)
-                if repeat >= 2:  # the first two warm up
-                    times[name].append(float(elapsed))
-                row[f"{name}_error"] = float((codes - exact).abs().max())
-        row |= {f"{name}_ms": statistics.median(values) for name, values in times.items()}
-        row["ratio"] = statistics.median(a / b for a, b in zip(times["published"], times["ours"], strict=True))
-        rows.append(row)
+    rows = [compare(*size, repeats, torch.device("cpu")) for size in SIZES]
     if rank == 0:
         (Path(folder) / "rows.json").write_text(json.dumps({"rows": rows, "environment": environment()}))
     dist.destroy_process_group()
+
+
+def compare(num_rows: int, num_prototypes: int, repeats: int, device: torch.device) -> dict[str, Any]:
+    """Times and errors at one size; forms take turns, so that what disturbs the machine meets both.
+
+    Collectives: every rank must call it.
+    """
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    features = torch.nn.functional.normalize(torch.randn(CROPS, num_rows, 128, generator=generator), dim=-1)
+    shared = torch.randn(num_prototypes, 128, generator=torch.Generator().manual_seed(99))
+    scores = (features @ torch.nn.functional.normalize(shared, dim=-1).T).to(device)
+    exact = FORMS["ours"](scores.double())
+    row: dict[str, Any] = {"rows_a_rank": num_rows, "prototypes": num_prototypes}
+    times: dict[str, list[float]] = {name: [] for name in FORMS}
+    for repeat in range(repeats + 2):
+        for name, form in FORMS.items():
+            dist.barrier()
+            _synchronize(device)
+            started = time.perf_counter()
+            codes = form(scores)
+            _synchronize(device)
+            elapsed = torch.tensor(1000 * (time.perf_counter() - started), device=device)
+            dist.all_reduce(elapsed, op=dist.ReduceOp.MAX)
+            if repeat >= 2:  # the first two warm up
+                times[name].append(float(elapsed))
+            row[f"{name}_error"] = float((codes - exact).abs().max())
+    row |= {f"{name}_ms": statistics.median(values) for name, values in times.items()}
+    row["ratio"] = statistics.median(a / b for a, b in zip(times["published"], times["ours"], strict=True))
+    return row
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -28,10 +28,11 @@ from torch import Tensor
 from largescale import precision
 from largescale.config import Config, load_config
 from largescale.methods import build_method
+from largescale.models.backbones import stages
 from largescale.optim import parameter_groups
 from largescale.parallel import build_engine
 from largescale.parallel.engine import Engine, StepCheck
-from largescale.plan.hardware import GPUS
+from largescale.plan.hardware import GPUS, gpu_like
 from largescale.plan.simulate import simulate
 from largescale.run.environment import environment
 
@@ -63,10 +64,11 @@ def reference(config: Config, device: torch.device) -> Step:
     return lambda: step(batch)
 
 
-def ours(config: Config, device: torch.device, change: Callable[[Engine, Config], None] | None = None) -> Step:
+def ours(config: Config, device: torch.device, change: Callable[[Engine, Config], None] | None = None,
+         weights: torch.memory_format = torch.preserve_format) -> Step:
     """The step of the training loop, with something changed."""
     torch.manual_seed(0)
-    engine = build_engine(build_method(config), config, device)
+    engine = build_engine(build_method(config).to(memory_format=weights), config, device)
     batch = views(config, device)
     if change is not None:
         change(engine, config)
@@ -126,8 +128,13 @@ def convolved(config: Config, device: torch.device) -> Step:
 
 def compiled(config: Config, device: torch.device) -> Step:
     """Residual blocks through torch.compile."""
-    config.model.compile_stages = [1, 2, 3, 4]
+    config.model.compile_stages = list(range(1, 1 + len(stages(build_method(config, on_meta=True).backbone))))
     return ours(config, device)
+
+
+def weights_channels_last(config: Config, device: torch.device) -> Step:
+    """Weights in the layout of the activations, which cuDNN would else bring them to in every pass."""
+    return ours(config, device, weights=torch.channels_last)
 
 
 VARIANTS: dict[str, Callable[[Config, torch.device], Step]] = {
@@ -138,38 +145,58 @@ VARIANTS: dict[str, Callable[[Config, torch.device], Step]] = {
     "ours, Sinkhorn as published": published_sinkhorn,
     "ours, LARS a parameter at a time": lambda config, device: ours(config, device, by_parameter),
     "ours, small maps convolved": convolved,
+    "ours, weights channels last": weights_channels_last,
     "ours, unchecked": lambda config, device: ours(config, device, unchecked),
     "ours, blocks compiled": compiled,
 }
+
+
+ONLY_ON = {"ours, small maps convolved": "cpu", "ours, weights channels last": "cuda"}
+"""Choices that are made on one kind of device alone."""
+
+
+def variants(device: torch.device) -> dict[str, Callable[[Config, torch.device], Step]]:
+    """What is measured on a device."""
+    return {name: build for name, build in VARIANTS.items() if ONLY_ON.get(name, device.type) == device.type}
 
 
 def measure(device: torch.device, batch: int, rounds: int) -> dict[str, Any]:
     """Seconds of every variant in every round, by precision."""
     result: dict[str, Any] = {"seconds": {}, "losses": {}}
     for name in PRECISIONS[device.type]:
-        config = configuration(device, batch, name)
-        steps = {what: build(configuration(device, batch, name), device) for what, build in VARIANTS.items()
-                 if device.type == "cpu" or build is not convolved}
-        losses = {what: steps[what]() for what in ("plain", "ours")}
-        if abs(losses["plain"] - losses["ours"]) > (1e-4 if name == "fp32" else 1e-2) * losses["plain"]:
-            raise SystemExit(f"the two steps do not compute the same: losses {losses}")
-        result["losses"][name] = losses
+        config = configuration(SETTINGS[device.type], batch, name)
+        precision.set_up(config)
+        steps = {what: build(configuration(SETTINGS[device.type], batch, name), device)
+                 for what, build in variants(device).items()}
+        result["losses"][name] = compare_losses({what: steps[what]() for what in ("plain", "ours")}, name)
         result["seconds"][name] = in_turns(steps, rounds, device)
         result["config"] = {"backbone": config.model.backbone, "batch": config.train.global_batch,
                             "crops": [f"{group.num} x {group.size}" for group in config.data.crops]}
     return result
 
 
-def in_turns(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each step; the first three rounds compile and warm up."""
+def compare_losses(losses: dict[str, float], name: str) -> dict[str, float]:
+    """The first losses, which must be those of the plain step but for rounding.
+
+    Raises:
+        SystemExit: they are not, so there is nothing to compare.
+    """
+    bound = (1e-4 if name == "fp32" else 1e-2) * losses["plain"]
+    if any(abs(loss - losses["plain"]) > bound for loss in losses.values()):
+        raise SystemExit(f"the steps do not compute the same: losses {losses}")
+    return losses
+
+
+def in_turns(steps: dict[str, Step], rounds: int, device: torch.device, warm_up: int = 3) -> dict[str, list[float]]:
+    """Seconds of each step; the first rounds compile and warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds + 3):
+    for number in range(rounds + warm_up):
         for name, step in steps.items():
             _synchronize(device)
             started = time.perf_counter()
             step()
             _synchronize(device)
-            if number >= 3:
+            if number >= warm_up:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
 
@@ -179,14 +206,19 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def configuration(device: torch.device, batch: int, name: str) -> Config:
-    """The recipe that is measured."""
+def configuration(settings: list[str], batch: int, name: str) -> Config:
+    """The recipe that is measured: settings, a batch (0 is theirs), a precision."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write("name: step\ndata: {shards: unset}\n")
         file.flush()
         size = [f"train.global_batch={batch}"] if batch else []
-        return load_config(file.name, [*SETTINGS[device.type], *size, f"train.precision={name}", "optim.name=lars",
+        return load_config(file.name, [*settings, *size, f"train.precision={name}", "optim.name=lars",
                                        "method.freeze_prototypes_steps=0", "parallel.strategy=ddp"])
+
+
+def times_plain(seconds: dict[str, list[float]], what: str) -> float:
+    """How many times as fast as the plain step: the median of the rounds' ratios."""
+    return statistics.median(a / b for a, b in zip(seconds["plain"], seconds[what], strict=True))
 
 
 def table(result: dict[str, Any], flops: int, peak: float) -> str:
@@ -198,7 +230,7 @@ def table(result: dict[str, Any], flops: int, peak: float) -> str:
         cells = ""
         for name in names:
             seconds = result["seconds"][name]
-            ratio = statistics.median(a / b for a, b in zip(seconds["plain"], seconds[what], strict=True))
+            ratio = times_plain(seconds, what)
             cells += f" {1000 * statistics.median(seconds[what]):.0f} | {ratio:.2f} |"
         lines.append(f"| {what} |{cells}")
     batch = result["config"]["batch"]
@@ -216,7 +248,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=0)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    flops = simulate(configuration(device, arguments.batch, PRECISIONS[device.type][0]), 1).flops
+    flops = simulate(configuration(SETTINGS[device.type], arguments.batch, PRECISIONS[device.type][0]), 1).flops
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=0, world_size=1,
                                 init_method=f"file://{folder}/store")
@@ -225,7 +257,8 @@ def main() -> None:
     machine = environment()
     machine.pop("command")
     gpu = torch.cuda.get_device_name() if device.type == "cuda" else ""
-    peak = next((1e12 * facts.tflops for name, facts in GPUS.items() if name in gpu.lower()), 0.0)
+    like = gpu_like(gpu, torch.cuda.get_device_properties(0).total_memory / 1e9) if gpu else ""
+    peak = 1e12 * GPUS[like].tflops if like else 0.0
     name, facts = "step_cuda" if gpu else "step", result["config"]
     RESULTS.mkdir(parents=True, exist_ok=True)
     written = {**result, "flops": flops, "environment": machine}

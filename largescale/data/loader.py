@@ -110,8 +110,6 @@ class Loader:
         size = Buffers.num_bytes(maker.data, batch)
         self._slots = slots + 1 if processes else 1  # one more, which the training holds
         self._memory, self._pinned = Shared(self._slots * size), pin
-        if pin:
-            self._memory.pin()
         self._ring = [Buffers.carve(self._memory.bytes[slot * size : (slot + 1) * size], maker.data, batch)
                       for slot in range(self._slots)]
         self._taken = 0
@@ -124,6 +122,8 @@ class Loader:
                 _LoaderProcess(number, maker, steps, self._ring, slice(first, last), threads, board)
                 for number, (first, last) in enumerate(pairwise(bounds))
             ]
+        if pin:  # after the processes are forked: page-locked memory need not be there in a child
+            self._memory.pin()
 
     def take(self) -> tuple[int, Buffers, list[Part], int]:
         """The next batch, in buffers that stay as they are until `release`.

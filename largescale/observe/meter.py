@@ -53,7 +53,7 @@ class Meter:
             self._costs[name] += value
         self._entropy += output.assignment_entropy
         for used, nearest in zip(self._used, output.nearest, strict=True):
-            used[nearest] = 1
+            used.index_fill_(0, nearest, 1)  # `used[nearest] = 1` would copy the 1, and make the host wait for it
 
     def summary(self) -> dict[str, Any]:
         """The interval's metrics, equal on all ranks but for times.

@@ -18,7 +18,8 @@ from shards.errors import InputError
 OPTIMIZERS: dict[str, tuple[type[Optimizer], Callable[[OptimConfig], dict[str, Any]]]] = {
     "lars": (LARS, lambda c: {"momentum": c.momentum, "trust_coefficient": c.trust_coefficient}),
     "adamw": (torch.optim.AdamW, lambda c: {"betas": (c.betas[0], c.betas[1]), "fused": True}),
-    "sgd": (torch.optim.SGD, lambda c: {"momentum": c.momentum, "fused": True}),
+    # Not fused: torch cannot run that on the sharded parameters of FSDP2.
+    "sgd": (torch.optim.SGD, lambda c: {"momentum": c.momentum, "foreach": True}),
 }
 """Class by name, and the options it takes from the configuration."""
 

@@ -120,7 +120,9 @@ class Engine:
         size = world_size()
         flags = torch.zeros(3, size, dtype=torch.float64, device=loss.device)
         flags[:, rank()] = torch.stack([views_sum, loss.double(), grad_square]).isfinite().logical_not().double()
-        sums = torch.stack([loss.double() / size, grad_square / self.gradient_replicas(), torch.tensor(stop).to(loss)])
+        # `stop` is written by a kernel; copied there, it would make the host wait for the device.
+        stop_flag = torch.full((), stop, dtype=torch.float64, device=loss.device)
+        sums = torch.stack([loss.double() / size, grad_square / self.gradient_replicas(), stop_flag])
         message = torch.cat([sums, flags.flatten()])
         dist.all_reduce(message)
         numbers = message.tolist()
@@ -205,7 +207,9 @@ class Engine:
             for key in state_keys(name, shapes):
                 shape = shapes[f"optimizer.{name}.{key}"]
                 whole = shape == tuple(parameter.shape)
-                value = torch.zeros_like(parameter.detach()) if whole else torch.zeros(shape)
+                # Fused AdamW counts its steps where the parameter is.
+                value = (torch.zeros_like(parameter.detach()) if whole
+                         else torch.zeros(shape, device=parameter.device))
                 self.optimizer.state[parameter][key] = value
 
     def take_state(self, state: dict[str, Tensor]) -> None:

@@ -82,7 +82,7 @@ class _Engine(Engine):
             for key in state_keys(name, shapes):
                 shape = shapes[f"optimizer.{name}.{key}"]
                 whole = shape == tuple(self.layouts[flat].shapes[number])
-                value = torch.zeros_like(flat.detach()) if whole else torch.zeros(shape)
+                value = torch.zeros_like(flat.detach()) if whole else torch.zeros(shape, device=flat.device)
                 self.optimizer.state[flat].setdefault(key, value)
 
     @torch.no_grad()

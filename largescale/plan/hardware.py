@@ -77,3 +77,14 @@ def gpu_named(name: str) -> Gpu:
     if name not in GPUS:
         raise InputError(f"--gpu {name}: expected one of {', '.join(GPUS)}")
     return GPUS[name]
+
+
+def gpu_like(device: str, memory_gb: float) -> str:
+    """The name in `GPUS` of a device as its driver calls it; empty for one that is not there.
+
+    Args:
+        device: such as "NVIDIA A100-SXM4-80GB".
+        memory_gb: which tells kinds apart that come with more and less.
+    """
+    alike = [name for name in GPUS if name.split("-")[0] in device.lower()]
+    return min(alike, key=lambda name: abs(GPUS[name].memory_gb - memory_gb), default="")

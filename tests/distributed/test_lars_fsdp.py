@@ -8,7 +8,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from largescale.config import load_config
+from largescale.optim import OPTIMIZERS
 from largescale.optim.lars import LARS
+from tests.conftest import ROOT
+from tests.distributed import test_strategies
 from tests.distributed.ranks import Counted, run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -69,3 +73,21 @@ def test_ten_steps_under_fsdp_equal_one_process(world_size):
             torch.testing.assert_close(sharded, whole.detach(), rtol=1e-10, atol=1e-12)
         # One all-reduce of both norms of the three weight matrices, nothing else.
         assert calls == [[("all_reduce", 6)]] * STEPS
+
+
+def losses_of_each_optimizer(strategy: str) -> dict[str, list[float]]:
+    found = {}
+    for name in OPTIMIZERS:
+        config = load_config(ROOT / "tests" / "strategies.yaml", [
+            f"parallel.strategy={strategy}", f"optim.name={name}", "optim.lr=0.05", "optim.clip_grad_norm=0",
+            "model.backbone=resnet", "model.stem=3x3s2", "model.depths=[1,1]", "model.width=8"])
+        found[name] = test_strategies.train(config, [], 3)["losses"]
+    return found
+
+
+def test_every_optimizer_steps_on_sharded_parameters():
+    [sharded], [whole] = (run_ranks(losses_of_each_optimizer, 1, strategy) for strategy in ("fsdp", "ddp"))
+    assert set(sharded) == set(OPTIMIZERS) >= {"sgd"}
+    for name, losses in sharded.items():
+        assert losses == pytest.approx(whole[name], rel=1e-10), name
+        assert len(set(losses)) == 3

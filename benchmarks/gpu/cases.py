@@ -1,0 +1,31 @@
+"""What is run, in order of its worth: what comes last is left out first where the time is over."""
+
+from __future__ import annotations
+
+from gpu.harness import Case
+
+CORRECTNESS, SPEED, PLANNER = "Correctness", "Speed", "Planner against reality"
+SECTIONS = {"correctness": CORRECTNESS, "speed": SPEED, "planner": PLANNER}
+"""By the name that --only takes."""
+
+STRATEGIES = ("ddp", "fsdp", "zero1", "zero2", "zero3", "fairscale")
+NETWORKS = ("resnet50", "regnet_y_16gf", "regnet_y_128gf")
+
+CASES = [
+    Case(CORRECTNESS, "float64 on the CPU", "gpu.strategies:oracle", 60),
+    *(Case(CORRECTNESS, name, "gpu.strategies:compare", 45, (name,)) for name in STRATEGIES),
+    Case(CORRECTNESS, "Waiting for the device", "gpu.numerics:steps_that_wait", 30),
+    Case(CORRECTNESS, "Saving in the background", "gpu.runs:staging", 45),
+    Case(CORRECTNESS, "Resuming, train.deterministic=true", "gpu.runs:resume", 120),
+    Case(CORRECTNESS, "Synchronised BatchNorm against float64, relative errors", "gpu.numerics:batchnorm", 30),
+    Case(CORRECTNESS, "Sinkhorn against float64", "gpu.numerics:codes", 30),
+    Case(CORRECTNESS, "Augmentation", "gpu.numerics:augmentation", 100),
+    Case(CORRECTNESS, "Recomputed blocks against kept ones", "gpu.numerics:blocks", 30, ("recompute_stages",)),
+    Case(SPEED, "A training step and each choice undone", "gpu.speed:steps", 150, worth_s=30),
+    Case(CORRECTNESS, "Compiled blocks against eager ones", "gpu.numerics:blocks", 90, ("compile_stages",)),
+    Case(CORRECTNESS, "Out of memory", "gpu.runs:out_of_memory", 60),
+    *(Case(PLANNER, name, "gpu.planner:compare", 60, (name,)) for name in NETWORKS),
+    Case(SPEED, "The stream, and a run that waits for it", "gpu.loading:compare", 120, worth_s=50),
+    Case(SPEED, "Kernels of a step", "gpu.profile:kernels", 60, worth_s=25),
+    Case(SPEED, "Sinkhorn against the published form", "gpu.speed:codes", 30),
+]

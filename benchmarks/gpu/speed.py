@@ -1,0 +1,91 @@
+"""The step of the recipe against a plain one, with each choice undone; and Sinkhorn against its published form."""
+
+from __future__ import annotations
+
+import statistics
+import traceback
+from pathlib import Path
+from typing import Any
+
+import sinkhorn
+import step
+import torch
+from gpu.harness import FAILED, LEFT_OUT, Context, Report
+from gpu.machine import device_kind, peak_flops
+
+from largescale import precision
+from largescale.plan.simulate import simulate
+from largescale.processes import process_group
+
+SMALL = ["model={backbone: resnet, stem: 3x3s2, depths: [1], width: 8, hidden: [32], embedding: 16, prototypes: 50}",
+         "data.crops=[{num: 2, size: 24}, {num: 2, size: 16}]", "train.global_batch=16"]
+_LEAVE_S = 15.0
+"""What is kept of the time for measuring, when variants that take long to build are still to come."""
+
+
+def settings(context: Context) -> list[str]:
+    """Of the step that is measured."""
+    return SMALL if context.small else step.SETTINGS["cuda"]
+
+
+def steps(report: Report, context: Context) -> None:
+    """All variants in turns; one that fails is left out of the rounds."""
+    config = step.configuration(settings(context), 0, "bf16")
+    flops = simulate(config, 1).flops
+    with process_group() as device:
+        precision.set_up(config)
+        built = _built(report, context, device)
+        if "plain" not in built:
+            return
+        once = sum(step.in_turns(built, 1, device, warm_up=1)[name][0] for name in built)
+        rounds = max(1, min(9, int((context.left_s() - 5) / once) - 2))
+        seconds = step.in_turns(built, rounds, device, warm_up=2 if not context.small else 0)
+    peak, batch = peak_flops(context), config.train.global_batch
+    for name, times in seconds.items():
+        middle = statistics.median(times)
+        used = {"MFU": f"{flops / middle / peak:.1%}"} if peak else {}
+        report.row(name, ms=1000 * middle, times_plain=step.times_plain(seconds, name), images_per_s=batch / middle,
+                   TFLOP_per_s=flops / middle / 1e12, rounds=rounds, **used)
+
+
+def _built(report: Report, context: Context, device: torch.device) -> dict[str, step.Step]:
+    """Variants that ran once, and computed what the plain step does."""
+    built: dict[str, step.Step] = {}
+    losses: dict[str, float] = {}
+    for name, build in step.variants(device).items():
+        if context.small and build is step.compiled:
+            report.row(name, LEFT_OUT, "a CPU takes minutes to compile; see the section Correctness")
+            continue
+        if context.left_s() < _LEAVE_S and "ours" in built:
+            report.row(name, LEFT_OUT, "no time left")
+            continue
+        try:
+            built[name] = build(step.configuration(settings(context), 0, "bf16"), device)
+            losses[name] = built[name]()
+            # The unchecked step does not look at its loss.
+            if "unchecked" not in name:
+                step.compare_losses({"plain": losses["plain"], name: losses[name]}, "bf16")
+        except (Exception, SystemExit) as error:
+            traceback.print_exc()
+            built.pop(name, None)
+            report.row(name, FAILED, f"{type(error).__name__}: {error}")
+    return built
+
+
+def codes(report: Report, context: Context) -> None:
+    """Times and errors of both forms on the device, in a group of one."""
+    with process_group() as device:
+        for size in [(64, 300)] if context.small else sinkhorn.SIZES:
+            row = sinkhorn.compare(*size, 3 if context.small else 15, device)
+            what = f"{sinkhorn.CROPS} x {row.pop('rows_a_rank')} rows, {row.pop('prototypes')} prototypes"
+            report.row(what, **_ordered(row))
+
+
+def _ordered(row: dict[str, Any]) -> dict[str, Any]:
+    names = ("published_ms", "ours_ms", "ratio", "published_error", "ours_error")
+    return {"times faster" if name == "ratio" else name: row[name] for name in names}
+
+
+def kept_path(context: Context, suffix: str) -> Path:
+    """A file beside the page."""
+    return Path(context.kept) / f"gpu_check_{device_kind(context)['slug']}{suffix}"

@@ -1,0 +1,79 @@
+"""What a GPU does with this product, in at most eight minutes: is it right, how fast is it, does the planner know it.
+
+    make gpu-check                                                 # or, with other options:
+    python benchmarks/gpu_check.py [--out DIR] [--only SECTION] [--minutes 8] [--small] [--device cpu]
+
+On a machine without a GPU the same cases run with small sizes. Every case has a process and a time of its own; whatever
+happens in it, the next one runs. Writes gpu_check_DEVICE.json and .md, again after every case, to benchmarks/results.
+Exit code 1 where a case of the section Correctness failed. What the page says: docs/gpu-check.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's library, installed or not
+
+from gpu.cases import CASES, CORRECTNESS, SECTIONS
+from gpu.harness import FACTS, FAILED, Case, Context, Row, run, run_case
+from gpu.page import Page
+
+RESULTS = Path(__file__).resolve().parent / "results"
+MACHINE = Case("Machine", "Ceilings", "gpu.facts:find", 90)
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
+
+
+def find_machine(context: Context) -> tuple[dict[str, Any], list[Row]]:
+    """What is measured on, looked up in a process of its own; the driver touches no device."""
+    rows = run_case(MACHINE, context, MACHINE.limit_s)
+    path = Path(context.folder) / FACTS
+    return (json.loads(path.read_text()) if path.exists() else {}), rows
+
+
+def check(arguments: argparse.Namespace, cases: list[Case], folder: str) -> int:
+    """Run the cases; returns the exit code."""
+    asked = Context("cpu" if arguments.device == "cpu" else "cuda", arguments.small, folder, str(arguments.out))
+    facts, rows = find_machine(asked)
+    if not facts:
+        say(f"the machine cannot be used: {rows[-1].reason}")
+        return 1
+    say(f"{facts['hardware']}, torch {facts['torch']}")
+    context = Context(facts["kind"], arguments.small or facts["kind"] == "cpu", folder, str(arguments.out))
+    page = Page(arguments.out, facts, ["python", *sys.orig_argv[1:]], arguments.minutes, rows)
+    found = run(cases, context, arguments.minutes, page.write, say)
+    failed = [row for row in found if row.status == FAILED and row.section == CORRECTNESS]
+    say(f"{page.folder / page.name}.md: {len(found)} rows, {len(failed)} of {CORRECTNESS} failed")
+    return 1 if failed else 0
+
+
+def main(cases: list[Case] = CASES) -> int:
+    """Parse, run, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the page goes")
+    parser.add_argument("--only", choices=sorted(SECTIONS), metavar="SECTION", help=f"one of {', '.join(SECTIONS)}")
+    parser.add_argument("--minutes", type=float, default=8.0, metavar="N", help="for all of it (default 8)")
+    parser.add_argument("--small", action="store_true", help="sizes for two CPU cores, as where there is no GPU")
+    parser.add_argument("--device", choices=["auto", "cpu"], default="auto", help="cpu: do not use a GPU")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the case that runs is ended
+    chosen = [case for case in cases if arguments.only in (None, _short(case.section))]
+    with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
+        return check(arguments, chosen, folder)
+
+
+def _short(section: str) -> str:
+    return next((short for short, name in SECTIONS.items() if name == section), "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
