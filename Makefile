@@ -12,7 +12,7 @@ TORCHRUN = OMP_NUM_THREADS=$(shell n=$$(( $$(nproc) / $(RANKS) )); echo $$(( n >
 	$(BIN)/torchrun --standalone --nproc-per-node=$(RANKS)
 .DEFAULT_GOAL := help
 
-.PHONY: help setup pretrain test test-fast slurm-packages slurm-test kill-test bench lint clean
+.PHONY: help setup pretrain test test-fast slurm-packages slurm-test kill-test bench gpu-check lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -70,6 +70,9 @@ bench: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/inst
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/weak_scaling.py
+
+gpu-check: | $(VENV)/strategies  ## is it right and how fast on this machine's GPU, in at most 8 minutes (docs/gpu-check.md)
+	$(BIN)/python benchmarks/gpu_check.py
 
 lint: $(VENV)/installed  ## style checks
 	$(BIN)/ruff check largescale shards tests benchmarks

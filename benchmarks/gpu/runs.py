@@ -81,10 +81,8 @@ def _steps(engine: Any, config: Any, device: torch.device, number: int, before_u
 def resume(report: Report, context: Context) -> None:
     """A run that is stopped by its end at half the steps and goes on, against one in peace, in deterministic mode."""
     shards = _shards(context, 96, side=40)
-    for name, network in {"AdamW": _TINY, "ResNet-50 mini, LARS": _RESNET}.items():
-        if context.small and network is _RESNET:
-            network = ["model={backbone: resnet, block: bottleneck, depths: [1, 1], width: 8, hidden: [32], "
-                       "prototypes: 50}", *_RESNET[1:]]
+    networks = {"AdamW": _TINY, **({} if context.small else {"ResNet-50 mini, LARS": _RESNET})}
+    for name, network in networks.items():
         runs = [Path(context.folder) / f"resume-{len(name)}-{number}" for number in (0, 1)]
         options = [*network, f"data.shards={shards}", "data.streams=4", "train.global_batch=16", "train.steps=6",
                    "train.deterministic=true", "run.log_every=1", "checkpoint.every_steps=3", "checkpoint.keep=3"]
