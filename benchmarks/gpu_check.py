@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -24,7 +25,8 @@ from gpu.cases import CASES, CORRECTNESS, SECTIONS
 from gpu.harness import FACTS, FAILED, Case, Context, Row, run, run_case
 from gpu.page import Page
 
-RESULTS = Path(__file__).resolve().parent / "results"
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
 MACHINE = Case("Machine", "Ceilings", "gpu.facts:find", 90)
 
 
@@ -65,6 +67,9 @@ def main(cases: list[Case] = CASES) -> int:
     parser.add_argument("--small", action="store_true", help="sizes for two CPU cores, as where there is no GPU")
     parser.add_argument("--device", choices=["auto", "cpu"], default="auto", help="cpu: do not use a GPU")
     arguments = parser.parse_args()
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    # Of loaders whose case was ended: the tracker frees what they leave, and need not say so.
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the case that runs is ended
     chosen = [case for case in cases if arguments.only in (None, _short(case.section))]
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:

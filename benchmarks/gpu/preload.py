@@ -1,11 +1,14 @@
-"""Imported once before the cases' processes are forked, so that each starts in a moment; touches no device.
+"""Imported once before the cases' processes are forked, so that each starts in a moment.
 
-Where something here is missing, the forkserver passes over it and each case says what it lacks.
+Nothing here may ask for a device, not even whether there is one: CUDA does not survive a fork.
 """
 
 from __future__ import annotations
 
-import largescale.methods
-import largescale.parallel
+import importlib
+from contextlib import suppress
 
-__all__ = ["largescale"]
+for _name in ("largescale.parallel", "largescale.run_folder", "largescale.data.stream", "largescale.plan",
+              "largescale.observe.meter"):
+    with suppress(ImportError):  # each case says what it lacks
+        importlib.import_module(_name)
