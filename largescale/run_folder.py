@@ -280,11 +280,16 @@ class RunFolder:
         before, now = checkpoint.progress["config"], flatten(self.config)
         init_from.require_unchanged(self.config, before)
         for key in sorted(now):
-            if key in before and not key.startswith(_FREE_TO_CHANGE) and before[key] != now[key]:
+            if key in before and not free_to_change(key) and before[key] != now[key]:
                 raise InputError(
                     f"{self.path}: cannot continue, {key} was {before[key]} and is now {now[key]}; "
                     f"set it back, or start a new run from its weights: {new_run(self.path)}"
                 )
+
+
+def free_to_change(key: str) -> bool:
+    """Whether a setting may differ when a run is continued."""
+    return key.startswith(_FREE_TO_CHANGE)
 
 
 def _write_or_remove(path: Path, text: str) -> None:
