@@ -50,7 +50,8 @@ def bare_tiff(payload: bytes) -> Page | None:
         return None
     next_page = payload[end : end + struct.calcsize(layout.offset)]
     size = layout.entry_bytes
-    kept = sorted({entry.tag: entry for entry in all_entries if entry.tag in _OF_THE_PICTURE}.values())
+    kept = sorted({entry.tag: entry for entry in all_entries if entry.tag in _OF_THE_PICTURE
+                   and (entry.tag != PROFILE or entry.kind in (1, 7))}.values())
     raw = [payload[entry.place - struct.calcsize(layout.entry) :][:size] for entry in kept]
     offset = len(payload) + len(payload) % 2
     is_big = layout.offset.endswith("Q")
