@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
 
@@ -18,6 +19,9 @@ import torch
 from torch import Tensor
 
 from largescale.config import Config
+from largescale.processes import rank
+
+_log = logging.getLogger(__name__)
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Precision of the forward pass, where it is not that of the weights."""
@@ -31,9 +35,11 @@ def resolve(config: Config, device: torch.device) -> Config:
     return replace(config, train=replace(config.train, precision=precision))
 
 
-def set_up(config: Config) -> None:
+def set_up(config: Config, device: torch.device) -> None:
     """Switch this process to the configuration's arithmetic."""
     tf32 = config.train.precision == "tf32"
+    if tf32 and device.type != "cuda" and rank() == 0:
+        _log.warning("train.precision=tf32 has no effect on the device %s, which computes in fp32", device.type)
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     if config.train.deterministic:

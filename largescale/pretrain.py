@@ -14,7 +14,7 @@ from contextlib import closing
 import torch
 
 from largescale import precision, stopping
-from largescale.config import Config, prototype_counts
+from largescale.config import Config, prototype_counts, without_effect
 from largescale.data.corpora import describe as describe_corpora
 from largescale.data.stream import Stream
 from largescale.methods import build_method
@@ -57,7 +57,7 @@ def pretrain(config: Config) -> None:
     with process_group(config.run.hang_timeout_s) as device:
         configure_logging(rank(), world_size())
         config = precision.resolve(config, device)
-        precision.set_up(config)
+        precision.set_up(config, device)
         with lease_of(config) as lease:
             check_shared(lease.run_dir)
             while not _train(config, device, started, lease):
@@ -205,6 +205,6 @@ def describe(config: Config) -> tuple[dict[str, object], list[str]]:
         - sum(p.numel() for p in method.backbone.parameters()),
         "feature width": method.num_features,
     }
-    return found, complaints(config, length)
+    return found, [*without_effect(config), *complaints(config, length)]
 
 

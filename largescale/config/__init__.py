@@ -1,5 +1,6 @@
 """The configuration: `schema` says what can be set, `loading` reads it, `checks` refuses what cannot work."""
 
+from largescale.config.checks import without_effect
 from largescale.config.loading import load_config
 from largescale.config.schema import (
     PRECISIONS,
@@ -46,4 +47,5 @@ __all__ = [
     "prototype_counts",
     "require",
     "to_yaml",
+    "without_effect",
 ]

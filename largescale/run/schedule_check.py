@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from largescale.config import Config
+from largescale.config import Config, without_effect
 from largescale.data.stream import Stream
 from largescale.methods import milestones
 from largescale.methods.milestone import Milestone
@@ -64,9 +64,9 @@ def complaints(config: Config, length: Length) -> list[str]:
 
 
 def warn_of_schedule(config: Config, length: Length) -> None:
-    """Say on rank 0 what does not fit into the run."""
+    """Say on rank 0 what does not fit into the run, and which settings nothing uses."""
     if rank() == 0:
-        for complaint in complaints(config, length):
+        for complaint in [*without_effect(config), *complaints(config, length)]:
             _log.warning("%s", complaint)
 
 

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from largescale.config import OptimConfig, ParallelConfig, load_config, without_effect
+from largescale.config.checks import settings_of
+from largescale.config.setting import declared
+from largescale.optim import OPTIMIZERS
+from largescale.parallel import ddp, engine, fairscale, fsdp, zero
+from tests.conftest import ROOT
+
+TINY = ROOT / "tests/tiny.yaml"
+
+
+def lines_of(*overrides: str) -> list[str]:
+    return without_effect(load_config(TINY, ["data.shards=x", *overrides]))
+
+
+@pytest.mark.parametrize("overrides, expected", [
+    (["parallel.strategy=ddp", "parallel.cpu_offload=true"],
+     "parallel.cpu_offload=True has no effect: it is used with parallel.strategy=fsdp|zero1|zero2|zero3 only"),
+    (["parallel.strategy=fairscale", "parallel.cpu_offload=true"], "parallel.cpu_offload=True has no effect"),
+    (["parallel.strategy=zero2", "parallel.reshard_after_forward=false"], "parallel.reshard_after_forward=False"),
+    (["parallel.strategy=ddp", "parallel.shard=2"], "parallel.shard=2"),
+    (["parallel.sync_batchnorm=false", "parallel.batchnorm_group_size=2"],
+     "parallel.batchnorm_group_size=2 has no effect without parallel.sync_batchnorm"),
+    (["optim.name=adamw", "optim.momentum=0.5"], "optim.momentum=0.5 has no effect"),
+    (["optim.name=sgd", "optim.betas=[0.9, 0.99]"], "optim.betas=[0.9, 0.99] has no effect"),
+    (["optim.name=sgd", "optim.trust_coefficient=0.1"], "optim.trust_coefficient=0.1 has no effect"),
+    (["method.queue=0"], "method.queue_start_step=1 has no effect without method.queue"),
+    (["data.augment.jitter=0", "data.augment.hue=0.1"], "data.augment.hue=0.1 has no effect"),
+    (["model.backbone=resnet18"], "model.depths=[1, 1] has no effect: it is used with model.backbone=resnet only"),
+    (["train.rollback_window=3"], "train.rollback_window=3 has no effect without train.max_rollbacks"),
+])
+def test_a_setting_that_nothing_uses_is_named(overrides, expected):
+    assert any(expected in line for line in lines_of(*overrides))
+
+
+@pytest.mark.parametrize("overrides", [
+    [],
+    ["parallel.strategy=fsdp", "parallel.cpu_offload=true"],
+    ["parallel.strategy=zero3", "parallel.cpu_offload=true"],
+    ["parallel.cpu_offload=false"],
+    ["optim.name=adamw", "optim.momentum=0.9"],
+])
+def test_settings_in_use_and_defaults_are_not(overrides):
+    lines = lines_of(*overrides)
+    # The small recipe itself sets one for the tests that choose fsdp.
+    assert [line for line in lines if "unit_min_parameters" not in line] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.name)
+def test_no_recipe_sets_what_it_does_not_use(path):
+    assert without_effect(load_config(path, ["data.shards=x"])) == []
+
+
+def used_by(key: str, names: list[str]) -> set[str]:
+    """Names of a table with which a key is declared to have an effect."""
+    config = load_config(TINY, ["data.shards=x"])
+    used_if = next(declared(item).used_if for name, item, _ in settings_of(config) if name == key)
+    return set(used_if.partition("=")[2].split("|")) if "=" in used_if else set(names)
+
+
+@pytest.mark.parametrize("key", ["momentum", "betas", "trust_coefficient"])
+def test_optimizers_read_what_is_declared(key):
+    class Read(OptimConfig):
+        def __getattribute__(self, name: str) -> object:
+            read.add(name)
+            return super().__getattribute__(name)
+
+    readers = set()
+    for name, (_, options) in OPTIMIZERS.items():
+        config, read = Read(), set()
+        read.clear()
+        options(config)
+        readers |= {name} if key in read else set()
+    assert readers == used_by(f"optim.{key}", list(OPTIMIZERS))
+
+
+@pytest.mark.parametrize("key", [name for name in vars(ParallelConfig()) if name != "strategy"])
+def test_strategies_read_what_is_declared(key):
+    modules = {"ddp": ddp, "fsdp": fsdp, "zero1": zero, "zero2": zero, "zero3": zero, "fairscale": fairscale}
+    reads = {name for name, module in modules.items()
+             if re.search(rf"parallel\.{key}\b", inspect.getsource(module).split('"""', 2)[2])}
+    common = inspect.getsource(engine) + Path(inspect.getfile(ddp)).with_name("__init__.py").read_text()
+    if re.search(rf"config\.parallel\.{key}\b", common) and not reads:
+        reads = set(modules)
+    assert reads == used_by(f"parallel.{key}", list(modules))
