@@ -83,7 +83,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     if first_step >= num_steps:
         _log.info("%s is complete: %d steps", run.path, num_steps)
         run.record_configuration()
-        run.set_status("complete", num_steps, num_steps)
+        run.end("complete", num_steps, num_steps)
         return True
     run.open_logs(first_step)
     run.set_status("running", first_step, num_steps)
@@ -151,13 +151,13 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                 average_statistics(engine.method)
                 run.save(engine, done, num_skipped, spikes.state, final=last or check.stop)
             if check.stop and not last:
-                run.set_status("stopped", done, num_steps)
+                run.end("stopped", done, num_steps)
                 raise StoppedInOrder(f"stopped by {stop_reason or 'the wish of another rank'} after step {step}, saved")
             watchdog.beat(f"step {done}: waiting for data")
             waiting_since = time.perf_counter()
 
     run.close_logs()
-    run.set_status("complete", num_steps, num_steps)
+    run.end("complete", num_steps, num_steps)
     _log.info("%s is complete: %d steps, %d images unreadable", run.path, num_steps, num_skipped)
     return True
 

@@ -1,7 +1,8 @@
 """Going back: after a step that cannot be used, on from the last checkpoint without the data that led there.
 
 Step t of a run uses data step t of the stream, plus as many as were left out before it. Windows that were left out are
-kept in the run's `rollbacks.jsonl`, so that every later start of the run leaves out the same.
+kept in the run's `rollbacks.jsonl`, in every later checkpoint, and beside the checkpoint that the run went back to: so
+every later start leaves out the same, also one that has nothing but a checkpoint from the mirror.
 
 Source: PaLM (arXiv 2204.02311, section 5.1) restarts before a spike and leaves out the batches around it.
 """
@@ -9,14 +10,18 @@ Source: PaLM (arXiv 2204.02311, section 5.1) restarts before a spike and leaves 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from largescale.checkpoint.folder import ROLLBACKS, Checkpoint
 from largescale.observe.metrics import read_lines
+from shards.errors import InputError
 from shards.files import atomic_write
 
-FILE = "rollbacks.jsonl"
+_log = logging.getLogger(__name__)
 
 
 class DataSteps:
@@ -49,22 +54,59 @@ class Rollbacks:
     """What a run has gone back for, as its folder records it: step, checkpoint it went back to, window, why."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._path = run_dir / FILE
+        self._path = run_dir / ROLLBACKS
 
-    def rows(self) -> list[dict[str, object]]:
+    def rows(self) -> list[dict[str, Any]]:
         """All of them, oldest first."""
-        return read_lines(self._path) if self._path.exists() else []
+        return _read(self._path)
 
     def windows(self) -> list[tuple[int, int]]:
         """Data steps that are left out."""
         return [(int(first), int(end)) for first, end in (row["without"] for row in self.rows())]
 
-    def record(self, *, step: int, to: int, data_step: int, window: int, why: str) -> None:
+    def record(self, checkpoint: Checkpoint, *, step: int, data_step: int, window: int, why: str) -> None:
         """Add one: `window` data steps up to and including `data_step` are left out from now on.
 
-        Those that the checkpoint was trained on stay in: the window begins at the checkpoint or later.
+        Those that the checkpoint was trained on stay in: the window begins at the checkpoint or later. It is written
+        into the checkpoint's folder first, so that whoever goes on from there leaves out the same.
         """
+        to = checkpoint.step
         kept = next(iter(DataSteps(to, to + 1, self.windows())))
         row = {"step": step, "to": to, "without": [max(kept, data_step - window + 1), data_step + 1], "why": why}
-        with atomic_write(self._path) as file:
-            file.write("".join(json.dumps(entry) + "\n" for entry in [*self.rows(), row]).encode())
+        rows = [*self.rows(), row]
+        _write(checkpoint.path / ROLLBACKS, rows)
+        _write(self._path, rows)
+
+    def settle(self, checkpoint: Checkpoint) -> None:
+        """Take over what a checkpoint says, before the run goes on from there.
+
+        What the folder recorded beyond that stays: the run went back after the checkpoint was saved. A folder that
+        says something else has the rows of another history, or has lost its own.
+
+        Raises:
+            InputError: a file of roll-backs is none.
+        """
+        inside = checkpoint.path / ROLLBACKS
+        rows = _read(inside) if inside.exists() else list(checkpoint.progress.get("rollbacks", []))
+        if (own := self.rows())[: len(rows)] != rows:
+            if own[: len(rows)] != rows[: len(own)]:
+                _log.warning("%s: does not agree with %s, which counts", self._path, checkpoint.path)
+            _write(self._path, rows)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    rows = read_lines(path) if path.exists() else []
+    for row in rows:
+        try:
+            first, end = row["without"]
+            whole = 0 <= int(first) < int(end)
+        except (KeyError, TypeError, ValueError):
+            whole = False
+        if not whole:
+            raise InputError(f"{path}: {json.dumps(row)[:80]} is no roll-back; bring the file back as it was")
+    return rows
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    with atomic_write(path) as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())

@@ -13,12 +13,14 @@
     rollbacks.jsonl      when the run went back to a checkpoint, and what data it left out
     trouble/step-*/      of a step that could not be used: keys and scores, a file a rank
     stacks/              where every rank stood when the run hung
+    former-1/            what a former run left here, whose checkpoints are gone
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -29,8 +31,9 @@ import safetensors.torch
 import torch
 
 from largescale.checkpoint import sharded
-from largescale.checkpoint.folder import Checkpoint, clear_leftovers
-from largescale.checkpoint.mirror import Mirror
+from largescale.checkpoint.copier import Copier
+from largescale.checkpoint.folder import Checkpoint, clear_leftovers, newest_first
+from largescale.checkpoint.mirror import Mirror, MirrorAway
 from largescale.checkpoint.saver import SaveFailed, Saver
 from largescale.config import Config, flatten, to_yaml
 from largescale.data import order
@@ -45,8 +48,9 @@ from largescale.run import init_from
 from largescale.run.advice import after_bad_step, new_run
 from largescale.run.environment import environment
 from largescale.run.failures import TrainingStopped
+from largescale.run.former import set_aside_former
 from largescale.run.lease import Lease
-from largescale.run.status import write_status
+from largescale.run.status import COMPLETE, write_status
 from largescale.watchdog import Watchdog
 from shards.errors import InputError
 from shards.files import atomic_write, remove_partial_files
@@ -78,12 +82,16 @@ class RunFolder:
         self._mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
         self.saver = Saver(
             self.checkpoints, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every,
-            background=config.checkpoint.background, device=device, mirror=self._mirror, owner=lease.number,
-            verify=lease.verify,
+            background=config.checkpoint.background, device=device, owner=lease.number, verify=lease.verify,
+            published=self._published,
         )
+        self._copier = Copier(self._mirror, self.checkpoints, lease.verify) if self._mirror else None
         self._fingerprint, self._lease = fingerprint, lease
         self._failed_saves, self._done = 0, 0
         self._init: dict[str, Any] = {}
+        self._resumed: Checkpoint | None = None
+        self._status: dict[str, Any] = {}
+        self._status_lock = threading.RLock()
         self._metrics: MetricsLog | None = None
         self._audit: JsonLines | None = None
         self._skipped: JsonLines | None = None
@@ -103,8 +111,8 @@ class RunFolder:
         if rank() == 0:
             clear_leftovers(self.checkpoints)
         if self._mirror is not None:
-            on_rank_0(partial(self._mirror.fetch_newer, self.checkpoints))
-        checkpoint = sharded.agree_on_latest(self.checkpoints, self._device)
+            on_rank_0(partial(self._fetch_newer, self._mirror))
+        checkpoint = self._resumed = sharded.agree_on_latest(self.checkpoints, self._device)
         if checkpoint is None:
             self._init = init_from.take_weights(engine, self.config, self._device) if self.config.init_from else {}
             return 0, 0, None
@@ -120,6 +128,19 @@ class RunFolder:
         engine.take_state(state)
         return checkpoint.step, int(checkpoint.progress["skipped"]), checkpoint.progress["spikes"]
 
+    def _fetch_newer(self, mirror: Mirror) -> None:
+        try:
+            mirror.fetch_newer(self.checkpoints)
+        except MirrorAway as error:
+            away = f"checkpoint.mirror={mirror.url}: cannot be asked ({error})"
+            if not newest_first(self.checkpoints):
+                raise InputError(
+                    f"{away}, and {self.checkpoints} has nothing: if there are copies of this run, it would begin "
+                    f"without them; check the URL, the network and the credentials, or pass checkpoint.mirror=''"
+                ) from error
+            # At worst another machine had come further, and those steps are done again, with the same result.
+            _log.warning("%s; going on from the newest checkpoint in %s", away, self.checkpoints)
+
     def open_logs(self, first_step: int) -> None:
         """Drop what a dead process logged beyond the checkpoint, and open the logs. Collectives: two barriers."""
         barrier()  # all ranks have compared their configuration with that of the checkpoint
@@ -127,12 +148,18 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             for folder in (self.path, self.path / "audit", self.path / "skipped"):
                 remove_partial_files(folder)
+            if self._resumed is None:
+                set_aside_former(self.path, self.config, _FREE_TO_CHANGE)
+            else:
+                self.rollbacks.settle(self._resumed)
             forget_from(self.path, first_step)
             self.record_configuration()
             _write_or_remove(self.path / init_from.FILE, json.dumps(self._init, indent=1) + "\n" if self._init else "")
             _write_text(self.path / "environment.json", json.dumps(environment(), indent=1) + "\n")
             self._metrics = MetricsLog(self.path, first_step)
         barrier()
+        if self._copier is not None and self._resumed is not None:
+            self._copier.begin()  # what former starts could not copy
         if self.config.data.audit:
             self._audit = JsonLines(self.path / "audit" / f"rank-{rank():05d}.jsonl")
 
@@ -239,9 +266,13 @@ class RunFolder:
         barrier()  # all ranks have counted
         if rank() == 0:
             self._lease.verify()
-            self.rollbacks.record(step=step, to=checkpoint.step, data_step=batch.step, why=trouble,
+            self.rollbacks.record(checkpoint, step=step, data_step=batch.step, why=trouble,
                                   window=self.config.train.rollback_window)
         barrier()
+        if self._copier is not None:
+            self._copier.begin(insist=True)
+            if complaint := self._copier.wait():
+                _log.warning("%s; going back without a copy of what is left out", complaint)
         self.close_logs()
         return True
 
@@ -249,6 +280,31 @@ class RunFolder:
         """Write `status.json`, on rank 0: running, stopped or complete, and the steps done."""
         if rank() == 0:
             self._write_status(state, step, num_steps)
+
+    def end(self, state: str, step: int, num_steps: int) -> None:
+        """Say in `status.json` that the run is stopped or complete, and bring its mirror up to date.
+
+        Raises:
+            TrainingStopped: it is complete, but the mirror lacks a checkpoint.
+
+        Collectives: every rank must call it; the copier's.
+        """
+        if self._copier is None or state != COMPLETE:
+            self.set_status(state, step, num_steps)
+        if self._copier is None:
+            return
+        if state != COMPLETE:  # there may be little time left; the next start makes up for what is missing
+            self._copier.wait()
+            return
+        self._copier.begin(insist=True)
+        if complaint := self._copier.wait():
+            if rank() == 0:
+                self._write_status("not copied", step, num_steps, reason=complaint)
+            raise TrainingStopped(
+                f"{self.path}: all {num_steps} steps are done and saved, but not copied to the mirror. {complaint}. "
+                f"Mend that and give the same command again, it copies what is missing"
+            )
+        self.set_status(state, step, num_steps)
 
     @contextmanager
     def failure_in_status(self, first_step: int, num_steps: int) -> Iterator[None]:
@@ -261,9 +317,22 @@ class RunFolder:
                 self._write_status("failed", self._done, num_steps, reason=" ".join(str(error).split()))
             raise
 
+    def _published(self, step: int) -> None:
+        """A checkpoint stands: note it in the status, and begin to copy it. In the saver's thread, on every rank."""
+        with self._status_lock:
+            self._status["saved"] = step
+            if rank() == 0 and self._status.get("state") == "running":
+                with suppress(OSError):
+                    self._write_status("running", self._done, self._status["num_steps"])
+        if self._copier is not None:
+            self._copier.begin()
+
     def _write_status(self, state: str, step: int, num_steps: int, **more: str) -> None:
-        if self._lease.still_ours():
-            write_status(self.path, state, step, num_steps, **more)
+        with self._status_lock:
+            self._status |= {"state": state, "num_steps": num_steps}
+            saved = self._status.get("saved", self._resumed.step if self._resumed else None)
+            if self._lease.still_ours():
+                write_status(self.path, state, step, num_steps, saved=saved, **more)
 
     def close_logs(self) -> None:
         """Close the logs."""

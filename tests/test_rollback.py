@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from largescale.checkpoint.folder import Checkpoint
 from largescale.observe.spikes import SpikeWatch
 from largescale.rollback import DataSteps, Rollbacks
+from shards.errors import InputError
 
 windows_strategy = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 15)), max_size=5).map(
     lambda pairs: [(first, first + length) for first, length in pairs])
@@ -23,13 +28,48 @@ def test_without_windows_a_late_start_costs_nothing():
     assert next(iter(DataSteps(10**12, 10**12 + 1))) == 10**12
 
 
+def checkpoint(run: Path, step: int, *rows: dict) -> Checkpoint:
+    """One that was saved when the run had gone back for these rows."""
+    return Checkpoint(run / "checkpoints" / f"step-{step:08d}", {"step": step, "rollbacks": list(rows)})
+
+
+def test_what_is_left_out_travels_with_the_checkpoint(tmp_path, caplog):
+    here, elsewhere = Rollbacks(tmp_path / "a"), Rollbacks(tmp_path / "b")
+    saved = checkpoint(tmp_path, 20)
+    here.record(saved, step=27, data_step=27, window=3, why="loss")
+    [first] = here.rows()
+    for own in (here, elsewhere):  # also a folder that has nothing but this checkpoint
+        own.settle(saved)
+        assert own.rows() == [first]
+    # The run then saved step 30 and went back to it twice; whoever starts from either knows all that folder knows.
+    later = checkpoint(tmp_path, 30, first)
+    here.record(later, step=35, data_step=37, window=1, why="loss")
+    here.record(later, step=33, data_step=35, window=1, why="loss")
+    elsewhere.settle(later)
+    here.settle(saved)
+    assert elsewhere.rows() == here.rows() and [row["step"] for row in here.rows()] == [27, 35, 33]
+    assert not caplog.text
+    # Another history: the checkpoint counts.
+    other = Rollbacks(tmp_path / "c")
+    other.record(checkpoint(tmp_path, 5), step=8, data_step=8, window=1, why="loss")
+    other.settle(later)
+    assert other.rows() == here.rows() and "does not agree with" in caplog.text
+
+
+@pytest.mark.parametrize("row", ["{}", "[1]", '{"without": [3]}', '{"without": [4, 3]}', '{"without": ["a", "b"]}'])
+def test_a_file_that_is_no_list_of_rollbacks_is_refused(tmp_path, row):
+    (tmp_path / "rollbacks.jsonl").write_text(f"{row}\n")
+    with pytest.raises(InputError, match="is no roll-back"):
+        Rollbacks(tmp_path).windows()
+
+
 def test_the_window_ends_at_the_bad_step_and_begins_no_earlier_than_the_checkpoint(tmp_path):
     rollbacks = Rollbacks(tmp_path)
     assert rollbacks.windows() == []
-    rollbacks.record(step=27, to=20, data_step=27, window=3, why="loss")
+    rollbacks.record(checkpoint(tmp_path, 20), step=27, data_step=27, window=3, why="loss")
     assert rollbacks.windows() == [(25, 28)]
     # Step 26 used data step 29 then; the checkpoint of step 24 was trained up to data step 24.
-    rollbacks.record(step=26, to=24, data_step=29, window=100, why="loss")
+    rollbacks.record(checkpoint(tmp_path, 24), step=26, data_step=29, window=100, why="loss")
     assert rollbacks.windows() == [(25, 28), (24, 30)]
     assert [row["to"] for row in rollbacks.rows()] == [20, 24]
 

@@ -5,6 +5,7 @@
         shard-00001-model-00001-of-00001.safetensors    one file a rank (torch.distributed.checkpoint)
         ...
         progress.json                                   step, configuration, size and SHA-256 of every file
+        rollbacks.jsonl                                 only where the run went back to it: see rollback.py
       step-00002000/
       latest                                            names the newest whole one, for people and scripts
 
@@ -29,6 +30,7 @@ from shards.files import atomic_write, remove_partial_files, sync_folder
 
 PROGRESS = "progress.json"
 LATEST = "latest"
+ROLLBACKS = "rollbacks.jsonl"
 
 _PATIENCE_S = 5.0
 
@@ -148,6 +150,14 @@ def _wait_for_files(folder: Path, files: Mapping[str, FileStamp]) -> None:
                     f"{folder / name}, which a rank has written, is {found} on rank 0; do all nodes share run.dir?"
                 )
             time.sleep(0.1)
+
+
+def bytes_of(path: Path) -> bytes | None:
+    """What a small file holds; None where there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _size_of(path: Path) -> int:

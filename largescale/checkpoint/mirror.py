@@ -1,7 +1,7 @@
 """A second home for checkpoints: any store that fsspec knows (s3://, gs://, abfs://, sftp://, a second disk).
 
-What is published in the run's folder is copied there, every rank its part of the files and `progress.json` last, which
-makes the copy whole. A run whose folder has nothing newer fetches from there before it continues.
+What is published in the run's folder is copied there (see `checkpoint/copier.py`), `progress.json` last, which makes
+the copy whole. A run whose folder has nothing newer fetches from there before it continues.
 """
 
 from __future__ import annotations
@@ -11,12 +11,32 @@ import logging
 import os
 import shutil
 import socket
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from largescale.checkpoint.folder import PROGRESS, newest_first, open_checkpoint
+from largescale.checkpoint.bounded import within
+from largescale.checkpoint.folder import (
+    PROGRESS,
+    ROLLBACKS,
+    Checkpoint,
+    bytes_of,
+    newest_first,
+    open_checkpoint,
+)
 from shards.errors import InputError
 
 _log = logging.getLogger(__name__)
+
+_ANSWER_S = 60.0
+"""A store that is silent for so long is away."""
+_SLOWEST = 1e6
+"""Bytes a second that a copy of a file makes at least."""
+
+
+class MirrorAway(Exception):
+    """The store did not do what it was asked to; the message says why, in one line."""
 
 
 class Mirror:
@@ -24,16 +44,17 @@ class Mirror:
 
     Args:
         url: folder in a store; its credentials come from the environment, as the store's library documents.
+        answer_s: time without an answer after which the store counts as away.
 
     Raises:
         InputError: a scheme that fsspec does not know, or whose library is not installed.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, answer_s: float = _ANSWER_S) -> None:
         # Imported late: most runs have no mirror.
         import fsspec
 
-        self.url = url
+        self.url, self._answer_s = url, answer_s
         try:
             self._fs, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
@@ -41,41 +62,57 @@ class Mirror:
         self._root = root.rstrip("/")
 
     def steps(self) -> list[int]:
-        """Steps of the whole copies, newest first."""
-        self._fs.invalidate_cache()
-        marks = self._fs.glob(f"{self._root}/step-*/{PROGRESS}")
-        return sorted((int(mark.split("/")[-2].removeprefix("step-")) for mark in marks), reverse=True)
+        """Steps of the whole copies, newest first.
 
-    def copy_files(self, checkpoint: Path, part: int, parts: int) -> None:
+        Raises:
+            MirrorAway: the store cannot be asked, as in the methods below.
+        """
+        marks = self._ask(lambda: (self._fs.invalidate_cache(), self._fs.glob(f"{self._root}/step-*/{PROGRESS}"))[1])
+        names = [mark.split("/")[-2].removeprefix("step-") for mark in marks]
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+    def holds(self, checkpoint: Checkpoint) -> bool:
+        """Whether the copy of a checkpoint, which has to be whole, is one of what stands here."""
+        return all(self._read(checkpoint.path.name, name) == bytes_of(checkpoint.path / name)
+                   for name in (PROGRESS, ROLLBACKS))
+
+    def begin(self, checkpoint: Checkpoint) -> None:
+        """Make room for a copy: what bears its name is whole no longer."""
+        folder = f"{self._root}/{checkpoint.path.name}"
+        self._ask(lambda: self._fs.makedirs(folder, exist_ok=True))
+        for name in (PROGRESS, ROLLBACKS):
+            self._remove(f"{folder}/{name}")
+
+    def copy_files(self, checkpoint: Checkpoint, part: int, parts: int) -> None:
         """Copy this part of a published checkpoint's files."""
-        names = sorted(path.name for path in checkpoint.glob("*.safetensors"))
-        target = f"{self._root}/{checkpoint.name}"
-        self._fs.makedirs(target, exist_ok=True)
-        for name in names[part::parts]:
-            self._fs.put_file(str(checkpoint / name), f"{target}/{name}")
+        for name, stamp in sorted(checkpoint.progress["files"].items())[part::parts]:
+            source, target = str(checkpoint.path / name), f"{self._root}/{checkpoint.path.name}/{name}"
+            self._ask(lambda source=source, target=target: self._fs.put_file(source, target), stamp["size"])
 
-    def complete(self, checkpoint: Path) -> None:
-        """Make a copy whole whose files are all there, and remove copies of what the run's folder does not keep."""
-        self._fs.pipe_file(f"{self._root}/{checkpoint.name}/{PROGRESS}", (checkpoint / PROGRESS).read_bytes())
-        kept = {kept.step for kept in newest_first(checkpoint.parent)}
+    def complete(self, checkpoint: Checkpoint) -> None:
+        """Make a copy whole whose files are all there."""
+        for name in (ROLLBACKS, PROGRESS):
+            content = bytes_of(checkpoint.path / name)
+            target = f"{self._root}/{checkpoint.path.name}/{name}"
+            if content is not None:
+                self._ask(lambda target=target, content=content: self._fs.pipe_file(target, content))
+
+    def remove_but(self, kept: set[int]) -> None:
+        """Remove copies of steps before the newest kept one that are not kept."""
         for step in self.steps():
-            if step not in kept and step < max(kept):
+            if step not in kept and step < max(kept, default=0):
                 folder = f"{self._root}/step-{step:08d}"
-                self._fs.rm_file(f"{folder}/{PROGRESS}")
-                self._fs.rm(folder, recursive=True)
+                self._remove(f"{folder}/{PROGRESS}")
+                self._ask(lambda folder=folder: self._fs.rm(folder, recursive=True))
 
     def fetch_newer(self, folder: Path) -> None:
         """Bring the newest copy to the run's folder, unless that has it or something newer. By one process.
 
         Raises:
-            InputError: the store cannot be reached, the copy lists a file outside of its folder or is not one of ours.
+            MirrorAway: the store cannot be asked.
+            InputError: the copy lists a file outside of its folder or is not one of ours.
         """
-        try:
-            steps, here = self.steps(), newest_first(folder)
-        except Exception as error:  # every store's library has errors of its own
-            what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise InputError(f"checkpoint.mirror={self.url}: cannot be listed ({what}); check the URL, the network and "
-                             f"the credentials") from error
+        steps, here = self.steps(), newest_first(folder)
         if not steps or (here and here[0].step >= steps[0]):
             return
         name = f"step-{steps[0]:08d}"
@@ -83,9 +120,12 @@ class Mirror:
         temporary = folder / f".{name}.{socket.gethostname()}.writing"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        mark = self._fs.cat_file(f"{self._root}/{name}/{PROGRESS}")
-        for file in _names(mark, f"{self.url}/{name}"):
-            self._fs.get_file(f"{self._root}/{name}/{file}", str(temporary / file))
+        mark = self._read(name, PROGRESS) or b""
+        for file, size in _files(mark, f"{self.url}/{name}").items():
+            source, target = f"{self._root}/{name}/{file}", str(temporary / file)
+            self._ask(lambda source=source, target=target: self._fs.get_file(source, target), size)
+        if (rollbacks := self._read(name, ROLLBACKS)) is not None:
+            (temporary / ROLLBACKS).write_bytes(rollbacks)
         (temporary / PROGRESS).write_bytes(mark)
         checkpoint = open_checkpoint(temporary)
         damage = checkpoint.damage() if checkpoint else f"{PROGRESS} cannot be read"
@@ -94,13 +134,43 @@ class Mirror:
             raise InputError(f"{self.url}/{name}: {damage}; remove that copy, or checkpoint.mirror, and try again")
         os.replace(temporary, folder / name)
 
+    def _read(self, name: str, file: str) -> bytes | None:
+        """A small file of a copy; None where there is none."""
+        try:
+            return self._ask(lambda: self._fs.cat_file(f"{self._root}/{name}/{file}"))
+        except _Missing:
+            return None
 
-def _names(mark: bytes, where: str) -> list[str]:
+    def _remove(self, path: str) -> None:
+        with suppress(_Missing):
+            self._ask(lambda: self._fs.rm_file(path))
+
+    def _ask(self, request: Callable[[], Any], num_bytes: int = 0) -> Any:
+        try:
+            return within(self._answer_s + num_bytes / _SLOWEST, request)
+        except FileNotFoundError as error:
+            raise _Missing(_line(error)) from error
+        except Exception as error:  # every store's library has errors of its own
+            raise MirrorAway(_line(error)) from error
+
+
+class _Missing(MirrorAway):
+    """There is no such file."""
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _files(mark: bytes, where: str) -> dict[str, int]:
+    """Sizes in bytes of the files that a mark lists, by name."""
     try:
-        names = list(json.loads(mark)["files"])
-    except (ValueError, KeyError, TypeError) as error:
+        stamps = json.loads(mark)["files"]
+        sizes = {name: int(stamp["size"]) for name, stamp in stamps.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{where}: {PROGRESS} cannot be read; remove that copy") from error
-    for name in names:
+    for name in sizes:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise InputError(f"{where}: {PROGRESS} lists {name!r}, which is no file of a checkpoint; remove that copy")
-    return names
+    return sizes

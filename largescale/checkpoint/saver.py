@@ -20,12 +20,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from largescale.checkpoint.folder import FileStamp, begin, publish, remove_old
-from largescale.checkpoint.mirror import Mirror
+from largescale.checkpoint.together import FailedOnARank, on_all, on_first
 from largescale.checkpoint.writer import PieceWriter
 
 _log = logging.getLogger(__name__)
@@ -43,9 +42,9 @@ class Saver:
         keep: newest checkpoints to keep.
         keep_every: also keep those of every so many steps; 0 keeps none of these.
         background: write while the training goes on.
-        mirror: where to copy what is published.
         owner: number of the run folder's owner, see run/lease.py.
         verify: raises where the folder is another's by now; called on rank 0 before anything is published.
+        published: called with the step on every rank once its checkpoint is published; must not raise.
         device: of the tensors to save.
 
     Collectives: every rank must make one; it makes a gloo group.
@@ -53,12 +52,12 @@ class Saver:
 
     def __init__(
         self, folder: Path, *, keep: int, keep_every: int, background: bool, device: torch.device,
-        mirror: Mirror | None = None, owner: int = 0, verify: Callable[[], None] = lambda: None,
+        owner: int = 0, verify: Callable[[], None] = lambda: None, published: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.folder, self.keep, self.keep_every, self.background = folder, keep, keep_every, background
-        self.mirror, self._owner, self._verify = mirror, owner, verify
+        self._owner, self._verify, self._published = owner, verify, published
         self._group = dist.new_group(backend="gloo")
-        self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
+        self._rank = dist.get_rank()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._buffers: dict[str, Tensor] = {}
         self._meshes: dict[DeviceMesh, DeviceMesh] = {}
@@ -142,62 +141,38 @@ class Saver:
 
     def _write(self, staged: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """Write, publish, remove old ones. Collectives: on the saver's own group; every rank's thread calls it."""
-        started = time.perf_counter()
-        temporary = self._on_rank_0(lambda: begin(self.folder, progress["step"], self._owner))
+        started, group, step = time.perf_counter(), self._group, progress["step"]
+        temporary = None
         try:
+            temporary = on_first(group, lambda: begin(self.folder, step, self._owner))
             writer = PieceWriter(temporary)
 
             def write() -> dict[str, FileStamp]:
-                dcp.save(staged, storage_writer=writer, process_group=self._group)
+                dcp.save(staged, storage_writer=writer, process_group=group)
                 return writer.stamps
 
-            parts = self._together(write)
-            files = {name: stamp for part in parts for name, stamp in part.items()}
-            final = self._on_rank_0(lambda: self._publish(temporary, progress, files))
-        except SaveFailed:
-            if self._rank == 0:
+            files = {name: stamp for part in on_all(group, write) for name, stamp in part.items()}
+            on_first(group, lambda: self._publish(temporary, progress, files))
+        except FailedOnARank as error:
+            if self._rank == 0 and temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        self._on_rank_0(lambda: remove_old(self.folder, keep=self.keep, keep_every=self.keep_every))
-        if self.mirror is not None:
-            mirror = self.mirror
-            self._together(lambda: mirror.copy_files(final, self._rank, self._world_size))
-            self._on_rank_0(lambda: mirror.complete(final))
+            raise SaveFailed(str(error)) from error
         if self._rank == 0:
             size = sum(stamp.size for stamp in files.values())
-            _log.info("saved step %d: %.1f MB in %.1f s", progress["step"], size / 1e6, time.perf_counter() - started)
+            _log.info("saved step %d: %.1f MB in %.1f s", step, size / 1e6, time.perf_counter() - started)
+        self._published(step)
 
-    def _publish(self, temporary: Path, progress: dict[str, Any], files: dict[str, FileStamp]) -> Path:
+    def _publish(self, temporary: Path, progress: dict[str, Any], files: dict[str, FileStamp]) -> None:
         self._verify()
-        return publish(temporary, progress, files)
-
-    def _on_rank_0(self, action: Callable[[], Any]) -> Any:
-        return self._together(lambda: action() if self._rank == 0 else None)[0]
-
-    def _together(self, action: Callable[[], Any]) -> list[Any]:
-        """Do something on every rank and bring the results together; if it fails on one, it fails on all."""
-        result, failure = None, ""
+        publish(temporary, progress, files)
         try:
-            result = action()
-        except (Exception, CheckpointException) as error:
-            failure = f"{_root_cause(error)} (rank {self._rank})"
-        outcomes: list[Any] = [None] * self._world_size
-        dist.all_gather_object(outcomes, (result, failure), group=self._group)
-        failures = [failure for _, failure in outcomes if failure]
-        if failures:
-            raise SaveFailed(failures[0])
-        return [result for result, _ in outcomes]
+            remove_old(self.folder, keep=self.keep, keep_every=self.keep_every)
+        except OSError as error:
+            _log.warning("saved step %d, but could not remove an older checkpoint: %s", progress["step"], error)
 
 
 def _local(value: Tensor) -> Tensor:
     return value.detach().to_local() if isinstance(value, DTensor) else value.detach()
-
-
-def _root_cause(error: BaseException) -> str:
-    """The line that helps: torch wraps what happened on any rank into an exception that prints all tracebacks."""
-    if isinstance(error, CheckpointException):
-        return "; ".join(str(failure[0]) for failure in error.failures.values())
-    return str(error)
 
 
 def _done() -> Future[None]:

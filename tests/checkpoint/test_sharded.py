@@ -101,7 +101,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(copied, damage)
 
 
 def test_half_written_folders_do_not_count(copied):
-    (copied / "step-00000020").rename(copied / ".step-00000030.writing")
+    (copied / "step-00000020").rename(copied / ".step-00000030.0.writing")
     assert find_latest(copied).step == 10
     run_ranks(save_on_this_rank, 1, str(copied), 30)  # goes through although the name is taken
     assert find_latest(copied).step == 30

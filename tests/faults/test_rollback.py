@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from tests.conftest import run_python
@@ -46,10 +48,11 @@ def keys_of(run: Path) -> dict[int, list[str]]:
 @pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
 def test_the_run_goes_back_and_leaves_the_data_out(script, tiny_overrides, tmp_path, strategy):
     run = tmp_path / "run"
-    shared = ["train.rollback_window=2", f"parallel.strategy={strategy}"]
+    shared = ["train.rollback_window=2", "checkpoint.keep=9", f"parallel.strategy={strategy}"]
     clean = tmp_path / "clean"
     run_python("-m", "largescale", "pretrain", TINY, *tiny_overrides(*shared, run="clean"), ranks=2)
-    result = run_python(script, "pretrain", TINY, *tiny_overrides("train.max_rollbacks=1", *shared), ranks=2)
+    result = run_python(script, "pretrain", TINY, *tiny_overrides("train.max_rollbacks=1", *shared,
+                        f"checkpoint.mirror=file://{tmp_path}/mirror"), ranks=2)
     assert "step 8: input views not finite on rank 1" in result.stderr
     assert "going back to step 5, 1 of at most 1 times" in result.stderr
     [row] = [json.loads(line) for line in (run / "rollbacks.jsonl").read_text().splitlines()]
@@ -60,6 +63,22 @@ def test_the_run_goes_back_and_leaves_the_data_out(script, tiny_overrides, tmp_p
     assert keys_of(run) == {step: expected[step + 2 * (step >= 7)] for step in range(12)} | {
         step: keys_of(run)[step] for step in (12, 13)}
     assert all(bool(value.isfinite().all()) for value in final_state(run).values())
+    if strategy == "fsdp":
+        goes_on_from_the_mirror(tmp_path, tiny_overrides(*shared), expected=run)
+
+
+def goes_on_from_the_mirror(folder: Path, overrides: list[str], expected: Path) -> None:
+    """The folder is lost, and later copies with it; what is left out is known from the copy that it went back to."""
+    run, mirror = expected.rename(folder / "first"), folder / "mirror"
+    for step in (10, 14):
+        shutil.rmtree(mirror / f"step-{step:08d}")
+    # Nothing is wrong this time, and yet the same data are left out.
+    run_python("-m", "largescale", "pretrain", TINY, *overrides, f"checkpoint.mirror=file://{mirror}", ranks=2)
+    assert (folder / "run" / "rollbacks.jsonl").read_bytes() == (run / "rollbacks.jsonl").read_bytes()
+    assert metrics(folder / "run") == metrics(run)[5:]
+    again, before = final_state(folder / "run"), final_state(run)
+    assert again.keys() == before.keys() and all(torch.equal(again[name], before[name]) for name in before)
+    assert {path.name for path in mirror.iterdir()} == {f"step-{step:08d}" for step in (5, 10, 14)}
 
 
 def test_what_it_takes_to_look_into_it_is_written_and_the_run_stops(script, tiny_overrides, tmp_path):

@@ -1,0 +1,38 @@
+"""Actions that may hang forever, such as those of a store that does not answer, given a limit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+class TookTooLong(Exception):
+    """An action did not end within its time."""
+
+
+def within(limit_s: float, action: Callable[[], Result]) -> Result:
+    """The result of an action, which runs in a thread; one that takes too long is left to itself.
+
+    Raises:
+        TookTooLong: after `limit_s`.
+    """
+    outcome: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(action())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    # A daemon: the process must be able to leave while it hangs.
+    threading.Thread(target=work, name="bounded", daemon=True).start()
+    try:
+        return outcome.result(limit_s)
+    except TimeoutError as error:
+        if outcome.done():
+            raise  # the action's own
+        raise TookTooLong(f"no answer for {limit_s:.0f} s") from error

@@ -1,0 +1,160 @@
+"""Copies what is published to the mirror, behind the training and never in its way.
+
+A thread of each rank goes through rounds: rank 0 compares the mirror with the run's folder and names what is missing,
+every rank copies its part of the files, and rank 0 makes the copy whole. A round begins with every save, so what one
+could not copy the next makes up for; while the store is away, rounds are passed over for longer and longer. Every
+request has a limit, so a store that hangs ends a round like one that is away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+
+import torch.distributed as dist
+
+from largescale.checkpoint.folder import PROGRESS, ROLLBACKS, Checkpoint, bytes_of, newest_first
+from largescale.checkpoint.mirror import Mirror
+from largescale.checkpoint.together import FailedOnARank, on_all, on_first
+
+_log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 30.0, 1800.0
+"""Between two tries while the store is away; doubled with each."""
+_LAST_PAUSES_S = (0.0, 2.0, 10.0)
+"""Before the tries of a round that has to succeed."""
+
+
+class Copier:
+    """Keeps the mirror as the run's folder is.
+
+    Args:
+        mirror: the copies.
+        folder: the run's `checkpoints`.
+        verify: raises where the folder is another training's by now; called on rank 0 before anything is removed.
+
+    Collectives: every rank must make one; it makes a gloo group.
+    """
+
+    def __init__(self, mirror: Mirror, folder: Path, verify: Callable[[], None] = lambda: None) -> None:
+        self.mirror, self.folder, self._verify = mirror, folder, verify
+        self._group = dist.new_group(backend="gloo")
+        self._rounds: queue.SimpleQueue[tuple[bool, Future[str]]] = queue.SimpleQueue()
+        self._last: Future[str] = Future()
+        self._last.set_result("")
+        self._thread: threading.Thread | None = None
+        # Of rank 0: copies that are known to be whole, failures in a row, and when to try again.
+        self._whole: set[bytes] = set()
+        self._failures, self._next_try = 0, 0.0
+
+    def begin(self, *, insist: bool = False) -> None:
+        """Begin a round after those before it; with `insist` try at once, and again.
+
+        Collectives: every rank must call it as often as the others; its thread then exchanges on its own group.
+        """
+        self._last = Future()
+        self._rounds.put((insist, self._last))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+            self._thread.start()
+
+    def wait(self) -> str:
+        """Return when all rounds are through: why the last one failed, empty if it did not; the same on all ranks."""
+        return self._last.result()
+
+    def _work(self) -> None:
+        while True:
+            insist, outcome = self._rounds.get()
+            try:
+                outcome.set_result(self._round(insist))
+            except BaseException as error:  # the group is broken: a rank is gone
+                outcome.set_result(str(error))
+
+    def _round(self, insist: bool) -> str:
+        complaint = ""
+        for pause_s in _LAST_PAUSES_S if insist else (0.0,):
+            time.sleep(pause_s)
+            try:
+                names = on_first(self._group, partial(self._missing, insist))
+                if names is None:
+                    return complaint
+                for name in names:
+                    self._copy(self.folder / name)
+                on_first(self._group, self._tidy)
+            except FailedOnARank as error:
+                complaint = f"checkpoint.mirror={self.mirror.url}: {error}"
+            else:
+                self._failures, self._next_try = 0, 0.0
+                return ""
+        if not insist:
+            self._wait_longer(complaint)
+        return complaint
+
+    def _missing(self, insist: bool) -> list[str] | None:
+        """Checkpoints that the mirror lacks, newest first; None for a round that is passed over."""
+        later = not self._rounds.empty() or time.monotonic() < self._next_try
+        if later and not insist:
+            return None
+        here = newest_first(self.folder)
+        there = set(self.mirror.steps())
+        marks = {checkpoint.path.name: _marks(checkpoint) for checkpoint in here}
+        for checkpoint in here:
+            mark = marks[checkpoint.path.name]
+            if checkpoint.step not in there:
+                self._whole.discard(mark)
+            elif mark not in self._whole and self.mirror.holds(checkpoint):
+                self._whole.add(mark)
+        return [name for name, mark in marks.items() if mark not in self._whole]
+
+    def _copy(self, path: Path) -> None:
+        """Copy one checkpoint, unless it is removed meanwhile: newer ones are then on their way."""
+        checkpoint = on_first(self._group, lambda: self._begin(path))
+        if checkpoint is None:
+            return
+        rank, size = dist.get_rank(), dist.get_world_size()
+        try:
+            on_all(self._group, lambda: self.mirror.copy_files(checkpoint, rank, size))
+            on_first(self._group, lambda: self._complete(checkpoint))
+        except FailedOnARank:
+            if on_first(self._group, path.exists):
+                raise
+
+    def _begin(self, path: Path) -> Checkpoint | None:
+        found = next((checkpoint for checkpoint in newest_first(self.folder) if checkpoint.path == path), None)
+        if found is not None:
+            self._verify()
+            self.mirror.begin(found)
+        return found
+
+    def _complete(self, checkpoint: Checkpoint) -> None:
+        mark = _marks(checkpoint)
+        self.mirror.complete(checkpoint)
+        self._whole.add(mark)
+        _log.info("copied %s to %s", checkpoint.path.name, self.mirror.url)
+
+    def _tidy(self) -> None:
+        self._verify()
+        self.mirror.remove_but({checkpoint.step for checkpoint in newest_first(self.folder)})
+
+    def _wait_longer(self, complaint: str) -> None:
+        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self._failures, 10))
+        self._failures += 1
+        self._next_try = time.monotonic() + pause_s
+        if dist.get_rank() == 0:
+            _log.warning("%s; the training goes on, with whole checkpoints of its own. The first save in %d s or more "
+                         "tries again, and copies what is missing", complaint, pause_s)
+
+
+def _marks(checkpoint: Checkpoint) -> bytes:
+    """Tells a checkpoint from any other of the same step, and from itself with other roll-backs."""
+    digest = hashlib.sha256(checkpoint.path.name.encode())
+    for name in (PROGRESS, ROLLBACKS):
+        digest.update(b"\0" + (bytes_of(checkpoint.path / name) or b""))
+    return digest.digest()

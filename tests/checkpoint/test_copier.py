@@ -1,0 +1,94 @@
+"""The mirror follows the run's folder behind the training, whatever happens to the store."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from largescale.checkpoint.bounded import TookTooLong, within
+from largescale.checkpoint.copier import Copier
+from largescale.checkpoint.folder import newest_first
+from largescale.checkpoint.mirror import Mirror
+from largescale.checkpoint.saver import Saver
+from tests.distributed.ranks import run_ranks
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def disturbed(folder: str) -> dict[str, object]:
+    """Saves on every rank while the store comes and goes; what was found on the way."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger("largescale").addHandler(handler)
+    here, there = Path(folder) / "checkpoints", Path(folder) / "store" / "run"
+    mirror = Mirror(f"file://{there}", answer_s=0.5)
+    copier = Copier(mirror, here)
+    saver = Saver(here, keep=2, keep_every=0, background=True, device=torch.device("cpu"))
+    found: dict[str, object] = {}
+
+    def save(step: int, value: float = 1.0) -> str:
+        saver.save({"model.a": torch.full((40,), value), f"model.{dist.get_rank()}": torch.ones(3)}, {"step": step},
+                   until_update=set())
+        saver.wait()
+        copier.begin()
+        return copier.wait()
+
+    def on_rank_0(action) -> None:
+        dist.barrier()
+        if dist.get_rank() == 0:
+            action()
+        dist.barrier()
+
+    found["copied"] = save(10), names(there) == names(here) - {"latest"}
+    on_rank_0(lambda: (there.parent.rename(Path(folder) / "gone"), there.parent.touch()))
+    found["away"] = save(20)
+    found["passed over"] = save(30)  # until its pause is over
+    on_rank_0(lambda: (there.parent.unlink(), (Path(folder) / "gone").rename(there.parent)))
+    copier.begin(insist=True)
+    # Both that it missed; the first is no longer kept here, nor there.
+    found["made up for"] = copier.wait(), names(there) == names(here) - {"latest"}, sorted(mirror.steps())
+    hangs = threading.Event()
+    put_file, mirror._fs.put_file = mirror._fs.put_file, lambda *_: hangs.wait()
+    found["hangs"] = save(40)
+    mirror._fs.put_file = put_file
+    copier._next_try = 0.0
+    save(40, value=2.0)  # another one of the same step
+    found["replaced"] = [mirror.holds(checkpoint) for checkpoint in newest_first(here)]
+    hangs.set()
+    found["lines"] = lines
+    return found
+
+
+@pytest.mark.distributed
+def test_the_mirror_makes_up_for_what_it_missed(tmp_path):
+    found, other = run_ranks(disturbed, 2, str(tmp_path))
+    lines = found.pop("lines")
+    assert found == {key: value for key, value in other.items() if key != "lines"}
+    assert found["copied"] == ("", True)
+    assert found["away"].startswith(f"checkpoint.mirror=file://{tmp_path}/store/run: ") and "(rank 0)" in found["away"]
+    assert found["passed over"] == ""
+    assert found["made up for"] == ("", True, [20, 30])
+    assert "no answer for 0 s" in found["hangs"] or "no answer for 1 s" in found["hangs"]
+    assert found["replaced"] == [True, True]
+    warnings = [line for line in lines if "the training goes on" in line]
+    assert len(warnings) == 2 and all("tries again, and copies what is missing" in line for line in warnings)
+
+
+def test_an_action_has_its_time():
+    assert within(5, lambda: 3) == 3
+    with pytest.raises(KeyError):
+        within(5, lambda: {}[1])
+    with pytest.raises(TimeoutError, match="its own"):
+        within(5, lambda: (_ for _ in ()).throw(TimeoutError("its own")))
+    release = threading.Event()
+    with pytest.raises(TookTooLong, match="no answer"):
+        within(0.01, release.wait)
+    release.set()
