@@ -120,9 +120,10 @@ def fuzz_tar(seed: int, number: int, work: Path) -> int:
     with tarfile.open(fileobj=stored, mode="w", format=rng.choice([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])) as tar:
         for place in range(rng.integers(1, 8)):
             specimen = specimens[rng.integers(0, len(specimens))]
+            folder = "x" * int(rng.integers(1, 120))
             members = {specimen.name.rpartition(".")[2]: specimen.payload, "cls": b"3", "json": b"{}"}
             for suffix, payload in members.items():
-                member = tarfile.TarInfo(f"{'x' * int(rng.integers(1, 120))}/{place:04d}.{suffix}")
+                member = tarfile.TarInfo(f"{folder}/{place:04d}.{suffix}")
                 member.size = len(payload)
                 tar.addfile(member, io.BytesIO(payload))
     payload = mutated(stored.getvalue(), rng, [specimen.payload for specimen in specimens])
