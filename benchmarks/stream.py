@@ -12,6 +12,7 @@ all alike. Writes benchmarks/results/stream.json and stream.md.
   torchvision's decoder and transforms v2 on uint8 tensors.
 - ours: what a loader process does; photometric changes come later, batched on the device (listed apart).
 - decode: simplejpeg (libjpeg-turbo) decodes and nothing else.
+- cameras: photographs of 12 megapixels, with and without an EXIF block (benchmarks/cameras.py).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import numpy as np
 import simplejpeg
 import torch
 import webdataset
+from cameras import camera_table, measure_cameras
 from images import write_photographs
 from PIL import Image, ImageFilter
 from torchvision import transforms
@@ -232,13 +234,15 @@ def main() -> None:
         size = write_photographs(photographs, arguments.images) / arguments.images
         write_shards(photographs, shards)
         speeds = measure(Pipelines(photographs, shards), arguments.rounds)
+        cameras = measure_cameras(Path(folder), arguments.rounds)
     machine = environment()
     machine.pop("command")
     ratios = {"ours / classic": ratio(speeds, "ours", "classic"), "ours / decode": ratio(speeds, "ours", "decode"),
               "ours / webdataset": ratio(speeds, "ours", "webdataset"),
               "reading, ours / webdataset": ratio(speeds, "read_ours", "read_webdataset")}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    result = {"images_per_s_per_core": speeds, "ratios": ratios, "mean_bytes": size, "environment": machine}
+    result = {"images_per_s_per_core": speeds, "camera_ms_per_image": cameras, "ratios": ratios,
+              "mean_bytes": size, "environment": machine}
     (RESULTS / "stream.json").write_text(json.dumps(result, indent=1) + "\n")
     (RESULTS / "stream.md").write_text(
         "# The stream, images a second and core\n\n"
@@ -246,7 +250,7 @@ def main() -> None:
         f"{machine['torch']}; {arguments.images} generated JPEGs of {size / 1000:.0f} KB on average, 2 x 224 + 6 x 96 "
         f"views, medians of {arguments.rounds} paired rounds, CPU time.\n\n" + table(speeds) + "\n\n"
         f"Reading alone is {ratios['reading, ours / webdataset']:.0f} times as fast as webdataset's reader, with every "
-        "sample's checksum verified.\n"
+        "sample's checksum verified.\n\n" + camera_table(cameras) + "\n"
     )
 
 
