@@ -9,10 +9,13 @@ SAMPLE := data/fashion-mnist
 SHARDS := data/shards/fashion-mnist
 RUN ?= runs/demo
 TORCHRUN = OMP_NUM_THREADS=$(shell n=$$(( $$(nproc) / $(RANKS) )); echo $$(( n > 0 ? n : 1 ))) \
-	$(BIN)/torchrun --standalone --nproc-per-node=$(RANKS)
+	$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node=$(RANKS)
+# WHEELS=FOLDER installs from what `make wheels` put there, over the torch that $(PYTHON) has, without a network.
+PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --upgrade-strategy only-if-needed \
+	$(if $(WHEELS),--no-index --find-links '$(abspath $(WHEELS))')
 .DEFAULT_GOAL := help
 
-.PHONY: help setup pretrain test test-fast slurm-packages slurm-test kill-test bench gpu-check lint clean
+.PHONY: help setup wheels pretrain test test-fast slurm-packages slurm-test kill-test bench gpu-check lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -20,12 +23,20 @@ help:  ## list the targets
 setup: $(VENV)/installed  ## create .venv and install the package (first time: some minutes)
 
 $(VENV)/installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade-strategy only-if-needed -e '.[test]'
+	$(PYTHON) -m venv $(if $(WHEELS),--system-site-packages) $(VENV)
+ifdef WHEELS
+	@$(BIN)/python -c 'import torch, torchvision' 2>/dev/null || { echo "error: $(PYTHON) has no torch and torchvision;" \
+	"load your cluster's module, or give another Python: make PYTHON=..., see docs/offline.md" >&2; exit 2; }
+endif
+	$(PIP_INSTALL) -e .
 	@touch $@
 
 $(VENV)/strategies: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade-strategy only-if-needed -e '.[deepspeed,fairscale]'
+	$(PIP_INSTALL) -e '.[deepspeed,fairscale]'
+	@touch $@
+
+$(VENV)/with-tests: $(VENV)/installed
+	$(PIP_INSTALL) -e '.[test]'
 	@touch $@
 
 $(SAMPLE)/unpacked: shards/sample/fashion-mnist.zip
@@ -36,29 +47,37 @@ $(SAMPLE)/unpacked: shards/sample/fashion-mnist.zip
 $(SHARDS)-%/manifest.json: $(SAMPLE)/unpacked | $(VENV)/installed
 	$(BIN)/shards convert $(SAMPLE)/$* $(SHARDS)-$* --labels folder --shuffle 0 --samples-per-shard 1000 --force
 
+wheels:  ## all packages but torch in a folder, DIR=..., to install where there is no internet (docs/offline.md)
+	@test -n '$(DIR)' || { echo "make wheels DIR=FOLDER [PYTHON_VERSION=3.12] [PLATFORM=linux_x86_64]" \
+	"[EXTRAS=deepspeed,fairscale,s3,gs,http,test] [INCLUDE_TORCH=1]" >&2; exit 2; }
+	@$(PYTHON) -m venv --clear build/wheels
+	@build/wheels/bin/pip install --quiet --disable-pip-version-check packaging
+	@build/wheels/bin/python -m launch.wheels '$(DIR)' $(if $(PYTHON_VERSION),--python-version '$(PYTHON_VERSION)') \
+	$(if $(PLATFORM),--platform '$(PLATFORM)') $(if $(EXTRAS),--extras '$(EXTRAS)') $(if $(INCLUDE_TORCH),--include-torch)
+
 pretrain: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/installed  ## the demo: images to an accuracy and a report
 	$(TORCHRUN) -m largescale pretrain configs/demo.yaml run.dir=$(RUN)
 	@$(BIN)/largescale evaluate knn $(RUN)
 	@$(BIN)/largescale evaluate linear $(RUN)
 	@echo "report:  $$($(BIN)/largescale report $(RUN))"
 
-test: $(VENV)/strategies  ## all tests: fast ones first, then distributed and fault tests
+test: $(VENV)/strategies $(VENV)/with-tests  ## all tests: fast ones first, then distributed and fault tests
 	$(BIN)/python -m pytest -m "not distributed and not slow and not slurm" -n $(TEST_JOBS)
 	$(BIN)/python -m pytest -m "distributed or slow" -n $(TEST_JOBS) --dist worksteal
 	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory slurm-test; \
 	else echo "left out: make slurm-test, which starts a SLURM of its own and needs root"; fi
 
-test-fast: $(VENV)/installed  ## tests that need one process and seconds
+test-fast: $(VENV)/with-tests  ## tests that need one process and seconds
 	$(BIN)/python -m pytest -m "not distributed and not slow and not slurm"
 
 slurm-packages:
 	@if ! PATH=$$PATH:/usr/sbin command -v slurmctld munged >/dev/null; then \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge >/dev/null; fi
 
-slurm-test: slurm-packages | $(VENV)/installed  ## jobs on a real SLURM of two nodes on this machine (as root; installs slurm-wlm)
+slurm-test: slurm-packages | $(VENV)/with-tests  ## jobs on a real SLURM of two nodes on this machine (as root; installs slurm-wlm)
 	$(BIN)/python -m pytest -m slurm
 
-kill-test: $(VENV)/installed  ## 100 kills at random moments, each run ends as the undisturbed one (about 25 minutes)
+kill-test: $(VENV)/with-tests  ## 100 kills at random moments, each run ends as the undisturbed one (about 25 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.kills --kills 100 --out benchmarks/results/kills.json
 
 bench: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/installed  ## repeat the measurements in benchmarks/results
@@ -74,8 +93,8 @@ bench: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/inst
 gpu-check: | $(VENV)/strategies  ## is it right and how fast on this machine's GPU, in at most 8 minutes (docs/gpu-check.md)
 	$(BIN)/python benchmarks/gpu_check.py
 
-lint: $(VENV)/installed  ## style checks
-	$(BIN)/ruff check largescale shards tests benchmarks
+lint: $(VENV)/with-tests  ## style checks
+	$(BIN)/ruff check largescale shards launch tests benchmarks
 
 clean:  ## remove converted data and runs (keeps .venv)
 	rm -rf data runs
