@@ -23,10 +23,11 @@ help:  ## list the targets
 setup: $(VENV)/installed  ## create .venv and install the package (first time: some minutes)
 
 $(VENV)/installed: pyproject.toml
-	$(PYTHON) -m venv $(if $(WHEELS),--system-site-packages) $(VENV)
+	$(PYTHON) -m venv $(if $(WHEELS),--system-site-packages --clear) $(VENV)
 ifdef WHEELS
-	@$(BIN)/python -c 'import torch, torchvision' 2>/dev/null || { echo "error: $(PYTHON) has no torch and torchvision;" \
-	"load your cluster's module, or give another Python: make PYTHON=..., see docs/offline.md" >&2; exit 2; }
+	@test -f '$(WHEELS)/requirements.txt' || { echo "error: WHEELS=$(WHEELS): make wheels has not written this folder" >&2; exit 2; }
+	@ls '$(WHEELS)'/torch-*.whl >/dev/null 2>&1 || $(BIN)/python -c 'import torch, torchvision' 2>/dev/null || { \
+	echo "error: $(PYTHON) has no torch and torchvision; load your cluster's, or make PYTHON=... (docs/offline.md)" >&2; exit 2; }
 endif
 	$(PIP_INSTALL) -e .
 	@touch $@

@@ -85,26 +85,34 @@ def replace(folder: Path, partial: Path) -> None:
 def gather(folder: Path, target: Target, extras: list[str], include_torch: bool = False, project: Path = ROOT) -> None:
     """Fill `folder` with wheels and their list. What an earlier run put there stays until the new folder is whole."""
     check_folder(folder)
-    settings = tomllib.loads((project / "pyproject.toml").read_text())
     partial = folder.with_name(f"{folder.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)  # now, rather than minutes later, if it cannot be made
-    with tempfile.TemporaryDirectory(prefix="wheels-") as temporary:
-        work = Path(temporary)
-        own = build_project(project, settings, work)
-        check(own, target, extras)
-        absent = [] if include_torch else [one for one in requirements(own) if one.name in FROM_THE_CLUSTER]
-        constraints = work / "constraints.txt"
-        constraints.write_text("\n".join(write_stand_in(one, work) for one in absent))
-        sources = ["--constraint", constraints, "--find-links", work]
-        if folder.exists():
-            sources += ["--find-links", folder]
-        itself = Requirement(f"{metadata(own)['Name']}[{','.join(extras)}] @ {own.as_uri()}")
-        print(f"gathering {itself.name}[{','.join(extras)}] for {target}", flush=True)
-        download([itself, *map(Requirement, settings["build-system"]["requires"])], sources, target, work, partial)
-    for name in {one.name for one in absent} & by_name(partial).keys():
-        by_name(partial)[name].unlink()
-    write_listing(partial, target, extras)
-    replace(folder, partial)
+    try:
+        with tempfile.TemporaryDirectory(prefix="wheels-") as work:
+            fill(partial, folder, target, extras, () if include_torch else FROM_THE_CLUSTER, project, Path(work))
+        write_listing(partial, target, extras)
+        replace(folder, partial)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def fill(out: Path, earlier: Path, target: Target, extras: list[str], absent: tuple[str, ...], project: Path,
+         work: Path) -> None:
+    """Put the wheels of the project and all it needs into `out`; those named in `absent` are left to the cluster."""
+    settings = tomllib.loads((project / "pyproject.toml").read_text())
+    own = build_project(project, settings, work)
+    check(own, target, extras)
+    constraints = work / "constraints.txt"
+    constraints.write_text("\n".join(write_stand_in(one, work) for one in requirements(own) if one.name in absent))
+    sources = ["--constraint", constraints, "--find-links", work]
+    if earlier.exists():
+        sources += ["--find-links", earlier]
+    itself = Requirement(f"{metadata(own)['Name']}[{','.join(extras)}] @ {own.as_uri()}")
+    print(f"gathering {itself.name}[{','.join(extras)}] for {target}", flush=True)
+    download([itself, *map(Requirement, settings["build-system"]["requires"])], sources, target, work, out)
+    for name, wheel in by_name(out).items():
+        if name in absent:
+            wheel.unlink()
 
 
 def main() -> int:
@@ -124,6 +132,8 @@ def main() -> int:
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     wheels = by_name(folder)
     size = sum(path.stat().st_size for path in wheels.values()) / 1e6
     print(f"{folder}: {len(wheels)} wheels, {size:,.0f} MB, listed in {LISTING}")

@@ -26,6 +26,8 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from launch.wheels.target import Target
 from shards.errors import InputError
 
+STAND_IN = "+stand.in"
+"""How the versions of stand-ins end, so that pip takes nothing else for them."""
 NO_COMPILED_OPS = {"DS_BUILD_OPS": "0", "BUILD_CUDA_EXTENSIONS": "0"}
 """DeepSpeed and FairScale build as pure Python, without torch; operators are compiled where they are used."""
 
@@ -37,7 +39,8 @@ def pip(command: str, *arguments: object) -> None:
           subprocess.Popen(words, env={**os.environ, **NO_COMPILED_OPS}, text=True,
                            stdout=subprocess.PIPE, stderr=words_of_error) as process):
         for line in process.stdout:
-            if fetched := re.match(r"\s*(?:Downloading|Processing|Using cached) (\S+\.whl)(?!\S)", line):
+            fetched = re.match(r"\s*(?:Downloading|Processing|Using cached) (\S+\.whl)(?!\S)", line)
+            if fetched and STAND_IN not in fetched[1]:
                 print(f"  {Path(fetched[1]).name}", flush=True)
         process.wait()
         words_of_error.seek(0)
@@ -73,7 +76,7 @@ def by_name(folder: Path) -> dict[str, Path]:
 
 def write_stand_in(requirement: Requirement, folder: Path) -> str:
     """Write an empty wheel that satisfies the requirement; returns the constraint that lets pip take no other."""
-    version = next(bound.version for bound in requirement.specifier if bound.operator == ">=") + "+cluster"
+    version = next(bound.version for bound in requirement.specifier if bound.operator == ">=") + STAND_IN
     info = f"{requirement.name}-{version}.dist-info"
     with zipfile.ZipFile(folder / f"{requirement.name}-{version}-py3-none-any.whl", "w") as archive:
         archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {requirement.name}\nVersion: {version}\n")

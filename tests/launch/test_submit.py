@@ -42,7 +42,8 @@ def test_bad_input(arguments, expected):
     assert result.returncode == 2 and expected in result.stderr
 
 
-SCRIPTS = [path for path in sorted((ROOT / "launch").rglob("*")) if path.is_file() and path.suffix != ".in"]
+NOT_BASH = (".in", ".py", ".pyc")
+SCRIPTS = [path for path in sorted((ROOT / "launch").rglob("*")) if path.is_file() and path.suffix not in NOT_BASH]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
