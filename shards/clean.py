@@ -23,7 +23,9 @@ from shards.images import (
     is_plain,
     jpeg_facts,
     opened,
+    orientation_of,
     profile_of,
+    upright,
     upright_of,
 )
 from shards.manifest import IMAGE_FORMATS, STORED_SUFFIXES
@@ -153,8 +155,8 @@ class Cleaning:
     def _pixels(self, payload: bytes, image: Image.Image) -> Image.Image | None:
         """What is stored anew, as RGB; None for an image that keeps its bytes. ImageError: it is blank."""
         profile, anew, pixels = profile_of(image), self._is_stored_anew(image), None
-        is_grey = image.mode == "L"
-        if self._is_large(image) and is_plain(image) and image.format == "JPEG" and not (profile and is_grey):
+        may_shrink = image.format == "JPEG" and image.mode in ("L", "RGB") and not (profile and image.mode == "L")
+        if self._is_large(image) and may_shrink:
             pixels = self._decoded_small(payload, image)
         if pixels is None and (anew or self.blank):
             pixels = self._reduced(upright_of(payload, image, srgb=anew))
@@ -163,13 +165,14 @@ class Cleaning:
         return pixels if anew else None
 
     def _decoded_small(self, payload: bytes, image: Image.Image) -> Image.Image | None:
-        """A plain JPEG, reduced while it is decoded; None if only Pillow reads it, which forgives stray bytes."""
+        """An ordinary JPEG, reduced while it is decoded; None if only Pillow reads it, which forgives stray bytes."""
         width, height = self._reduced_size(image.size)
         try:
             decoded = simplejpeg.decode_jpeg(payload, colorspace="RGB", min_height=height, min_width=width)
         except Exception:  # of subsamplings that it has no name for, KeyError
             return None
-        pixels, profile = self._reduced(Image.fromarray(decoded), image.size), profile_of(image)
+        pixels = upright(self._reduced(Image.fromarray(decoded), image.size), orientation_of(image))
+        profile = profile_of(image)
         return from_profile(pixels, profile).convert("RGB") if profile else pixels
 
     def _reduced(self, pixels: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:

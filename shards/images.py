@@ -21,7 +21,7 @@ from shards.errors import InputError
 from shards.formats import FOREIGN, can_read, format_of, needs
 from shards.manifest import IMAGE_FORMATS
 from shards.png import bare_png
-from shards.tiff import BITS, PHOTOMETRIC, SAMPLE_FORMAT, bare_tiff
+from shards.tiff import BITS, PHOTOMETRIC, SAMPLE_FORMAT, bare_tiff, silence_libtiff
 
 MAX_PIXELS = 178_956_970
 """Pixels up to which an image is opened unless another limit is given: 512 MB as RGB."""
@@ -30,6 +30,7 @@ MAX_PIXELS = 178_956_970
 Image.MAX_IMAGE_PIXELS = None
 # Of 16-bit colours in planes, and of some alpha channels, Pillow's own unpacking makes noise.
 TiffImagePlugin.READ_LIBTIFF = bool(features.check("libtiff"))
+silence_libtiff()
 warnings.filterwarnings("ignore", module=r"PIL\.")  # about damage, which we tell by its place
 
 _DAMAGED = "damaged or cut image"

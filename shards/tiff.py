@@ -4,8 +4,12 @@ any type and any size, or damaged, as may be the pages that follow.
 
 from __future__ import annotations
 
+import ctypes
 import struct
+from pathlib import Path
 from typing import NamedTuple
+
+import PIL
 
 from shards.orientation import TAG, UPRIGHT, as_orientation, directory, entries, number
 
@@ -16,6 +20,18 @@ _OF_THE_PICTURE = frozenset({
     266, 273, 278, 279, 292, 293, 317, 320, 322, 323, 324, 325, 347, 529, 530, 531, 532, PROFILE,
 })
 """In the second line: fill order, strips, fax options, predictor, palette, tiles, JPEG tables, YCbCr."""
+
+
+def silence_libtiff() -> None:
+    """Keep libtiff from writing to the terminal what is wrong with a file that it does not name; Pillow raises as well.
+
+    Where Pillow's libtiff is not the one in its wheel, it goes on to write.
+    """
+    for path in (Path(PIL.__file__).parent.parent / "pillow.libs").glob("libtiff*.so*"):
+        try:
+            ctypes.CDLL(str(path)).TIFFSetErrorHandler(None)
+        except (OSError, AttributeError):
+            return
 
 
 class Page(NamedTuple):

@@ -238,6 +238,13 @@ def _tiffs() -> Iterator[Specimen]:
             is_known = _is_known(kind, bits, photometric, order)
             yield Specimen(name, stored.getvalue(), seen if is_known else None, "" if is_known else _UNKNOWN,
                            headers_are_whole=is_known)
+    layouts = {"tiles": {"tile": (16, 16)}, "strips": {"rowsperstrip": 7}, "big": {"bigtiff": True},
+               "predicted": {"predictor": True, "compression": "zlib"}}
+    for (name, layout), planes in itertools.product(layouts.items(), ("contig", "separate")):
+        data, stored = numbers("uint", 16, 3), io.BytesIO()
+        data = np.ascontiguousarray(data.transpose(2, 0, 1)) if planes == "separate" else data
+        tifffile.imwrite(stored, data, photometric="rgb", planarconfig=planes, metadata=None, **layout)
+        yield Specimen(f"{name}-{planes}.tif", stored.getvalue(), RGB)
 
 
 def _is_known(kind: str, bits: int, photometric: str, order: str) -> bool:
