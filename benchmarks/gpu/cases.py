@@ -23,6 +23,7 @@ CASES = [
     Case(CORRECTNESS, "Recomputed blocks against kept ones", "gpu.numerics:blocks", 30, ("recompute_stages",)),
     Case(SPEED, "A training step and each choice undone", "gpu.speed:steps", 150, worth_s=30),
     Case(CORRECTNESS, "Compiled blocks against eager ones", "gpu.numerics:blocks", 90, ("compile_stages",)),
+    Case(CORRECTNESS, "FairScale's FSDP, which is no strategy here", "gpu.strategies:fairscale_fsdp", 30),
     Case(CORRECTNESS, "Out of memory", "gpu.runs:out_of_memory", 60),
     *(Case(PLANNER, name, "gpu.planner:compare", 60, (name,)) for name in NETWORKS),
     Case(SPEED, "The stream, and a run that waits for it", "gpu.loading:compare", 120, worth_s=50),

@@ -14,7 +14,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from gpu.harness import NOT_INSTALLED, OK, Context, Report
+from gpu.harness import NEEDS_GPU, NOT_INSTALLED, OK, Context, Report
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -183,3 +183,40 @@ def _differences(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, 
 
 def _length(tensors: dict[str, Tensor]) -> float:
     return float(torch.stack([value.norm() for value in tensors.values()]).norm())
+
+
+def fairscale_fsdp(report: Report, context: Context) -> None:
+    """FairScale's FSDP, which no strategy offers: would it give the gradient that DDP gives?
+
+    It asks CUDA for streams in every pass, so it cannot be tested where there is no GPU; what this case says of one
+    decides whether it is worth an engine.
+    """
+    try:
+        from fairscale.nn.data_parallel import FullyShardedDataParallel
+    except ImportError as error:
+        report.row("a step", NOT_INSTALLED, str(error))
+        return
+    with process_group() as device:
+        config = configuration(context, "demo", "train.precision=fp32", "parallel.strategy=ddp")
+        precision.set_up(config)
+        views = [view.to(device, torch.float32) for view in random_views(config, 0)]
+        engine, method = build_engine(_seeded(config), config, device), _seeded(config).to(device)
+        engine.forward_backward(views, 0)
+        try:
+            wrapped = FullyShardedDataParallel(method, flatten_parameters=False, compute_device=device)
+            wrapped(views, 0).loss.backward()
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            if device.type == "cpu":
+                report.row("a step", NEEDS_GPU, f"it asks for CUDA streams in every pass ({why})")
+            else:
+                report.row("a step", reason=f"it does not run: {why}")
+            return
+        expected = torch.cat([p.grad.flatten() for p in engine.method.parameters()])
+        found = torch.cat([p.grad.flatten() for p in method.parameters()])
+        report.row("a step", gradient_off_by=float((found - expected).norm() / expected.norm()))
+
+
+def _seeded(config: Config) -> nn.Module:
+    torch.manual_seed(0)
+    return build_method(config)

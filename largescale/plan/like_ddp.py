@@ -1,10 +1,13 @@
-"""DDP, whose exchange of gradients is written in C++, which takes no fake tensors: one all-reduce of all gradients is
-added to the step of the bare method, and the buckets, which hold the gradients from the first step on.
+"""DDP, whose exchange of gradients is written in C++, which takes no fake tensors: buckets that hold all gradients from
+the start on, into which each is copied when it is there, and one all-reduce of all of them.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from largescale.config import Config
@@ -18,15 +21,32 @@ from largescale.processes import world_size
 
 
 class Buckets(StandIn):
-    """In the place of DistributedDataParallel."""
+    """In the place of DistributedDataParallel; all buckets are one."""
+
+    def __init__(self, method: SwAV) -> None:
+        super().__init__(method)
+        parameters = list(method.parameters())
+        self._bucket = parameters[0].new_empty(sum(parameter.numel() for parameter in parameters))
+        pieces = self._bucket.split([parameter.numel() for parameter in parameters])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.register_post_accumulate_grad_hook(partial(_move, piece.view_as(parameter)))
+
+    def always_held(self) -> list[Tensor]:
+        return [*self.weights(), self._bucket]
 
     def settle(self, trace: StepTrace, peaks: Peaks) -> Peaks:
-        """Add the exchange and the buckets."""
-        if world_size() == 1:
-            return peaks
-        size = sum(parameter.nbytes for parameter in self.method.parameters())
-        trace.add(Collective("all-reduce", world_size(), WEIGHTS), 1, size)
-        return Peaks(peaks.kept, peaks.passes + size, peaks.update + size)
+        """Add the exchange."""
+        if world_size() > 1:
+            trace.add(Collective("all-reduce", world_size(), WEIGHTS), 1, self._bucket.nbytes)
+        return peaks
+
+
+@torch.no_grad()
+def _move(place: Tensor, parameter: Tensor) -> None:
+    """Bring a parameter's gradient to its place in the bucket."""
+    if parameter.grad is not place:  # later micro-batches add to it there
+        place.copy_(parameter.grad)
+        parameter.grad = place
 
 
 def build(method: SwAV, config: Config, device: torch.device, fake: FakeTensorMode) -> Engine:
