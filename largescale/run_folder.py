@@ -45,7 +45,7 @@ from largescale.parallel.engine import Engine
 from largescale.processes import barrier, on_rank_0, rank, world_size
 from largescale.rollback import Rollbacks
 from largescale.run import init_from
-from largescale.run.advice import after_bad_step, new_run
+from largescale.run.advice import after_bad_step, instead_of_changing, new_run
 from largescale.run.environment import environment
 from largescale.run.failures import TrainingStopped
 from largescale.run.former import set_aside_former
@@ -352,7 +352,7 @@ class RunFolder:
             if key in before and not free_to_change(key) and before[key] != now[key]:
                 raise InputError(
                     f"{self.path}: cannot continue, {key} was {before[key]} and is now {now[key]}; "
-                    f"set it back, or start a new run from its weights: {new_run(self.path)}"
+                    f"set it back, or {instead_of_changing(self.path, key)}"
                 )
 
 

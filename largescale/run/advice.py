@@ -16,11 +16,21 @@ from largescale.precision import AUTOCAST
 _LOWER = 4
 """What a learning rate is divided by that made the loss infinite; any smaller step is as likely to end there again."""
 
+_OF_THE_BACKBONE = ("model.backbone", "model.stem", "model.depths", "model.width", "model.block")
+"""Settings with another value of which no weights can be taken over."""
+
 
 def new_run(run: Path, checkpoint: Checkpoint | None = None) -> str:
     """Overrides that start another run from the weights of this one, in a folder that is free."""
     free = next(path for number in itertools.count(2) if not (path := run.with_name(f"{run.name}-{number}")).exists())
     return f"init_from={checkpoint.path if checkpoint else run} run.dir={free}"
+
+
+def instead_of_changing(run: Path, key: str) -> str:
+    """What to do where a run cannot go on with another value of a setting."""
+    if key.startswith(_OF_THE_BACKBONE):
+        return "use another run.dir"
+    return f"start a new run from its weights: {new_run(run)}"
 
 
 def after_bad_step(

@@ -134,6 +134,8 @@ def test_a_complete_run_cannot_be_changed_but_says_what_works(source, pretrain, 
     run = Path(shutil.copytree(source, tmp_path / "run"))
     code, said = pretrain("train.steps=3", folder="run")
     assert code == 2 and "cannot continue, train.steps was 2 and is now 3" in said
+    assert "model.width was 8 and is now 4; set it back, or use another run.dir" in pretrain(
+        "model.width=4", folder="run")[1]
     works = [word for word in said.split() if word.startswith(("init_from=", "run.dir="))]
     assert works == [f"init_from={run}", f"run.dir={run}-2"]
     code, said = pretrain("train.steps=3", *works, folder="run")
