@@ -127,7 +127,7 @@ def test_a_batch_that_ranks_do_not_divide(tiny_overrides):
 
 
 def test_resuming_with_another_configuration(pretrain_error, tiny_overrides):
-    run_python("-m", "largescale", "pretrain", TINY, *tiny_overrides("train.steps=2"))
+    assert main(["pretrain", str(TINY), *tiny_overrides("train.steps=2")]) == 0
     assert "optim.lr was 0.5 and is now 0.25" in pretrain_error(tiny_overrides("train.steps=2", "optim.lr=0.25"))
 
 
@@ -163,7 +163,7 @@ def test_evaluating_what_is_no_run(error_of, tmp_path):
 
 
 def test_evaluating_on_shards_that_do_not_fit(error_of, tiny_overrides, tmp_path, sample_images):
-    run_python("-m", "largescale", "pretrain", TINY, *tiny_overrides("train.steps=1"))
+    assert main(["pretrain", str(TINY), *tiny_overrides("train.steps=1")]) == 0
     evaluate = ("evaluate", "knn", tmp_path / "run")
     assert "data.eval_shards is not set" in error_of(*evaluate, 'data.eval_shards=""')
     assert "no such folder" in error_of(*evaluate, "data.eval_shards=nothing")
