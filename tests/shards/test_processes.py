@@ -66,11 +66,11 @@ def test_processes_that_cannot_be_started_are_a_line(monkeypatch, number, says):
 
 
 INTERRUPTED = """
-import sys, time
+import os, sys, time
 from shards import cli, processes
 
 def stall(number):
-    print(number, flush=True)
+    os.write(1, f"{number}\n".encode())  # in one piece, unlike print
     time.sleep(100)
 
 def run(*_):
@@ -88,7 +88,7 @@ def test_an_interrupt_ends_at_once_with_a_line(tmp_path):
         assert {command.stdout.readline().strip() for _ in range(2)} == {"0", "1"}
         os.killpg(command.pid, signal.SIGINT)
         _, stderr = command.communicate(timeout=60)  # far less than the workers would take
-    assert command.returncode == 130 and stderr == "error: interrupted; run the same command again\n"
+    assert (command.returncode, stderr) == (130, "error: interrupted; run the same command again\n")
 
 
 def test_too_few_open_files_are_a_line(tmp_path):
