@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 
 from shards.errors import InputError
 from shards.folders import Folder
-from shards.found import NO_IMAGE, Content, Found, first_folder, left_out, suffix_of, why_no_image
+from shards.found import NO_IMAGE, TORN, Content, Found, first_folder, left_out, suffix_of, why_beside, why_no_image
 from shards.keys import Keys
-from shards.tar import ONE_MORE, TarSample, walk
+from shards.tar import ONE_MORE, TarSample, TornTar, walk
 
 MAX_MEMBER_BYTES = 2**30
 """A member of a zip that says it unpacks to more is left out: it would fill the memory."""
@@ -43,7 +43,8 @@ class ZipSource:
         key_folders = {"": ""}
         self._archive()
         for place, member in sorted(self._members.items()):
-            if reason := why_no_image(member.filename, partial(self._begin, place)):
+            reason = why_beside(member.filename) or why_no_image(member.filename, partial(self._begin, place))
+            if reason:
                 yield left_out(place, reason)
                 continue
             if member.file_size > MAX_MEMBER_BYTES:
@@ -135,15 +136,20 @@ class TarSource:
         self.location, self._folder, self._names, self._beside = location, folder, names, beside
 
     def list(self) -> Iterator[Found]:
-        """See `Source`."""
+        """See `Source`. Of several tars a torn one is left out from the tear on, and listed."""
         for name, reason in self._beside:
             yield left_out(json.dumps({"tar": name}), reason)
         folders = Keys()
         for name in self._names:
             keys, key_folder, skipped = Keys(), folders.of_folder(name.removesuffix(".tar")), []
-            with self._open(name) as file:
-                for sample in walk(file, f"{self._folder.location}/{name}", skipped):
-                    yield from self._found(name, sample, key_folder, keys, file)
+            try:
+                with self._open(name) as file:
+                    for sample in walk(file, f"{self._folder.location}/{name}", skipped):
+                        yield from self._found(name, sample, key_folder, keys, file)
+            except TornTar:
+                if len(self._names) == 1:
+                    raise
+                yield left_out(json.dumps({"tar": name}), TORN)
             for member, reason in skipped:
                 yield left_out(json.dumps({"tar": name, "member": member}), reason)
 
@@ -178,8 +184,9 @@ class TarSource:
     def _found(self, tar: str, sample: TarSample, key_folder: str, keys: Keys, file: BinaryIO) -> Iterator[Found]:
         """A sample, and what of it is left out."""
         images = sample.images()
-        if not images:
-            yield left_out(json.dumps({"tar": tar, "key": sample.key, "image": "*"}), NO_IMAGE)
+        reason = why_beside(sample.key) or ("" if images else NO_IMAGE)
+        if reason:
+            yield left_out(json.dumps({"tar": tar, "key": sample.key, "image": "*"}), reason)
             return
         image, *others = images
         kept = {suffix: span for suffix, span in sample.members.items()

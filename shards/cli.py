@@ -13,10 +13,11 @@ from pathlib import Path
 from shards.clean import Cleaning
 from shards.convert import PLAN_ALONE, Options, convert, merge
 from shards.errors import InputError
+from shards.found import NAMED
 from shards.index import index_folder
 from shards.info import describe, gather
 from shards.labels import read_names
-from shards.ledger import SKIPPED_NAME
+from shards.ledger import SKIPPED_NAME, read_ledger
 from shards.manifest import Manifest
 from shards.plan import HOLDOUT, printable
 from shards.remote import manifest_at
@@ -228,7 +229,7 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 def _index(arguments: argparse.Namespace) -> int:
     manifest = index_folder(arguments.folder, workers=_positive(arguments.workers), given_names=_names(arguments))
-    _say(_summary(manifest, str(arguments.folder)))
+    _say_finished(manifest, str(arguments.folder))
     return 0
 
 
@@ -285,10 +286,20 @@ def _positive(workers: int) -> int:
 
 def _say_finished(manifest: Manifest, location: str) -> None:
     _say(_summary(manifest, location))
+    _warn(manifest, location)
     held_out = f"{location.rstrip('/')}/{HOLDOUT}"
     with suppress(InputError):  # there is none, or it is in a store, and this is the work folder
-        if manifest.settings["holdout"]:
+        if manifest.settings.get("holdout"):
             _say(_summary(manifest_at(held_out), held_out))
+
+
+def _warn(manifest: Manifest, location: str) -> None:
+    """Name what may have cost many images at once."""
+    for reason in manifest.skipped.keys() & NAMED.keys():
+        names = [row["source"] for row in read_ledger(manifest.root / SKIPPED_NAME) if row["reason"] == reason]
+        more = f" and {len(names) - _SHOWN_PROBLEMS} more" if len(names) > _SHOWN_PROBLEMS else ""
+        named = ", ".join(names[:_SHOWN_PROBLEMS])
+        sys.stderr.write(f"warning: {location}: {reason}: {named}{more}; {NAMED[reason]}\n")
 
 
 def _summary(manifest: Manifest, location: str) -> str:

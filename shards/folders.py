@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 from shards.errors import InputError
+from shards.found import LINK
 from shards.stores import Missing, Store, is_url
 
 STORE_READS = 32
@@ -210,7 +211,7 @@ def _entry(entry: os.DirEntry[str]) -> Entry:
     except OSError:  # a link that leads nowhere; reading it will say so
         return Entry(entry.name, is_folder)
     is_link = stat.S_ISDIR(status.st_mode) and not is_folder
-    other = "" if is_folder or stat.S_ISREG(status.st_mode) else "a link to a folder" if is_link else _NO_FILE
+    other = "" if is_folder or stat.S_ISREG(status.st_mode) else LINK if is_link else _NO_FILE
     return Entry(entry.name, is_folder, status.st_size, other)
 
 

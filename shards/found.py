@@ -12,6 +12,17 @@ from shards.manifest import IMAGE_SUFFIXES
 NO_IMAGE = "not an image file"
 """Why most files are left out that are."""
 
+TORN = "a torn tar: what follows in it is lost"
+LINK = "a link to a folder"
+NAMED = {TORN: "restore them, then add what they held with --update, or index again",
+         LINK: "links to folders are not followed; move their folders there, or convert what they lead to"}
+"""Reasons that may cost many images at once, so that whoever converts is told by name, and what to do."""
+
+_BESIDE = {"__MACOSX": "what macOS packs beside a file", ".ipynb_checkpoints": "a notebook's copy of a file"}
+"""Folders that programs make beside the user's, by name."""
+
+HIDDEN = "in a hidden folder, which is no class"
+
 RAW = "a camera's raw file: develop it to JPEG or TIFF first"
 _RAW_SUFFIXES = frozenset({
     "3fr", "arw", "cr2", "cr3", "crw", "dcr", "dng", "erf", "iiq", "kdc", "mef", "mrw", "nef", "nrw", "orf", "pef",
@@ -94,6 +105,11 @@ def why_no_image(name: str, begin: Callable[[int], bytes] | None = None) -> str:
         return "" if begin is None or format_of(begin(HEAD_BYTES)) else NO_IMAGE
     except OSError:  # reading it will say why
         return ""
+
+
+def why_beside(path: str) -> str:
+    """Why what lies at a path is a program's and not the user's; empty if it is the user's."""
+    return next((reason for folder, reason in _BESIDE.items() if f"/{folder}/" in f"/{path}"), "")
 
 
 def first_folder(path: str) -> str:

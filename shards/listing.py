@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ import xxhash
 
 from shards.errors import InputError
 from shards.files import atomic_write
+from shards.found import HIDDEN, NAMED, Found, left_out
 from shards.labels import class_names
-from shards.manifest import IMAGE_SUFFIXES
 from shards.plan import HOLDOUT, PLAN, PLAN_IN_WORK, TRAIN, Part, Plan, open_plan, printable
 from shards.shuffle import append, append_shuffled
-from shards.sources import Found, Source
+from shards.sources import Source
 
 _LABELS_AT_ONCE = 2**18
 
@@ -75,7 +76,7 @@ def check_listing(plan: Plan) -> None:
         InputError: files that came, went or changed their size since.
     """
     digest = xxhash.xxh3_128()
-    count = sum(_add(digest, found) for found in plan.source.list())
+    count = sum(_add(digest, found) for found in _listed(plan.source, plan.settings))
     if digest.hexdigest() != plan.fingerprint:
         raise InputError(
             f"{plan.source.location}: is not what it was when {plan.folder} was made ({plan.num_rows:,} images then, "
@@ -101,15 +102,15 @@ def _add_listing(plan: Plan) -> int:
     digest = xxhash.xxh3_128()
     numbers: dict[str, int] = {"": -1}
     counts = {TRAIN: 0, HOLDOUT: 0}
-    num_others = 0
+    reasons: Counter[str] = Counter()
     with (_TextFile(folder, "places") as places, _TextFile(folder, "keys") as keys,
           (folder / "classes.new").open("wb") as labels, (folder / "sizes.bin").open("ab") as sizes,
           (folder / f"{TRAIN}.new").open("wb") as train, (folder / f"{HOLDOUT}.new").open("wb") as holdout,
           atomic_write(folder / "others.jsonl") as others):
-        for found in source.list():
+        for found in _listed(source, plan.settings):
             if not _add(digest, found):
                 others.write((json.dumps(_left_out(source, found)) + "\n").encode())
-                num_others += 1
+                reasons[found.reason] += 1
                 continue
             if known and known.has(found):
                 continue
@@ -124,10 +125,10 @@ def _add_listing(plan: Plan) -> int:
             counts[HOLDOUT if is_held else TRAIN] += 1
     added = sum(counts.values())
     if first + added == 0:
-        raise InputError(
-            f"{source.location}: no images below this folder (looked for {', '.join(IMAGE_SUFFIXES)}; {num_others} "
-            f"other files); pass the folder that holds them"
-        )
+        why = ", ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common(3))
+        remedy = next((NAMED[reason] for reason in reasons if reason in NAMED), "pass the folder that holds them")
+        raise InputError(f"{source.location}: no images below this folder ({reasons.total()} other files"
+                         f"{f': {why}' if why else ''}); {remedy}")
     classes = class_names(numbers, plan.classes, numbers=plan.settings["labels"] == "cls")
     if plan.settings["labels"] != "none" and not classes:
         raise InputError(f"{source.location}: none of its images has a class; --labels {plan.settings['labels']} does "
@@ -174,6 +175,13 @@ def _cut(folder: Path, rows: int) -> None:
     for name in ("place", "key"):
         end = np.fromfile(folder / f"{name}_ends.bin", np.uint64, 1, offset=8 * (rows - 1))
         os.truncate(folder / f"{name}s.bin", int(end[0]))
+
+
+def _listed(source: Source, settings: dict[str, Any]) -> Iterator[Found]:
+    """The files of a source; where its folders are the classes, without those in hidden ones."""
+    for found in source.list():
+        is_hidden = settings["labels"] == "folder" and found.key and found.folder.startswith(".")
+        yield left_out(found.place, HIDDEN) if is_hidden else found
 
 
 def _add(digest: xxhash.xxh3_128, found: Found) -> bool:

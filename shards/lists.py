@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
@@ -38,7 +39,10 @@ class ListSource:
         for number, row in enumerate(self._rows()):
             if not isinstance(row, dict) or not isinstance(row.get("path"), str):
                 raise InputError(f"{self.location}: row {number + 1} has no `path`; expected a column of that name")
-            if self._label_column and row.get(self._label_column) in (None, ""):
+            if column := next((name for name, value in row.items() if _holds_bytes(value)), ""):
+                raise InputError(f"{self.location}: column `{column}` holds bytes, which json cannot; leave it out of "
+                                 f"the list, or write it as text")
+            if self._label_column and _plain(row.get(self._label_column)) in (None, ""):
                 text = f"{self.location}: row {number + 1} has no `{self._label_column}`, which --labels asks for"
                 raise InputError(text)
             yield self._found(number, row)
@@ -120,12 +124,28 @@ class ListSource:
 
 def _json(value: dict[str, Any]) -> str:
     """JSON as people write it, unless that is no text (half of a character): then spelled out."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    plain = _plain(value)
+    text = json.dumps(plain, ensure_ascii=False, default=str)
     try:
         text.encode()
     except UnicodeEncodeError:
-        return json.dumps(value, default=str)
+        return json.dumps(plain, default=str)
     return text
+
+
+def _plain(value: Any) -> Any:
+    """A value without what JSON cannot hold: numbers that are none become null, as in empty cells of a table."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _holds_bytes(value: Any) -> bool:
+    if isinstance(value, dict | list | tuple):
+        return any(map(_holds_bytes, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, bytes | bytearray | memoryview)
 
 
 def _read_csv(file: BinaryIO) -> Iterator[dict[str, Any]]:

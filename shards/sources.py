@@ -12,7 +12,7 @@ from typing import Protocol
 from shards.archives import MAX_MEMBER_BYTES, TarSource, ZipSource
 from shards.errors import InputError
 from shards.folders import Denied, Entry, Folder, open_folder
-from shards.found import NO_IMAGE, Content, Found, first_folder, is_image, left_out, suffix_of, why_no_image
+from shards.found import NO_IMAGE, Content, Found, first_folder, is_image, left_out, suffix_of, why_beside, why_no_image
 from shards.keys import Keys
 from shards.lists import READERS, ListSource
 from shards.stores import is_url
@@ -127,7 +127,7 @@ class FolderSource:
                     yield left_out(f"{place}/", "folder cannot be listed")
                     continue
                 branch.append(_Level(f"{place}/", f"{level.key_folder}{level.folders.of_folder(entry.name)}/", entries))
-            elif reason := entry.other or self._why_no_image(place, entry):
+            elif reason := entry.other or why_beside(place) or self._why_no_image(place, entry):
                 yield left_out(place, reason)
             else:
                 key = level.key_folder + level.files.of_file(entry.name)

@@ -37,6 +37,8 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
 _SPEAKS_AFTER_S, _SPEAKS_EVERY_S = 3.0, 30.0
 """A store that fails for so long is spoken of, and now and then after that."""
 
+_OBJECT_STORES = ("s3://", "s3a://", "gs://", "gcs://")
+
 _INHERITED: list[Any] = []
 """Clients that a forked process got from its parent."""
 
@@ -135,6 +137,9 @@ class Store:
     def entries(self, folder: str = "") -> list[tuple[str, bool, int]]:
         """What lies in a folder below the URL, by name: name, whether it is a folder, bytes (-1: not stated).
 
+        Object stores have keys, not folders: a file and a folder may share a name, and what lies behind an empty name
+        (`raw//a.jpg`) is listed as files whose names begin with a slash.
+
         Raises:
             Missing, InputError: as `read`.
         """
@@ -142,11 +147,20 @@ class Store:
         found = {}
         for entry in self._patiently(folder, lambda: self._fs.ls(where, detail=True)):
             name = self._plain(entry["name"].removeprefix(f"{where}/").rstrip("/"))
-            inside = entry["name"].startswith(f"{where}/") and name and "/" not in name
-            if inside:  # some list the folder itself, or what is linked from its page
-                size = -1 if entry["size"] is None else int(entry["size"])
-                found[name] = (name, entry["type"] == "directory", size)
-        return [found[name] for name in sorted(found)]
+            is_folder, inside = entry["type"] == "directory", entry["name"].startswith(f"{where}/")
+            if inside and not name and is_folder:
+                found |= {(key, False): (key, False, size) for key, size in self._behind_empty_name(where)}
+            elif inside and name and "/" not in name:  # some list the folder itself, or what is linked from its page
+                found[name, is_folder] = (name, is_folder, _size_of(entry))
+        return [found[place] for place in sorted(found)]
+
+    def _behind_empty_name(self, where: str) -> list[tuple[str, int]]:
+        """Files whose keys go on with a second slash: name from that slash on, bytes."""
+        if not self.url.startswith(_OBJECT_STORES):
+            return []
+        keys = self._patiently("/", lambda: self._fs.find(where, prefix="/", detail=True))
+        return [(key.removeprefix(f"{where}/"), _size_of(entry)) for key, entry in keys.items()
+                if key.startswith(f"{where}//") and not key.endswith("/")]
 
     def put(self, source: Path, name: str) -> None:
         """Upload a file; it appears under its name when it is whole, as object stores do it.
@@ -284,3 +298,7 @@ class Store:
         twin.__dict__.update(self.__dict__)
         twin.patience_s = 0
         return twin
+
+
+def _size_of(entry: dict[str, Any]) -> int:
+    return -1 if entry["size"] is None else int(entry["size"])

@@ -1,5 +1,5 @@
 """Samples of a tar, by WebDataset's rule: consecutive members that share everything before the first dot of the base
-name are one sample.
+name are one sample. Beyond that rule, members that lie apart (all images first, then all labels) find each other.
 
 Nothing is ever extracted: member names are keys, never paths.
 """
@@ -29,6 +29,13 @@ _BLOCK = 512
 ONE_MORE = "one more image of a sample"
 """Why images of a sample are left out, all but one."""
 
+HELD_SAMPLES = 2**16
+"""Samples of a tar that wait for members which lie apart from them; some hundred bytes each."""
+
+
+class TornTar(InputError):
+    """A tar that ends too early, or is damaged."""
+
 
 @dataclass
 class TarSample:
@@ -48,6 +55,11 @@ class TarSample:
         """Suffixes of the members that are images; those that are nothing but a format come first."""
         found = [suffix for suffix in self.members if suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
         return sorted(found or self.unnamed, key=lambda suffix: ("." in suffix, suffix not in STORED_SUFFIXES))
+
+
+    def completes(self, other: TarSample) -> bool:
+        """Whether another group of members of the same key is the rest of this sample, and not one more sample."""
+        return self.members.keys().isdisjoint(other.members) and not (self.images() and other.images())
 
 
 class IndexRow(NamedTuple):
@@ -79,7 +91,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def walk(file: BinaryIO, where: object, skipped: list[tuple[str, str]] | None = None) -> Iterator[TarSample]:
-    """The samples of a tar, in order. Hard links are what they lead to.
+    """The samples of a tar, in the order of their first members. Hard links are what they lead to.
 
     Args:
         file: the tar; others may seek in it meanwhile.
@@ -87,8 +99,64 @@ def walk(file: BinaryIO, where: object, skipped: list[tuple[str, str]] | None = 
         skipped: gets the names of members that have no bytes of their own in the tar, with reasons.
 
     Raises:
-        InputError: not a tar, damaged, or cut anywhere (a whole tar ends in two blocks of zeros).
+        TornTar: not a tar, damaged, or cut anywhere (a whole one ends in two blocks of zeros); the samples before that
+            are given first.
+        InputError: members of a sample lie more than HELD_SAMPLES samples apart.
     """
+    waiting = _Waiting(where)
+    try:
+        for group in _groups(file, where, [] if skipped is None else skipped):
+            yield from (_looked_into(sample, file) for sample in waiting.add(group))
+    except TornTar:
+        yield from (_looked_into(sample, file) for sample in waiting.rest())
+        raise
+    yield from (_looked_into(sample, file) for sample in waiting.rest())
+
+
+class _Waiting:
+    """Samples that wait for members which lie apart from them."""
+
+    def __init__(self, where: object) -> None:
+        self._where = where
+        self._samples: dict[int, TarSample] = {}
+        self._newest: dict[str, int] = {}
+        self._left: dict[int, bool] = {}
+        self._count = 0
+
+    def add(self, group: TarSample) -> Iterator[TarSample]:
+        """Take consecutive members of one key; gives the sample that has waited longest, if too many do."""
+        number = self._newest.get(group.key)
+        if number is not None and self._samples[number].completes(group):
+            self._samples[number].members.update(group.members)
+            return
+        had_image = self._left.get(hash(group.key))
+        if number is None and had_image is not None and had_image != bool(group.images()):
+            raise InputError(
+                f"{self._where}: members of the sample {as_text(group.key)} lie more than {HELD_SAMPLES:,} samples "
+                f"apart; pack the tar again in the order of the names (tar --sort=name)"
+            )
+        self._samples[self._count] = group
+        self._newest[group.key] = self._count
+        self._count += 1
+        if len(self._samples) > HELD_SAMPLES:
+            yield self._release()
+
+    def rest(self) -> Iterator[TarSample]:
+        """Those that still wait."""
+        while self._samples:
+            yield self._release()
+
+    def _release(self) -> TarSample:
+        number = next(iter(self._samples))
+        sample = self._samples.pop(number)
+        if self._newest[sample.key] == number:
+            del self._newest[sample.key]
+        self._left[hash(sample.key)] = bool(sample.images())
+        return sample
+
+
+def _groups(file: BinaryIO, where: object, skipped: list[tuple[str, str]]) -> Iterator[TarSample]:
+    """Consecutive members of one key."""
     sample: TarSample | None = None
     spans: dict[str, tuple[int, int]] = {}
     size = file.seek(0, os.SEEK_END)
@@ -97,22 +165,23 @@ def walk(file: BinaryIO, where: object, skipped: list[tuple[str, str]] | None = 
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 reason = _add_span(member, spans)
-                if reason and skipped is not None:
+                if reason:
                     skipped.append((member.name, reason))
                 if reason or member.isdir():
                     continue
                 key, suffix = split_name(member.name)
                 if sample is None or sample.key != key or suffix in sample.members:
                     if sample is not None:
-                        yield _looked_into(sample, file)
+                        yield sample
                     sample = TarSample(key)
                 sample.members[suffix] = spans[posixpath.normpath(member.name)]
             end = tar.offset
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        raise InputError(f"{where}: not a whole tar ({error}); restore it or convert again") from error
+        # The last group may lack members, or bytes.
+        raise TornTar(f"{where}: not a whole tar ({error}); restore it or convert again") from error
     _check_end(file, where, size, end)
     if sample is not None:
-        yield _looked_into(sample, file)
+        yield sample
 
 
 def _looked_into(sample: TarSample, file: BinaryIO) -> TarSample:
@@ -154,7 +223,7 @@ def _check_end(file: BinaryIO, where: object, size: int, end: int) -> None:
     file.seek(max(0, end - _BLOCK))
     tail = file.read()
     if size < 2 * _BLOCK or len(tail) < 2 * _BLOCK or any(tail[-2 * _BLOCK :]) or any(tail[_BLOCK:]):
-        raise InputError(
+        raise TornTar(
             f"{where}: torn or damaged near byte {end}: a whole tar ends in zeros there; restore it or convert again"
         )
 
@@ -167,28 +236,34 @@ def index_tar(path: Path, *, decode: bool = False) -> TarContents:
         decode: also decode every image and leave out those that fail.
 
     Raises:
-        InputError: the tar is damaged or cut.
+        InputError: the tar is damaged or cut, or not sorted.
     """
     rows: list[IndexRow] = []
     labels, skipped = [], []
     with path.open("rb") as file, map_file(file, path) as tar:
         for sample in walk(file, path, skipped):
             place = sample.image()
+            key = as_text(sample.key)
             if place is None:
-                skipped.append((sample.key, "no image"))
+                skipped.append((key, "no image"))
                 continue
-            skipped += [(f"{sample.key}.{suffix}", ONE_MORE) for suffix in sample.images()[1:]]
+            skipped += [(f"{key}.{suffix}", ONE_MORE) for suffix in sample.images()[1:]]
             payload = tar[place[0] : sum(place)]
             try:
                 facts = inspect(payload, decode=decode)
             except ImageError as error:
-                skipped.append((sample.key, str(error)))
+                skipped.append((key, str(error)))
                 continue
-            rows.append(IndexRow(sample.key, *place, facts.width, facts.height, facts.format,
+            rows.append(IndexRow(key, *place, facts.width, facts.height, facts.format,
                                  xxhash.xxh3_64_intdigest(payload)))
             start, size = sample.members.get("cls", (0, 0))
             labels.append(tar[start : start + size].decode("utf-8", "replace").strip())
-    return TarContents(index_of_rows(rows), labels, skipped)
+    return TarContents(index_of_rows(rows), labels, [(as_text(name), reason) for name, reason in skipped])
+
+
+def as_text(name: str) -> str:
+    """A member's name as text: bytes that are no UTF-8 are spelled out, so that different names stay different."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def index_of_rows(rows: list[IndexRow]) -> ShardIndex:

@@ -17,7 +17,7 @@ from shards.images import ImageError, inspect
 from shards.manifest import Manifest, ShardEntry, ShardIndex, index_path, read_index
 from shards.processes import over
 from shards.remote import fetched, manifest_at, names_at, process_context
-from shards.tar import TarSample, file_checksum, map_file, walk
+from shards.tar import TarSample, as_text, file_checksum, map_file, walk
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,11 @@ def _problems(tar: Path, shard: ShardEntry, classes: tuple[str, ...], decode: bo
             yield from _of_images(stored, index, decode)
             if not is_whole:
                 yield from _of_headers(stored, index)
-            found = {sample.key: sample for sample in walk(file, tar)}
+            # By place as well: a tar that was joined or appended to may hold a name several times.
+            found = {(as_text(sample.key), sample.image()): sample for sample in walk(file, tar)}
             for row in range(len(index)):
-                sample = found.get(index.key(row))
-                if sample is None or sample.image() != (index.offset.item(row), index.size.item(row)):
+                sample = found.get((index.key(row), (index.offset.item(row), index.size.item(row))))
+                if sample is None:
                     yield index.key(row), "the tar's headers do not lead to it"
                 elif not is_whole and not _is_label(stored, sample, index.label.item(row), classes):
                     yield index.key(row), "its cls is not the label of the index"

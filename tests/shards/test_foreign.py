@@ -201,6 +201,33 @@ def test_pipes_devices_and_links_to_folders_are_listed(tmp_path):
                                         "folder": "a link to a folder"}
 
 
+def test_a_conversion_that_leaves_out_links_to_folders_names_them(tmp_path, capsys):
+    source = write(tmp_path / "pile", {"x/b.png": PNG[1]})
+    (source / "more").symlink_to("x")
+    assert main(["convert", str(source), str(tmp_path / "out")]) == 0
+    assert "a link to a folder: more; links to folders are not followed" in capsys.readouterr().err
+    (tmp_path / "subset").mkdir()
+    (tmp_path / "subset" / "cat").symlink_to(source / "x")
+    line = refusal(capsys, "convert", tmp_path / "subset", tmp_path / "none")
+    assert "no images below this folder (1 other files: 1 x a link to a folder); links to folders are not" in line
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_folders_of_programs_are_no_classes(tmp_path, packed):
+    files = {"cat/1.png": PNG[0], "dog/1.png": PNG[1], "__MACOSX/cat/._1.png": PNG[2], ".hidden/1.png": PNG[3],
+             ".ipynb_checkpoints/1.png": PNG[4], "cat/.ipynb_checkpoints/1.png": PNG[5]}
+    source = tmp_path / "pile.zip" if packed else write(tmp_path / "pile", files)
+    if packed:
+        with zipfile.ZipFile(source, "w") as archive:
+            for name, payload in files.items():
+                archive.writestr(name, payload)
+    manifest = convert(source, tmp_path / "out", Options("out", labels="folder"))
+    assert manifest.classes == ("cat", "dog") and sorted(stored_images(tmp_path / "out").values()) == sorted(PNG[:2])
+    assert set(ledger(tmp_path / "out")) == set(files) - {"cat/1.png", "dog/1.png"}
+    plain = convert(source, tmp_path / "plain", Options("plain"))  # without classes a hidden folder is a folder
+    assert plain.num_samples == 3
+
+
 def test_pipes_and_devices_of_a_list_are_listed(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "zero.png").symlink_to("/dev/zero")

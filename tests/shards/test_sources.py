@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import shutil
 import tarfile
 import zipfile
@@ -127,11 +128,34 @@ def test_names_in_archives_never_become_paths(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"evil.zip", "tars", "deep"}
 
 
+def parquet_of(rows: list[dict[str, object]]) -> bytes:
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file := io.BytesIO())
+    return file.getvalue()
+
+
+BYTES = parquet_of([{"path": "x.png", "raw": {"inner": [b"\0"]}}])
+
+
+def test_empty_numbers_of_a_table_are_null_in_json(folder, tmp_path):
+    name = next(iter(IMAGES))
+    (tmp_path / "list.parquet").write_bytes(parquet_of([
+        {"path": f"pile/{name}", "score": math.nan, "more": {"a": [1.5, math.inf]}}]))
+    convert(tmp_path / "list.parquet", tmp_path / "out", Options("out"))
+    [sample] = webdataset.WebDataset([str(next((tmp_path / "out").glob("*.tar")))], shardshuffle=False)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    assert json.loads(sample["json"], parse_constant=refuse) == {"score": None, "more": {"a": [1.5, None]}}
+
+
 @pytest.mark.parametrize("name, content, arguments, says", [
     ("a.zip", b"PK not a zip", [], "not a whole zip archive"),
     ("a.csv", b"file\nx.png\n", [], "row 1 has no `path`"),
     ("a.jsonl", b'{"path": "x.png"}\n{"path"', [], "cannot be read"),
     ("a.jsonl", b'{"path": "x.png"}\n', ["--labels", "column:kind"], "row 1 has no `kind`"),
+    ("a.jsonl", b'{"path": "x.png", "kind": NaN}\n', ["--labels", "column:kind"], "row 1 has no `kind`"),
+    ("a.parquet", BYTES, [], "column `raw` holds bytes, which json cannot; leave it out of the list"),
     ("a.parquet", b"PAR1 no", [], "cannot be read (Parquet file size is 7 bytes"),
     ("a.tar", b"x" * 2000, [], "not a whole tar"),
     ("a.docx", b"x", [], "pass a folder of images or of tars, a .zip, or a list (.csv, .jsonl, .parquet)"),

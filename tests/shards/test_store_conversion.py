@@ -24,7 +24,7 @@ from shards.errors import InputError
 from shards.folders import StoreFolder
 from tests.conftest import ROOT
 from tests.servers import S3Server, StoreServer, WebServer, gcs_server, s3_server, web_server
-from tests.shards.test_convert import image_bytes
+from tests.shards.test_convert import image_bytes, stored_images
 
 pytestmark = pytest.mark.slow
 
@@ -104,6 +104,15 @@ def test_from_a_bucket_to_a_bucket(s3, tmp_path, expected, workers, capsys):
     assert not [path for path in (tmp_path / "uploads").rglob("*") if path.is_file()]
     assert main(command) == 2
     assert "holds finished shards" in capsys.readouterr().err
+
+
+def test_keys_that_no_folder_could_have_are_converted(s3, tmp_path):
+    images = {key: image_bytes(seed=number) for number, key in enumerate(
+        ("a.png", "/b.png", "/2020/c.png", "sub//d.png", "e.png", "e.png/f.png"))}
+    for key, payload in images.items():
+        s3.client().pipe_file(f"out/odd/{key}", payload)
+    manifest = convert("s3://out/odd", tmp_path / "out", Options("odd"))
+    assert sorted(stored_images(tmp_path / "out").values()) == sorted(images.values()) and not manifest.skipped
 
 
 def test_tasks_write_to_a_bucket_and_what_is_lost_there_is_written_again(s3, folder, tmp_path, expected, capsys):
