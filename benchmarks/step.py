@@ -165,7 +165,7 @@ def measure(device: torch.device, batch: int, rounds: int) -> dict[str, Any]:
     result: dict[str, Any] = {"seconds": {}, "losses": {}}
     for name in PRECISIONS[device.type]:
         config = configuration(SETTINGS[device.type], batch, name)
-        precision.set_up(config)
+        precision.set_up(config, device)
         steps = {what: build(configuration(SETTINGS[device.type], batch, name), device)
                  for what, build in variants(device).items()}
         result["losses"][name] = compare_losses({what: steps[what]() for what in ("plain", "ours")}, name)

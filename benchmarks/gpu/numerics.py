@@ -76,9 +76,9 @@ def steps_that_wait(report: Report, context: Context) -> None:
         config = recipe(["model={backbone: resnet, stem: 3x3s2, depths: [1, 1], width: 8, hidden: [32], embedding: 16, "
                          "prototypes: 30}", "data.crops=[{num: 2, size: 28}, {num: 1, size: 24}]",
                          "train.global_batch=16", "train.precision=bf16", "parallel.strategy=ddp"])
-        precision.set_up(config)
+        precision.set_up(config, device)
         engine = build_engine(build_method(config), config, device)
-        meter = Meter([30], 16, device)
+        meter = Meter([30], 16, 160, device)
         views = [view.to(device, torch.bfloat16) for view in random_views(config, 0)]
         batch = Batch(0, torch.arange(16), [], views, [], 0, {})
 
@@ -196,7 +196,7 @@ def blocks(report: Report, context: Context, what: str) -> None:
 
 
 def _step(config: Any, device: torch.device) -> dict[str, Tensor]:
-    precision.set_up(config)
+    precision.set_up(config, device)
     torch.manual_seed(0)
     method = build_method(config)
     calm(method)

@@ -70,7 +70,7 @@ def _plan(config: Config, kind: str) -> dict[str, Any]:
 
 
 def _engine(config: Config, device: torch.device) -> tuple[Engine, list[torch.Tensor]]:
-    precision.set_up(config)
+    precision.set_up(config, device)
     torch.manual_seed(0)
     with patch("largescale.parallel.multiply_small_maps", lambda network: None):  # a plan is of a GPU's step
         engine = build_engine(build_method(config), config, device)

@@ -25,7 +25,7 @@ def kernels(report: Report, context: Context) -> None:
     """Profile a few steps; the ten kernels (on a CPU: operators) that take longest."""
     config = step.configuration(settings(context), 0, "bf16")
     with process_group() as device:
-        precision.set_up(config)
+        precision.set_up(config, device)
         one = step.ours(config, device)
         for _ in range(3):
             one()

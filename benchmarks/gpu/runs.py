@@ -40,7 +40,7 @@ def staging(report: Report, context: Context) -> None:
             config = recipe([*(_TINY if context.small else _RESNET), "train.global_batch=16",
                              f"parallel.strategy={strategy}"])
             config = precision.resolve(config, device)
-            precision.set_up(config)
+            precision.set_up(config, device)
             torch.manual_seed(0)
             method = build_method(config)
             calm(method)

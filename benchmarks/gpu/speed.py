@@ -33,7 +33,7 @@ def steps(report: Report, context: Context) -> None:
     config = step.configuration(settings(context), 0, "bf16")
     flops = simulate(config, 1).flops
     with process_group() as device:
-        precision.set_up(config)
+        precision.set_up(config, device)
         built = _built(report, context, device)
         if "plain" not in built:
             return

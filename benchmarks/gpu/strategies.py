@@ -89,7 +89,7 @@ def calm(method: nn.Module) -> None:
 
 def train(config: Config, device: torch.device, steps: int = STEPS) -> tuple[list[float], list[dict[str, Tensor]]]:
     """Losses of some steps, and the weights before the first, after it and after the last, in float64 on the CPU."""
-    precision.set_up(config)
+    precision.set_up(config, device)
     torch.manual_seed(0)
     method = build_method(config)
     calm(method)
@@ -198,7 +198,7 @@ def fairscale_fsdp(report: Report, context: Context) -> None:
         return
     with process_group() as device:
         config = configuration(context, "demo", "train.precision=fp32", "parallel.strategy=ddp")
-        precision.set_up(config)
+        precision.set_up(config, device)
         views = [view.to(device, torch.float32) for view in random_views(config, 0)]
         engine, method = build_engine(_seeded(config), config, device), _seeded(config).to(device)
         engine.forward_backward(views, 0)
