@@ -1,4 +1,4 @@
-"""The `largescale` command: pretrain, evaluate, plan, report."""
+"""The `largescale` command: pretrain, evaluate, export, plan, report."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ _EXAMPLES = {
     "evaluate": """examples:
   largescale evaluate knn runs/demo
   largescale evaluate linear runs/demo evaluate.linear_epochs=50""",
+    "export": """examples:
+  largescale export runs/demo backbone.safetensors
+  largescale export runs/demo backbone.safetensors --step 1000
+docs/export.md shows how to load the file in plain torch.""",
     "plan": """examples:
   largescale plan configs/seer/regnety_256gf.yaml --gpus 512 --gpu v100-32 --images 1e9
   largescale plan configs/swav/resnet50_800ep.yaml parallel.strategy=fsdp --gpus 64 --compare""",
@@ -90,6 +94,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("protocol", metavar="PROTOCOL", choices=["knn", "linear"], help="knn or linear")
     command.add_argument("run_dir", metavar="RUN", help="folder of a run")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the run's configuration")
+
+    command = _command(commands, "export", _export, "write the backbone's weights to a file that plain torch loads")
+    command.add_argument("run_dir", metavar="RUN", help="folder of a run")
+    command.add_argument("out", metavar="OUT", help="file to write, NAME.safetensors")
+    command.add_argument("--format", default="torchvision", metavar="NAME", help="torchvision (its names; default)")
+    command.add_argument("--step", type=int, metavar="N", help="of the checkpoint (default: the newest whole one)")
 
     command = _command(commands, "status", _status, "say how far a run is; exit code 0 if complete, 85 if not")
     command.add_argument("target", metavar="RUN|CONFIG", help="folder of a run, or its recipe")
@@ -197,6 +207,18 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     sys.stdout.write(evaluate(arguments.protocol, _run_dir(arguments.run_dir), arguments.overrides) + "\n")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from largescale.checkpoint.export import export
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    done = export(_run_dir(arguments.run_dir), Path(arguments.out), format_name=arguments.format, step=arguments.step)
+    about = done.metadata
+    sys.stdout.write(
+        f"{done.path}: {about['architecture']} of step {about['step']}, {about['num_features']} features, "
+        f"{done.num_tensors} tensors, {done.num_bytes / 1e6:,.1f} MB; docs/export.md shows how to load it\n"
+    )
 
 
 def _preflight(arguments: argparse.Namespace) -> None:

@@ -8,7 +8,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from largescale.checkpoint.export import export
 from tests.conftest import ROOT, run_python
 
 pytestmark = pytest.mark.distributed
@@ -74,19 +77,19 @@ def test_the_first_two_losses_agree_to_1e_5_in_float32(reference, tmp_path, rank
 
 
 @pytest.fixture(scope="module")
-def in_float32(reference, tmp_path_factory) -> tuple[list[str], list[float]]:
-    """Overrides of a calm run in fp32, and its losses under DDP on two ranks."""
+def in_float32(reference, tmp_path_factory) -> tuple[list[str], list[float], Path]:
+    """Overrides of a calm run in fp32, its losses under DDP on two ranks, and its folder."""
     data, _ = reference
     overrides = [*data, "train.precision=fp32", "optim.lr=0.02", "method.queue=0", "train.steps=8"]
     run = tmp_path_factory.mktemp("float32") / "run"
     pretrain([*overrides, f"run.dir={run}"], 2)
-    return overrides, losses(run)
+    return overrides, losses(run), run
 
 
 @pytest.mark.parametrize("strategy, precision", [
     ("ddp", "bf16"), ("fsdp", "bf16"), ("zero2", "bf16"), ("fairscale", "bf16"), ("ddp", "fp16")])
 def test_half_precision_stays_near_float32(in_float32, tmp_path, strategy, precision):
-    overrides, expected = in_float32
+    overrides, expected, _ = in_float32
     run = tmp_path / "run"
     pretrain([*overrides, f"run.dir={run}", f"parallel.strategy={strategy}", f"train.precision={precision}"], 2)
     assert losses(run)[:2] == pytest.approx(expected[:2], rel=0.03)
@@ -109,7 +112,7 @@ def test_compiled_blocks_change_nothing(reference, tmp_path):
 
 @pytest.mark.parametrize("strategy", ["fsdp", "zero2", "zero3"])
 def test_offloading_to_the_host_changes_nothing(in_float32, tmp_path, strategy):
-    overrides, expected = in_float32
+    overrides, expected, _ = in_float32
     run = tmp_path / "run"
     pretrain([*overrides, f"run.dir={run}", f"parallel.strategy={strategy}", "parallel.cpu_offload=true"], 2)
     assert losses(run)[:3] == pytest.approx(expected[:3], rel=1e-5)
@@ -118,13 +121,19 @@ def test_offloading_to_the_host_changes_nothing(in_float32, tmp_path, strategy):
 @pytest.mark.parametrize("first, then", [
     ("zero2", "fsdp"), ("fsdp", "zero3"), ("zero3", "fairscale"), ("fairscale", "zero1")])
 def test_a_run_goes_on_under_another_strategy(in_float32, tmp_path, first, then):
-    overrides, expected = in_float32
+    overrides, expected, ddp = in_float32
     run = tmp_path / "run"
     pretrain([*overrides, f"run.dir={run}", f"parallel.strategy={first}"], 2)
     # As if it had been stopped after its first checkpoint.
     shutil.rmtree(run / "checkpoints" / "step-00000008")
     pretrain([*overrides, f"run.dir={run}", f"parallel.strategy={then}"], 2)
     assert losses(run) == pytest.approx(expected, rel=1e-4)
+    # Whichever strategies trained it, plain torch gets the same backbone.
+    ours, theirs = (load_file(export(folder, tmp_path / f"{number}.safetensors").path)
+                    for number, folder in enumerate((run, ddp)))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-3, msg=name)
 
 
 def test_every_epoch_uses_every_sample_once_but_for_less_than_a_batch(reference):

@@ -1,0 +1,186 @@
+"""An exported backbone, loaded by a process that cannot import this project, gives the features of the run."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from largescale.checkpoint import torchvision_layout
+from largescale.checkpoint.export import export
+from largescale.checkpoint.folder import begin, open_checkpoint, publish
+from largescale.checkpoint.writer import write_pieces
+from largescale.config import Config, ModelConfig, flatten, load_config
+from largescale.evaluate.extract import load_method
+from largescale.methods import build_method
+from largescale.models.backbones import _widths_on_the_host, build_backbone
+from shards.errors import InputError
+from tests.conftest import ROOT
+
+MODELS = {  # own ResNets of two blocks' kinds with fewer stages, torchvision's with a small stem, a RegNetY
+    "own": ["model.backbone=resnet", "model.depths=[1,2]", "model.width=8", "model.stem=3x3s2"],
+    "bottleneck": ["model.backbone=resnet", "model.depths=[1,1,1]", "model.width=8", "model.block=bottleneck",
+                   "model.stem=imagenet"],
+    "resnet18": ["model.backbone=resnet18", "model.stem=3x3"],
+    "regnet": ["model.backbone=regnet_y_400mf", "model.stem=imagenet"],
+}
+
+IN_PLAIN_TORCH = """
+import sys
+sys.modules["largescale"] = sys.modules["shards"] = None  # an import of either is an error
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+for name in sys.argv[1:]:
+    with safe_open(f"{name}.safetensors", framework="pt") as file:
+        about = file.metadata()
+    lines = {}
+    exec(about["build"], lines)
+    model = lines["model"]
+    result = model.load_state_dict(load_file(f"{name}.safetensors"), strict=False)
+    assert result.missing_keys == ["fc.weight", "fc.bias"] and not result.unexpected_keys, result
+    model.fc = torch.nn.Identity()
+    expected = load_file(f"{name}.expected")
+    with torch.no_grad():
+        features = model.eval()(expected["images"])
+    assert features.shape[1] == int(about["num_features"])
+    difference = float((features - expected["features"]).abs().max())
+    assert expected["features"].std() > 0.01 and difference <= 1e-6, (name, difference)
+assert sys.modules["largescale"] is None
+"""
+
+
+def config_of(model: list[str], *more: str) -> Config:
+    return load_config(ROOT / "tests/tiny.yaml", ["data.shards=not-there", "train.precision=fp32", *model, *more])
+
+
+def save_checkpoint(run: Path, config: Config, step: int, seed: int = 0) -> Path:
+    """A checkpoint as a run writes it, of weights and statistics that are not those of a new network."""
+    torch.manual_seed(seed)
+    method = build_method(config)
+    for name, tensor in method.state_dict().items():
+        if tensor.is_floating_point() and tensor.ndim == 1:
+            tensor.copy_(torch.rand_like(tensor) + 0.5)
+        elif name.endswith("num_batches_tracked"):
+            tensor.fill_(step)
+    folder = begin(run / "checkpoints", step)
+    if config.train.precision == "fp64":
+        method.double()
+    pieces = {f"model.{name}": (tensor, [0] * tensor.ndim) for name, tensor in method.state_dict().items()}
+    stamp = write_pieces(folder / "shard-00001-model-00001-of-00001.safetensors", pieces)
+    progress = {"step": step, "skipped": 0, "config": flatten(config)}
+    return publish(folder, progress, {"shard-00001-model-00001-of-00001.safetensors": stamp})
+
+
+def python_of_the_page() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.DOTALL)
+
+
+def in_plain_torch(code: str, folder: Path, *arguments: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True,
+                            timeout=120, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def test_plain_torch_gets_the_features_of_the_run_and_the_page_loads_a_file(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for name, model in MODELS.items():
+        config = config_of(model)
+        path = save_checkpoint(tmp_path / name, config, 7)
+        images = torch.randn(2, 3, 64, 64, generator=generator)
+        checkpoint = open_checkpoint(path)
+        with torch.no_grad():
+            features = load_method(config, checkpoint).backbone(images)
+        scale = features.abs().max()  # the bound is for features of order 1
+        assert scale < 1e3, scale
+        done = export(tmp_path / name, tmp_path / f"{name}.safetensors")
+        assert done.metadata["weights"] == checkpoint.content_hash and done.metadata["step"] == "7"
+        save_file({"images": images, "features": features}, tmp_path / f"{name}.expected")
+    blocks = python_of_the_page()
+    save_checkpoint(tmp_path / "page", config_of(["model.backbone=resnet18", "model.stem=imagenet"]), 4)
+    export(tmp_path / "page", tmp_path / "backbone.safetensors")
+    told = in_plain_torch("\n".join([IN_PLAIN_TORCH, blocks[0], blocks[1]]), tmp_path, *MODELS)
+    assert told.startswith("torch.Size([2, 512]) 4\n") and "torchvision.models.resnet18()" in told
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "wide_resnet50_2", "resnext50_32x4d", "resnet50w2", "resnet50w5",
+                                      "regnet_x_400mf", "regnet_y_16gf", "regnet_y_64gf", "regnet_y_10b"])
+@pytest.mark.parametrize("stem", ["imagenet", "3x3s2", "3x3"])
+def test_names_and_shapes_are_those_of_the_lines_that_build_it(backbone, stem):
+    config = ModelConfig(backbone=backbone, stem=stem)
+    with torch.device("meta"):
+        ours, _ = build_backbone(config)
+    found = {torchvision_layout.name_of(ours, name): value.shape for name, value in ours.state_dict().items()}
+    stem_width = next(m for m in ours.modules() if isinstance(m, torch.nn.Conv2d)).out_channels
+    lines: dict = {}
+    with torch.device("meta"), _widths_on_the_host():
+        exec(torchvision_layout.build_lines(config, stem_width), lines)
+    expected = {name: value.shape for name, value in lines["model"].state_dict().items() if not name.startswith("fc.")}
+    assert found == expected
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """Steps 5 (float64) and 10 of a run whose shards are not there."""
+    folder = tmp_path_factory.mktemp("exported") / "run"
+    for step, precision in ((5, "fp64"), (10, "fp32")):
+        save_checkpoint(folder, config_of(MODELS["own"], f"train.precision={precision}"), step, seed=step)
+    return folder
+
+
+def test_the_newest_or_the_step_that_is_asked_for_is_exported(run, tmp_path):
+    newest, older = (export(run, tmp_path / f"{step}.safetensors", step=step) for step in (None, 5))
+    assert (newest.metadata["step"], older.metadata["step"]) == ("10", "5")
+    tensors = load_file(older.path)
+    assert {value.dtype for value in tensors.values()} == {torch.float32, torch.int64}
+    stored = load_method(config_of(MODELS["own"], "train.precision=fp64"),
+                         open_checkpoint(run / "checkpoints/step-00000005")).backbone.state_dict()
+    assert torch.equal(tensors["layer2.1.bn2.weight"], stored["stages.1.1.bn2.weight"])
+    with safe_open(newest.path, framework="pt") as file:
+        about = file.metadata()
+    config = json.loads(about["config"])
+    assert config["model.width"] == 8 and "run.dir" not in config
+    assert json.loads(about["mean"]) == config["data.mean"] == [0.485, 0.456, 0.406]
+
+
+def test_what_cannot_be_exported_is_a_line_and_leaves_no_file(run, tmp_path):
+    out = tmp_path / "out.safetensors"
+    for arguments, words in (({"step": 7}, "no checkpoint of step 7; there are 10, 5"),
+                             ({"format_name": "timm"}, "--format=timm: this version exports torchvision")):
+        with pytest.raises(InputError, match=re.escape(words)):
+            export(run, out, **arguments)
+    with pytest.raises(InputError, match="expected a file to write that ends in"):
+        export(run, tmp_path)
+    with pytest.raises(InputError, match="no whole checkpoint"):
+        export(tmp_path / "nothing", out)
+    deep = tmp_path / "deep"
+    save_checkpoint(deep, config_of(["model.depths=[1,1,1,1,1]", "model.width=4"]), 1)
+    with pytest.raises(InputError, match="has 4 stages, this backbone has 5"):
+        export(deep, out)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_damaged_checkpoint_is_passed_over_or_refused(tmp_path, caplog):
+    for step in (1, 2):
+        path = save_checkpoint(tmp_path / "run", config_of(MODELS["own"]), step)
+    piece = next(path.glob("*.safetensors"))
+    piece.write_bytes(piece.read_bytes()[:-1])
+    assert export(tmp_path / "run", tmp_path / "out.safetensors").metadata["step"] == "1"
+    assert "taking the one before" in caplog.text
+    with pytest.raises(InputError, match="choose another --step"):
+        export(tmp_path / "run", tmp_path / "out.safetensors", step=2)
+
+
+def test_the_page_shows_the_lines_that_files_hold():
+    blocks = python_of_the_page()
+    demo = load_config(ROOT / "configs/demo.yaml").model
+    assert blocks[2] == torchvision_layout.build_lines(ModelConfig(backbone="resnet50", stem="3x3s2"), 64)
+    assert blocks[3] == torchvision_layout.build_lines(demo, demo.width)
