@@ -229,6 +229,7 @@ class RunFolder:
             self._failed_saves = 0
 
     def _count_failure(self, error: SaveFailed, final: bool) -> None:
+        self._lease.check()  # a save may have failed because the folder is another training's
         self._failed_saves += 1
         line = f"{self.checkpoints}: could not save: {error}. Earlier checkpoints are as they were"
         if final or self._failed_saves == MAX_FAILED_SAVES:

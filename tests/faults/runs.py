@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 from largescale.checkpoint import sharded
 from largescale.checkpoint.folder import find_latest
+from largescale.run.owner import owner_path, parse_owner
 from tests.conftest import ROOT
 
 TINY = ROOT / "tests" / "tiny.yaml"
@@ -52,6 +54,12 @@ def wait_for_step(process: subprocess.Popen[bytes], run: Path, step: int) -> Non
     while not audit.exists() or len(audit.read_text().splitlines()) <= step:
         assert process.poll() is None and time.monotonic() < deadline, log_of(run).read_text()[-3000:]
         time.sleep(0.01)
+
+
+def move_elsewhere(run: Path, number: int = 1) -> None:
+    """As if a run folder's owner had run on another machine, whose processes cannot be seen from here."""
+    path = owner_path(run, number)
+    path.write_bytes(replace(parse_owner(path.read_bytes()), machine="elsewhere", host="n7").to_bytes())
 
 
 def rank_processes(launcher: int) -> dict[int, int]:

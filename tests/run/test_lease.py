@@ -14,6 +14,7 @@ import pytest
 from largescale.run.lease import FolderLost, Lease, take_folder
 from largescale.run.owner import newest_owner, owner_numbers, owner_path, parse_owner
 from shards.errors import InputError
+from tests.faults.runs import move_elsewhere
 
 LEASE_S = 0.4
 
@@ -42,12 +43,6 @@ def left_behind(run: Path) -> None:
     """A folder whose owner was killed."""
     assert code_of(in_child(lambda: take(run) and 0)) == 0
     assert owner_numbers(run) == [1]
-
-
-def move_elsewhere(run: Path, number: int = 1) -> None:
-    """As if the owner had run on another machine, whose processes cannot be seen from here."""
-    path = owner_path(run, number)
-    path.write_bytes(replace(parse_owner(path.read_bytes()), machine="elsewhere", host="n7").to_bytes())
 
 
 def test_a_folder_is_made_owned_and_given_up(tmp_path):

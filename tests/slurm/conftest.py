@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,18 @@ class Box:
         """Return when a job is completed."""
         self.wait(number, lambda: self.job(number, "JobState") not in ("PENDING", "RUNNING", "COMPLETING"), timeout_s)
         assert self.job(number, "JobState") == "COMPLETED", self.log(number)[-4000:]
+
+    def ranks_of(self, number: str) -> list[int]:
+        """Processes of a job's ranks, in order of their ranks."""
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                entries = dict(entry.partition("=")[::2] for entry in (process / "environ").read_text().split("\0"))
+                if entries.get("SLURM_CONF") == self.environment["SLURM_CONF"] and (
+                        entries.get("SLURM_JOB_ID") == number and "RANK" in entries):
+                    found.setdefault(int(entries["RANK"]), []).append(int(process.name))
+        # Loader processes have their rank's environment, and were started later.
+        return [min(found[rank]) for rank in sorted(found)]
 
     def lose_node(self, name: str) -> None:
         """Kill everything of a node at once, as a machine that loses its power, and let SLURM know."""

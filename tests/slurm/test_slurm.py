@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from largescale.checkpoint.folder import find_latest
+from largescale.run.owner import newest_owner
 from tests.conftest import ROOT
 from tests.distributed.test_pretrain_parity import TINY
-from tests.faults.runs import assert_same_end
+from tests.faults.runs import assert_same_end, move_elsewhere
 from tests.slurm.conftest import LAUNCH
 
 pytestmark = pytest.mark.slurm
@@ -133,3 +136,66 @@ def test_conversion_as_a_job_array_gives_the_bytes_of_one_process(box, sample_im
     one, array = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.is_file()}
                   for name in ("one", "array"))
     assert array == one and len(json.loads(one["manifest.json"])["shards"]) > 4
+
+
+@pytest.fixture
+def old_job(box, steady, tmp_path):
+    """A job of one node that trains with two ranks and stands still; its number, its ranks, and the run's folder."""
+    box.environment.update(PREFLIGHT="no", RANKS_PER_NODE="2", MAX_RESTARTS="0", MAX_REQUEUES="0")
+    run = tmp_path / "run"
+    number = box.submit(*steady[0], f"run.dir={run}", "run.lease_s=20", "--nodes", 1, "--", "--nodelist=n0")
+    box.wait(number, lambda: steps_done(run) > 12)
+    ranks = box.ranks_of(number)
+    assert len(ranks) == 2
+    for rank in ranks:
+        os.kill(rank, signal.SIGSTOP)
+    yield number, ranks, run
+    for name in ("RANKS_PER_NODE", "MAX_RESTARTS", "MAX_REQUEUES", "OWNER_WAIT_S"):
+        box.environment.pop(name, None)
+    for rank in box.ranks_of(number):
+        os.kill(rank, signal.SIGKILL)
+
+
+def start_another(box, steady, run) -> str:
+    """A second job of the same run on the other node; returns when it has seen that the folder is not its own."""
+    number = box.submit(*steady[0], f"run.dir={run}", "run.lease_s=20", "--nodes", 1, "--", "--nodelist=n1")
+    box.wait(number, lambda: "looking whether it lives" in box.log(number))
+    return number
+
+
+def test_a_job_waits_for_an_old_one_that_still_trains(box, steady, old_job):
+    old, ranks, run = old_job
+    new = start_another(box, steady, run)
+    for rank in ranks:
+        os.kill(rank, signal.SIGCONT)
+    box.wait_for_end(old)
+    box.wait_for_end(new)
+    assert f"(job {old}), since" in box.log(new) and f"{run} is complete: 80 steps" in box.log(new)
+    assert "now belongs to" not in box.log(old) and "step 80/80" not in box.log(new)
+    assert_same_end(run, steady[1])
+
+
+def test_a_job_leaves_a_run_to_an_old_one_that_goes_on_training(box, steady, old_job):
+    old, ranks, run = old_job
+    box.environment["OWNER_WAIT_S"] = "0"
+    new = start_another(box, steady, run)
+    os.kill(ranks[0], signal.SIGCONT)  # it renews its lease, and waits for the other rank
+    box.wait(new, lambda: box.job(new, "JobState") == "FAILED")
+    assert f"(job {old}), since" in box.log(new) and "is training there; wait for its end" in box.log(new)
+    assert "another training has the run; not queued again" in box.log(new)
+    os.kill(ranks[1], signal.SIGCONT)
+    box.wait_for_end(old)
+    assert_same_end(run, steady[1])
+
+
+def test_a_job_takes_over_from_an_old_one_that_was_killed(box, steady, old_job):
+    old, ranks, run = old_job
+    for rank in ranks:
+        os.kill(rank, signal.SIGKILL)
+    box.wait(old, lambda: box.job(old, "JobState") == "FAILED")
+    # As after the loss of a machine, into which no other can look.
+    move_elsewhere(run, newest_owner(run)[0])
+    new = start_another(box, steady, run)
+    box.wait_for_end(new)
+    assert f"(job {old}), since" in box.log(new) and "(silent for" in box.log(new)
+    assert_same_end(run, steady[1])
