@@ -168,8 +168,11 @@ def test_a_run_begun_again_in_its_folder_is_measured_anew(run):
     before = run.evaluate()
     path = run.features / "pretrained-test.safetensors"
     old = path.read_bytes()
+    shutil.copytree(run.path / "eval", run.path.parent / "eval")
     shutil.rmtree(run.path / "checkpoints")
     run.train("run.seed=5", "optim.lr=0.05")
+    assert not path.exists()  # set aside with the former run
+    shutil.copytree(run.path.parent / "eval", run.path / "eval", dirs_exist_ok=True)  # and brought back by somebody
     assert "measured on other weights than are here" in notes(run.path)
     after = run.evaluate()
     new = path.read_bytes()
