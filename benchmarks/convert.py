@@ -1,13 +1,15 @@
 """Conversion against the tools that people would take instead, paired in one run.
 
     python benchmarks/convert.py [--images 10000] [--large 120] [--rounds 3] [--img2dataset SITE_PACKAGES]
-                                 [--only pass_through|resize|many]
+                                 [--only pass_through|resize|many|index]
 
 - pass-through: `tar` packs the same files (one process, as it does); ours with one process and with one a core, with
   and without decoding every image. Wall time with start-up, until the bytes are on the disk.
 - resize: photographs of 3 megapixels to a longer side of 512; img2dataset's resizer (if it is installed, here or in
   another environment) on the same bytes in the same process, one core, CPU time.
 - verify: checksums alone, wall time with start-up, one process and one a core.
+- index: tars of 20,000 tiny labelled samples, 200,000 and 2 million in all; seconds, peak memory of the command and of
+  its largest worker.
 - planning and memory: folders of 10^4 and 10^6 tiny images; seconds of planning, peak memory of planning and writing.
 
 Writes benchmarks/results/convert.json and convert.md; with `--only` the other parts stay as they were.
@@ -35,6 +37,9 @@ from PIL import Image
 
 from largescale.run.environment import environment
 from shards.clean import Cleaning
+from shards.images import ImageFacts
+from shards.manifest import IMAGE_FORMATS
+from shards.writer import ShardWriter
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -121,6 +126,37 @@ def many_files(folder: Path, count: int) -> dict[str, float]:
     return {"files": count, "planning_s": float(output[0]), "all_s": float(output[1]), "peak_bytes": int(output[2])}
 
 
+INDEXED = """
+import resource, sys, time
+from shards.cli import main
+started = time.perf_counter()
+assert main(["index", sys.argv[1]]) == 0
+[line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(time.perf_counter() - started, 1024 * int(line.split()[1]), 1024 * worker)
+"""
+
+
+def index(folder: Path, num_tars: int) -> dict[str, float]:
+    """Seconds and peak memory of indexing tars of 20,000 samples."""
+    first, inside = folder / "one.tar", folder / f"index-{num_tars}"
+    if not first.exists():
+        image = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(image, "PNG")
+        with first.open("wb") as file:
+            writer, facts = ShardWriter(file), ImageFacts(IMAGE_FORMATS.index("png"), 8, 8)
+            for number in range(20_000):
+                writer.add(f"{number:09d}", {"png": image.getvalue()}, "png", facts, number % 1000)
+            writer.finish()
+    inside.mkdir()
+    for number in range(num_tars):
+        os.link(first, inside / f"{number:04d}.tar")
+    command = [sys.executable, "-c", INDEXED, str(inside)]
+    seconds, own, worker = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-3:]
+    return {"samples": 20_000 * num_tars, "seconds": float(seconds), "peak_bytes": int(own),
+            "worker_bytes": int(worker)}
+
+
 def report(result: dict[str, Any]) -> str:
     """The results as Markdown."""
     part = result["pass_through"]
@@ -140,6 +176,10 @@ def report(result: dict[str, Any]) -> str:
               "", "| tiny files | planning, s | all, s (one process) | peak memory, MB |", "|---|---|---|---|"]
     lines += [f"| {row['files']:,} | {row['planning_s']:.1f} | {row['all_s']:.0f} | {row['peak_bytes'] / 1e6:.1f} |"
               for row in result["many"]["rows"]]
+    lines += ["", _head(result["index"], "Tars of 20,000 labelled samples of 200 bytes."),
+              "", "| samples indexed | s | peak memory, MB | of a worker, MB |", "|---|---|---|---|"]
+    lines += [f"| {row['samples']:,} | {row['seconds']:.0f} | {row['peak_bytes'] / 1e6:.0f} | "
+              f"{row['worker_bytes'] / 1e6:.0f} |" for row in result["index"]["rows"]]
     return "\n".join(lines)
 
 
@@ -154,7 +194,7 @@ def main() -> None:
     parser.add_argument("--large", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--img2dataset", help="site-packages of an environment that has it")
-    parser.add_argument("--only", choices=["pass_through", "resize", "many"])
+    parser.add_argument("--only", choices=["pass_through", "resize", "many", "index"])
     arguments = parser.parse_args()
     if arguments.img2dataset:
         sys.path.append(arguments.img2dataset)
@@ -173,6 +213,8 @@ def main() -> None:
         if arguments.only in (None, "many"):
             rows = [many_files(folder, count) for count in (10_000, 1_000_000)]
             result["many"] = {"on": measured_on(), "rows": rows}
+        if arguments.only in (None, "index"):
+            result["index"] = {"on": measured_on(), "rows": [index(folder, count) for count in (10, 100)]}
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "convert.json").write_text(json.dumps(result, indent=1) + "\n")
     (RESULTS / "convert.md").write_text(f"# Conversion\n\n`python benchmarks/convert.py`\n\n{report(result)}\n")

@@ -74,7 +74,8 @@ def require_unchanged(config: Config, before: Mapping[str, Any]) -> None:
     if config.init_from != began:
         raise InputError(
             f"{config.run.dir}: it has begun already, from {began or 'random weights'}, and goes on from its own "
-            f"checkpoint; init_from={config.init_from} is for new runs: give another run.dir, or init_from={began}"
+            f"checkpoint; init_from={config.init_from} is for new runs: give another run.dir, or "
+            f"{f'init_from={began}' if began else 'leave init_from out'}"
         )
 
 
