@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from largescale.stopping import INTERRUPTED, StoppedInOrder
+from shards import terminal
 from shards.errors import InputError
 
 USER_ERROR, STOPPED, UNFINISHED = 2, 3, 85
@@ -46,37 +48,46 @@ docs/export.md shows how to load the file in plain torch.""",
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    return terminal.run(_main, argv)
+
+
+def _main(argv: list[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    except (InputError, OSError) as error:
+        return _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        raise
+    except InputError as error:
         if arguments.debug:
             raise
         return _fail(str(error), USER_ERROR)
+    except StoppedInOrder as error:
+        # torchrun starts again whatever leaves with another code than 0, if it may.
+        restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+        return _fail(str(error), 0 if restarts else UNFINISHED, "stopped in order")
     except Exception as error:
-        # Imported late: `--help` must not wait for torch.
-        from largescale.data.loader import LoaderDied
-        from largescale.pretrain import StoppedInOrder, TrainingStopped
-
-        if isinstance(error, StoppedInOrder):
-            # torchrun starts again whatever leaves with another code than 0, if it may.
-            restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
-            return _fail(str(error), 0 if restarts else UNFINISHED, "stopped in order")
-        if arguments.debug or not isinstance(error, TrainingStopped | LoaderDied):
+        if arguments.debug:
             raise
-        return _fail(str(error), STOPPED)
+        # Imported late: `--help` must not wait for torch.
+        from largescale.run.failures import end_of
+
+        end = end_of(error)
+        if end is None:
+            raise
+        line, by_input = end
+        return _fail(line, USER_ERROR if by_input else STOPPED)
 
 
 def _fail(message: str, code: int, label: str = "error") -> int:
     """One line on stderr. Ranks usually fail alike: rank 0 speaks first, and torchrun then ends the others."""
-    rank = int(os.environ.get("RANK", 0))
+    number = os.environ.get("RANK", "")
+    rank = int(number) if number.isdecimal() else 0
     if rank > 0:
         time.sleep(3)
     prefix = f"[rank {rank}] " if rank > 0 else ""
-    sys.stderr.write(f"{prefix}{label}: {' '.join(message.split())}\n")
-    return code
+    return terminal.fail_line(message, code, f"{prefix}{label}")
 
 
 def _parser() -> argparse.ArgumentParser:

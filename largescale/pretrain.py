@@ -34,12 +34,9 @@ from largescale.run.lease import Lease, lease_of
 from largescale.run.schedule_check import Length, complaints, facts, warn_of_schedule
 from largescale.run.shared import check_shared
 from largescale.run_folder import RunFolder
+from largescale.stopping import StoppedInOrder
 
 _log = logging.getLogger(__name__)
-
-
-class StoppedInOrder(Exception):
-    """The run was asked to stop, and has saved; the same command continues it."""
 
 
 def pretrain(config: Config) -> None:
@@ -152,7 +149,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                 run.save(engine, done, num_skipped, spikes.state, final=last or check.stop)
             if check.stop and not last:
                 run.end("stopped", done, num_steps)
-                raise StoppedInOrder(f"stopped by {stop_reason or 'the wish of another rank'} after step {step}, saved")
+                raise StoppedInOrder(f"stopped by {stop_reason or 'a signal to another rank'} after step {step}, saved")
             watchdog.beat(f"step {done}: waiting for data")
             waiting_since = time.perf_counter()
 

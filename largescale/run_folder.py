@@ -37,7 +37,6 @@ from largescale.checkpoint.mirror import Mirror, MirrorAway
 from largescale.checkpoint.saver import SaveFailed, Saver
 from largescale.config import Config, flatten, to_yaml
 from largescale.data import order
-from largescale.data.loader import LoaderDied
 from largescale.data.stream import Batch
 from largescale.methods.swav import MethodOutput
 from largescale.observe.metrics import JsonLines, MetricsLog, forget_from
@@ -47,10 +46,10 @@ from largescale.rollback import Rollbacks
 from largescale.run import init_from
 from largescale.run.advice import after_bad_step, instead_of_changing, new_run
 from largescale.run.environment import environment
-from largescale.run.failures import TrainingStopped
+from largescale.run.failures import TrainingStopped, told
 from largescale.run.former import set_aside_former
 from largescale.run.lease import Lease
-from largescale.run.status import COMPLETE, write_status
+from largescale.run.status import COMPLETE, read_status, write_status
 from largescale.watchdog import Watchdog
 from shards.errors import InputError
 from shards.files import atomic_write, remove_partial_files
@@ -309,14 +308,20 @@ class RunFolder:
 
     @contextmanager
     def failure_in_status(self, first_step: int, num_steps: int) -> Iterator[None]:
-        """Where the run ends with an error, `status.json` says so and why; from any rank, as others may not know."""
+        """However the steps end, `status.json` says so and why; from any rank, as others may not know."""
         self._done = first_step
-        try:
+
+        def write(state: str, why: str) -> None:
+            with suppress(OSError):  # what happened first must not be hidden
+                self._write_status(state, self._done, num_steps, reason=why)
+
+        def state() -> str:
+            with suppress(OSError, InputError):
+                return (read_status(self.path) or {"state": ""})["state"]
+            return ""
+
+        with told(write, state):
             yield
-        except (TrainingStopped, InputError, LoaderDied) as error:
-            with suppress(OSError):  # a full disk must not hide what happened first
-                self._write_status("failed", self._done, num_steps, reason=" ".join(str(error).split()))
-            raise
 
     def _published(self, step: int) -> None:
         """A checkpoint stands: note it in the status, and begin to copy it. In the saver's thread, on every rank."""

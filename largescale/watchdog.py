@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from largescale import stopping
 from largescale.processes import rank, start_id, world_size
 
 EXIT_CODE = 86
@@ -98,8 +99,10 @@ class Watchdog:
                 if self._store.check([f"rank-{other}"]):
                     reports[other] = json.loads(self._store.get(f"rank-{other}"))
         if next(r for r, report in enumerate(reports) if report) == rank():
-            sys.stderr.write(f"[rank {rank()}] error: {describe(reports, self.timeout_s)}; stacks in {self.folder}\n")
+            why = f"{describe(reports, self.timeout_s)}; stacks in {self.folder}"
+            sys.stderr.write(f"[rank {rank()}] error: {why}\n")
             sys.stderr.flush()
+            stopping.say_last_words("failed", why)
 
 
 def position(thread: int) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from shards import terminal
 from shards.clean import Cleaning
 from shards.convert import PLAN_ALONE, Options, convert, merge
-from shards.errors import InputError
+from shards.errors import InputError, line_of
 from shards.found import NAMED
 from shards.index import index_folder
 from shards.info import describe, gather
@@ -33,15 +34,26 @@ _SHOWN_PROBLEMS = 50
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    return terminal.run(_main, argv)
+
+
+def _main(argv: list[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
-        return _fail("interrupted; run the same command again", 130)
+        return terminal.fail_line("interrupted; run the same command again", 130)
+    except BrokenPipeError:
+        raise
     except (InputError, OSError) as error:
         if arguments.debug:
             raise
-        return _fail(_line(error), USER_ERROR)
+        return terminal.fail_line(_line(error), USER_ERROR)
+    except MemoryError:
+        if arguments.debug:
+            raise
+        return terminal.fail_line("out of memory; lower --workers, then run the same command again: what is finished "
+                                  "stays", USER_ERROR)
 
 
 def _line(error: Exception) -> str:
@@ -49,14 +61,9 @@ def _line(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{error.filename or 'files'}: {error.strerror}; raise the limit (`ulimit -n`), or use fewer --workers"
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return (f"{error.filename}: {error.strerror}; make room or mend permissions, then run the same command again: "
-                f"what is finished stays")
+        return (f"{line_of(error)}; make room or mend permissions, then run the same command again: what is finished "
+                f"stays")
     return str(error)
-
-
-def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    return code
 
 
 def _say(text: str) -> None:

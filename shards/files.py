@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -36,6 +37,26 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
     if durable:
         sync_folder(path.parent)
+
+
+def write_even_if_full(path: Path, text: str) -> None:
+    """Replace a small file; where the disk has no room for a second one, write over the one that is there.
+
+    It must fit into one block of the disk, which it has already; a crash just then could tear it.
+    """
+    content = text.encode()
+    try:
+        with atomic_write(path) as file:
+            file.write(content)
+    except OSError as error:
+        if error.errno not in NO_ROOM or not path.is_file():
+            raise
+        descriptor = os.open(path, os.O_WRONLY)
+        try:
+            os.pwrite(descriptor, content, 0)
+            os.ftruncate(descriptor, len(content))
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -73,6 +94,9 @@ def begin_write_out(file: BinaryIO, start: int, size: int) -> None:
         file.flush()
         _SYNC_FILE_RANGE(file.fileno(), ctypes.c_int64(start), ctypes.c_int64(size), _WRITE)
 
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, a quota or a limit that is full."""
 
 _SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)
 _WRITE = 2  # SYNC_FILE_RANGE_WRITE of <fcntl.h>

@@ -114,7 +114,8 @@ class Fetcher:
     def _start(self) -> None:
         context = multiprocessing.get_context("fork")
         self._process = context.Process(target=_serve, args=(*self._args, self._counts), name="fetcher", daemon=True)
-        self._process.start()
+        with stopping.held():
+            self._process.start()
         self._started = time.monotonic()
         util.Finalize(self, self._process.kill, exitpriority=10)
 

@@ -182,20 +182,25 @@ class _LoaderProcess:
             target=_serve, args=(number, maker, steps, ring, rows, threads, board, self.free_slots, sender),
             name=f"loader {number}", daemon=True,
         )
-        self._process.start()
+        with stopping.held():
+            self._process.start()
         sender.close()
         # Should nobody call `close`: it does not listen to the signal by which multiprocessing ends its children.
         util.Finalize(self, self._process.kill, exitpriority=10)
 
     def part(self, number: int, stall_s: float) -> Part:
         """This process's part of batch `number`; batches are asked for in order."""
-        waited = 0.0
+        waited = said = 0.0
         while not self.ready(number):
             if self._ended:
                 raise LoaderDied(self._epitaph())
-            if wait([self._connection], stall_s):
+            stopping.leave_without_data()
+            if wait([self._connection], min(1.0, stall_s)):
                 continue
-            waited += stall_s
+            waited += min(1.0, stall_s)
+            if waited < said + stall_s:
+                continue
+            said = waited
             _log.warning("waiting for %s for %.0f s: it was last %s", self._name, waited, self._board.read(self.number))
         self._first += 1
         return self._received.popleft()

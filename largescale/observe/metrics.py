@@ -6,13 +6,20 @@ run's files equal those of one that was never interrupted.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
+from largescale.observe.records import Records
 from shards.files import atomic_write
 
 METRICS = "metrics.jsonl"
@@ -21,20 +28,48 @@ _log = logging.getLogger(__name__)
 
 
 class JsonLines:
-    """A file of one JSON object a line, each written at once and flushed."""
+    """A file of one JSON object a line."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._records = Records(path)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one object."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        self._records.append(json.dumps(row).encode() + b"\n")
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._records.close()
+
+
+class Board:
+    """Scalars in TensorBoard's files. Its own writer has a thread, whose failures nobody can attend to.
+
+    Args:
+        folder: of the files; each start of a run adds one.
+        first_step: steps from there on that earlier files have are not shown.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self._records = Records(folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}")
+        self._append(Event(file_version="brain.Event:2"))
+        if first_step:
+            self._append(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Add the scalars of one step."""
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._append(Event(step=step, summary=Summary(value=values)))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._records.close()
+
+    def _append(self, event: Event) -> None:
+        event.wall_time = time.time()
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        self._records.append(record.getvalue())
 
 
 class MetricsLog:
@@ -42,14 +77,12 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, first_step: int) -> None:
         self._lines = JsonLines(run_dir / METRICS)
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step or None)
+        self._board = Board(run_dir / "tensorboard", first_step)
 
     def write(self, row: dict[str, Any]) -> None:
         """Record one logged step; `row` has `step` and scalars."""
         self._lines.write(row)
-        for key, value in row.items():
-            if key != "step":
-                self._board.add_scalar(key, value, row["step"])
+        self._board.write(row["step"], {key: value for key, value in row.items() if key != "step"})
 
     def close(self) -> None:
         """Close both."""

@@ -1,5 +1,86 @@
-"""How a run ends before its last step."""
+"""How a run ends when it cannot go on: which kind of failure it is, and that `status.json` says so whatever it is."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from largescale import stopping
+from largescale.data.loader import LoaderDied
+from shards.errors import InputError, line_of
+
+_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory",
+              "can't start new thread", "bad_alloc")
+_LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl")
 
 
 class TrainingStopped(Exception):
     """The run cannot go on; its last checkpoint is whole and its message says what happened."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the host or of a GPU."""
+    if isinstance(error, InputError | LoaderDied | TrainingStopped):
+        return False  # they say more
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or (isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY))
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether a rank fails because another one is gone, which knows why."""
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text) and any(w in text for w in _LOST)
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in a line, with its type where the text alone would not tell what happened."""
+    if isinstance(error, InputError | OSError | LoaderDied | TrainingStopped):
+        return line_of(error)
+    if is_out_of_memory(error):
+        return "out of memory"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def end_of(error: Exception) -> tuple[str, bool] | None:
+    """What a command says in a line where it ends with an error, and whether that is the user's to mend; None for a
+    fault of the program, whose traceback is needed.
+    """
+    if isinstance(error, TrainingStopped | LoaderDied):
+        return str(error), False
+    if is_out_of_memory(error):
+        return f"out of memory ({' '.join(str(error).split())[:200] or type(error).__name__})", False
+    if isinstance(error, OSError):
+        return line_of(error), True
+    if is_lost_rank(error):
+        return f"lost another rank, which knows why ({' '.join(str(error).split())[:100]})", False
+    return None
+
+
+@contextmanager
+def told(write: Callable[[str, str], None], state: Callable[[], str]) -> Iterator[None]:
+    """However this block ends, it is written down; from any rank, as others may not know.
+
+    Args:
+        write: given the run's state (`failed` or `stopped`) and the reason.
+        state: what is written down now. A rank that lost another one does not replace what that one wrote.
+    """
+    with stopping.in_steps(write):
+        try:
+            yield
+        except (KeyboardInterrupt, stopping.StoppedWaiting) as error:
+            write("stopped", str(error) or "interrupted")
+            raise
+        except (stopping.StoppedInOrder, GeneratorExit):
+            raise
+        except BaseException as error:
+            if not is_lost_rank(error) or state() != "failed":
+                write("failed", reason_of(error))
+            raise

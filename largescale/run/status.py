@@ -14,7 +14,7 @@ from largescale.checkpoint.folder import newest_first
 from largescale.observe.metrics import METRICS
 from largescale.run.owner import Owner, newest_owner, parse_owner, this_machine
 from shards.errors import InputError
-from shards.files import atomic_write
+from shards.files import write_even_if_full
 
 STATUS = "status.json"
 COMPLETE = "complete"
@@ -52,8 +52,7 @@ def write_status(run_dir: Path, state: str, step: int, steps: int, **more: objec
     """Write `status.json`; what is None is left out."""
     row = {"state": state, "step": step, "steps": steps, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
     row |= {key: value for key, value in more.items() if value is not None}
-    with atomic_write(run_dir / STATUS) as file:
-        file.write((json.dumps(row) + "\n").encode())
+    write_even_if_full(run_dir / STATUS, json.dumps(row) + "\n")
 
 
 def read_status(run_dir: Path) -> dict[str, Any] | None:

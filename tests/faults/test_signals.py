@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_python
+from tests.conftest import ROOT, run_python
 from tests.distributed.test_pretrain_parity import TINY, pretrain
 from tests.faults.runs import assert_same_end, log_of, rank_processes, started, wait_for_step
 
@@ -48,6 +53,56 @@ def test_where_torchrun_may_restart_it_is_not_made_to(undisturbed, tmp_path):
         os.kill(rank_processes(process.pid)[1], signal.SIGUSR1)
         assert process.wait(60) == 0
     assert json.loads((run / "status.json").read_text())["state"] == "stopped"
+
+
+def test_ctrl_c_once_stops_in_order_and_twice_at_once(tiny_overrides, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    overrides = tiny_overrides("train.steps=100000", "data.workers=2", "checkpoint.every_steps=0")
+    # A launcher may pass on what the terminal has sent already: that is no second time.
+    assert interrupt(overrides, log, run, [0.0, 0.1]) == 85
+    assert re.fullmatch(r"stopped in order: stopped by Ctrl-C after step \d+, saved", log.read_text().splitlines()[-1])
+    stopped = json.loads((run / "status.json").read_text())
+    assert stopped["state"] == "stopped" and (run / "checkpoints" / f"step-{stopped['step']:08d}").is_dir()
+
+    # While a loader process stands still and no step can end.
+    def stall(process):
+        os.kill(first_child(process.pid), signal.SIGSTOP)
+
+    assert interrupt(overrides, log, run, [0.5, 1.5], before=stall) == 130
+    assert log.read_text().splitlines()[-2:] == [
+        "stopping after this step, with a checkpoint; press Ctrl-C again to end at once",
+        "error: interrupted twice; the same command continues from the last checkpoint"]
+    assert json.loads((run / "status.json").read_text())["state"] == "stopped"
+
+    # During the start, when nothing is to be saved.
+    assert interrupt(overrides, log, None, [0.5]) == 130
+    assert log.read_text() == "error: interrupted\n"
+
+
+def interrupt(overrides, log, run, pauses, before=lambda process: None) -> int:
+    """Start a run, send Ctrl-C to all its processes after some pauses, once it trains if `run` is given; its code."""
+    rows = run / "metrics.jsonl" if run else log
+    known = rows.read_text().count("\n") if run and rows.exists() else 0
+    with log.open("w") as file, subprocess.Popen(
+            [sys.executable, "-m", "largescale", "pretrain", str(TINY), *overrides], stdout=file, stderr=file,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, start_new_session=True) as process:
+        try:
+            while run and (not rows.exists() or rows.read_text().count("\n") < known + 20):
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.02)
+            before(process)
+            for pause in pauses:
+                time.sleep(pause)
+                os.killpg(process.pid, signal.SIGINT)
+            return process.wait(60)
+        finally:
+            process.kill()
+            assert "Traceback" not in log.read_text()
+
+
+def first_child(pid: int) -> int:
+    """The first loader process of a run."""
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
 def test_it_saves_before_its_time_ends(tiny_overrides, tmp_path):

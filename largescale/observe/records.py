@@ -1,0 +1,69 @@
+"""Files that grow record by record and hold whole ones only, also where their disk is full or away for a while."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+MAX_WAITING = 100
+"""Records that wait to be written before the run gives up; a crash meanwhile would lose them."""
+
+_log = logging.getLogger(__name__)
+
+
+class Records:
+    """A file that records are appended to, each written at once.
+
+    What cannot be written waits in memory and is written before the next record, so that a disk which is full for a
+    while costs a warning.
+
+    Args:
+        path: the file; its folder is made if needed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+        self._size = path.stat().st_size  # of the whole records
+        self._waiting: list[bytes] = []
+
+    def append(self, record: bytes) -> None:
+        """Write one record.
+
+        Raises:
+            OSError: none could be written the last MAX_WAITING times.
+        """
+        self._waiting.append(record)
+        try:
+            self._write_waiting()
+        except OSError as error:
+            if len(self._waiting) >= MAX_WAITING:
+                raise OSError(error.errno, f"{error.strerror}, {MAX_WAITING} times in a row", str(self.path)) from error
+            if len(self._waiting) == 1:
+                _log.warning("%s: %s; tried again with each of the next %d records, then the run stops",
+                             self.path, error.strerror, MAX_WAITING)
+
+    def close(self) -> None:
+        """Write what waits and close the file.
+
+        Raises:
+            OSError: it still cannot be written.
+        """
+        try:
+            self._write_waiting()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        finally:
+            self._file.close()
+
+    def _write_waiting(self) -> None:
+        while self._waiting:
+            rest = memoryview(self._waiting[0])
+            try:
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            except OSError:
+                self._file.truncate(self._size)  # half a record
+                raise
+            self._size += len(self._waiting.pop(0))

@@ -1,0 +1,81 @@
+"""The surroundings of a command: its streams, its locale, its folder; how it fails in one line."""
+
+from __future__ import annotations
+
+import locale
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from shards.errors import line_of
+
+CLOSED_PIPE = 141
+"""Exit code where nobody reads the output any more, as shells have it for SIGPIPE."""
+
+
+def run(command: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
+    """A command from its arguments to its exit code, with all its output written; None takes those of the process."""
+    if argv is None:
+        prepare()
+    try:
+        return _written(command(argv))
+    except SystemExit as leaving:  # argparse: --help, or a wrong argument
+        leaving.code = _written(leaving.code)
+        raise
+    except BrokenPipeError as error:
+        code = _written(0)
+        return code or fail_line(line_of(error), 2)
+
+
+def _written(code: Any) -> Any:
+    """Write what is left in the buffer of stdout, which the interpreter would complain about when it ends."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE if isinstance(error, BrokenPipeError) else fail_line(f"standard output: {error}", 2)
+    return code
+
+
+def prepare() -> None:
+    """To be called first by a command: have streams to write to, UTF-8 everywhere, and a folder to work in."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # a closed stream's number would go to the next file, which then got what libraries print
+    os.close(descriptor)
+    _use_utf8()
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text in its encoding
+    _check_folder()
+
+
+def _use_utf8() -> None:
+    """Start again in Python's UTF-8 mode, which later versions begin in, where the locale has another encoding.
+
+    Recipes and names of files are UTF-8, wherever they are read.
+    """
+    if locale.getencoding().lower().replace("-", "") != "utf8" and sys.orig_argv and not sys.flags.utf8_mode:
+        with suppress(OSError):
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
+
+
+def _check_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        # Libraries look at it when they are imported.
+        sys.exit(fail_line("the working directory was removed; change to another one (cd) first", 2))
+
+
+def fail_line(message: str, code: int, label: str = "error") -> int:
+    """Say in one line on stderr how a command ends; returns the exit code."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"{label}: {' '.join(message.split())}\n")
+        sys.stderr.flush()
+    return code
