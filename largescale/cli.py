@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from largescale.stopping import INTERRUPTED, StoppedInOrder
+from largescale.stopping import INTERRUPTED, StoppedInOrder, own_rank
 from shards import terminal
 from shards.errors import InputError
 
@@ -82,8 +82,7 @@ def _main(argv: list[str] | None) -> int:
 
 def _fail(message: str, code: int, label: str = "error") -> int:
     """One line on stderr. Ranks usually fail alike: rank 0 speaks first, and torchrun then ends the others."""
-    number = os.environ.get("RANK", "")
-    rank = int(number) if number.isdecimal() else 0
+    rank = own_rank()
     if rank > 0:
         time.sleep(3)
     prefix = f"[rank {rank}] " if rank > 0 else ""

@@ -69,12 +69,12 @@ def preflight(config: Config) -> None:
 
     Collectives: every rank must call it.
     """
-    with process_group(config.run.hang_timeout_s) as device:
+    with process_group(config.run.hang_timeout_s, config.run.join_timeout_s) as device:
         stream = Stream(config, rank=rank(), world_size=world_size(), device=device, dtype=torch.float32)
         together(stream.check_files)
         engine = build_engine(build_method(config), precision.resolve(config, device), device)
         parameters = count_parameters(engine.method)
-        problems = [*_gpu_problems(), *_disk_problems(config, parameters), *_shard_problems(stream.corpora)]
+        problems = [*_disk_problems(config, parameters), *_shard_problems(stream.corpora)]
         bandwidth, all_reduce_s, message_bytes = _measure_network(device)
         barrier()
         own = Findings(
@@ -110,11 +110,6 @@ def judge(findings: list[Findings]) -> list[str]:
                 f"{where}: {found.bandwidth / 1e9:.2f} GB/s to its neighbours, the median is {bandwidth / 1e9:.2f}"
             )
     return complaints
-
-
-def _gpu_problems() -> list[str]:
-    local_ranks, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-    return [f"{local_ranks} ranks share {gpus} GPUs"] if 0 < gpus < local_ranks else []
 
 
 def _disk_problems(config: Config, parameters: int) -> list[str]:

@@ -51,7 +51,7 @@ def pretrain(config: Config) -> None:
     """
     started = time.time()
     stopping.check_job_time(config.run.stop_before_s)
-    with process_group(config.run.hang_timeout_s) as device:
+    with process_group(config.run.hang_timeout_s, config.run.join_timeout_s) as device:
         configure_logging(rank(), world_size())
         config = precision.resolve(config, device)
         precision.set_up(config, device)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from largescale.launch import Launch, own_launch
+from largescale.rendezvous import join
 from shards.errors import InputError
 
 
@@ -70,29 +70,29 @@ def together(action: Callable[[], None]) -> None:
 
 
 @contextmanager
-def process_group(hang_timeout_s: float = 0) -> Iterator[torch.device]:
+def process_group(hang_timeout_s: float = 0, join_timeout_s: float = 50) -> Iterator[torch.device]:
     """Join the processes that torchrun or srun started (or be the only one) and leave in order; yields the device.
 
     Args:
         hang_timeout_s: of the watchdog; collectives give up after twice that, so that it speaks first.
+        join_timeout_s: time for all ranks to come.
 
     NCCL where GPUs are, gloo on CPU. A process that fails leaves at once: waiting for the others would hang.
+
+    Raises:
+        InputError: the environment contradicts itself, or not all ranks meet; says which.
+        StoppedWaiting: a signal asked to stop while this rank waited for others.
     """
-    os.environ.update(slurm_ranks(os.environ))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-        for name in ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"):  # new and old name; for the watchdog
-            os.environ.setdefault(name, "2000")
+    launch = own_launch()
+    device = _device(launch)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=max(1800.0, 2 * hang_timeout_s))
-    if "RANK" in os.environ:
-        store, own_rank, size = next(dist.rendezvous("env://", timeout=timeout))
-        store = dist.PrefixStore(start_id(), store)
-        dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=timeout)
-    else:
+    if launch is None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        store = join(launch, timeout_s=join_timeout_s, uses=_name(device))
+        store.set_timeout(timeout)
+        dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
     try:
         yield device
         dist.barrier()
@@ -100,41 +100,19 @@ def process_group(hang_timeout_s: float = 0) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def start_id() -> str:
-    """Names this start of the ranks: torchrun may keep its store over restarts, with addresses of the dead in it."""
-    return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+def _device(launch: Launch | None) -> torch.device:
+    """The GPU of this rank: that of its number on the node, or the one that its launcher lets it see."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Where each task sees GPUs of its own, they are counted from 0 in each; that two ranks do not share one is checked
+    # when they have met.
+    device = torch.device("cuda", (launch.local_rank if launch else 0) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    for name in ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"):  # new and old name; for the watchdog
+        os.environ.setdefault(name, "2000")
+    return device
 
 
-def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """What torchrun would have set, for a process that srun started; nothing for any other process.
-
-    The ranks of a step meet on its first node, at a port that follows from the job and step, so that two jobs on one
-    node do not meet each other. MASTER_ADDR and MASTER_PORT may be set beforehand.
-    """
-    if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
-        return {}
-    on_node = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))  # such as 8(x16)
-    job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
-    return {
-        "RANK": environment["SLURM_PROCID"],
-        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
-        "LOCAL_RANK": environment["SLURM_LOCALID"],
-        **({"LOCAL_WORLD_SIZE": on_node.group()} if on_node else {}),
-        "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_address(environment["SLURM_STEP_NODELIST"]),
-        "MASTER_PORT": environment.get("MASTER_PORT") or str(20000 + (job * 16 + step) % 40000),
-    }
-
-
-def _first_address(nodes: str) -> str:
-    """The address of the first node of a list, as SLURM itself reaches it; its name where SLURM cannot be asked."""
-
-    def ask(*what: str) -> str:
-        command = ["scontrol", "show", *what]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
-
-    try:
-        first = ask("hostnames", nodes).split()[0]
-        address = re.search(r"\bNodeAddr=(\S+)", ask("node", first))
-    except (FileNotFoundError, subprocess.SubprocessError):
-        return nodes.split(",")[0]
-    return address.group(1) if address else first
+def _name(device: torch.device) -> str:
+    """What tells a GPU from all others; empty for a CPU, which ranks share."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""

@@ -58,7 +58,8 @@ _log = logging.getLogger(__name__)
 
 _FREE_TO_CHANGE = (
     "name", "run.dir", "run.log_every", "run.hang_timeout_s", "run.time_limit_s", "run.stop_before_s", "run.lease_s",
-    "run.owner_wait_s", "data.shards", "data.subset", "data.eval_shards", "data.audit", "data.workers", "data.threads",
+    "run.owner_wait_s", "run.join_timeout_s", "data.shards", "data.subset", "data.eval_shards", "data.audit",
+    "data.workers", "data.threads",
     "data.prefetch", "data.cache", "data.fetches", "data.store_", "data.max_skipped", "data.max_pixels",
     "parallel.strategy", "parallel.replicate", "parallel.shard", "parallel.cpu_offload",
     "parallel.reshard_after_forward", "parallel.unit_min_parameters", "model.recompute_stages", "model.compile_stages",

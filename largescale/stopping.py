@@ -100,8 +100,14 @@ def say_last_words(state: str, why: str) -> None:
             tell(state, why)
 
 
+def own_rank() -> int:
+    """The number that a launcher gave this process; 0 where there is none (or nonsense, which is refused later)."""
+    number = os.environ.get("RANK", "")
+    return int(number) if number.isdecimal() else 0
+
+
 def _say(text: str) -> None:
-    if int(os.environ.get("RANK") or 0) == 0:
+    if own_rank() == 0:
         with suppress(OSError, ValueError):
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()

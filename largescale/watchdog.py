@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,9 @@ import torch
 import torch.distributed as dist
 
 from largescale import stopping
-from largescale.processes import rank, start_id, world_size
+from largescale.launch import own_launch, start_id
+from largescale.processes import rank, world_size
+from largescale.rendezvous import connect
 
 EXIT_CODE = 86
 """Of a rank that left because the run hung."""
@@ -156,10 +157,7 @@ def _flight_record() -> bytes:
 
 def _own_connection(timeout_s: float) -> dist.Store:
     """Its own, since a thread that waits in a shared one would hold it."""
-    if "MASTER_ADDR" not in os.environ:
+    launch = own_launch()
+    if launch is None:
         return dist.HashStore()
-    store = dist.TCPStore(
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False,
-        timeout=timedelta(seconds=max(timeout_s, 30)),
-    )
-    return dist.PrefixStore(f"watchdog/{start_id()}", store)
+    return dist.PrefixStore(f"watchdog/{start_id()}", connect(launch, time.monotonic() + max(timeout_s, 30)))

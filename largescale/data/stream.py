@@ -7,7 +7,6 @@ number nor the number of ranks changes what a sample looks like.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Collection, Generator
 from contextlib import closing
@@ -26,6 +25,7 @@ from largescale.data.fetcher import Fetcher, Needs, working_set
 from largescale.data.loader import Loader, Position, choose_counts
 from largescale.data.order import Mixture, rank_places
 from largescale.data.reader import ShardReader
+from largescale.launch import own_launch
 from shards.errors import InputError
 
 
@@ -82,7 +82,9 @@ class Stream:
         self.device, self.data, self._config = device, config.data, config
         self._rank, self._world_size = rank, world_size
         self._position = Position()
-        self._local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1 if world_size == 1 else 0))
+        launch = own_launch()
+        self._local_rank = launch.local_rank if launch else 0
+        self._local_ranks = launch.local_ranks if launch else int(world_size == 1)
         self.counts = choose_counts(
             config.data.workers, config.data.threads, local_ranks=max(1, self._local_ranks),
             on_gpu=device.type == "cuda",
@@ -142,8 +144,7 @@ class Stream:
 
     def _node_streams(self) -> np.ndarray:
         """Streams that the ranks of this node read; all where it is not known which ranks these are."""
-        local, own = self._local_ranks, int(os.environ.get("LOCAL_RANK", 0))
-        first = self._rank - own
+        local, first = self._local_ranks, self._rank - self._local_rank
         ranks = range(first, first + local) if local and first >= 0 else range(self._world_size)
         batch, accumulate = self._config.train.global_batch, self._config.train.accumulate
         places = [rank_places(batch, accumulate=accumulate, rank=number, world_size=self._world_size)

@@ -250,7 +250,7 @@ def _deepspeed_config(config: Config, stage: int, method: SwAV) -> dict[str, Any
 
 
 def _import_deepspeed(device: torch.device) -> Any:
-    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # it insists, though the device is set
+    os.environ["LOCAL_RANK"] = str(device.index or 0)  # it takes the device from there, though it is set
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when it is imported
     try:

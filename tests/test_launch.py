@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from largescale.processes import slurm_ranks
+from largescale.launch import slurm_ranks
 
 STEP = {"SLURM_JOB_ID": "123", "SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9",
         "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "gpu7,gpu9"}
