@@ -67,6 +67,9 @@ def test_ctrl_c_once_stops_in_order_and_twice_at_once(tiny_overrides, tmp_path):
     # While a loader process stands still and no step can end.
     def stall(process):
         os.kill(first_child(process.pid), signal.SIGSTOP)
+        seen = 0  # until the batches that were made ahead are used up
+        while seen < (seen := (run / "metrics.jsonl").stat().st_size):
+            time.sleep(2)
 
     assert interrupt(overrides, log, run, [0.5, 1.5], before=stall) == 130
     assert log.read_text().splitlines()[-2:] == [

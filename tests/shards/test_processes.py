@@ -70,7 +70,7 @@ import os, sys, time
 from shards import cli, processes
 
 def stall(number):
-    os.write(1, f"{number}\n".encode())  # in one piece, unlike print
+    os.write(1, f"{number}\\n".encode())  # in one piece, unlike print
     time.sleep(100)
 
 def run(*_):
