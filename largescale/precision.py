@@ -61,10 +61,14 @@ def views_dtype(config: Config) -> torch.dtype:
 class LossScale:
     """A factor on the loss that keeps fp16 gradients from vanishing: halved when they overflow, doubled after a while.
 
+    Its patience ends with the factor: a gradient that is not finite even at the smallest one did not overflow for its
+    sake, and halving on would pass over every step to come.
+
     Source: arXiv 1710.03740, section 3.2.
     """
 
     GROWTH_STEPS = 2000
+    SMALLEST = 2.0**-8
 
     def __init__(self, enabled: bool, device: torch.device) -> None:
         self.enabled = enabled
@@ -75,6 +79,10 @@ class LossScale:
     def factor(self) -> Tensor:
         """The factor."""
         return self.numbers[0]
+
+    def can_shrink(self) -> bool:
+        """Whether a smaller factor may mend an overflow; reads one number back from the device."""
+        return float(self.factor) > self.SMALLEST
 
     def step(self, overflowed: bool) -> None:
         """Adapt to what a step showed."""

@@ -93,7 +93,8 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     warn_of_schedule(config, Length.of(stream))
 
     # -- The loop ----------------------------------------------------------------------------------------------------
-    meter = Meter(prototype_counts(config), config.train.global_batch, stream.order.num_samples, device)
+    counts, batch_size = prototype_counts(config), config.train.global_batch
+    meter = Meter(counts, batch_size, stream.order.num_samples, device, engine.loss_scale)
     spikes, collapse = SpikeWatch(config.train.spike_factor, spike_state), CollapseWatch()
     progress = Progress(first_step, num_steps)
     data_steps = DataSteps(first_step, num_steps, run.rollbacks.windows())

@@ -198,9 +198,9 @@ class MethodConfig:
 @dataclass
 class OptimConfig:
     name: str = setting("lars", "The optimizer.", table="largescale.optim:OPTIMIZERS")
-    lr: float = setting(4.8, "Learning rate at its peak.", above=0, at_most=1e9)
-    final_lr: float = setting(0.0, "Learning rate at the end of the run.", at_least=0, at_most=1e9)
-    warmup_lr: float = setting(0.0, "Learning rate of the first step of the warm-up.", at_least=0, at_most=1e9)
+    lr: float = setting(4.8, "Learning rate at its peak.", above=0, at_most=1e38)
+    final_lr: float = setting(0.0, "Learning rate at the end of the run.", at_least=0, at_most=1e38)
+    warmup_lr: float = setting(0.0, "Learning rate of the first step of the warm-up.", at_least=0, at_most=1e38)
     warmup_epochs: float = setting(0.0, "Epochs of linear warm-up.", at_least=0, at_most=1e9)
     weight_decay: float = setting(1e-6, "Share of a weight that joins its gradient.", at_least=0, at_most=1e6)
     momentum: float = setting(

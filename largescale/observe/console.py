@@ -29,11 +29,13 @@ class Progress:
         """`row` is a line of metrics.jsonl."""
         done = row["step"] + 1
         pace = (time.perf_counter() - self._started) / (done - self._first)
+        skipped = f"  {row['updates_skipped']} updates skipped (fp16)" if row.get("updates_skipped") else ""
         left = format_seconds(pace * (self._num_steps - done))
         return (
             f"step {done}/{self._num_steps} ({done / self._num_steps:.0%})  epoch {row['epoch']:.2f}  "
             f"loss {row['loss']:.4f} ({row['loss_over_ln_k']:.0%} of ln K)  lr {row['lr']:.2e}  "
             f"{row['images_per_s']:.0f} images/s  waiting {row['data_wait_s'] / row['step_s']:.0%}  left {left}"
+            f"{skipped}"
         )
 
 

@@ -14,6 +14,7 @@ from largescale.data.stream import Batch
 from largescale.methods.swav import MethodOutput
 from largescale.observe.collapse import reachable_usage
 from largescale.parallel.engine import StepCheck
+from largescale.precision import LossScale
 from largescale.processes import world_size
 
 _COSTS = ("read_s", "decode_s", "crop_s", "augment_s", "queue_depth", "hits", "misses", "fetched_bytes", "evicted")
@@ -28,9 +29,14 @@ class Meter:
         global_batch: images a step over all ranks.
         num_samples: images of an epoch.
         device: where the clustering signs are summed.
+        loss_scale: that of the run, to be logged with fp16.
     """
 
-    def __init__(self, counts: list[int], global_batch: int, num_samples: int, device: torch.device) -> None:
+    def __init__(
+        self, counts: list[int], global_batch: int, num_samples: int, device: torch.device,
+        loss_scale: LossScale | None = None,
+    ) -> None:
+        self._loss_scale = loss_scale if loss_scale and loss_scale.enabled else None
         self._counts, self._global_batch, self._num_samples, self._device = counts, global_batch, num_samples, device
         self.reset()
 
@@ -38,7 +44,7 @@ class Meter:
         """Begin a new interval."""
         self._started, self._steps, self._data_wait, self._loss, self._skipped = time.perf_counter(), 0, 0.0, 0.0, 0
         self._costs = dict.fromkeys(_COSTS, 0.0)
-        self._images = 0
+        self._images, self._updates_skipped = 0, 0
         self._entropy = torch.zeros((), device=self._device)
         self._used = [torch.zeros(count, device=self._device) for count in self._counts]
 
@@ -47,6 +53,7 @@ class Meter:
         self._steps += 1
         self._data_wait += data_wait
         self._loss += check.loss
+        self._updates_skipped += check.overflow
         self._skipped += batch.substituted  # not rows of the ledger: neighbours meet the same images
         self._images += len(batch.ids)
         for name, value in batch.costs.items():
@@ -89,6 +96,8 @@ class Meter:
             "augment_s": costs["augment_s"] / world_size() / self._steps,
             "queue_depth": costs["queue_depth"] / world_size() / self._steps,
         }
+        if self._loss_scale:
+            row |= {"loss_scale": float(self._loss_scale.factor), "updates_skipped": self._updates_skipped}
         if opened := costs["hits"] + costs["misses"]:
             row["cache_hit_rate"] = costs["hits"] / opened
         if opened or costs["fetched_bytes"]:

@@ -32,7 +32,7 @@ class StepCheck:
     Attributes:
         loss: mean over all ranks.
         grad_norm: global norm of the whole gradient; 0 where it overflowed.
-        trouble: empty, or which ranks hold values that are not finite.
+        trouble: empty, or which ranks hold values that are not finite, and in which gradients.
         stop: a rank wants to stop after this step.
         overflow: an fp16 gradient overflowed, as happens while the loss scale is found; `update` passes it over.
     """
@@ -110,7 +110,8 @@ class Engine:
         Views and loss are looked at before they met other ranks' values, so that the culprit can be named: behind
         synchronised BatchNorm and Sinkhorn one rank's NaN is everybody's.
 
-        Collectives: every rank must call it; one all-reduce of 3 + 3 * world_size numbers.
+        Collectives: every rank must call it; one all-reduce of 3 + 3 * world_size numbers. Where gradients alone are
+        not finite, one more of a number per parameter.
         """
         grads = self.gradients()
         if self.loss_scale.enabled:
@@ -128,10 +129,15 @@ class Engine:
         numbers = message.tolist()
         flags_of_all, stops = numbers[3:], numbers[2] > 0
         norm = math.sqrt(max(0.0, numbers[1])) if math.isfinite(numbers[1]) else math.nan
-        overflow = self.loss_scale.enabled and math.isnan(norm) and not any(flags_of_all[: 2 * size])
-        if overflow:
+        if not math.isnan(norm) or any(flags_of_all[: 2 * size]):
+            return StepCheck(numbers[0], norm, _describe_trouble(flags_of_all, size), stops)
+        # Loss and views are finite, so it is the way back that failed.
+        if self.loss_scale.enabled and self.loss_scale.can_shrink():
             return StepCheck(numbers[0], 0.0, "", stops, overflow=True)
-        return StepCheck(numbers[0], norm, _describe_trouble(flags_of_all, size), stops)
+        where = self._describe_bad_gradients(loss.device)
+        if self.loss_scale.enabled:
+            where += f", at the smallest loss scale of fp16, {LossScale.SMALLEST:g}, so it is no overflow that passes"
+        return StepCheck(numbers[0], norm, _describe_trouble(flags_of_all, size) + where, stops)
 
     def update(self, check: StepCheck, *, step: int, lr: float, clip: float) -> None:
         """Clip, update the parameters, drop the gradients. Collectives: the optimizer's."""
@@ -214,6 +220,18 @@ class Engine:
 
     def take_state(self, state: dict[str, Tensor]) -> None:
         """Use a state that a checkpoint was loaded into; here its tensors are the ones in use."""
+
+    def _describe_bad_gradients(self, device: torch.device) -> str:
+        """Which parameters' gradients are not finite, on any rank. Collectives: one all-reduce of a number for each."""
+        named = list(self.method.named_parameters())
+        bad = torch.zeros(len(named), device=device)
+        for place, (_, parameter) in enumerate(named):
+            if parameter.grad is not None:
+                bad[place] = local_piece(parameter.grad).isfinite().all().logical_not()
+        dist.all_reduce(bad)
+        # What is wrong spreads from the loss back to the first layer, so the last one is nearest to its source.
+        names = [name for (name, _), is_bad in zip(named, bad.tolist(), strict=True) if is_bad]
+        return f" ({len(names)} of {len(named)} parameters, nearest to the loss {names[-1]})" if names else ""
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.autocast_dtype is None:

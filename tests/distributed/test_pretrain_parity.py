@@ -93,6 +93,13 @@ def test_half_precision_stays_near_float32(in_float32, tmp_path, strategy, preci
     run = tmp_path / "run"
     pretrain([*overrides, f"run.dir={run}", f"parallel.strategy={strategy}", f"train.precision={precision}"], 2)
     assert losses(run)[:2] == pytest.approx(expected[:2], rel=0.03)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    # From 2^16 down by half with each update that is skipped; each row is a step here.
+    scale = 2.0**16
+    for row in rows if precision == "fp16" else []:
+        scale /= 2 ** row["updates_skipped"]
+        assert row["updates_skipped"] in (0, 1) and row["loss_scale"] == scale
+    assert precision == "fp16" or not any("loss_scale" in row for row in rows)
 
 
 def test_micro_batches_and_recomputation_do_not_depend_on_the_ranks(reference, tmp_path):

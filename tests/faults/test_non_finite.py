@@ -7,6 +7,7 @@ import torch.distributed as dist
 from largescale.config import load_config
 from largescale.methods import build_method
 from largescale.parallel import build_engine
+from largescale.parallel.engine import Engine, StepCheck
 from tests.conftest import ROOT, run_python
 from tests.distributed.ranks import run_ranks
 
@@ -39,22 +40,61 @@ def test_all_ranks_learn_which_rank_is_not_finite(strategy, where):
         assert finite
 
 
-def overflowing_step() -> tuple[str, bool, float, bool]:
-    """One fp16 step at a loss scale that is far too large."""
+def fp16_engine() -> tuple[Engine, list[torch.Tensor]]:
     config = load_config(ROOT / "tests" / "tiny.yaml", ["data.shards=unused", "train.precision=fp16"])
     torch.manual_seed(0)
     engine = build_engine(build_method(config), config, torch.device("cpu"))
-    engine.loss_scale.numbers[0] = 2.0**120
-    views = [torch.randn(8 * g.num, 3, g.size, g.size) for g in config.data.crops]
+    return engine, [torch.randn(8 * g.num, 3, g.size, g.size) for g in config.data.crops]
+
+
+def fp16_step(engine: Engine, views: list[torch.Tensor], poison: str = "") -> tuple[StepCheck, bool]:
+    """One step; returns its check, and whether the weights are as they were."""
     before = [p.detach().clone() for p in engine.method.parameters()]
-    check = engine.check(views, engine.forward_backward(views, 0).loss)
-    engine.update(check, step=0, lr=0.1, clip=0.0)
-    same = all(torch.equal(p, old) for p, old in zip(engine.method.parameters(), before, strict=True))
-    return check.trouble, check.overflow, float(engine.loss_scale.factor), same
+    loss = engine.forward_backward(views, 0).loss
+    if poison:
+        dict(engine.method.named_parameters())[poison].grad.view(-1)[0] = float("nan")
+    check = engine.check(views, loss)
+    if not check.trouble:
+        engine.update(check, step=0, lr=0.1, clip=0.0)
+    return check, all(torch.equal(p, old) for p, old in zip(engine.method.parameters(), before, strict=True))
 
 
-def test_an_fp16_overflow_halves_the_loss_scale_and_passes_the_step_over():
-    assert run_ranks(overflowing_step, 2) == [("", True, 2.0**119, True)] * 2
+def fp16_steps() -> dict[str, object]:
+    """What fp16 does of a loss scale that is far too large, of one that is a little, and of a NaN that stays."""
+    engine, views = fp16_engine()
+    engine.loss_scale.numbers[0] = 2.0**120
+    check, same = fp16_step(engine, views)
+    far = check.trouble, check.overflow, float(engine.loss_scale.factor), same
+    engine.loss_scale.numbers[0] = 2.0**40
+    recovered = 0
+    while fp16_step(engine, views)[0].overflow:
+        recovered += 1
+    engine.loss_scale.numbers[:] = torch.tensor([2.0**16, 7])
+    skipped = 0
+    # The same parameter on one rank only, so that the others learn of it.
+    while (step := fp16_step(engine, views, STAYS_BAD if dist.get_rank() == 1 else ""))[0].overflow:
+        skipped += 1
+    views[1][0, 0, 0, 0] = float("nan") if dist.get_rank() == 0 else 0.0
+    engine.loss_scale.numbers[0] = 2.0**16
+    in_views = fp16_step(engine, views)[0]
+    return {"far": far, "recovered": recovered, "scale": float(engine.loss_scale.factor), "skipped": skipped,
+            "trouble": step[0].trouble, "untouched": step[1], "in views": in_views}
+
+
+STAYS_BAD = "backbone.stages.1.0.conv1.weight"
+
+
+def test_fp16_finds_its_loss_scale_and_stops_for_what_no_loss_scale_mends():
+    for result in run_ranks(fp16_steps, 2):
+        assert result["far"] == ("", True, 2.0**119, True)
+        assert 5 < result["recovered"] < 40
+        # From 2^16 down to 2^-8, then no further.
+        assert result["skipped"] == 24
+        assert result["trouble"].startswith("gradient not finite on rank 1 (1 of ")
+        assert f"nearest to the loss {STAYS_BAD}), at the smallest loss scale of fp16" in result["trouble"]
+        assert result["untouched"]
+        # A forward pass that is not finite is no matter of the loss scale.
+        assert not result["in views"].overflow and "input views not finite on rank 0" in result["in views"].trouble
 
 
 def test_the_run_stops_before_the_update_and_names_step_and_rank(tiny_overrides, tmp_path):

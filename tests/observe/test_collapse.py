@@ -91,7 +91,7 @@ def test_a_planted_collapse_is_found_in_what_a_real_method_puts_out(alone, plant
         views = [torch.randn(group.num * 16, 3, group.size, group.size) for group in config.data.crops]
         output = method(views, step)
         batch = SimpleNamespace(substituted=0, ids=range(16), costs={})
-        meter.add(output, SimpleNamespace(loss=float(output.loss.detach())), 0.0, batch)
+        meter.add(output, SimpleNamespace(loss=float(output.loss.detach()), overflow=False), 0.0, batch)
     row = {"progress": 0.5, **meter.summary()}
     assert row["prototype_usage_reachable"] == pytest.approx(1 - (1 - 1 / 500) ** 64)
     assert row["loss_over_ln_k"] == pytest.approx(row["loss"] / math.log(500))
