@@ -40,6 +40,7 @@ from largescale.data import order
 from largescale.data.stream import Batch
 from largescale.methods.swav import MethodOutput
 from largescale.observe.metrics import JsonLines, MetricsLog, forget_from
+from largescale.parallel import batchnorm_images
 from largescale.parallel.engine import Engine
 from largescale.processes import barrier, on_rank_0, rank, world_size
 from largescale.rollback import Rollbacks
@@ -59,9 +60,9 @@ _log = logging.getLogger(__name__)
 _FREE_TO_CHANGE = (
     "name", "run.dir", "run.log_every", "run.hang_timeout_s", "run.time_limit_s", "run.stop_before_s", "run.lease_s",
     "run.owner_wait_s", "run.join_timeout_s", "data.shards", "data.subset", "data.eval_shards", "data.audit",
-    "data.workers", "data.threads",
-    "data.prefetch", "data.cache", "data.fetches", "data.store_", "data.max_skipped", "data.max_pixels",
-    "parallel.strategy", "parallel.replicate", "parallel.shard", "parallel.cpu_offload",
+    "data.workers", "data.threads", "data.prefetch", "data.cache", "data.fetches", "data.store_", "data.max_skipped",
+    "data.max_pixels", "parallel.strategy", "parallel.replicate", "parallel.shard", "parallel.cpu_offload",
+    "parallel.batchnorm_group_size",  # as other ranks need it: a line says what it changes
     "parallel.reshard_after_forward", "parallel.unit_min_parameters", "model.recompute_stages", "model.compile_stages",
     "checkpoint.", "evaluate.", "train.max_rollbacks", "train.rollback_window",
 )
@@ -122,6 +123,7 @@ class RunFolder:
             _log.warning("%s: saved by a version with another order of the samples; unless train.global_batch divides "
                          "them, the epoch under way may use some twice and others not; later epochs are exact",
                          self.path)
+        self._warn_of_batchnorm(checkpoint)
         engine.prepare_optimizer_state(sharded.shapes(checkpoint))
         state = engine.state()
         sharded.load(checkpoint, state)
@@ -346,6 +348,18 @@ class RunFolder:
         for log in (self._metrics, self._audit, self._skipped):
             if log is not None:
                 log.close()
+
+    def _warn_of_batchnorm(self, checkpoint: Checkpoint) -> None:
+        """Say where batch statistics are of another number of images than before: other ranks, or other groups."""
+        def images(settings: dict[str, Any], ranks: int) -> float:
+            group = settings["parallel.batchnorm_group_size"] if settings["parallel.sync_batchnorm"] else 1
+            return batchnorm_images(self.config, group, ranks)
+
+        ranks = checkpoint.progress["world_size"]
+        was, now = images(checkpoint.progress["config"], ranks), images(flatten(self.config), world_size())
+        if rank() == 0 and was != now:
+            _log.warning("%s: BatchNorm's statistics were of %g images and are of %g from here on (%d ranks, now %d); "
+                         "the loss may shift a little", self.path, was, now, ranks, world_size())
 
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
         if checkpoint.progress["data"] != self._fingerprint:

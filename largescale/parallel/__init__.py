@@ -56,18 +56,27 @@ def prepare(method: SwAV, config: Config, device: torch.device) -> None:
     Collectives: every rank must call it; it makes the groups of BatchNorm.
     """
     if config.parallel.sync_batchnorm:
-        synchronize_batchnorm(method, device, _batchnorm_group(config.parallel.batchnorm_group_size))
+        synchronize_batchnorm(method, device, _batchnorm_group(config))
     compile_blocks(method.backbone, config.model.compile_stages)
     recompute_activations(method.backbone, config.model.recompute_stages)
 
 
-def _batchnorm_group(size: int) -> dist.ProcessGroup | None:
+def _batchnorm_group(config: Config) -> dist.ProcessGroup | None:
     """The neighbouring ranks whose batch statistics this rank shares; None for all, also where they are fewer."""
-    if size == 0 or size >= world_size():
+    size, ranks = config.parallel.batchnorm_group_size, world_size()
+    if size == 0 or size >= ranks:
         return None
-    if size < 0 or world_size() % size:
+    if size < 0 or ranks % size:
+        offers = [f"{divisor} ({batchnorm_images(config, divisor, ranks):g} images)"
+                  for divisor in range(1, ranks) if ranks % divisor == 0]
         raise InputError(
-            f"parallel.batchnorm_group_size={size}: does not divide {world_size()} ranks; choose a divisor, or 0 for "
-            f"all ranks"
+            f"parallel.batchnorm_group_size={size}: does not divide {ranks} ranks; choose {', '.join(offers)} or 0 "
+            f"({batchnorm_images(config, 0, ranks):g} images), a divisor or all ranks"
         )
     return dist.new_subgroups(size)[0]
+
+
+def batchnorm_images(config: Config, size: int, ranks: int) -> float:
+    """Images whose views share their batch statistics, in groups of `size` of so many ranks (0: all of them)."""
+    images = config.train.global_batch / config.train.accumulate
+    return images if size == 0 or size >= ranks else images / ranks * size

@@ -134,6 +134,16 @@ def test_a_checkpoint_of_an_earlier_order_of_the_samples_goes_on_and_says_what_c
     assert result.returncode == 0 and "the epoch under way may use some twice" in result.stderr, result.stderr
 
 
+def test_batch_statistics_of_other_groups_go_on_and_say_so(finished, run):
+    mark = run / "checkpoints" / "step-00000010" / "progress.json"
+    progress = json.loads(mark.read_text())
+    progress["world_size"], progress["config"]["parallel.batchnorm_group_size"] = 4, 2
+    mark.write_text(json.dumps(progress))
+    result = go_on(finished[0], run)
+    assert result.returncode == 0, result.stderr
+    assert "BatchNorm's statistics were of 8 images and are of 16 from here on (4 ranks, now 1)" in result.stderr
+
+
 def test_a_changed_configuration_is_refused_by_key(finished, run):
     result = go_on([*finished[0], "optim.lr=0.1"], run)
     assert result.returncode == 2
