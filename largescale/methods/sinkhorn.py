@@ -10,10 +10,13 @@ Two observations make it cheap and safe:
   needs other ranks. Global normalisations cancel.
 - Where exp(scores / epsilon) would leave the range of the floating-point numbers, the first column and row step are
   done on logarithms. After them every entry is at most 1, every row sums to 1 and every column sum lies in [1/K, B],
-  whatever epsilon is, and the scaling vectors take over.
+  whatever epsilon is, and the scaling vectors take over. Ranks can only add numbers, not logarithms: where one range of
+  exponents does not hold all that cosines may have, each rank adds to the range that its own sum is in.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.distributed as dist
@@ -24,6 +27,9 @@ _KERNEL_EXPONENT = 35.0
 
 _SUM_EXPONENT = {torch.float32: 75.0, torch.float64: 690.0}
 """Largest |score| / epsilon whose exponential can be summed over 4e5 rows in each precision."""
+
+_RANGE_EXPONENT = 600.0
+"""Half of the exponents that one of several ranges holds, with room for the number of rows, and for ranks."""
 
 
 @torch.no_grad()
@@ -58,11 +64,12 @@ def sinkhorn(
 
     Raises:
         ValueError: in a group of several ranks, scores / epsilon beyond what their sums can represent. Cosines fit
-            for any epsilon of at least 0.0015.
+            for any epsilon.
 
     Collectives:
         Every rank of `group` must call it. Exactly `iterations` all-reduces of A * K numbers each (none in a group
-        of one): float32, but float64 for float64 scores and, for the first one, where epsilon is below 1/75.
+        of one): float32, but float64 for float64 scores and, for the first one, where epsilon is below 1/75; below
+        1/690 that one has 1 / (600 * epsilon) times as many, rounded up.
     """
     if iterations < 1:
         raise ValueError(f"iterations={iterations}: expected at least 1")
@@ -77,7 +84,7 @@ def sinkhorn(
             largest = float(packed.abs().max()) if packed.numel() else 0.0
             if _group_size(group) == 1:
                 fits = largest <= _KERNEL_EXPONENT
-            elif largest > (_KERNEL_EXPONENT if fits else _SUM_EXPONENT[wire]) * (1 + 1e-6):
+            elif largest > (_KERNEL_EXPONENT if fits else max(_SUM_EXPONENT[wire], 1 / epsilon)) * (1 + 1e-6):
                 raise ValueError(
                     f"scores reach {largest * epsilon:.4g} in absolute value at epsilon={epsilon:.4g}: their "
                     f"exponentials cannot be summed over ranks; pass cosines (normalise features and prototypes) "
@@ -86,7 +93,8 @@ def sinkhorn(
         if fits:
             codes, done = packed.exp_(), 0
         else:
-            codes, done = torch.softmax(packed - _log_column_sums(packed, wire, group)[:, None], dim=-1), 1
+            log_sums = _log_column_sums(packed, wire, 1 / epsilon, group)
+            codes, done = torch.softmax(packed - log_sums[:, None], dim=-1), 1
         column_scale = codes.new_ones(codes.shape[0], codes.shape[2])
         row_scale = torch.ones_like(codes[:, :, 0])
         for _ in range(done, iterations):
@@ -104,14 +112,26 @@ def _products(matrices: Tensor, vectors: Tensor) -> Tensor:
     return torch.stack([torch.mv(matrix, vector) for matrix, vector in zip(matrices, vectors, strict=True)])
 
 
-def _log_column_sums(logits: Tensor, wire: torch.dtype, group: dist.ProcessGroup | None) -> Tensor:
-    """log of the sums of exp(logits) over the rows of all ranks: [A, B_local, K] to [A, K]."""
+def _log_column_sums(
+    logits: Tensor, wire: torch.dtype, reach: float, group: dist.ProcessGroup | None
+) -> Tensor:
+    """log of the sums of exp(logits) over the rows of all ranks: [A, B_local, K] to [A, K].
+
+    `reach` is the largest logit of a cosine. Logarithms up to that are cut into ranges: a rank adds exp(its logarithm -
+    middle) to the range that holds it, and 0 to the others, so one all-reduce of sums is enough and nothing is lost.
+    """
     local = torch.logsumexp(logits, dim=1)
     if _group_size(group) == 1:
         return local
-    sums = torch.exp(local.to(wire))
+    local = local.to(wire)
+    num_ranges = 1 if reach <= _SUM_EXPONENT[wire] else math.ceil(reach / _RANGE_EXPONENT)
+    width = 2 * reach / num_ranges
+    middles = (torch.arange(num_ranges, dtype=wire, device=local.device) + 0.5) * width - reach
+    number = ((local + reach) / width).floor().nan_to_num(0).clamp(0, num_ranges - 1).long()
+    sums = torch.zeros(num_ranges, *local.shape, dtype=wire, device=local.device)
+    sums.scatter_(0, number[None], torch.exp(local - middles[number])[None])
     _all_reduce(sums, group)
-    return torch.log(sums).to(logits.dtype)
+    return torch.logsumexp(torch.log(sums) + middles[:, None, None], dim=0).to(logits.dtype)
 
 
 def _all_reduce(values: Tensor, group: dist.ProcessGroup | None) -> None:
