@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -48,6 +48,7 @@ ENTRY = st.tuples(
 
 
 @settings(max_examples=100, deadline=None)
+@example(entries=[(0x10F, 5, 1, b"\0\0\0\1"), (TAG, 3, 1, b"\2\0\0\0")], order="<", tail=b"", cut=0)
 @given(entries=st.lists(ENTRY, max_size=4, unique_by=lambda entry: entry[0]), order=st.sampled_from("<>"),
        tail=st.binary(max_size=20), cut=st.integers(0, 30))
 def test_it_is_pillows_wherever_that_does_not_raise(entries, order, tail, cut):
@@ -55,8 +56,8 @@ def test_it_is_pillows_wherever_that_does_not_raise(entries, order, tail, cut):
     block = block[: len(block) - cut] if cut < 20 else block
     found, pillows = of_exif(block), Image.Exif()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
             pillows.load(block)
             value = pillows.get(TAG)
             expected = value if isinstance(value, (int, float)) or hasattr(value, "numerator") else UPRIGHT
@@ -67,7 +68,9 @@ def test_it_is_pillows_wherever_that_does_not_raise(entries, order, tail, cut):
     if is_there and value is not None:
         assert found == (int(expected) if expected in range(1, 9) else UPRIGHT) or len(block) < 26
     else:
-        assert found in (None, UPRIGHT)
+        # Pillow stops at an entry whose value lies beyond the end; a tag behind it is still good.
+        stopped = any("Truncated" in str(one.message) or "Corrupt" in str(one.message) for one in said)
+        assert found in (None, UPRIGHT) or stopped
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

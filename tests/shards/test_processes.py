@@ -66,8 +66,10 @@ def test_processes_that_cannot_be_started_are_a_line(monkeypatch, number, says):
 
 
 INTERRUPTED = """
-import os, sys, time
+import os, signal, sys, time
 from shards import cli, processes
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever starts the tests may ignore it
 
 def stall(number):
     os.write(1, f"{number}\\n".encode())  # in one piece, unlike print
