@@ -78,7 +78,7 @@ def test_ctrl_c_once_stops_in_order_and_twice_at_once(tiny_overrides, tmp_path):
     assert json.loads((run / "status.json").read_text())["state"] == "stopped"
 
     # During the start, when nothing is to be saved.
-    assert interrupt(overrides, log, None, [0.5]) == 130
+    assert interrupt(overrides, log, None, [0.2]) == 130
     assert log.read_text() == "error: interrupted\n"
 
 
@@ -90,7 +90,7 @@ def interrupt(overrides, log, run, pauses, before=lambda process: None) -> int:
             [sys.executable, "-m", "largescale", "pretrain", str(TINY), *overrides], stdout=file, stderr=file,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, start_new_session=True) as process:
         try:
-            while run and (not rows.exists() or rows.read_text().count("\n") < known + 20):
+            while not listens(process.pid) or (run and not has_rows(rows, known + 20)):
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.02)
             before(process)
@@ -101,6 +101,16 @@ def interrupt(overrides, log, run, pauses, before=lambda process: None) -> int:
         finally:
             process.kill()
             assert "Traceback" not in log.read_text()
+
+
+def has_rows(path: Path, count: int) -> bool:
+    return path.exists() and path.read_text().count("\n") >= count
+
+
+def listens(pid: int) -> bool:
+    """Whether a process has set its handlers of signals."""
+    caught = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGUSR1 - 1) & 1)
 
 
 def first_child(pid: int) -> int:
