@@ -223,7 +223,8 @@ def _export(arguments: argparse.Namespace) -> None:
     from largescale.checkpoint.export import export
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    done = export(_run_dir(arguments.run_dir), Path(arguments.out), format_name=arguments.format, step=arguments.step)
+    done = export(_run_dir(arguments.run_dir), Path(arguments.out).expanduser(), format_name=arguments.format,
+                  step=arguments.step)
     about = done.metadata
     sys.stdout.write(
         f"{done.path}: {about['architecture']} of step {about['step']}, {about['num_features']} features, "
@@ -243,7 +244,7 @@ def _preflight(arguments: argparse.Namespace) -> None:
 def _status(arguments: argparse.Namespace) -> int:
     from largescale.run.status import COMPLETE, is_run, status_of
 
-    run_dir = Path(arguments.target)
+    run_dir = Path(arguments.target).expanduser()
     if run_dir.is_file():
         from largescale.config import load_config
 
@@ -262,6 +263,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _run_dir(path: str) -> Path:
-    if not (Path(path) / "config.yaml").is_file():
+    run_dir = Path(path).expanduser()
+    if not (run_dir / "config.yaml").is_file():
         raise InputError(f"{path}: no run here (config.yaml is missing); pass the folder that pretrain wrote")
-    return Path(path)
+    return run_dir

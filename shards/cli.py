@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
                          help="folder of images (searched recursively) or of tars, a .tar, a .zip, or a list: .csv, "
                               ".jsonl, .parquet with a column `path`; a path, or a URL such as s3://bucket/folder")
     command.add_argument("out", metavar="OUT", type=_location, help="folder for the shards, or the URL of one")
-    command.add_argument("--work", metavar="DIR", type=Path,
+    command.add_argument("--work", metavar="DIR", type=_path,
                          help="where OUT is a URL: local folder for the plan, and for shards until they are uploaded")
     command.add_argument("--name", help="first part of the shards' names (default: the name of OUT)")
     command.add_argument("--labels", type=_labels, default="none", metavar="FROM",
@@ -103,12 +103,12 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "merge", _merge, "finish a conversion that tasks wrote: the manifest",
                        "shards merge data/photos")
-    command.add_argument("folder", metavar="OUT", type=Path,
+    command.add_argument("folder", metavar="OUT", type=_path,
                          help="folder of the shards; where they go to a URL, the --work folder")
 
     command = _command(commands, "index", _index, "index tars that others wrote, so that they can be streamed",
                        "shards index data/laion")
-    command.add_argument("folder", metavar="DIR", type=Path, help="folder of tars")
+    command.add_argument("folder", metavar="DIR", type=_path, help="folder of tars")
     _class_names(command)
     _workers(command)
 
@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "info", _info, "show what a shard folder holds", "shards info data/photos")
     command.add_argument("folder", metavar="DIR", type=_location, help="shard folder, or the URL of one")
-    command.add_argument("--html", type=Path, metavar="FILE", help="also write a page with plots and images")
+    command.add_argument("--html", type=_path, metavar="FILE", help="also write a page with plots and images")
     return parser
 
 
@@ -166,7 +166,11 @@ def _cleaning(command: argparse.ArgumentParser) -> None:
 
 
 def _location(text: str) -> str:
-    return text.removeprefix("file://")
+    return os.path.expanduser(text.removeprefix("file://"))  # where the shell did not, as in quotes
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def _labels(text: str) -> str:
@@ -183,7 +187,7 @@ def _task(text: str) -> tuple[int, int]:
 
 
 def _class_names(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--class-names", type=Path, metavar="FILE",
+    command.add_argument("--class-names", type=_path, metavar="FILE",
                          help="names of classes that are numbers: one a line, that of class 0 first")
 
 

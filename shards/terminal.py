@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import locale
 import os
+import select
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,8 +26,19 @@ def run(command: Callable[[list[str] | None], int], argv: list[str] | None) -> i
         leaving.code = _written(leaving.code)
         raise
     except BrokenPipeError as error:
+        unread = _is_unread()
         code = _written(0)
-        return code or fail_line(line_of(error), 2)
+        return CLOSED_PIPE if unread else code or fail_line(line_of(error), 2)
+
+
+def _is_unread() -> bool:
+    """Whether stdout is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(events & select.POLLERR for _, events in poll.poll(0))
+    except (OSError, ValueError):
+        return False
 
 
 def _written(code: Any) -> Any:

@@ -10,6 +10,7 @@ instead.
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
@@ -58,6 +59,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, default
             raise InputError(f"{path}: {missing[0]} is not set; add it to the file or pass {missing[0]}=VALUE")
         OmegaConf.resolve(merged)
         config = OmegaConf.to_object(merged)
+        _expand_home(config)
     except InputError:
         raise
     except _REFUSALS as error:
@@ -65,6 +67,22 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, default
         raise InputError(f"{path}: {key}: {str(error).splitlines()[0]}") from error
     validate(config)
     return config
+
+
+def _expand_home(config: Config) -> None:
+    """`~` in paths is the user's home folder: no shell replaces it in files, nor behind `key=`."""
+    for owner, name in ((config.run, "dir"), (config.data, "shards"), (config.data, "subset"), (config.data, "cache"),
+                        (config.data, "eval_shards"), (config.evaluate, "train_shards"), (config, "init_from"),
+                        (config.checkpoint, "mirror")):
+        setattr(owner, name, _at_home(getattr(owner, name)))
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _at_home(item) if key in ("path", "subset") else item for key, item in value.items()}
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 @cache
