@@ -26,13 +26,13 @@ TENTH = {"depth": 27, "w_0": 176, "w_a": 62.08, "w_m": 2.52, "group_width": 101}
 
 
 def configuration(*overrides: str) -> Config:
+    REGNETS_Y["regnet_y_tenth"] = TENTH
     return load_config(ROOT / "tests" / "strategies.yaml",
                        ["parallel.strategy=fsdp", "parallel.sharded_init=true", "train.precision=fp32",
                         "parallel.unit_min_parameters=0", "method.freeze_prototypes_steps=0", *overrides])
 
 
 def build(config: Config) -> Engine:
-    REGNETS_Y["regnet_y_tenth"] = TENTH
     return build_engine(build_method(config, on_meta=True), config, torch.device("cpu"))
 
 
@@ -134,7 +134,7 @@ def error_of(overrides: list[str]) -> str:
 
 
 @pytest.mark.parametrize("override, says", [
-    ("parallel.strategy=ddp", "is for parallel.strategy=fsdp, not ddp"),
+    ("parallel.strategy=ddp", "parallel.sharded_init=True: expected false with parallel.strategy=ddp; only fsdp"),
     ("parallel.cpu_offload=true", "does not go with parallel.cpu_offload"),
 ])
 def test_what_does_not_go_with_it_is_one_line(override, says):
