@@ -2,7 +2,9 @@
 
 Compared are the loss of each step and what the steps have changed in the weights, as a share of the change itself:
 weights hardly move in a few steps, so errors relative to them would say nothing. Networks begin with small residual
-branches; at their usual start round-off is multiplied by up to 1000 a step.
+branches; at their usual start round-off is multiplied by up to 1000 per step. They have no kinks either: where the
+last bit decides whether a ReLU is on, or which pixel a pool takes, another number of threads changes a gradient by
+percents.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ NETWORKS = {
 }
 """By whether sizes are small: the demo's network, and bottleneck blocks behind the stem with pooling, under LARS."""
 
-BOUNDS = {"fp32": (1e-5, 1e-3, 1e-2), "bf16": (2e-2, 0.25, 0.6), "fp16": (3e-3, 0.05, 0.2)}
+BOUNDS = {"fp32": (1e-5, 1e-4, 1e-3), "bf16": (2e-2, 0.25, 0.4), "fp16": (3e-3, 0.03, 0.1)}
 """Relative errors allowed: of the first loss, of the change of the weights in one step, and in five.
 
 Half precision rounds each of some hundred values on the way through the network, views and weights included, to one
@@ -81,10 +83,15 @@ def random_views(config: Config, step: int) -> list[Tensor]:
 
 
 def calm(method: nn.Module) -> None:
-    """Small residual branches at the start."""
-    for block in method.modules():
+    """Small residual branches at the start, and smooth functions in place of ReLU and of the largest of a pool."""
+    for block in list(method.modules()):
         if isinstance(block, BasicBlock | Bottleneck):
             nn.init.constant_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight, 0.1)
+        for name, child in block.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(block, name, nn.SiLU())
+            elif isinstance(child, nn.MaxPool2d):
+                setattr(block, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding))
 
 
 def train(config: Config, device: torch.device, steps: int = STEPS) -> tuple[list[float], list[dict[str, Tensor]]]:
