@@ -39,7 +39,7 @@ def read_ledger(path: Path) -> Iterator[dict[str, str]]:
     """
     try:
         with parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches(_ROWS_AT_ONCE):
+            for batch in table.iter_batches(_ROWS_AT_ONCE, use_threads=False):  # threads do not survive a fork
                 yield from batch.to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from error

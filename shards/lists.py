@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 from urllib.parse import unquote
 
-import pyarrow
 from pyarrow import parquet
 
+from shards.apart import rows_apart
 from shards.errors import InputError
 from shards.folders import Folder, open_folder
 from shards.found import Content, Found, first_folder, left_out, suffix_of, why_no_image
 from shards.keys import Keys
+from shards.remote import process_context
 from shards.stores import is_url
 
 
@@ -37,15 +38,12 @@ class ListSource:
         """See `Source`."""
         number = -1
         for number, row in enumerate(self._rows()):
-            if not isinstance(row, dict) or not isinstance(row.get("path"), str):
-                raise InputError(f"{self.location}: row {number + 1} has no `path`; expected a column of that name")
-            if column := next((name for name, value in row.items() if _holds_bytes(value)), ""):
-                raise InputError(f"{self.location}: column `{column}` holds bytes, which json cannot; leave it out of "
-                                 f"the list, or write it as text")
-            if self._label_column and _plain(row.get(self._label_column)) in (None, ""):
-                text = f"{self.location}: row {number + 1} has no `{self._label_column}`, which --labels asks for"
-                raise InputError(text)
-            yield self._found(number, row)
+            try:
+                found = self._checked(number, row)
+            except RecursionError as error:
+                raise InputError(f"{self.location}: row {number + 1} is nested too deeply; leave that column out of "
+                                 f"the list") from error
+            yield found
         if number < 0:
             raise InputError(f"{self.location}: lists no files; expected a row for each, with a column `path`")
 
@@ -78,6 +76,17 @@ class ListSource:
     def reads(self, place: str) -> int:
         """See `Source`."""
         return self._find(json.loads(place)["path"])[0].reads
+
+    def _checked(self, number: int, row: Any) -> Found:
+        if not isinstance(row, dict) or not isinstance(row.get("path"), str):
+            raise InputError(f"{self.location}: row {number + 1} has no `path`; expected a column of that name")
+        if column := next((name for name, value in row.items() if _holds_bytes(value)), ""):
+            raise InputError(f"{self.location}: column `{column}` holds bytes, which json cannot; leave it out of the "
+                             f"list, or write it as text")
+        if self._label_column and _plain(row.get(self._label_column)) in (None, ""):
+            text = f"{self.location}: row {number + 1} has no `{self._label_column}`, which --labels asks for"
+            raise InputError(text)
+        return self._found(number, row)
 
     def _found(self, number: int, row: dict[str, Any]) -> Found:
         place, path = _json(row), row["path"]
@@ -113,13 +122,21 @@ class ListSource:
         return self._store("/")
 
     def _rows(self) -> Iterator[dict[str, Any]]:
+        in_memory = self.location.startswith("memory:")  # of this process alone
+        if suffix_of(self._name) in _APART and not in_memory:
+            yield from rows_apart(self._read_rows, self.location, process_context(self.location))
+        else:
+            yield from self._read_rows()
+
+    def _read_rows(self) -> Iterator[dict[str, Any]]:
         try:
             with self._folder.open(self._name) as file:
                 yield from READERS[suffix_of(self._name)](file)
-        except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, pyarrow.ArrowException, OSError,
-                RecursionError) as error:
-            text = f"{self.location}: cannot be read ({' '.join(str(error).split())[:200]})"
-            raise InputError(text) from error
+        except InputError:  # the store that the list is in
+            raise
+        except Exception as error:  # what a library makes of damage: numbers too long, dates after the year 9999
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            raise InputError(f"{self.location}: cannot be read ({why})") from error
 
 
 def _json(value: dict[str, Any]) -> str:
@@ -167,9 +184,16 @@ def _read_json_lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
 
 def _read_parquet(file: BinaryIO) -> Iterator[dict[str, Any]]:
     with parquet.ParquetFile(file) as table:
-        for batch in table.iter_batches(65536):
+        # Without threads: libarrow's do not survive the fork that starts worker processes.
+        for batch in table.iter_batches(_BATCH, use_threads=False):
             yield from batch.to_pylist()
 
+
+_BATCH = 4096
+"""Rows that are Python's objects at a time: each may hold a long text."""
+
+_APART = ("parquet",)
+"""Lists that are read by libraries in C++, which damage may crash."""
 
 READERS: dict[str, Callable[[BinaryIO], Iterator[dict[str, Any]]]] = {
     "csv": _read_csv, "jsonl": _read_json_lines, "parquet": _read_parquet,

@@ -129,11 +129,16 @@ def test_names_in_archives_never_become_paths(tmp_path):
 
 
 def parquet_of(rows: list[dict[str, object]]) -> bytes:
-    parquet.write_table(pyarrow.Table.from_pylist(rows), file := io.BytesIO())
+    return stored_table(pyarrow.Table.from_pylist(rows))
+
+
+def stored_table(table: pyarrow.Table) -> bytes:
+    parquet.write_table(table, file := io.BytesIO())
     return file.getvalue()
 
 
 BYTES = parquet_of([{"path": "x.png", "raw": {"inner": [b"\0"]}}])
+NO_DATE = pyarrow.table({"path": ["x.png"], "when": pyarrow.array([2**50], pyarrow.timestamp("s"))})
 
 
 def test_empty_numbers_of_a_table_are_null_in_json(folder, tmp_path):
@@ -157,6 +162,9 @@ def test_empty_numbers_of_a_table_are_null_in_json(folder, tmp_path):
     ("a.jsonl", b'{"path": "x.png", "kind": NaN}\n', ["--labels", "column:kind"], "row 1 has no `kind`"),
     ("a.parquet", BYTES, [], "column `raw` holds bytes, which json cannot; leave it out of the list"),
     ("a.parquet", b"PAR1 no", [], "cannot be read (Parquet file size is 7 bytes"),
+    ("a.parquet", stored_table(NO_DATE), [], "cannot be read (Python int too large"),
+    ("a.jsonl", b'{"path": "x.png", "n": %s}\n' % (b"9" * 5000), [], "cannot be read (Exceeds the limit"),
+    ("a.jsonl", b'{"path": "x.png", "n": %s%s}\n' % (b"[" * 900, b"]" * 900), [], "row 1 is nested too deeply"),
     ("a.tar", b"x" * 2000, [], "not a whole tar"),
     ("a.docx", b"x", [], "pass a folder of images or of tars, a .zip, or a list (.csv, .jsonl, .parquet)"),
 ])
