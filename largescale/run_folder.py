@@ -33,7 +33,7 @@ import torch
 from largescale.checkpoint import sharded
 from largescale.checkpoint.copier import Copier
 from largescale.checkpoint.folder import Checkpoint, clear_leftovers, newest_first
-from largescale.checkpoint.mirror import Mirror, MirrorAway
+from largescale.checkpoint.mirror import Mirror, MirrorAway, OfAnotherRun
 from largescale.checkpoint.saver import SaveFailed, Saver
 from largescale.config import Config, flatten, to_yaml
 from largescale.data import order
@@ -50,24 +50,13 @@ from largescale.run.environment import environment
 from largescale.run.failures import TrainingStopped, told
 from largescale.run.former import set_aside_former
 from largescale.run.lease import Lease
+from largescale.run.same_run import FREE_TO_CHANGE, changed_setting, other_run
 from largescale.run.status import COMPLETE, read_status, write_status
 from largescale.watchdog import Watchdog
 from shards.errors import InputError
 from shards.files import atomic_write, remove_partial_files
 
 _log = logging.getLogger(__name__)
-
-_FREE_TO_CHANGE = (
-    "name", "run.dir", "run.log_every", "run.hang_timeout_s", "run.time_limit_s", "run.stop_before_s", "run.lease_s",
-    "run.owner_wait_s", "run.join_timeout_s", "data.shards", "data.subset", "data.eval_shards", "data.audit",
-    "data.workers", "data.threads", "data.prefetch", "data.cache", "data.fetches", "data.store_", "data.max_skipped",
-    "data.max_pixels", "parallel.strategy", "parallel.replicate", "parallel.shard", "parallel.cpu_offload",
-    "parallel.batchnorm_group_size",  # as other ranks need it: a line says what it changes
-    "parallel.reshard_after_forward", "parallel.unit_min_parameters", "model.recompute_stages", "model.compile_stages",
-    "checkpoint.", "evaluate.", "train.max_rollbacks", "train.rollback_window",
-)
-"""Keys (or groups) that may differ when a run is continued: they do not change what it computes (but for images that
-could not be read before, which may be from then on)."""
 
 MAX_FAILED_SAVES = 3
 """Saves that fail in a row before the run stops: without checkpoints it would work for nothing."""
@@ -80,7 +69,8 @@ class RunFolder:
         self.config, self.path, self._device = config, Path(config.run.dir), device
         self.checkpoints = self.path / "checkpoints"
         self.rollbacks = Rollbacks(self.path)
-        self._mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
+        url, is_other = config.checkpoint.mirror, partial(other_run, config=config, fingerprint=fingerprint)
+        self._mirror = Mirror(url, other_run=is_other) if url else None
         self.saver = Saver(
             self.checkpoints, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every,
             background=config.checkpoint.background, device=device, owner=lease.number, verify=lease.verify,
@@ -133,6 +123,8 @@ class RunFolder:
     def _fetch_newer(self, mirror: Mirror) -> None:
         try:
             mirror.fetch_newer(self.checkpoints)
+        except OfAnotherRun as error:
+            raise InputError(f"checkpoint.mirror={mirror.url}: {error}") from error
         except MirrorAway as error:
             away = f"checkpoint.mirror={mirror.url}: cannot be asked ({error})"
             if not newest_first(self.checkpoints):
@@ -151,7 +143,7 @@ class RunFolder:
             for folder in (self.path, self.path / "audit", self.path / "skipped"):
                 remove_partial_files(folder)
             if self._resumed is None:
-                set_aside_former(self.path, self.config, _FREE_TO_CHANGE)
+                set_aside_former(self.path, self.config, FREE_TO_CHANGE)
             else:
                 self.rollbacks.settle(self._resumed)
             forget_from(self.path, first_step)
@@ -367,19 +359,13 @@ class RunFolder:
                 f"{self.path}: its checkpoint was trained on other shards than {self.config.data.shards}; "
                 f"use those, or start a new run from its weights: {new_run(self.path)}"
             )
-        before, now = checkpoint.progress["config"], flatten(self.config)
+        before = checkpoint.progress["config"]
         init_from.require_unchanged(self.config, before)
-        for key in sorted(now):
-            if key in before and not free_to_change(key) and before[key] != now[key]:
-                raise InputError(
-                    f"{self.path}: cannot continue, {key} was {before[key]} and is now {now[key]}; "
-                    f"set it back, or {instead_of_changing(self.path, key)}"
-                )
-
-
-def free_to_change(key: str) -> bool:
-    """Whether a setting may differ when a run is continued."""
-    return key.startswith(_FREE_TO_CHANGE)
+        if key := changed_setting(before, self.config):
+            raise InputError(
+                f"{self.path}: cannot continue, {key} was {before[key]} and is now {flatten(self.config)[key]}; "
+                f"set it back, or {instead_of_changing(self.path, key)}"
+            )
 
 
 def _write_or_remove(path: Path, text: str) -> None:

@@ -39,22 +39,30 @@ class MirrorAway(Exception):
     """The store did not do what it was asked to; the message says why, in one line."""
 
 
+class OfAnotherRun(MirrorAway):
+    """The store holds copies of another run, which must be neither taken over nor replaced."""
+
+
 class Mirror:
     """The copies of a run's checkpoints.
 
     Args:
         url: folder in a store; its credentials come from the environment, as the store's library documents.
         answer_s: time without an answer after which the store counts as away.
+        other_run: given what `progress.json` of a copy holds, says what shows that it is of another run; empty if
+            nothing does.
 
     Raises:
         InputError: a scheme that fsspec does not know, or whose library is not installed.
     """
 
-    def __init__(self, url: str, answer_s: float = _ANSWER_S) -> None:
+    def __init__(
+        self, url: str, answer_s: float = _ANSWER_S, other_run: Callable[[dict[str, Any]], str] = lambda _: "",
+    ) -> None:
         # Imported late: most runs have no mirror.
         import fsspec
 
-        self.url, self._answer_s = url, answer_s
+        self.url, self._answer_s, self._other_run = url, answer_s, other_run
         try:
             self._fs, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
@@ -66,10 +74,19 @@ class Mirror:
 
         Raises:
             MirrorAway: the store cannot be asked, as in the methods below.
+            OfAnotherRun: the newest copy is of another run.
         """
         marks = self._ask(lambda: (self._fs.invalidate_cache(), self._fs.glob(f"{self._root}/step-*/{PROGRESS}"))[1])
         names = [mark.split("/")[-2].removeprefix("step-") for mark in marks]
-        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+        steps = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+        if steps:
+            self._require_ours(f"step-{steps[0]:08d}")
+        return steps
+
+    def _require_ours(self, name: str) -> None:
+        with suppress(ValueError):  # a mark that cannot be read is for `fetch_newer` to refuse
+            if other := self._other_run(json.loads(self._read(name, PROGRESS) or b"")):
+                raise OfAnotherRun(f"{name} there is of another run: {other}. Give every run a mirror of its own")
 
     def holds(self, checkpoint: Checkpoint) -> bool:
         """Whether the copy of a checkpoint, which has to be whole, is one of what stands here."""

@@ -17,7 +17,7 @@ from largescale.observe import waiting
 from largescale.pretrain import pretrain
 from largescale.run.advice import after_bad_step, new_run
 from largescale.run.failures import TrainingStopped
-from largescale.run_folder import free_to_change
+from largescale.run.same_run import free_to_change
 from tests.conftest import ROOT
 
 TINY = str(ROOT / "tests" / "tiny.yaml")

@@ -1,0 +1,58 @@
+"""What belongs to another run is neither continued nor replaced, wherever it lies."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from largescale.checkpoint.mirror import Mirror, OfAnotherRun
+from largescale.cli import main
+from largescale.config import flatten, load_config
+from largescale.run.same_run import other_run
+from tests.conftest import ROOT
+
+TINY = str(ROOT / "tests" / "tiny.yaml")
+
+
+def progress(*overrides: str, step: int = 5, data: str = "these") -> dict:
+    config = load_config(TINY, ["data.shards=x", *overrides])
+    return {"step": step, "data": data, "config": flatten(config), "files": {"a.safetensors": {"size": 1}}}
+
+
+@pytest.mark.parametrize("there, expected", [
+    (progress(), ""),
+    (progress("name=other", "run.dir=elsewhere", "parallel.strategy=fsdp", "checkpoint.keep=7"), ""),
+    ({**progress(), "config": {"run.seed": 0}}, ""),  # before there were other settings
+    (progress("optim.lr=0.25"), "optim.lr is 0.25 there and 0.5 here"),
+    (progress("init_from=runs/a"), "init_from is runs/a there and  here"),
+    (progress(data="others"), "trained on other shards"),
+    ({"step": 5}, "no checkpoint of this version"),
+    ([], "no checkpoint of this version"),
+])
+def test_another_run_is_told_by_what_decides_its_result(there, expected):
+    assert other_run(there, load_config(TINY, ["data.shards=x"]), "these") == expected
+
+
+def test_a_run_with_the_mirror_of_another_stops_before_it_touches_either(shard_folder, tmp_path, capsys):
+    there = tmp_path / "mirror" / "step-00000005"
+    there.mkdir(parents=True)
+    mark = json.dumps(progress("optim.lr=0.25"))
+    (there / "progress.json").write_text(mark)
+    code = main(["pretrain", TINY, f"data.shards={shard_folder}", f"run.dir={tmp_path / 'run'}",
+                 f"checkpoint.mirror={tmp_path / 'mirror'}"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert code == 2 and f"checkpoint.mirror={tmp_path / 'mirror'}: step-00000005 there is of another run" in line
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert (there / "progress.json").read_text() == mark
+
+
+def test_copies_of_another_run_that_come_later_stay_as_well(tmp_path):
+    """Two runs that began with the same empty mirror: whoever copies first has it."""
+    mirror = Mirror(str(tmp_path), other_run=lambda progress: f"seed {progress['seed']}" if progress["seed"] else "")
+    for step, seed in ((5, 0), (7, 1)):
+        (tmp_path / f"step-0000000{step}").mkdir()
+        (tmp_path / f"step-0000000{step}" / "progress.json").write_text(json.dumps({"step": step, "seed": seed}))
+    with pytest.raises(OfAnotherRun, match="step-00000007 there is of another run: seed 1"):
+        mirror.remove_but({9})
+    assert len(list(tmp_path.glob("step-*/progress.json"))) == 2
