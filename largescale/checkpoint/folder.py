@@ -94,10 +94,21 @@ def open_checkpoint(path: Path) -> Checkpoint | None:
     return checkpoint if stamps else None
 
 
+def folder_of(folder: Path, step: int) -> Path:
+    """The checkpoint of a step among those of a run."""
+    return folder / f"step-{step:08d}"
+
+
+def named_steps(folder: Path) -> list[int]:
+    """Steps of a run's checkpoints by the names of their folders, newest first. Others are copies of somebody's own."""
+    names = [path.name.removeprefix("step-") for path in folder.glob("step-*")]
+    return sorted((int(name) for name in names if name.isdecimal() and name == f"{int(name):08d}"), reverse=True)
+
+
 def newest_first(folder: Path) -> list[Checkpoint]:
     """The checkpoints of a run by their marks; `Checkpoint.damage` says whether their files are as they were."""
-    found = [open_checkpoint(path) for path in sorted(folder.glob("step-*"), reverse=True)]
-    return [checkpoint for checkpoint in found if checkpoint is not None]
+    found = {step: open_checkpoint(folder_of(folder, step)) for step in named_steps(folder)}
+    return [checkpoint for step, checkpoint in found.items() if checkpoint is not None and checkpoint.step == step]
 
 
 def find_latest(folder: Path) -> Checkpoint | None:
@@ -137,7 +148,7 @@ def publish(temporary: Path, progress: dict[str, Any], files: Mapping[str, FileS
     stamps = {name: {"size": stamp.size, "sha256": stamp.sha256} for name, stamp in sorted(files.items())}
     with atomic_write(temporary / PROGRESS) as file:
         file.write(json.dumps({**progress, "files": stamps}, indent=1).encode())
-    final = temporary.parent / f"step-{progress['step']:08d}"
+    final = folder_of(temporary.parent, progress["step"])
     if final.exists():
         _remove(final)
     os.replace(temporary, final)

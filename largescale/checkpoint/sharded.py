@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from largescale.checkpoint.folder import Checkpoint, open_checkpoint
+from largescale.checkpoint.folder import Checkpoint, folder_of, named_steps, open_checkpoint
 from largescale.processes import rank, world_size
 from shards.errors import InputError
 
@@ -36,14 +36,16 @@ def agree_on_latest(folder: Path, device: torch.device) -> Checkpoint | None:
     Collectives: every rank must call it; one broadcast, and an all-reduce a checkpoint that is looked at.
     """
     # By their names: one whose mark is unreadable is damaged, it does not make this a new run.
-    names = [path.name.removeprefix("step-") for path in folder.glob("step-*")]
-    steps: list[list[int]] = [sorted((int(name) for name in names if name.isdecimal()), reverse=True)]
+    steps: list[list[int]] = [named_steps(folder)]
     dist.broadcast_object_list(steps, src=0, device=device)
     complaint = ""
     for step in steps[0]:
-        path = folder / f"step-{step:08d}"
+        path = folder_of(folder, step)
         checkpoint = open_checkpoint(path)
-        damage = checkpoint.damage(rank(), world_size()) if checkpoint else "progress.json cannot be read"
+        damage = "progress.json cannot be read"
+        if checkpoint is not None:
+            other = "" if checkpoint.step == step else f"progress.json is of step {checkpoint.step}"
+            damage = other or checkpoint.damage(rank(), world_size())
         if damage:
             complaint = f"{path}: {damage}"
             _log.warning("damaged checkpoint, going back to the one before. %s", complaint, extra={"all_ranks": True})

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from largescale.checkpoint import sharded
-from largescale.checkpoint.folder import PROGRESS, Checkpoint, open_checkpoint
+from largescale.checkpoint.folder import PROGRESS, Checkpoint, newest_first, open_checkpoint
 from largescale.config import Config, flatten
 from largescale.parallel.engine import Engine
 from largescale.processes import rank, together, world_size
@@ -84,8 +84,7 @@ def source_of(where: str) -> Checkpoint | None:
     path = Path(where).expanduser()
     if (path / PROGRESS).is_file():
         return open_checkpoint(path)
-    marked = [open_checkpoint(folder) for folder in sorted((path / "checkpoints").glob("step-*"), reverse=True)]
-    return next(filter(None, marked), None)
+    return next(iter(newest_first(path / "checkpoints")), None)
 
 
 def require_source(where: str) -> None:
@@ -95,7 +94,8 @@ def require_source(where: str) -> None:
         InputError: it does not.
     """
     if source_of(where) is None:
-        what = "no checkpoint there" if Path(where).expanduser().is_dir() else "no such folder"
+        path = Path(where).expanduser()
+        what = "no checkpoint there" if path.is_dir() else "a file" if path.exists() else "no such folder"
         raise InputError(f"init_from={where}: {what}; give the folder of a run that has saved, or one of its "
                          f"checkpoints (RUN/checkpoints/step-...)")
 

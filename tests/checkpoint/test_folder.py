@@ -1,0 +1,47 @@
+"""Which folders are the checkpoints of a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from largescale.checkpoint.folder import find_latest, newest_first, remove_old, stamp_of
+from largescale.run.init_from import source_of
+
+
+def saved(folder: Path, step: int) -> Path:
+    path = folder / f"step-{step:08d}"
+    path.mkdir(parents=True)
+    (path / "a.safetensors").write_bytes(b"weights of %d" % step)
+    stamp = stamp_of(path / "a.safetensors")
+    (path / "progress.json").write_text(
+        json.dumps({"step": step, "files": {"a.safetensors": {"size": stamp.size, "sha256": stamp.sha256}}}))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Checkpoints of steps 5, 10 and 100,000,000 and copies that somebody made of the first."""
+    folder = tmp_path / "checkpoints"
+    first = saved(folder, 5)
+    for step in (10, 10**8):
+        saved(folder, step)
+    for name in ("step-best", "step-00000005.old", "step-00000005 (copy)", "step-5", "step-00000099"):
+        shutil.copytree(first, folder / name)
+    return folder
+
+
+def test_copies_under_other_names_are_not_the_newest(folder):
+    assert [checkpoint.step for checkpoint in newest_first(folder)] == [10**8, 10, 5]
+    shutil.rmtree(folder / "step-100000000")
+    assert find_latest(folder).path == source_of(str(folder.parent)).path == folder / "step-00000010"
+    assert find_latest(folder / "step-best") is None
+
+
+def test_copies_under_other_names_are_neither_counted_nor_removed(folder):
+    remove_old(folder, keep=2, keep_every=0)
+    assert [checkpoint.step for checkpoint in newest_first(folder)] == [10**8, 10]
+    assert (folder / "step-best").is_dir() and (folder / "step-00000005.old").is_dir()
