@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from largescale.checkpoint.folder import ROLLBACKS, Checkpoint
-from largescale.observe.metrics import read_lines
 from shards.errors import InputError
 from shards.files import atomic_write
 
@@ -95,15 +94,18 @@ class Rollbacks:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    rows = read_lines(path) if path.exists() else []
-    for row in rows:
+    """All rows. The file is always written whole: what is none of them must not be passed over, it decides the data."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
+            row = json.loads(line)
             first, end = row["without"]
             whole = 0 <= int(first) < int(end)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             whole = False
         if not whole:
-            raise InputError(f"{path}: {json.dumps(row)[:80]} is no roll-back; bring the file back as it was")
+            raise InputError(f"{path}: {line[:80]} is no roll-back; bring the file back as it was")
+        rows.append(row)
     return rows
 
 

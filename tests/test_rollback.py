@@ -56,7 +56,9 @@ def test_what_is_left_out_travels_with_the_checkpoint(tmp_path, caplog):
     assert other.rows() == here.rows() and "does not agree with" in caplog.text
 
 
-@pytest.mark.parametrize("row", ["{}", "[1]", '{"without": [3]}', '{"without": [4, 3]}', '{"without": ["a", "b"]}'])
+@pytest.mark.parametrize("row", [
+    "{}", "[1]", '{"without": [3, 4', '{"without": [3]}', '{"without": [4, 3]}', '{"without": ["a", "b"]}',
+])
 def test_a_file_that_is_no_list_of_rollbacks_is_refused(tmp_path, row):
     (tmp_path / "rollbacks.jsonl").write_text(f"{row}\n")
     with pytest.raises(InputError, match="is no roll-back"):

@@ -4,8 +4,9 @@
       knn.json                                    the newest result of a protocol
       results/knn-test-step-00001000-1a2b3c4d.json    every result, by test shards, checkpoint and stamp
 
-Each says what it was measured on (`made_from`, see `evaluate/made_from.py`). Files are written whole, and one of a
-different stamp has a different name, so commands that run at the same time lose nothing of each other's.
+Each says what it was measured on (`made_from`, see `evaluate/made_from.py`) and has a checksum, so that a number that
+somebody or something changed is not shown. Files are written whole, and one of a different stamp has a different name,
+so commands that run at the same time lose nothing of each other's.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from largescale.checkpoint.folder import Checkpoint, newest_first
 from largescale.evaluate.made_from import VERSION, identity, weights_stamp
 from shards.files import atomic_write
 
 Record = dict[str, Any]
 
-_KEYS = ("protocol", "settings", "num_train", "num_test", "checkpoint_step", "results", "made_from", "warnings")
+_CHECKSUM = "checksum"
 _NOT_MEASURED_BY = ("train_shards", "batch")
 
 
@@ -31,9 +34,9 @@ class Results:
     """What `eval/` of a run holds.
 
     Attributes:
-        newest: the newest result of each protocol.
+        newest: the newest result of each protocol; where its file is lost, the last measured of those that are left.
         all: every result, those of `newest` first.
-        refused: a line for each file that does not say what it measured.
+        refused: names of the files that are not what was measured, or do not say on what.
     """
 
     newest: dict[str, Record] = field(default_factory=dict)
@@ -43,7 +46,7 @@ class Results:
 
 def write_result(run_dir: Path, record: Record) -> Path:
     """Write a result under a name of its own, and as the newest of its protocol; returns the name of its own."""
-    content = (json.dumps(record, indent=1) + "\n").encode()
+    content = (json.dumps({**record, _CHECKSUM: _checksum(record)}, indent=1) + "\n").encode()
     own = run_dir / "eval" / "results" / f"{_name(record)}.json"
     for path in (own, run_dir / "eval" / f"{record['protocol']}.json"):
         with atomic_write(path) as file:
@@ -57,15 +60,14 @@ def read_results(run_dir: Path) -> Results:
     for path in [*sorted((run_dir / "eval").glob("*.json")), *sorted((run_dir / "eval" / "results").glob("*.json"))]:
         record = _read(path)
         if record is None:
-            results.refused.append(
-                f"{path.relative_to(run_dir)} does not say what it was measured on (another version wrote it, or it "
-                f"is damaged), so it is not shown; run `largescale evaluate` again, or remove it"
-            )
+            results.refused.append(str(path.relative_to(run_dir)))
             continue
         if path.parent.name == "eval":
             results.newest[record["protocol"]] = record
         if _name(record) not in map(_name, results.all):
             results.all.append(record)
+    for record in sorted(results.all, key=lambda one: one["measured"], reverse=True):
+        results.newest.setdefault(record["protocol"], record)
     return results
 
 
@@ -95,10 +97,16 @@ def _name(record: Record) -> str:
     return f"{record['protocol']}-{test}-step-{record['checkpoint_step']:08d}-{stamp}"
 
 
+def _checksum(record: Record) -> str:
+    content = {key: value for key, value in record.items() if key != _CHECKSUM}
+    return xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
+
+
 def _read(path: Path) -> Record | None:
+    """What `write_result` wrote; None for anything else."""
     try:
         record = json.loads(path.read_text())
-        whole = all(key in record for key in _KEYS) and record["made_from"]["version"] == VERSION
-        return record if whole and all("top1" in one for one in record["results"].values()) and _name(record) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = record["made_from"]["version"] == VERSION and record[_CHECKSUM] == _checksum(record)
+        return record if whole else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

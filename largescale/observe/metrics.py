@@ -91,13 +91,15 @@ class MetricsLog:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; a line that was cut by a crash is left out."""
+    """The whole records of a JSON-lines file; a line that was cut by a crash, or is no record, is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            _log.warning("%s: dropped a line that a crash cut short", path)
+            row = json.loads(line)
+            row["step"] + 0
+            rows.append(row)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            _log.warning("%s: dropped a line that a crash cut short, or that is no record of a step", path)
     return rows
 
 

@@ -22,6 +22,9 @@ from largescale.observe.html_parts import missing, section
 from largescale.observe.metrics import METRICS, read_lines
 from shards.files import atomic_write
 
+ENVIRONMENT = "environment.json"
+_IN_EVERY_ROW = ("step", "epoch", "images_seen", "lr", "loss", "step_s", "data_wait_s", "skipped_samples")
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -32,6 +35,7 @@ class _Run:
     metrics: list[dict[str, Any]]
     results: Results
     environment: dict[str, Any]
+    damage: list[str]
 
 
 def write_report(run_dir: Path) -> Path:
@@ -60,12 +64,18 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _read(run_dir: Path) -> _Run:
-    metrics = run_dir / METRICS
-    environment = run_dir / "environment.json"
-    return _Run(
-        run_dir, load_config(run_dir / "config.yaml"), read_lines(metrics) if metrics.is_file() else [],
-        read_results(run_dir), json.loads(environment.read_text()) if environment.is_file() else {},
-    )
+    metrics, damage = run_dir / METRICS, list[str]()
+    rows = read_lines(metrics) if metrics.is_file() else []
+    whole = [row for row in rows if all(isinstance(row.get(key), int | float) for key in _IN_EVERY_ROW)]
+    if len(whole) < len(rows):
+        damage.append(f"{METRICS}: {len(rows) - len(whole):,} of {len(rows):,} lines lack numbers and are not shown.")
+    try:
+        path = run_dir / ENVIRONMENT
+        environment = dict(json.loads(path.read_bytes())) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        environment = {}
+        damage.append(f"{ENVIRONMENT} cannot be read ({error}), so it is not shown.")
+    return _Run(run_dir, load_config(run_dir / "config.yaml"), whole, read_results(run_dir), environment, damage)
 
 
 def _headline(run: _Run) -> str:
@@ -86,7 +96,7 @@ def _headline(run: _Run) -> str:
 
 def _notes(run: _Run) -> list[str]:
     """What looks wrong, in plain words."""
-    notes = []
+    notes = list(run.damage)
     if run.metrics:
         last = run.metrics[-1]
         watch = CollapseWatch()
@@ -104,8 +114,9 @@ def _training(run: _Run) -> str:
     rows = run.metrics
     steps = [row["step"] for row in rows]
 
-    def column(key: str, factor: float = 1.0) -> list[float]:
-        return [row.get(key, math.nan) * factor for row in rows]
+    def column(key: str) -> list[float]:
+        values = [row.get(key) for row in rows]
+        return [value if isinstance(value, int | float) else math.nan for value in values]
 
     ln_k = sum(math.log(k) for k in prototype_counts(run.config)) / len(prototype_counts(run.config))
     panels = [

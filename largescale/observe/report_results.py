@@ -40,7 +40,7 @@ def tiles(results: Results) -> str:
 
 def notes(run_dir: Path, results: Results) -> list[str]:
     """What a reader should know before believing a number."""
-    lines = list(results.refused)
+    lines = [_refused(results.refused)] if results.refused else []
     for protocol, record in results.newest.items():
         name = PROTOCOLS.get(protocol, protocol)
         accuracies = record["results"]
@@ -50,6 +50,12 @@ def notes(run_dir: Path, results: Results) -> list[str]:
         if old := age(record, run_dir):
             lines.append(f"{name}: {old}.")
     return lines
+
+
+def _refused(names: list[str]) -> str:
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return (f"Not shown: {', '.join(names[:2])}{more}, changed or damaged since, or written by another version that "
+            f"did not say what was measured. Run `largescale evaluate` again, or remove them.")
 
 
 def accuracy(run_dir: Path, results: Results) -> str:

@@ -38,6 +38,7 @@ def test_tensorboard_has_the_same_scalars(tmp_path):
 def test_a_line_cut_by_a_crash_is_dropped(tmp_path):
     path = tmp_path / "audit" / "rank-00000.jsonl"
     path.parent.mkdir()
-    path.write_text(json.dumps({"step": 0, "keys": ["a"]}) + '\n{"step": 1, "ke')
+    whole = json.dumps({"step": 0, "keys": ["a"]}).encode()
+    path.write_bytes(b'7\n{}\n\xff\xfe\n{"step": "a"}\n' + whole + b'\n{"step": 1, "ke')
     forget_from(tmp_path, 5)
     assert read_lines(path) == [{"step": 0, "keys": ["a"]}]

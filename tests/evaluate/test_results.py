@@ -1,0 +1,64 @@
+"""Result files are shown as they were measured, or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from largescale.evaluate.made_from import VERSION
+from largescale.evaluate.results import read_results, write_result
+from largescale.observe import report_results
+
+
+def record(top1: float = 0.5, *, protocol: str = "knn", test: str = "test", measured: str = "2026-01-01") -> dict:
+    shards = {"location": f"/data/{test}", "name": test, "fingerprint": test}
+    made_from = {"version": VERSION, "weights": {"step": 4, "hash": "a"}, "test_shards": shards, "train_shards": shards}
+    return {
+        "protocol": protocol, "settings": {"knn_temperature": 0.07}, "num_train": 9, "num_test": 3,
+        "measured": measured, "checkpoint_step": 4, "warnings": [],
+        "results": {"pretrained": {"top1": top1, "top1_by_k": {"5": top1}}},
+        "made_from": made_from,
+    }
+
+
+def edited(text: str) -> str:
+    return text.replace('"top1": 0.5', '"top1": 0.9')
+
+
+def cut(text: str) -> str:
+    return text[: len(text) // 2]
+
+
+def of_an_older_version(text: str) -> str:
+    return json.dumps({key: value for key, value in json.loads(text).items() if key != "checksum"})
+
+
+def nested(_: str) -> str:
+    return 9999 * "["
+
+
+@pytest.mark.parametrize("change", [edited, cut, of_an_older_version, nested, lambda _: "[]", lambda _: ""])
+def test_a_result_that_was_changed_is_not_shown_and_named(tmp_path, change):
+    own = write_result(tmp_path, record())
+    newest = tmp_path / "eval" / "knn.json"
+    assert read_results(tmp_path).newest["knn"]["results"] == record()["results"]
+    newest.write_text(change(newest.read_text()))
+    found = read_results(tmp_path)
+    # The same measurement is still there under its own name.
+    assert found.newest["knn"]["results"] == record()["results"] and len(found.all) == 1
+    assert "Not shown: eval/knn.json, changed or damaged" in "\n".join(report_results.notes(tmp_path, found))
+    own.write_text(change(own.read_text()))
+    found = read_results(tmp_path)
+    assert not found.newest and not found.all and len(found.refused) == 2
+    assert "90" not in report_results.accuracy(tmp_path, found) and not report_results.tiles(found)
+
+
+def test_the_newest_is_the_last_measured_where_its_file_is_lost(tmp_path):
+    for day, test in ((2, "b"), (3, "a"), (1, "c")):
+        write_result(tmp_path, record(day / 10, test=test, measured=f"2026-01-0{day}"))
+    assert read_results(tmp_path).newest["knn"]["measured"] == "2026-01-01"
+    (tmp_path / "eval" / "knn.json").unlink()
+    found = read_results(Path(tmp_path))
+    assert found.newest["knn"]["measured"] == "2026-01-03" and len(found.all) == 3
