@@ -91,8 +91,20 @@ def export(run_dir: Path, out: Path, *, format_name: str = "torchvision", step: 
         "config": json.dumps({key: value for key, value in config.items() if key.startswith(_TOLD)}),
     }
     with atomic_write(out) as file:
-        file.write(safetensors.torch.save(tensors, metadata=metadata))
+        file.writelines(_in_order(safetensors.torch.save(tensors, metadata=metadata)))
     return Exported(out, metadata, len(tensors), out.stat().st_size)
+
+
+def _in_order(content: bytes) -> list[bytes | memoryview]:
+    """Parts of the same safetensors file with its metadata sorted: the library writes them in random order, and exports
+    of the same weights are to be equal files.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8
+    return [len(text).to_bytes(8, "little"), text, memoryview(content)[end:]]
 
 
 def _choose(run_dir: Path, step: int | None) -> Checkpoint:

@@ -137,7 +137,8 @@ def run(tmp_path_factory) -> Path:
 
 
 def test_the_newest_or_the_step_that_is_asked_for_is_exported(run, tmp_path):
-    newest, older = (export(run, tmp_path / f"{step}.safetensors", step=step) for step in (None, 5))
+    newest, older, again = (export(run, tmp_path / f"{step}.safetensors", step=step) for step in (None, 5, 10))
+    assert newest.path.read_bytes() == again.path.read_bytes() != older.path.read_bytes()
     assert (newest.metadata["step"], older.metadata["step"]) == ("10", "5")
     tensors = load_file(older.path)
     assert {value.dtype for value in tensors.values()} == {torch.float32, torch.int64}
