@@ -71,7 +71,8 @@ def statistics(views: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_views_are_distributed_as_the_published_ones(picture):
-    ours, published = statistics(our_views(picture)), statistics(published_views(picture))
+    views = our_views(picture)
+    ours, published = statistics(views), statistics(published_views(picture))
     for name in ours:
         for one, other in zip(ours[name].T, published[name].T, strict=True):
             # The error of a mean of COUNT views, of both: 4 of them are not met by chance.
@@ -83,7 +84,7 @@ def test_views_are_distributed_as_the_published_ones(picture):
             distance = (torch.searchsorted(one.sort().values, together, right=True)
                         - torch.searchsorted(other.sort().values, together, right=True)).abs().max() / COUNT
             assert float(distance) < 2.23 * (2 / COUNT) ** 0.5 + 0.015, f"{name}: {float(distance)}"
-    grey = (our_views(picture).std(1).amax((1, 2)) < 1e-4).float().mean()
+    grey = (views.std(1).amax((1, 2)) < 1e-4).float().mean()
     assert abs(float(grey) - 0.2) < 0.03
 
 

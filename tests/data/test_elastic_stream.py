@@ -66,18 +66,20 @@ def test_a_change_of_ranks_at_any_stop_changes_no_step(
 @settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 3), start=st.integers(0, 20), before=st.sampled_from(RANKS), after=st.sampled_from(RANKS),
-    workers=st.integers(0, 4), threads=st.integers(1, 3), window=st.sampled_from([1, 16, 500]),
+    loaded=st.integers(0, 7), workers=st.integers(0, 4), threads=st.integers(1, 3),
+    window=st.sampled_from([1, 16, 500]),
 )
 def test_the_views_do_not_depend_on_ranks_workers_threads_or_stops(
-    shard_folder, seed, start, before, after, workers, threads, window
+    shard_folder, seed, start, before, after, loaded, workers, threads, window
 ):
+    """One rank has loader processes and threads, the others none: 64 processes would not show more than 8."""
     overrides = ["train.global_batch=24", "data.streams=8", "method.queue=24", f"run.seed={seed}",
                  f"data.shuffle_window={window}"]
     whole = list(make_stream(shard_folder, *overrides)(range(start, start + 4)))
     for ranks, steps in ((before, range(start, start + 2)), (after, range(start + 2, start + 4))):
         loaders = [f"data.workers={workers}", f"data.threads={threads}"]
-        parts = [list(make_stream(shard_folder, *overrides, *loaders, rank=rank, ranks=ranks)(steps))
-                 for rank in range(ranks)]
+        parts = [list(make_stream(shard_folder, *overrides, *(loaders if rank == loaded % ranks else []), rank=rank,
+                                  ranks=ranks)(steps)) for rank in range(ranks)]
         for place, step in enumerate(steps):
             together = [part[place] for part in parts]
             assert [key for batch in together for key in batch.keys] == whole[step - start].keys

@@ -27,11 +27,11 @@ def peak_bytes():  # ru_maxrss would count the process that started this one
     return 1024 * int(line.split()[1])
 config = load_config(sys.argv[1], sys.argv[2:])
 before = peak_bytes()
-started = time.perf_counter()
+started = time.process_time()
 stream = Stream(config, rank=5, world_size=512, device=torch.device("cpu"), dtype=torch.float32)
 ids, epochs = stream.order.samples(stream.num_steps - 1)
 stream._needs.next_use(17)
-seconds = time.perf_counter() - started
+seconds = time.process_time() - started  # of all its threads
 peak = peak_bytes()
 assert stream.order.num_samples == 10**9 and ids.max() < 10**9 and len(np.unique(ids)) == 4096
 print(f"{seconds} {peak - before} {peak}")
@@ -68,17 +68,18 @@ def resident(pid: int) -> int:
 @pytest.mark.slow
 def test_memory_stays_flat_over_many_epochs(shard_folder):
     """The short form of `python benchmarks/soak.py`."""
-    stream = make_stream(shard_folder, "data.workers=2", "data.threads=2")
+    small = "data.crops=[{num: 2, size: 12, scale: [0.4, 1.0]}, {num: 1, size: 8, scale: [0.2, 0.6]}]"
+    stream = make_stream(shard_folder, "data.workers=2", "data.threads=2", small)
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     before = set(children.read_text().split())
     sizes: list[int] = []
     batches = stream(range(10**6))
     for batch in batches:
-        if batch.step % 200 == 199:
+        if batch.step % 100 == 99:
             processes = [os.getpid(), *map(int, set(children.read_text().split()) - before)]
             sizes.append(sum(resident(pid) for pid in processes))
         if len(sizes) == 6:
             break
     batches.close()
-    # A leak never gives back; what is in the air at the moment of a look does.
-    assert min(sizes[4:]) - min(sizes[1:3]) < 6e6, sizes
+    # A leak never gives back; what is in the air at the moment of a look does. Of 15 KB a step it would be seen.
+    assert min(sizes[4:]) - min(sizes[1:3]) < 3e6, sizes

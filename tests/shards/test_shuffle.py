@@ -11,9 +11,11 @@ from shards import shuffle
 
 
 def shuffled(folder: Path, count: int, seed: int | list[int]) -> np.ndarray:
-    np.arange(count, dtype=np.uint64).tofile(folder / "numbers")
+    numbers = folder / str(count)
+    if not numbers.exists():
+        np.arange(count, dtype=np.uint64).tofile(numbers)
     with (folder / "out").open("wb") as out:
-        shuffle.append_shuffled(folder / "numbers", out, seed, folder / "work")
+        shuffle.append_shuffled(numbers, out, seed, folder / "work")
     assert not (folder / "work").exists()
     return np.fromfile(folder / "out", np.uint64)
 

@@ -88,13 +88,13 @@ def test_between_buckets_of_google(folder, tmp_path, expected):
         command = ["convert", "gs://raw", "gs://out/photos", "--work", str(tmp_path), "--workers", "2", *OPTIONS]
         assert main(command) == 0
         found = objects(gcs, "out/photos")
-        assert main(["verify", "gs://out/photos"]) == 0
+        assert main(["verify", "gs://out/photos", "--workers", "2"]) == 0
     # The source is called `raw` here.
     assert {name for name in expected if found[name] != expected[name]} == {"manifest.json", "holdout/manifest.json"}
     assert json.loads(found["manifest.json"])["shards"] == json.loads(expected["manifest.json"])["shards"]
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_from_a_bucket_to_a_bucket(s3, tmp_path, expected, workers, capsys):
     out = f"s3://out/{workers}/photos"
     command = ["convert", "s3://raw/pile", out, "--work", str(tmp_path), "--workers", str(workers), *OPTIONS]
@@ -116,7 +116,7 @@ def test_keys_that_no_folder_could_have_are_converted(s3, tmp_path):
 
 
 def test_tasks_write_to_a_bucket_and_what_is_lost_there_is_written_again(s3, folder, tmp_path, expected, capsys):
-    command = ["convert", str(folder / "pile"), "s3://out/tasks", "--work", str(tmp_path), *OPTIONS]
+    command = ["convert", str(folder / "pile"), "s3://out/tasks", "--work", str(tmp_path), "--workers", "1", *OPTIONS]
     for task in (0, 2, 1):
         assert main([*command, "--task", f"{task}/3"]) == 0
     s3.client().rm("out/tasks/photos-000002.tar")
@@ -125,7 +125,7 @@ def test_tasks_write_to_a_bucket_and_what_is_lost_there_is_written_again(s3, fol
     assert main([*command, "--task", "2/3"]) == 0
     assert main(["merge", str(tmp_path)]) == 0
     assert objects(s3, "out/tasks") == expected
-    other = ["convert", str(folder / "pile"), "s3://out/tasks", "--work", str(tmp_path / "other"), *OPTIONS]
+    other = [str(tmp_path / "other") if part == str(tmp_path) else part for part in command]
     s3.client().rm("out/tasks/manifest.json")
     assert main(other) == 2
     assert "pass the --work of their conversion" in capsys.readouterr().err
@@ -137,7 +137,7 @@ def test_kills_leave_no_trace_in_a_bucket(s3, tmp_path, expected):
     command = [sys.executable, "-m", "shards", "convert", "s3://raw/pile", "s3://out/killed", "--work", str(tmp_path),
                "--workers", "2", *OPTIONS]
     chance, met = random.Random(0), 0
-    while met < 4:
+    while met < 3:
         with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True) as process:
             time.sleep(chance.uniform(1.0, 3.0))
             if process.poll() is not None:
@@ -153,16 +153,17 @@ def test_kills_leave_no_trace_in_a_bucket(s3, tmp_path, expected):
 
 def test_commands_look_into_a_bucket(s3, folder, tmp_path, capsys):
     s3.upload(folder / "expected", "looked")
-    assert main(["verify", "s3://looked"]) == 0
+    verify = ["verify", "s3://looked", "--workers", "1"]
+    assert main(verify) == 0
     assert main(["info", "s3://looked", "--html", str(tmp_path / "page.html")]) == 0
     assert "jpeg" in capsys.readouterr().out and (tmp_path / "page.html").read_text().count("<figure>") > 20
     name = "looked/photos-000001.tar"
     content = bytearray(s3.client().cat_file(name))
     content[3000] ^= 1
     s3.client().pipe_file(name, bytes(content))
-    assert main(["verify", "s3://looked"]) == 1
+    assert main(verify) == 1
     assert "photos-000001.tar: checksum of the file differs" in capsys.readouterr().out
-    assert main(["verify", "s3://looked", "--repair"]) == 2
+    assert main([*verify, "--repair"]) == 2
     assert main(["verify", "s3://nothing-there"]) == 2
 
 
