@@ -28,12 +28,11 @@ def neighbours(train: FeatureSet, test: FeatureSet, bank: ShardReader, queries: 
     _, rows = nearest(train.features, test.features[chosen], min(NEIGHBOURS, len(train)))
     lines = []
     for query, found in zip(chosen.tolist(), rows.tolist(), strict=True):
-        label = int(test.labels[query])
-        cells = [_figure(queries, int(test.ids[query]), test.classes[label], "query")]
+        label = test.classes[int(test.labels[query])]
+        cells = [_figure(queries, int(test.ids[query]), label, "query")]
         for row in found:
-            other = int(train.labels[row])
-            kind = "same" if other == label else "other"
-            cells.append(_figure(bank, int(train.ids[row]), train.classes[other], kind))
+            other = train.classes[int(train.labels[row])]  # names: the numbers may be of another list
+            cells.append(_figure(bank, int(train.ids[row]), other, "same" if other == label else "other"))
         lines.append(f'<div class="strip">{"".join(cells)}</div>')
     return "".join(lines)
 

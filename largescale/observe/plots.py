@@ -45,6 +45,8 @@ def curves(
         axes.set_xlabel("step")
         if ylim:
             axes.set_ylim(*ylim)
+        elif not any(value for values in lines.values() for value in values):
+            axes.set_ylim(0, 1)  # a scale of hundredths around zero would show differences where there are none
         if len(lines) + len(references or {}) > 1:
             axes.legend(loc="best", fontsize=8)
         return _svg(figure)
@@ -53,15 +55,15 @@ def curves(
 def accuracy_bars(accuracies: dict[str, dict[str, float]]) -> str:
     """Top-1 in percent as grouped bars: {protocol: {network: share}}."""
     with plt.rc_context(_STYLE):
-        networks = list(next(iter(accuracies.values())))
-        figure, axes = plt.subplots(figsize=(5.4, 0.5 + 0.42 * len(networks) * len(accuracies)))
+        networks = dict.fromkeys(name for results in accuracies.values() for name in results)
         colours = dict(zip(networks, (ACCENT, "#a9b8d0", "#d3d9e2"), strict=False))
+        num_bars = sum(map(len, accuracies.values()))
+        figure, axes = plt.subplots(figsize=(5.4, 0.5 + 0.42 * num_bars))
         place, ticks, names = 0.0, [], []
         for protocol, results in accuracies.items():
-            for network in networks:
-                share = 100 * results.get(network, float("nan"))
-                axes.barh(place, share, color=colours[network], height=0.82)
-                axes.text(share + 0.6, place, f"{share:.1f}", va="center", fontsize=9, fontweight="bold")
+            for network, share in results.items():
+                axes.barh(place, 100 * share, color=colours[network], height=0.82)
+                axes.text(100 * share + 0.6, place, f"{100 * share:.1f}", va="center", fontsize=9, fontweight="bold")
                 ticks.append(place)
                 names.append(f"{protocol} · {network}")
                 place += 1

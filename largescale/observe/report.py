@@ -118,6 +118,7 @@ def _training(run: _Run) -> str:
         values = [row.get(key) for row in rows]
         return [value if isinstance(value, int | float) else math.nan for value in values]
 
+    cached = "cache_hit_rate" in rows[-1]
     ln_k = sum(math.log(k) for k in prototype_counts(run.config)) / len(prototype_counts(run.config))
     panels = [
         plots.curves("Loss", steps, {"loss": column("loss")}, references={"ln K (uniform predictions)": ln_k}),
@@ -135,16 +136,17 @@ def _training(run: _Run) -> str:
         plots.curves("Making an image's views, ms of one loader thread", steps, {
             "read and verify": column("read_ms"), "decode": column("decode_ms"), "crop": column("crop_ms"),
         }),
-        plots.curves("Batches ready, and shards found in the cache", steps, {
+        plots.curves("Batches ready" + ", and shards found in the cache" * cached, steps, {
             "batches ready besides the one taken": column("queue_depth"),
-            **({"share of shards found": column("cache_hit_rate")} if "cache_hit_rate" in rows[-1] else {}),
+            **({"share of shards found": column("cache_hit_rate")} if cached else {}),
         }),
     ]
     seconds = sum(row["step_s"] * (row["step"] - before) for row, before in
                   zip(rows, [-1, *steps[:-1]], strict=True))
+    ranks = run.environment.get("world_size", "?")
     text = (
         f"{rows[-1]['images_seen'] / seconds:,.0f} images/s over {format_seconds(seconds)} of training on "
-        f"{run.environment.get('world_size', '?')} ranks; {sum(column('data_wait_s')) / sum(column('step_s')):.0%} of "
+        f"{ranks} rank{'s' * (ranks != 1)}; {sum(column('data_wait_s')) / sum(column('step_s')):.0%} of "
         f"the time went into reading and augmenting."
     )
     return section("Training", text, f'<div class="grid">{"".join(f"<div>{panel}</div>" for panel in panels)}</div>')

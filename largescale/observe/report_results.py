@@ -29,6 +29,7 @@ from shards.errors import InputError
 
 NAMES = {"pretrained": "pretrained", "untrained": "untrained", "pixels": "raw pixels"}
 PROTOCOLS = {"knn": "kNN", "linear": "linear"}
+_DO = {"untrained": "the untrained network does", "pixels": "raw pixels do"}
 _MAP_POINTS = 2000
 
 
@@ -45,7 +46,7 @@ def notes(run_dir: Path, results: Results) -> list[str]:
         name = PROTOCOLS.get(protocol, protocol)
         accuracies = record["results"]
         better = [other for other in accuracies if accuracies[other]["top1"] > accuracies["pretrained"]["top1"]]
-        lines += [f"{name}: {NAMES[other]} does better than the pretrained network." for other in better]
+        lines += [f"{name}: {_DO[other]} better than the pretrained network." for other in better]
         lines += [f"{name}: {warning}." for warning in record["warnings"]]
         if old := age(record, run_dir):
             lines.append(f"{name}: {old}.")
@@ -70,7 +71,8 @@ def accuracy(run_dir: Path, results: Results) -> str:
     on = " ".join(f"{PROTOCOLS.get(protocol, protocol)}: {_measured_on(record)}."
                   for protocol, record in results.newest.items())
     text = f"Frozen features. {on} The probe's learning rate was chosen without the test images."
-    table = "".join(_rows(run_dir, record) for record in results.all)
+    table = "".join(_rows(run_dir, record, _settings_that_differ(results.all, record["protocol"]))
+                    for record in results.all)
     details = (
         f'<details><summary>All numbers, of {len(results.all)} measurements</summary><table><tr><th>protocol</th>'
         f'<th>features</th><th>test images</th><th>training images</th><th class="number">step</th>'
@@ -114,7 +116,22 @@ def _measured_on(record: Record) -> str:
             f"of {train['name']}, checkpoint of step {record['checkpoint_step']:,}")
 
 
-def _rows(run_dir: Path, record: Record) -> str:
+def _settings(record: Record) -> dict[str, Any]:
+    """What may tell a measurement from another one of the same shards and checkpoint."""
+    own = {key.removeprefix(f"{record['protocol']}_").replace("_", " "): value
+           for key, value in record["settings"].items() if key.startswith(f"{record['protocol']}_")}
+    images = {key: value for key, value in record["made_from"]["images"].items() if key != "precision"}
+    # Those of the sweep are rows of their own.
+    return {**images, **{key: value for key, value in own.items() if key not in ("neighbours", "rates")}}
+
+
+def _settings_that_differ(records: list[Record], protocol: str) -> list[str]:
+    of_protocol = [_settings(record) for record in records if record["protocol"] == protocol]
+    return [key for key, value in of_protocol[0].items() if any(one.get(key) != value for one in of_protocol)]
+
+
+def _rows(run_dir: Path, record: Record, differing: list[str]) -> str:
+    settings = "".join(f", {key} {_settings(record).get(key, '?')}" for key in differing)
     train, test = record["made_from"]["train_shards"], record["made_from"]["test_shards"]
     rows = []
     for name, result in record["results"].items():
@@ -125,7 +142,7 @@ def _rows(run_dir: Path, record: Record) -> str:
             rows.append((f"{PROTOCOLS.get(record['protocol'], record['protocol'])}{rate}", name, result["top1"]))
     step = f"{record['checkpoint_step']}{' (old)' if age(record, run_dir) else ''}"
     return "".join(
-        f"<tr><td>{html.escape(what)}</td><td>{NAMES[name]}</td>"
+        f"<tr><td>{html.escape(what + settings)}</td><td>{NAMES[name]}</td>"
         f'<td title="{html.escape(test["location"])}">{html.escape(test["name"])}</td>'
         f'<td title="{html.escape(train["location"])}">{html.escape(train["name"])}</td>'
         f'<td class="number">{step}</td><td class="number">{100 * share:.2f}</td></tr>'

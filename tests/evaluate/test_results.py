@@ -12,9 +12,11 @@ from largescale.evaluate.results import read_results, write_result
 from largescale.observe import report_results
 
 
-def record(top1: float = 0.5, *, protocol: str = "knn", test: str = "test", measured: str = "2026-01-01") -> dict:
+def record(top1: float = 0.5, *, protocol: str = "knn", test: str = "test", measured: str = "2026-01-01",
+           size: int = 28) -> dict:
     shards = {"location": f"/data/{test}", "name": test, "fingerprint": test}
-    made_from = {"version": VERSION, "weights": {"step": 4, "hash": "a"}, "test_shards": shards, "train_shards": shards}
+    made_from = {"version": VERSION, "weights": {"step": 4, "hash": "a"}, "test_shards": shards, "train_shards": shards,
+                 "images": {"size": size}}
     return {
         "protocol": protocol, "settings": {"knn_temperature": 0.07}, "num_train": 9, "num_test": 3,
         "measured": measured, "checkpoint_step": 4, "warnings": [],
@@ -62,3 +64,12 @@ def test_the_newest_is_the_last_measured_where_its_file_is_lost(tmp_path):
     (tmp_path / "eval" / "knn.json").unlink()
     found = read_results(Path(tmp_path))
     assert found.newest["knn"]["measured"] == "2026-01-03" and len(found.all) == 3
+
+
+def test_measurements_that_differ_in_a_setting_alone_are_told_apart(tmp_path):
+    for size in (28, 24):
+        write_result(tmp_path, record(size / 100, size=size))
+    write_result(tmp_path, record(0.7, protocol="linear"))
+    page = report_results.accuracy(tmp_path, read_results(tmp_path))
+    assert "kNN, k = 5, size 28<" in page and "kNN, k = 5, size 24<" in page and ">linear<" in page
+    assert "raw pixels" not in page  # nothing was measured of them
