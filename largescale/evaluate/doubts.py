@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -12,6 +14,10 @@ from largescale.evaluate.protocols import KNN_HEADLINE_K
 from shards.errors import InputError
 from shards.manifest import Manifest, read_index, read_manifest
 from shards.stores import is_url
+
+_MOST_COMPARED = 20_000_000
+"""Samples whose checksums are read; more would take longer than the evaluation."""
+_SHARDS_AT_A_TIME = 1000
 
 
 def doubts(
@@ -34,14 +40,19 @@ def doubts(
 def num_shared(train: Corpus, test: Corpus) -> int:
     """Test samples whose bytes are among the training samples too.
 
-    Images are compared by the checksums of the indexes; where a side is in a store, tars by those of the manifests, so
-    that nothing is fetched for it.
+    Images are compared by the checksums of the indexes; where a side is in a store, or is very large, tars by those of
+    the manifests, so that nothing is fetched for it.
     """
     if train.fingerprint() == test.fingerprint():
         return test.manifest.num_samples
-    if train.cache is not None or test.cache is not None:
+    far = train.cache is not None or test.cache is not None
+    if far or train.manifest.num_samples > _MOST_COMPARED:
         return num_in_shared_shards(train.manifest, test.manifest)
-    return int(np.isin(_checksums(test.manifest), _checksums(train.manifest)).sum())
+    wanted, found = np.concatenate(list(_checksums(test.manifest))), 0
+    for some in _checksums(train.manifest):
+        seen = np.isin(wanted, some)
+        found, wanted = found + int(seen.sum()), wanted[~seen]
+    return found
 
 
 def num_in_shared_shards(train: Manifest, test: Manifest) -> int:
@@ -50,9 +61,12 @@ def num_in_shared_shards(train: Manifest, test: Manifest) -> int:
     return sum(shard.num_samples for shard in test.shards if shard.checksum in known)
 
 
-def _checksums(manifest: Manifest) -> np.ndarray:
-    columns = [read_index(manifest.index_path(number)).checksum for number in range(len(manifest.shards))]
-    return np.concatenate(columns) if columns else np.empty(0, np.uint64)
+def _checksums(manifest: Manifest) -> Iterator[np.ndarray]:
+    """Those of all samples, of many shards at a time."""
+    numbers = range(len(manifest.shards))
+    for start in range(0, len(numbers), _SHARDS_AT_A_TIME):
+        some = numbers[start : start + _SHARDS_AT_A_TIME]
+        yield np.concatenate([read_index(manifest.index_path(number)).checksum for number in some])
 
 
 def _same_images(train: Corpus, test: Corpus) -> str:
@@ -69,13 +83,13 @@ def _trained_on(config: Config, train: Corpus, test: Corpus) -> str:
     shared = 0
     for location, _, _ in corpus_settings(config.data):
         try:
-            manifest = None if is_url(location) else read_manifest(location)
-        except InputError:
-            manifest = None  # evaluation does not need them
-        if manifest is not None and manifest.fingerprint != train.manifest.fingerprint:
-            shared += num_in_shared_shards(manifest, test.manifest)
-    return f"{shared:,} of the test images are in the shards that the network was pretrained on (data.shards), " \
-           f"without their labels" if shared else ""
+            pretraining = None if is_url(location) else Corpus(read_manifest(location))
+            if pretraining is not None and pretraining.fingerprint() != train.fingerprint():
+                shared += num_shared(pretraining, test)
+        except (InputError, OSError):
+            pass  # evaluation does not need them
+    return f"{shared:,} of the test images are among those that the network was pretrained on (data.shards), without " \
+           f"their labels" if shared else ""
 
 
 def _unknown_classes(train: FeatureSet, test: FeatureSet) -> str:
