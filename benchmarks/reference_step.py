@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax, normalize
 
 from largescale.config import Config, OptimConfig
-from largescale.methods.swav import SwAV
+from largescale.methods.swav.method import SwAV
 
 
 class ReferenceStep:

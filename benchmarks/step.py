@@ -27,9 +27,10 @@ from torch import Tensor
 
 from largescale import precision
 from largescale.config import Config, load_config
+from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.models.backbones import stages
-from largescale.optim import parameter_groups
+from largescale.optim.roles import parameter_groups
 from largescale.parallel import build_engine
 from largescale.parallel.engine import Engine, StepCheck
 from largescale.plan.hardware import GPUS, gpu_like
@@ -47,12 +48,13 @@ PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("bf16",)}
 Step = Callable[[], float]
 
 
-def views(config: Config, device: torch.device) -> list[Tensor]:
+def views(config: Config, device: torch.device) -> Views:
     """Random views of a batch, channels last, in the precision in which the stream delivers them."""
     generator = torch.Generator(device).manual_seed(0)
     shapes = [(group.num * config.train.global_batch, 3, group.size, group.size) for group in config.data.crops]
-    return [torch.randn(shape, generator=generator, device=device).to(
+    images = [torch.randn(shape, generator=generator, device=device).to(
         precision.views_dtype(config), memory_format=torch.channels_last) for shape in shapes]
+    return Views.numbered(images, config.train.global_batch)
 
 
 def reference(config: Config, device: torch.device) -> Step:
@@ -60,7 +62,7 @@ def reference(config: Config, device: torch.device) -> Step:
     torch.manual_seed(0)
     dtype = precision.AUTOCAST.get(config.train.precision, torch.float32)
     step = ReferenceStep(build_method(config).to(device), config, dtype)
-    batch = [view.float().contiguous() for view in views(config, device)]
+    batch = [images.float().contiguous() for images in views(config, device).images]
     return lambda: step(batch)
 
 
@@ -83,7 +85,8 @@ def ours(config: Config, device: torch.device, change: Callable[[Engine, Config]
 
 def in_nchw(engine: Engine, config: Config) -> None:
     """Views in NCHW."""
-    batch = [view.contiguous() for view in views(config, torch.device(engine.all_ranks.device_type))]
+    batch = views(config, torch.device(engine.all_ranks.device_type))
+    batch = batch._replace(images=[images.contiguous() for images in batch.images])
     engine.micro_batches = lambda _: [batch]
 
 
@@ -98,7 +101,7 @@ def by_view(engine: Engine, config: Config) -> None:
 
 def by_parameter(engine: Engine, config: Config) -> None:
     """LARS one parameter after the other."""
-    engine.optimizer = PlainLARS(parameter_groups(engine.method, config.optim), config.optim)
+    engine.optimizer = PlainLARS(parameter_groups(engine.method, engine.method.roles(), config.optim), config.optim)
 
 
 def unchecked(engine: Engine, config: Config) -> None:
@@ -114,7 +117,7 @@ def published_sinkhorn(config: Config, device: torch.device) -> Step:
         return torch.stack([plain_codes(view, epsilon=epsilon, iterations=iterations) for view in scores])
 
     def patched() -> float:
-        with patch("largescale.methods.swav.sinkhorn", codes):
+        with patch("largescale.methods.swav.method.sinkhorn", codes):
             return step()
 
     return patched

@@ -46,7 +46,7 @@ def planned(recipe: str, images: int, changes: list[str], gpus: int, gpu: str) -
         *changes, f"train.global_batch={images * gpus}", f"parallel.batchnorm_group_size={min(64, gpus)}",
     ], default_shards="unset")
     found = plan(config, Request(gpus, gpu), advise=False)
-    step, sinkhorn = found["seconds"]["step"], found["seconds"]["of these Sinkhorn's"]
+    step, sinkhorn = found["seconds"]["step"], found["seconds"]["of these Sinkhorn's marginals"]
     return {"gpus": gpus, "fits": found["fits"], "needed_gb": found["memory_gb"]["needed"], "step_s": step,
             "images_per_s": found["images_per_s"], "images_per_s_hidden": images * gpus / (step - sinkhorn),
             "waits_s": found["seconds"]["collectives it waits for"], "behind_s":

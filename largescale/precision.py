@@ -1,6 +1,6 @@
 """Numbers: precision of the computation, loss scaling for fp16, deterministic mode.
 
-| train.precision | weights | convolutions and matrix products | BatchNorm, Sinkhorn, loss |
+| train.precision | weights | convolutions and matrix products | BatchNorm, scores, loss |
 |---|---|---|---|
 | fp32 | fp32 | fp32 | fp32 |
 | tf32 | fp32 | fp32 with TensorFloat-32 (CUDA) | fp32 |

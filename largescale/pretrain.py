@@ -14,13 +14,13 @@ from contextlib import closing
 import torch
 
 from largescale import precision, stopping
-from largescale.config import Config, prototype_counts, without_effect
+from largescale.config import Config, without_effect
 from largescale.data.corpora import describe as describe_corpora
 from largescale.data.stream import Stream
 from largescale.methods import build_method
 from largescale.observe import waiting
-from largescale.observe.collapse import CollapseWatch
 from largescale.observe.console import Progress, configure_logging
+from largescale.observe.doctor import Doctor
 from largescale.observe.meter import Meter
 from largescale.observe.spikes import SpikeWatch
 from largescale.optim import learning_rates
@@ -93,10 +93,9 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     warn_of_schedule(config, Length.of(stream))
 
     # -- The loop ----------------------------------------------------------------------------------------------------
-    counts, batch_size = prototype_counts(config), config.train.global_batch
-    meter = Meter(counts, batch_size, stream.order.num_samples, device, engine.loss_scale)
-    spikes, collapse = SpikeWatch(config.train.spike_factor, spike_state), CollapseWatch()
-    progress = Progress(first_step, num_steps)
+    meter = Meter(engine.method, config.train.global_batch, stream.order.num_samples, device, engine.loss_scale)
+    spikes, doctor = SpikeWatch(config.train.spike_factor, spike_state), Doctor(engine.method)
+    progress = Progress(first_step, num_steps, engine.method.brief)
     data_steps = DataSteps(first_step, num_steps, run.rollbacks.windows())
     with (
         run.failure_in_status(first_step, num_steps), closing(stream(data_steps)) as batches, run.watched() as watchdog,
@@ -109,8 +108,8 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
             stop_reason = stopping.reason(left_s, config.run.stop_before_s)
 
             watchdog.beat(f"step {step}: forward and backward")
-            output = engine.forward_backward(batch.views, step)
-            check = engine.check(batch.views, output.loss, stop=bool(stop_reason))
+            output = engine.forward_backward(views := batch.inputs(), step)
+            check = engine.check(views, output.loss, stop=bool(stop_reason))
             if trouble := check.trouble or spikes.look(check.grad_norm):
                 run.settle_save()
                 run.dump_trouble(step, batch, output, trouble)
@@ -138,7 +137,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                 }
                 run.record_metrics(row)
                 _log.info(progress.line(row))
-                for advice in (waiting.advice(row, config.data, stream.counts), collapse.look(row)):
+                for advice in (waiting.advice(row, config.data, stream.counts), doctor.look(row)):
                     if rank() == 0 and advice:
                         _log.warning("step %d: %s", step, advice)
                 if why := too_many_skipped(config, num_skipped, row["skipped_rate"]):
@@ -199,7 +198,7 @@ def describe(config: Config) -> tuple[dict[str, object], list[str]]:
         ),
         "views of an image": " + ".join(f"{group.num} x {group.size} px" for group in config.data.crops),
         "backbone parameters": sum(p.numel() for p in method.backbone.parameters()),
-        "head and prototype parameters": sum(p.numel() for p in method.parameters())
+        "head parameters": sum(p.numel() for p in method.parameters())
         - sum(p.numel() for p in method.backbone.parameters()),
         "feature width": method.num_features,
     }

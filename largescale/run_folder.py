@@ -11,7 +11,7 @@
     status.json          running, stopped, failed (and why) or complete, and the steps done; run/status.py reads it
     owner-*.json         while a training runs: which process it is, see run/lease.py
     rollbacks.jsonl      when the run went back to a checkpoint, and what data it left out
-    trouble/step-*/      of a step that could not be used: keys and scores, a file a rank
+    trouble/step-*/      of a step that could not be used: keys and evidence, a file a rank
     stacks/              where every rank stood when the run hung
     former-1/            what a former run left here, whose checkpoints are gone
 """
@@ -38,7 +38,7 @@ from largescale.checkpoint.saver import SaveFailed, Saver
 from largescale.config import Config, flatten, to_yaml
 from largescale.data import order
 from largescale.data.stream import Batch
-from largescale.methods.swav import MethodOutput
+from largescale.methods.method import Output
 from largescale.observe.metrics import JsonLines, MetricsLog, forget_from
 from largescale.parallel import batchnorm_images
 from largescale.parallel.engine import Engine
@@ -230,15 +230,15 @@ class RunFolder:
             raise TrainingStopped(f"{line}; make room there and give the same command again") from error
         _log.warning("%s; the next one is tried in %d steps", line, self.config.checkpoint.every_steps)
 
-    def dump_trouble(self, step: int, batch: Batch, output: MethodOutput, trouble: str) -> None:
-        """Write what it takes to look into a bad step: keys and scores of this rank. Views follow from the keys."""
+    def dump_trouble(self, step: int, batch: Batch, output: Output, trouble: str) -> None:
+        """Write what it takes to look into a bad step: keys and evidence of this rank. Views follow from the keys."""
         folder = self.path / "trouble" / f"step-{step:08d}"
         keys = batch.keys or [str(sample_id) for sample_id in batch.ids.tolist()]
         row = {"step": step, "data_step": batch.step, "trouble": trouble, "loss": float(output.loss), "keys": keys}
         _write_text(folder / f"rank-{rank():05d}.json", json.dumps(row) + "\n")
-        scores = {f"scores.{number}": head.contiguous().cpu() for number, head in enumerate(output.scores)}
+        evidence = {name: value.contiguous().cpu() for name, value in output.evidence.items()}
         with atomic_write(folder / f"rank-{rank():05d}.safetensors") as file:
-            file.write(safetensors.torch.save(scores))
+            file.write(safetensors.torch.save(evidence))
 
     def way_on(self, step: int, trouble: str, rates: Sequence[float]) -> str:
         """What works from here, after a step that cannot be used."""

@@ -78,9 +78,9 @@ def steps_that_wait(report: Report, context: Context) -> None:
                          "train.global_batch=16", "train.precision=bf16", "parallel.strategy=ddp"])
         precision.set_up(config, device)
         engine = build_engine(build_method(config), config, device)
-        meter = Meter([30], 16, 160, device)
-        views = [view.to(device, torch.bfloat16) for view in random_views(config, 0)]
-        batch = Batch(0, torch.arange(16), [], views, [], 0, {})
+        meter = Meter(engine.method, 16, 160, device)
+        views = random_views(config, 0, device, torch.bfloat16)
+        batch = Batch(0, torch.arange(16), [], views.images, [], 0, {})
 
         def step() -> None:
             output = engine.forward_backward(views, 0)
@@ -201,7 +201,7 @@ def _step(config: Any, device: torch.device) -> dict[str, Tensor]:
     method = build_method(config)
     calm(method)
     engine = build_engine(method, config, device)
-    loss = engine.forward_backward([view.to(device) for view in random_views(config, 0)], 0).loss
+    loss = engine.forward_backward(random_views(config, 0, device, torch.float64), 0).loss
     statistics = [value.flatten() for name, value in method.named_buffers() if name.endswith("running_var")]
     return {"loss": loss[None], "gradient": torch.cat([grad.flatten() for grad in engine.gradients()]),
             "running variances": torch.cat(statistics)}

@@ -18,6 +18,7 @@ from gpu.strategies import random_views, recipe
 
 from largescale import precision
 from largescale.config import Config
+from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.parallel import build_engine
 from largescale.parallel.engine import Engine
@@ -69,24 +70,24 @@ def _plan(config: Config, kind: str) -> dict[str, Any]:
     return plan(config, Request(gpus=1, gpu=kind), advise=False)
 
 
-def _engine(config: Config, device: torch.device) -> tuple[Engine, list[torch.Tensor]]:
+def _engine(config: Config, device: torch.device) -> tuple[Engine, Views]:
     precision.set_up(config, device)
     torch.manual_seed(0)
     with patch("largescale.parallel.multiply_small_maps", lambda network: None):  # a plan is of a GPU's step
         engine = build_engine(build_method(config), config, device)
     small = replace(config, train=replace(config.train, global_batch=1))
     batch = config.train.global_batch
-    views = [view.to(device, precision.views_dtype(config)).repeat(batch, 1, 1, 1).contiguous(
-        memory_format=torch.channels_last) for view in random_views(small, 0)]
-    return engine, views
+    images = [view.repeat(batch, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+              for view in random_views(small, 0, device, precision.views_dtype(config)).images]
+    return engine, Views.numbered(images, batch)
 
 
-def _step(engine: Engine, views: list[torch.Tensor]) -> None:
+def _step(engine: Engine, views: Views) -> None:
     output = engine.forward_backward(views, 0)
     engine.update(engine.check(views, output.loss), step=0, lr=1e-3, clip=0.0)
 
 
-def _seconds(engine: Engine, views: list[torch.Tensor], device: torch.device, repeats: int) -> float:
+def _seconds(engine: Engine, views: Views, device: torch.device, repeats: int) -> float:
     times = []
     for _ in range(repeats):
         synchronize(device)
@@ -119,7 +120,7 @@ def _on_cpu(report: Report, what: str, config: Config, planned: dict[str, Any], 
     engine, views = _engine(config, device)
     _step(engine, views)  # the optimizer's state is there from the second step on
     trace = StepTrace()
-    trace.watch(iter([*engine.method.parameters(), *engine.method.buffers(), *views,
+    trace.watch(iter([*engine.method.parameters(), *engine.method.buffers(), *views.images,
                       *(value for state in engine.optimizer.state.values() for value in state.values())]))
     seconds = _seconds(engine, views, device, 1)
     with trace:

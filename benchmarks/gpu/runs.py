@@ -70,7 +70,7 @@ def _copy(value: torch.Tensor) -> torch.Tensor:
 
 def _steps(engine: Any, config: Any, device: torch.device, number: int, before_update: Any = None) -> None:
     for step in range(number):
-        views = [view.to(device, precision.views_dtype(config)) for view in random_views(config, step)]
+        views = random_views(config, step, device, precision.views_dtype(config))
         output = engine.forward_backward(views, step)
         check = engine.check(views, output.loss)
         if before_update is not None:

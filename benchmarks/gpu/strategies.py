@@ -23,6 +23,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from largescale import precision
 from largescale.config import Config, load_config
+from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.parallel import build_engine
 from largescale.processes import process_group
@@ -74,12 +75,13 @@ def recipe(overrides: list[str]) -> Config:
         return load_config(file.name, overrides)
 
 
-def random_views(config: Config, step: int) -> list[Tensor]:
-    """Views of random images in float64, channels last, on the CPU; the same for all devices and precisions."""
+def random_views(config: Config, step: int, device: torch.device, dtype: torch.dtype) -> Views:
+    """Views of random images, channels last; the same for all devices and precisions."""
     generator = torch.Generator().manual_seed(1000 + step)
-    return [torch.randn(group.num * config.train.global_batch, 3, group.size, group.size, generator=generator,
-                        dtype=torch.float64).contiguous(memory_format=torch.channels_last)
-            for group in config.data.crops]
+    images = [torch.randn(group.num * config.train.global_batch, 3, group.size, group.size, generator=generator,
+                          dtype=torch.float64).to(device, dtype, memory_format=torch.channels_last)
+              for group in config.data.crops]
+    return Views.numbered(images, config.train.global_batch)
 
 
 def calm(method: nn.Module) -> None:
@@ -105,7 +107,7 @@ def train(config: Config, device: torch.device, steps: int = STEPS) -> tuple[lis
         engine.loss_scale.numbers[0] = 2.0**8  # nothing overflows: a step that is passed over cannot be compared
     losses, weights = [], [_weights(engine)]
     for step in range(steps):
-        views = [view.to(device, precision.views_dtype(config)) for view in random_views(config, step)]
+        views = random_views(config, step, device, precision.views_dtype(config))
         output = engine.forward_backward(views, step)
         check = engine.check(views, output.loss)
         if check.trouble or check.overflow:
@@ -206,7 +208,7 @@ def fairscale_fsdp(report: Report, context: Context) -> None:
     with process_group() as device:
         config = configuration(context, "demo", "train.precision=fp32", "parallel.strategy=ddp")
         precision.set_up(config, device)
-        views = [view.to(device, torch.float32) for view in random_views(config, 0)]
+        views = random_views(config, 0, device, torch.float32)
         engine, method = build_engine(_seeded(config), config, device), _seeded(config).to(device)
         engine.forward_backward(views, 0)
         try:

@@ -25,6 +25,7 @@ from largescale.data.fetcher import Fetcher, Needs, working_set
 from largescale.data.loader import Loader, Position, choose_counts
 from largescale.data.order import Mixture, rank_places
 from largescale.data.reader import ShardReader
+from largescale.data.views import Views
 from largescale.launch import own_launch
 from shards.errors import InputError
 
@@ -50,6 +51,10 @@ class Batch:
     skipped: list[dict[str, Any]]
     substituted: int
     costs: dict[str, float]
+
+    def inputs(self) -> Views:
+        """What the method sees."""
+        return Views(self.views, self.ids.to(self.views[0].device, non_blocking=True))
 
 
 class Stream:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
@@ -21,7 +21,7 @@ from largescale.data.decode import decode
 from largescale.data.loader import choose_counts
 from largescale.data.reader import SampleError, ShardReader
 from largescale.evaluate.feature_set import FeatureSet
-from largescale.methods import build_method
+from largescale.methods import Method, build_method
 from shards.errors import InputError
 
 PIXELS_SIDE = 32
@@ -30,7 +30,7 @@ PIXELS_SIDE = 32
 _log = logging.getLogger(__name__)
 
 
-def load_method(config: Config, checkpoint: Checkpoint | None) -> nn.Module:
+def load_method(config: Config, checkpoint: Checkpoint | None) -> Method:
     """The method in evaluation mode, with the weights of a checkpoint, or as it was before its first step.
 
     Raises:

@@ -12,15 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from largescale.checkpoint.folder import Checkpoint
 from largescale.config import Config
 from largescale.data.corpora import Corpus
-from largescale.evaluate import prototype_scores
+from largescale.evaluate import exemplars
 from largescale.evaluate.extract import drop_equal_channels, extract, load_method, pixels
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.made_from import VERSION, Stamp, difference, images_stamp, network_stamp, weights_stamp
+from largescale.methods import Method, method_class
 from shards.errors import InputError
 
 NETWORKS = {"pretrained": "pretrained network", "untrained": "same network, untrained", "pixels": "raw pixels"}
@@ -58,7 +59,7 @@ def features_of_run(
     for (name, place), features in made.items():
         features.save(path_of(run_dir, name, PARTS[place]), wanted[name, place])
     features = {**kept, **made}
-    _keep_prototype_scores(config, run_dir, networks, features["pretrained", 0], wanted["pretrained", 0])
+    _keep_exemplars(config, run_dir, networks, features["pretrained", 0], wanted["pretrained", 0])
     return {name: features[name, 0] for name in names}, {name: features[name, 1] for name in names}
 
 
@@ -101,10 +102,10 @@ class _Networks:
     def __init__(self, config: Config, checkpoint: Checkpoint) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._config, self._checkpoint = config, checkpoint
-        self._method: nn.Module | None = None
+        self._method: Method | None = None
 
     @property
-    def method(self) -> nn.Module:
+    def method(self) -> Method:
         """The method with the weights of the checkpoint."""
         if self._method is None:
             self._method = load_method(self._config, self._checkpoint).to(self.device)
@@ -114,15 +115,18 @@ class _Networks:
         if name == "pixels":
             return pixels
         if name == "untrained":
-            return load_method(self._config, None).to(self.device).backbone
-        return self.method.backbone
+            return load_method(self._config, None).to(self.device).encode
+        return self.method.encode
 
 
-def _keep_prototype_scores(
+def _keep_exemplars(
     config: Config, run_dir: Path, networks: _Networks, train: FeatureSet, made_from: Stamp
 ) -> None:
-    path = prototype_scores.path_of(run_dir)
+    shown = method_class(config).exemplars
+    if shown is None:
+        return
+    path = exemplars.path_of(run_dir, shown.name)
     stamp = {**made_from, "seed": config.run.seed}
-    known = prototype_scores.load(path)
+    known = exemplars.load(path)
     if known is None or json.dumps(known.made_from) != json.dumps(stamp):
-        prototype_scores.save(path, networks.method, train, networks.device, config.run.seed, stamp)
+        exemplars.save(path, networks.method, train, networks.device, config.run.seed, stamp)

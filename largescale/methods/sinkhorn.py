@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from largescale.distributed.collectives import exchanging
+
 _KERNEL_EXPONENT = 35.0
 """Largest |score| / epsilon whose exponential, and all products with scaling vectors, stay in float32."""
 
@@ -136,7 +138,8 @@ def _log_column_sums(
 
 def _all_reduce(values: Tensor, group: dist.ProcessGroup | None) -> None:
     if _group_size(group) > 1:
-        dist.all_reduce(values, group=group)
+        with exchanging("Sinkhorn's marginals"):
+            dist.all_reduce(values, group=group)
 
 
 def _group_size(group: dist.ProcessGroup | None) -> int:

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from largescale.models.heads import Prototypes
-
 
 def materialise(network: nn.Module, device: torch.device, seed: int) -> None:
     """Give a network on the meta device memory and weights. Collectives: none."""
@@ -28,6 +26,9 @@ def materialise(network: nn.Module, device: torch.device, seed: int) -> None:
 @torch.no_grad()
 def initialise_pieces(network: nn.Module, seed: int) -> None:
     """Fill the parameters and buffers of a network, whole or sharded by FSDP2.
+
+    A module whose weights fulfil a condition brings them to it in a method `finish_initialisation`, which is called
+    when all are drawn and works on local pieces.
 
     Memory: one whole tensor at a time, in float32, on the host.
 
@@ -44,8 +45,8 @@ def initialise_pieces(network: nn.Module, seed: int) -> None:
         for key, parameter in module.named_parameters(recurse=False):
             _keep_piece(parameter, _draw(module, key, tuple(parameter.shape), f"{seed} {name}.{key}"))
     for module in network.modules():
-        if isinstance(module, Prototypes):
-            module.normalize_()
+        if hasattr(module, "finish_initialisation"):
+            module.finish_initialisation()
 
 
 def _draw(module: nn.Module, key: str, shape: tuple[int, ...], name: str) -> Tensor:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
+
+from largescale.methods.method import Row
 
 
 def configure_logging(rank: int, world_size: int) -> None:
@@ -22,7 +25,9 @@ def configure_logging(rank: int, world_size: int) -> None:
 class Progress:
     """Formats one console line a logged step, with the time that is left at the run's own pace."""
 
-    def __init__(self, first_step: int, num_steps: int) -> None:
+    def __init__(self, first_step: int, num_steps: int, brief: Callable[[Row], str]) -> None:
+        """`brief` says what a method adds behind the loss."""
+        self._brief = brief
         self._first, self._num_steps, self._started = first_step, num_steps, time.perf_counter()
 
     def line(self, row: dict[str, Any]) -> str:
@@ -33,7 +38,7 @@ class Progress:
         left = format_seconds(pace * (self._num_steps - done))
         return (
             f"step {done}/{self._num_steps} ({done / self._num_steps:.0%})  epoch {row['epoch']:.2f}  "
-            f"loss {row['loss']:.4f} ({row['loss_over_ln_k']:.0%} of ln K)  lr {row['lr']:.2e}  "
+            f"loss {row['loss']:.4f}{self._brief(row)}  lr {row['lr']:.2e}  "
             f"{row['images_per_s']:.0f} images/s  waiting {row['data_wait_s'] / row['step_s']:.0%}  left {left}"
             f"{skipped}"
         )

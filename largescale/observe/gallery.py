@@ -1,4 +1,4 @@
-"""Images of a report as HTML: what a feature space calls near, and what a prototype stands for."""
+"""Images of a report as HTML: what a feature space calls near, and what the outputs of a head stand for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shards.errors import InputError
 
 _THUMBNAIL = 84
 
-QUERIES, NEIGHBOURS, PROTOTYPES, NEAREST_IMAGES = 8, 9, 10, 10
+QUERIES, NEIGHBOURS, OUTPUTS, NEAREST_IMAGES = 8, 9, 10, 10
 
 
 def neighbours(train: FeatureSet, test: FeatureSet, bank: ShardReader, queries: ShardReader, seed: int) -> str:
@@ -45,17 +45,17 @@ def _queries(labels: np.ndarray, seed: int) -> np.ndarray:
     return order[np.concatenate([np.sort(first_of_class), others])[:QUERIES]]
 
 
-def prototypes(scores: torch.Tensor, ids: torch.Tensor, bank: ShardReader, seed: int) -> str:
-    """Rows of the images nearest to some prototypes, from cosines [M, K] of samples `ids` [M]."""
+def exemplars(scores: torch.Tensor, ids: torch.Tensor, bank: ShardReader, seed: int) -> str:
+    """Rows of the images with the largest scores of some outputs, from scores [M, K] of samples `ids` [M]."""
     used = torch.bincount(scores.argmax(1), minlength=scores.shape[1])
     alive = torch.nonzero(used).flatten().numpy()
-    chosen = np.sort(np.random.default_rng(seed).permutation(alive)[:PROTOTYPES])
+    chosen = np.sort(np.random.default_rng(seed).permutation(alive)[:OUTPUTS])
     lines = []
-    for prototype in chosen.tolist():
-        best = scores[:, prototype].topk(min(NEAREST_IMAGES, len(ids)))
+    for output in chosen.tolist():
+        best = scores[:, output].topk(min(NEAREST_IMAGES, len(ids)))
         cells = [_figure(bank, int(ids[row]), f"{value:.2f}", "plain")
                  for value, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
-        lines.append(f'<div class="strip"><div class="name">#{prototype}</div>{"".join(cells)}</div>')
+        lines.append(f'<div class="strip"><div class="name">#{output}</div>{"".join(cells)}</div>')
     return "".join(lines)
 
 

@@ -1,18 +1,16 @@
-"""Sums up the steps between two logged ones: throughput, waiting, clustering signs."""
+"""Sums up the steps between two logged ones: throughput, waiting, and the signs of the method."""
 
 from __future__ import annotations
 
-import math
 import resource
 import time
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from largescale.data.stream import Batch
-from largescale.methods.swav import MethodOutput
-from largescale.observe.collapse import reachable_usage
+from largescale.distributed.collectives import sum_over_ranks
+from largescale.methods.method import Method, Output
 from largescale.parallel.engine import StepCheck
 from largescale.precision import LossScale
 from largescale.processes import world_size
@@ -25,19 +23,19 @@ class Meter:
     """Collects one logging interval.
 
     Args:
-        counts: prototypes of each head.
+        method: says which signs there are, and what they mean.
         global_batch: images a step over all ranks.
         num_samples: images of an epoch.
-        device: where the clustering signs are summed.
+        device: where the signs are summed.
         loss_scale: that of the run, to be logged with fp16.
     """
 
     def __init__(
-        self, counts: list[int], global_batch: int, num_samples: int, device: torch.device,
+        self, method: Method, global_batch: int, num_samples: int, device: torch.device,
         loss_scale: LossScale | None = None,
     ) -> None:
         self._loss_scale = loss_scale if loss_scale and loss_scale.enabled else None
-        self._counts, self._global_batch, self._num_samples, self._device = counts, global_batch, num_samples, device
+        self._method, self._global_batch, self._num_samples, self._device = method, global_batch, num_samples, device
         self.reset()
 
     def reset(self) -> None:
@@ -45,10 +43,10 @@ class Meter:
         self._started, self._steps, self._data_wait, self._loss, self._skipped = time.perf_counter(), 0, 0.0, 0.0, 0
         self._costs = dict.fromkeys(_COSTS, 0.0)
         self._images, self._updates_skipped = 0, 0
-        self._entropy = torch.zeros((), device=self._device)
-        self._used = [torch.zeros(count, device=self._device) for count in self._counts]
+        self._signs = {name: torch.zeros(sign.shape, device=self._device, dtype=torch.float64)
+                       for name, sign in self._method.signs.items()}
 
-    def add(self, output: MethodOutput, check: StepCheck, data_wait: float, batch: Batch) -> None:
+    def add(self, output: Output, check: StepCheck, data_wait: float, batch: Batch) -> None:
         """Add one step."""
         self._steps += 1
         self._data_wait += data_wait
@@ -58,34 +56,29 @@ class Meter:
         self._images += len(batch.ids)
         for name, value in batch.costs.items():
             self._costs[name] += value
-        self._entropy += output.assignment_entropy
-        for used, nearest in zip(self._used, output.nearest, strict=True):
-            used.index_fill_(0, nearest, 1)  # `used[nearest] = 1` would copy the 1, and make the host wait for it
+        for name, value in output.signs.items():
+            self._signs[name] += value
 
     def summary(self) -> dict[str, Any]:
         """The interval's metrics, equal on all ranks but for times.
 
-        Collectives: every rank must call it; one all-reduce of 11 + sum(K) numbers.
+        Collectives: every rank must call it; one all-reduce of 10 numbers and those of the signs.
         """
-        sums = [self._skipped, float(self._entropy) / self._steps, *self._costs.values()]
-        message = torch.cat([torch.tensor(sums, device=self._device), *self._used])
-        dist.all_reduce(message)
-        entropy = float(message[1]) / world_size()
-        costs = dict(zip(_COSTS, message[2 : 2 + len(_COSTS)].tolist(), strict=True))
-        usage = float((message[2 + len(_COSTS) :] > 0).double().mean())
+        sums = sum_over_ranks({
+            "skipped": torch.tensor(float(self._skipped), device=self._device),
+            "costs": torch.tensor(list(self._costs.values()), device=self._device, dtype=torch.float64), **self._signs,
+        })
+        costs = dict(zip(_COSTS, sums["costs"].tolist(), strict=True))
+        signs = {name: sums[name] / (self._steps * world_size() if sign.over == "mean" else 1)
+                 for name, sign in self._method.signs.items()}
         loss = self._loss / self._steps
-        ln_k = sum(math.log(count) for count in self._counts) / len(self._counts)
         seconds = time.perf_counter() - self._started
-        skipped, images = round(float(message[0])), self._images * world_size()
+        skipped, images = round(float(sums["skipped"])), self._images * world_size()
         row = {
             "skipped_in_interval": skipped,
             "skipped_rate": skipped / images,
             "loss": loss,
-            "loss_over_ln_k": loss / ln_k,
-            "assignment_entropy": entropy,
-            "prototype_usage": usage,
-            "prototype_usage_reachable": reachable_usage(
-                self._counts, min(self._steps * self._global_batch, self._num_samples)),
+            **self._method.measures(loss, signs, min(self._steps * self._global_batch, self._num_samples)),
             "images_per_s": self._steps * self._global_batch / seconds,
             "data_wait_s": self._data_wait / self._steps,
             "step_s": seconds / self._steps,

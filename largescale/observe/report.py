@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from largescale.config import Config, corpus_names, load_config, prototype_counts
+from largescale.config import Config, corpus_names, load_config
 from largescale.evaluate.results import Results, read_results
+from largescale.methods import method_class
 from largescale.observe import plots, report_results
-from largescale.observe.collapse import CollapseWatch
 from largescale.observe.console import format_seconds
+from largescale.observe.doctor import Doctor
 from largescale.observe.html_parts import missing, section
 from largescale.observe.metrics import METRICS, read_lines
 from shards.files import atomic_write
@@ -86,7 +87,7 @@ def _headline(run: _Run) -> str:
     else:
         done = "nothing logged yet"
     sentence = (
-        f"{config.method.name.upper().replace('SWAV', 'SwAV')} on {corpus_names(config.data)}: "
+        f"{method_class(config).title} on {corpus_names(config.data)}: "
         f"{config.model.backbone}, {config.parallel.strategy}, {done}, without labels."
     )
     notes = "".join(f'<div class="note">{html.escape(note)}</div>' for note in _notes(run))
@@ -99,8 +100,8 @@ def _notes(run: _Run) -> list[str]:
     notes = list(run.damage)
     if run.metrics:
         last = run.metrics[-1]
-        watch = CollapseWatch()
-        trouble = [watch.look(row) for row in run.metrics[-2:]][-1]
+        doctor = Doctor(method_class(run.config))
+        trouble = [doctor.look(row) for row in run.metrics[-2:]][-1]
         if trouble:
             notes.append(f"At the last logged step {trouble}.")
         if last["skipped_samples"]:
@@ -118,16 +119,12 @@ def _training(run: _Run) -> str:
         values = [row.get(key) for row in rows]
         return [value if isinstance(value, int | float) else math.nan for value in values]
 
-    cached = "cache_hit_rate" in rows[-1]
-    ln_k = sum(math.log(k) for k in prototype_counts(run.config)) / len(prototype_counts(run.config))
+    method, cached = method_class(run.config), "cache_hit_rate" in rows[-1]
     panels = [
-        plots.curves("Loss", steps, {"loss": column("loss")}, references={"ln K (uniform predictions)": ln_k}),
+        plots.curves("Loss", steps, {"loss": column("loss")}, references=method.loss_references(run.config)),
         plots.curves("Learning rate", steps, {"learning rate": column("lr")}),
-        plots.curves("Assignments", steps, {
-            "entropy of a code / ln K": column("assignment_entropy"),
-            "share of prototypes in use": column("prototype_usage"),
-            "share that so many images could reach": column("prototype_usage_reachable"),
-        }, ylim=(0, 1.05)),
+        *(plots.curves(panel.title, steps, {label: column(key) for label, key in panel.columns.items()},
+                       ylim=panel.limits) for panel in method.panels(run.config)),
         plots.curves("Gradient norm", steps, {"gradient norm": column("grad_norm")}),
         plots.curves("Images per second, all ranks", steps, {"images/s": column("images_per_s")}),
         plots.curves("Seconds per step", steps, {

@@ -18,11 +18,12 @@ from sklearn.manifold import TSNE
 from largescale.config import Config
 from largescale.data.corpora import open_corpus
 from largescale.data.reader import ShardReader
-from largescale.evaluate import prototype_scores
+from largescale.evaluate import exemplars
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.features import path_of
 from largescale.evaluate.made_from import VERSION, shards_stamp
 from largescale.evaluate.results import Record, Results, age
+from largescale.methods import method_class
 from largescale.observe import gallery, plots
 from largescale.observe.html_parts import missing, section
 from shards.errors import InputError
@@ -82,8 +83,9 @@ def accuracy(run_dir: Path, results: Results) -> str:
 
 
 def images(run_dir: Path, config: Config) -> str:
-    """Neighbours, prototypes and map, of the features that are there."""
-    parts = (("Nearest neighbours", _neighbours), ("What prototypes stand for", _prototypes),
+    """Neighbours, the method's exemplars and map, of the features that are there."""
+    shown = method_class(config).exemplars
+    parts = (("Nearest neighbours", _neighbours), *(((shown.title, _exemplars),) if shown else ()),
              ("Map of the features", _map))
     return "".join(_section_of(title, part, run_dir, config) for title, part in parts)
 
@@ -199,17 +201,18 @@ def _neighbours(run_dir: Path, config: Config) -> tuple[str, str]:
     return text, gallery.neighbours(train, test, bank, queries, config.run.seed)
 
 
-def _prototypes(run_dir: Path, config: Config) -> tuple[str, str]:
-    kept = prototype_scores.load(prototype_scores.path_of(run_dir))
+def _exemplars(run_dir: Path, config: Config) -> tuple[str, str]:
+    name = method_class(config).exemplars.name
+    kept = exemplars.load(exemplars.path_of(run_dir, name))
     if kept is None:
         raise InputError("Needs `largescale evaluate knn RUN`.")
     bank = _reader(kept.made_from["shards"], config)
     used = len(torch.unique(kept.scores.argmax(1)))
     text = (
-        f"The images of {_of(kept.made_from)} nearest to some prototypes, with their cosines. {used} of "
-        f"{kept.scores.shape[1]} prototypes are nearest to at least one of {len(kept.ids):,} images."
+        f"The images of {_of(kept.made_from)} nearest to some {name}s, with their scores. {used} of "
+        f"{kept.scores.shape[1]} {name}s are nearest to at least one of {len(kept.ids):,} images."
     )
-    return text, gallery.prototypes(kept.scores, kept.ids, bank, config.run.seed)
+    return text, gallery.exemplars(kept.scores, kept.ids, bank, config.run.seed)
 
 
 def _map(run_dir: Path, config: Config) -> tuple[str, str]:

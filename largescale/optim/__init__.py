@@ -1,17 +1,18 @@
-"""Optimizers by name, and the parameter groups they work on."""
+"""Optimizers by name, and learning rates of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from largescale.config import Config, OptimConfig
-from largescale.methods.swav import SwAV
 from largescale.optim.lars import LARS
+from largescale.optim.roles import Role, parameter_groups
 from largescale.optim.schedules import cosine_with_warmup
 from shards.errors import InputError
 
@@ -24,14 +25,14 @@ OPTIMIZERS: dict[str, tuple[type[Optimizer], Callable[[OptimConfig], dict[str, A
 """Class by name, and the options it takes from the configuration."""
 
 
-def build_optimizer(method: SwAV, config: OptimConfig) -> Optimizer:
-    """The optimizer that `optim.name` names, over the (already sharded) parameters of a method.
+def build_optimizer(network: nn.Module, roles: Sequence[Role], config: OptimConfig) -> Optimizer:
+    """The optimizer that `optim.name` names, over the (already sharded) parameters of a network.
 
     Raises:
         InputError: for an unknown name.
     """
     optimizer_class, options = optimizer_recipe(config)
-    optimizer = optimizer_class(parameter_groups(method, config), **options)
+    optimizer = optimizer_class(parameter_groups(network, roles, config), **options)
     pass_over_frozen_groups(optimizer)
     return optimizer
 
@@ -46,20 +47,6 @@ def optimizer_recipe(config: OptimConfig) -> tuple[type[Optimizer], dict[str, An
         raise InputError(f"optim.name={config.name}: expected one of {', '.join(OPTIMIZERS)}")
     optimizer_class, options = OPTIMIZERS[config.name]
     return optimizer_class, {"lr": config.lr, **options(config)}
-
-
-def parameter_groups(method: SwAV, config: OptimConfig) -> list[dict[str, Any]]:
-    """Three groups: weights; biases and normalisation, which `optim.exclude_bias_and_norm` spares; prototypes."""
-    prototypes = list(method.prototypes.parameters())
-    others = [p for name, p in method.named_parameters() if not name.startswith("prototypes.")]
-    spared = config.exclude_bias_and_norm
-    full = {"weight_decay": config.weight_decay, "scaled": True}
-    return [
-        {"params": [p for p in others if p.dim() > 1], **full, "prototypes": False},
-        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0 if spared else config.weight_decay,
-         "scaled": not spared, "prototypes": False},
-        {"params": prototypes, **full, "prototypes": True},
-    ]
 
 
 def pass_over_frozen_groups(optimizer: Optimizer) -> None:

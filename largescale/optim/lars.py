@@ -25,6 +25,8 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
+from largescale.distributed.collectives import exchanging
+
 _ROW = 1024
 
 
@@ -142,9 +144,9 @@ class LARS(Optimizer):
         squares = norms(tensors).square().view(2, -1) if tensors else None
         if any(parameter in self.flat_layouts for parameter in parameters):
             squares = self._spread(squares, groups, parameters[0].device)
-            dist.all_reduce(squares, group=self.flat_group)
+            _sum_over(squares, self.flat_group)
         elif (shards := shard_group(parameters)) is not None:
-            dist.all_reduce(squares, group=shards)
+            _sum_over(squares, shards)
         weight_norms, grad_norms = squares.sqrt()
         return list(zip(weight_norms.split(sizes), grad_norms.split(sizes), strict=True))
 
@@ -159,6 +161,11 @@ class LARS(Optimizer):
         if squares is not None:
             spread[:, places] = squares.double()
         return spread
+
+
+def _sum_over(squares: Tensor, group: dist.ProcessGroup | None) -> None:
+    with exchanging("norms of LARS"):
+        dist.all_reduce(squares, group=group)
 
 
 class _Pieces(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from largescale.config import Config
-from largescale.methods.swav import SwAV
+from largescale.methods.method import Method
 from largescale.models.compile import compile_blocks
 from largescale.models.recompute import recompute_activations
 from largescale.models.small_maps import multiply_small_maps
@@ -20,7 +20,7 @@ from largescale.precision import weights_dtype
 from largescale.processes import world_size
 from shards.errors import InputError
 
-STRATEGIES: dict[str, Callable[[SwAV, Config, torch.device], Engine]] = {
+STRATEGIES: dict[str, Callable[[Method, Config, torch.device], Engine]] = {
     "ddp": ddp.build,
     "fsdp": fsdp.build,
     "zero1": partial(zero.build, stage=1),
@@ -30,7 +30,7 @@ STRATEGIES: dict[str, Callable[[SwAV, Config, torch.device], Engine]] = {
 }
 
 
-def build_engine(method: SwAV, config: Config, device: torch.device) -> Engine:
+def build_engine(method: Method, config: Config, device: torch.device) -> Engine:
     """Move a method to the device in the run's precision and wrap it as `parallel.strategy` says.
 
     Raises:
@@ -50,7 +50,7 @@ def build_engine(method: SwAV, config: Config, device: torch.device) -> Engine:
     return STRATEGIES[strategy](method, config, device)
 
 
-def prepare(method: SwAV, config: Config, device: torch.device) -> None:
+def prepare(method: Method, config: Config, device: torch.device) -> None:
     """What is done to a method before any strategy wraps it: BatchNorm over ranks, compilation, recomputation.
 
     Collectives: every rank must call it; it makes the groups of BatchNorm.

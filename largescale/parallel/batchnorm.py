@@ -11,6 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from largescale.distributed.collectives import exchanging
+
+_STATISTICS = "BatchNorm's statistics"
 # torch 2.14 renames the collective; earlier versions have the old name alone.
 _ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 
@@ -36,7 +39,8 @@ class _SyncBatchNorm(torch.autograd.Function):
             [True, True, True],
         )
         sums = torch.cat([grad_weight, grad_bias])
-        dist.all_reduce(sums, group=ctx.group)
+        with exchanging(_STATISTICS):
+            dist.all_reduce(sums, group=ctx.group)
         sum_grad_xhat, sum_grad = sums.chunk(2)
         invstd = torch.rsqrt(var + ctx.eps)
         slope = -weight * invstd * invstd * sum_grad_xhat / ctx.count
@@ -63,7 +67,8 @@ def _global_statistics(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tens
     packed = torch.cat([mean, var, mean.new_tensor([count])])
     world_size = dist.get_world_size(group)
     gathered = packed.new_empty(world_size, packed.numel())
-    getattr(dist, _ALL_GATHER)(gathered.view(-1), packed, group=group)
+    with exchanging(_STATISTICS):
+        getattr(dist, _ALL_GATHER)(gathered.view(-1), packed, group=group)
     channels = x.shape[1]
     means, variances, counts = gathered[:, :channels], gathered[:, channels:-1], gathered[:, -1:]
     total = counts.sum()

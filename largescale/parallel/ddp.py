@@ -10,7 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from largescale.config import Config
-from largescale.methods.swav import SwAV
+from largescale.methods.method import Method
 from largescale.optim import build_optimizer
 from largescale.parallel.engine import Engine
 from largescale.precision import AUTOCAST
@@ -26,7 +26,7 @@ class _Engine(Engine):
         return nullcontext() if last else self.wrapped.no_sync()
 
 
-def build(method: SwAV, config: Config, device: torch.device) -> Engine:
+def build(method: Method, config: Config, device: torch.device) -> Engine:
     """Wrap a method in DDP. Collectives: every rank must call it; rank 0's weights are sent to all."""
     # torch remarks that a 1x1 convolution has two equal layouts; nothing is to be done about it.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
@@ -36,7 +36,8 @@ def build(method: SwAV, config: Config, device: torch.device) -> Engine:
         gradient_as_bucket_view=True,
         **{_SYNC_BUFFERS: False},
     )
+    optimizer = build_optimizer(method, method.roles(), config.optim)
     return _Engine(
-        wrapped=wrapped, method=method, optimizer=build_optimizer(method, config.optim), config=config, device=device,
+        wrapped=wrapped, method=method, optimizer=optimizer, config=config, device=device,
         autocast_dtype=AUTOCAST.get(config.train.precision),
     )

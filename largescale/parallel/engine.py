@@ -7,10 +7,8 @@ them elsewhere overrides the methods under "What a strategy may do differently".
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -19,10 +17,16 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
 from largescale.config import Config
-from largescale.methods.swav import MethodOutput, SwAV
+from largescale.data.views import Views
+from largescale.distributed.collectives import sum_over_ranks
+from largescale.methods.method import Method, Output
+from largescale.models.unit_rows import normalize_rows_
 from largescale.optim.lars import local_piece, norms, shard_group
+from largescale.optim.roles import parameters_with, set_rates
 from largescale.precision import LossScale
 from largescale.processes import rank, world_size
+
+_LOOKED_AT = ("input views", "loss", "gradient")
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Engine:
         self,
         *,
         wrapped: nn.Module,
-        method: SwAV,
+        method: Method,
         optimizer: Optimizer,
         config: Config,
         device: torch.device,
@@ -68,17 +72,16 @@ class Engine:
     ) -> None:
         self.wrapped, self.method, self.optimizer = wrapped, method, optimizer
         self.accumulate, self.autocast_dtype = config.train.accumulate, autocast_dtype
+        self._peak_lr = config.optim.lr
+        self._views_per_group = [group.num for group in config.data.crops]
         self.loss_scale = LossScale(config.train.precision == "fp16", device)
         self.all_ranks: DeviceMesh = init_device_mesh(device.type, (world_size(),))
 
-    def forward_backward(self, views: Sequence[Tensor], step: int) -> MethodOutput:
+    def forward_backward(self, views: Views, step: int) -> Output:
         """Loss and averaged gradients of the local batch, one micro-batch after the other.
 
-        Args:
-            views: one tensor [num * B_local, 3, S, S] a crop group, view after view.
-
         Returns:
-            The loss and the rest over the local batch.
+            The loss and the signs of the local batch, and the evidence of all micro-batches.
 
         Collectives: the method's in each micro-batch; the strategy's, its gradients' in the last one alone where it
         can hold them back. Every rank must call it.
@@ -90,25 +93,36 @@ class Engine:
                     output = self.wrapped(micro_views, step)
                 self.backward(output.loss * self.loss_scale.factor / self.accumulate)
             outputs.append(output._replace(loss=output.loss.detach()))
-        loss, entropy, nearest, scores = zip(*outputs, strict=True)
-        heads = [torch.cat(head) for head in zip(*nearest, strict=True)]
-        return MethodOutput(torch.stack(loss).mean(), torch.stack(entropy).mean(), heads, list(chain(*scores)))
+        return self._together(outputs)
 
-    def micro_batches(self, views: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Cut the views [num * B_local, ...] of a step into those of its micro-batches, channels last in memory."""
-        groups = [group.num for group in self.method.groups]
-        cut = [view.unflatten(0, (num, self.accumulate, -1)) for num, view in zip(groups, views, strict=True)]
+    def _together(self, outputs: list[Output]) -> Output:
+        if len(outputs) == 1:
+            return outputs[0]
+        signs = {}
+        for name, sign in self.method.signs.items():
+            values = torch.stack([output.signs[name] for output in outputs])
+            signs[name] = values.any(0) if sign.over == "any" else values.mean(0)
+        evidence = {f"{name}.{number}": value for number, output in enumerate(outputs)
+                    for name, value in output.evidence.items()}
+        return Output(torch.stack([output.loss for output in outputs]).mean(), signs, evidence)
+
+    def micro_batches(self, views: Views) -> list[Views]:
+        """Cut the views of a step into those of its micro-batches, channels last in memory."""
+        cut = [images.unflatten(0, (num, self.accumulate, -1))
+               for num, images in zip(self._views_per_group, views.images, strict=True)]
+        ids = views.ids.view(self.accumulate, -1)
         return [
-            [view[:, number].flatten(0, 1).contiguous(memory_format=torch.channels_last) for view in cut]
+            Views([images[:, number].flatten(0, 1).contiguous(memory_format=torch.channels_last) for images in cut],
+                  ids[number])
             for number in range(self.accumulate)
         ]
 
     @torch.no_grad()
-    def check(self, views: Sequence[Tensor], loss: Tensor, *, stop: bool = False) -> StepCheck:
+    def check(self, views: Views, loss: Tensor, *, stop: bool = False) -> StepCheck:
         """Agree on loss, gradient norm, whether anything is not finite and whether to stop, in one exchange.
 
         Views and loss are looked at before they met other ranks' values, so that the culprit can be named: behind
-        synchronised BatchNorm and Sinkhorn one rank's NaN is everybody's.
+        synchronised BatchNorm and a loss over all ranks one rank's NaN is everybody's.
 
         Collectives: every rank must call it; one all-reduce of 3 + 3 * world_size numbers. Where gradients alone are
         not finite, one more of a number per parameter.
@@ -117,27 +131,29 @@ class Engine:
         if self.loss_scale.enabled:
             torch._foreach_div_(grads, self.loss_scale.factor.to(grads[0].dtype))
         grad_square = norms(grads).double().square().sum()
-        views_sum = torch.stack([view.sum(dtype=torch.float64) for view in views]).sum()
+        views_sum = torch.stack([images.sum(dtype=torch.float64) for images in views.images]).sum()
         size = world_size()
-        flags = torch.zeros(3, size, dtype=torch.float64, device=loss.device)
-        flags[:, rank()] = torch.stack([views_sum, loss.double(), grad_square]).isfinite().logical_not().double()
-        # `stop` is written by a kernel; copied there, it would make the host wait for the device.
-        stop_flag = torch.full((), stop, dtype=torch.float64, device=loss.device)
-        sums = torch.stack([loss.double() / size, grad_square / self.gradient_replicas(), stop_flag])
-        message = torch.cat([sums, flags.flatten()])
-        dist.all_reduce(message)
-        numbers = message.tolist()
-        flags_of_all, stops = numbers[3:], numbers[2] > 0
-        norm = math.sqrt(max(0.0, numbers[1])) if math.isfinite(numbers[1]) else math.nan
-        if not math.isnan(norm) or any(flags_of_all[: 2 * size]):
-            return StepCheck(numbers[0], norm, _describe_trouble(flags_of_all, size), stops)
+        bad = torch.zeros(len(_LOOKED_AT), size, dtype=torch.float64, device=loss.device)
+        bad[:, rank()] = torch.stack([views_sum, loss.double(), grad_square]).isfinite().logical_not().double()
+        sums = sum_over_ranks({
+            "loss": loss.double() / size,
+            "grad_square": grad_square / self.gradient_replicas(),
+            # Written by a kernel; copied to the device, it would make the host wait for it.
+            "stop": torch.full((), stop, dtype=torch.float64, device=loss.device),
+            "bad": bad,
+        })
+        mean_loss, square, stops = float(sums["loss"]), float(sums["grad_square"]), bool(sums["stop"] > 0)
+        norm = math.sqrt(max(0.0, square)) if math.isfinite(square) else math.nan
+        trouble = _describe_trouble(sums["bad"])
+        if not math.isnan(norm) or bool(sums["bad"][:2].any()):
+            return StepCheck(mean_loss, norm, trouble, stops)
         # Loss and views are finite, so it is the way back that failed.
         if self.loss_scale.enabled and self.loss_scale.can_shrink():
-            return StepCheck(numbers[0], 0.0, "", stops, overflow=True)
+            return StepCheck(mean_loss, 0.0, "", stops, overflow=True)
         where = self._describe_bad_gradients(loss.device)
         if self.loss_scale.enabled:
             where += f", at the smallest loss scale of fp16, {LossScale.SMALLEST:g}, so it is no overflow that passes"
-        return StepCheck(numbers[0], norm, _describe_trouble(flags_of_all, size) + where, stops)
+        return StepCheck(mean_loss, norm, trouble + where, stops)
 
     def update(self, check: StepCheck, *, step: int, lr: float, clip: float) -> None:
         """Clip, update the parameters, drop the gradients. Collectives: the optimizer's."""
@@ -148,14 +164,13 @@ class Engine:
                 return
         if clip > 0 and check.grad_norm > clip:
             torch._foreach_mul_(self.gradients(), clip / check.grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-            group["frozen"] = group["prototypes"] and self.method.prototypes_frozen(step)
+        set_rates(self.optimizer.param_groups, step=step, lr=lr, peak=self._peak_lr)
         self.step_optimizer()
+        self.method.after_update(step)
 
     def state(self) -> dict[str, Tensor]:
         """Everything a checkpoint needs, by canonical name; sharded tensors as DTensors, nothing is gathered."""
-        extra = self.method.extra_state(self.all_ranks)
+        extra = self.method.state(self.all_ranks)
         if self.loss_scale.enabled:
             extra["loss_scale"] = self.loss_scale.numbers
         return {**self.model_state(), **self.optimizer_state(), **{f"extra.{k}": value for k, value in extra.items()}}
@@ -185,10 +200,14 @@ class Engine:
         return world_size() if group is None else world_size() // dist.get_world_size(group)
 
     def step_optimizer(self) -> None:
-        """Update the parameters, drop the gradients, normalise the prototypes."""
+        """Update the parameters, drop the gradients, bring rows to their length."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.method.after_update()
+        self.normalize_rows()
+
+    def normalize_rows(self) -> None:
+        """Bring rows to length 1 where a role says so. Collectives: none."""
+        normalize_rows_(parameters_with(self.method, self.method.roles(), "unit_rows"))
 
     def model_state(self) -> dict[str, Tensor]:
         """Parameters and buffers as `model.NAME`."""
@@ -245,10 +264,11 @@ def state_keys(name: str, shapes: dict[str, tuple[int, ...]]) -> list[str]:
     return [key.removeprefix(prefix) for key in shapes if key.startswith(prefix) and "." not in key[len(prefix) :]]
 
 
-def _describe_trouble(flags: list[float], size: int) -> str:
+def _describe_trouble(bad: Tensor) -> str:
+    """Which ranks hold what that is not finite, from flags [looked at, ranks]."""
     parts = []
-    for place, what in enumerate(("input views", "loss", "gradient")):
-        ranks = [str(r) for r in range(size) if flags[place * size + r]]
+    for what, flags in zip(_LOOKED_AT, bad.tolist(), strict=True):
+        ranks = [str(number) for number, flag in enumerate(flags) if flag]
         if ranks:
             parts.append(f"{what} not finite on rank{'s' * (len(ranks) > 1)} {', '.join(ranks)}")
     return "; ".join(parts)

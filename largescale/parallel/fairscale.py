@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from largescale.config import Config
-from largescale.methods.swav import SwAV
-from largescale.optim import optimizer_recipe, parameter_groups, pass_over_frozen_groups
+from largescale.methods.method import Method
+from largescale.optim import optimizer_recipe, pass_over_frozen_groups
+from largescale.optim.roles import parameter_groups
 from largescale.parallel.engine import Engine, state_keys
 from largescale.precision import AUTOCAST
 from shards.errors import InputError
@@ -40,7 +41,7 @@ class _Engine(Engine):
             shared.update({key: own[key] for key in ("lr", "frozen")})
         self.oss.step()
         self.oss.zero_grad(set_to_none=True)
-        self.method.after_update()
+        self.normalize_rows()
 
     def prepare_optimizer_state(self, shapes: dict[str, tuple[int, ...]]) -> None:
         own = {id(p) for p in self.own_parameters()}
@@ -51,7 +52,7 @@ class _Engine(Engine):
         })
 
 
-def build(method: SwAV, config: Config, device: torch.device) -> Engine:
+def build(method: Method, config: Config, device: torch.device) -> Engine:
     """Wrap a method in ShardedDataParallel over an OSS. Collectives: every rank must call it.
 
     Raises:
@@ -64,8 +65,7 @@ def build(method: SwAV, config: Config, device: torch.device) -> Engine:
         raise InputError("parallel.strategy=fairscale: install FairScale with `pip install fairscale`") from error
     logging.getLogger("fairscale").setLevel(logging.WARNING)
     optimizer_class, options = optimizer_recipe(config.optim)
-    groups = [{**group, "frozen": False} for group in parameter_groups(method, config.optim)]
-    oss = OSS(groups, optim=optimizer_class, **options)
+    oss = OSS(parameter_groups(method, method.roles(), config.optim), optim=optimizer_class, **options)
     pass_over_frozen_groups(oss.optim)
     wrapped = ShardedDataParallel(
         method, oss, broadcast_buffers=False,

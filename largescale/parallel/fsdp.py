@@ -3,7 +3,7 @@ them and replicated on the parts (HSDP, `parallel.replicate`).
 
 Units, inside out: residual blocks of at least `parallel.unit_min_parameters`, then the whole method. In bf16 and fp16
 two things stay in float32, each in a unit of its own: BatchNorm, whose running statistics are float32 and do not mix
-with bf16 weights in one unit, and the prototypes, whose cosines feed Sinkhorn.
+with bf16 weights in one unit, and modules whose parameters the method wants in float32.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from largescale.config import Config
-from largescale.methods.swav import SwAV
+from largescale.methods.method import Method
 from largescale.models.backbones import BLOCKS, count_parameters
 from largescale.models.initialise import materialise
 from largescale.optim import build_optimizer
+from largescale.optim.roles import parameters_with
 from largescale.parallel.engine import Engine
 from largescale.precision import AUTOCAST
 from largescale.processes import world_size
@@ -40,7 +41,7 @@ class _Engine(Engine):
 
 
 def build(
-    method: SwAV, config: Config, device: torch.device,
+    method: Method, config: Config, device: torch.device,
     make_real: Callable[[nn.Module, torch.device, int], None] = materialise,
 ) -> Engine:
     """Shard a method; one on the meta device gets its memory and weights then, from `make_real`.
@@ -61,7 +62,8 @@ def build(
         policy = MixedPrecisionPolicy(AUTOCAST[config.train.precision], reduce_dtype=torch.float32)
     reshard = config.parallel.reshard_after_forward
     if mixed:
-        fully_shard(method.prototypes, mp_policy=_AS_STORED, **shared)
+        for module in _float32_modules(method):
+            fully_shard(module, mp_policy=_AS_STORED, **shared)
     for block in _units(method, config.parallel.unit_min_parameters):
         if mixed:
             _shard_norms(block, shared)
@@ -72,7 +74,7 @@ def build(
     fully_shard(method, mp_policy=policy, **shared)
     if next(method.parameters()).is_meta:
         make_real(method, device, config.run.seed)
-    optimizer = build_optimizer(method, config.optim)
+    optimizer = build_optimizer(method, method.roles(), config.optim)
     return _Engine(wrapped=method, method=method, optimizer=optimizer, config=config, device=device)
 
 
@@ -87,6 +89,24 @@ def _mesh(config: Config, device: torch.device) -> DeviceMesh:
     if replicate == 1:
         return init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
     return init_device_mesh(device.type, (replicate, shard), mesh_dim_names=("replicate", "shard"))
+
+
+def _float32_modules(method: Method) -> list[nn.Module]:
+    """The outermost modules all of whose parameters have a role in float32."""
+    found: list[nn.Module] = []
+    kept = {id(parameter) for parameter in parameters_with(method, method.roles(), "float32")}
+
+    def visit(module: nn.Module) -> None:
+        parameters = list(module.parameters())
+        if parameters and all(id(parameter) in kept for parameter in parameters):
+            found.append(module)
+        else:
+            for child in module.children():
+                visit(child)
+
+    if kept:
+        visit(method)
+    return found
 
 
 def _units(method: nn.Module, min_parameters: int) -> list[nn.Module]:

@@ -1,9 +1,9 @@
 """DeepSpeed's ZeRO: stage 1 cuts the optimizer state over the ranks, 2 the gradients too, 3 the parameters too.
 
-DeepSpeed gives the optimizer one flat fp32 tensor a parameter group, which holds this rank's stretches of the group's
+DeepSpeed gives the optimizer one flat fp32 tensor per parameter group, which holds this rank's stretches of the group's
 parameters, and steps one group at a time. `_layouts` says which stretches; with it LARS sees whole-parameter norms,
-prototypes are normalised where they are updated, and checkpoints are the same as every other strategy's. The fragment
-maps that it reads are not DeepSpeed's public interface; the tests compare each stage with one process.
+rows are brought to length 1 where they are updated, and checkpoints are the same as every other strategy's. The
+fragment maps that it reads are not DeepSpeed's public interface; the tests compare each stage with one process.
 
 Source: arXiv 1910.02054.
 """
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from largescale.config import Config
-from largescale.methods.swav import SwAV
+from largescale.distributed.collectives import exchanging
+from largescale.methods.method import Method
 from largescale.optim import build_optimizer
 from largescale.optim.lars import LARS, FlatLayout, Fragment
 from largescale.parallel.engine import Engine, state_keys
@@ -45,7 +46,7 @@ class _Engine(Engine):
         self.names = {id(parameter): name for name, parameter in self.method.named_parameters()}
         if isinstance(self.optimizer, LARS):
             self.optimizer.flat_layouts = self.layouts
-        self.optimizer.register_step_post_hook(self._normalize_prototypes)
+        self.optimizer.register_step_post_hook(self._normalize_unit_rows)
 
     def backward(self, loss: Tensor) -> None:
         self.wrapped.backward(loss, scale_wrt_gas=False)
@@ -142,13 +143,13 @@ class _Engine(Engine):
                 _stretch(values, fragment).copy_(whole.narrow(0, fragment.start, fragment.numel))
 
     @torch.no_grad()
-    def _normalize_prototypes(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        """Scale the prototypes' rows to length 1 in the flat tensor that was just updated, before DeepSpeed sends it.
+    def _normalize_unit_rows(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        """Scale rows to length 1 in the flat tensor that was just updated, before DeepSpeed sends it.
 
-        Collectives: one all-reduce of a number a prototype.
+        Collectives: one all-reduce of a number per row.
         """
         for group in optimizer.param_groups:
-            if group["prototypes"] and not group["frozen"]:
+            if group["role"].unit_rows and not group["frozen"]:
                 for flat in group["params"]:
                     _normalize_rows(flat, self.layouts[flat])
 
@@ -164,7 +165,8 @@ def _normalize_rows(flat: Tensor, layout: FlatLayout) -> None:
         elements = torch.arange(fragment.start, fragment.start + fragment.numel, device=flat.device)
         rows.append(first_rows[fragment.parameter] + elements // width)
         squares.index_add_(0, rows[-1], _stretch(flat, fragment).square())
-    dist.all_reduce(squares)
+    with exchanging("lengths of rows"):
+        dist.all_reduce(squares)
     lengths = squares.sqrt().clamp_min(1e-12)
     for fragment, own_rows in zip(layout.fragments, rows, strict=True):
         _stretch(flat, fragment).div_(lengths[own_rows])
@@ -200,7 +202,7 @@ def _layouts(zero: Any, stage: int) -> dict[Tensor, FlatLayout]:
     return layouts
 
 
-def build(method: SwAV, config: Config, device: torch.device, *, stage: int) -> Engine:
+def build(method: Method, config: Config, device: torch.device, *, stage: int) -> Engine:
     """Hand a method to DeepSpeed. Collectives: every rank must call it.
 
     Raises:
@@ -211,9 +213,7 @@ def build(method: SwAV, config: Config, device: torch.device, *, stage: int) -> 
             f"train.precision={config.train.precision}: parallel.strategy=zero{stage} trains in fp32, tf32 or bf16"
         )
     deepspeed = _import_deepspeed(device)
-    optimizer = build_optimizer(method, config.optim)
-    for group in optimizer.param_groups:
-        group["frozen"] = False
+    optimizer = build_optimizer(method, method.roles(), config.optim)
     wrapped, *_ = deepspeed.initialize(
         model=method, optimizer=optimizer, config=_deepspeed_config(config, stage, method), dist_init_required=False
     )
@@ -224,7 +224,7 @@ def build(method: SwAV, config: Config, device: torch.device, *, stage: int) -> 
     )
 
 
-def _deepspeed_config(config: Config, stage: int, method: SwAV) -> dict[str, Any]:
+def _deepspeed_config(config: Config, stage: int, method: Method) -> dict[str, Any]:
     sizes = [p.numel() for p in method.parameters()]
     # Its default of 5e8 elements would be held all the time by stage 3, as 2 GB.
     bucket = min(sum(sizes), max(_BUCKET_ELEMENTS, *sizes))

@@ -125,7 +125,8 @@ def _describe(config: Config, request: Request, step: Simulation, guess: Estimat
         ],
         "flops": step.flops, "bytes_moved": sum(operator.moved for operator in step.operators),
         "seconds": {"compute": guess.compute_s, "collectives behind it": guess.hidden_s,
-                    "collectives it waits for": guess.blocking_s, "of these Sinkhorn's": guess.sinkhorn_s,
+                    "collectives it waits for": guess.blocking_s,
+                    **{f"of these {what}": seconds for what, seconds in sorted(guess.waits_s.items())},
                     "step": guess.step_s},
         "utilisation": guess.utilisation,
         "images_per_s": batch / guess.step_s, "images_per_s_per_node":

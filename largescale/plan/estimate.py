@@ -2,8 +2,8 @@
 
 A step takes as long as its operators, each of which computes, moves its bytes or waits for its launch, whichever takes
 longest; exchanges of weights and gradients hide behind that as far as they can, and what the computation waits for
-(BatchNorm, Sinkhorn, the norms of LARS, weights and gradients where the library overlaps them with nothing) comes on
-top. All operators are counted as separate kernels.
+(BatchNorm, the method's own, the norms of LARS, weights and gradients where the library overlaps them with nothing)
+comes on top. All operators are counted as separate kernels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from largescale.plan.hardware import Assumptions, Gpu
 from largescale.plan.simulate import Simulation
-from largescale.plan.trace import SINKHORN, WEIGHTS, Collective
+from largescale.plan.trace import WEIGHTS, Collective
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Estimate:
     Attributes:
         compute_s: operators.
         hidden_s, blocking_s: collectives that overlap with them, and those that do not.
-        sinkhorn_s: Sinkhorn's part of the latter.
+        waits_s: the latter by what they exchange.
         step_s: all together.
         memory_gb: needed on a GPU, assumptions included.
         fits: whether it has that.
@@ -33,7 +33,7 @@ class Estimate:
     compute_s: float
     hidden_s: float
     blocking_s: float
-    sinkhorn_s: float
+    waits_s: dict[str, float]
     step_s: float
     memory_gb: float
     fits: bool
@@ -50,11 +50,14 @@ def estimate(step: Simulation, gpu: Gpu, gpus_per_node: int, assume: Assumptions
     times = {what: count * collective_s(what, step.sent[what] / count, gpu, gpus_per_node, assume)
              for what, count in step.counts.items()}
     hidden = sum(seconds for what, seconds in times.items() if what.of == WEIGHTS)
-    blocking = sum(seconds for what, seconds in times.items() if what.of != WEIGHTS)
-    sinkhorn = sum(seconds for what, seconds in times.items() if what.of == SINKHORN)
+    waits: dict[str, float] = {}
+    for what, seconds in times.items():
+        if what.of != WEIGHTS:
+            waits[what.of] = waits.get(what.of, 0.0) + seconds
+    blocking = sum(waits.values())
     seconds = max(compute, hidden) + blocking
     memory = step.peak / 1e9 + assume.reserve_gb
-    return Estimate(compute, hidden, blocking, sinkhorn, seconds, memory, memory <= gpu.memory_gb * (1 - assume.slack),
+    return Estimate(compute, hidden, blocking, waits, seconds, memory, memory <= gpu.memory_gb * (1 - assume.slack),
                     step.flops / seconds / (gpu.tflops * 1e12))
 
 

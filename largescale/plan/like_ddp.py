@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from largescale.config import Config
-from largescale.methods.swav import SwAV
+from largescale.methods.method import Method
 from largescale.optim import build_optimizer
 from largescale.parallel.engine import Engine
 from largescale.plan.stand_in import Peaks, StandIn
@@ -23,7 +23,7 @@ from largescale.processes import world_size
 class Buckets(StandIn):
     """In the place of DistributedDataParallel; all buckets are one."""
 
-    def __init__(self, method: SwAV) -> None:
+    def __init__(self, method: Method) -> None:
         super().__init__(method)
         parameters = list(method.parameters())
         self._bucket = parameters[0].new_empty(sum(parameter.numel() for parameter in parameters))
@@ -49,8 +49,8 @@ def _move(place: Tensor, parameter: Tensor) -> None:
         parameter.grad = place
 
 
-def build(method: SwAV, config: Config, device: torch.device, fake: FakeTensorMode) -> Engine:
+def build(method: Method, config: Config, device: torch.device, fake: FakeTensorMode) -> Engine:
     """The bare method in the engine of all strategies."""
-    optimizer = build_optimizer(method, config.optim)
+    optimizer = build_optimizer(method, method.roles(), config.optim)
     return Engine(wrapped=Buckets(method), method=method, optimizer=optimizer, config=config, device=device,
                   autocast_dtype=AUTOCAST.get(config.train.precision))

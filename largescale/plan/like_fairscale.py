@@ -16,12 +16,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from largescale.config import Config
-from largescale.methods.swav import SwAV
-from largescale.optim import optimizer_recipe, parameter_groups, pass_over_frozen_groups
+from largescale.distributed.collectives import exchanging
+from largescale.methods.method import Method
+from largescale.optim import optimizer_recipe, pass_over_frozen_groups
+from largescale.optim.roles import parameter_groups
 from largescale.parallel import fairscale
 from largescale.parallel.engine import Engine
 from largescale.plan.stand_in import StandIn, in_one_piece
-from largescale.plan.trace import WAITED, WEIGHTS, exchanging
+from largescale.plan.trace import WAITED, WEIGHTS
 from largescale.precision import AUTOCAST
 from largescale.processes import world_size
 
@@ -29,7 +31,7 @@ from largescale.processes import world_size
 class ShardedData(StandIn):
     """In the place of both, on the rank that owns most."""
 
-    def __init__(self, method: SwAV, groups: list[dict[str, Any]]) -> None:
+    def __init__(self, method: Method, groups: list[dict[str, Any]]) -> None:
         super().__init__(method)
         self.param_groups = groups
         self.owners = owners(groups, world_size())
@@ -92,9 +94,9 @@ def owners(groups: list[dict[str, Any]], ranks: int) -> dict[Tensor, int]:
     return found
 
 
-def build(method: SwAV, config: Config, device: torch.device, fake: FakeTensorMode) -> Engine:
+def build(method: Method, config: Config, device: torch.device, fake: FakeTensorMode) -> Engine:
     """The adapter's engine around the stand-in."""
-    groups = [{**group, "frozen": False} for group in parameter_groups(method, config.optim)]
+    groups = parameter_groups(method, method.roles(), config.optim)
     optimizer_class, options = optimizer_recipe(config.optim)
     with fake:
         oss = ShardedData(method, groups)

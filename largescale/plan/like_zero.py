@@ -6,7 +6,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from largescale.config import Config
-from largescale.methods.swav import SwAV
+from largescale.methods.method import Method
 from largescale.optim import build_optimizer
 from largescale.parallel import zero
 from largescale.parallel.engine import Engine
@@ -16,7 +16,7 @@ from largescale.precision import AUTOCAST
 from shards.errors import InputError
 
 
-def build(method: SwAV, config: Config, device: torch.device, fake: FakeTensorMode, *, stage: int) -> Engine:
+def build(method: Method, config: Config, device: torch.device, fake: FakeTensorMode, *, stage: int) -> Engine:
     """As `zero.build`, which this follows line by line, without DeepSpeed.
 
     Raises:
@@ -26,9 +26,7 @@ def build(method: SwAV, config: Config, device: torch.device, fake: FakeTensorMo
         raise InputError(
             f"train.precision={config.train.precision}: parallel.strategy=zero{stage} trains in fp32, tf32 or bf16"
         )
-    optimizer = build_optimizer(method, config.optim)
-    for group in optimizer.param_groups:
-        group["frozen"] = False
+    optimizer = build_optimizer(method, method.roles(), config.optim)
     settings = zero._deepspeed_config(config, stage, method)["zero_optimization"]
     with fake:
         wrapped = (Zero3(method, optimizer, config.train.accumulate, settings) if stage == 3 else

@@ -16,9 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from largescale.methods.swav import SwAV
+from largescale.distributed.collectives import exchanging
+from largescale.methods.method import Method
 from largescale.plan.stand_in import StandIn, all_gather, in_one_piece
-from largescale.plan.trace import WAITED, exchanging
+from largescale.plan.trace import WAITED
 from largescale.processes import world_size
 
 
@@ -33,7 +34,7 @@ class Zero12(StandIn):
         settings: `zero_optimization` of DeepSpeed's configuration.
     """
 
-    def __init__(self, method: SwAV, inner: torch.optim.Optimizer, stage: int, accumulate: int,
+    def __init__(self, method: Method, inner: torch.optim.Optimizer, stage: int, accumulate: int,
                  settings: dict[str, Any]) -> None:
         super().__init__(method)
         self.optimizer, self.inner, self.stage, self.accumulate = self, inner, stage, accumulate

@@ -15,11 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from largescale.methods.swav import MethodOutput, SwAV
+from largescale.data.views import Views
+from largescale.distributed.collectives import exchanging
+from largescale.methods.method import Method, Output
 from largescale.plan.fetching import Coordinator, Event, Parameter
 from largescale.plan.module_calls import tell_calls
 from largescale.plan.stand_in import Peaks, StandIn, reduce_scatter
-from largescale.plan.trace import WAITED, WEIGHTS, Collective, StepTrace, exchanging
+from largescale.plan.trace import WAITED, WEIGHTS, Collective, StepTrace
 from largescale.processes import world_size
 
 _LEARNING_STEPS = 2
@@ -41,7 +43,7 @@ class Zero3(StandIn):
         settings: `zero_optimization` of DeepSpeed's configuration.
     """
 
-    def __init__(self, method: SwAV, inner: torch.optim.Optimizer, accumulate: int, settings: dict[str, Any]) -> None:
+    def __init__(self, method: Method, inner: torch.optim.Optimizer, accumulate: int, settings: dict[str, Any]) -> None:
         super().__init__(method)
         self.optimizer, self.inner, self.accumulate = self, inner, accumulate
         self.settings = {name: settings.get(f"stage3_{name}", default) for name, default in _DEFAULTS.items()}
@@ -64,7 +66,7 @@ class Zero3(StandIn):
             parameter.register_post_accumulate_grad_hook(self._on_gradient)
         tell_calls(method, self._tell)
 
-    def forward(self, views: list[Tensor], step: int) -> MethodOutput:
+    def forward(self, views: Views, step: int) -> Output:
         """The method's loss."""
         self._tell("begin")
         return super().forward(views, step)

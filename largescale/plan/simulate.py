@@ -21,8 +21,9 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from largescale.config import Config
+from largescale.data.views import Views
 from largescale.methods import build_method
-from largescale.methods.swav import SwAV
+from largescale.methods.method import Method
 from largescale.models.backbones import chosen_blocks
 from largescale.models.initialise import materialise
 from largescale.parallel import STRATEGIES, fsdp, prepare
@@ -33,7 +34,7 @@ from largescale.plan.trace import Collective, Operator, StepTrace
 from largescale.precision import views_dtype
 from shards.errors import InputError
 
-_STAND_INS: dict[str, Callable[[SwAV, Config, torch.device, FakeTensorMode], Engine]] = {
+_STAND_INS: dict[str, Callable[[Method, Config, torch.device, FakeTensorMode], Engine]] = {
     "ddp": like_ddp.build,
     "zero1": partial(like_zero.build, stage=1),
     "zero2": partial(like_zero.build, stage=2),
@@ -132,31 +133,30 @@ def _build(config: Config, fake: FakeTensorMode) -> Engine:
 
 def _step(engine: Engine, config: Config, ranks: int) -> Simulation:
     batch = config.train.global_batch // ranks
-    views = [torch.empty(group.num * batch, 3, group.size, group.size, dtype=views_dtype(config))
+    images = [torch.empty(group.num * batch, 3, group.size, group.size, dtype=views_dtype(config))
              for group in config.data.crops]
+    views = Views.numbered(images, batch)
     parameters, buffers = list(engine.method.parameters()), list(engine.method.buffers())
     wrapped = engine.wrapped if isinstance(engine.wrapped, StandIn) else StandIn(engine.method)
     weights = local_bytes(wrapped.weights())
     trace = StepTrace()
-    trace.watch(iter([*parameters, *buffers, *views, *wrapped.always_held()]))
+    trace.watch(iter([*parameters, *buffers, *images, *wrapped.always_held()]))
     wrapped.observe(trace)
     kept, passes, gradients = _passes(engine, views, trace)
-    for group in engine.optimizer.param_groups:
-        group["frozen"] = False
     with trace:
         engine.step_optimizer()
     peaks = wrapped.settle(trace, Peaks(kept, passes, trace.lap()))
     optimizer = local_bytes(value for state in engine.optimizer.state.values() for value in state.values())
     return Simulation(
         weights=weights, gradients=gradients, optimizer=optimizer, buffers=local_bytes(buffers),
-        views=local_bytes(views), kept=peaks.kept,
+        views=local_bytes(images), kept=peaks.kept,
         # The optimizer's state is there from the second step on, in the backward pass too.
         peak=max(peaks.passes + optimizer, peaks.update),
         counts=trace.counts, sent=trace.sent, operators=trace.operators, parameters=sum(p.numel() for p in parameters),
     )
 
 
-def _passes(engine: Engine, views: list[Tensor], trace: StepTrace) -> tuple[int, int, int]:
+def _passes(engine: Engine, views: Views, trace: StepTrace) -> tuple[int, int, int]:
     """Forward and backward; bytes that are kept in between, that are held at most, and of gradients."""
     before = trace.held()
     kept = [0]

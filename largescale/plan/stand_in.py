@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from largescale.methods.swav import MethodOutput, SwAV
+from largescale.data.views import Views
+from largescale.methods.method import Method, Output
 from largescale.plan.trace import StepTrace
 
 # torch 2.14 renames these collectives; earlier versions have the old names alone.
@@ -32,11 +33,11 @@ class Peaks(NamedTuple):
 class StandIn(nn.Module):
     """In the place of the library's wrapper around a method."""
 
-    def __init__(self, method: SwAV) -> None:
+    def __init__(self, method: Method) -> None:
         super().__init__()
         self.method = method
 
-    def forward(self, views: list[Tensor], step: int) -> MethodOutput:
+    def forward(self, views: Views, step: int) -> Output:
         """The method's loss."""
         return self.method(views, step)
 

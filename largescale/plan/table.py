@@ -24,8 +24,8 @@ def table(found: dict[str, Any]) -> str:
         "",
         "a step on a GPU",
         f"  {found['flops'] / 1e12:.2f} TFLOP, {found['bytes_moved'] / 1e9:,.0f} GB moved by {found['gpu']}'s kernels",
-        *(f"  {name:<28}{1e3 * value:>9.1f} ms" for name, value in seconds.items()),
-        f"  {'model FLOPs utilisation':<28}{found['utilisation']:>9.1%}",
+        *(f"  {name:<34}{1e3 * value:>9.1f} ms" for name, value in seconds.items()),
+        f"  {'model FLOPs utilisation':<34}{found['utilisation']:>9.1%}",
         "",
         f"{found['images_per_s']:,.0f} images/s; the loaders of a node have to deliver "
         f"{found['images_per_s_per_node']:,.0f}",

@@ -5,10 +5,8 @@ Works on real tensors and on fake ones, so that a plan can be compared with a ru
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,24 +17,22 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from largescale.distributed.collectives import exchanged
+
 _SWEEP_EVERY = 25
 """Operators between two looks at what is still held."""
 
-WEIGHTS, SINKHORN = "weights and gradients", "Sinkhorn's marginals"
+WEIGHTS = "weights and gradients"
 WAITED = "weights, waited for"
-"""Exchanges of weights and gradients that the library does not overlap with anything."""
+"""Exchanges of weights and gradients that the library does not overlap with anything.
 
-_CALLERS = {"distributed/fsdp": WEIGHTS, "site-packages/deepspeed": WEIGHTS, "site-packages/fairscale": WEIGHTS,
-            "methods/sinkhorn": SINKHORN, "optim/lars": "norms of LARS", "parallel/zero": "prototypes' lengths",
-            "parallel/batchnorm": "BatchNorm's statistics"}
+What nobody names is WEIGHTS: the libraries of the strategies alone communicate without `exchanging`.
+"""
 
 _KINDS = {"allreduce": "all-reduce", "allgather": "all-gather", "_allgather": "all-gather",
           "reduce_scatter": "reduce-scatter", "_reduce_scatter": "reduce-scatter", "reduce_": "reduce",
           "broadcast_": "broadcast"}
 """By how the operator's name begins."""
-
-_exchanged: list[str] = []
-"""What is exchanged within `exchanging`, innermost last."""
 
 
 class Collective(NamedTuple):
@@ -133,7 +129,7 @@ class StepTrace(TorchDispatchMode):
         ranks = dist.get_process_group_ranks(dist.ProcessGroup.unbox(groups[0]))
         stride = ranks[1] - ranks[0] if len(ranks) > 1 else 1
         whole = arguments[1] if kind == "reduce-scatter" else arguments[0]
-        what = Collective(kind, len(ranks), _exchanged[-1] if _exchanged else _caller(), stride)
+        what = Collective(kind, len(ranks), exchanged(WEIGHTS), stride)
         self.add(what, 1, sum(tensor.nbytes for tensor in _tensors(whole)))
 
     def _operator(self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any], result: Any) -> None:
@@ -145,16 +141,6 @@ class StepTrace(TorchDispatchMode):
         self.operators.append(Operator(_flops(name, arguments, result), moved))
 
 
-@contextmanager
-def exchanging(what: str) -> Iterator[None]:
-    """Name what the collectives within exchange."""
-    _exchanged.append(what)
-    try:
-        yield
-    finally:
-        _exchanged.pop()
-
-
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
@@ -163,17 +149,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
     elif isinstance(value, dict):
         yield from _tensors(list(value.values()))
-
-
-def _caller() -> str:
-    """What the innermost caller that is known exchanges; empty where none is (DDP does so from C++)."""
-    frame = sys._getframe()
-    while frame is not None:
-        for file, what in _CALLERS.items():
-            if file in frame.f_code.co_filename:
-                return what
-        frame = frame.f_back
-    return ""
 
 
 def _flops(name: str, arguments: tuple[Any, ...], result: Any) -> int:

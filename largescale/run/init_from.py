@@ -2,7 +2,7 @@
 
 Taken are parameters and BatchNorm statistics of the method, by name; step, optimizer and queue begin at zero, so
 length, schedule, rates, crops, strategy and images may all be others. The backbone must be the same. Of the rest, what
-has another shape (another number of prototypes, say) keeps its random weights, and a line names it.
+has another shape (a head of another width, say) keeps its random weights, and a line names it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from largescale.config import Config, without_effect
 from largescale.data.stream import Stream
-from largescale.methods import milestones
+from largescale.methods import method_class
 from largescale.methods.milestone import Milestone
 from largescale.observe.spikes import FIRST_STEPS
 from largescale.optim import learning_rates, warmup_steps
@@ -82,7 +82,7 @@ def facts(config: Config, length: Length) -> dict[str, str]:
         "warm-up": f"{warmup:,} steps, from {optim.warmup_lr:g} to {optim.lr:g}" if warmup else "none",
         "learning rate of the last step": f"{last:.3g}",
         **{milestone.what: f"from step {milestone.step:,} of {steps:,}" if milestone.step < steps else "never"
-           for milestone in milestones(config)},
+           for milestone in method_class(config).milestones(config)},
         "saves": f"{often}; the newest {save.keep} stay",
         "logs": f"every {run.log_every:,} steps",
         "time limit": f"{run.time_limit_s:g} s, saves and stops {run.stop_before_s:g} s before" if run.time_limit_s
@@ -100,7 +100,7 @@ def _of_warmup(config: Config, length: Length) -> Iterator[str]:
 
 
 def _of_method(config: Config, length: Length) -> Iterator[str]:
-    for milestone in milestones(config):
+    for milestone in method_class(config).milestones(config):
         if milestone.step > LATEST * length.num_steps:
             yield _late(milestone, length)
 

@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 
 from largescale.config import load_config
+from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.parallel import build_engine
 from largescale.parallel.engine import Engine, StepCheck
@@ -19,9 +20,10 @@ def poisoned_step(strategy: str, where: str) -> tuple[str, bool]:
     config = load_config(ROOT / "tests" / "tiny.yaml", ["data.shards=unused", f"parallel.strategy={strategy}"])
     torch.manual_seed(0)
     engine = build_engine(build_method(config), config, torch.device("cpu"))
-    views = [torch.randn(8 * g.num, 3, g.size, g.size, dtype=torch.float64) for g in config.data.crops]
+    images = [torch.randn(8 * g.num, 3, g.size, g.size, dtype=torch.float64) for g in config.data.crops]
+    views = Views.numbered(images, 8)
     if where == "views" and dist.get_rank() == 1:
-        views[0][0, 0, 0, 0] = float("nan")
+        views.images[0][0, 0, 0, 0] = float("nan")
     if where == "loss" and dist.get_rank() == 1:
         forward = engine.method.forward
         engine.method.forward = lambda *batch: (out := forward(*batch))._replace(loss=out.loss * float("inf"))
@@ -47,7 +49,7 @@ def fp16_engine() -> tuple[Engine, list[torch.Tensor]]:
     return engine, [torch.randn(8 * g.num, 3, g.size, g.size) for g in config.data.crops]
 
 
-def fp16_step(engine: Engine, views: list[torch.Tensor], poison: str = "") -> tuple[StepCheck, bool]:
+def fp16_step(engine: Engine, views: Views, poison: str = "") -> tuple[StepCheck, bool]:
     """One step; returns its check, and whether the weights are as they were."""
     before = [p.detach().clone() for p in engine.method.parameters()]
     loss = engine.forward_backward(views, 0).loss
@@ -74,7 +76,7 @@ def fp16_steps() -> dict[str, object]:
     # The same parameter on one rank only, so that the others learn of it.
     while (step := fp16_step(engine, views, STAYS_BAD if dist.get_rank() == 1 else ""))[0].overflow:
         skipped += 1
-    views[1][0, 0, 0, 0] = float("nan") if dist.get_rank() == 0 else 0.0
+    views.images[1][0, 0, 0, 0] = float("nan") if dist.get_rank() == 0 else 0.0
     engine.loss_scale.numbers[0] = 2.0**16
     in_views = fp16_step(engine, views)[0]
     return {"far": far, "recovered": recovered, "scale": float(engine.loss_scale.factor), "skipped": skipped,

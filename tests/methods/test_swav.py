@@ -7,8 +7,10 @@ import torch
 from torch.nn.functional import log_softmax, normalize
 
 from largescale.config import Config, load_config
-from largescale.methods.swav import SwAV
+from largescale.data.views import Views
+from largescale.methods.swav.method import SwAV
 from largescale.optim import build_optimizer
+from largescale.optim.roles import set_rates
 from largescale.optim.schedules import cosine_with_warmup
 from tests.conftest import ROOT
 from tests.methods.test_sinkhorn import oracle
@@ -56,7 +58,7 @@ def naive_loss(config: Config, method: SwAV, views: list[torch.Tensor],
 @pytest.mark.parametrize("prototypes", ["[12, 12]", "[12, 7]", "9"])
 def test_loss_and_gradient_equal_the_naive_loop(prototypes):
     config, method, views = small(f"model.prototypes={prototypes}")
-    loss = method(views, 0).loss
+    loss = method(Views.numbered(views, BATCH), 0).loss
     expected = naive_loss(config, method, views)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
     ours = torch.autograd.grad(loss, list(method.parameters()))
@@ -76,19 +78,18 @@ def test_the_queue_joins_the_assignment_once_it_is_full_and_holds_the_newest():
             queue = [torch.cat([both[assigned] for both in past]).detach() for assigned in range(2)]
         assert method.queue_is_full(step) == full
         expected = naive_loss(config, method, batch, queue)
-        torch.testing.assert_close(method(batch, step).loss, expected, rtol=1e-9, atol=0)
+        torch.testing.assert_close(method(Views.numbered(batch, BATCH), step).loss, expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("optimizer", ["lars", "adamw", "sgd"])
 def test_prototypes_stay_during_the_first_steps_and_gather_no_momentum(optimizer):
     config, method, views = small("method.freeze_prototypes_steps=2", f"optim.name={optimizer}",
                                   "optim.weight_decay=0.1", "optim.momentum=0.9")
-    steps = build_optimizer(method, config.optim)
+    steps = build_optimizer(method, method.roles(), config.optim)
     for step, frozen in ((0, True), (1, True), (2, False)):
         before = [p.detach().clone() for p in method.parameters()]
-        method(views, step).loss.backward()
-        for group in steps.param_groups:
-            group["frozen"] = group["prototypes"] and method.prototypes_frozen(step)
+        method(Views.numbered(views, BATCH), step).loss.backward()
+        set_rates(steps.param_groups, step=step, lr=config.optim.lr, peak=config.optim.lr)
         steps.step()
         moved = {id(p): not torch.equal(p, old) for p, old in zip(method.parameters(), before, strict=True)}
         prototypes = list(method.prototypes.parameters())
@@ -98,20 +99,20 @@ def test_prototypes_stay_during_the_first_steps_and_gather_no_momentum(optimizer
 
 def test_what_is_watched_says_collapse_when_everything_collapses():
     _, method, views = small()
-    alive = method(views, 0)
-    assert 0 < float(alive.assignment_entropy) < 0.99
+    alive = method(Views.numbered(views, BATCH), 0).signs
+    assert 0 < float(alive["assignment_entropy"]) < 0.99
     same = [group[:1].expand_as(group) for group in views]
-    dead = method(same, 0)
-    assert float(dead.assignment_entropy) == pytest.approx(1, abs=1e-6)
+    dead = method(Views.numbered(same, BATCH), 0)
+    assert float(dead.signs["assignment_entropy"]) == pytest.approx(1, abs=1e-6)
     assert float(dead.loss) >= math.log(12) - 1e-6
-    assert [nearest.unique().numel() for nearest in dead.nearest] == [1, 1]
+    assert [int(dead.signs[f"used.{head}"].sum()) for head in (0, 1)] == [1, 1]
 
 
 def test_scores_stay_in_float32_under_autocast():
     _, method, views = small()
     method.float()
     with torch.autocast("cpu", torch.bfloat16):
-        output = method([view.float() for view in views], 0)
+        output = method(Views.numbered([view.float() for view in views], BATCH), 0)
     assert output.loss.dtype == torch.float32 and output.loss.isfinite()
 
 

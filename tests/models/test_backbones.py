@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from largescale.config import ModelConfig
+from largescale.methods.prototypes import Prototypes
 from largescale.models.backbones import build_backbone, stages
-from largescale.models.heads import Prototypes, projection_head
+from largescale.models.heads import projection_head
 from shards.errors import InputError
 
 
@@ -92,7 +93,7 @@ def test_prototypes_are_unit_rows_and_scores_are_cosines():
     prototypes = Prototypes(8, [5, 7])
     for head in prototypes.heads:
         head.weight.data.mul_(torch.rand(len(head.weight), 1) + 0.5)
-    prototypes.normalize_()
+    prototypes.finish_initialisation()
     embeddings = torch.nn.functional.normalize(torch.randn(4, 8), dim=1)
     for head, scores, count in zip(prototypes.heads, prototypes(embeddings), (5, 7), strict=True):
         torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(count))

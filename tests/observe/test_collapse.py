@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from largescale.config import load_config
+from largescale.data.views import Views
 from largescale.methods import build_method
-from largescale.observe.collapse import CollapseWatch, reachable_usage
+from largescale.methods.swav.method import SwAV
+from largescale.methods.swav.observe import reachable_usage
+from largescale.observe.doctor import Doctor
 from largescale.observe.meter import Meter
 from tests.conftest import ROOT
 
@@ -18,8 +21,8 @@ HEALTHY = {"progress": 0.5, "loss_over_ln_k": 0.7, "assignment_entropy": 0.5, "p
 
 
 def advice(*rows: dict) -> str:
-    watch = CollapseWatch()
-    return [watch.look({**HEALTHY, **row}) for row in rows][-1]
+    doctor = Doctor(SwAV)
+    return [doctor.look({**HEALTHY, **row}) for row in rows][-1]
 
 
 def test_a_healthy_run_gets_no_warning():
@@ -62,7 +65,7 @@ def test_usage_is_judged_by_what_the_samples_of_the_interval_could_reach():
 
 
 def test_a_line_of_another_version_is_passed_over():
-    assert CollapseWatch().look({"step": 3, "loss_over_ln_k": 1.0, "assignment_entropy": 1.0}) == ""
+    assert Doctor(SwAV).look({"step": 3, "loss_over_ln_k": 1.0, "assignment_entropy": 1.0}) == ""
 
 
 @pytest.fixture
@@ -86,14 +89,14 @@ def test_a_planted_collapse_is_found_in_what_a_real_method_puts_out(alone, plant
             last.weight.zero_()
         elif planted == "one place":  # embeddings differ, but one prototype is nearest to them all
             last.bias.copy_(12 * method.prototypes.heads[0].weight[7])
-    meter = Meter([500], 16, 200, torch.device("cpu"))
+    meter = Meter(method, 16, 200, torch.device("cpu"))
     for step in range(4):
         views = [torch.randn(group.num * 16, 3, group.size, group.size) for group in config.data.crops]
-        output = method(views, step)
+        output = method(Views.numbered(views, 16), step)
         batch = SimpleNamespace(substituted=0, ids=range(16), costs={})
         meter.add(output, SimpleNamespace(loss=float(output.loss.detach()), overflow=False), 0.0, batch)
     row = {"progress": 0.5, **meter.summary()}
     assert row["prototype_usage_reachable"] == pytest.approx(1 - (1 - 1 / 500) ** 64)
     assert row["loss_over_ln_k"] == pytest.approx(row["loss"] / math.log(500))
-    found = CollapseWatch().look(row)
+    found = Doctor(SwAV).look(row)
     assert words in found if words else not found, (found, row)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.parallel import build_engine, zero
 from largescale.parallel.engine import Engine
@@ -69,7 +70,8 @@ def real_step(overrides: list[str]) -> dict[str, object]:
     older = live_tensors()  # DeepSpeed does not let go of the engine of the case before
     torch.manual_seed(0)
     engine = build_engine(build_method(config), config, torch.device("cpu"))
-    views = [view.to(views_dtype(config)) for view in views_of_step(config, 0)]
+    views = views_of_step(config, 0)
+    views = views._replace(images=[images.to(views_dtype(config)) for images in views.images])
     for _ in range(2):  # in these DeepSpeed learns in which order the modules run
         one_step(engine, views)
     trace = StepTrace()
@@ -86,12 +88,12 @@ def real_step(overrides: list[str]) -> dict[str, object]:
             "peak": trace.peak, "profiled": sum(event.name.startswith("c10d::") for event in recorded.events())}
 
 
-def one_step(engine: Engine, views: list[Tensor]) -> int:
+def one_step(engine: Engine, views: Views) -> int:
     """Returns bytes of gradients."""
     engine.forward_backward(views, 0)
     gradients = local_bytes(engine.gradients())
     for group in engine.optimizer.param_groups:
-        group["lr"], group["frozen"] = 0.1, False
+        group["lr"] = 0.1
     engine.step_optimizer()
     return gradients
 

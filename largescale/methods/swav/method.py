@@ -13,42 +13,35 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import NamedTuple
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.functional import log_softmax, normalize
 
 from largescale.config import Config, prototype_counts
+from largescale.data.views import Views
+from largescale.methods.method import Exemplars, Method, Output, Panel, Role, Row, Sign
 from largescale.methods.milestone import Milestone
+from largescale.methods.prototypes import Prototypes
 from largescale.methods.sinkhorn import sinkhorn
+from largescale.methods.swav import observe
 from largescale.models.backbones import build_backbone
-from largescale.models.heads import Prototypes, projection_head
+from largescale.models.heads import projection_head
 from largescale.processes import world_size
 
 
-class MethodOutput(NamedTuple):
-    """What a method returns for one step: the loss of the local batch and, detached, what to watch.
+class SwAV(Method):
+    """Backbone, projection head, prototypes and queue, and the loss over the views of a batch.
 
-    A tuple, since FSDP2 looks for the tensors to hook in tuples but not in data classes.
-
-    Attributes:
-        loss: scalar, the mean over the local batch.
-        assignment_entropy: scalar in [0, 1]: mean entropy of a sample's code, over ln K.
-        nearest: for each head, the prototype nearest to each assign view, int64 [A * B].
-        scores: for each head, the scores of all views [V, B, K].
+    Signs: `assignment_entropy`, the mean entropy of a sample's code over ln K; `used.HEAD`, which prototypes of a head
+    are nearest to an assign view. Evidence: `scores.HEAD`, the scores of all views [V, B, K].
     """
 
-    loss: Tensor
-    assignment_entropy: Tensor
-    nearest: list[Tensor]
-    scores: list[Tensor]
-
-
-class SwAV(nn.Module):
-    """Backbone, projection head, prototypes and queue, and the loss over the views of a batch."""
+    title = "SwAV"
+    exemplars: ClassVar[Exemplars] = Exemplars("prototype", "What prototypes stand for")
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -59,7 +52,10 @@ class SwAV(nn.Module):
         self.projection = projection_head(
             self.num_features, config.model.hidden, config.model.embedding, batchnorm=config.model.head_batchnorm
         )
-        self.prototypes = Prototypes(config.model.embedding, prototype_counts(config))
+        self.counts = prototype_counts(config)
+        self.prototypes = Prototypes(config.model.embedding, self.counts)
+        self.signs = {"assignment_entropy": Sign(), **{
+            f"used.{head}": Sign("any", (count,)) for head, count in enumerate(self.counts)}}
         # Queue: embeddings of the assign views of the last Q / B (micro-)batches, newest first: [A, Q / B, B_local, D].
         self.queue_steps = config.method.queue // config.train.global_batch
         micro_batch = config.train.global_batch // config.train.accumulate
@@ -67,29 +63,64 @@ class SwAV(nn.Module):
                  config.model.embedding)
         self.register_buffer("queue", torch.zeros(shape), persistent=False)
 
-    def forward(self, views: list[Tensor], step: int) -> MethodOutput:
-        """The loss of one batch (with `train.accumulate`: of one of its micro-batches).
-
-        Args:
-            views: one tensor [num * B, 3, S, S] a crop group, view after view.
-            step: the global step; decides whether the queue takes part.
+    def forward(self, views: Views, step: int) -> Output:
+        """The loss of one batch (with `train.accumulate`: of one of its micro-batches); the queue takes part by step.
 
         Collectives: those of `sinkhorn`, once for all assign views and all heads with equally many prototypes.
         """
-        embeddings = self.embed(torch.cat([self.backbone(group) for group in views]))
+        embeddings = self.embed(torch.cat([self.backbone(group) for group in views.images]))
         with torch.autocast(embeddings.device.type, enabled=False):
             scores = self._by_view(self.prototypes(embeddings))
             codes = self._codes(scores, self._by_view([embeddings])[0], step)
             loss = torch.stack([self._swapped_loss(z, q) for z, q in zip(scores, codes, strict=True)]).mean()
-            return MethodOutput(loss, *self._observe(scores, codes), [head.detach() for head in scores])
+            evidence = {f"scores.{head}": values.detach() for head, values in enumerate(scores)}
+            return Output(loss, self._signs(scores, codes), evidence)
 
     def embed(self, features: Tensor) -> Tensor:
         """Backbone features [N, F] to unit embeddings [N, D] in float32 (float64 for a float64 model)."""
         embeddings = self.projection(features)
         return normalize(embeddings if embeddings.dtype == torch.float64 else embeddings.float(), dim=1)
 
-    @staticmethod
-    def milestones(config: Config) -> list[Milestone]:
+    def measures(self, loss: float, signs: dict[str, Tensor], num_images: int) -> dict[str, float]:
+        """Loss over ln K, entropy, and the share of prototypes in use, beside the share that could be."""
+        used = torch.cat([signs[f"used.{head}"] for head in range(len(self.counts))]) > 0
+        return {
+            "loss_over_ln_k": loss / observe.uniform_loss(self.counts),
+            "assignment_entropy": float(signs["assignment_entropy"]),
+            "prototype_usage": float(used.double().mean()),
+            "prototype_usage_reachable": observe.reachable_usage(self.counts, num_images),
+        }
+
+    def exemplar_scores(self, features: Tensor) -> Tensor:
+        """Cosines with the prototypes of the first head."""
+        return self.prototypes(self.embed(features))[0]
+
+    @classmethod
+    def brief(cls, row: Row) -> str:
+        """The loss as a share of that of uniform predictions."""
+        return f" ({row['loss_over_ln_k']:.0%} of ln K)"
+
+    @classmethod
+    def diagnose(cls, before: Row, row: Row) -> str:
+        """Collapse, in words."""
+        return observe.diagnose(before, row)
+
+    @classmethod
+    def loss_references(cls, config: Config) -> dict[str, float]:
+        """The loss of uniform predictions."""
+        return {"ln K (uniform predictions)": observe.uniform_loss(prototype_counts(config))}
+
+    @classmethod
+    def panels(cls, config: Config) -> list[Panel]:
+        """Entropy of the codes and use of the prototypes."""
+        return [Panel("Assignments", {
+            "entropy of a code / ln K": "assignment_entropy",
+            "share of prototypes in use": "prototype_usage",
+            "share that so many images could reach": "prototype_usage_reachable",
+        }, limits=(0, 1.05))]
+
+    @classmethod
+    def milestones(cls, config: Config) -> list[Milestone]:
         """When prototypes begin to train and the queue, where there is one, to take part."""
         method, queue_steps = config.method, config.method.queue // config.train.global_batch
         prototypes = Milestone("method.freeze_prototypes_steps", method.freeze_prototypes_steps, "prototypes train")
@@ -97,20 +128,17 @@ class SwAV(nn.Module):
                           delay=queue_steps, without="method.queue=0")
         return [prototypes, queue] if queue_steps else [prototypes]
 
-    def prototypes_frozen(self, step: int) -> bool:
-        """Whether the update of a step leaves the prototypes alone."""
-        return step < self.config.freeze_prototypes_steps
-
-    def after_update(self) -> None:
-        """Normalise the prototypes. Collectives: none."""
-        self.prototypes.normalize_()
+    def roles(self) -> list[Role]:
+        """Prototypes keep unit length, stay in float32, since cosines feed Sinkhorn, and may begin to train later."""
+        return [Role("prototypes", "prototypes.*", frozen_until=self.config.freeze_prototypes_steps, unit_rows=True,
+                     float32=True)]
 
     def queue_is_full(self, step: int) -> bool:
         """Whether the queue takes part in the assignment of a step; it does so once it has been filled."""
         return self.queue_steps > 0 and step >= self.config.queue_start_step + self.queue_steps
 
-    def extra_state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
-        """State outside parameters and buffers, sharded by rank so that it loads into another number of ranks."""
+    def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
+        """The queue, sharded by places of the batch."""
         if self.queue_steps == 0:
             return {}
         return {"queue": DTensor.from_local(self.queue, mesh, [Shard(2)], run_check=False)}
@@ -159,7 +187,12 @@ class SwAV(nn.Module):
         return -(codes * others).sum() / num_pairs
 
     @torch.no_grad()
-    def _observe(self, scores: list[Tensor], codes: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def _signs(self, scores: list[Tensor], codes: list[Tensor]) -> dict[str, Tensor]:
         entropies = [-(q * q.clamp_min(1e-30).log()).sum(-1).mean() / math.log(q.shape[-1]) for q in codes]
-        nearest = [head[: self.num_assign].argmax(-1).flatten() for head in scores]
-        return torch.stack(entropies).mean(), nearest
+        signs = {"assignment_entropy": torch.stack(entropies).mean()}
+        for number, head in enumerate(scores):
+            nearest = head[: self.num_assign].argmax(-1).flatten()
+            # `used[nearest] = True` would copy the value to the device, and make the host wait for it.
+            used = torch.zeros(head.shape[-1], dtype=torch.bool, device=head.device).index_fill_(0, nearest, True)
+            signs[f"used.{number}"] = used
+        return signs

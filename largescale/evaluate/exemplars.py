@@ -1,11 +1,10 @@
-"""Cosines of some training samples to the prototypes of the first head, kept for the report's gallery."""
+"""Scores of some training samples under a head of the method, kept for the report's gallery."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.made_from import VERSION, Stamp
+from largescale.methods.method import Method
 from shards.files import atomic_write
 
 SAMPLES = 2048
@@ -22,37 +22,37 @@ SAMPLES = 2048
 
 
 @dataclass(frozen=True)
-class PrototypeScores:
-    """Cosines [M, K], sample ids [M] int64, and the stamp of what they were made from."""
+class Scores:
+    """Scores [M, K], sample ids [M] int64, and the stamp of what they were made from."""
 
     scores: Tensor
     ids: Tensor
     made_from: Stamp
 
 
-def path_of(run_dir: Path) -> Path:
-    """Where the scores of a run are."""
-    return run_dir / "eval" / "features" / "prototypes.safetensors"
+def path_of(run_dir: Path, name: str) -> Path:
+    """Where the scores of a run are; `name` is what the method calls an output (`methods.method.Exemplars`)."""
+    return run_dir / "eval" / "features" / f"{name}s.safetensors"
 
 
 @torch.no_grad()
-def save(path: Path, method: Any, train: FeatureSet, device: torch.device, seed: int, made_from: Stamp) -> None:
+def save(path: Path, method: Method, train: FeatureSet, device: torch.device, seed: int, made_from: Stamp) -> None:
     """Compute the scores of samples drawn by `seed`, and write them atomically."""
     chosen = np.random.default_rng(seed).permutation(len(train.ids))[:SAMPLES]
     rows = torch.from_numpy(np.sort(chosen))
-    scores = method.prototypes(method.embed(train.features[rows].to(device)))[0].float().cpu()
+    scores = method.exemplar_scores(train.features[rows].to(device)).float().cpu()
     tensors = {"scores": scores.contiguous(), "ids": train.ids[rows]}
     with atomic_write(path) as file:
         file.write(safetensors.torch.save(tensors, metadata={"made_from": json.dumps(made_from)}))
 
 
-def load(path: Path) -> PrototypeScores | None:
+def load(path: Path) -> Scores | None:
     """What `save` wrote; None where it is missing, damaged or without a stamp."""
     try:
         with safe_open(path, framework="pt") as file:
             made_from = json.loads(file.metadata()["made_from"])
             if made_from["version"] != VERSION:
                 return None
-            return PrototypeScores(file.get_tensor("scores"), file.get_tensor("ids"), made_from)
+            return Scores(file.get_tensor("scores"), file.get_tensor("ids"), made_from)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError):
         return None

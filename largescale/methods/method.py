@@ -1,0 +1,164 @@
+"""The contract of a method: it declares, and engine, meter, report, evaluation and planner obey.
+
+A method is an `nn.Module` that turns the views of a batch into a loss. What else has to happen to its parameters, what
+of it goes on from step to step, what is worth watching and how that reads, it says in the members below; nothing
+outside of `largescale/methods/` knows a method by its name. Randomness must follow from the configuration, the step
+and sample ids, and whatever a step leaves for the next one must be in `state`: else a resumed run would not be exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from largescale.config import Config
+from largescale.data.views import Views
+from largescale.methods.milestone import Milestone
+from largescale.optim.roles import Role
+
+Row = Mapping[str, Any]
+"""A line of metrics.jsonl."""
+
+
+class Output(NamedTuple):
+    """What a method returns for a micro-batch.
+
+    A tuple, since FSDP2 looks for the tensors to hook in tuples but not in data classes.
+
+    Attributes:
+        loss: scalar, the mean over this rank's images; the engine averages gradients over ranks and micro-batches.
+        signs: detached, by the names that `Method.signs` declares.
+        evidence: detached tensors by name, kept on disk where the step turns out to be unusable.
+    """
+
+    loss: Tensor
+    signs: dict[str, Tensor]
+    evidence: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A value that a method puts out in every step, and how it is put together.
+
+    Attributes:
+        over: `mean` or, for booleans, `any`: over micro-batches, ranks and the steps between two logged ones.
+        shape: of the value.
+    """
+
+    over: Literal["mean", "any"] = "mean"
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves of the report, from columns of metrics.jsonl.
+
+    Attributes:
+        title: above them.
+        columns: key of each curve by its label.
+        limits: of the vertical axis.
+    """
+
+    title: str
+    columns: dict[str, str]
+    limits: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """Outputs of a head that are best explained by the images with the largest scores; a gallery of the report.
+
+    Attributes:
+        name: of one of them: "prototype"; the file of scores is named after it.
+        title: of the gallery.
+    """
+
+    name: str
+    title: str
+
+
+class Method(nn.Module):
+    """What every method has; those that need nothing of a kind leave it as it is here.
+
+    Attributes:
+        title: its name as people write it.
+        backbone: what is evaluated and exported.
+        num_features: width of its features.
+        signs: what `forward` puts out to be watched.
+        exemplars: set where `exemplar_scores` can be called.
+    """
+
+    title: ClassVar[str]
+    exemplars: ClassVar[Exemplars | None] = None
+    backbone: nn.Module
+    num_features: int
+    signs: dict[str, Sign]
+
+    def forward(self, views: Views, step: int) -> Output:
+        """The loss of a micro-batch. Says under "Collectives:" what it exchanges."""
+        raise NotImplementedError
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features [B, num_features] of normalised images [B, 3, S, S], as evaluation and export see them."""
+        return self.backbone(images)
+
+    def roles(self) -> Sequence[Role]:
+        """Which parameters are treated in a way of their own; of several roles that own one, the first holds."""
+        return ()
+
+    def after_update(self, step: int) -> None:
+        """Called after the update of a step (not where fp16 passes it over). Works on local pieces alone."""
+
+    def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
+        """What goes on from step to step beside parameters and buffers, each a DTensor over the mesh of all ranks, so
+        that it loads into another number of them.
+        """
+        return {}
+
+    def measures(self, loss: float, signs: dict[str, Tensor], num_images: int) -> dict[str, float]:
+        """What is logged of an interval.
+
+        Args:
+            loss: its mean.
+            signs: put together over the interval; of `any` a number above 0 is true.
+            num_images: different images that it has seen.
+        """
+        return {name: float(value) for name, value in signs.items() if value.numel() == 1}
+
+    def exemplar_scores(self, features: Tensor) -> Tensor:
+        """Scores [N, K] of backbone features [N, num_features], where `exemplars` is set."""
+        raise NotImplementedError
+
+    @classmethod
+    def milestones(cls, config: Config) -> list[Milestone]:
+        """What the method begins to do in the course of a run."""
+        return []
+
+    @classmethod
+    def brief(cls, row: Row) -> str:
+        """What a console line says behind the loss; empty, or beginning with a space."""
+        return ""
+
+    @classmethod
+    def diagnose(cls, before: Row, row: Row) -> str:
+        """What looks wrong in a logged line and what to try; empty where nothing does.
+
+        Args:
+            before: the line before it; empty for the first one.
+            row: the line. Either may be of another version, and lack what `measures` returns.
+        """
+        return ""
+
+    @classmethod
+    def loss_references(cls, config: Config) -> dict[str, float]:
+        """Values of the loss that mean something, by what they mean; lines in the report's panel of the loss."""
+        return {}
+
+    @classmethod
+    def panels(cls, config: Config) -> list[Panel]:
+        """The method's curves in the report."""
+        return []

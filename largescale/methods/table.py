@@ -1,0 +1,36 @@
+"""All methods by name. A new one is a file (or a folder) and a line in METHODS."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+
+from largescale.config import Config
+from largescale.methods.method import Method
+from largescale.methods.swav.method import SwAV
+from shards.errors import InputError
+
+METHODS: dict[str, type[Method]] = {"swav": SwAV}
+
+
+def build_method(config: Config, *, on_meta: bool = False) -> Method:
+    """The method that `method.name` names, with random weights from the current generator; without any `on_meta`.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    method = method_class(config)
+    with torch.device("meta") if on_meta else nullcontext():
+        return method(config)
+
+
+def method_class(config: Config) -> type[Method]:
+    """The class that `method.name` names.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    if config.method.name not in METHODS:
+        raise InputError(f"method.name={config.method.name}: expected one of {', '.join(METHODS)}")
+    return METHODS[config.method.name]

@@ -1,0 +1,83 @@
+"""What is done to which parameters: a method declares roles, parameter groups follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from largescale.config import OptimConfig
+
+
+@dataclass(frozen=True)
+class Role:
+    """Parameters that are to be treated in a way of their own. Those without a role are weights (two dimensions or
+    more) or biases and normalisation (fewer), which `optim.exclude_bias_and_norm` speaks of.
+
+    Attributes:
+        name: what they are, for people: "prototypes".
+        pattern: of their names, as in a shell: "prototypes.*".
+        decay: whether `optim.weight_decay` holds for them.
+        scaled: whether LARS scales their gradients.
+        lr_factor: of the learning rate.
+        scheduled: whether the rate follows the schedule; else it stays at `optim.lr`.
+        frozen_until: first step whose update changes them. Before, they gather no momentum either.
+        unit_rows: every row has length 1 after an update.
+        float32: kept and used in float32 where the strategy casts weights.
+    """
+
+    name: str
+    pattern: str
+    decay: bool = True
+    scaled: bool = True
+    lr_factor: float = 1.0
+    scheduled: bool = True
+    frozen_until: int = 0
+    unit_rows: bool = False
+    float32: bool = False
+
+    def owns(self, name: str) -> bool:
+        """Whether a parameter of this name has the role."""
+        return fnmatchcase(name, self.pattern)
+
+
+def parameters_with(network: nn.Module, roles: Sequence[Role], what: str) -> list[Tensor]:
+    """Parameters whose role has a property: `unit_rows` or `float32`."""
+    return [parameter for name, parameter in network.named_parameters()
+            if (role := role_of(name, roles)) is not None and getattr(role, what)]
+
+
+def role_of(name: str, roles: Sequence[Role]) -> Role | None:
+    """The first role that owns a parameter of this name; None for weights, biases and normalisation."""
+    return next((role for role in roles if role.owns(name)), None)
+
+
+def parameter_groups(network: nn.Module, roles: Sequence[Role], config: OptimConfig) -> list[dict[str, Any]]:
+    """Trainable parameters by what is done to them: weights; biases and normalisation; one group per role."""
+    small = not config.exclude_bias_and_norm
+    weights, small_ones = Role("weights", "*"), Role("biases and normalisation", "*", decay=small, scaled=small)
+    owned: dict[Role, list[Tensor]] = {role: [] for role in (weights, small_ones, *roles)}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            owned[role_of(name, roles) or (weights if parameter.dim() > 1 else small_ones)].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": config.weight_decay if role.decay else 0.0, "scaled": role.scaled,
+         "role": role, "frozen": False}
+        for role, parameters in owned.items() if parameters
+    ]
+
+
+def set_rates(groups: list[dict[str, Any]], *, step: int, lr: float, peak: float) -> None:
+    """Give each group of an optimizer its learning rate in a step, and say whether it is frozen.
+
+    Args:
+        lr: that of the schedule.
+        peak: that of groups which the schedule does not concern.
+    """
+    for group in groups:
+        role: Role = group["role"]
+        group["lr"] = (lr if role.scheduled else peak) * role.lr_factor
+        group["frozen"] = step < role.frozen_until
