@@ -35,7 +35,7 @@ from largescale.checkpoint.copier import Copier
 from largescale.checkpoint.folder import Checkpoint, clear_leftovers, newest_first
 from largescale.checkpoint.mirror import Mirror, MirrorAway, OfAnotherRun
 from largescale.checkpoint.saver import SaveFailed, Saver
-from largescale.config import Config, flatten, to_yaml
+from largescale.config import Config, flatten, to_yaml, with_present_names
 from largescale.data import order
 from largescale.data.stream import Batch
 from largescale.methods.method import Output
@@ -50,7 +50,7 @@ from largescale.run.environment import environment
 from largescale.run.failures import TrainingStopped, told
 from largescale.run.former import set_aside_former
 from largescale.run.lease import Lease
-from largescale.run.same_run import FREE_TO_CHANGE, changed_setting, other_run
+from largescale.run.same_run import changed_setting, other_run
 from largescale.run.status import COMPLETE, read_status, write_status
 from largescale.watchdog import Watchdog
 from shards.errors import InputError
@@ -143,7 +143,7 @@ class RunFolder:
             for folder in (self.path, self.path / "audit", self.path / "skipped"):
                 remove_partial_files(folder)
             if self._resumed is None:
-                set_aside_former(self.path, self.config, FREE_TO_CHANGE)
+                set_aside_former(self.path, self.config)
             else:
                 self.rollbacks.settle(self._resumed)
             forget_from(self.path, first_step)
@@ -359,7 +359,7 @@ class RunFolder:
                 f"{self.path}: its checkpoint was trained on other shards than {self.config.data.shards}; "
                 f"use those, or start a new run from its weights: {new_run(self.path)}"
             )
-        before = checkpoint.progress["config"]
+        before = with_present_names(checkpoint.progress["config"], self.config)
         init_from.require_unchanged(self.config, before)
         if key := changed_setting(before, self.config):
             raise InputError(

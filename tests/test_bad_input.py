@@ -45,7 +45,7 @@ def copied_shards(shard_folder: Path, tmp_path: Path) -> Path:
     "override, expected",
     [
         ("optim.lrr=1", "did you mean optim.lr?"),
-        ("model.prototype=3", "did you mean model.prototypes?"),
+        ("model.prototype=3", "did you mean method.prototypes?"),
         ("lr=1", "did you mean optim.lr?"),
         ("optim.lr=fast", "optim.lr"),
         ("optim=3", "optim is a group of keys"),

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import pickle
 import tempfile
 
 import pytest
 
 from largescale.cli import main
 from largescale.config import Config, flatten, load_config, to_yaml
+from largescale.config.slots import schema_for
 from shards.errors import InputError
 from tests.conftest import ROOT
 
@@ -21,7 +23,27 @@ OF_FSDP_AS_ELSEWHERE = "parallel.unit_min_parameters=2000000"
 
 
 def test_keys_that_others_rely_on_exist():
-    assert set(RELIED_ON.split()) <= set(flatten(Config(name="x")))
+    schema = schema_for("swav")
+    assert set(RELIED_ON.split()) <= {*flatten(schema(name="x")), *schema(name="x").method.moved}
+
+
+@pytest.mark.parametrize("old", ["model.prototypes=30", "model.prototypes.1=30", "model={prototypes: 30, width: 8}"])
+def test_keys_of_earlier_versions_work_by_their_old_names(old, tmp_path):
+    config = load_config(ROOT / "tests/tiny.yaml", ["data.shards=x", old])
+    assert config.method.prototypes in (30, [12, 30])
+    (tmp_path / "old.yaml").write_text("name: x\ndata: {shards: x}\nmodel: {prototypes: 30, hidden: [64]}\n")
+    config = load_config(tmp_path / "old.yaml")
+    assert (config.method.prototypes, config.method.hidden) == (30, [64])
+    with pytest.raises(InputError, match=r"model.prototypes is now called method.prototypes, which is set too"):
+        (tmp_path / "both.yaml").write_text("name: x\nmodel: {prototypes: 30}\nmethod: {prototypes: 3}\n")
+        load_config(tmp_path / "both.yaml")
+
+
+def test_the_method_decides_which_keys_there_are(tmp_path):
+    with pytest.raises(InputError, match=r"method.name=swaw: expected one of .*; did you mean swav"):
+        load_config(ROOT / "tests/tiny.yaml", ["data.shards=x", "method.name=swaw"])
+    config = load_config(ROOT / "tests/tiny.yaml", ["data.shards=x"])
+    assert pickle.loads(pickle.dumps(config)) == config
 
 
 def test_later_layers_win(tmp_path):

@@ -55,11 +55,11 @@ def _shards(report: Report, context: Context, cores: int) -> Path:
 
 
 def _options(context: Context, shards: Path) -> list[str]:
-    network = ("model={backbone: resnet, stem: 3x3s2, depths: [1, 1], width: 8, hidden: [32], prototypes: 50}"
-               if context.small else "model.backbone=resnet50")
+    network = (["model={backbone: resnet, stem: 3x3s2, depths: [1, 1], width: 8}",
+                "method={hidden: [32], prototypes: 50}"] if context.small else ["model.backbone=resnet50"])
     crops = "[{num: 2, size: 32}, {num: 2, size: 16}]" if context.small else "[{num: 2, size: 224}, {num: 6, size: 96}]"
     batch = 8 if context.small else 256
-    return [network, f"data.crops={crops}", f"data.shards={shards}", f"train.global_batch={batch}",
+    return [*network, f"data.crops={crops}", f"data.shards={shards}", f"train.global_batch={batch}",
             f"train.steps={_steps(context)}", "optim.lr=0.3", "data.streams=8"]
 
 

@@ -73,8 +73,9 @@ def _waits(report: Report, context: Context, what: str, action: Any, *, most: in
 def steps_that_wait(report: Report, context: Context) -> None:
     """A training step may wait once: to look at loss and gradients before the update."""
     with process_group() as device:
-        config = recipe(["model={backbone: resnet, stem: 3x3s2, depths: [1, 1], width: 8, hidden: [32], embedding: 16, "
-                         "prototypes: 30}", "data.crops=[{num: 2, size: 28}, {num: 1, size: 24}]",
+        config = recipe(["model={backbone: resnet, stem: 3x3s2, depths: [1, 1], width: 8}",
+                         "method={hidden: [32], embedding: 16, prototypes: 30}",
+                         "data.crops=[{num: 2, size: 28}, {num: 1, size: 24}]",
                          "train.global_batch=16", "train.precision=bf16", "parallel.strategy=ddp"])
         precision.set_up(config, device)
         engine = build_engine(build_method(config), config, device)
@@ -186,7 +187,8 @@ def blocks(report: Report, context: Context, what: str) -> None:
     small = context.small
     sizes = ["model.depths=[1]", "model.width=8"] if small else ["model.depths=[1, 1, 1, 1]", "model.width=64"]
     stages = "[1]" if small else "[1, 2, 3, 4]"
-    shared = ["model={backbone: resnet, block: bottleneck, stem: 3x3s2, hidden: [32], embedding: 16, prototypes: 30}",
+    shared = ["model={backbone: resnet, block: bottleneck, stem: 3x3s2}",
+              "method={hidden: [32], embedding: 16, prototypes: 30}",
               *sizes, f"data.crops=[{{num: 2, size: {16 if small else 96}}}]", "train.global_batch=16",
               "train.precision=fp64", "parallel.strategy=ddp"]  # in fp32 a ReLU may open in one of them alone
     with process_group() as device:

@@ -59,7 +59,7 @@ def compare(report: Report, context: Context, network: str) -> None:
 def _configuration(context: Context, network: str, batch: int) -> Config:
     recompute = ["model.recompute_stages=[1,2,3,4]"] if network == "regnet_y_128gf" else []
     sizes = ([_SMALL[network], "data.crops=[{num: 2, size: 64}, {num: 1, size: 32}]", "train.precision=fp32"]
-             if context.small else [f"model.backbone={network}", f"model.hidden={_HEAD[network]}", _CROPS,
+             if context.small else [f"model.backbone={network}", f"method.hidden={_HEAD[network]}", _CROPS,
                                     "train.precision=bf16"])
     return recipe([*sizes, *recompute, f"train.global_batch={batch}", "optim.name=lars", "parallel.strategy=ddp"])
 

@@ -27,9 +27,10 @@ ROOT = Path(__file__).resolve().parents[2]
 _CPU_MEMORY = 6 * 2**30
 """Address space of the run that is to run out of it, where there is no GPU."""
 
-_TINY = ["model={backbone: resnet, stem: 3x3s2, depths: [1, 1], width: 16, hidden: [64], prototypes: 50}",
+_TINY = ["model={backbone: resnet, stem: 3x3s2, depths: [1, 1], width: 16}",
+         "method={hidden: [64], prototypes: 50}",
          "data.crops=[{num: 2, size: 24}, {num: 1, size: 16}]", "optim.name=adamw", "optim.lr=0.001"]
-_RESNET = ["model={backbone: resnet50, hidden: [512], prototypes: 300}", "data.crops=[{num: 2, size: 64}, "
+_RESNET = ["model.backbone=resnet50", "method={hidden: [512], prototypes: 300}", "data.crops=[{num: 2, size: 64}, "
            "{num: 2, size: 48}]", "optim.name=lars", "optim.lr=0.3"]
 
 

@@ -17,7 +17,8 @@ from largescale import precision
 from largescale.plan.simulate import simulate
 from largescale.processes import process_group
 
-SMALL = ["model={backbone: resnet, stem: 3x3s2, depths: [1], width: 8, hidden: [32], embedding: 16, prototypes: 50}",
+SMALL = ["model={backbone: resnet, stem: 3x3s2, depths: [1], width: 8}",
+         "method={hidden: [32], embedding: 16, prototypes: 50}",
          "data.crops=[{num: 2, size: 24}, {num: 2, size: 16}]", "train.global_batch=16"]
 _LEAVE_S = 15.0
 """What is kept of the time for measuring, when variants that take long to build are still to come."""

@@ -32,20 +32,21 @@ from shards.errors import InputError
 PRECISIONS = ("fp32", "bf16", "fp16")
 STEPS = 5
 
-_DEMO = ["model={backbone: resnet, stem: 3x3s2, depths: [1, 1, 1, 1], width: 32, hidden: [256], embedding: 64, "
-         "prototypes: 100}", "data.crops=[{num: 2, size: 28}, {num: 1, size: 24}]", "optim.name=sgd", "optim.lr=0.2",
+_DEMO = ["model={backbone: resnet, stem: 3x3s2, depths: [1, 1, 1, 1], width: 32}",
+         "method={hidden: [256], embedding: 64, prototypes: 100}",
+         "data.crops=[{num: 2, size: 28}, {num: 1, size: 24}]", "optim.name=sgd", "optim.lr=0.2",
          "optim.weight_decay=1e-4"]
 _RESNET = ["model.stem=imagenet", "optim.name=lars", "optim.lr=0.3", "optim.trust_coefficient=0.02"]
 NETWORKS = {
     False: {
         "demo": [*_DEMO, "train.global_batch=64"],
-        "ResNet-50 mini": [*_RESNET, "model.backbone=resnet50", "model.hidden=[512]", "model.prototypes=300",
+        "ResNet-50 mini": [*_RESNET, "model.backbone=resnet50", "method.hidden=[512]", "method.prototypes=300",
                            "data.crops=[{num: 2, size: 64}, {num: 1, size: 48}]", "train.global_batch=8"],
     },
     True: {
         "demo": [*_DEMO, "model.width=8", "train.global_batch=16"],
-        "ResNet-50 mini": [*_RESNET, "model={backbone: resnet, block: bottleneck, depths: [1, 1, 1, 1], width: 8, "
-                           "hidden: [32], embedding: 16, prototypes: 30}",
+        "ResNet-50 mini": [*_RESNET, "model={backbone: resnet, block: bottleneck, depths: [1, 1, 1, 1], width: 8}",
+                           "method={hidden: [32], embedding: 16, prototypes: 30}",
                            "data.crops=[{num: 2, size: 48}, {num: 2, size: 32}]", "train.global_batch=8"],
     },
 }

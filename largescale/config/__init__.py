@@ -1,6 +1,6 @@
 """The configuration: `schema` says what can be set, `loading` reads it, `checks` refuses what cannot work."""
 
-from largescale.config.checks import without_effect
+from largescale.config.checks import free_keys, without_effect
 from largescale.config.loading import load_config
 from largescale.config.schema import (
     PRECISIONS,
@@ -21,9 +21,9 @@ from largescale.config.values import (
     corpus_names,
     corpus_settings,
     flatten,
-    prototype_counts,
     require,
     to_yaml,
+    with_present_names,
 )
 
 __all__ = [
@@ -43,9 +43,10 @@ __all__ = [
     "corpus_names",
     "corpus_settings",
     "flatten",
+    "free_keys",
     "load_config",
-    "prototype_counts",
     "require",
     "to_yaml",
+    "with_present_names",
     "without_effect",
 ]

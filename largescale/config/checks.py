@@ -25,6 +25,7 @@ def validate(config: Config) -> None:
     _check_model(config)
     _check_parallel(config)
     corpus_settings(config.data)
+    config.method.check(config)
     require(config.train.steps > 0 or config.train.epochs > 0, "train.epochs", config.train.epochs,
             "above 0, or train.steps above 0")
     limit, margin = config.run.time_limit_s, config.run.stop_before_s
@@ -57,6 +58,11 @@ def settings_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any]
                 yield from settings_of(element, f"{key}[{place}].")
 
 
+def free_keys(config: Config) -> frozenset[str]:
+    """Keys in which the configurations of one run may differ: they do not change what it computes."""
+    return frozenset(key for key, item, _ in settings_of(config) if declared(item).free)
+
+
 def default_of(item: Field[Any]) -> Any:
     """The default of a field."""
     return item.default_factory() if callable(item.default_factory) else item.default
@@ -75,8 +81,6 @@ def _check_batch(config: Config) -> None:
     batch = config.train.global_batch
     for key, value in (("train.accumulate", config.train.accumulate), ("data.streams", config.data.streams)):
         require(batch % value == 0, key, value, f"a divisor of train.global_batch={batch}")
-    require(config.method.queue % batch == 0, "method.queue", config.method.queue,
-            f"a multiple of train.global_batch={batch}")
 
 
 def _check_views(config: Config) -> None:

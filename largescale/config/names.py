@@ -9,13 +9,16 @@ from functools import cache
 from typing import get_type_hints
 
 from largescale.config.schema import Config
+from largescale.config.slots import methods_with
 from largescale.config.value_types import element_group
 
 
-def did_you_mean(key: str) -> str:
+def did_you_mean(key: str, schema: type[Config]) -> str:
     """A question that ends the message of an unknown key: the likeliest key, two where they are equally likely."""
-    key, known = re.sub(r"[.\[]\d+\]?", "[0]", key), all_keys()
+    key, known = re.sub(r"[.\[]\d+\]?", "[0]", key), all_keys(schema)
     group, _, tail = key.rpartition(".")
+    if group == "method" and (owners := methods_with(tail)):
+        return f" for this method.name; {', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it"
     # A part of a name in the group that was named (train.batch), or the name in another group (data.seed).
     begun = [name for name in known if name.startswith(f"{group}.") and tail in name.rpartition(".")[2].split("_")]
     elsewhere = [name for name in known if name.rpartition(".")[2] == tail]
@@ -26,9 +29,9 @@ def did_you_mean(key: str) -> str:
 
 
 @cache
-def all_keys() -> list[str]:
+def all_keys(schema: type[Config]) -> list[str]:
     """Every key by its dotted name, in the order of the schema; those of a list's elements as LIST[0].KEY."""
-    return _keys(Config, "")
+    return _keys(schema, "")
 
 
 def _keys(schema: type, prefix: str) -> list[str]:

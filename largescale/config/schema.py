@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from largescale.config.setting import setting
 
@@ -12,7 +12,7 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16", "fp64")
 # Clocks and byte counts overflow beyond these.
 _LONGEST_WAIT_S = 1e6
 _LONGEST_RUN_S = 1e9
-_MOST_STEPS = 10**12
+MOST_STEPS = 10**12
 
 _PROBABILITY: dict[str, Any] = {"at_least": 0, "at_most": 1, "expected": "a probability from 0 to 1"}
 _RANGE: dict[str, Any] = {"above": 0, "length": 2, "ascending": True}
@@ -20,26 +20,26 @@ _RANGE: dict[str, Any] = {"above": 0, "length": 2, "ascending": True}
 
 @dataclass
 class RunConfig:
-    dir: str = setting("runs/${name}", "Folder that receives everything the run writes.", min_length=1)
+    dir: str = setting("runs/${name}", "Folder that receives everything the run writes.", min_length=1, free=True)
     seed: int = setting(0, "Of every random choice: weights, order, views.", at_least=0, at_most=2**62)
-    log_every: int = setting(50, "Steps between two lines of metrics.jsonl and of the console.", at_least=1)
+    log_every: int = setting(50, "Steps between two lines of metrics.jsonl and of the console.", at_least=1, free=True)
     hang_timeout_s: float = setting(
         1800, "Time without progress after which the rank that is behind is named and the run ends; 0 waits forever.",
-        at_least=0, at_most=_LONGEST_WAIT_S)
+        at_least=0, at_most=_LONGEST_WAIT_S, free=True)
     join_timeout_s: float = setting(
-        50, "Time within which all ranks have to come at the start.", above=0, at_most=_LONGEST_WAIT_S)
+        50, "Time within which all ranks have to come at the start.", above=0, at_most=_LONGEST_WAIT_S, free=True)
     time_limit_s: float = setting(
         0, "Time that the run has; 0 is none but the SLURM job's, if there is one.",
-        at_least=0, at_most=_LONGEST_RUN_S)
+        at_least=0, at_most=_LONGEST_RUN_S, free=True)
     stop_before_s: float = setting(
         120, "Time before that limit at which the run saves and stops; shorter than the limit.", at_least=0,
-        at_most=_LONGEST_RUN_S)
+        at_most=_LONGEST_RUN_S, free=True)
     lease_s: float = setting(
         30, "Time without a sign of life from the training that owns the folder after which another may take it over; "
-        "one whose process is gone from this machine is not waited for.", above=0, at_most=3600)
+        "one whose process is gone from this machine is not waited for.", above=0, at_most=3600, free=True)
     owner_wait_s: float = setting(
         10, "How long to wait for the end of another training in the same folder before giving up.",
-        at_least=0, at_most=_LONGEST_WAIT_S)
+        at_least=0, at_most=_LONGEST_WAIT_S, free=True)
 
 
 @dataclass
@@ -91,30 +91,32 @@ class AugmentConfig:
 class DataConfig:
     shards: Any = setting(
         "???", "Shard folder to pretrain on, or its URL (s3://..., http://..., any that fsspec knows); labels, if "
-        "there are any, are not looked at. A list mixes several: {path: FOLDER, weight: SHARE, subset: FILE}.")
+        "there are any, are not looked at. A list mixes several: {path: FOLDER, weight: SHARE, subset: FILE}.",
+        free=True)
     subset: str = setting(
         "", "File that lists the samples to use: .npy of their numbers, or a key per line (numbers where the first "
-        "line is `# numbers`); empty uses all.")
-    eval_shards: str = setting("", "Labelled shard folder that the evaluation tests on.")
-    audit: bool = setting(False, "Write the keys that each rank trained on to audit/rank-*.jsonl.")
+        "line is `# numbers`); empty uses all.", free=True)
+    eval_shards: str = setting("", "Labelled shard folder that the evaluation tests on.", free=True)
+    audit: bool = setting(False, "Write the keys that each rank trained on to audit/rank-*.jsonl.", free=True)
     workers: int = setting(
         -1, "Loader processes per rank; -1 chooses by the CPUs there are, 0 loads in the training process.",
-        at_least=-1, at_most=1024, expected="0 or more (at most 1024), or -1")
+        at_least=-1, at_most=1024, expected="0 or more (at most 1024), or -1", free=True)
     threads: int = setting(
-        0, "Decoding threads of each loader process; 0 chooses.", at_least=0, at_most=1024)
-    prefetch: int = setting(4, "Steps that are loaded ahead.", at_least=1, at_most=10_000)
+        0, "Decoding threads of each loader process; 0 chooses.", at_least=0, at_most=1024, free=True)
+    prefetch: int = setting(4, "Steps that are loaded ahead.", at_least=1, at_most=10_000, free=True)
     cache: str = setting(
-        "", "Folder for the shards of a store, shared by the runs of a node; empty is one on the temporary disk.")
+        "", "Folder for the shards of a store, shared by the runs of a node; empty is one on the temporary disk.",
+        free=True)
     cache_gb: float = setting(
-        0.0, "What that folder may take; 0 is half of what is free.", at_least=0, at_most=1e9)
+        0.0, "What that folder may take; 0 is half of what is free.", at_least=0, at_most=1e9, free=True)
     fetches: int = setting(
-        4, "Shards that a rank fetches from a store at the same time.", at_least=1, at_most=1024)
+        4, "Shards that a rank fetches from a store at the same time.", at_least=1, at_most=1024, free=True)
     store_patience_s: float = setting(
         600.0, "Time for which a store that fails is asked again, or a folder that is away waited for, before the run "
-        "stops.", at_least=0, at_most=_LONGEST_RUN_S)
+        "stops.", at_least=0, at_most=_LONGEST_RUN_S, free=True)
     store_stall_s: float = setting(
         60.0, "Time without an answer after which a request to a store is made again, and a loader process that stands "
-        "still is named.", above=0, at_most=_LONGEST_WAIT_S)
+        "still is named.", above=0, at_most=_LONGEST_WAIT_S, free=True)
     streams: int = setting(
         8, "Canonical streams the epoch's order is laid out over; divides train.global_batch.",
         at_least=1, at_most=2**31)
@@ -134,14 +136,14 @@ class DataConfig:
     scaled_decode: float = setting(
         2.0, "Decode a JPEG at 1/2, 1/4 or 1/8 of its size where all its crops stay this many times larger than their "
         "views; 0 always decodes whole images.", at_least=0, at_most=1e6)
-    max_skipped: int = setting(1000, "The run stops after this many images had to be replaced.", at_least=0)
+    max_skipped: int = setting(1000, "The run stops after this many images had to be replaced.", at_least=0, free=True)
     max_skipped_in_row: int = setting(
-        100, "Neighbours of an unreadable image that are tried before the run stops.", at_least=1)
+        100, "Neighbours of an unreadable image that are tried before the run stops.", at_least=1, free=True)
     max_skipped_rate: float = setting(
         0.5, "The run stops if more than this share of the images between two logged steps had to be replaced.",
-        at_least=0, at_most=1e6)
+        at_least=0, at_most=1e6, free=True)
     max_pixels: int = setting(
-        178_956_970, "Larger images are skipped before they are decoded (decompression bombs).", at_least=1)
+        178_956_970, "Larger images are skipped before they are decoded (decompression bombs).", at_least=1, free=True)
 
 
 @dataclass
@@ -162,37 +164,31 @@ class ModelConfig:
     block: str = setting(
         "basic", "`basic` or `bottleneck`, for `resnet`.", one_of=("basic", "bottleneck"),
         used_if="model.backbone=resnet")
-    hidden: list[int] = setting(
-        [2048], "Hidden widths of the projection head.", at_least=1, at_most=2**24,
-        expected="widths of at least 1 and at most 16777216")
-    head_batchnorm: bool = setting(True, "BatchNorm behind each hidden layer of the projection head.")
-    embedding: int = setting(128, "Dimension in which views meet prototypes.", at_least=1, at_most=2**24)
-    prototypes: Any = setting(
-        3000, "Number of prototypes; a list makes several heads.", whole=True, at_least=2, at_most=2**31, min_length=1,
-        expected="a number above 1 (at most 2147483648), or a list of them")
     recompute_stages: list[int] = setting(
         [], "Stages, from 1, whose blocks' activations are recomputed in the backward pass instead of kept "
-        "(checkpointing).")
+        "(checkpointing).", free=True)
     compile_stages: list[int] = setting(
-        [], "Stages, from 1, whose blocks go through torch.compile; not those that are recomputed.")
+        [], "Stages, from 1, whose blocks go through torch.compile; not those that are recomputed.", free=True)
 
 
 @dataclass
 class MethodConfig:
+    """What every method has; its own settings are a subclass beside it (`config.slots` puts that in this place).
+
+    Attributes:
+        moved: keys that were called otherwise in earlier versions, by their old names; these still work.
+    """
+
+    moved: ClassVar[dict[str, str]] = {}
+
     name: str = setting("swav", "The method that trains the network.", table="largescale.methods:METHODS")
-    temperature: float = setting(0.1, "Of the predictions: scores are divided by it.", at_least=1e-6, at_most=1e6)
-    epsilon: float = setting(
-        0.05, "Entropy regularisation of the assignments: smaller is sharper.", at_least=1e-6, at_most=1e6)
-    sinkhorn_iterations: int = setting(
-        3, "Column and row steps of an assignment, each with an all-reduce.", at_least=1, at_most=10_000)
-    freeze_prototypes_steps: int = setting(
-        0, "First steps that leave the prototypes as they are.", at_least=0, at_most=_MOST_STEPS)
-    queue: int = setting(
-        0, "Samples of earlier steps that take part in the assignment; a multiple of train.global_batch.",
-        at_least=0, at_most=2**40)
-    queue_start_step: int = setting(
-        0, "Step at which the queue begins to fill; it is used once it is full.", at_least=0, at_most=_MOST_STEPS,
-        used_if="method.queue")
+
+    def check(self, config: Config) -> None:
+        """Check what must fit other settings.
+
+        Raises:
+            InputError: naming the key, what it got and what it expects.
+        """
 
 
 @dataclass
@@ -223,11 +219,11 @@ class TrainConfig:
     epochs: float = setting(100.0, "Times that all images are used, where `steps` is 0.", at_least=0, at_most=1e9)
     steps: int = setting(
         0, "Optimizer steps; 0 derives them from epochs. A later file or an override that sets `epochs` makes it 0.",
-        at_least=0, at_most=_MOST_STEPS)
+        at_least=0, at_most=MOST_STEPS)
     global_batch: int = setting(256, "Images per step over all ranks.", at_least=1, at_most=2**31)
     accumulate: int = setting(
         1, "Micro-batches that a step is cut into, one after the other: less memory, the same images in a step. "
-        "BatchNorm and Sinkhorn see one micro-batch of all ranks at a time (and the queue).", at_least=1, at_most=2**31)
+        "BatchNorm and the loss see one micro-batch of all ranks at a time.", at_least=1, at_most=2**31)
     precision: str = setting(
         "auto", "fp32, tf32, bf16, fp16 or fp64, see largescale/precision.py; auto is bf16 on CUDA and fp32 elsewhere.",
         one_of=PRECISIONS)
@@ -238,76 +234,77 @@ class TrainConfig:
         at_least=0, at_most=1e30)
     max_rollbacks: int = setting(
         0, "How often the run may go back to its last checkpoint after a step that is not finite; then it stops.",
-        at_least=0)
+        at_least=0, free=True)
     rollback_window: int = setting(
-        10, "Steps of data, up to the bad one, that are left out after going back.", at_least=1, at_most=_MOST_STEPS,
-        used_if="train.max_rollbacks")
+        10, "Steps of data, up to the bad one, that are left out after going back.", at_least=1, at_most=MOST_STEPS,
+        used_if="train.max_rollbacks", free=True)
 
 
 @dataclass
 class ParallelConfig:
-    strategy: str = setting("ddp", "How the model is spread over ranks.", table="largescale.parallel:STRATEGIES")
+    strategy: str = setting("ddp", "How the model is spread over ranks.", table="largescale.parallel:STRATEGIES",
+        free=True)
     replicate: int = setting(
         1, "fsdp: copies of the sharded model (HSDP); gradients are averaged over them. Neighbouring ranks share a "
-        "copy, so that a node can hold one.", at_least=1, at_most=2**31, used_if="parallel.strategy=fsdp")
+        "copy, so that a node can hold one.", at_least=1, at_most=2**31, used_if="parallel.strategy=fsdp", free=True)
     shard: int = setting(
         0, "fsdp: ranks that a copy is cut over; 0 is all ranks / replicate.", at_least=0, at_most=2**31,
-        used_if="parallel.strategy=fsdp")
+        used_if="parallel.strategy=fsdp", free=True)
     cpu_offload: bool = setting(
         False, "fsdp, zero: keep sharded parameters and optimizer state in host memory, and update there.",
-        used_if="parallel.strategy=fsdp|zero1|zero2|zero3")
+        used_if="parallel.strategy=fsdp|zero1|zero2|zero3", free=True)
     sync_batchnorm: bool = setting(
         True, "Batch statistics over all ranks, so that results do not depend on their number.")
     batchnorm_group_size: int = setting(
         0, "Neighbouring ranks that share batch statistics; 0, or more than there are, is all of them.",
-        at_least=0, at_most=2**31, used_if="parallel.sync_batchnorm")
+        at_least=0, at_most=2**31, used_if="parallel.sync_batchnorm", free=True)
     reshard_after_forward: bool = setting(
-        True, "fsdp: free gathered parameters after the forward pass.", used_if="parallel.strategy=fsdp")
+        True, "fsdp: free gathered parameters after the forward pass.", used_if="parallel.strategy=fsdp", free=True)
     unit_min_parameters: int = setting(
         2_000_000, "fsdp: blocks with fewer parameters are gathered with the whole model instead of one by one.",
-        at_least=0, used_if="parallel.strategy=fsdp")
+        at_least=0, used_if="parallel.strategy=fsdp", free=True)
     sharded_init: bool = setting(
         False, "fsdp: no rank ever builds the whole network; each draws the pieces it holds (another draw than the "
-        "whole one, the same on any number of ranks).", used_if="parallel.strategy=fsdp")
+        "whole one, the same on any number of ranks).", used_if="parallel.strategy=fsdp", free=True)
 
 
 @dataclass
 class CheckpointConfig:
     every_steps: int = setting(
-        1000, "Steps between checkpoints; 0 saves only at the end.", at_least=0, at_most=_MOST_STEPS)
-    keep: int = setting(3, "Newest checkpoints to keep.", at_least=1)
+        1000, "Steps between checkpoints; 0 saves only at the end.", at_least=0, at_most=MOST_STEPS, free=True)
+    keep: int = setting(3, "Newest checkpoints to keep.", at_least=1, free=True)
     keep_every: int = setting(
-        0, "Also keep those of every so many steps; 0 keeps none of these.", at_least=0, at_most=_MOST_STEPS)
+        0, "Also keep those of every so many steps; 0 keeps none of these.", at_least=0, at_most=MOST_STEPS, free=True)
     mirror: str = setting(
         "", "Folder in a store (s3://..., any that fsspec knows) where checkpoints are copied to, and fetched from if "
-        "the run's folder has none as new.")
+        "the run's folder has none as new.", free=True)
     background: bool = setting(
-        True, "Write while the training goes on, from a copy of the state in host memory.")
+        True, "Write while the training goes on, from a copy of the state in host memory.", free=True)
 
 
 @dataclass
 class EvaluateConfig:
     train_shards: str = setting(
-        "", "Labelled shard folder for the kNN bank and the linear probe; empty means data.shards.")
-    resize: int = setting(256, "Shorter side before the centre crop.", at_least=1, at_most=16384)
-    size: int = setting(224, "Side of the centre crop; at most evaluate.resize.", at_least=1, at_most=16384)
-    batch: int = setting(256, "Images per forward pass.", at_least=1, at_most=2**20)
-    baselines: bool = setting(True, "Also measure the untrained network and raw pixels.")
+        "", "Labelled shard folder for the kNN bank and the linear probe; empty means data.shards.", free=True)
+    resize: int = setting(256, "Shorter side before the centre crop.", at_least=1, at_most=16384, free=True)
+    size: int = setting(224, "Side of the centre crop; at most evaluate.resize.", at_least=1, at_most=16384, free=True)
+    batch: int = setting(256, "Images per forward pass.", at_least=1, at_most=2**20, free=True)
+    baselines: bool = setting(True, "Also measure the untrained network and raw pixels.", free=True)
     knn_neighbours: list[int] = setting(
-        [10, 20, 50, 100, 200], "Numbers of neighbours that vote.", at_least=1, min_length=1)
+        [10, 20, 50, 100, 200], "Numbers of neighbours that vote.", at_least=1, min_length=1, free=True)
     knn_temperature: float = setting(
-        0.07, "A neighbour's vote weighs exp(cosine / temperature).", at_least=1e-6, at_most=1e6)
-    linear_epochs: int = setting(100, "Epochs of the linear probe.", at_least=1, at_most=10**6)
-    linear_batch: int = setting(512, "Images per step of the linear probe.", at_least=1, at_most=2**31)
+        0.07, "A neighbour's vote weighs exp(cosine / temperature).", at_least=1e-6, at_most=1e6, free=True)
+    linear_epochs: int = setting(100, "Epochs of the linear probe.", at_least=1, at_most=10**6, free=True)
+    linear_batch: int = setting(512, "Images per step of the linear probe.", at_least=1, at_most=2**31, free=True)
     linear_rates: list[float] = setting(
         [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0], "Learning rates that the linear probe tries.", above=0, at_most=1e9,
-        min_length=1)
-    linear_weight_decay: float = setting(0.0, "Weight decay of the linear probe.", at_least=0, at_most=1e6)
+        min_length=1, free=True)
+    linear_weight_decay: float = setting(0.0, "Weight decay of the linear probe.", at_least=0, at_most=1e6, free=True)
 
 
 @dataclass
 class Config:
-    name: str = setting("???", "Of the run.", min_length=1)
+    name: str = setting("???", "Of the run.", min_length=1, free=True)
     init_from: str = setting(
         "", "Folder of a run, or of one of its checkpoints, whose weights a new run starts from.")
     run: RunConfig = field(default_factory=RunConfig)

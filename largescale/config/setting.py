@@ -27,6 +27,7 @@ class Setting:
         whole: numbers must be whole, where the type does not say so.
         used_if: another key that must be set (not 0, false or empty) for this one to have an effect, or
             `key=VALUE|VALUE` with the values it must have.
+        free: whether a run may be continued with another value: it does not change what is computed.
         expected: what to say of a value that does not fit; made from the rest where empty.
     """
 
@@ -42,6 +43,7 @@ class Setting:
     ascending: bool = False
     whole: bool = False
     used_if: str = ""
+    free: bool = False
     expected: str = ""
 
     def names(self) -> tuple[str, ...]:

@@ -33,10 +33,9 @@ def flatten(config: Config) -> dict[str, Any]:
     return flat
 
 
-def prototype_counts(config: Config) -> list[int]:
-    """Prototypes of each head: `model.prototypes` is one number or a list of them."""
-    value = config.model.prototypes
-    return list(value) if isinstance(value, list) else [value]
+def with_present_names(flat: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Values by dotted key that an earlier version wrote, by the keys of this one."""
+    return {config.method.moved.get(key, key): value for key, value in flat.items()}
 
 
 def corpus_settings(data: DataConfig) -> list[tuple[str, float, str]]:

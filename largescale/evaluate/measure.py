@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from largescale.checkpoint.folder import Checkpoint, find_latest
-from largescale.config import Config, flatten, load_config
+from largescale.config import Config, flatten, load_config, with_present_names
 from largescale.data.corpora import Corpus
 from largescale.evaluate.doubts import doubts
 from largescale.evaluate.extract import labelled_corpus
@@ -23,7 +23,7 @@ from shards.manifest import Manifest
 
 _log = logging.getLogger(__name__)
 
-_OF_THE_CHECKPOINT = ("model.", "method.name", "data.mean", "data.std", "run.seed", "train.precision")
+_OF_THE_CHECKPOINT = ("model.", "method.", "data.mean", "data.std", "run.seed", "train.precision")
 """Keys (or groups) that describe the weights: the checkpoint knows them, whatever config.yaml has become."""
 
 _FREE = ("model.recompute_stages", "model.compile_stages")
@@ -87,7 +87,8 @@ def config_of(checkpoint: Checkpoint, run_dir: Path, overrides: list[str]) -> tu
         InputError: config.yaml or an override cannot be used.
     """
     path = run_dir / "config.yaml"
-    written, saved = flatten(load_config(path)), checkpoint.progress["config"]
+    config = load_config(path)
+    written, saved = flatten(config), with_present_names(checkpoint.progress["config"], config)
     about_weights = [key for key in written if key.startswith(_OF_THE_CHECKPOINT) and key not in _FREE]
     edited = {key: saved[key] for key in about_weights if key in saved and saved[key] != written[key]}
     lines = [f"{path} says {key}={written[key]}, the checkpoint was trained with {value}, which is used; pass "

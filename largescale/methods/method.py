@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from largescale.config import Config
+from largescale.config import Config, MethodConfig
 from largescale.data.views import Views
 from largescale.methods.milestone import Milestone
 from largescale.optim.roles import Role
@@ -86,6 +86,7 @@ class Method(nn.Module):
 
     Attributes:
         title: its name as people write it.
+        Settings: its keys under `method` in a configuration.
         backbone: what is evaluated and exported.
         num_features: width of its features.
         signs: what `forward` puts out to be watched.
@@ -93,6 +94,7 @@ class Method(nn.Module):
     """
 
     title: ClassVar[str]
+    Settings: ClassVar[type[MethodConfig]]
     exemplars: ClassVar[Exemplars | None] = None
     backbone: nn.Module
     num_features: int

@@ -7,10 +7,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-import yaml
-
 from largescale.checkpoint.folder import ROLLBACKS
-from largescale.config import Config, to_yaml
+from largescale.config import Config, flatten, free_keys, load_config
 from largescale.observe.metrics import METRICS
 from largescale.run.status import STATUS, read_status
 from shards.errors import InputError
@@ -24,16 +22,13 @@ _WRITTEN = (METRICS, "tensorboard", "audit", "skipped", "trouble", "stacks", "en
 _UNDER_WAY = ".former.writing"
 
 
-def set_aside_former(run_dir: Path, config: Config, free_to_change: tuple[str, ...]) -> None:
+def set_aside_former(run_dir: Path, config: Config) -> None:
     """Move what a former run wrote to `former-N/`, for a run that begins at step 0 without a checkpoint.
 
     A run that was killed before its first checkpoint is no former one: it begins again as it was.
-
-    Args:
-        free_to_change: keys, or their beginnings, in which one run's configurations may differ.
     """
     moving = run_dir / _UNDER_WAY
-    if not moving.exists() and not _is_former(run_dir, config, free_to_change):
+    if not moving.exists() and not _is_former(run_dir, config):
         return
     moving.mkdir(exist_ok=True)  # where it is there, this was interrupted
     for name in _WRITTEN:
@@ -47,7 +42,7 @@ def set_aside_former(run_dir: Path, config: Config, free_to_change: tuple[str, .
                  "in %s", run_dir, former)
 
 
-def _is_former(run_dir: Path, config: Config, free_to_change: tuple[str, ...]) -> bool:
+def _is_former(run_dir: Path, config: Config) -> bool:
     if any((run_dir / name).exists() for name in _RESULTS):
         return True
     with suppress(InputError):
@@ -56,20 +51,13 @@ def _is_former(run_dir: Path, config: Config, free_to_change: tuple[str, ...]) -
             return True
     metrics = run_dir / METRICS
     trained = metrics.exists() and metrics.stat().st_size > 0
-    return trained and _differs(run_dir / "config.yaml", config, free_to_change)
+    return trained and _differs(run_dir / "config.yaml", config)
 
 
-def _differs(path: Path, config: Config, free_to_change: tuple[str, ...]) -> bool:
+def _differs(path: Path, config: Config) -> bool:
+    """Whether it was another run that wrote a configuration."""
     try:
-        before, now = _flat(yaml.safe_load(path.read_text())), _flat(yaml.safe_load(to_yaml(config)))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError):
+        before, now = flatten(load_config(path)), flatten(config)
+    except (OSError, InputError):
         return True
-    return any(key in before and before[key] != value for key, value in now.items()
-               if not key.startswith(free_to_change))
-
-
-def _flat(node: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in node.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    return any(before[key] != now[key] for key in now.keys() & before.keys() - free_keys(config))

@@ -10,15 +10,17 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 
-from largescale.config import Config, CropGroup, load_config
+from largescale.config import CropGroup, load_config
 from largescale.config.names import all_keys
 from largescale.config.setting import declared
+from largescale.config.slots import schema_for
 from largescale.config.value_types import misfit_of_type
 from largescale.config.yaml_file import NotReadable, parse
 from shards.errors import InputError
 from tests.conftest import ROOT
 
 TINY = ROOT / "tests/tiny.yaml"
+SCHEMA = schema_for("swav")
 
 HOSTILE = [
     "-1", "0", "1e400", ".nan", "-.inf", "''", "[]", "[0.9]", "{}", "123456789012345678901", "1" + 400 * "0", "true",
@@ -27,7 +29,7 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("place, key", list(enumerate(all_keys())))
+@pytest.mark.parametrize("place, key", list(enumerate(all_keys(SCHEMA))))
 def test_a_value_is_taken_or_refused_by_the_name_of_its_key(place, key):
     """Every value for every key would take minutes, so each key meets one and each value some keys."""
     value = HOSTILE[place % len(HOSTILE)]
@@ -60,7 +62,7 @@ def every_field(schema: type) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("schema, item, hint", every_field(Config), ids=lambda value: getattr(value, "name", ""))
+@pytest.mark.parametrize("schema, item, hint", every_field(SCHEMA), ids=lambda value: getattr(value, "name", ""))
 def test_it_says_what_it_means_and_how_far_it_goes(schema, item, hint):
     setting = declared(item)
     assert setting.help.endswith(".") and len(setting.help) > 5
@@ -68,7 +70,7 @@ def test_it_says_what_it_means_and_how_far_it_goes(schema, item, hint):
         assert setting.at_least is not None or setting.above is not None, f"{item.name} has no lower bound"
 
 
-@pytest.mark.parametrize("schema, item, hint", every_field(Config), ids=lambda value: getattr(value, "name", ""))
+@pytest.mark.parametrize("schema, item, hint", every_field(SCHEMA), ids=lambda value: getattr(value, "name", ""))
 def test_checking_any_value_of_any_type_says_something_or_nothing(schema, item, hint):
     for value in [*every_value(HOSTILE), b"x", 10**400, -(10**400), math.inf, [10**400], object()]:
         assert isinstance(misfit_of_type(value, hint), str)
@@ -76,9 +78,9 @@ def test_checking_any_value_of_any_type_says_something_or_nothing(schema, item, 
 
 
 def test_what_one_setting_needs_is_another():
-    for _, item, _ in every_field(Config):
+    for _, item, _ in every_field(SCHEMA):
         if used_if := declared(item).used_if:
-            assert used_if.partition("=")[0] in all_keys(), item.name
+            assert used_if.partition("=")[0] in all_keys(SCHEMA), item.name
 
 
 @pytest.mark.parametrize("override, expected", [
@@ -98,9 +100,9 @@ def test_what_one_setting_needs_is_another():
     ("evaluate.knn_neighbours=[0]", "evaluate.knn_neighbours=[0]: expected values, each at least 1"),
     ("evaluate.knn_temperature=-0.1", "evaluate.knn_temperature=-0.1"),
     ("evaluate.size=300", "evaluate.size=300: expected at most evaluate.resize=28"),
-    ("model.prototypes={a: 3}", "model.prototypes={'a': 3}: expected a number above 1"),
-    ("model.prototypes=[3, true]", "model.prototypes=[3, True]: expected a number above 1"),
-    ("model.hidden=256", "model.hidden=256: expected a list of whole numbers"),
+    ("method.prototypes={a: 3}", "method.prototypes={'a': 3}: expected a number above 1"),
+    ("method.prototypes=[3, true]", "method.prototypes=[3, True]: expected a number above 1"),
+    ("method.hidden=256", "method.hidden=256: expected a list of whole numbers"),
     ("data.crops={num: 2, size: 24}", "expected a list of {num, size, scale, ratio}"),
     ("data.crops=[{num: 2, sized: 24}]", "unknown key data.crops[0].sized; did you mean data.crops[0].size?"),
     ("data.crops.3.size=24", "data.crops has 3 elements"),
@@ -134,7 +136,7 @@ def test_what_does_not_fit_is_refused_in_a_line_that_blames_the_override(overrid
     ("data.crops.2={num: 4}", lambda config: (config.data.crops[2].num, config.data.crops[2].size) == (4, 16)),
     ("data.crops=[{num: 3, size: 8}]", lambda config: config.data.crops == [CropGroup(num=3, size=8)]),
     ("data.mean.1=0.25", lambda config: config.data.mean == [0.485, 0.25, 0.406]),
-    ("model.prototypes.1=30", lambda config: config.model.prototypes == [12, 30]),
+    ("method.prototypes.1=30", lambda config: config.method.prototypes == [12, 30]),
     ("optim.lr=1e-3", lambda config: config.optim.lr == 0.001),
     ("optim={lr: 2, momentum: 0.5}", lambda config: (config.optim.lr, config.optim.momentum) == (2, 0.5)),
     ("data.subset=", lambda config: config.data.subset == ""),

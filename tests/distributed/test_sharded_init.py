@@ -100,8 +100,8 @@ def test_they_train_to_the_same_losses():
 
 def peak() -> tuple[int, int, int, int]:
     """Bytes of the whole network, of its largest block, of this rank's pieces, and peak memory of building them."""
-    config = configuration("model.backbone=regnet_y_tenth", "model.hidden=[64]", "model.prototypes=64",
-                           "model.head_batchnorm=false", "parallel.sync_batchnorm=false")
+    config = configuration("model.backbone=regnet_y_tenth", "method.hidden=[64]", "method.prototypes=64",
+                           "method.head_batchnorm=false", "parallel.sync_batchnorm=false")
     Path("/proc/self/clear_refs").write_text("5")  # forgets earlier peaks
     before = memory("VmRSS")
     engine = build(config)

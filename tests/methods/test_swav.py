@@ -57,7 +57,7 @@ def naive_loss(config: Config, method: SwAV, views: list[torch.Tensor],
 
 @pytest.mark.parametrize("prototypes", ["[12, 12]", "[12, 7]", "9"])
 def test_loss_and_gradient_equal_the_naive_loop(prototypes):
-    config, method, views = small(f"model.prototypes={prototypes}")
+    config, method, views = small(f"method.prototypes={prototypes}")
     loss = method(Views.numbered(views, BATCH), 0).loss
     expected = naive_loss(config, method, views)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)

@@ -78,7 +78,7 @@ def alone(tmp_path):
 @pytest.mark.parametrize("planted, words", [("", ""), ("constant", "not told apart"), ("one place", "few places")])
 def test_a_planted_collapse_is_found_in_what_a_real_method_puts_out(alone, planted, words):
     config = load_config(ROOT / "tests/tiny.yaml", [
-        "data.shards=unused", "model.prototypes=500", "train.precision=fp32", "method.queue=0", "model.embedding=32",
+        "data.shards=unused", "method.prototypes=500", "train.precision=fp32", "method.queue=0", "method.embedding=32",
         "method.epsilon=0.01",
     ])
     torch.manual_seed(0)

@@ -12,8 +12,6 @@ from largescale.run.former import set_aside_former
 from largescale.run.status import write_status
 from tests.conftest import ROOT
 
-FREE = ("run.dir", "name")
-
 
 def config(*overrides: str):
     return load_config(ROOT / "tests" / "tiny.yaml", ["data.shards=x", *overrides])
@@ -36,7 +34,7 @@ def names(folder: Path) -> set[str]:
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again_as_it_was(run):
     before = names(run)
-    set_aside_former(run, config(), FREE)
+    set_aside_former(run, config())
     assert names(run) == before
 
 
@@ -49,10 +47,10 @@ def test_a_former_run_is_set_aside(run, sign, caplog):
     elif sign == "rollbacks.jsonl":
         (run / sign).write_text("{}\n")
     written = names(run) - {"notes.txt"}
-    set_aside_former(run, config("run.seed=1") if sign == "other configuration" else config(), FREE)
+    set_aside_former(run, config("run.seed=1") if sign == "other configuration" else config())
     assert names(run) == {"former-1", "notes.txt"} and names(run / "former-1") == written
     assert f"what else that run left is in {run}/former-1" in caplog.text
-    set_aside_former(run, config(), FREE)
+    set_aside_former(run, config())
     assert names(run) == {"former-1", "notes.txt"}
 
 
@@ -61,7 +59,7 @@ def test_what_a_kill_interrupted_is_ended(run):
     moving.mkdir()
     (run / "audit").rename(moving / "audit")
     (run / "former-1").mkdir()
-    set_aside_former(run, config(), FREE)
+    set_aside_former(run, config())
     assert names(run) == {"former-1", "former-2", "notes.txt"}
     assert json.loads((run / "former-2" / "status.json").read_text())["state"] == "running"
     assert (run / "former-2" / "audit").is_dir()

@@ -81,7 +81,7 @@ def test_weights_are_taken_and_the_start_is_recorded(source, pretrain, tmp_path)
 
 
 def test_other_prototypes_are_said_and_stay_random(source, pretrain, tmp_path):
-    _, said = pretrain(f"init_from={source}", *STILL, "train.steps=1", "model.prototypes=[12,7]")
+    _, said = pretrain(f"init_from={source}", *STILL, "train.steps=1", "method.prototypes=[12,7]")
     [line] = [line for line in said.splitlines() if "not taken from there" in line]
     assert "prototypes.heads.1.weight ([12, 8] there, [7, 8] here)" in line and line.count(" here)") == 1
     record = json.loads((tmp_path / "new" / "init.json").read_text())

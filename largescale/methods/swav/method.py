@@ -21,13 +21,14 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.functional import log_softmax, normalize
 
-from largescale.config import Config, prototype_counts
+from largescale.config import Config
 from largescale.data.views import Views
 from largescale.methods.method import Exemplars, Method, Output, Panel, Role, Row, Sign
 from largescale.methods.milestone import Milestone
 from largescale.methods.prototypes import Prototypes
 from largescale.methods.sinkhorn import sinkhorn
 from largescale.methods.swav import observe
+from largescale.methods.swav.settings import Settings
 from largescale.models.backbones import build_backbone
 from largescale.models.heads import projection_head
 from largescale.processes import world_size
@@ -41,26 +42,26 @@ class SwAV(Method):
     """
 
     title = "SwAV"
+    Settings = Settings
     exemplars: ClassVar[Exemplars] = Exemplars("prototype", "What prototypes stand for")
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.config = config.method
+        settings = self.config = _settings(config)
         self.groups = config.data.crops
         self.num_assign = self.groups[0].num
         self.backbone, self.num_features = build_backbone(config.model)
         self.projection = projection_head(
-            self.num_features, config.model.hidden, config.model.embedding, batchnorm=config.model.head_batchnorm
+            self.num_features, settings.hidden, settings.embedding, batchnorm=settings.head_batchnorm
         )
-        self.counts = prototype_counts(config)
-        self.prototypes = Prototypes(config.model.embedding, self.counts)
+        self.counts = settings.counts
+        self.prototypes = Prototypes(settings.embedding, self.counts)
         self.signs = {"assignment_entropy": Sign(), **{
             f"used.{head}": Sign("any", (count,)) for head, count in enumerate(self.counts)}}
         # Queue: embeddings of the assign views of the last Q / B (micro-)batches, newest first: [A, Q / B, B_local, D].
-        self.queue_steps = config.method.queue // config.train.global_batch
+        self.queue_steps = settings.queue // config.train.global_batch
         micro_batch = config.train.global_batch // config.train.accumulate
-        shape = (self.num_assign, config.method.queue // micro_batch, micro_batch // world_size(),
-                 config.model.embedding)
+        shape = (self.num_assign, settings.queue // micro_batch, micro_batch // world_size(), settings.embedding)
         self.register_buffer("queue", torch.zeros(shape), persistent=False)
 
     def forward(self, views: Views, step: int) -> Output:
@@ -108,7 +109,7 @@ class SwAV(Method):
     @classmethod
     def loss_references(cls, config: Config) -> dict[str, float]:
         """The loss of uniform predictions."""
-        return {"ln K (uniform predictions)": observe.uniform_loss(prototype_counts(config))}
+        return {"ln K (uniform predictions)": observe.uniform_loss(_settings(config).counts)}
 
     @classmethod
     def panels(cls, config: Config) -> list[Panel]:
@@ -122,9 +123,10 @@ class SwAV(Method):
     @classmethod
     def milestones(cls, config: Config) -> list[Milestone]:
         """When prototypes begin to train and the queue, where there is one, to take part."""
-        method, queue_steps = config.method, config.method.queue // config.train.global_batch
-        prototypes = Milestone("method.freeze_prototypes_steps", method.freeze_prototypes_steps, "prototypes train")
-        queue = Milestone("method.queue_start_step", method.queue_start_step + queue_steps, "the queue takes part",
+        settings = _settings(config)
+        queue_steps = settings.queue // config.train.global_batch
+        prototypes = Milestone("method.freeze_prototypes_steps", settings.freeze_prototypes_steps, "prototypes train")
+        queue = Milestone("method.queue_start_step", settings.queue_start_step + queue_steps, "the queue takes part",
                           delay=queue_steps, without="method.queue=0")
         return [prototypes, queue] if queue_steps else [prototypes]
 
@@ -196,3 +198,8 @@ class SwAV(Method):
             used = torch.zeros(head.shape[-1], dtype=torch.bool, device=head.device).index_fill_(0, nearest, True)
             signs[f"used.{number}"] = used
         return signs
+
+
+def _settings(config: Config) -> Settings:
+    assert isinstance(config.method, Settings)
+    return config.method

@@ -46,13 +46,13 @@ def diagnose(before: Row, row: Row) -> str:
     if row.get("assignment_entropy", 0.0) > _UNIFORM_CODES:
         return (
             f"assignments are nearly uniform (entropy {row['assignment_entropy']:.1%} of ln K): samples are not "
-            "told apart. Try, in another run.dir, a smaller method.epsilon (0.03) or fewer model.prototypes"
+            "told apart. Try, in another run.dir, a smaller method.epsilon (0.03) or fewer method.prototypes"
         )
     if row.get("prototype_usage", 1.0) < _USED_OF_REACHABLE * row.get("prototype_usage_reachable", 0.0):
         return (
             f"only {row['prototype_usage']:.2%} of the prototypes are nearest to any sample, where so many images "
             f"could reach {row['prototype_usage_reachable']:.1%}: embeddings gather in few places. Try, in "
-            "another run.dir, fewer model.prototypes, a longer method.freeze_prototypes_steps or a queue"
+            "another run.dir, fewer method.prototypes, a longer method.freeze_prototypes_steps or a queue"
         )
     return ""
 

@@ -1,0 +1,191 @@
+"""Layers of settings, one after the other, into one configuration: unknown keys and wrong types are refused by name."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import is_dataclass
+from functools import cache
+from typing import Any, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from largescale.config.names import did_you_mean
+from largescale.config.schema import Config
+from largescale.config.value_types import element_group, form, misfit_of_type
+from largescale.config.yaml_file import NotReadable, parse
+from shards.errors import InputError
+
+REFUSALS = (OmegaConfBaseException, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError)
+"""What OmegaConf raises of values that it cannot take."""
+
+
+class Override:
+    """A `key=value` of the command line, read.
+
+    Attributes:
+        key: dotted, elements of lists by number: `data.crops.0.size`.
+        text, value: as it was typed, and what YAML makes of it.
+
+    Raises:
+        InputError: it has no key, or is no YAML.
+    """
+
+    def __init__(self, item: str) -> None:
+        key, equals, self.text = item.partition("=")
+        self.key = re.sub(r"\[(\d+)\]", r".\1", key.strip())
+        if not equals or not self.key:
+            raise InputError(f"override {item!r}: expected key=value, for example optim.lr=0.6")
+        try:
+            self.value = parse(self.text)
+        except NotReadable as error:
+            raise InputError(f"override {item!r}: not readable as YAML ({error})") from error
+
+    def nested(self) -> dict[str, Any]:
+        """As a layer of a file would have it."""
+        content = self.value
+        for part in reversed(self.key.split(".")):
+            content = {part: content}
+        return content
+
+
+class Merged:
+    """A configuration that layers are put on, the last one on top.
+
+    Args:
+        schema: of the configuration.
+
+    Attributes:
+        values: what is set so far.
+    """
+
+    def __init__(self, schema: type[Config]) -> None:
+        self.schema = schema
+        self.values = copy.deepcopy(_defaults(schema))
+        self._moved = get_type_hints(schema)["method"].moved
+
+    def apply(self, content: dict[str, Any], origin: str) -> set[str]:
+        """Set all keys of a layer; returns them.
+
+        Raises:
+            InputError: naming `origin`, the key, what it got and what it expects.
+        """
+        return self._set_all(self._leaves(self._with_present_names(content, origin), self.schema, origin, ""), origin)
+
+    def override(self, given: Override) -> set[str]:
+        """Apply one; returns the keys that it sets.
+
+        Raises:
+            InputError: naming the key, what it got and what it expects.
+        """
+        key, value = self._present_name(given.key), given.value
+        hint = self._hint(key)
+        if is_dataclass(hint):
+            if not isinstance(value, dict):
+                raise InputError(f"{key} is a group of keys, not a value; set {key}.KEY")
+            groups = self._with_present_names({key: value}, "")
+            return self._set_all(leaf for name, content in groups.items()
+                                 for leaf in self._leaves(content, self._hint(name), "", f"{name}."))
+        if given.text.strip() == "" or (hint is str and isinstance(value, int | float)):
+            value = given.text  # a run may be named 007 or 1e3
+        self._set(self.values, key, key, value, hint, "")
+        return {key}
+
+    def _set_all(self, leaves: Iterable[tuple[str, Any, Any]], origin: str = "") -> set[str]:
+        leaves = list(leaves)  # an unknown key among them is found before the first is set
+        for key, value, hint in leaves:
+            self._set(self.values, key, key, value, hint, origin)
+        return {key for key, _, _ in leaves}
+
+    def _present_name(self, key: str) -> str:
+        for old, new in self._moved.items():
+            if key == old or key.startswith(f"{old}."):
+                return new + key.removeprefix(old)
+        return key
+
+    def _with_present_names(self, content: dict[str, Any], origin: str) -> dict[str, Any]:
+        """A layer with the present names of keys that had others in earlier versions."""
+        for old, new in self._moved.items():
+            (group, key), (new_group, new_key) = old.split("."), new.split(".")
+            if not isinstance(content.get(group), dict) or key not in content[group]:
+                continue
+            others = content.get(new_group) or {}
+            if isinstance(others, dict) and new_key in others:
+                raise InputError(f"{origin}{old} is now called {new}, which is set too; leave out {old}")
+            rest = {name: value for name, value in content[group].items() if name != key}
+            content = {**content, group: rest, new_group: {new_key: content[group][key], **others}}
+        return content
+
+    def _hint(self, key: str) -> Any:
+        """The type of a key, which may lead through elements of lists.
+
+        Raises:
+            InputError: there is no such key or element.
+        """
+        hint: Any = self.schema
+        parts = key.split(".")
+        for place, part in enumerate(parts):
+            parent = ".".join(parts[:place])
+            if is_dataclass(hint):
+                hints = get_type_hints(hint)
+                if part not in hints:
+                    raise InputError(f"unknown key {key}{did_you_mean(key, self.schema)}")
+                hint = hints[part]
+                continue
+            present = OmegaConf.select(self.values, parent)
+            if not OmegaConf.is_list(present) or not part.isdecimal():
+                raise InputError(f"unknown key {key}: {parent} is not a group of keys")
+            if int(part) >= len(present):
+                raise InputError(f"unknown key {key}: {parent} has {len(present)} elements, from 0; set the whole "
+                                 f"list, {parent}=[...]")
+            hint = hint.__args__[0] if hasattr(hint, "__args__") else Any
+        return hint
+
+    def _leaves(
+        self, content: dict[str, Any], schema: type, origin: str, prefix: str
+    ) -> Iterator[tuple[str, Any, Any]]:
+        """Walk a layer beside a schema: key, value and type; stop at the first key that the schema does not have."""
+        hints = get_type_hints(schema)
+        for name, value in content.items():
+            key = f"{prefix}{name}"
+            if name not in hints:
+                raise InputError(f"{origin}unknown key {key}{did_you_mean(key, self.schema)}")
+            if not is_dataclass(hints[name]):
+                yield key, value, hints[name]
+            elif isinstance(value, dict):
+                yield from self._leaves(value, hints[name], origin, f"{key}.")
+            else:
+                raise InputError(f"{origin}{key} is a group of keys, not a value; set {key}.KEY")
+
+    def _set(self, node: DictConfig, name: str, key: str, value: Any, hint: Any, origin: str) -> None:
+        """Set what `node` calls `name` and the whole configuration `key`."""
+        expected = misfit_of_type(value, hint)
+        try:
+            if not expected and (group := element_group(hint)):
+                value = [self._element(element, group, f"{key}[{place}].", origin)
+                         for place, element in enumerate(value)]
+            if not expected:
+                OmegaConf.update(node, name, value, merge=False)
+        except InputError:
+            raise
+        except REFUSALS as error:
+            expected = form(hint)
+            if isinstance(value, str) and "${" in value:
+                expected = f"no ${{...}} that cannot be resolved ({str(error).splitlines()[0]})"
+        if expected:
+            raise InputError(f"{origin}{key}={value}: expected {expected}")
+
+    def _element(self, content: dict[str, Any], schema: type, prefix: str, origin: str) -> DictConfig:
+        """An element of a list of groups; what it does not set has its default."""
+        element = OmegaConf.structured(schema)
+        for key, value, hint in self._leaves(content, schema, origin, prefix):
+            self._set(element, key.removeprefix(prefix), key, value, hint, origin)
+        return element
+
+
+@cache
+def _defaults(schema: type[Config]) -> DictConfig:
+    """The schema; making it takes longer than all the rest of loading, copying it does not."""
+    return OmegaConf.structured(schema)

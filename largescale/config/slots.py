@@ -1,0 +1,50 @@
+"""The schema of a run: what `method.name` names fills the group `method` with its own settings."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import field, make_dataclass
+from functools import cache
+from typing import Any
+
+from largescale.config.schema import Config, MethodConfig
+from shards.errors import InputError
+
+_PREFIX = "ConfigOf_"
+
+
+@cache
+def schema_for(method: str) -> type[Config]:
+    """The schema of runs of a method.
+
+    Raises:
+        InputError: there is no such method.
+    """
+    settings = _methods().get(method)
+    if settings is None:
+        near = difflib.get_close_matches(method, _methods(), n=1, cutoff=0.4)
+        raise InputError(f"method.name={method}: expected one of {', '.join(_methods())}"
+                         + (f"; did you mean {near[0]}?" if near else ""))
+    schema = make_dataclass(f"{_PREFIX}{method}", [("method", settings, field(default_factory=settings))],
+                            bases=(Config,))
+    schema.__module__ = __name__
+    return schema
+
+
+def __getattr__(name: str) -> Any:
+    """Classes that `schema_for` makes, for pickle, which looks for them here."""
+    if name.startswith(_PREFIX) and (method := name.removeprefix(_PREFIX)) in _methods():
+        return schema_for(method)
+    raise AttributeError(name)
+
+
+def methods_with(key: str) -> list[str]:
+    """Methods that have a setting."""
+    return [name for name, settings in _methods().items() if key in settings.__dataclass_fields__]
+
+
+def _methods() -> dict[str, type[MethodConfig]]:
+    # Imported late: methods hold networks, which read this configuration.
+    from largescale.methods import METHODS
+
+    return {name: method.Settings for name, method in METHODS.items()}

@@ -1,0 +1,50 @@
+"""What can be set of SwAV."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from largescale.config.schema import MOST_STEPS, Config, MethodConfig
+from largescale.config.setting import setting
+from largescale.config.values import require
+
+
+@dataclass
+class Settings(MethodConfig):
+    """SwAV's keys under `method`."""
+
+    moved: ClassVar[dict[str, str]] = {
+        f"model.{key}": f"method.{key}" for key in ("hidden", "head_batchnorm", "embedding", "prototypes")}
+
+    hidden: list[int] = setting(
+        [2048], "Hidden widths of the projection head.", at_least=1, at_most=2**24,
+        expected="widths of at least 1 and at most 16777216")
+    head_batchnorm: bool = setting(True, "BatchNorm behind each hidden layer of the projection head.")
+    embedding: int = setting(128, "Dimension in which views meet prototypes.", at_least=1, at_most=2**24)
+    prototypes: Any = setting(
+        3000, "Number of prototypes; a list makes several heads.", whole=True, at_least=2, at_most=2**31, min_length=1,
+        expected="a number above 1 (at most 2147483648), or a list of them")
+    temperature: float = setting(0.1, "Of the predictions: scores are divided by it.", at_least=1e-6, at_most=1e6)
+    epsilon: float = setting(
+        0.05, "Entropy regularisation of the assignments: smaller is sharper.", at_least=1e-6, at_most=1e6)
+    sinkhorn_iterations: int = setting(
+        3, "Column and row steps of an assignment, each with an all-reduce.", at_least=1, at_most=10_000)
+    freeze_prototypes_steps: int = setting(
+        0, "First steps that leave the prototypes as they are.", at_least=0, at_most=MOST_STEPS)
+    queue: int = setting(
+        0, "Samples of earlier steps that take part in the assignment; a multiple of train.global_batch.",
+        at_least=0, at_most=2**40)
+    queue_start_step: int = setting(
+        0, "Step at which the queue begins to fill; it is used once it is full.", at_least=0, at_most=MOST_STEPS,
+        used_if="method.queue")
+
+    @property
+    def counts(self) -> list[int]:
+        """Prototypes of each head."""
+        return list(self.prototypes) if isinstance(self.prototypes, list) else [self.prototypes]
+
+    def check(self, config: Config) -> None:
+        """The queue holds whole batches."""
+        batch = config.train.global_batch
+        require(self.queue % batch == 0, "method.queue", self.queue, f"a multiple of train.global_batch={batch}")
