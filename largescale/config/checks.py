@@ -21,7 +21,6 @@ def validate(config: Config) -> None:
         expected = declared(item).misfit(value)
         require(not expected, key, value, expected)
     _check_batch(config)
-    _check_views(config)
     _check_model(config)
     _check_parallel(config)
     corpus_settings(config.data)
@@ -81,10 +80,6 @@ def _check_batch(config: Config) -> None:
     batch = config.train.global_batch
     for key, value in (("train.accumulate", config.train.accumulate), ("data.streams", config.data.streams)):
         require(batch % value == 0, key, value, f"a divisor of train.global_batch={batch}")
-
-
-def _check_views(config: Config) -> None:
-    require(sum(group.num for group in config.data.crops) > 1, "data.crops", "one view", "at least two views")
 
 
 def _check_model(config: Config) -> None:

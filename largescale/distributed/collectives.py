@@ -1,4 +1,7 @@
-"""Exchanges between ranks that several parts of the package make, and their names for a plan."""
+"""Exchanges between ranks that several parts of the package make, and their names for a plan.
+
+Every function takes equally large pieces from all ranks of a group, and every rank of the group must call it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,10 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+# torch 2.14 renames these collectives; earlier versions have the old names alone.
+_ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+_REDUCE_SCATTER = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
 
 _named: list[str] = []
 """What is exchanged within `exchanging`, innermost last."""
@@ -43,3 +50,44 @@ def sum_over_ranks(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     dist.all_reduce(message)
     sums = message.cpu().split([part.numel() for part in parts.values()])
     return {name: total.view(part.shape) for (name, part), total in zip(parts.items(), sums, strict=True)}
+
+
+def all_gather(whole: Tensor, piece: Tensor, group: dist.ProcessGroup | None = None) -> None:
+    """Fill a contiguous tensor with all ranks' pieces, in the order of the ranks. Collectives: one all-gather."""
+    getattr(dist, _ALL_GATHER)(whole, piece, group=group)
+
+
+def reduce_scatter(piece: Tensor, whole: Tensor, group: dist.ProcessGroup | None = None) -> None:
+    """Fill `piece` with this rank's piece of the sum of all ranks' tensors. Collectives: one reduce-scatter."""
+    getattr(dist, _REDUCE_SCATTER)(piece, whole, group=group)
+
+
+def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """All ranks' rows [B, ...] as [ranks * B, ...], in the order of the ranks, with the exact gradient.
+
+    The gradient of a rank's rows is the sum of what all ranks' losses say of them. With a loss that is the mean over
+    this rank's own rows, and gradients that are averaged over ranks as every strategy does, a step is that of one
+    process with all rows.
+
+    Collectives: one all-gather forward, one reduce-scatter backward, of all rows; none in a group of one.
+    """
+    if not dist.is_initialized() or dist.get_world_size(group) == 1:
+        return rows
+    return _GatherRows.apply(rows, group)
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group, ctx.shape = group, rows.shape
+        whole = rows.new_empty(dist.get_world_size(group) * len(rows), *rows.shape[1:])
+        with exchanging("rows of the batch"):
+            all_gather(whole, rows.contiguous(), group)
+        return whole
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        piece = gradient.new_empty(ctx.shape)
+        with exchanging("rows of the batch"):
+            reduce_scatter(piece, gradient.contiguous(), ctx.group)
+        return piece, None

@@ -8,10 +8,11 @@ import torch
 
 from largescale.config import Config
 from largescale.methods.method import Method
+from largescale.methods.simclr import SimCLR
 from largescale.methods.swav.method import SwAV
 from shards.errors import InputError
 
-METHODS: dict[str, type[Method]] = {"swav": SwAV}
+METHODS: dict[str, type[Method]] = {"swav": SwAV, "simclr": SimCLR}
 
 
 def build_method(config: Config, *, on_meta: bool = False) -> Method:

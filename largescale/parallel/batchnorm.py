@@ -11,11 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from largescale.distributed.collectives import exchanging
+from largescale.distributed.collectives import all_gather, exchanging
 
 _STATISTICS = "BatchNorm's statistics"
-# torch 2.14 renames the collective; earlier versions have the old name alone.
-_ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 
 
 class _SyncBatchNorm(torch.autograd.Function):
@@ -68,7 +66,7 @@ def _global_statistics(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tens
     world_size = dist.get_world_size(group)
     gathered = packed.new_empty(world_size, packed.numel())
     with exchanging(_STATISTICS):
-        getattr(dist, _ALL_GATHER)(gathered.view(-1), packed, group=group)
+        all_gather(gathered.view(-1), packed, group)
     channels = x.shape[1]
     means, variances, counts = gathered[:, :channels], gathered[:, channels:-1], gathered[:, -1:]
     total = counts.sum()

@@ -65,10 +65,9 @@ class _Engine(Engine):
         self.wrapped.step()
 
     def model_state(self) -> dict[str, Tensor]:
-        parameters = {name for name, _ in self.method.named_parameters()}
-        buffers = {f"model.{name}": value for name, value in self.method.state_dict().items() if name not in parameters}
-        return buffers | {f"model.{name}": self._sharded(flat, flat, number)
-                          for flat, number, name in self._places()}
+        trained = {name: self._sharded(flat, flat, number) for flat, number, name in self._places()}
+        frozen = {name: self._frozen(parameter) for name, parameter in self._frozen_pieces()}
+        return {f"model.{name}": value for name, value in {**self.method.state_dict(), **trained, **frozen}.items()}
 
     def optimizer_state(self) -> dict[str, Tensor]:
         state = {}
@@ -105,9 +104,18 @@ class _Engine(Engine):
             for fragment in layout.fragments:
                 if fragment.parameter == number:
                     parameter.ds_tensor.view(-1)[: fragment.numel].copy_(_stretch(flat, fragment))
-            full = state[f"model.{name}"].full_tensor()
-            if parameter.data.shape == full.shape:  # small ones stay gathered
-                parameter.data.copy_(full)
+            self._take_if_gathered(parameter, state[f"model.{name}"])
+        for name, parameter in self._frozen_pieces():
+            start, held = _own_stretch(parameter)
+            whole = state[f"model.{name}"].full_tensor().view(-1)
+            parameter.ds_tensor.view(-1)[:held].copy_(whole.narrow(0, start, held))
+            self._take_if_gathered(parameter, state[f"model.{name}"])
+
+    @staticmethod
+    def _take_if_gathered(parameter: nn.Parameter, value: DTensor) -> None:
+        """Small parameters stay whole on every rank, beside their pieces."""
+        if parameter.data.shape == value.shape:
+            parameter.data.copy_(value.full_tensor())
 
     def _groups(self) -> list[list[nn.Parameter]]:
         return self.zero.fp16_groups if self.stage == 3 else self.zero.bit16_groups
@@ -117,6 +125,19 @@ class _Engine(Engine):
         for flat, parameters in self.parameters_of.items():
             for number, parameter in enumerate(parameters):
                 yield flat, number, self.names[id(parameter)]
+
+    def _frozen_pieces(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters that are not trained, of which this rank holds a piece; in stages 1 and 2 they are whole."""
+        if self.stage < 3:
+            return []
+        return [(name, parameter) for name, parameter in self.method.named_parameters() if not parameter.requires_grad]
+
+    def _frozen(self, parameter: nn.Parameter) -> DTensor:
+        """One of these as a DTensor cut along its first axis. Collectives: one all-reduce of the whole."""
+        start, held = _own_stretch(parameter)
+        whole = torch.zeros(parameter.ds_numel, dtype=parameter.dtype, device=self.all_ranks.device_type)
+        whole.narrow(0, start, held).copy_(parameter.ds_tensor.view(-1)[:held])
+        return self._cut(whole, parameter.ds_shape)
 
     def _sharded(self, flat: Tensor, values: Tensor, number: int) -> Tensor:
         """A parameter-shaped value that ranks hold in flat stretches, as a DTensor cut along its first axis.
@@ -128,8 +149,12 @@ class _Engine(Engine):
         for fragment in layout.fragments:
             if fragment.parameter == number:
                 whole.narrow(0, fragment.start, fragment.numel).copy_(_stretch(values, fragment))
+        return self._cut(whole, layout.shapes[number])
+
+    def _cut(self, whole: Tensor, shape: torch.Size) -> DTensor:
+        """Add up what ranks hold of a flat tensor that is 0 elsewhere, and keep this rank's share of the rows."""
         dist.all_reduce(whole)
-        whole = whole.view(layout.shapes[number])
+        whole = whole.view(shape)
         chunks = whole.chunk(world_size())
         own = chunks[rank()].clone() if rank() < len(chunks) else whole[:0].clone()
         return DTensor.from_local(
@@ -172,6 +197,12 @@ def _normalize_rows(flat: Tensor, layout: FlatLayout) -> None:
         _stretch(flat, fragment).div_(lengths[own_rows])
 
 
+def _own_stretch(parameter: nn.Parameter) -> tuple[int, int]:
+    """First element and number of elements that this rank holds of a parameter that stage 3 has cut."""
+    start = min(rank() * parameter.partition_numel(), parameter.ds_numel)
+    return start, min(parameter.partition_numel(), parameter.ds_numel - start)
+
+
 def _stretch(flat: Tensor, fragment: Fragment) -> Tensor:
     return flat.detach().narrow(0, fragment.offset, fragment.numel)
 
@@ -191,12 +222,10 @@ def _layouts(zero: Any, stage: int) -> dict[Tensor, FlatLayout]:
     for flat, parameters in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
         fragments, offset = [], 0
         for number, parameter in enumerate(parameters):
-            size = parameter.partition_numel()
-            start = rank() * size
-            held = min(size, parameter.ds_numel - start)
+            start, held = _own_stretch(parameter)
             if held > 0:
                 fragments.append(Fragment(number, offset, start, held))
-            offset += size
+            offset += parameter.partition_numel()
         assert offset == flat.numel(), "DeepSpeed lays its partitions out in another way than this code knows"
         layouts[flat] = FlatLayout([p.ds_shape for p in parameters], fragments)
     return layouts

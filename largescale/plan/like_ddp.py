@@ -25,7 +25,7 @@ class Buckets(StandIn):
 
     def __init__(self, method: Method) -> None:
         super().__init__(method)
-        parameters = list(method.parameters())
+        parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
         self._bucket = parameters[0].new_empty(sum(parameter.numel() for parameter in parameters))
         pieces = self._bucket.split([parameter.numel() for parameter in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):

@@ -53,12 +53,13 @@ class Zero12(StandIn):
         self._waiting: list[Tensor] = []
         for group, partition in zip(inner.param_groups, self.single_partition_of_fp32_groups, strict=True):
             group["params"] = [partition]
-        for parameter in method.parameters():
+        self.frozen = [parameter for parameter in method.parameters() if not parameter.requires_grad]
+        for parameter in (p for p in method.parameters() if p.requires_grad):
             parameter.register_post_accumulate_grad_hook(self._on_gradient)
 
     def weights(self) -> list[Tensor]:
-        """Flat weights, padding included, and the stretches that are updated."""
-        return [*self.flats, *self.single_partition_of_fp32_groups]
+        """Flat weights, padding included, the stretches that are updated, and what is not trained."""
+        return [*self.flats, *self.single_partition_of_fp32_groups, *self.frozen]
 
     def is_gradient_accumulation_boundary(self) -> bool:
         """Whether this is the last micro-batch of a step."""

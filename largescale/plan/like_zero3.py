@@ -16,11 +16,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from largescale.data.views import Views
-from largescale.distributed.collectives import exchanging
+from largescale.distributed.collectives import exchanging, reduce_scatter
 from largescale.methods.method import Method, Output
 from largescale.plan.fetching import Coordinator, Event, Parameter
 from largescale.plan.module_calls import tell_calls
-from largescale.plan.stand_in import Peaks, StandIn, reduce_scatter
+from largescale.plan.stand_in import Peaks, StandIn
 from largescale.plan.trace import WAITED, WEIGHTS, Collective, StepTrace
 from largescale.processes import world_size
 
@@ -50,6 +50,7 @@ class Zero3(StandIn):
         self.fp16_groups = [list(group["params"]) for group in inner.param_groups]
         sizes = [sum(_piece(p) for p in group) for group in self.fp16_groups]
         self.pieces = [torch.empty(size) for size in sizes]
+        self.frozen_pieces = [torch.empty(_piece(p)) for p in method.parameters() if not p.requires_grad]
         self.fp32_partitioned_groups_flat = [nn.Parameter(torch.empty(size)) for size in sizes]
         self.bucket, self._filled = torch.empty(settings["reduce_bucket_size"]), 0
         self.gradient_pieces = torch.empty(sum(sizes))
@@ -63,7 +64,8 @@ class Zero3(StandIn):
             group["params"] = [flat]
         for parameter in method.parameters():
             _describe(parameter)
-            parameter.register_post_accumulate_grad_hook(self._on_gradient)
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._on_gradient)
         tell_calls(method, self._tell)
 
     def forward(self, views: Views, step: int) -> Output:
@@ -72,9 +74,9 @@ class Zero3(StandIn):
         return super().forward(views, step)
 
     def weights(self) -> list[Tensor]:
-        """Pieces, their flat fp32 copies that are updated, and small parameters, which stay whole."""
+        """Pieces, flat fp32 copies of those that are updated, and small parameters, which stay whole."""
         small = [p for p in self.method.parameters() if self._stays(p)]
-        return [*self.pieces, *self.fp32_partitioned_groups_flat, *small]
+        return [*self.pieces, *self.frozen_pieces, *self.fp32_partitioned_groups_flat, *small]
 
     def always_held(self) -> list[Tensor]:
         """These, the bucket, and the pieces of gradients."""

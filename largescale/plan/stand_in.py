@@ -14,12 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from largescale.data.views import Views
+from largescale.distributed import collectives
 from largescale.methods.method import Method, Output
 from largescale.plan.trace import StepTrace
-
-# torch 2.14 renames these collectives; earlier versions have the old names alone.
-_ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
-_REDUCE_SCATTER = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
 
 
 class Peaks(NamedTuple):
@@ -60,12 +57,7 @@ class StandIn(nn.Module):
 def all_gather(whole: Tensor, piece: Tensor) -> None:
     """Fill a flat tensor with all ranks' pieces. Collectives: one all-gather, none for a single rank."""
     if dist.get_world_size() > 1:
-        getattr(dist, _ALL_GATHER)(whole, piece)
-
-
-def reduce_scatter(piece: Tensor, whole: Tensor) -> None:
-    """This rank's piece of the sum of flat tensors. Collectives: one reduce-scatter."""
-    getattr(dist, _REDUCE_SCATTER)(piece, whole)
+        collectives.all_gather(whole, piece)
 
 
 def in_one_piece(parameters: list[Tensor], numel: int) -> Tensor:

@@ -45,6 +45,7 @@ class Settings(MethodConfig):
         return list(self.prototypes) if isinstance(self.prototypes, list) else [self.prototypes]
 
     def check(self, config: Config) -> None:
-        """The queue holds whole batches."""
+        """An image has at least two views; the queue holds whole batches."""
+        require(sum(group.num for group in config.data.crops) > 1, "data.crops", "one view", "at least two views")
         batch = config.train.global_batch
         require(self.queue % batch == 0, "method.queue", self.queue, f"a multiple of train.global_batch={batch}")

@@ -1,0 +1,68 @@
+"""What every method in METHODS has to pass: the same steps whatever holds its parameters and however many ranks.
+
+A method is known here by `tests/methods/mini/NAME.yaml`, a recipe of milliseconds. Every rank gets other images, the
+same ones in all for any number of ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from largescale.config import Config, load_config
+from largescale.data.order import rank_places
+from largescale.data.views import Views
+from largescale.methods import METHODS, build_method
+from largescale.parallel import build_engine
+from largescale.precision import weights_dtype
+from tests.conftest import ROOT
+
+STEPS = 4
+
+
+def mini(method: str, *overrides: str) -> Config:
+    """The recipe of a method."""
+    return load_config(ROOT / "tests" / "methods" / "mini" / f"{method}.yaml", list(overrides))
+
+
+def views_of_step(config: Config, step: int) -> Views:
+    """This rank's views of random images; which images does not depend on the number of ranks."""
+    generator = torch.Generator().manual_seed(step)
+    batch = config.train.global_batch
+    places = rank_places(batch, accumulate=config.train.accumulate, rank=dist.get_rank(),
+                         world_size=dist.get_world_size())
+    shapes = [(group.num, batch, 3, group.size, group.size) for group in config.data.crops]
+    images = [torch.randn(shape, generator=generator, dtype=torch.float64)[:, places].flatten(0, 1)
+              .to(weights_dtype(config)) for shape in shapes]
+    return Views(images, torch.from_numpy(places))
+
+
+def whole(value: Tensor) -> Tensor:
+    """All of a tensor that ranks may hold in pieces. Collectives: its own."""
+    return (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
+
+
+def train(config: Config, steps: int = STEPS) -> dict[str, Any]:
+    """Losses, gradient norms and, on rank 0, the whole state in the end."""
+    torch.manual_seed(config.run.seed)
+    engine = build_engine(build_method(config), config, torch.device("cpu"))
+    losses, norms = [], []
+    for step in range(steps):
+        views = views_of_step(config, step)
+        output = engine.forward_backward(views, step)
+        check = engine.check(views, output.loss)
+        assert not check.trouble
+        engine.update(check, step=step, lr=config.optim.lr, clip=config.optim.clip_grad_norm)
+        losses.append(check.loss)
+        norms.append(check.grad_norm)
+    state = {name: whole(value) for name, value in engine.state().items()}
+    return {"losses": losses, "norms": norms, "state": state if dist.get_rank() == 0 else {}}
+
+
+def train_all(overrides: list[list[str]]) -> list[dict[str, dict[str, Any]]]:
+    """Every method under every list of overrides."""
+    return [{name: train(mini(name, *some)) for name in METHODS} for some in overrides]

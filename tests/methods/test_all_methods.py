@@ -1,0 +1,70 @@
+"""Every method against itself in one process: strategies, numbers of ranks, ways of accumulation."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from largescale.methods import METHODS
+from tests.conftest import ROOT
+from tests.distributed.ranks import run_ranks
+from tests.methods.harness import STEPS, train_all
+
+pytestmark = pytest.mark.distributed
+
+WAYS = [["train.accumulate=1"], ["train.accumulate=2", "optim.name=adamw", "optim.lr=0.001"]]
+"""Micro-batches and optimizer: each method under both."""
+
+STILL = 1e-10
+
+
+@pytest.fixture(scope="module")
+def one_process() -> list[dict[str, dict[str, Any]]]:
+    return run_ranks(train_all, 1, WAYS, timeout_s=600)[0]
+
+
+def test_every_method_has_a_mini_recipe():
+    assert {path.stem for path in (ROOT / "tests/methods/mini").glob("*.yaml")} == set(METHODS)
+
+
+@pytest.mark.parametrize("strategy, ranks, overrides", [
+    ("ddp", 2, []), ("fsdp", 2, []), ("fairscale", 2, []), ("ddp", 4, []), ("fsdp", 4, ["parallel.replicate=2"]),
+], ids=["ddp-2", "fsdp-2", "fairscale-2", "ddp-4", "hsdp-2x2"])
+def test_float64_runs_equal_one_process(one_process, strategy, ranks, overrides):
+    ways = [[*way, f"parallel.strategy={strategy}", *overrides] for way in WAYS]
+    found = run_ranks(train_all, ranks, ways, timeout_s=600)[0]
+    for way, (mine, theirs) in enumerate(zip(found, one_process, strict=True)):
+        for name in METHODS:
+            own, expected = mine[name], theirs[name]
+            assert own["losses"] == pytest.approx(expected["losses"], rel=1e-9), (name, way)
+            assert own["norms"] == pytest.approx(expected["norms"], rel=1e-8), (name, way)
+            missing = expected["state"].keys() - own["state"].keys()
+            # OSS keeps the optimizer's state of a parameter on its owner alone.
+            assert all(strategy == "fairscale" and key.startswith("optimizer.") for key in missing), (name, missing)
+            for key, value in own["state"].items():
+                difference = (value - expected["state"][key]).double().norm()
+                assert difference <= 1e-8 * expected["state"][key].double().norm() + STILL, (name, way, key)
+
+
+@cache
+def in_float32(strategy: str) -> list[dict[str, dict[str, Any]]]:
+    ways = [[*way, f"parallel.strategy={strategy}", "train.precision=fp32"] for way in WAYS]
+    return run_ranks(train_all, 2, ways, timeout_s=600)[0]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_equals_ddp_in_float32(stage):
+    """DeepSpeed keeps fp32 weights, so it is compared with DDP on the same ranks."""
+    for way, (mine, theirs) in enumerate(zip(in_float32(f"zero{stage}"), in_float32("ddp"), strict=True)):
+        for name in METHODS:
+            own, expected = mine[name], theirs[name]
+            assert own["losses"][:2] == pytest.approx(expected["losses"][:2], rel=1e-5), (name, way)
+            assert own["losses"][-1] == pytest.approx(expected["losses"][-1], rel=1e-2), (name, way)
+            assert own["state"].keys() == expected["state"].keys()
+            assert len(own["losses"]) == STEPS
+            weights = [torch.cat([run["state"][key].double().flatten() for key in sorted(expected["state"])
+                                  if key.startswith("model.") and "running" not in key]) for run in (own, expected)]
+            assert (weights[0] - weights[1]).norm() <= 1e-4 * weights[1].norm(), (name, way)
