@@ -18,8 +18,8 @@ class Role:
     more) or biases and normalisation (fewer), which `optim.exclude_bias_and_norm` speaks of.
 
     Attributes:
-        name: what they are, for people: "prototypes".
-        pattern: of their names, as in a shell: "prototypes.*".
+        name: what they are, for people: "predictor".
+        pattern: of their names, as in a shell: "predictor.*".
         decay: whether `optim.weight_decay` holds for them.
         scaled: whether LARS scales their gradients.
         lr_factor: of the learning rate.
