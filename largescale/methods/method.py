@@ -54,6 +54,23 @@ class Sign:
 
 
 @dataclass(frozen=True)
+class Average:
+    """A module whose weights are a running average of another's, as a teacher's are of its student's.
+
+    The engine averages, since only it knows masters and pieces: once per update, not where fp16 passes one over. At the
+    start both are equal.
+
+    Attributes:
+        student, teacher: names of modules with parameters of the same names and shapes; the teacher's take no gradient.
+        buffers: whether running statistics of BatchNorm are averaged too, for a teacher in evaluation mode.
+    """
+
+    student: str
+    teacher: str
+    buffers: bool = False
+
+
+@dataclass(frozen=True)
 class Panel:
     """Curves of the report, from columns of metrics.jsonl.
 
@@ -112,8 +129,18 @@ class Method(nn.Module):
         """Which parameters are treated in a way of their own; of several roles that own one, the first holds."""
         return ()
 
+    def averages(self) -> Sequence[Average]:
+        """Teachers and whom they follow."""
+        return ()
+
+    def average_momentum(self, step: int) -> float:
+        """Share that teachers keep of themselves after the update of a step."""
+        raise NotImplementedError
+
     def after_update(self, step: int) -> None:
-        """Called after the update of a step (not where fp16 passes it over). Works on local pieces alone."""
+        """Called after the update of a step, behind the teachers (not where fp16 passes it over). Works on local pieces
+        alone.
+        """
 
     def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
         """What goes on from step to step beside parameters and buffers, each a DTensor over the mesh of all ranks, so

@@ -15,22 +15,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
-from largescale.config import Config, MethodConfig, require
+from largescale.config import Config, MethodConfig
 from largescale.config.setting import setting
 from largescale.data.views import Views
 from largescale.distributed.collectives import gather_rows
-from largescale.methods.method import Method, Output, Panel, Row, Sign
+from largescale.methods.contrastive import Contrastive, contrastive_signs, require_two_views
+from largescale.methods.method import Output
 from largescale.models.backbones import build_backbone
 from largescale.processes import rank
-
-_ONE_PLACE = 0.05
-"""Spread of unit embeddings below which they all point the same way."""
 
 
 @dataclass
@@ -45,20 +42,17 @@ class Settings(MethodConfig):
 
     def check(self, config: Config) -> None:
         """An image has two views, of one size or of two."""
-        views = [group.num for group in config.data.crops]
-        require(sum(views) == 2, "data.crops", f"{sum(views)} views",
-                f"two views in all with method.name={self.name}, such as [{{num: 2, size: 224}}]")
+        require_two_views(config)
 
 
-class SimCLR(Method):
+class SimCLR(Contrastive):
     """Backbone, projection head, and the loss between two views. Nothing goes on from step to step.
 
-    Signs: `mean_embedding` [D], whose length says how much embeddings differ; `picked`, the share of views whose
-    partner is the nearest of all candidates. Evidence: `embeddings` [2, B, D].
+    Evidence: `embeddings` [2, B, D].
     """
 
     title = "SimCLR"
-    Settings: ClassVar[type[MethodConfig]] = Settings
+    Settings = Settings
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -66,7 +60,7 @@ class SimCLR(Method):
         self.config = config.method
         self.backbone, self.num_features = build_backbone(config.model)
         self.projection = _head(self.num_features, self.config.hidden, self.config.embedding)
-        self.signs = {"mean_embedding": Sign(shape=(self.config.embedding,)), "picked": Sign()}
+        self.signs = contrastive_signs(self.config.embedding)
 
     def forward(self, views: Views, step: int) -> Output:
         """The loss of one batch (with `train.accumulate`: of one of its micro-batches, with its own candidates).
@@ -83,39 +77,13 @@ class SimCLR(Method):
                 torch.nn.functional.one_hot(first + own, len(candidates)).bool(), -math.inf)
             partner = first + (own + num // 2) % num
             loss = cross_entropy(logits, partner)
-        detached, picked = z.detach(), (logits.detach().argmax(1) == partner).to(z.dtype).mean()
-        signs = {"mean_embedding": detached.mean(0), "picked": picked}
-        return Output(loss, signs, {"embeddings": detached.unflatten(0, (2, -1))})
-
-    def measures(self, loss: float, signs: dict[str, Tensor], num_images: int) -> dict[str, float]:
-        """How often the partner was picked, and 1 - |mean of the unit embeddings|^2, which is 0 if all are equal."""
-        return {"picked": float(signs["picked"]),
-                "embedding_spread": max(0.0, 1 - float(signs["mean_embedding"].square().sum()))}
-
-    @classmethod
-    def brief(cls, row: Row) -> str:
-        """How often the right view was picked."""
-        return f" ({row['picked']:.0%} picked)"
-
-    @classmethod
-    def diagnose(cls, before: Row, row: Row) -> str:
-        """All embeddings in one place."""
-        if row.get("embedding_spread", 1.0) >= _ONE_PLACE or before.get("embedding_spread", 1.0) >= _ONE_PLACE:
-            return ""
-        return (f"embeddings are nearly equal (spread {row['embedding_spread']:.2%}): this looks like collapse. Try, "
-                f"in another run.dir, a lower optim.lr or a longer optim.warmup_epochs")
+        return Output(loss, self.watch(z, logits, partner), {"embeddings": z.detach().unflatten(0, (2, -1))})
 
     @classmethod
     def loss_references(cls, config: Config) -> dict[str, float]:
         """The loss if all embeddings were equal."""
         views = 2 * config.train.global_batch // config.train.accumulate
         return {"all views alike": math.log(views - 1)}
-
-    @classmethod
-    def panels(cls, config: Config) -> list[Panel]:
-        """How well views find each other, and how far embeddings are apart."""
-        return [Panel("Views", {"share that pick their partner": "picked", "spread of embeddings": "embedding_spread"},
-                      limits=(0, 1.05))]
 
 
 def _head(num_features: int, hidden: list[int], embedding: int) -> nn.Sequential:

@@ -8,11 +8,12 @@ import torch
 
 from largescale.config import Config
 from largescale.methods.method import Method
+from largescale.methods.mocov2 import MoCoV2
 from largescale.methods.simclr import SimCLR
 from largescale.methods.swav.method import SwAV
 from shards.errors import InputError
 
-METHODS: dict[str, type[Method]] = {"swav": SwAV, "simclr": SimCLR}
+METHODS: dict[str, type[Method]] = {"swav": SwAV, "simclr": SimCLR, "mocov2": MoCoV2}
 
 
 def build_method(config: Config, *, on_meta: bool = False) -> Method:

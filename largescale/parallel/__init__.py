@@ -43,11 +43,13 @@ def build_engine(method: Method, config: Config, device: torch.device) -> Engine
         raise InputError(f"parallel.strategy={strategy}: expected one of {', '.join(STRATEGIES)}")
     prepare(method, config, device)
     if device.type == "cpu":
-        multiply_small_maps(method.backbone)
+        multiply_small_maps(method)
     if config.parallel.sharded_init and strategy != "fsdp":
         raise InputError(f"parallel.sharded_init: is for parallel.strategy=fsdp, not {strategy}; leave it out")
     method.to(None if config.parallel.sharded_init else device, weights_dtype(config))
-    return STRATEGIES[strategy](method, config, device)
+    engine = STRATEGIES[strategy](method, config, device)
+    engine.follow(momentum=0.0)
+    return engine
 
 
 def prepare(method: Method, config: Config, device: torch.device) -> None:

@@ -166,7 +166,24 @@ class Engine:
             torch._foreach_mul_(self.gradients(), clip / check.grad_norm)
         set_rates(self.optimizer.param_groups, step=step, lr=lr, peak=self._peak_lr)
         self.step_optimizer()
+        if self.method.averages():
+            self.follow(self.method.average_momentum(step))
         self.method.after_update(step)
+
+    @torch.no_grad()
+    def follow(self, momentum: float) -> None:
+        """Let teachers follow their students: t <- momentum * t + (1 - momentum) * s. Collectives: none."""
+        for average in self.method.averages():
+            student, teacher = (self.method.get_submodule(name) for name in (average.student, average.teacher))
+            pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
+            mine = [piece for parameter, _ in pairs for piece in self.pieces(parameter)]
+            theirs = [piece for _, parameter in pairs for piece in self.pieces(parameter)]
+            if average.buffers:
+                for own, other in zip(teacher.buffers(), student.buffers(), strict=True):
+                    if own.is_floating_point():
+                        mine.append(own)
+                        theirs.append(other)
+            torch._foreach_lerp_(mine, theirs, 1 - momentum)
 
     def state(self) -> dict[str, Tensor]:
         """Everything a checkpoint needs, by canonical name; sharded tensors as DTensors, nothing is gathered."""
@@ -189,6 +206,10 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Gradients, averaged over ranks. Collectives: the strategy's; every rank must call it."""
         loss.backward()
+
+    def pieces(self, parameter: Tensor) -> list[Tensor]:
+        """What this rank holds of a parameter, to be changed in place; all copies of it."""
+        return [local_piece(parameter.detach())]
 
     def gradients(self) -> list[Tensor]:
         """This rank's pieces of the averaged gradient, to be read or scaled in place."""

@@ -61,6 +61,12 @@ class _Engine(Engine):
     def gradient_replicas(self) -> int:
         return 1
 
+    def pieces(self, parameter: Tensor) -> list[Tensor]:
+        if self.stage < 3:
+            return [parameter.detach()]
+        gathered = parameter.data.shape == parameter.ds_shape  # small ones stay whole, beside their pieces
+        return [parameter.ds_tensor.detach(), *([parameter.detach()] if gathered else [])]
+
     def step_optimizer(self) -> None:
         self.wrapped.step()
 

@@ -50,6 +50,8 @@ def take_weights(engine: Engine, config: Config, device: torch.device) -> dict[s
     taken = {name: value for name, value in state.items() if name in needed and name not in differ}
     sharded.load(checkpoint, taken)
     engine.take_state(state)
+    if any(name.startswith(f"model.{average.teacher}.") for average in engine.method.averages() for name in differ):
+        engine.follow(momentum=0.0)
     if rank() == 0:
         _log.info("starts from the weights of %s: %d tensors", checkpoint.path, len(taken))
         if differ:

@@ -1,0 +1,71 @@
+"""What methods share in which a view picks its partner among candidates: what is worth watching, and how it reads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from largescale.config import Config, require
+from largescale.methods.method import Method, Panel, Row, Sign
+
+_ONE_PLACE = 0.05
+"""Spread of unit embeddings below which they all point the same way."""
+
+
+def require_two_views(config: Config) -> None:
+    """An image has two views, of one size or of two.
+
+    Raises:
+        InputError: it has others.
+    """
+    views = sum(group.num for group in config.data.crops)
+    require(views == 2, "data.crops", f"{views} views",
+            f"two views in all with method.name={config.method.name}, such as [{{num: 2, size: 224}}]")
+
+
+def contrastive_signs(embedding: int) -> dict[str, Sign]:
+    """`mean_embedding` [D], whose length says how much embeddings differ, and `picked`, the share of views whose
+    partner is the nearest of all candidates.
+    """
+    return {"mean_embedding": Sign(shape=(embedding,)), "picked": Sign()}
+
+
+class Contrastive(Method):
+    """A method with the signs of `contrastive_signs`."""
+
+    @staticmethod
+    @torch.no_grad()
+    def watch(embeddings: Tensor, logits: Tensor, partner: Tensor) -> dict[str, Tensor]:
+        """The signs.
+
+        Args:
+            embeddings: unit vectors [N, D].
+            logits: of candidates [N, C].
+            partner: which candidate is the right one, int64 [N].
+        """
+        picked = (logits.argmax(1) == partner).to(embeddings.dtype).mean()
+        return {"mean_embedding": embeddings.detach().mean(0), "picked": picked}
+
+    def measures(self, loss: float, signs: dict[str, Tensor], num_images: int) -> dict[str, float]:
+        """How often the partner was picked, and 1 - |mean of the unit embeddings|^2, which is 0 if all are equal."""
+        return {"picked": float(signs["picked"]),
+                "embedding_spread": max(0.0, 1 - float(signs["mean_embedding"].square().sum()))}
+
+    @classmethod
+    def brief(cls, row: Row) -> str:
+        """How often the right view was picked."""
+        return f" ({row['picked']:.0%} picked)"
+
+    @classmethod
+    def diagnose(cls, before: Row, row: Row) -> str:
+        """All embeddings in one place."""
+        if row.get("embedding_spread", 1.0) >= _ONE_PLACE or before.get("embedding_spread", 1.0) >= _ONE_PLACE:
+            return ""
+        return (f"embeddings are nearly equal (spread {row['embedding_spread']:.2%}): this looks like collapse. Try, "
+                f"in another run.dir, a lower optim.lr or a longer optim.warmup_epochs")
+
+    @classmethod
+    def panels(cls, config: Config) -> list[Panel]:
+        """How well views find each other, and how far embeddings are apart."""
+        return [Panel("Views", {"share that pick their partner": "picked", "spread of embeddings": "embedding_spread"},
+                      limits=(0, 1.05))]

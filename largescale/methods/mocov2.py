@@ -1,0 +1,144 @@
+"""MoCo v2: a view picks its image's other view, seen by a slowly following network, among keys of earlier batches
+(arXiv 1911.05722; 2003.04297).
+
+Loss for unit queries q and keys k of a batch, and a queue of the last K keys, the naive loop::
+
+    for i in images:
+        others = [exp(q[i] @ n / temperature) for n in queue]
+        mine = exp(q[i] @ k[i] / temperature)
+        loss += -log(mine / (mine + sum(others)))
+    loss /= N
+    queue = queue[N:] + k                       # after the loss of the whole batch
+
+One departure: the published code shuffles keys between GPUs, so that their BatchNorm does not tell which image a key
+is of, which depends on the number of GPUs. Here keys come from a network in evaluation mode, whose running statistics
+follow the student's like its weights do (EMAN, arXiv 2101.08482); it needs no exchange either.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate
+from torch.nn.functional import cross_entropy, normalize
+
+from largescale.config import Config, MethodConfig, require
+from largescale.config.setting import setting
+from largescale.data.views import Views
+from largescale.distributed.collectives import gather_rows
+from largescale.methods.contrastive import Contrastive, contrastive_signs, require_two_views
+from largescale.methods.method import Average, Output
+from largescale.models.backbones import build_backbone
+from largescale.models.heads import projection_head
+
+
+@dataclass
+class Settings(MethodConfig):
+    """MoCo v2's keys under `method`."""
+
+    hidden: list[int] = setting(
+        [2048], "Hidden widths of the projection head.", at_least=1, at_most=2**24,
+        expected="widths of at least 1 and at most 16777216")
+    embedding: int = setting(128, "Dimension in which views are compared.", at_least=1, at_most=2**24)
+    temperature: float = setting(0.2, "Cosines are divided by it.", at_least=1e-6, at_most=1e6)
+    momentum: float = setting(
+        0.999, "Share that the network of the keys keeps of itself in a step; 0.99 for short runs.", at_least=0,
+        at_most=1)
+    queue: int = setting(
+        65536, "Keys of earlier steps to pick from; a multiple of train.global_batch, fewer than there are images.",
+        at_least=1, at_most=2**40)
+
+    def check(self, config: Config) -> None:
+        """An image has two views; the queue holds whole batches."""
+        require_two_views(config)
+        batch = config.train.global_batch
+        require(self.queue % batch == 0, "method.queue", self.queue, f"a multiple of train.global_batch={batch}")
+
+
+class MoCoV2(Contrastive):
+    """Student and teacher, each a backbone and a projection head, the queue of keys, and the loss of a batch.
+
+    The queue is the same on all ranks, in the order of the batch whatever their number. Evidence: `queries`, `keys`
+    [B, D].
+    """
+
+    title = "MoCo v2"
+    Settings = Settings
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        assert isinstance(config.method, Settings)
+        self.config, self._seed = config.method, config.run.seed
+        self._batch, self._micro_batches = config.train.global_batch, config.train.accumulate
+        self.backbone, self.num_features = build_backbone(config.model)
+        self.projection = projection_head(self.num_features, self.config.hidden, self.config.embedding, batchnorm=False)
+        self.teacher = nn.ModuleDict({"backbone": copy.deepcopy(self.backbone),
+                                      "projection": copy.deepcopy(self.projection)}).requires_grad_(False)
+        self.signs = contrastive_signs(self.config.embedding)
+        self.register_buffer("queue", torch.zeros(self.config.queue, self.config.embedding), persistent=False)
+        self._fresh: list[Tensor] = []
+        self.finish_initialisation()
+
+    def finish_initialisation(self) -> None:
+        """Fill the queue with random unit rows; `models.initialise` calls it as well."""
+        generator = torch.Generator().manual_seed(self._seed)
+        rows = torch.randn(self.queue.shape, generator=generator, device="cpu")
+        with torch.no_grad():
+            self.queue.copy_(normalize(rows, dim=1))
+
+    def train(self, mode: bool = True) -> MoCoV2:
+        """The teacher stays in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, views: Views, step: int) -> Output:
+        """The loss of one batch (with `train.accumulate`: of one of its micro-batches, which share their candidates).
+
+        Collectives: one all-gather of the keys.
+        """
+        first, second = (view for group in views.images for view in group.split(len(views.ids)))
+        queries = self.projection(self.backbone(first))
+        with torch.no_grad():
+            keys = self.teacher["projection"](self.teacher["backbone"](second))
+        with torch.autocast(queries.device.type, enabled=False):
+            queries, keys = (normalize(z if z.dtype == torch.float64 else z.float(), dim=1) for z in (queries, keys))
+            right = (queries * keys).sum(1, keepdim=True)
+            logits = torch.cat([right, queries @ self.queue.to(queries.dtype).T], dim=1) / self.config.temperature
+            partner = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
+            loss = cross_entropy(logits, partner)
+            self._keep(keys, step)
+        return Output(loss, self.watch(queries, logits, partner), {"queries": queries.detach(), "keys": keys})
+
+    def _keep(self, keys: Tensor, step: int) -> None:
+        """Put the keys of a step in the place of the oldest, once its last micro-batch is through."""
+        self._fresh.append(gather_rows(keys).to(self.queue.dtype))
+        if len(self._fresh) == self._micro_batches:
+            first, queue = step * self._batch % len(self.queue), self.queue.clone()  # the loss still needs the old one
+            queue[first : first + self._batch] = torch.cat(self._fresh)
+            self.queue = queue
+            self._fresh.clear()
+
+    def averages(self) -> list[Average]:
+        """The teacher follows in weights and running statistics."""
+        return [Average("backbone", "teacher.backbone", buffers=True),
+                Average("projection", "teacher.projection", buffers=True)]
+
+    def average_momentum(self, step: int) -> float:
+        """The same in all steps."""
+        return self.config.momentum
+
+    def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
+        """The queue, which all ranks hold."""
+        return {"queue": DTensor.from_local(self.queue, mesh, [Replicate()], run_check=False)}
+
+    @classmethod
+    def loss_references(cls, config: Config) -> dict[str, float]:
+        """The loss if all embeddings were equal."""
+        assert isinstance(config.method, Settings)
+        return {"all views alike": math.log(config.method.queue + 1)}

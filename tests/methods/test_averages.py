@@ -1,0 +1,79 @@
+"""Teachers follow their students exactly: under every strategy, once per update, and not where fp16 passes one over."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from largescale.methods import build_method
+from largescale.parallel import build_engine
+from tests.distributed.ranks import run_ranks
+from tests.methods.harness import mini, views_of_step, whole
+
+pytestmark = pytest.mark.distributed
+
+MOMENTUM = 0.9
+DOUBLE = [(strategy, "fp64") for strategy in ("ddp", "fsdp", "fairscale")]
+SINGLE = [(f"zero{stage}", "fp32") for stage in (1, 2, 3)]
+
+
+def follow(strategy: str, precision: str, accumulate: int) -> float:
+    """Largest error, relative to the weights, of the teacher after some steps against the sum over its students."""
+    config = mini("mocov2", f"parallel.strategy={strategy}", f"train.precision={precision}",
+                  f"train.accumulate={accumulate}", f"method.momentum={MOMENTUM}", "optim.lr=0.5")
+    torch.manual_seed(0)
+    engine = build_engine(build_method(config), config, torch.device("cpu"))
+
+    def weights(of: str) -> dict[str, torch.Tensor]:
+        return {name.removeprefix(of): whole(value).double() for name, value in engine.state().items()
+                if name.startswith(of) and value.is_floating_point()}
+
+    expected = weights("model.backbone.")
+    assert all(torch.equal(value, expected[name]) for name, value in weights("model.teacher.backbone.").items())
+    for step in range(3):
+        views = views_of_step(config, step)
+        output = engine.forward_backward(views, step)
+        engine.update(engine.check(views, output.loss), step=step, lr=config.optim.lr, clip=0.0)
+        for name, student in weights("model.backbone.").items():
+            expected[name] = MOMENTUM * expected[name] + (1 - MOMENTUM) * student
+    teacher = weights("model.teacher.backbone.")
+    assert teacher.keys() == expected.keys()
+    return max(float((teacher[name] - value).norm() / value.norm().clamp_min(1e-6)) for name, value in expected.items())
+
+
+def follow_all(cases: list[tuple[str, str]]) -> list[float]:
+    return [follow(*case, accumulate) for case in cases for accumulate in (1, 4)]
+
+
+def test_a_teacher_is_the_running_average_of_its_student_under_every_strategy():
+    errors = run_ranks(follow_all, 2, [*DOUBLE, *SINGLE], timeout_s=600)[0]
+    assert max(errors[: 2 * len(DOUBLE)]) < 1e-14
+    assert max(errors[2 * len(DOUBLE) :]) < 1e-6
+
+
+def passed_over(_: str) -> bool:
+    """Whether a teacher stayed as it was in a step that fp16 passed over, and moved in the next."""
+    config = mini("mocov2", "train.precision=fp16", "optim.lr=0.5")
+    torch.manual_seed(0)
+    engine = build_engine(build_method(config), config, torch.device("cpu"))
+    teacher = engine.method.teacher["backbone"]
+
+    def step(poison: bool) -> bool:
+        before = [p.detach().clone() for p in teacher.parameters()]
+        views = views_of_step(config, 0)
+        views = views._replace(images=[images.half() for images in views.images])
+        loss = engine.forward_backward(views, 0).loss
+        if poison and dist.get_rank() == 1:
+            engine.gradients()[0].fill_(float("inf"))
+        check = engine.check(views, loss)
+        assert check.overflow == poison
+        engine.update(check, step=0, lr=0.5, clip=0.0)
+        return all(torch.equal(old, new) for old, new in zip(before, teacher.parameters(), strict=True))
+
+    engine.loss_scale.numbers[0] = 2.0**4
+    return step(poison=True) and not step(poison=False)
+
+
+def test_a_teacher_waits_where_fp16_passes_a_step_over():
+    assert run_ranks(passed_over, 2, "") == [True, True]
