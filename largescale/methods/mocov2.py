@@ -78,7 +78,7 @@ class MoCoV2(Contrastive):
         self.backbone, self.num_features = build_backbone(config.model)
         self.projection = projection_head(self.num_features, self.config.hidden, self.config.embedding, batchnorm=False)
         self.teacher = nn.ModuleDict({"backbone": copy.deepcopy(self.backbone),
-                                      "projection": copy.deepcopy(self.projection)}).requires_grad_(False)
+                                      "projection": copy.deepcopy(self.projection)}).requires_grad_(False).eval()
         self.signs = contrastive_signs(self.config.embedding)
         self.register_buffer("queue", torch.zeros(self.config.queue, self.config.embedding), persistent=False)
         self._fresh: list[Tensor] = []

@@ -121,7 +121,7 @@ def _synchronized(norm: _BatchNorm, group: dist.ProcessGroup | None) -> SyncBatc
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         setattr(replacement, name, getattr(norm, name))
     replacement.group = group
-    return replacement
+    return replacement.train(norm.training)  # a teacher's may be in evaluation mode
 
 
 @torch.no_grad()
