@@ -6,6 +6,7 @@ from typing import Any
 
 from largescale.config import Config, flatten, free_keys, with_present_names
 
+
 def changed_setting(before: dict[str, Any], config: Config) -> str:
     """The first setting that keeps a configuration from continuing one saved earlier; empty where none does.
 
