@@ -42,11 +42,11 @@ def test_all_ranks_learn_which_rank_is_not_finite(strategy, where):
         assert finite
 
 
-def fp16_engine() -> tuple[Engine, list[torch.Tensor]]:
+def fp16_engine() -> tuple[Engine, Views]:
     config = load_config(ROOT / "tests" / "tiny.yaml", ["data.shards=unused", "train.precision=fp16"])
     torch.manual_seed(0)
     engine = build_engine(build_method(config), config, torch.device("cpu"))
-    return engine, [torch.randn(8 * g.num, 3, g.size, g.size) for g in config.data.crops]
+    return engine, Views.numbered([torch.randn(8 * g.num, 3, g.size, g.size) for g in config.data.crops], 8)
 
 
 def fp16_step(engine: Engine, views: Views, poison: str = "") -> tuple[StepCheck, bool]:
