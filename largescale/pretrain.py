@@ -95,7 +95,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     # -- The loop ----------------------------------------------------------------------------------------------------
     counts, batch_size = prototype_counts(config), config.train.global_batch
     meter = Meter(counts, batch_size, stream.order.num_samples, device, engine.loss_scale)
-    spikes, collapse = SpikeWatch(config.train.spike_factor, spike_state), CollapseWatch()
+    spikes, collapse = SpikeWatch(config.train.spike_factor, spike_state), CollapseWatch(config)
     progress = Progress(first_step, num_steps)
     data_steps = DataSteps(first_step, num_steps, run.rollbacks.windows())
     with (

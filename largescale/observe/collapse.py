@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from largescale.config import Config, prototype_counts
+
 WARMUP_SHARE = 0.1
 """Share of the run during which every run looks collapsed."""
 
@@ -14,6 +16,12 @@ of a network that has just begun."""
 
 _UNIFORM_CODES = 0.98
 _USED_OF_REACHABLE = 0.05
+
+_SHARPEST = 0.01
+"""An epsilon below which assignments are all but hard: a smaller one changes nothing."""
+_FEWEST = 20
+_QUEUED_BATCHES = 15  # SwAV's for small batches: 3840 samples of 256 (arXiv 2006.09882, appendix A)
+_LONGER_FREEZE = "a longer method.freeze_prototypes_steps"
 
 
 def reachable_usage(counts: Sequence[int], num_images: int) -> float:
@@ -31,10 +39,21 @@ def reachable_usage(counts: Sequence[int], num_images: int) -> float:
 
 
 class CollapseWatch:
-    """Judges the lines of metrics.jsonl, one after the other."""
+    """Judges the lines of metrics.jsonl, one after the other.
 
-    def __init__(self) -> None:
+    Args:
+        config: of the run; advice starts from its settings.
+    """
+
+    def __init__(self, config: Config) -> None:
         self._before: dict[str, Any] = {}
+        counts, batch = prototype_counts(config), config.train.global_batch
+        epsilon = config.method.epsilon
+        # What may still be changed, from where the run is.
+        self._sharper = [f"method.epsilon={0.6 * epsilon:.2g}"] if epsilon > _SHARPEST else []
+        self._fewer = [f"model.prototypes={max(counts) // 2}"] if max(counts) >= _FEWEST else []
+        self._queue = [] if config.method.queue else [f"method.queue={_QUEUED_BATCHES * batch}"]
+        self._slower = [f"optim.lr={config.optim.lr / 2:.2g}"]
 
     def look(self, row: dict[str, Any]) -> str:
         """What looks wrong and what to try, or an empty string.
@@ -50,22 +69,26 @@ class CollapseWatch:
         if _is_uniform(row) and _is_uniform(before):
             return (
                 f"the loss is {row['loss_over_ln_k']:.1%} of ln K, as if predictions were uniform: this looks like "
-                "collapse. Try, in another run.dir, a smaller method.epsilon (0.03), a longer "
-                "method.freeze_prototypes_steps, a lower optim.lr"
+                f"collapse. {_try([*self._sharper, _LONGER_FREEZE, *self._slower])}"
             )
         if row.get("assignment_entropy", 0.0) > _UNIFORM_CODES:
             return (
                 f"assignments are nearly uniform (entropy {row['assignment_entropy']:.1%} of ln K): samples are not "
-                "told apart. Try, in another run.dir, a smaller method.epsilon (0.03) or fewer model.prototypes"
+                f"told apart. {_try(self._sharper + self._fewer or self._slower)}"
             )
         if row.get("prototype_usage", 1.0) < _USED_OF_REACHABLE * row.get("prototype_usage_reachable", 0.0):
             return (
                 f"only {row['prototype_usage']:.2%} of the prototypes are nearest to any sample, where so many images "
-                f"could reach {row['prototype_usage_reachable']:.1%}: embeddings gather in few places. Try, in "
-                "another run.dir, fewer model.prototypes, a longer method.freeze_prototypes_steps or a queue"
+                f"could reach {row['prototype_usage_reachable']:.1%}: embeddings gather in few places. "
+                f"{_try([*self._fewer, _LONGER_FREEZE, *self._queue])}"
             )
         return ""
 
 
 def _is_uniform(row: dict[str, Any]) -> bool:
     return _UNIFORM_LOSS[0] < row.get("loss_over_ln_k", 0.0) < _UNIFORM_LOSS[1]
+
+
+def _try(remedies: list[str]) -> str:
+    *first, last = remedies
+    return f"Try, in another run.dir, {', '.join(first)}{' or ' if first else ''}{last}"

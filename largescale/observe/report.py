@@ -99,7 +99,7 @@ def _notes(run: _Run) -> list[str]:
     notes = list(run.damage)
     if run.metrics:
         last = run.metrics[-1]
-        watch = CollapseWatch()
+        watch = CollapseWatch(run.config)
         trouble = [watch.look(row) for row in run.metrics[-2:]][-1]
         if trouble:
             notes.append(f"At the last logged step {trouble}.")
