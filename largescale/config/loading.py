@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from largescale.config.checks import validate
 from largescale.config.names import did_you_mean
-from largescale.config.schema import Config
+from largescale.config.schema import Config, CropGroup
 from largescale.config.value_types import element_group, form, misfit_of_type
 from largescale.config.yaml_file import NotReadable, parse
 from shards.errors import InputError
@@ -63,10 +63,26 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, default
     except InputError:
         raise
     except _REFUSALS as error:
-        key = getattr(error, "full_key", None) or "?"
-        raise InputError(f"{path}: {key}: {str(error).splitlines()[0]}") from error
+        key = getattr(error, "full_key", None)
+        if not key and (misfit := _misfit_of_resolved(merged)):
+            raise InputError(misfit) from error
+        raise InputError(f"{path}: {key or '?'}: {str(error).splitlines()[0]}") from error
     validate(config)
     return config
+
+
+def _misfit_of_resolved(merged: DictConfig) -> str:
+    """Of a `${...}` that stands for a value of another type: OmegaConf does not name its key where that is a list."""
+    values = OmegaConf.to_container(merged)
+    leaves = list(_leaves(values, Config, "", ""))
+    for place, element in enumerate(values["data"]["crops"]):
+        leaves += _leaves(element, CropGroup, "", f"data.crops[{place}].")
+    for key, value, hint in leaves:
+        try:
+            OmegaConf.select(merged, key)
+        except _REFUSALS:
+            return f"{key}={value}: expected {form(hint)}"
+    return ""
 
 
 def _expand_home(config: Config) -> None:
