@@ -94,7 +94,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
 
     # -- The loop ----------------------------------------------------------------------------------------------------
     meter = Meter(engine.method, config.train.global_batch, stream.order.num_samples, device, engine.loss_scale)
-    spikes, doctor = SpikeWatch(config.train.spike_factor, spike_state), Doctor(engine.method)
+    spikes, doctor = SpikeWatch(config.train.spike_factor, spike_state), Doctor(config)
     progress = Progress(first_step, num_steps, engine.method.brief)
     data_steps = DataSteps(first_step, num_steps, run.rollbacks.windows())
     with (

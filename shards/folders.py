@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 from shards.errors import InputError
-from shards.found import LINK
+from shards.found import BROKEN, LINK
 from shards.stores import Missing, Store, is_url
 
 STORE_READS = 32
@@ -208,8 +209,9 @@ def _entry(entry: os.DirEntry[str]) -> Entry:
     is_folder = entry.is_dir(follow_symlinks=False)
     try:
         status = entry.stat()
-    except OSError:  # a link that leads nowhere; reading it will say so
-        return Entry(entry.name, is_folder)
+    except OSError as error:
+        is_broken = entry.is_symlink() and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+        return Entry(entry.name, is_folder, other=BROKEN if is_broken else "")  # reading it will say what is wrong
     is_link = stat.S_ISDIR(status.st_mode) and not is_folder
     other = "" if is_folder or stat.S_ISREG(status.st_mode) else LINK if is_link else _NO_FILE
     return Entry(entry.name, is_folder, status.st_size, other)

@@ -13,9 +13,10 @@ NO_IMAGE = "not an image file"
 """Why most files are left out that are."""
 
 TORN = "a torn tar: what follows in it is lost"
-LINK = "a link to a folder"
+LINK, BROKEN = "a link to a folder", "a link that leads nowhere"
 NAMED = {TORN: "restore them, then add what they held with --update, or index again",
-         LINK: "links to folders are not followed; move their folders there, or convert what they lead to"}
+         LINK: "links to folders are not followed; move their folders there, or convert what they lead to",
+         BROKEN: "bring back what they lead to, then add it with --update, or index again"}
 """Reasons that may cost many images at once, so that whoever converts is told by name, and what to do."""
 
 _BESIDE = {"__MACOSX": "what macOS packs beside a file", ".ipynb_checkpoints": "a notebook's copy of a file"}

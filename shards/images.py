@@ -19,6 +19,7 @@ from PIL import Image, ImageCms, TiffImagePlugin, features
 from shards import jpeg, orientation
 from shards.errors import InputError
 from shards.formats import FOREIGN, can_read, format_of, needs
+from shards.heif import bare_heif
 from shards.manifest import IMAGE_FORMATS
 from shards.png import bare_png
 from shards.tiff import BITS, PHOTOMETRIC, SAMPLE_FORMAT, bare_tiff, silence_libtiff
@@ -158,6 +159,8 @@ def _open(payload: bytes, name: str) -> Image.Image:
         payload, info[_ORIENTATION], info[_HAS_MORE] = bare_png(payload)
     elif name == "tiff":
         payload, info = _bare_tiff(payload)
+    elif name in FOREIGN:
+        payload = bare_heif(payload)
     plugin = {"HEIC": "HEIF"}.get(name, name.upper())
     try:
         # No other format is tried: Pillow starts Ghostscript for EPS, whatever the file's name.

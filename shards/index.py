@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from shards.errors import InputError
 from shards.files import at_work_in, atomic_write
-from shards.found import TORN
+from shards.found import BROKEN, TORN
 from shards.labels import class_names, named
 from shards.ledger import SKIPPED_NAME, write_ledger
 from shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, index_path, read_index, write_index, write_manifest
@@ -57,7 +57,8 @@ def index_folder(folder: Path, *, workers: int, given_names: list[str] | None = 
     """Index every tar of a folder and write its manifest.
 
     Members `KEY.cls` become labels: class numbers are kept (and called by `given_names`), other texts are numbered in
-    sorted order. Tars that are torn, or hold the members of a sample too far apart, are left out and listed.
+    sorted order. Left out and listed are tars that are torn, or hold the members of a sample too far apart, and links
+    that lead nowhere.
 
     Raises:
         InputError: no tars, ones that were converted, or none with a readable image; nothing is written then.
@@ -65,7 +66,7 @@ def index_folder(folder: Path, *, workers: int, given_names: list[str] | None = 
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; pass the folder that holds the tars")
-    tars = sorted(folder.glob("*.tar"))
+    tars = sorted(tar for tar in folder.glob("*.tar") if not tar.is_dir())
     if not tars:
         raise InputError(f"{folder}: no .tar files in it; `shards convert` makes them from images")
     if (folder / "plan").is_dir():
@@ -122,7 +123,13 @@ def _skipped(tars: list[Path]) -> Iterator[dict[str, str]]:
 
 def _read(tar: Path) -> Path:
     """Make the draft of a tar, unless there is one; returns the tar."""
-    facts = tar.stat()
+    try:
+        facts = tar.stat()
+    except OSError:
+        if not tar.is_symlink():
+            raise
+        _write(tar, _Draft((-1, -1), trouble=BROKEN))
+        return tar
     stamp = facts.st_size, facts.st_mtime_ns
     try:
         if _draft_of(tar).stamp == stamp:
@@ -135,9 +142,13 @@ def _read(tar: Path) -> Path:
         draft = _Draft(stamp, trouble=TORN)
     except InputError as error:
         draft = _Draft(stamp, trouble=str(error).removeprefix(f"{tar}: "))
+    _write(tar, draft)
+    return tar
+
+
+def _write(tar: Path, draft: _Draft) -> None:
     with atomic_write(_place(tar).with_suffix(".json")) as file:
         file.write(json.dumps(asdict(draft)).encode())
-    return tar
 
 
 def _contents(tar: Path, stamp: tuple[int, int]) -> _Draft:

@@ -25,6 +25,7 @@ from shards.shuffle import append, append_shuffled
 from shards.sources import Source
 
 _LABELS_AT_ONCE = 2**18
+_NAMED_AT_MOST = 5
 
 
 def make_plan(
@@ -103,6 +104,7 @@ def _add_listing(plan: Plan) -> int:
     numbers: dict[str, int] = {"": -1}
     counts = {TRAIN: 0, HOLDOUT: 0}
     reasons: Counter[str] = Counter()
+    named: list[str] = []
     with (_TextFile(folder, "places") as places, _TextFile(folder, "keys") as keys,
           (folder / "classes.new").open("wb") as labels, (folder / "sizes.bin").open("ab") as sizes,
           (folder / f"{TRAIN}.new").open("wb") as train, (folder / f"{HOLDOUT}.new").open("wb") as holdout,
@@ -111,6 +113,8 @@ def _add_listing(plan: Plan) -> int:
             if not _add(digest, found):
                 others.write((json.dumps(_left_out(source, found)) + "\n").encode())
                 reasons[found.reason] += 1
+                if found.reason in NAMED and len(named) < _NAMED_AT_MOST:
+                    named.append(printable(source.name(found.place)))
                 continue
             if known and known.has(found):
                 continue
@@ -127,8 +131,9 @@ def _add_listing(plan: Plan) -> int:
     if first + added == 0:
         why = ", ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common(3))
         remedy = next((NAMED[reason] for reason in reasons if reason in NAMED), "pass the folder that holds them")
+        such = f"; {', '.join(named)}" if named else ""
         raise InputError(f"{source.location}: no images below this folder ({reasons.total()} other files"
-                         f"{f': {why}' if why else ''}); {remedy}")
+                         f"{f': {why}' if why else ''}{such}); {remedy}")
     classes = class_names(numbers, plan.classes, numbers=plan.settings["labels"] == "cls")
     if plan.settings["labels"] != "none" and not classes:
         raise InputError(f"{source.location}: none of its images has a class; --labels {plan.settings['labels']} does "

@@ -57,8 +57,10 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, default
     except InputError:
         raise
     except REFUSALS as error:
-        key = getattr(error, "full_key", None) or "?"
-        raise InputError(f"{path}: {key}: {str(error).splitlines()[0]}") from error
+        key = getattr(error, "full_key", None)
+        if not key and (misfit := merged.misfit_of_resolved()):
+            raise InputError(misfit) from error
+        raise InputError(f"{path}: {key or '?'}: {str(error).splitlines()[0]}") from error
     validate(config)
     return config
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from largescale.config.names import did_you_mean
-from largescale.config.schema import Config
+from largescale.config.schema import Config, CropGroup
 from largescale.config.value_types import element_group, form, misfit_of_type
 from largescale.config.yaml_file import NotReadable, parse
 from shards.errors import InputError
@@ -92,6 +92,23 @@ class Merged:
             value = given.text  # a run may be named 007 or 1e3
         self._set(self.values, key, key, value, hint, "")
         return {key}
+
+    def misfit_of_resolved(self) -> str:
+        """Of a `${...}` that stands for a value of another type: OmegaConf does not name its key where that is a list.
+
+        Returns:
+            What was expected, with the key; empty where all fit.
+        """
+        content = OmegaConf.to_container(self.values)
+        leaves = list(self._leaves(content, self.schema, "", ""))
+        for place, element in enumerate(content["data"]["crops"]):
+            leaves += self._leaves(element, CropGroup, "", f"data.crops[{place}].")
+        for key, value, hint in leaves:
+            try:
+                OmegaConf.select(self.values, key)
+            except REFUSALS:
+                return f"{key}={value}: expected {form(hint)}"
+        return ""
 
     def _set_all(self, leaves: Iterable[tuple[str, Any, Any]], origin: str = "") -> set[str]:
         leaves = list(leaves)  # an unknown key among them is found before the first is set

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -58,7 +59,7 @@ def recent(path: Path, seconds: float) -> str:
 
 def write(path: Path, content: bytes) -> None:
     """Write a file that is whole as soon as it is there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     temporary.write_bytes(content)
     os.replace(temporary, path)
 

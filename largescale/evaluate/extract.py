@@ -142,6 +142,14 @@ def extract(
     return sets
 
 
+def can_be_read(corpus: Corpus, config: Config, known: Tensor) -> bool:
+    """Whether labelled samples other than `known`, which had to be left out, can be read by now."""
+    missing = torch.ones(corpus.manifest.num_samples, dtype=torch.bool).scatter_(0, known, False).nonzero()
+    images = LabelledImages(corpus, config) if len(missing) else None
+    return any(images.reader.label(number) >= 0 and images[number][2] is not None
+               for number in missing.flatten().tolist())
+
+
 def _check_finite(name: str, features: Tensor, shards: str) -> None:
     """Nothing can be said of features that are not numbers: the nearest to a NaN is a NaN."""
     bad = int((~features.isfinite()).any(1).sum())

@@ -18,7 +18,7 @@ from largescale.checkpoint.folder import Checkpoint
 from largescale.config import Config
 from largescale.data.corpora import Corpus
 from largescale.evaluate import exemplars
-from largescale.evaluate.extract import drop_equal_channels, extract, load_method, pixels
+from largescale.evaluate.extract import can_be_read, drop_equal_channels, extract, load_method, pixels
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.made_from import VERSION, Stamp, difference, images_stamp, network_stamp, weights_stamp
 from largescale.methods import Method, method_class
@@ -45,7 +45,7 @@ def features_of_run(
     """
     names = list(NETWORKS) if config.evaluate.baselines else ["pretrained"]
     wanted = {(name, place): _stamp(name, place, config, checkpoint, stamps) for name in names for place in (0, 1)}
-    kept = _kept(run_dir, wanted)
+    kept = _kept(run_dir, wanted, shards, config)
     if "pixels" in names and None in (kept["pixels", 0], kept["pixels", 1]):
         kept["pixels", 0] = kept["pixels", 1] = None  # both lose their equal channels, or neither does
     networks = _Networks(config, checkpoint)
@@ -74,12 +74,17 @@ def _stamp(name: str, place: int, config: Config, checkpoint: Checkpoint, shards
     return {**stamp, "network": network, "weights": weights_stamp(checkpoint)}
 
 
-def _kept(run_dir: Path, wanted: dict[tuple[str, int], Stamp]) -> dict[tuple[str, int], FeatureSet | None]:
+def _kept(
+    run_dir: Path, wanted: dict[tuple[str, int], Stamp], shards: tuple[Corpus, Corpus], config: Config
+) -> dict[tuple[str, int], FeatureSet | None]:
     """The features on disk that are of what is wanted, None for others; a line says why those are made again."""
     kept, reasons = {}, dict[str, list[str]]()
     for (name, place), stamp in wanted.items():
         path = path_of(run_dir, name, PARTS[place])
-        kept[name, place], why = _read(path, stamp) if path.is_file() else (None, "")
+        features, why = _read(path, stamp) if path.is_file() else (None, "")
+        if features is not None and can_be_read(shards[place], config, features.ids):
+            features, why = None, "images that could not be read then can be read now"
+        kept[name, place] = features
         if why:
             reasons.setdefault(why, []).append(path.stem)
     for why, names in reasons.items():

@@ -57,12 +57,12 @@ class Contrastive(Method):
         return f" ({row['picked']:.0%} picked)"
 
     @classmethod
-    def diagnose(cls, before: Row, row: Row) -> str:
+    def diagnose(cls, config: Config, before: Row, row: Row) -> str:
         """All embeddings in one place."""
         if row.get("embedding_spread", 1.0) >= _ONE_PLACE or before.get("embedding_spread", 1.0) >= _ONE_PLACE:
             return ""
         return (f"embeddings are nearly equal (spread {row['embedding_spread']:.2%}): this looks like collapse. Try, "
-                f"in another run.dir, a lower optim.lr or a longer optim.warmup_epochs")
+                f"in another run.dir, optim.lr={config.optim.lr / 2:.2g} or a longer optim.warmup_epochs")
 
     @classmethod
     def panels(cls, config: Config) -> list[Panel]:

@@ -173,10 +173,11 @@ class Method(nn.Module):
         return ""
 
     @classmethod
-    def diagnose(cls, before: Row, row: Row) -> str:
+    def diagnose(cls, config: Config, before: Row, row: Row) -> str:
         """What looks wrong in a logged line and what to try; empty where nothing does.
 
         Args:
+            config: of the run; advice starts from its settings.
             before: the line before it; empty for the first one.
             row: the line. Either may be of another version, and lack what `measures` returns.
         """

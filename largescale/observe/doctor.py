@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from largescale.methods.method import Method, Row
+from largescale.config import Config
+from largescale.methods import method_class
+from largescale.methods.method import Row
 
 WARMUP_SHARE = 0.1
 """Share of the run during which every run looks collapsed."""
@@ -12,11 +14,11 @@ class Doctor:
     """Judges the lines of metrics.jsonl, one after the other, by what the method knows.
 
     Args:
-        method: its class, or one of it.
+        config: of the run; advice starts from its settings.
     """
 
-    def __init__(self, method: type[Method] | Method) -> None:
-        self._method = method
+    def __init__(self, config: Config) -> None:
+        self._config, self._method = config, method_class(config)
         self._before: Row = {}
 
     def look(self, row: Row) -> str:
@@ -27,4 +29,4 @@ class Doctor:
                 another version; nothing is said of it.
         """
         before, self._before = self._before, row
-        return "" if row.get("progress", 0.0) < WARMUP_SHARE else self._method.diagnose(before, row)
+        return "" if row.get("progress", 0.0) < WARMUP_SHARE else self._method.diagnose(self._config, before, row)

@@ -100,7 +100,7 @@ def _notes(run: _Run) -> list[str]:
     notes = list(run.damage)
     if run.metrics:
         last = run.metrics[-1]
-        doctor = Doctor(method_class(run.config))
+        doctor = Doctor(run.config)
         trouble = [doctor.look(row) for row in run.metrics[-2:]][-1]
         if trouble:
             notes.append(f"At the last logged step {trouble}.")

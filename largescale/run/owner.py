@@ -16,6 +16,9 @@ from pathlib import Path
 _NAME = re.compile(r"owner-(\d+)\.json")
 _SIZE = 1024  # bytes of the file, always the same: it is written over in place
 
+_LONGEST_LEASE_S = 1e6
+_LATEST_TIME = 1e11  # seconds; the year 5138
+
 
 @dataclass(frozen=True)
 class Owner:
@@ -84,8 +87,9 @@ def parse_owner(content: bytes) -> Owner | None:
     try:
         values = json.loads(content)
         owner = Owner(**{field.name: values[field.name] for field in fields(Owner)})
-        return owner if owner.lease_s > 0 and owner.pid > 0 and owner.time >= 0 and owner.step >= 0 else None
-    except (ValueError, TypeError, KeyError):
+        possible = 0 < owner.lease_s <= _LONGEST_LEASE_S and 0 <= owner.time <= _LATEST_TIME
+        return owner if possible and owner.pid > 0 and owner.step >= 0 else None
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

@@ -20,6 +20,7 @@ STATUS = "status.json"
 COMPLETE = "complete"
 
 _TAIL_BYTES = 65536
+_WATCH_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,14 @@ def status_of(run_dir: Path) -> RunStatus:
         return RunStatus("not started", 0, 0, "never", "", saved)
     row = row or {"state": "running", "step": 0, "steps": 0}
     state, step, since, why = row["state"], row["step"], str(row.get("time", "?")), str(row.get("reason", ""))
-    now, last_sign, who = _by_owner(owner, since)
+    now, last_sign, who = _by_owner(run_dir, owner, since)
     if now == "running" or state == "running":
         state, since, why = now, last_sign, who
         step = max(step, _logged(run_dir), owner.step if owner else 0)
     return RunStatus(state, step, row["steps"], since, why, saved)
 
 
-def _by_owner(owner: Owner | None, since: str) -> tuple[str, str, str]:
+def _by_owner(run_dir: Path, owner: Owner | None, since: str) -> tuple[str, str, str]:
     """State, since when, and why, of a run that has not said how it ended."""
     if owner is None:
         return "not running", since, "it ended without saying why"
@@ -105,10 +106,25 @@ def _by_owner(owner: Owner | None, since: str) -> tuple[str, str, str]:
     last = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner.time))
     if owner.is_dead():
         return "not running", last, f"{owner}, is gone"
-    if silent_s > owner.lease_s:
-        clock = "" if owner.machine == this_machine() else " by its own clock"
+    by_clock = abs(silent_s) <= owner.lease_s
+    if owner.machine == this_machine() or by_clock:
+        lives, clock = silent_s <= owner.lease_s, ""
+    else:  # its clock may be hours off
+        lives, clock = _renews(run_dir, owner), " by its own clock"
+    if not lives:
         return "not running", last, f"{owner}, has given no sign of life since then{clock}"
     return "running", last, str(owner)
+
+
+def _renews(run_dir: Path, owner: Owner) -> bool:
+    """Whether an owner shows that it lives while we look; no two clocks are compared."""
+    deadline = time.monotonic() + min(_WATCH_S, owner.lease_s / 2)  # some renewals
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+        found = newest_owner(run_dir)
+        if found and (now := parse_owner(found[1])) and now != owner:
+            return True
+    return False
 
 
 def _logged(run_dir: Path) -> int:

@@ -17,7 +17,7 @@ from largescale.cli import main
 from largescale.config import load_config
 from largescale.data.corpora import Corpus
 from largescale.evaluate.doubts import doubts, num_in_shared_shards, num_shared
-from largescale.evaluate.extract import extract
+from largescale.evaluate.extract import can_be_read, extract, pixels
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.made_from import difference, identity, shards_stamp, weights_stamp
 from largescale.evaluate.results import read_results
@@ -76,6 +76,22 @@ def test_features_that_are_not_numbers_are_refused(test_shard_folder):
     broken = {"pretrained": lambda images: images.flatten(1) / 0 * 0}
     with pytest.raises(InputError, match="features of the pretrained network are not finite on 100 of 100 images"):
         extract(corpus, config, broken, torch.device("cpu"))
+
+
+def test_features_without_an_image_that_can_be_read_again_are_stale(test_shard_folder, tmp_path):
+    folder = shutil.copytree(test_shard_folder, tmp_path / "damaged")
+    config = load_config(ROOT / "tests/tiny.yaml", ["data.shards=unused"])
+    corpus = Corpus(read_manifest(folder))
+    tar = corpus.manifest.tar_path(0)
+    good = tar.read_bytes()
+    bad = bytearray(good)
+    bad[bad.index(b"IDAT") + 9] ^= 1
+    tar.write_bytes(bad)
+    ids = extract(corpus, config, {"pixels": pixels}, torch.device("cpu"))["pixels"].ids
+    assert len(ids) == 99 and not can_be_read(corpus, config, ids)
+    tar.write_bytes(good)
+    assert can_be_read(Corpus(read_manifest(folder)), config, ids)
+    assert not can_be_read(corpus, config, torch.arange(100))
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def test_equal_embeddings_cost_as_much_as_a_guess_and_are_called_collapse():
     output = method(views(), 0)
     assert float(output.loss.detach()) == pytest.approx(math.log(18 + 1))
     found = method.measures(float(output.loss.detach()), output.signs, BATCH)
-    assert "looks like collapse" in method.diagnose(found, found)
+    assert "looks like collapse" in method.diagnose(load_config(MINI), found, found)
 
 
 def test_a_network_begins_with_a_teacher_that_equals_it_and_takes_no_gradient():

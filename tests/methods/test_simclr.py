@@ -59,13 +59,13 @@ def test_equal_embeddings_cost_as_much_as_a_guess_and_are_called_collapse(method
     assert float(output.loss.detach()) == pytest.approx(math.log(2 * BATCH - 1))
     row = method.measures(float(output.loss.detach()), output.signs, BATCH)
     assert row["embedding_spread"] == pytest.approx(0, abs=1e-9) and row["picked"] < 0.5
-    assert "looks like collapse" in method.diagnose(row, row)
+    assert "looks like collapse" in method.diagnose(load_config(MINI), row, row)
 
 
 def test_a_network_at_its_start_gets_no_warning(method):
     output = method.train()(views(), 0)
     row = method.measures(float(output.loss.detach()), output.signs, BATCH)
-    assert method.diagnose(row, row) == "" and 0 <= row["picked"] <= 1
+    assert method.diagnose(load_config(MINI), row, row) == "" and 0 <= row["picked"] <= 1
 
 
 def test_small_temperatures_do_not_overflow(method):

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from largescale.config import load_config
+from largescale.config import Config, load_config
 from largescale.data.views import Views
 from largescale.methods import build_method
-from largescale.methods.swav.method import SwAV
 from largescale.methods.swav.observe import reachable_usage
 from largescale.observe.doctor import Doctor
 from largescale.observe.meter import Meter
@@ -20,8 +20,11 @@ HEALTHY = {"progress": 0.5, "loss_over_ln_k": 0.7, "assignment_entropy": 0.5, "p
            "prototype_usage_reachable": 1.0}
 
 
-def advice(*rows: dict) -> str:
-    doctor = Doctor(SwAV)
+CONFIG = load_config(ROOT / "tests/tiny.yaml", ["data.shards=unused"])
+
+
+def advice(*rows: dict, config: Config = CONFIG) -> str:
+    doctor = Doctor(config)
     return [doctor.look({**HEALTHY, **row}) for row in rows][-1]
 
 
@@ -42,6 +45,24 @@ def test_each_sign_of_collapse_is_said_in_words_but_not_while_a_run_begins(sign,
     signs = {sign: value}
     assert words in advice(signs, signs) and "Try" in advice(signs, signs)
     assert advice({**signs, "progress": 0.05}, {**signs, "progress": 0.05}) == ""
+
+
+@pytest.mark.parametrize("sign, overrides, expected", [
+    ("loss_over_ln_k", [], ["method.epsilon=0.03", "optim.lr=0.25"]),
+    ("loss_over_ln_k", ["method.epsilon=0.03"], ["method.epsilon=0.018", "optim.lr=0.25"]),
+    ("assignment_entropy", ["method.prototypes=300"], ["method.epsilon=0.03", "method.prototypes=150"]),
+    ("assignment_entropy", ["method.epsilon=0.005"], ["optim.lr=0.25"]),  # nothing sharper, no fewer than 12
+    ("prototype_usage", [], []),
+    ("prototype_usage", ["method.queue=0", "method.prototypes=[64,300]"],
+     ["method.prototypes=150", "method.queue=240"]),
+])
+def test_advice_starts_from_the_settings_of_the_run_and_is_accepted(sign, overrides, expected):
+    signs = {"loss_over_ln_k": 1.0, "assignment_entropy": 0.99, "prototype_usage": 0.01}
+    config = load_config(ROOT / "tests/tiny.yaml", ["data.shards=unused", *overrides])
+    line = advice(*2 * [{sign: signs[sign]}], config=config)
+    found = re.findall(r"\b[a-z]+\.[a-z]+=[\d.]+", line)
+    assert found == expected and "Try, in another run.dir, " in line
+    load_config(ROOT / "tests/tiny.yaml", ["data.shards=unused", *overrides, *found])
 
 
 def test_a_loss_above_ln_k_is_not_uniform_and_one_that_falls_past_it_is_no_alarm():
@@ -65,7 +86,7 @@ def test_usage_is_judged_by_what_the_samples_of_the_interval_could_reach():
 
 
 def test_a_line_of_another_version_is_passed_over():
-    assert Doctor(SwAV).look({"step": 3, "loss_over_ln_k": 1.0, "assignment_entropy": 1.0}) == ""
+    assert Doctor(CONFIG).look({"step": 3, "loss_over_ln_k": 1.0, "assignment_entropy": 1.0}) == ""
 
 
 @pytest.fixture
@@ -98,5 +119,5 @@ def test_a_planted_collapse_is_found_in_what_a_real_method_puts_out(alone, plant
     row = {"progress": 0.5, **meter.summary()}
     assert row["prototype_usage_reachable"] == pytest.approx(1 - (1 - 1 / 500) ** 64)
     assert row["loss_over_ln_k"] == pytest.approx(row["loss"] / math.log(500))
-    found = Doctor(SwAV).look(row)
+    found = Doctor(config).look(row)
     assert words in found if words else not found, (found, row)

@@ -97,7 +97,7 @@ def test_a_rate_that_is_too_high(ends, shard_folder, tmp_path):
     overrides = [f"run.dir={tmp_path / 'run'}", "optim.name=sgd", "optim.warmup_epochs=0.4", "optim.warmup_lr=0.001",
                  "checkpoint.every_steps=1", "train.steps=4"]
     config = load_config(TINY, [f"data.shards={shard_folder}", "train.precision=fp32", "data.audit=false", *overrides])
-    config.optim.lr = 1e30  # more than a configuration may ask for: it must break in a step
+    config.optim.lr = 1e30  # no recipe's: it must break in a step
     with pytest.raises(TrainingStopped, match="step 2: loss not finite") as stopped:
         pretrain(config)
     code, line = ends(*overrides, *SETTING.findall(str(stopped.value).split("give the same command with")[1]))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -52,13 +54,45 @@ def test_not_running_once_its_process_is_gone(owned):
     assert "is gone" in status.why
 
 
-def test_of_another_machine_the_age_of_its_last_sign_counts(owned):
-    run, _ = owned
-    change(run, machine="elsewhere", host="n7")
-    assert status_of(run).state == "running"
-    change(run, machine="elsewhere", host="n7", time=time.time() - 60)
-    status = status_of(run)
-    assert status.state == "not running" and "on n7" in status.why and "by its own clock" in status.why
+def test_of_another_machine_signs_of_life_count_whatever_its_clock_says(owned):
+    run, lease = owned
+    lease.release()  # no renewals but those below
+    path = owner_path(run, 1)
+    elsewhere = replace(lease._owner, machine="elsewhere", host="n7", lease_s=1.0)
+
+    def state(shift_s: float, *, renewed: bool) -> str:
+        path.write_bytes(replace(elsewhere, time=time.time() + shift_s).to_bytes())
+        stop = threading.Event()
+
+        def renew() -> None:
+            number = 0
+            while not stop.wait(0.05):
+                number += 1
+                path.write_bytes(replace(elsewhere, time=time.time() + shift_s, renewals=number).to_bytes())
+
+        thread = threading.Thread(target=renew if renewed else stop.wait)
+        thread.start()
+        try:
+            return str(status_of(run))
+        finally:
+            stop.set()
+            thread.join()
+
+    assert state(0, renewed=False).startswith("running")
+    for hours in (-2, 2):
+        assert state(hours * 3600, renewed=True).startswith("running")
+        dead = state(hours * 3600, renewed=False)
+        assert dead.startswith("not running since") and "on n7" in dead and "by its own clock" in dead
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"token": 1}', b"[" * 9999, {"time": 1e300}, {"time": math.inf},
+                                     {"time": 10**400}, {"lease_s": 1e9}, {"pid": "a"}])
+def test_a_file_of_an_owner_that_is_damaged_is_nobodys(owned, content):
+    run, lease = owned
+    values = {**asdict(lease._owner), **content} if isinstance(content, dict) else {}
+    owner_path(run, 1).write_bytes(json.dumps(values).encode() if values else content)
+    assert parse_owner(owner_path(run, 1).read_bytes()) is None
+    assert status_of(run).state == "not running"
 
 
 def test_what_it_said_at_its_end_counts_even_if_its_lease_was_left(owned):

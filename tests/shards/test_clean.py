@@ -99,7 +99,7 @@ ALWAYS = {
     "cut.jpg": "damaged or cut image", "zero.png": "empty file", "page.jpg": "not an image",
     "bomb.png": "too many pixels", "notes.txt": "not an image file", "loop": "a link to a folder",
     "loop.png": "a link to a folder",
-    "nowhere.png": "cannot be read: No such file or directory",
+    "nowhere.png": "a link that leads nowhere",
 }
 
 

@@ -38,6 +38,13 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
+def tar_of(name: str, payload: bytes) -> bytes:
+    stored = io.BytesIO()
+    with tarfile.open(fileobj=stored, mode="w") as tar:
+        put(tar, name, payload)
+    return stored.getvalue()
+
+
 def ledger(folder: Path) -> dict[str, str]:
     return {row["source"]: row["reason"] for row in read_ledger(folder / "skipped.parquet")}
 
@@ -209,7 +216,44 @@ def test_a_conversion_that_leaves_out_links_to_folders_names_them(tmp_path, caps
     (tmp_path / "subset").mkdir()
     (tmp_path / "subset" / "cat").symlink_to(source / "x")
     line = refusal(capsys, "convert", tmp_path / "subset", tmp_path / "none")
-    assert "no images below this folder (1 other files: 1 x a link to a folder); links to folders are not" in line
+    assert "no images below this folder (1 other files: 1 x a link to a folder; cat); links to folders are not" in line
+
+
+def test_links_that_lead_nowhere_are_named_and_added_once_they_lead_somewhere(tmp_path, capsys):
+    source = write(tmp_path / "pile", {"a.png": PNG[0]})
+    links = {"b.png": "../later/b.png", "c": "../later", "loop": ".", "x.png": "y.png", "y.png": "x.png"}
+    for name, target in links.items():
+        (source / name).symlink_to(target)
+    command = ["convert", str(source), str(tmp_path / "out")]
+    assert main(command) == 0
+    nowhere = "a link that leads nowhere"
+    assert f"{nowhere}: b.png, c, x.png, y.png; bring back what they lead to, then add" in capsys.readouterr().err
+    assert ledger(tmp_path / "out") == {**dict.fromkeys(("b.png", "c", "x.png", "y.png"), nowhere),
+                                        "loop": "a link to a folder"}
+    write(tmp_path / "later", {"b.png": PNG[1]})
+    assert main([*command, "--update"]) == 0 and main(["verify", str(tmp_path / "out")]) == 0
+    assert stored_images(tmp_path / "out") == {"a": PNG[0], "b": PNG[1]}
+    assert ledger(tmp_path / "out") == {**dict.fromkeys(("x.png", "y.png"), nowhere),
+                                        **dict.fromkeys(("c", "loop"), "a link to a folder")}
+
+
+def test_links_among_tars(tmp_path, capsys):
+    """Those to tars are tars, for `index` and `convert` alike; others cost none of the tars."""
+    tars = write(tmp_path / "tars", {"a.tar": tar_of("a.png", PNG[0])})
+    write(tmp_path / "elsewhere", {"b.tar": tar_of("b.png", PNG[1])})
+    links = {"b.tar": "../elsewhere/b.tar", "broken.tar": "gone.tar", "folder.tar": "../elsewhere"}
+    for name, target in links.items():
+        (tars / name).symlink_to(target)
+    assert main(["convert", str(tars), str(tmp_path / "out")]) == 0
+    assert ledger(tmp_path / "out") == {"broken.tar": "a link that leads nowhere", "folder.tar": "a link to a folder"}
+    assert main(["index", str(tars)]) == 0
+    assert "a link that leads nowhere: broken.tar; bring back" in capsys.readouterr().err
+    assert ledger(tars) == {"broken.tar": "a link that leads nowhere"}
+    for folder in (tmp_path / "out", tars):
+        (tmp_path / "linked").unlink(missing_ok=True)
+        (tmp_path / "linked").symlink_to(folder)
+        assert sorted(stored_images(folder).values()) == sorted(PNG[:2])
+        assert main(["verify", str(tmp_path / "linked")]) == 0 and main(["info", str(tmp_path / "linked")]) == 0
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -18,6 +18,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageCms
 
+from tests.shards.phones import TEN_BITS, deep_heic, forms, photograph, with_metadata
 from tests.shards.test_orientation import exif_block, with_exif
 
 HEIGHT, WIDTH = 32, 40
@@ -38,6 +39,7 @@ class Specimen:
         is_animated: whether it has further frames.
         headers_are_whole: whether only decoding shows that it cannot be seen.
         tolerance: mean error that its format allows.
+        foreign: its format, if shards do not hold that: then it can be seen where it is stored anew.
     """
 
     name: str
@@ -47,12 +49,13 @@ class Specimen:
     is_animated: bool = False
     headers_are_whole: bool = True
     tolerance: float = 1.0
+    foreign: str = ""
 
 
 @cache
 def zoo() -> tuple[Specimen, ...]:
     """All of them, the same in every call."""
-    found = tuple(itertools.chain(_jpegs(), _pngs(), _tiffs(), _pages(), _others(), _no_images()))
+    found = tuple(itertools.chain(_jpegs(), _pngs(), _tiffs(), _pages(), _others(), _phones(), _no_images()))
     assert len({specimen.name for specimen in found}) == len(found)
     return found
 
@@ -336,6 +339,31 @@ def _others() -> Iterator[Specimen]:
     floats = picture()[::-1, :, 0].astype("<f4")
     yield Specimen("floats.ppm", f"Pf {header} -1.0\n".encode() + floats.tobytes(), as_rgb(GREY))
     yield Specimen("cut.ppm", f"P6 {header} 255\n".encode() + RGB.tobytes()[:99], None, "damaged or cut image")
+
+
+def _phones() -> Iterator[Specimen]:
+    for form, name in forms():
+        known = {"tolerance": 4.0, "foreign": name}
+        for boxes in TURNS:
+            yield Specimen(f"boxes{boxes}.{form}", photograph(RGB, form, boxes=boxes), TURNS[boxes](RGB), **known)
+        for boxes, says in itertools.product((1, 5, 6), (6, 8)):
+            payload = photograph(RGB, form, boxes=boxes, says=says)
+            yield Specimen(f"boxes{boxes}-exif{says}.{form}", payload, TURNS[boxes](RGB), **known)
+        for kind in ("text", "float", "long", "nested", "bigendian", "lost", "unknown"):
+            payload = with_metadata(RGB, form, exif=odd_exif(6)[kind][0])
+            yield Specimen(f"odd-{kind}.{form}", payload, RGB, **known)
+        payload = with_metadata(RGB, form, xmp=b'<x tiff:Orientation="6"/>')
+        yield Specimen(f"odd-xmp.{form}", payload, RGB, **known)
+        yield Specimen(f"grey.{form}", photograph(GREY, form, boxes=6), TURNS[6](as_rgb(GREY)), **known)
+        alpha = photograph(np.dstack([RGB, ALPHA]), form, boxes=8, says=8)
+        yield Specimen(f"alpha.{form}", alpha, TURNS[8](on_white(RGB, ALPHA)), **known)
+        yield Specimen(f"cut.{form}", payload[: len(payload) - 99], None, headers_are_whole=False, foreign=name)
+        if name == "AVIF":
+            yield Specimen("deep10.avif", TEN_BITS, RGB, **known)
+            continue
+        for bits in (10, 12):
+            deep = deep_heic(np.rint(picture()[..., :3] * 65535).astype(np.uint16), bits)
+            yield Specimen(f"deep{bits}.heic", deep, RGB, **known)
 
 
 def _no_images() -> Iterator[Specimen]:

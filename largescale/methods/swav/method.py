@@ -102,9 +102,9 @@ class SwAV(Method):
         return f" ({row['loss_over_ln_k']:.0%} of ln K)"
 
     @classmethod
-    def diagnose(cls, before: Row, row: Row) -> str:
+    def diagnose(cls, config: Config, before: Row, row: Row) -> str:
         """Collapse, in words."""
-        return observe.diagnose(before, row)
+        return observe.diagnose(config, _settings(config), before, row)
 
     @classmethod
     def loss_references(cls, config: Config) -> dict[str, float]:
