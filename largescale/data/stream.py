@@ -26,6 +26,7 @@ from largescale.data.loader import Loader, Position, choose_counts
 from largescale.data.order import Mixture, rank_places
 from largescale.data.reader import ShardReader
 from largescale.launch import own_launch
+from largescale.out_of_memory import OutOfMemory
 from shards.errors import InputError
 
 
@@ -213,6 +214,8 @@ def _raise_errors(parts: list[Part]) -> None:
     for part in parts:
         if part.bug:
             raise RuntimeError(part.bug)
+        if part.no_memory:
+            raise OutOfMemory(part.no_memory)
         if part.error:
             raise InputError(part.error)
 
