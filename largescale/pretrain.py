@@ -31,6 +31,7 @@ from largescale.rollback import DataSteps
 from largescale.run import init_from
 from largescale.run.failures import TrainingStopped
 from largescale.run.lease import Lease, lease_of
+from largescale.run.memory_advice import memory_advice
 from largescale.run.schedule_check import Length, complaints, facts, warn_of_schedule
 from largescale.run.shared import check_shared
 from largescale.run_folder import RunFolder
@@ -44,6 +45,7 @@ def pretrain(config: Config) -> None:
 
     Raises:
         InputError: configuration, shards or run folder cannot be used as they are.
+        OutOfMemory: the line says what needs less.
         TrainingStopped: a loss or gradient was not finite, too many images were unreadable, or nothing can be saved.
         StoppedInOrder: a signal or the end of the job's time stopped it.
 
@@ -51,7 +53,10 @@ def pretrain(config: Config) -> None:
     """
     started = time.time()
     stopping.check_job_time(config.run.stop_before_s)
-    with process_group(config.run.hang_timeout_s, config.run.join_timeout_s) as device:
+    with (
+        memory_advice(config),
+        process_group(config.run.hang_timeout_s, config.run.join_timeout_s) as device,
+    ):
         configure_logging(rank(), world_size())
         config = precision.resolve(config, device)
         precision.set_up(config, device)

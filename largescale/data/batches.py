@@ -82,6 +82,7 @@ class Part:
         seconds: that all threads together spent, by what they did: read, decode, crop.
         counters: of the shard caches.
         error: set when the part cannot be made, in a line for the user.
+        no_memory: set when memory ran out, in a line.
         bug: set when making it failed as it never should: the traceback.
     """
 
@@ -92,6 +93,7 @@ class Part:
     seconds: dict[str, float] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     error: str = ""
+    no_memory: str = ""
     bug: str = ""
 
 
@@ -146,7 +148,7 @@ class BatchMaker:
         return ids[step % num_steps], epochs[step % num_steps]
 
     def make(self, step: int, rows: slice, buffers: Buffers, threads: ThreadPoolExecutor | None) -> Part:
-        """Fill these rows of the buffers. Errors are returned in the part."""
+        """Fill these rows of the buffers. A user's errors are returned in the part."""
         part = Part(seconds={"read": 0.0, "decode": 0.0, "crop": 0.0})
         ids, epochs = self.samples(step, rows)
         draws = self._box_draws(ids, epochs)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from largescale.data.reader import RawSample, SampleError
+from shards.errors import InputError
 from shards.images import ImageError, read_jpeg, read_rgb
 from shards.jpeg import read_header
 from shards.orientation import SIDEWAYS, UPRIGHT, turned
@@ -39,6 +43,7 @@ class EncodedImage:
 
     Raises:
         SampleError: more than `max_pixels` pixels, or bytes that are no image.
+        MemoryError: there is too little for it.
     """
 
     def __init__(self, sample: RawSample, *, max_pixels: int) -> None:
@@ -75,10 +80,8 @@ class EncodedImage:
         """
         if self._pixels is None:
             num_bytes = 3 * -(-self.stored[0] // reduction) * -(-self.stored[1] // reduction)
-            try:
+            with _training_errors():
                 pixels = read_jpeg(self._payload, self._header, reduction, scratch.of(num_bytes) if scratch else None)
-            except ImageError as error:
-                raise _undecodable(error) from error
             self._pixels = pixels if reduction > 1 else np.ascontiguousarray(turned(pixels, self.orientation))
         return torch.from_numpy(self._pixels).permute(2, 0, 1)
 
@@ -89,12 +92,17 @@ def decode(sample: RawSample, *, max_pixels: int) -> Tensor:
 
 
 def _read(payload: memoryview, max_pixels: int) -> np.ndarray:
-    try:
+    with _training_errors():
         return read_rgb(payload, max_pixels=max_pixels)
+
+
+@contextmanager
+def _training_errors() -> Iterator[None]:
+    """Errors of reading an image as those of a sample; the remedies of a conversion are not those of a training."""
+    try:
+        yield
     except ImageError as error:
-        raise _undecodable(error) from error
-
-
-def _undecodable(error: ImageError) -> SampleError:
-    why = error.__cause__ or error
-    return SampleError(f"cannot be decoded: {' '.join(str(why).split())[:200]}")
+        why = error.__cause__ or error
+        raise SampleError(f"cannot be decoded: {' '.join(str(why).split())[:200]}") from error
+    except InputError as error:
+        raise MemoryError(str(error).partition(":")[0]) from error

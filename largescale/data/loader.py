@@ -26,10 +26,13 @@ import torch
 
 from largescale import stopping
 from largescale.data.batches import BatchMaker, Buffers, Part
+from largescale.out_of_memory import is_out_of_memory, line_of_memory, memory_for
 
 _STATUS_BYTES = 256
 _MAX_THREADS = 4
 """Beyond that the threads of a process wait for the interpreter's lock."""
+
+_LESS_LOADING = "lower data.workers, data.threads or data.prefetch, or data.max_pixels if images are that large"
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +112,9 @@ class Loader:
         batch = len(maker.places)
         size = Buffers.num_bytes(maker.data, batch)
         self._slots = slots + 1 if processes else 1  # one more, which the training holds
-        self._memory, self._pinned = Shared(self._slots * size), pin
+        with memory_for(f"for {self._slots} loaded batches of {size / 1e9:.2f} GB: lower data.prefetch={slots} or "
+                        f"train.global_batch"):
+            self._memory, self._pinned = Shared(self._slots * size), pin
         self._ring = [Buffers.carve(self._memory.bytes[slot * size : (slot + 1) * size], maker.data, batch)
                       for slot in range(self._slots)]
         self._taken = 0
@@ -118,10 +123,10 @@ class Loader:
         if processes:
             board = StatusBoard(processes)
             bounds = np.linspace(0, batch, processes + 1).astype(int).tolist()
-            self._processes = [
-                _LoaderProcess(number, maker, steps, self._ring, slice(first, last), threads, board)
-                for number, (first, last) in enumerate(pairwise(bounds))
-            ]
+            with memory_for(f"for loader processes: lower data.workers={processes}"):
+                for number, (first, last) in enumerate(pairwise(bounds)):
+                    self._processes.append(
+                        _LoaderProcess(number, maker, steps, self._ring, slice(first, last), threads, board))
         if pin:  # after the processes are forked: page-locked memory need not be there in a child
             self._memory.pin()
 
@@ -139,7 +144,8 @@ class Loader:
         buffers = self._ring[self._taken % self._slots]
         if not self._processes:
             self._taken += 1
-            return step, buffers, [self._maker.make(step, slice(None), buffers, self._threads)], 0
+            with memory_for(_LESS_LOADING):
+                return step, buffers, [self._maker.make(step, slice(None), buffers, self._threads)], 0
         parts = [process.part(self._taken, self._stall_s) for process in self._processes]
         self._taken += 1
         return step, buffers, parts, min(process.ready(self._taken) for process in self._processes)
@@ -232,7 +238,7 @@ class _LoaderProcess:
 
     def _why(self, number: int) -> str:
         if number == signal.SIGKILL:
-            return "; out of memory? lower data.workers or data.prefetch"
+            return f"; out of memory? {_LESS_LOADING}"
         if number == signal.SIGBUS:  # mapped memory that has no file behind it any more
             tar = next(self._changed_tars(), "")
             found = f"; {tar} is not of the size in its manifest: restore it" if tar else ""
@@ -244,8 +250,25 @@ def _serve(
     number: int, maker: BatchMaker, steps: Iterable[int], ring: list[Buffers], rows: slice, num_threads: int,
     board: StatusBoard, free_slots: Any, sender: Connection,
 ) -> None:
-    """The life of a loader process: two batches in the making, so that no thread waits for the last image of one."""
+    """The life of a loader process."""
     stopping.live_and_die_with_parent()
+    try:
+        _load(number, maker, steps, ring, rows, num_threads, board, free_slots, sender)
+    except Exception as error:
+        sender.send(_failed(number, error))
+
+
+def _failed(number: int, error: Exception) -> Part:
+    if is_out_of_memory(error):
+        return Part(no_memory=line_of_memory(error, f"in loader process {number}: {_LESS_LOADING}"))
+    return Part(bug=f"loader process {number}:\n{''.join(traceback.format_exception(error))}")
+
+
+def _load(
+    number: int, maker: BatchMaker, steps: Iterable[int], ring: list[Buffers], rows: slice, num_threads: int,
+    board: StatusBoard, free_slots: Any, sender: Connection,
+) -> None:
+    """Two batches in the making, so that no thread waits for the last image of one."""
     torch.set_num_threads(1)
     maker.reader.begin_in_process(lambda text: board.write(number, text))
     threads = ThreadPoolExecutor(num_threads)
@@ -255,8 +278,8 @@ def _serve(
     def make(count: int, step: int) -> Part:
         try:
             part = maker.make(step, rows, ring[count % len(ring)], threads)
-        except Exception:
-            part = Part(bug=f"loader process {number}:\n{traceback.format_exc()}")
+        except Exception as error:
+            part = _failed(number, error)
         board.write(number, f"done with its part of data step {step}")
         return part
 

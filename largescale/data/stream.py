@@ -27,6 +27,7 @@ from largescale.data.order import Mixture, rank_places
 from largescale.data.reader import ShardReader
 from largescale.data.views import Views
 from largescale.launch import own_launch
+from largescale.out_of_memory import OutOfMemory
 from shards.errors import InputError
 
 
@@ -218,6 +219,8 @@ def _raise_errors(parts: list[Part]) -> None:
     for part in parts:
         if part.bug:
             raise RuntimeError(part.bug)
+        if part.no_memory:
+            raise OutOfMemory(part.no_memory)
         if part.error:
             raise InputError(part.error)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -18,10 +20,11 @@ from largescale.checkpoint.folder import Checkpoint
 from largescale.config import Config
 from largescale.data.corpora import Corpus, open_corpus
 from largescale.data.decode import decode
-from largescale.data.loader import choose_counts
+from largescale.data.loader import LoaderDied, choose_counts
 from largescale.data.reader import SampleError, ShardReader
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.methods import Method, build_method
+from largescale.out_of_memory import memory_for, own_words
 from shards.errors import InputError
 
 PIXELS_SIDE = 32
@@ -120,11 +123,12 @@ def extract(
     ids, labels = [], []
     features: dict[str, list[Tensor]] = {name: [] for name in networks}
     bar = tqdm(total=len(images), desc=f"features of {manifest.root.name}", unit="image", leave=False, mininterval=1)
-    for batch_ids, batch_labels, pixels in loader:
-        x = (pixels.to(device).float() / 255 - mean) / std
-        x = x.contiguous(memory_format=torch.channels_last)
-        for name, network in networks.items():
-            features[name].append(network(x).float().cpu())
+    for batch_ids, batch_labels, pixels in _batches(loader, config):
+        with memory_for(f"lower evaluate.batch={config.evaluate.batch}"):
+            x = (torch.from_numpy(pixels).to(device).float() / 255 - mean) / std
+            x = x.contiguous(memory_format=torch.channels_last)
+            for name, network in networks.items():
+                features[name].append(network(x).float().cpu())
         ids.append(batch_ids)
         labels.append(batch_labels)
         bar.update(len(images) // len(loader))
@@ -148,6 +152,30 @@ def can_be_read(corpus: Corpus, config: Config, known: Tensor) -> bool:
     images = LabelledImages(corpus, config) if len(missing) else None
     return any(images.reader.label(number) >= 0 and images[number][2] is not None
                for number in missing.flatten().tolist())
+
+
+def _batches(loader: DataLoader[Any], config: Config) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
+    """Batches of a loader, whose processes' troubles become lines.
+
+    Raises:
+        InputError: the shards are away.
+        OutOfMemory, LoaderDied: a process ran out of memory, or ended by itself.
+    """
+    less = f"lower evaluate.batch={config.evaluate.batch}, data.workers or data.threads"
+    batches = iter(loader)
+    while True:
+        try:
+            with memory_for(f"for loading: {less}"):
+                batch = next(batches, None)
+        except InputError as error:
+            raise InputError(own_words(error)) from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise LoaderDied(f"{' '.join(str(error).split())[:200]}; out of memory? {less}") from error
+        if batch is None:
+            return
+        yield batch
 
 
 def _check_finite(name: str, features: Tensor, shards: str) -> None:
@@ -180,9 +208,12 @@ def drop_equal_channels(*parts: FeatureSet) -> list[FeatureSet]:
     return [replace(part, features=c[:, 0].contiguous()) for part, c in zip(parts, channels, strict=True)]
 
 
-def _collate(samples: list[tuple[int, int, Tensor | None]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Readable, labelled samples of a batch: ids [B], labels [B], images uint8 [B, 3, S, S]."""
+def _collate(samples: list[tuple[int, int, Tensor | None]]) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Readable, labelled samples of a batch: ids [B], labels [B], images uint8 [B, 3, S, S].
+
+    An array is sent through a pipe; a tensor would go through /dev/shm, of which containers have little.
+    """
     usable = [sample for sample in samples if sample[2] is not None and sample[1] >= 0]
     ids, labels, images = zip(*usable, strict=True) if usable else ((), (), ())
     pixels = torch.stack(images) if usable else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-    return torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64), pixels
+    return torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64), pixels.numpy()

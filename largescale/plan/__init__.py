@@ -8,14 +8,12 @@ hardware.py). Numbers of bytes and collectives are those of a real step; seconds
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from largescale.config import Config
-from largescale.methods import build_method
-from largescale.models.backbones import stages
 from largescale.parallel import STRATEGIES
+from largescale.plan.changes import fitting_changes
 from largescale.plan.estimate import Estimate, estimate
 from largescale.plan.hardware import Assumptions, gpu_named
 from largescale.plan.simulate import Simulation, simulate
@@ -61,7 +59,7 @@ def plan(config: Config, request: Request, *, advise: bool = True) -> dict[str, 
     guess = estimate(step, gpu_named(request.gpu), request.gpus_per_node, request.assume)
     found = _describe(config, request, step, guess)
     if advise and not guess.fits:
-        found["advice"] = _advice(config, request)
+        found["advice"] = _advice(config, request, step)
     return found
 
 
@@ -143,46 +141,14 @@ def _strategy(config: Config) -> str:
     return f"fsdp, {copies} copies" if hybrid else config.parallel.strategy
 
 
-def _advice(config: Config, request: Request) -> str:
-    """The first change that makes a recipe fit, among those that cost least."""
-    least, best = math.inf, ""
-    for changes, changed in _changes(config, request.gpus):
-        found = plan(changed, request, advise=False)
-        needed = found["memory_gb"]["needed"]
-        text = f"{' '.join(changes)} needs {needed:.1f} GB"
-        if found["fits"]:
-            return f"{text} and fits"
-        if needed < least:
-            least, best = needed, text
-    return f"even {best}: more GPUs, or larger ones" if best else "more GPUs, or larger ones"
-
-
-def _changes(config: Config, gpus: int) -> Iterator[tuple[list[str], Config]]:
-    """Recomputation, then sharding, then micro-batches, each on top of the ones before; in the end smaller batches,
-    which train another recipe.
-    """
-    changes: list[str] = []
-    every = list(range(1, 1 + len(stages(build_method(config, on_meta=True).backbone))))
-    if config.model.recompute_stages != every:
-        config = replace(config, model=replace(config.model, recompute_stages=every, compile_stages=[]))
-        changes.append(f"model.recompute_stages={every}".replace(" ", ""))
-        yield changes, config
-    if config.parallel.strategy not in ("fsdp", "zero3"):
-        config = replace(config, parallel=replace(config.parallel, strategy="fsdp"))
-        changes.append("parallel.strategy=fsdp")
-        yield changes, config
-    if config.parallel.replicate > 1:
-        config = replace(config, parallel=replace(config.parallel, replicate=1, shard=0))
-        changes.append("parallel.replicate=1")
-        yield changes, config
-    batch, micro_batches = config.train.global_batch, config.train.accumulate
-    for accumulate in (2 * micro_batches, 4 * micro_batches, 8 * micro_batches):
-        if batch % (gpus * accumulate) == 0:
-            yield [*changes, f"train.accumulate={accumulate}"], _train(config, accumulate=accumulate)
-    for smaller in (batch // 2, batch // 4, batch // 8):
-        if smaller and smaller % (gpus * micro_batches) == 0:
-            yield [*changes, f"train.global_batch={smaller}"], _train(config, global_batch=smaller)
-
-
-def _train(config: Config, **changes: int) -> Config:
-    return replace(config, train=replace(config.train, **changes))
+def _advice(config: Config, request: Request, step: Simulation) -> str:
+    """The first change that makes a recipe fit."""
+    reserve = request.assume.reserve_gb * 1e9
+    available = gpu_named(request.gpu).memory_gb * (1 - request.assume.slack) * 1e9
+    tried = list(fitting_changes(config, request.gpus, step, available=available,
+                                 needed=lambda _, changed: changed.peak + reserve))
+    best = min(tried, key=lambda change: change.needed, default=None)
+    if best is None:
+        return "more GPUs, or larger ones"
+    text = f"{' '.join(best.overrides)} needs {best.needed / 1e9:.1f} GB"
+    return f"{text} and fits" if best.fits else f"even {text}: more GPUs, or larger ones"

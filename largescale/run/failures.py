@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
 import torch.distributed as dist
 
 from largescale import stopping
 from largescale.data.loader import LoaderDied
+from largescale.out_of_memory import OutOfMemory, is_out_of_memory, line_of_memory
 from shards.errors import InputError, line_of
 
-_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory",
-              "can't start new thread", "bad_alloc")
 _LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl")
 
 
 class TrainingStopped(Exception):
     """The run cannot go on; its last checkpoint is whole and its message says what happened."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the host or of a GPU."""
-    if isinstance(error, InputError | LoaderDied | TrainingStopped):
-        return False  # they say more
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or (isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY))
 
 
 def is_lost_rank(error: BaseException) -> bool:
@@ -42,10 +29,12 @@ def is_lost_rank(error: BaseException) -> bool:
 
 def reason_of(error: BaseException) -> str:
     """An error in a line, with its type where the text alone would not tell what happened."""
-    if isinstance(error, InputError | OSError | LoaderDied | TrainingStopped):
+    if isinstance(error, InputError | LoaderDied | OutOfMemory | TrainingStopped):
         return line_of(error)
     if is_out_of_memory(error):
-        return "out of memory"
+        return line_of_memory(error)
+    if isinstance(error, OSError):
+        return line_of(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
@@ -53,10 +42,10 @@ def end_of(error: Exception) -> tuple[str, bool] | None:
     """What a command says in a line where it ends with an error, and whether that is the user's to mend; None for a
     fault of the program, whose traceback is needed.
     """
-    if isinstance(error, TrainingStopped | LoaderDied):
+    if isinstance(error, TrainingStopped | LoaderDied | OutOfMemory):
         return str(error), False
     if is_out_of_memory(error):
-        return f"out of memory ({' '.join(str(error).split())[:200] or type(error).__name__})", False
+        return line_of_memory(error), False
     if isinstance(error, OSError):
         return line_of(error), True
     if is_lost_rank(error):

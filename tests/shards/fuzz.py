@@ -1,11 +1,12 @@
-"""Damages images, headers and tars at random, and does with them what a user would.
+"""Damages images, tars, zip archives and lists at random, and does with them what a user would.
 
     python -m tests.shards.fuzz --count 20000 [--seed 0] [--seconds S] [--out benchmarks/results/fuzz.json]
 
-Three of four rounds mutate images of the zoo (tests/shards/zoo.py): convert by one of several options, verify, read as
-training does. The others mutate a tar of images: convert it, index it, verify, read. It counts inputs: images and
-tars. A round fails by a traceback, by hanging, by losing an image without a row, or by a disagreement on what can be
-read. A seed and the number of a round give the same bytes again.
+Every other round mutates images of the zoo (tests/shards/zoo.py): convert by one of several options, verify, read as
+training does. The others mutate a few tars of images (convert each, index it, verify, read), a zip archive, or a list
+of each kind (.csv, .jsonl, .parquet). It counts inputs: images, tars, zips and lists. A round fails by a traceback, by
+hanging, by losing an image without a row, or by a disagreement on what can be read. A seed and the number of a round
+give the same bytes again.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ import tarfile
 import tempfile
 import time
 import traceback
+import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+from pyarrow import parquet
 
 from largescale.config import DataConfig
 from largescale.data.corpora import open_corpora
@@ -37,10 +42,11 @@ from shards.convert import Options, convert
 from shards.errors import InputError
 from shards.index import index_folder
 from shards.ledger import SKIPPED_NAME, read_ledger
+from shards.manifest import Manifest
 from shards.verify import verify
-from tests.shards.zoo import zoo
+from tests.shards.zoo import Specimen, zoo
 
-IMAGES_A_ROUND = 40
+IMAGES_A_ROUND, TARS_A_ROUND = 40, 3
 ROUND_S = 120
 """Seconds after which a round hangs."""
 
@@ -112,11 +118,21 @@ def fuzz_images(seed: int, number: int, work: Path) -> int:
     return len(files)
 
 
-def fuzz_tar(seed: int, number: int, work: Path) -> int:
-    """A round of one damaged tar; returns 1."""
+def fuzz_tars(seed: int, number: int, work: Path) -> int:
+    """A round of damaged tars, each by itself; returns how many."""
     rng = np.random.default_rng([seed, number])
-    stored = io.BytesIO()
-    specimens = [specimen for specimen in zoo() if len(specimen.payload) < 10**4]
+    for place in range(TARS_A_ROUND):
+        payload, folder = _mutated_tar(rng), work / str(place)
+        for name in ("tars", "indexed"):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "a.tar").write_bytes(payload)
+        _try(partial(convert, folder / "tars", folder / "out", Options("fuzz", cleaning=RULES[number % len(RULES)])))
+        _try(partial(index_folder, folder / "indexed", workers=1))
+    return TARS_A_ROUND
+
+
+def _mutated_tar(rng: np.random.Generator) -> bytes:
+    stored, specimens = io.BytesIO(), _small()
     with tarfile.open(fileobj=stored, mode="w", format=rng.choice([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])) as tar:
         for place in range(rng.integers(1, 8)):
             specimen = specimens[rng.integers(0, len(specimens))]
@@ -126,19 +142,58 @@ def fuzz_tar(seed: int, number: int, work: Path) -> int:
                 member = tarfile.TarInfo(f"{folder}/{place:04d}.{suffix}")
                 member.size = len(payload)
                 tar.addfile(member, io.BytesIO(payload))
-    payload = mutated(stored.getvalue(), rng, [specimen.payload for specimen in specimens])
-    for folder in ("tars", "indexed"):
-        (work / folder).mkdir()
-        (work / folder / "a.tar").write_bytes(payload)
-    for make in (lambda: convert(work / "tars", work / "out", Options("fuzz", cleaning=RULES[number % len(RULES)])),
-                 lambda: index_folder(work / "indexed", workers=1)):
-        try:
-            manifest = make()
-        except InputError as error:
-            assert "\n" not in str(error), error
-            continue
-        _check(manifest.root, manifest.num_samples, set(), decoded=False)
+    return mutated(stored.getvalue(), rng, [specimen.payload for specimen in specimens])
+
+
+def fuzz_zip(seed: int, number: int, work: Path) -> int:
+    """A round of one damaged zip archive; returns 1."""
+    rng, stored, specimens = np.random.default_rng([seed, number]), io.BytesIO(), _small()
+    how = int(rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]))
+    with zipfile.ZipFile(stored, "w", how) as archive:
+        for place in range(rng.integers(1, 12)):
+            specimen = specimens[rng.integers(0, len(specimens))]
+            archive.writestr(f"{'x' * int(rng.integers(1, 9))}/{place:03d}-{specimen.name}", specimen.payload)
+    (work / "pile.zip").write_bytes(mutated(stored.getvalue(), rng, [specimen.payload for specimen in specimens]))
+    _try(partial(convert, work / "pile.zip", work / "out", Options("fuzz", cleaning=RULES[number % len(RULES)])))
     return 1
+
+
+def fuzz_lists(seed: int, number: int, work: Path) -> int:
+    """A round of damaged lists of whole images, one of each kind; returns how many."""
+    rng, specimens = np.random.default_rng([seed, number]), _small()
+    rows = []
+    for place, which in enumerate(rng.integers(0, len(specimens), 8)):
+        rows.append({"path": f"{place}-{specimens[which].name}", "kind": place, "score": place / 3})
+        (work / rows[-1]["path"]).write_bytes(specimens[which].payload)
+    table = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), table, compression=str(rng.choice(["none", "zstd"])))
+    lists = {
+        "csv": "\n".join([",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]).encode(),
+        "jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode(), "parquet": table.getvalue(),
+    }
+    for suffix, payload in lists.items():
+        (work / f"list.{suffix}").write_bytes(mutated(payload, rng, [b'"\r\n{},[]\\u00e9', b"PAR1\x15\x04"]))
+        _try(partial(convert, work / f"list.{suffix}", work / suffix, Options("fuzz")))
+    return len(lists)
+
+
+ROUNDS = (("images", fuzz_images), ("tars", fuzz_tars), ("images", fuzz_images), ("zips", fuzz_zip),
+          ("images", fuzz_images), ("tars", fuzz_tars), ("images", fuzz_images), ("lists", fuzz_lists))
+
+
+@cache
+def _small() -> list[Specimen]:
+    return [specimen for specimen in zoo() if len(specimen.payload) < 10**4]
+
+
+def _try(make: Callable[[], Manifest]) -> None:
+    """Make shards, and check them; or be refused in a line."""
+    try:
+        manifest = make()
+    except InputError as error:
+        assert "\n" not in str(error), error
+        return
+    _check(manifest.root, manifest.num_samples, set(), decoded=False)
 
 
 def _check(folder: Path, num_samples: int, files: set[str], *, decoded: bool) -> None:
@@ -180,14 +235,14 @@ def run(count: int, seed: int = 0, *, seconds: float = float("inf"), out: Path |
         out: file for the result, written again every minute.
 
     Returns:
-        How many images and tars were tried, and what failed: the round, and the end of the traceback.
+        How many inputs of each kind were tried, and what failed: the round, and the end of the traceback.
     """
     started = saved = time.monotonic()
     tried: Counter[str] = Counter()
     failures: list[dict[str, Any]] = []
     number = 0
     while sum(tried.values()) < count and time.monotonic() - started < seconds:
-        kind, fuzz = (("images", fuzz_images), ("tars", fuzz_tar))[number % 4 == 3]
+        kind, fuzz = ROUNDS[number % len(ROUNDS)]
         with tempfile.TemporaryDirectory() as folder:
             try:
                 with limit(ROUND_S), redirect_stderr(io.StringIO()):
@@ -216,7 +271,7 @@ def save(result: dict[str, Any], out: Path) -> None:
 def main() -> int:
     """Fuzz, and say what failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=20_000, help="images and tars to try")
+    parser.add_argument("--count", type=int, default=20_000, help="inputs to try")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this long, whatever is left")
     parser.add_argument("--out", type=Path, help="file for the result")

@@ -1,0 +1,108 @@
+"""What to change in a recipe that does not fit into memory, by planning one change after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from largescale.config import Config
+from largescale.config.checks import validate
+from largescale.methods import build_method
+from largescale.models.backbones import stages
+from largescale.plan.simulate import Simulation, simulate
+from shards.errors import InputError
+
+_FACTORS = (2, 4, 8, 16)
+"""By which micro-batches and batches become smaller."""
+
+_HOPE = 1.25
+"""What is guessed to need more than so many times what is there is not simulated."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Settings with other values, and what the recipe needs with them.
+
+    Attributes:
+        overrides: `key=value`, as they are typed.
+        needed: bytes of a rank.
+        fits: whether it has them.
+    """
+
+    overrides: list[str]
+    needed: float
+    fits: bool
+
+
+def fitting_changes(
+    config: Config, ranks: int, before: Simulation, *, available: float,
+    needed: Callable[[Config, Simulation], float],
+) -> Iterator[Change]:
+    """Try `changes` until one fits, which is the last; each is simulated, which may take seconds.
+
+    Args:
+        config: what does not fit.
+        ranks: how many there are.
+        before: a step of it.
+        available: bytes that a rank has.
+        needed: bytes that a rank needs, from a configuration and its step.
+    """
+    lasting = before.weights + before.gradients + before.optimizer + before.buffers
+    for overrides, changed in changes(config, ranks):
+        smaller = (changed.train.global_batch * config.train.accumulate) / (
+            config.train.global_batch * changed.train.accumulate)
+        same_otherwise = replace(changed, train=config.train) == config
+        if same_otherwise and lasting + (before.peak - lasting) * smaller > _HOPE * available:
+            continue
+        try:
+            validate(changed)
+            size = needed(changed, simulate(changed, ranks))
+        except InputError:
+            continue  # it does not go with another setting
+        yield Change(overrides, size, size <= available)
+        if size <= available:
+            return
+
+
+def changes(config: Config, ranks: int) -> Iterator[tuple[list[str], Config]]:
+    """Changes that save memory, those of one setting before those of several: first what leaves the losses as they are
+    (recomputation, sharding), then micro-batches, in the end smaller batches, which train another recipe.
+    """
+    harmless = [overrides for overrides in (_recomputing(config), _sharding(config, ranks)) if overrides]
+    together = [[*chosen] for number in range(1, len(harmless) + 1) for chosen in combinations(harmless, number)]
+    for chosen in together:
+        yield _changed(config, *chosen)
+    batch, micro_batches = config.train.global_batch, config.train.accumulate
+    lighter = [{"train.accumulate": factor * micro_batches} for factor in _FACTORS
+               if batch % (ranks * factor * micro_batches) == 0]
+    smaller = [{"train.global_batch": batch // factor} for factor in _FACTORS
+               if batch % factor == 0 and batch // factor % (ranks * micro_batches) == 0]
+    for family in (lighter, smaller):
+        for chosen in ([], together[-1]) if together else ([],):
+            for one in family:
+                yield _changed(config, *chosen, one)
+
+
+def _recomputing(config: Config) -> dict[str, object]:
+    every = list(range(1, 1 + len(stages(build_method(config, on_meta=True).backbone))))
+    if config.model.recompute_stages == every:
+        return {}
+    compiled: dict[str, object] = {"model.compile_stages": []} if config.model.compile_stages else {}
+    return {"model.recompute_stages": every, **compiled}
+
+
+def _sharding(config: Config, ranks: int) -> dict[str, object]:
+    parallel = config.parallel
+    if parallel.replicate > 1:
+        return {"parallel.replicate": 1, **({"parallel.shard": 0} if parallel.shard else {})}
+    return {"parallel.strategy": "fsdp"} if ranks > 1 and parallel.strategy not in ("fsdp", "zero3") else {}
+
+
+def _changed(config: Config, *parts: dict[str, object]) -> tuple[list[str], Config]:
+    """The overrides, as they are typed, and the configuration with them."""
+    values = {key: value for part in parts for key, value in part.items()}
+    for key, value in values.items():
+        group, name = key.split(".")
+        config = replace(config, **{group: replace(getattr(config, group), **{name: value})})
+    return [f"{key}={value}".replace(" ", "") for key, value in values.items()], config

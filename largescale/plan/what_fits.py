@@ -1,0 +1,66 @@
+"""`python -m largescale.plan.what_fits`: which change makes a configuration fit, for a training that did not.
+
+Reads a request as JSON: `config` (YAML), `ranks`, `available` (bytes that a rank has), `on_gpu`. Writes a line of JSON
+for what failed (`needed`, in bytes) and for each change that is tried (`overrides`, `needed`, `fits`), as soon as it is
+known: whoever asks may not wait for all.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from largescale.config import Config
+from largescale.config.slots import schema_for
+from largescale.data.batches import Buffers
+from largescale.plan.changes import fitting_changes
+from largescale.plan.simulate import Simulation, simulate
+from shards.processes import die_with_parent
+
+_GPU_RESERVE, _HOST_RESERVE = 1.5e9, 0.3e9
+"""Bytes beyond those of tensors: context, libraries, workspaces."""
+
+_SLACK = 0.1
+"""Share that allocators lose, and by which plans may be off."""
+
+_BELOW_WHAT_FAILED = 0.85
+"""What needs more than this share of what has just failed does not fit, however much seems to be free."""
+
+
+def main() -> None:
+    """Answer one request."""
+    die_with_parent()
+    request = json.load(sys.stdin)
+    written = OmegaConf.create(request["config"])
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema_for(written.method.name)), written))
+    assert isinstance(config, Config)
+    ranks = request["ranks"]
+
+    def needed(changed: Config, step: Simulation) -> float:
+        beyond = _GPU_RESERVE if request["on_gpu"] else _HOST_RESERVE + _of_the_host(changed, step, ranks)
+        return (step.peak + beyond) * (1 + _SLACK)
+
+    failed = simulate(config, ranks)
+    _write(needed=needed(config, failed))
+    available = min(request["available"], _BELOW_WHAT_FAILED * needed(config, failed))
+    for change in fitting_changes(config, ranks, failed, available=available, needed=needed):
+        _write(overrides=change.overrides, needed=change.needed, fits=change.fits)
+
+
+def _of_the_host(config: Config, step: Simulation, ranks: int) -> int:
+    """Bytes beyond those of a step that is done in host memory: loaded batches, and the copy that is saved."""
+    batches = config.data.prefetch + 1 if config.data.workers else 1
+    loaded = batches * Buffers.num_bytes(config.data, config.train.global_batch // ranks)
+    return loaded + step.weights + step.optimizer + step.buffers
+
+
+def _write(**row: Any) -> None:
+    sys.stdout.write(json.dumps(row) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

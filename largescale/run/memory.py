@@ -1,0 +1,74 @@
+"""How much memory a rank could use on this machine, were it to begin again now."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_FOR_THE_SYSTEM = 0.1
+"""Share of a machine's memory that ranks leave to it."""
+
+_NO_LIMIT = 2**60
+"""Control groups without a limit have one of about this size."""
+
+
+def gpu_bytes() -> int:
+    """Of the GPU that this rank uses, without what other processes hold."""
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a process takes of the host: bytes in memory, and of addresses."""
+
+    held: int
+    mapped: int
+
+
+def footprint(pid: int | str = "self") -> Footprint:
+    """Of a process, as it is now."""
+    return Footprint(*(_bytes_of(f"/proc/{pid}/status", name) for name in ("VmRSS", "VmSize")))
+
+
+def host_bytes(local_ranks: int, start: Footprint) -> int:
+    """Of the host, for one of so many ranks, as large as at its `start`: not all that it freed since shows."""
+    freed = footprint().held - start.held
+    total, free = (_bytes_of("/proc/meminfo", name) for name in ("MemTotal", "MemAvailable"))
+    # Other ranks may hold theirs still, or have given it back: neither may be more than there is.
+    found = [free + freed, total * (1 - _FOR_THE_SYSTEM) / local_ranks - start.held]
+    found += [limit / local_ranks - start.held for limit in _control_groups()]
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        found.append(limit - start.mapped)
+    return max(0, int(min(found)))
+
+
+def _bytes_of(path: str, name: str) -> int:
+    with open(path) as lines:
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def _control_groups() -> Iterator[int]:
+    """Limits of the control groups that this process is in, of version 1 and 2."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number != "0" and controllers != "memory":
+            continue
+        root, name = (("/sys/fs/cgroup", "memory.max") if number == "0"
+                      else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"))
+        parts = path.strip("/").split("/")
+        for depth in range(len(parts) + 1):
+            with suppress(OSError, ValueError):
+                limit = int(Path(root, *parts[:depth], name).read_text())
+                if limit < _NO_LIMIT:
+                    yield limit
+    if job := os.environ.get("SLURM_MEM_PER_NODE"):  # in MB, for where SLURM kills and no control group limits
+        with suppress(ValueError):
+            yield int(job) * 2**20

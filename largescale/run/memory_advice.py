@@ -1,0 +1,143 @@
+"""A training that ran out of memory: which setting would have fitted, by planning a step with it.
+
+What the step held is given back first, and what is free then counts. The planner runs in a process of its own, which
+may not take long and whose troubles are nobody's.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from largescale import precision
+from largescale.checkpoint.folder import newest_first
+from largescale.config import Config, free_keys, to_yaml
+from largescale.launch import Launch, own_launch, start_id
+from largescale.out_of_memory import OutOfMemory, is_out_of_memory, line_of_memory
+from largescale.rendezvous import connect
+from largescale.run.advice import new_run
+from largescale.run.memory import Footprint, footprint, gpu_bytes, host_bytes
+from largescale.run.owner import newest_owner
+from largescale.run.status import read_status, write_status
+from shards.errors import InputError
+
+LIMIT_S = 20.0
+"""For the whole search; a launcher that ends all ranks after the first failure waits for at least 30 s."""
+
+_ASKING_S = 5.0
+
+_OTHERWISE = ("lower train.global_batch, raise train.accumulate or set model.recompute_stages; `largescale plan` says "
+              "what a step needs with each")
+
+
+@contextmanager
+def memory_advice(config: Config) -> Iterator[None]:
+    """Around a training, without its process group: should memory run out, one rank says what would fit.
+
+    Raises:
+        OutOfMemory: it did.
+    """
+    start = footprint()
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        line = line_of_memory(error)
+        _give_back(error)
+        try:
+            advice = _advice(config, start, on_gpu="cuda" in line.lower(), threads="thread" in line)
+        except (Exception, KeyboardInterrupt):
+            advice = _OTHERWISE  # what happened first must be said, whatever happens here
+        line = f"{line}{'; ' * bool(advice)}{advice}"
+        _write_down(Path(config.run.dir), line)
+        raise OutOfMemory(line) from error
+
+
+def _give_back(error: BaseException | None) -> None:
+    """Drop what the functions held that failed; their frames live as long as the error."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
+
+
+def _advice(config: Config, start: Footprint, *, on_gpu: bool, threads: bool) -> str:
+    """What to do, in a line; empty on a rank that leaves this to another."""
+    launch = own_launch()
+    if launch is not None and not _is_first(launch):
+        return ""
+    ranks, local_ranks = (launch.world_size, launch.local_ranks or launch.world_size) if launch else (1, 1)
+    gpus = torch.cuda.is_available()
+    if threads:
+        return "raise the limits of processes and memory (`ulimit -u`, `-v`), or lower data.workers, data.threads"
+    if gpus and not on_gpu:
+        return "this is the host's memory: lower data.workers, data.threads or data.prefetch"
+    available = gpu_bytes() if on_gpu else host_bytes(local_ranks, start)
+    config = precision.resolve(config, torch.device("cuda" if gpus else "cpu"))
+    rows = _search({"config": to_yaml(config), "ranks": ranks, "available": available, "on_gpu": on_gpu})
+    return _worded(config, rows, available)
+
+
+def _is_first(launch: Launch) -> bool:
+    """Whether no other rank of this start has run out of memory before, or none can be asked."""
+    try:
+        store = dist.PrefixStore(f"memory/{start_id()}", connect(launch, time.monotonic() + _ASKING_S))
+        return store.add("ran out", 1) == 1
+    except Exception:  # the store is gone, or a signal came meanwhile
+        return launch.rank == 0
+
+
+def _search(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the planner wrote in the time that it had (see `plan/what_fits.py`)."""
+    hidden = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "largescale.plan.what_fits"]
+    try:
+        said = subprocess.run(command, input=json.dumps(request).encode(), stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL, env=environment, timeout=LIMIT_S, check=False).stdout
+    except subprocess.TimeoutExpired as late:
+        said = late.stdout or b""
+    return [json.loads(line) for line in said.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def _worded(config: Config, rows: list[dict[str, Any]], available: int) -> str:
+    tried = [row for row in rows if "fits" in row]
+    if not tried:
+        return _OTHERWISE
+    best = min(tried, key=lambda row: row["needed"])
+    overrides = " ".join(best["overrides"])
+    there = f"`largescale plan` says {_gigabytes(best['needed'])} instead of {_gigabytes(rows[0]['needed'])} GB, " \
+            f"{_gigabytes(available)} GB are there"
+    if not best["fits"]:
+        return f"even {overrides} does not fit ({there}): use more memory, or more ranks under parallel.strategy=fsdp"
+    if not {override.partition("=")[0] for override in best["overrides"]} <= free_keys(config):
+        run = Path(config.run.dir)
+        if newest_first(run / "checkpoints"):
+            overrides = f"{new_run(run)} {overrides}"  # what the saved run computes may not change
+    return f"give the same command with {overrides}, which fits ({there})"
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.{1 if size < 1e11 else 0}f}"
+
+
+def _write_down(run_dir: Path, line: str) -> None:
+    """Replace the reason in the run's status, which was written before there was advice."""
+    with suppress(OSError, InputError):
+        row = read_status(run_dir)
+        if row and row["state"] == "failed" and line.startswith(str(row.get("reason"))) and not newest_owner(run_dir):
+            write_status(run_dir, "failed", row["step"], row["steps"], saved=row.get("saved"), reason=line)

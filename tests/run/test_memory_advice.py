@@ -1,0 +1,123 @@
+"""Memory that really runs out: the line says what fits, and that does fit."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from largescale.cli import main
+from largescale.config import load_config
+from largescale.evaluate.extract import extract, labelled_corpus
+from largescale.out_of_memory import OutOfMemory, line_of_memory
+from largescale.run import memory_advice as memory_advice_module
+from largescale.run.memory import footprint, host_bytes
+from largescale.run.memory_advice import _worded, memory_advice
+from largescale.run.status import read_status
+from shards.cli import main as shards
+from tests.conftest import ROOT
+from tests.data.test_stream import make_stream
+
+TINY = ROOT / "tests" / "tiny.yaml"
+LARGE = ["train.global_batch=128", "train.steps=1", "method.queue=0", "model.width=16", "train.precision=fp32",
+         "data.crops=[{num: 2, size: 112}]", "data.audit=false", "run.hang_timeout_s=0"]
+
+
+@contextmanager
+def more_memory_at_most(num_bytes: float) -> Iterator[None]:
+    """This process may grow by so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (footprint().mapped + int(num_bytes), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.slow
+def test_a_step_that_does_not_fit_is_told_what_does_and_that_fits(tiny_overrides, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(memory_advice_module, "LIMIT_S", 200)  # this machine may be busy
+    command = ["pretrain", str(TINY), *tiny_overrides(*LARGE)]
+    with more_memory_at_most(0.65e9):
+        assert main(command) == 3
+        line = capsys.readouterr().err.splitlines()[-1]
+        advice = re.fullmatch(r"error: out of memory \(.*\); give the same command with (\S+), which fits "
+                              r"\(`largescale plan` says \S+ instead of \S+ GB, 0.\d GB are there\)", line)
+        assert advice, line
+        status = read_status(tmp_path / "run")
+        assert status["state"] == "failed" and status["reason"] == line.removeprefix("error: ")
+    with more_memory_at_most(0.65e9):  # as a new process, which this one is not
+        assert main([*command, advice.group(1)]) == 0
+
+
+def test_what_is_said_of_a_run_that_has_begun(tmp_path):
+    config = load_config(TINY, ["data.shards=x", f"run.dir={tmp_path}/run"])
+    failed = {"needed": 9e9}
+    accumulate = {"overrides": ["train.accumulate=2"], "needed": 5e9, "fits": True}
+    fsdp = {"overrides": ["parallel.strategy=fsdp"], "needed": 6e9, "fits": True}
+    assert _worded(config, [failed, accumulate], int(5.5e9)) == (
+        "give the same command with train.accumulate=2, which fits (`largescale plan` says 5.0 instead of 9.0 GB, "
+        "5.5 GB are there)")
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000004"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "progress.json").write_text(json.dumps({"step": 4, "files": {"x": {"size": 0, "sha256": ""}}}))
+    assert "with parallel.strategy=fsdp, which" in _worded(config, [failed, fsdp], int(7e9))
+    again = f"init_from={tmp_path}/run run.dir={tmp_path}/run-2 train.accumulate=2, which fits"
+    assert again in _worded(config, [failed, accumulate], int(7e9))
+    assert "even parallel.strategy=fsdp does not fit" in _worded(config, [failed, {**fsdp, "fits": False}], int(5e9))
+    for too_late in ([], [failed]):
+        assert "lower train.global_batch" in _worded(config, too_late, int(7e9))
+
+
+def test_advice_never_fails_and_other_errors_pass(tmp_path, monkeypatch):
+    config = load_config(TINY, ["data.shards=x", f"run.dir={tmp_path}"])
+    with pytest.raises(ZeroDivisionError), memory_advice(config):
+        raise ZeroDivisionError
+    monkeypatch.setattr("sys.executable", str(tmp_path / "nothing"))
+    with pytest.raises(OutOfMemory, match=r"out of memory \(.*\); lower train.global_batch"), memory_advice(config):
+        torch.empty(2**50)
+    with pytest.raises(OutOfMemory, match="ulimit -u"), memory_advice(config):
+        raise RuntimeError("can't start new thread")
+
+
+def test_loading_and_evaluating_have_settings_of_their_own(shard_folder):
+    with pytest.raises(OutOfMemory, match=r"loaded batches of .* GB: lower data\.prefetch=1000"):
+        next(make_stream(shard_folder, "data.workers=1", "data.prefetch=1000", "data.crops.0.size=16384")(range(3)))
+    config = load_config(TINY, [f"data.shards={shard_folder}", "evaluate.batch=50"])
+    corpus = labelled_corpus(str(shard_folder), "data.eval_shards", config)
+    with pytest.raises(OutOfMemory, match=r"lower evaluate\.batch=50"):
+        extract(corpus, config, {"large": lambda images: torch.empty(2**50)}, torch.device("cpu"))
+
+
+def test_a_loader_process_without_memory_for_an_image_says_so(tmp_path):
+    (tmp_path / "images").mkdir()
+    for grey in range(4):
+        Image.new("L", (6000, 6000), grey).save(tmp_path / "images" / f"{grey}.png", compress_level=1)
+    assert shards(["convert", str(tmp_path / "images"), str(tmp_path / "large"), "--workers", "1"]) == 0
+    batches = make_stream(tmp_path / "large", "data.workers=1", "train.global_batch=4", "method.queue=0")(range(3))
+    with more_memory_at_most(70e6), pytest.raises(OutOfMemory, match=r"6000 x 6000 .* in loader process 0: lower data"):
+        next(batches)
+
+
+def test_the_line_is_short():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert line_of_memory(caught.value) == ("out of memory (DefaultCPUAllocator: can't allocate memory: you tried to "
+                                            "allocate 4503599627370496 bytes)")
+    worker = MemoryError("Caught MemoryError in DataLoader worker process 0.\n"
+                         "Original Traceback (most recent call last):\n  File ...\nMemoryError: an image\n")
+    assert line_of_memory(worker, "lower x") == "out of memory (an image); lower x"
+
+
+def test_what_is_there(tmp_path: Path):
+    start = footprint()
+    with more_memory_at_most(1e9):
+        assert 0.9e9 < host_bytes(1, start) < 1.1e9
+    assert 0 < host_bytes(4, start) < host_bytes(1, start)
