@@ -130,6 +130,30 @@ def test_what_cannot_be_taken_is_one_line(source, pretrain, tmp_path, overrides,
     assert not (tmp_path / "new").exists()
 
 
+def test_a_source_that_is_removed_while_it_is_read_is_one_line(source, pretrain, tmp_path, monkeypatch):
+    """As a run does that goes on; once before its files are opened, once while they are read."""
+    copy = tmp_path / "copy"
+    shapes = sharded.shapes
+
+    def removed_before(checkpoint: Checkpoint) -> dict:
+        shutil.rmtree(copy)
+        return shapes(checkpoint)
+
+    def removed_after(checkpoint: Checkpoint) -> dict:
+        found = shapes(checkpoint)
+        seen.append(checkpoint)
+        if len(seen) == 2:  # by `load`
+            shutil.rmtree(copy)
+        return found
+
+    for removed in (removed_before, removed_after):
+        seen: list[Checkpoint] = []
+        shutil.copytree(source, copy)
+        monkeypatch.setattr(sharded, "shapes", removed)
+        code, said = pretrain(f"init_from={copy}")
+        assert code == 2 and "step-00000002 was removed while it was read, since that run goes on" in said
+
+
 def test_a_complete_run_cannot_be_changed_but_says_what_works(source, pretrain, tmp_path):
     run = Path(shutil.copytree(source, tmp_path / "run"))
     code, said = pretrain("train.steps=3", folder="run")
