@@ -176,7 +176,17 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         sys.stdout.write(to_yaml(config) + "".join(f"# {line}\n" for line in lines))
         sys.stderr.write("".join(f"warning: {complaint}\n" for complaint in complaints))
     else:
+        _say_of_copy(Path(arguments.config), Path(config.run.dir))
         pretrain(config)
+
+
+def _say_of_copy(path: Path, run_dir: Path) -> None:
+    """A folder of a run that was copied or moved has a config.yaml that names the place where it was."""
+    here = path.parent
+    if path.name == "config.yaml" and (here / "checkpoints").is_dir() and here.resolve() != run_dir.resolve() \
+            and own_rank() <= 0:
+        sys.stderr.write(f"warning: {path} says run.dir={run_dir}, so the run goes on there, not in {here}; to go on "
+                         f"here pass run.dir={here}\n")
 
 
 def _plan(arguments: argparse.Namespace) -> None:

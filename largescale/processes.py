@@ -14,6 +14,10 @@ from largescale.launch import Launch, own_launch
 from largescale.rendezvous import join
 from shards.errors import InputError
 
+_JOIN_S, _JOIN_NODES_S = 50.0, 300.0
+"""Ranks of one node start within seconds of each other. On several, each reads its libraries from a file system that
+all share, and where nothing is cached yet that takes minutes, longer on some than on others."""
+
 
 def rank() -> int:
     """This process's number, 0 when there is only one."""
@@ -70,12 +74,12 @@ def together(action: Callable[[], None]) -> None:
 
 
 @contextmanager
-def process_group(hang_timeout_s: float = 0, join_timeout_s: float = 50) -> Iterator[torch.device]:
+def process_group(hang_timeout_s: float = 0, join_timeout_s: float = 0) -> Iterator[torch.device]:
     """Join the processes that torchrun or srun started (or be the only one) and leave in order; yields the device.
 
     Args:
         hang_timeout_s: of the watchdog; collectives give up after twice that, so that it speaks first.
-        join_timeout_s: time for all ranks to come.
+        join_timeout_s: time for all ranks to come; 0 takes that of `join_time_s`.
 
     NCCL where GPUs are, gloo on CPU. A process that fails leaves at once: waiting for the others would hang.
 
@@ -90,7 +94,7 @@ def process_group(hang_timeout_s: float = 0, join_timeout_s: float = 50) -> Iter
     if launch is None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
-        store = join(launch, timeout_s=join_timeout_s, uses=_name(device))
+        store = join(launch, timeout_s=join_timeout_s or join_time_s(launch), uses=_name(device))
         store.set_timeout(timeout)
         dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
     try:
@@ -113,6 +117,21 @@ def _device(launch: Launch | None) -> torch.device:
     return device
 
 
+def join_time_s(launch: Launch) -> float:
+    """Time for all ranks to come, where it is left open."""
+    several_nodes = 0 < launch.local_ranks < launch.world_size
+    return _JOIN_NODES_S if several_nodes else _JOIN_S
+
+
 def _name(device: torch.device) -> str:
     """What tells a GPU from all others; empty for a CPU, which ranks share."""
-    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+    if device.type != "cuda":
+        return ""
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    return name_of_gpu(uuid, device.index, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+
+
+def name_of_gpu(uuid: str, index: int, visible: str) -> str:
+    """The UUID of a GPU, or of a slice of one (MIG): before CUDA 13 all slices are told that of the GPU they are of."""
+    entries = [entry.strip() for entry in visible.split(",")]
+    return entries[index] if index < len(entries) and entries[index].startswith("MIG-") else uuid

@@ -45,7 +45,7 @@ from largescale.parallel.engine import Engine
 from largescale.processes import barrier, on_rank_0, rank, world_size
 from largescale.rollback import Rollbacks
 from largescale.run import init_from
-from largescale.run.advice import after_bad_step, instead_of_changing, new_run
+from largescale.run.advice import after_bad_step, after_failed_saves, instead_of_changing, new_run
 from largescale.run.environment import environment
 from largescale.run.failures import TrainingStopped, told
 from largescale.run.former import set_aside_former
@@ -227,7 +227,7 @@ class RunFolder:
         self._failed_saves += 1
         line = f"{self.checkpoints}: could not save: {error}. Earlier checkpoints are as they were"
         if final or self._failed_saves == MAX_FAILED_SAVES:
-            raise TrainingStopped(f"{line}; make room there and give the same command again") from error
+            raise TrainingStopped(f"{line}; {after_failed_saves(str(error))}") from error
         _log.warning("%s; the next one is tried in %d steps", line, self.config.checkpoint.every_steps)
 
     def dump_trouble(self, step: int, batch: Batch, output: Output, trouble: str) -> None:

@@ -10,7 +10,7 @@ from multiprocessing.context import BaseContext
 from typing import Any
 
 from shards.errors import InputError
-from shards.processes import die_with_parent
+from shards.processes import leave_signals_to_parent
 
 _AT_ONCE = 4096
 """Rows that are sent at a time."""
@@ -51,8 +51,7 @@ def rows_apart(rows: Callable[[], Iterator[Any]], where: str, context: BaseConte
 
 def _send(rows: Callable[[], Iterator[Any]], sending: Connection) -> None:
     """In the process: blocks of rows, then None; or a text that says what is wrong."""
-    die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted as well, and ends this one
+    leave_signals_to_parent()
     left = rows()
     try:
         while block := list(islice(left, _AT_ONCE)):

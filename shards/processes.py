@@ -31,6 +31,13 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def leave_signals_to_parent() -> None:
+    """To be called in a process that works for a command: what asks both to end is answered by the command."""
+    die_with_parent()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def over(
     do: Callable[[Item], Result], items: Sequence[Item], workers: int, context: BaseContext | None = None
 ) -> Iterator[Result]:
@@ -96,8 +103,7 @@ _in_process: Callable[[Any], Any]
 def _begin(pickled: bytes) -> None:
     # A copy, even in a forked process: archives and connections that the parent has open are not to be shared.
     global _in_process
-    die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted as well, and ends this one
+    leave_signals_to_parent()
     _in_process = pickle.loads(pickled)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import locale
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +16,17 @@ from shards.errors import line_of
 CLOSED_PIPE = 141
 """Exit code where nobody reads the output any more, as shells have it for SIGPIPE."""
 
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code of a command that Ctrl-C ended; of SIGTERM and SIGHUP it is 128 and their number."""
+
+
+class Ended(BaseException):
+    """A signal asked the command to end; what is half written is removed on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}; run the same command again")
+        self.code = 128 + number
+
 
 def run(command: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
     """A command from its arguments to its exit code, with all its output written; None takes those of the process."""
@@ -22,6 +34,8 @@ def run(command: Callable[[list[str] | None], int], argv: list[str] | None) -> i
         prepare()
     try:
         return _written(command(argv))
+    except Ended as ended:
+        return fail_line(str(ended), ended.code)
     except SystemExit as leaving:  # argparse: --help, or a wrong argument
         leaving.code = _written(leaving.code)
         raise
@@ -29,6 +43,11 @@ def run(command: Callable[[list[str] | None], int], argv: list[str] | None) -> i
         unread = _is_unread()
         code = _written(0)
         return CLOSED_PIPE if unread else code or fail_line(line_of(error), 2)
+    finally:
+        if argv is None:  # all is done or said: what comes now need not be
+            for number in _SIGNALS:
+                if signal.getsignal(number) is _end:
+                    signal.signal(number, signal.SIG_DFL)
 
 
 def _is_unread() -> bool:
@@ -65,6 +84,33 @@ def prepare() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text in its encoding
     _check_folder()
+    for number in _SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and the background of a script have them
+            signal.signal(number, _end)
+    sys.unraisablehook = _unraisable
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_asked: list[int] = []
+
+
+def _end(number: int, _frame: object) -> None:
+    """The first time in order, the second time at once."""
+    _asked.append(number)
+    if len(_asked) > 1:
+        _end_at_once()
+    raise KeyboardInterrupt if number == signal.SIGINT else Ended(number)
+
+
+def _end_at_once() -> None:
+    os._exit(fail_line("interrupted; run the same command again", 128 + _asked[-1]))
+
+
+def _unraisable(what: Any) -> None:
+    """A signal that came where Python drops exceptions, in a finalizer or a callback of C, would be lost."""
+    if isinstance(what.exc_value, KeyboardInterrupt | Ended) and _asked:
+        _end_at_once()
+    sys.__unraisablehook__(what)
 
 
 def _use_utf8() -> None:

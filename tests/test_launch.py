@@ -8,6 +8,7 @@ import pytest
 
 from largescale import stopping
 from largescale.launch import Launch, launch_of, slurm_ranks
+from largescale.processes import join_time_s, name_of_gpu
 from largescale.rendezvous import join
 from shards.errors import InputError
 
@@ -108,6 +109,16 @@ def test_missing_ranks_are_named_on_all_others(port):
 def test_two_ranks_on_one_gpu_are_refused(port):
     for said in outcomes([at(port, 0), at(port, 1)], uses="GPU-42"):
         assert "ranks 0 and 1" in said and "would share a GPU (GPU-42)" in said
+
+
+def test_slices_of_a_gpu_are_told_apart():
+    assert name_of_gpu("u", 0, "MIG-a") == "MIG-a" and name_of_gpu("u", 1, "MIG-a, MIG-b") == "MIG-b"
+    assert name_of_gpu("u", 0, "") == name_of_gpu("u", 1, "GPU-x,GPU-y") == name_of_gpu("u", 3, "MIG-a") == "u"
+
+
+@pytest.mark.parametrize("on_node, seconds", [(16, 50), (0, 50), (8, 300)])
+def test_ranks_of_several_nodes_have_longer_to_come(on_node, seconds):
+    assert join_time_s(Launch(0, 16, 0, on_node, "h", 1)) == seconds
 
 
 def test_a_rank_0_that_cannot_be_reached(port):

@@ -16,6 +16,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from largescale.checkpoint.folder import Checkpoint, folder_of, named_steps, open_checkpoint
@@ -95,4 +96,7 @@ def load(checkpoint: Checkpoint, state: dict[str, Tensor], *, no_dist: bool = Fa
     with warnings.catch_warnings():
         # torch remarks on what no_dist asks for.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-        dcp.load(state, storage_reader=HuggingFaceStorageReader(str(checkpoint.path)), no_dist=no_dist)
+        try:
+            dcp.load(state, storage_reader=HuggingFaceStorageReader(str(checkpoint.path)), no_dist=no_dist)
+        except CheckpointException as error:  # no Exception: whoever expects failures would not see this one
+            raise next(iter(error.failures.values()))[0] from error

@@ -27,7 +27,8 @@ class RunConfig:
         1800, "Time without progress after which the rank that is behind is named and the run ends; 0 waits forever.",
         at_least=0, at_most=_LONGEST_WAIT_S, free=True)
     join_timeout_s: float = setting(
-        50, "Time within which all ranks have to come at the start.", above=0, at_most=_LONGEST_WAIT_S, free=True)
+        0, "Time within which all ranks have to come at the start; 0 is 50 s on one node and 300 s on several, where "
+        "a cold start takes longer.", at_least=0, at_most=_LONGEST_WAIT_S, free=True)
     time_limit_s: float = setting(
         0, "Time that the run has; 0 is none but the SLURM job's, if there is one.",
         at_least=0, at_most=_LONGEST_RUN_S, free=True)

@@ -122,17 +122,17 @@ def extract(
     std = torch.tensor(config.data.std, device=device)[:, None, None]
     ids, labels = [], []
     features: dict[str, list[Tensor]] = {name: [] for name in networks}
-    bar = tqdm(total=len(images), desc=f"features of {manifest.root.name}", unit="image", leave=False, mininterval=1)
-    for batch_ids, batch_labels, pixels in _batches(loader, config):
-        with memory_for(f"lower evaluate.batch={config.evaluate.batch}"):
-            x = (torch.from_numpy(pixels).to(device).float() / 255 - mean) / std
-            x = x.contiguous(memory_format=torch.channels_last)
-            for name, network in networks.items():
-                features[name].append(network(x).float().cpu())
-        ids.append(batch_ids)
-        labels.append(batch_labels)
-        bar.update(len(images) // len(loader))
-    bar.close()
+    said = f"features of {manifest.root.name}"
+    with tqdm(total=len(images), desc=said, unit="image", leave=False, mininterval=1) as bar:
+        for batch_ids, batch_labels, pixels in _batches(loader, config):
+            with memory_for(f"lower evaluate.batch={config.evaluate.batch}"):
+                x = (torch.from_numpy(pixels).to(device).float() / 255 - mean) / std
+                x = x.contiguous(memory_format=torch.channels_last)
+                for name, network in networks.items():
+                    features[name].append(network(x).float().cpu())
+            ids.append(batch_ids)
+            labels.append(batch_labels)
+            bar.update(len(images) // len(loader))
     all_ids, all_labels = torch.cat(ids), torch.cat(labels)
     if len(all_ids) == 0:
         raise InputError(f"{manifest.root}: not one sample has a label and can be read")

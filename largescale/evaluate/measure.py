@@ -28,6 +28,9 @@ _OF_THE_CHECKPOINT = ("model.", "method.", "data.mean", "data.std", "run.seed", 
 
 _FREE = ("model.recompute_stages", "model.compile_stages")
 
+_USED = ("evaluate", "data", "model", *_OF_THE_CHECKPOINT)
+"""Beginnings of the keys that an evaluation depends on."""
+
 _ATTEMPTS = 5
 """Checkpoints that may be removed by a run that goes on while they are being read."""
 
@@ -46,6 +49,9 @@ def evaluate(protocol: str, run_dir: Path, overrides: list[str]) -> str:
     Raises:
         InputError: no checkpoint, no labelled shards, or features that are not finite.
     """
+    for override in overrides:
+        if not override.startswith(_USED):
+            _log.warning("%s has no effect on an evaluation, which is of %s as it was trained", override, run_dir)
     for _ in range(_ATTEMPTS):
         checkpoint = newest_checkpoint(run_dir)
         try:

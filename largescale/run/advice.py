@@ -6,12 +6,14 @@ A run that is continued may not change what it computes, so "a lower rate" means
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from largescale.checkpoint.folder import Checkpoint, newest_first
 from largescale.config import Config
 from largescale.precision import AUTOCAST
+from shards.files import NO_ROOM
 
 _LOWER = 4
 """What a learning rate is divided by that made the loss infinite; any smaller step is as likely to end there again."""
@@ -24,6 +26,12 @@ def new_run(run: Path, checkpoint: Checkpoint | None = None) -> str:
     """Overrides that start another run from the weights of this one, in a folder that is free."""
     free = next(path for number in itertools.count(2) if not (path := run.with_name(f"{run.name}-{number}")).exists())
     return f"init_from={checkpoint.path if checkpoint else run} run.dir={free}"
+
+
+def after_failed_saves(why: str) -> str:
+    """What to do where checkpoints cannot be saved: not every failure is a full disk's."""
+    full = any(os.strerror(number) in why for number in NO_ROOM)
+    return f"{'make room there' if full else 'mend that'} and give the same command again"
 
 
 def instead_of_changing(run: Path, key: str) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,14 @@ def take_weights(engine: Engine, config: Config, device: torch.device) -> dict[s
     """
     checkpoint = _open(config.init_from, device)
     state = engine.state()
-    found = {name: shape for name, shape in sharded.shapes(checkpoint).items() if name.startswith("model.")}
+    found: dict[str, tuple[int, ...]] = {}
+    together(lambda: found.update(_shapes(config, checkpoint)))
     needed = {name: tuple(value.shape) for name, value in state.items() if name.startswith("model.")}
     differ = sorted(name for name in found.keys() | needed.keys() if found.get(name) != needed.get(name))
     _require_same_backbone(config, checkpoint, differ)
     taken = {name: value for name, value in state.items() if name in needed and name not in differ}
-    sharded.load(checkpoint, taken)
+    with _while_it_is_there(config, checkpoint):
+        sharded.load(checkpoint, taken)
     engine.take_state(state)
     if any(name.startswith(f"model.{average.teacher}.") for average in engine.method.averages() for name in differ):
         engine.follow(momentum=0.0)
@@ -61,6 +64,25 @@ def take_weights(engine: Engine, config: Config, device: torch.device) -> dict[s
     return {"init_from": config.init_from, "checkpoint": str(checkpoint.path), "step": checkpoint.step,
             "sha256": _sha256(checkpoint), "taken": len(taken),
             "not_taken": [name.removeprefix("model.") for name in differ]}
+
+
+def _shapes(config: Config, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    with _while_it_is_there(config, checkpoint):
+        return {name: shape for name, shape in sharded.shapes(checkpoint).items() if name.startswith("model.")}
+
+
+@contextmanager
+def _while_it_is_there(config: Config, checkpoint: Checkpoint) -> Iterator[None]:
+    """Read from a checkpoint that the run which it belongs to may remove."""
+    try:
+        yield
+    except Exception as error:
+        if checkpoint.path.exists():
+            raise
+        raise InputError(
+            f"init_from={config.init_from}: {checkpoint.path.name} was removed while it was read, since that run goes "
+            f"on; give the command again, or raise checkpoint.keep there"
+        ) from error
 
 
 def require_unchanged(config: Config, before: Mapping[str, Any]) -> None:

@@ -152,7 +152,8 @@ def test_the_report_shows_no_images_of_shards_that_are_gone_or_others_now(run, t
 
 @pytest.mark.slow
 def test_a_result_without_a_stamp_is_refused_and_features_without_one_are_made_again(run, caplog):
-    right = run.evaluate()["results"]
+    right = run.evaluate("train.steps=3")["results"]
+    assert "train.steps=3 has no effect on an evaluation" in caplog.text
     path = run.features / "pretrained-test.safetensors"
     good, features = path.read_bytes(), FeatureSet.load(path)
     path.write_bytes(path.read_bytes()[:-8])  # what a version without atomic writes, or a disk, may leave

@@ -15,7 +15,7 @@ from largescale.config import DataConfig, free_keys, load_config
 from largescale.data.stream import Stream
 from largescale.observe import waiting
 from largescale.pretrain import pretrain
-from largescale.run.advice import after_bad_step, new_run
+from largescale.run.advice import after_bad_step, after_failed_saves, new_run
 from largescale.run.failures import TrainingStopped
 from tests.conftest import ROOT
 
@@ -120,3 +120,9 @@ def test_images_that_are_not_finite(ends, tmp_path, monkeypatch):
     assert code == 3 and "input views not finite" in line
     code, line = ends(*run, *SETTING.findall(line.split("give the same command with")[1]))
     assert code == 0 and "is complete: 3 steps" in line
+
+
+def test_room_is_asked_for_where_there_is_none():
+    assert after_failed_saves("a: No space left on device (rank 0)").startswith("make room there")
+    unshared = "a/b, which a rank has written, is not there on rank 0; do all nodes share run.dir? (rank 0)"
+    assert after_failed_saves(unshared) == "mend that and give the same command again"

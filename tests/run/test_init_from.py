@@ -130,12 +130,38 @@ def test_what_cannot_be_taken_is_one_line(source, pretrain, tmp_path, overrides,
     assert not (tmp_path / "new").exists()
 
 
-def test_a_complete_run_cannot_be_changed_but_says_what_works(source, pretrain, tmp_path):
+def test_a_source_that_is_removed_while_it_is_read_is_one_line(source, pretrain, tmp_path, monkeypatch):
+    """As a run does that goes on; once before its files are opened, once while they are read."""
+    copy = tmp_path / "copy"
+    shapes = sharded.shapes
+
+    def removed_before(checkpoint: Checkpoint) -> dict:
+        shutil.rmtree(copy)
+        return shapes(checkpoint)
+
+    def removed_after(checkpoint: Checkpoint) -> dict:
+        found = shapes(checkpoint)
+        seen.append(checkpoint)
+        if len(seen) == 2:  # by `load`
+            shutil.rmtree(copy)
+        return found
+
+    for removed in (removed_before, removed_after):
+        seen: list[Checkpoint] = []
+        shutil.copytree(source, copy)
+        monkeypatch.setattr(sharded, "shapes", removed)
+        code, said = pretrain(f"init_from={copy}")
+        assert code == 2 and "step-00000002 was removed while it was read, since that run goes on" in said
+
+
+def test_a_complete_run_cannot_be_changed_but_says_what_works(source, pretrain, tmp_path, capsys):
     run = Path(shutil.copytree(source, tmp_path / "run"))
     code, said = pretrain("train.steps=3", folder="run")
     assert code == 2 and "cannot continue, train.steps was 2 and is now 3" in said
     assert "model.width was 8 and is now 4; set it back, or use another run.dir" in pretrain(
         "model.width=4", folder="run")[1]
+    assert main(["pretrain", str(run / "config.yaml")]) == 0  # a copy's configuration names the original
+    assert f"says run.dir={source}, so the run goes on there, not in {run}" in capsys.readouterr().err
     works = [word for word in said.split() if word.startswith(("init_from=", "run.dir="))]
     assert works == [f"init_from={run}", f"run.dir={run}-2"]
     code, said = pretrain("train.steps=3", *works, folder="run")
