@@ -34,6 +34,7 @@ from largescale.run.lease import Lease, lease_of
 from largescale.run.memory_advice import memory_advice
 from largescale.run.schedule_check import Length, complaints, facts, warn_of_schedule
 from largescale.run.shared import check_shared
+from largescale.run.start import start_in_status
 from largescale.run_folder import RunFolder
 from largescale.stopping import StoppedInOrder
 
@@ -60,7 +61,7 @@ def pretrain(config: Config) -> None:
         configure_logging(rank(), world_size())
         config = precision.resolve(config, device)
         precision.set_up(config, device)
-        with lease_of(config) as lease:
+        with lease_of(config) as lease, start_in_status(lease):
             check_shared(lease.run_dir)
             while not _train(config, device, started, lease):
                 _log.warning("going back to the last checkpoint")

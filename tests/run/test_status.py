@@ -14,7 +14,9 @@ import pytest
 from largescale.cli import main
 from largescale.run.lease import take_folder
 from largescale.run.owner import owner_path, parse_owner
-from largescale.run.status import status_of, write_status
+from largescale.run.start import start_in_status
+from largescale.run.status import read_status, status_of, write_status
+from shards.errors import InputError
 from tests.conftest import ROOT
 
 
@@ -119,3 +121,31 @@ def test_exit_codes(tmp_path, capsys):
     assert main(["status", *recipe]) == 0 and main(["status", str(tmp_path / "run")]) == 0
     (tmp_path / "run" / "status.json").write_text("{")
     assert main(["status", *recipe]) == 2
+
+
+def test_a_start_that_ends_before_its_first_step_is_in_the_status(tmp_path):
+    lease = take_folder(tmp_path, lease_s=20, wait_s=0)
+
+    def start(error: BaseException) -> str:
+        with pytest.raises(type(error)), start_in_status(lease):
+            raise error
+        row = read_status(tmp_path)
+        return f"{row['state']} {row['step']}/{row['steps']} {row.get('reason', '')}"
+
+    try:
+        with pytest.raises(InputError), start_in_status(lease):
+            raise InputError("a typing error")
+        assert not (tmp_path / "status.json").exists()
+        assert start(ZeroDivisionError("x")) == "failed 0/0 ZeroDivisionError: x"
+        write_status(tmp_path, "running", 7, 100, saved=5)  # by one that was killed
+        assert start(InputError("optim.lr was 1 and is now 2")) == "failed 7/100 optim.lr was 1 and is now 2"
+        assert start(KeyboardInterrupt()) == "stopped 7/100 interrupted"
+        write_status(tmp_path, "complete", 100, 100)
+        assert start(InputError("optim.lr was 1 and is now 2")).startswith("complete 100/100")
+        write_status(tmp_path, "stopped", 7, 100)
+        with pytest.raises(ZeroDivisionError), start_in_status(lease):
+            write_status(tmp_path, "failed", 9, 100, reason="told by the steps")
+            raise ZeroDivisionError
+        assert read_status(tmp_path)["reason"] == "told by the steps"
+    finally:
+        lease.release()

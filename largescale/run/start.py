@@ -1,0 +1,45 @@
+"""A start of a training that ends before its first step, in the run's status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from largescale.run.failures import is_lost_rank, reason_of
+from largescale.run.lease import FolderLost, Lease
+from largescale.run.status import COMPLETE, read_status, write_status
+from largescale.stopping import StoppedInOrder
+from shards.errors import InputError
+
+
+@contextmanager
+def start_in_status(lease: Lease) -> Iterator[None]:
+    """However a start ends that did no step, `status.json` says so; from any rank, as others may not know.
+
+    A run that is complete stays so, and a command that is refused where nothing was begun leaves nothing behind. What
+    the steps wrote about themselves (see `failures.told`) is not replaced.
+    """
+    before = _row(lease)
+    try:
+        yield
+    except BaseException as error:
+        row = _row(lease)
+        began = row is not None or not isinstance(error, InputError | KeyboardInterrupt | StoppedInOrder)
+        untold = row == before or (row is not None and row["state"] == "running")
+        complete = row is not None and row["state"] == COMPLETE
+        if began and untold and not complete and not is_lost_rank(error) and not isinstance(error, FolderLost):
+            stopped = isinstance(error, KeyboardInterrupt | StoppedInOrder)
+            row = row or {"step": 0, "steps": 0}
+            with suppress(OSError):
+                if lease.still_ours():
+                    write_status(lease.run_dir, "stopped" if stopped else "failed", row["step"], row["steps"],
+                                 saved=row.get("saved"), reason=str(error) or "interrupted" if stopped
+                                 else reason_of(error))
+        raise
+
+
+def _row(lease: Lease) -> dict[str, Any] | None:
+    with suppress(OSError, InputError):
+        return read_status(lease.run_dir)
+    return None
