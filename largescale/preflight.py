@@ -21,13 +21,15 @@ import torch
 import torch.distributed as dist
 
 from largescale import precision
-from largescale.config import Config
+from largescale.config import Config, without_effect
 from largescale.data.corpora import Corpus
 from largescale.data.stream import Stream
 from largescale.methods import build_method
 from largescale.models.backbones import count_parameters
 from largescale.parallel import build_engine
 from largescale.processes import barrier, process_group, rank, together, world_size
+from largescale.run.schedule_check import Length
+from largescale.run.schedule_check import complaints as schedule_complaints
 from largescale.run.shared import unshared
 from shards.errors import InputError
 from shards.manifest import Manifest
@@ -62,7 +64,7 @@ class Findings:
 
 
 def preflight(config: Config) -> None:
-    """Check what a run of this configuration needs; prints a table on rank 0.
+    """Check what a run of this configuration needs; prints a table, and what does not fit its length, on rank 0.
 
     Raises:
         InputError: something is wrong; names host and rank of each problem.
@@ -86,6 +88,8 @@ def preflight(config: Config) -> None:
         complaints = judge([found for found in findings if found is not None])
         complaints += filter(None, [unshared(Path(config.run.dir))])
         if rank() == 0:
+            of_schedule = [*without_effect(config), *schedule_complaints(config, Length.of(stream))]
+            sys.stderr.write("".join(f"warning: {complaint}\n" for complaint in of_schedule))
             sys.stdout.write(_table(findings))
             sys.stdout.flush()
     if complaints:

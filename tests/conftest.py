@@ -17,6 +17,8 @@ hypothesis.settings.load_profile("no clock")
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "shards" / "sample" / "fashion-mnist.zip"
+IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""Where small files that are made by the thousand cost nothing to make; None, as `tempfile` has it, for any place."""
 
 
 def run_python(*arguments: object, ranks: int = 1, cwd: Path | None = None, timeout_s: float = 300,

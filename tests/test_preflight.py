@@ -32,7 +32,9 @@ def test_the_bad_node_is_named(changes, expected):
 
 @pytest.mark.distributed
 def test_ranks_measure_each_other(tiny_overrides):
-    result = run_python("-m", "largescale", "preflight", ROOT / "tests" / "tiny.yaml", *tiny_overrides(), ranks=2)
+    result = run_python("-m", "largescale", "preflight", ROOT / "tests" / "tiny.yaml",
+                        *tiny_overrides("method.queue_start_step=13"), ranks=2)
+    assert result.stderr.count("warning: method.queue_start_step=13: ") == 1
     assert result.stdout.count("GB/s") == 2 and "all-reduce of 8 MB over 2 ranks" in result.stdout
 
 

@@ -7,6 +7,7 @@ ring is allocated once and, for a GPU, page-locked once.
 
 from __future__ import annotations
 
+import errno
 import logging
 import mmap
 import multiprocessing
@@ -14,8 +15,9 @@ import os
 import signal
 import traceback
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from multiprocessing import util
 from multiprocessing.connection import Connection, wait
@@ -27,6 +29,7 @@ import torch
 from largescale import stopping
 from largescale.data.batches import BatchMaker, Buffers, Part
 from largescale.out_of_memory import is_out_of_memory, line_of_memory, memory_for
+from shards.errors import InputError
 
 _STATUS_BYTES = 256
 _MAX_THREADS = 4
@@ -34,11 +37,31 @@ _MAX_THREADS = 4
 
 _LESS_LOADING = "lower data.workers, data.threads or data.prefetch, or data.max_pixels if images are that large"
 
+_NO_SHM = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOSYS)
+
 _log = logging.getLogger(__name__)
 
 
 class LoaderDied(Exception):
     """A loader process ended by itself; the message says which and how."""
+
+
+@contextmanager
+def starting(key: str) -> Iterator[None]:
+    """Around the start of processes, whose number `key` sets.
+
+    Raises:
+        InputError: the system does not let them start.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise
+        what = (f"/dev/shm: {error.strerror}, which the locks of loader processes need; make it writable (containers: "
+                f"--shm-size)" if error.errno in _NO_SHM else
+                f"loader processes cannot be started ({error.strerror}); raise the limit (`ulimit -u`, `-n`)")
+        raise InputError(f"{what}, or set {key}=0") from error
 
 
 class Shared:
@@ -123,7 +146,7 @@ class Loader:
         if processes:
             board = StatusBoard(processes)
             bounds = np.linspace(0, batch, processes + 1).astype(int).tolist()
-            with memory_for(f"for loader processes: lower data.workers={processes}"):
+            with memory_for(f"for loader processes: lower data.workers={processes}"), starting("data.workers"):
                 for number, (first, last) in enumerate(pairwise(bounds)):
                     self._processes.append(
                         _LoaderProcess(number, maker, steps, self._ring, slice(first, last), threads, board))

@@ -20,7 +20,7 @@ from largescale.checkpoint.folder import Checkpoint
 from largescale.config import Config
 from largescale.data.corpora import Corpus, open_corpus
 from largescale.data.decode import decode
-from largescale.data.loader import LoaderDied, choose_counts
+from largescale.data.loader import LoaderDied, choose_counts, starting
 from largescale.data.reader import SampleError, ShardReader
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.methods import Method, build_method
@@ -162,7 +162,8 @@ def _batches(loader: DataLoader[Any], config: Config) -> Iterator[tuple[Tensor, 
         OutOfMemory, LoaderDied: a process ran out of memory, or ended by itself.
     """
     less = f"lower evaluate.batch={config.evaluate.batch}, data.workers or data.threads"
-    batches = iter(loader)
+    with starting("data.workers"):
+        batches = iter(loader)
     while True:
         try:
             with memory_for(f"for loading: {less}"):

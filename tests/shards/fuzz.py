@@ -44,6 +44,7 @@ from shards.index import index_folder
 from shards.ledger import SKIPPED_NAME, read_ledger
 from shards.manifest import Manifest
 from shards.verify import verify
+from tests.conftest import IN_MEMORY
 from tests.shards.zoo import Specimen, zoo
 
 IMAGES_A_ROUND, TARS_A_ROUND = 40, 3
@@ -243,7 +244,7 @@ def run(count: int, seed: int = 0, *, seconds: float = float("inf"), out: Path |
     number = 0
     while sum(tried.values()) < count and time.monotonic() - started < seconds:
         kind, fuzz = ROUNDS[number % len(ROUNDS)]
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
             try:
                 with limit(ROUND_S), redirect_stderr(io.StringIO()):
                     tried[kind] += fuzz(seed, number, Path(folder))

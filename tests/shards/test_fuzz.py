@@ -7,7 +7,7 @@ import pytest
 from tests.shards.fuzz import images, run
 
 
-# 20,000 take 46 seconds of one core.
+# 20,000 take about half a minute of one core.
 @pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_damage_is_listed_and_never_ends_a_command(count):
     result = run(count, seed=count)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from shards import shuffle
+from tests.conftest import IN_MEMORY
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+        yield Path(folder)
 
 
 def shuffled(folder: Path, count: int, seed: int | list[int]) -> np.ndarray:
@@ -29,14 +38,14 @@ def test_every_number_is_there_once(tmp_path, monkeypatch, count):
     assert count < 3 or not np.array_equal(order, shuffled(tmp_path, count, seed=4))
 
 
-@pytest.mark.parametrize("bucket", [6, 64])
-def test_every_order_is_equally_likely(tmp_path, monkeypatch, bucket):
+@pytest.mark.parametrize("bucket", [4, 64])
+def test_every_order_is_equally_likely(in_memory, monkeypatch, bucket):
     monkeypatch.setattr(shuffle, "BUCKET", bucket)
     runs = 3000
     places = np.zeros((12, 12))  # which number comes where
     followed = 0
     for seed in range(runs):
-        order = shuffled(tmp_path, 12, seed).astype(int)
+        order = shuffled(in_memory, 12, seed).astype(int)
         places[order, np.arange(12)] += 1
         followed += (np.diff(order) == 1).sum()
     expected = runs / 12

@@ -49,6 +49,18 @@ def test_a_locale_without_utf8_is_no_error(home, tmp_path):
     assert result.returncode == 0 and "3 in 1 shards" in result.stdout, result.stderr
 
 
+@pytest.mark.skipif(os.system("unshare -rm true 2>/dev/null") != 0, reason="no mount namespaces here")
+def test_without_a_usable_dev_shm_a_line_says_so(home, tmp_path):
+    read_only = "unshare -rm sh -c 'mount -t tmpfs -o ro none /dev/shm && exec \"$@\"' sh"
+    result = shell(home, f"{read_only} {sys.executable} -m largescale pretrain tests/tiny.yaml run.dir={tmp_path}/run "
+                         f"data.shards='{home}/süße-shards' data.workers=1 train.global_batch=2 method.queue=0 "
+                         f"data.streams=2")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1] == (
+        "error: /dev/shm: Read-only file system, which the locks of loader processes need; make it writable "
+        "(containers: --shm-size), or set data.workers=0")
+
+
 def test_a_home_that_the_shell_did_not_replace(home, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(home))
     assert main(["info", "~/süße-shards"]) == 0
