@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 from shards.errors import line_of
@@ -94,16 +95,30 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _asked: list[int] = []
 
 
-def _end(number: int, _frame: object) -> None:
-    """The first time in order, the second time at once."""
+def _end(number: int, frame: FrameType | None) -> None:
+    """The first time in order, the second time at once; at once too while a library is loaded.
+
+    Libraries catch, or are left half loaded by, what is raised while they are; and nothing is half done yet that the
+    next start would not find, as after a kill.
+    """
     _asked.append(number)
-    if len(_asked) > 1:
+    if len(_asked) > 1 or _loads_a_library(frame):
         _end_at_once()
     raise KeyboardInterrupt if number == signal.SIGINT else Ended(number)
 
 
+def _loads_a_library(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _end_at_once() -> None:
-    os._exit(fail_line("interrupted; run the same command again", 128 + _asked[-1]))
+    ended = Ended(_asked[-1])
+    os._exit(fail_line("interrupted; run the same command again" if ended.code == INTERRUPTED else str(ended),
+                       ended.code))
 
 
 def _unraisable(what: Any) -> None:
