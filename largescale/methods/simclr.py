@@ -73,8 +73,7 @@ class SimCLR(Contrastive):
             candidates = gather_rows(z)
             num, first = len(z), rank() * len(z)
             own = torch.arange(num, device=z.device)
-            logits = (z @ candidates.T / self.config.temperature).masked_fill(
-                torch.nn.functional.one_hot(first + own, len(candidates)).bool(), -math.inf)
+            logits = (z @ candidates.T / self.config.temperature).scatter(1, (first + own)[:, None], -math.inf)
             partner = first + (own + num // 2) % num
             loss = cross_entropy(logits, partner)
         return Output(loss, self.watch(z, logits, partner), {"embeddings": z.detach().unflatten(0, (2, -1))})

@@ -10,18 +10,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torchvision.models.regnet import ResBottleneckBlock
 from torchvision.models.resnet import BasicBlock
 
 from largescale.config import Config, load_config
-from largescale.data.order import rank_places
-from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.parallel import build_engine
-from largescale.precision import weights_dtype
 from tests.conftest import ROOT
 from tests.distributed.ranks import run_ranks
+from tests.methods.harness import views_of_step, whole
 
 pytestmark = pytest.mark.distributed
 
@@ -43,22 +40,6 @@ def case_config(case: tuple[str, str, int], *overrides: str) -> Config:
     network, optimizer, accumulate = case
     return load_config(ROOT / "tests" / "strategies.yaml", [
         *NETWORKS[network], *OPTIMIZERS[optimizer], f"train.accumulate={accumulate}", *overrides])
-
-
-def views_of_step(config: Config, step: int) -> Views:
-    """This rank's views of random images; which images does not depend on the number of ranks."""
-    generator = torch.Generator().manual_seed(step)
-    batch = config.train.global_batch
-    places = rank_places(batch, accumulate=config.train.accumulate, rank=dist.get_rank(),
-                         world_size=dist.get_world_size())
-    shapes = [(group.num, batch, 3, group.size, group.size) for group in config.data.crops]
-    images = [torch.randn(shape, generator=generator, dtype=torch.float64)[:, places].flatten(0, 1)
-              .to(weights_dtype(config)) for shape in shapes]
-    return Views(images, torch.from_numpy(places))
-
-
-def whole(value: Tensor) -> Tensor:
-    return (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
 
 
 def calm(method: nn.Module) -> None:
