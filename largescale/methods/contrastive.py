@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from largescale.config import Config, require
+from largescale.config import Config, MethodConfig, require
+from largescale.config.setting import setting
 from largescale.methods.method import Method, Panel, Row, Sign
 
 _ONE_PLACE = 0.05
 """Spread of unit embeddings below which they all point the same way."""
 
 
-def require_two_views(config: Config) -> None:
-    """An image has two views, of one size or of two.
+@dataclass
+class ContrastiveSettings(MethodConfig):
+    """Keys under `method` that these methods share."""
 
-    Raises:
-        InputError: it has others.
-    """
-    views = sum(group.num for group in config.data.crops)
-    require(views == 2, "data.crops", f"{views} views",
-            f"two views in all with method.name={config.method.name}, such as [{{num: 2, size: 224}}]")
+    hidden: list[int] = setting(
+        [2048], "Hidden widths of the projection head.", at_least=1, at_most=2**24,
+        expected="widths of at least 1 and at most 16777216")
+    embedding: int = setting(128, "Dimension in which views are compared.", at_least=1, at_most=2**24)
+    temperature: float = setting(0.1, "Cosines are divided by it.", at_least=1e-6, at_most=1e6)
+
+    def check(self, config: Config) -> None:
+        """An image has two views, of one size or of two."""
+        views = sum(group.num for group in config.data.crops)
+        require(views == 2, "data.crops", f"{views} views",
+                f"two views in all with method.name={self.name}, such as [{{num: 2, size: 224}}]")
 
 
 def contrastive_signs(embedding: int) -> dict[str, Sign]:

@@ -27,24 +27,20 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.functional import cross_entropy, normalize
 
-from largescale.config import Config, MethodConfig, require
+from largescale.config import Config, require
 from largescale.config.setting import setting
 from largescale.data.views import Views
 from largescale.distributed.collectives import gather_rows
-from largescale.methods.contrastive import Contrastive, contrastive_signs, require_two_views
+from largescale.methods.contrastive import Contrastive, ContrastiveSettings, contrastive_signs
 from largescale.methods.method import Average, Output
 from largescale.models.backbones import build_backbone
 from largescale.models.heads import projection_head
 
 
 @dataclass
-class Settings(MethodConfig):
+class Settings(ContrastiveSettings):
     """MoCo v2's keys under `method`."""
 
-    hidden: list[int] = setting(
-        [2048], "Hidden widths of the projection head.", at_least=1, at_most=2**24,
-        expected="widths of at least 1 and at most 16777216")
-    embedding: int = setting(128, "Dimension in which views are compared.", at_least=1, at_most=2**24)
     temperature: float = setting(0.2, "Cosines are divided by it.", at_least=1e-6, at_most=1e6)
     momentum: float = setting(
         0.999, "Share that the network of the keys keeps of itself in a step; 0.99 for short runs.", at_least=0,
@@ -55,7 +51,7 @@ class Settings(MethodConfig):
 
     def check(self, config: Config) -> None:
         """An image has two views; the queue holds whole batches."""
-        require_two_views(config)
+        super().check(config)
         batch = config.train.global_batch
         require(self.queue % batch == 0, "method.queue", self.queue, f"a multiple of train.global_batch={batch}")
 

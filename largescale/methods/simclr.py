@@ -20,29 +20,18 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
-from largescale.config import Config, MethodConfig
-from largescale.config.setting import setting
+from largescale.config import Config
 from largescale.data.views import Views
 from largescale.distributed.collectives import gather_rows
-from largescale.methods.contrastive import Contrastive, contrastive_signs, require_two_views
+from largescale.methods.contrastive import Contrastive, ContrastiveSettings, contrastive_signs
 from largescale.methods.method import Output
 from largescale.models.backbones import build_backbone
 from largescale.processes import rank
 
 
 @dataclass
-class Settings(MethodConfig):
+class Settings(ContrastiveSettings):
     """SimCLR's keys under `method`."""
-
-    hidden: list[int] = setting(
-        [2048], "Hidden widths of the projection head; two of them are SimCLRv2's.", at_least=1, at_most=2**24,
-        expected="widths of at least 1 and at most 16777216")
-    embedding: int = setting(128, "Dimension in which views are compared.", at_least=1, at_most=2**24)
-    temperature: float = setting(0.1, "Cosines are divided by it.", at_least=1e-6, at_most=1e6)
-
-    def check(self, config: Config) -> None:
-        """An image has two views, of one size or of two."""
-        require_two_views(config)
 
 
 class SimCLR(Contrastive):
