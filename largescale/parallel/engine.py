@@ -73,6 +73,7 @@ class Engine:
         self.wrapped, self.method, self.optimizer = wrapped, method, optimizer
         self.accumulate, self.autocast_dtype = config.train.accumulate, autocast_dtype
         self._peak_lr = config.optim.lr
+        self._unit_rows = parameters_with(method, method.roles(), "unit_rows")
         self._views_per_group = [group.num for group in config.data.crops]
         self.loss_scale = LossScale(config.train.precision == "fp16", device)
         self.all_ranks: DeviceMesh = init_device_mesh(device.type, (world_size(),))
@@ -228,7 +229,7 @@ class Engine:
 
     def normalize_rows(self) -> None:
         """Bring rows to length 1 where a role says so. Collectives: none."""
-        normalize_rows_(parameters_with(self.method, self.method.roles(), "unit_rows"))
+        normalize_rows_(self._unit_rows)
 
     def model_state(self) -> dict[str, Tensor]:
         """Parameters and buffers as `model.NAME`."""
