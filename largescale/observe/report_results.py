@@ -74,8 +74,9 @@ def accuracy(run_dir: Path, results: Results) -> str:
     text = f"Frozen features. {on} The probe's learning rate was chosen without the test images."
     table = "".join(_rows(run_dir, record, _settings_that_differ(results.all, record["protocol"]))
                     for record in results.all)
+    many = "s" * (len(results.all) != 1)
     details = (
-        f'<details><summary>All numbers, of {len(results.all)} measurements</summary><table><tr><th>protocol</th>'
+        f'<details><summary>All numbers, of {len(results.all)} measurement{many}</summary><table><tr><th>protocol</th>'
         f'<th>features</th><th>test images</th><th>training images</th><th class="number">step</th>'
         f'<th class="number">top-1, %</th></tr>{table}</table></details>'
     )
