@@ -18,8 +18,8 @@ from largescale.data.batches import BatchMaker, Buffers
 from largescale.data.corpora import open_corpora
 from largescale.data.order import Mixture
 from largescale.data.reader import ShardReader
-from shards.clean import Cleaning
-from shards.convert import Options, convert
+from shards.cleaning.rules import Cleaning
+from shards.conversion.convert import Options, convert
 
 KINDS = {"bare": None, "with EXIF": 1, "turned by EXIF": 6}
 """The orientation that each has."""

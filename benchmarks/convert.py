@@ -36,17 +36,17 @@ from images import write_photographs
 from PIL import Image
 
 from largescale.run.environment import environment
-from shards.clean import Cleaning
-from shards.images import ImageFacts
-from shards.manifest import IMAGE_FORMATS
-from shards.writer import ShardWriter
+from shards.cleaning.rules import Cleaning
+from shards.format.manifest import IMAGE_FORMATS
+from shards.format.writer import ShardWriter
+from shards.images.reading import ImageFacts
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
 MEASURED = """
 import sys, time
 from pathlib import Path
-from shards.convert import Options, convert
+from shards.conversion.convert import Options, convert
 started = time.perf_counter()
 convert(Path(sys.argv[1]), Path(sys.argv[2]), Options("many", shuffle=0, task=(0, 0), samples_per_shard=1000))
 planned = time.perf_counter() - started

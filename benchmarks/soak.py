@@ -22,7 +22,7 @@ from tqdm import tqdm
 from largescale.config import Config, DataConfig, TrainConfig
 from largescale.data.stream import Stream
 from largescale.run.environment import environment
-from shards.convert import Options, convert
+from shards.conversion.convert import Options, convert
 
 RESULTS = Path(__file__).resolve().parent / "results"
 EVERY_S = 10.0

@@ -25,13 +25,12 @@ import torch.distributed as dist
 from reference_step import PlainLARS, ReferenceStep, plain_codes
 from torch import Tensor
 
-from largescale import precision
 from largescale.config import Config, load_config
 from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.models.backbones import stages
 from largescale.optim.roles import parameter_groups
-from largescale.parallel import build_engine
+from largescale.parallel import build_engine, precision
 from largescale.parallel.engine import Engine, StepCheck
 from largescale.plan.hardware import GPUS, gpu_like
 from largescale.plan.simulate import simulate

@@ -47,7 +47,7 @@ from largescale.data.corpora import open_corpora
 from largescale.data.order import Mixture
 from largescale.data.reader import ShardReader
 from largescale.run.environment import environment
-from shards.index import index_folder
+from shards.inspection.index import index_folder
 
 RESULTS = Path(__file__).resolve().parent / "results"
 GROUPS = [(2, 224, (0.14, 1.0)), (6, 96, (0.05, 0.14))]

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from largescale.stopping import INTERRUPTED, StoppedInOrder, own_rank
-from shards import terminal
-from shards.errors import InputError
+from largescale.distributed.stopping import INTERRUPTED, StoppedInOrder, own_rank
+from shards.ground import terminal
+from shards.ground.errors import InputError
 
 USER_ERROR, STOPPED, UNFINISHED = 2, 3, 85
 """Exit codes: the input has to be mended; the run had to stop; it was asked to stop and can be continued.
 
-A rank that hangs leaves with 86 (`largescale/watchdog.py`)."""
+A rank that hangs leaves with 86 (`largescale/run/watchdog.py`)."""
 
 _EXAMPLES = {
     "pretrain": """examples:
@@ -161,7 +161,7 @@ def _command(
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    from largescale import stopping
+    from largescale.distributed import stopping
 
     stopping.listen()
     from largescale.config import load_config, to_yaml
@@ -212,7 +212,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 def _num_images(config: Any) -> int:
     """Images of the shards that a recipe names; 0 if they are not here, or a subset of them is taken."""
     from largescale.config import corpus_settings
-    from shards.remote import manifest_at
+    from shards.stores.locate import manifest_at
 
     settings = corpus_settings(config.data)
     try:
@@ -246,7 +246,7 @@ def _preflight(arguments: argparse.Namespace) -> None:
     from largescale.config import load_config
 
     config = load_config(arguments.config, arguments.overrides)
-    from largescale.preflight import preflight
+    from largescale.run.preflight import preflight
 
     preflight(config)
 

@@ -13,10 +13,11 @@ from contextlib import closing
 
 import torch
 
-from largescale import precision, stopping
 from largescale.config import Config, without_effect
 from largescale.data.corpora import describe as describe_corpora
 from largescale.data.stream import Stream
+from largescale.distributed import stopping
+from largescale.distributed.stopping import StoppedInOrder
 from largescale.methods import build_method
 from largescale.observe import waiting
 from largescale.observe.console import Progress, configure_logging
@@ -24,19 +25,18 @@ from largescale.observe.doctor import Doctor
 from largescale.observe.meter import Meter
 from largescale.observe.spikes import SpikeWatch
 from largescale.optim import learning_rates
-from largescale.parallel import build_engine
+from largescale.parallel import build_engine, precision
 from largescale.parallel.batchnorm import average_statistics
 from largescale.processes import process_group, rank, together, world_size
-from largescale.rollback import DataSteps
 from largescale.run import init_from
 from largescale.run.failures import TrainingStopped
+from largescale.run.folder import RunFolder
 from largescale.run.lease import Lease, lease_of
 from largescale.run.memory_advice import memory_advice
+from largescale.run.rollback import DataSteps
 from largescale.run.schedule_check import Length, complaints, facts, warn_of_schedule
 from largescale.run.shared import check_shared
 from largescale.run.start import start_in_status
-from largescale.run_folder import RunFolder
-from largescale.stopping import StoppedInOrder
 
 _log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from largescale.launch import Launch, own_launch
-from largescale.rendezvous import join
-from shards.errors import InputError
+from largescale.distributed.launch import Launch, own_launch
+from largescale.distributed.rendezvous import join
+from shards.ground.errors import InputError
 
 _JOIN_S, _JOIN_NODES_S = 50.0, 300.0
 """Ranks of one node start within seconds of each other. On several, each reads its libraries from a file system that

@@ -10,21 +10,21 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from shards import terminal
-from shards.clean import Cleaning
-from shards.convert import PLAN_ALONE, Options, convert, merge
-from shards.errors import InputError, line_of
-from shards.found import NAMED
-from shards.index import index_folder
-from shards.info import describe, gather
-from shards.labels import read_names
-from shards.ledger import SKIPPED_NAME, read_ledger
-from shards.manifest import Manifest
-from shards.plan import HOLDOUT, printable
-from shards.remote import manifest_at
-from shards.repair import repair
-from shards.stores import is_url
-from shards.verify import verify
+from shards.cleaning.rules import Cleaning
+from shards.conversion.conversion_plan import HOLDOUT, printable
+from shards.conversion.convert import PLAN_ALONE, Options, convert, merge
+from shards.format.labels import read_names
+from shards.format.ledger import SKIPPED_NAME, read_ledger
+from shards.format.manifest import Manifest
+from shards.ground import terminal
+from shards.ground.errors import InputError, line_of
+from shards.inspection.index import index_folder
+from shards.inspection.info import describe, gather
+from shards.inspection.repair import repair
+from shards.inspection.verify import verify
+from shards.sources.found import NAMED
+from shards.stores.locate import manifest_at
+from shards.stores.store import is_url
 
 USER_ERROR, DAMAGED = 2, 1
 """Exit codes: the input has to be mended; `verify` found damage."""
@@ -282,7 +282,7 @@ def _info(arguments: argparse.Namespace) -> int:
     facts = gather(arguments.folder)
     _say(describe(facts))
     if arguments.html is not None:
-        from shards.page import write_page  # matplotlib takes its time
+        from shards.inspection.page import write_page  # matplotlib takes its time
 
         write_page(facts, arguments.html)
         _say(f"page: {arguments.html}")

@@ -9,7 +9,7 @@ from largescale.cli import main
 from largescale.config import Config, flatten, load_config, to_yaml
 from largescale.config.slots import schema_for
 from largescale.methods import METHODS
-from shards.errors import InputError
+from shards.ground.errors import InputError
 from tests.conftest import ROOT
 
 RELIED_ON = """

@@ -13,7 +13,7 @@ import torchvision
 from gpu.harness import FACTS, Context, Report
 from gpu.page import slug
 
-from largescale.run_folder import environment
+from largescale.run.folder import environment
 
 
 def find(report: Report, context: Context) -> None:

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.processes import die_with_parent
+from shards.ground.worker_processes import die_with_parent
 
 OK, FAILED, MEASURED, LEFT_OUT = "ok", "failed", "measured", "left out"
 NOT_INSTALLED, NEEDS_GPU = "not installed", "needs a GPU"

@@ -18,8 +18,8 @@ from gpu.harness import Context, Report
 from gpu.runs import pretrain, run_python
 from gpu.strategies import recipe
 
-from largescale import precision
 from largescale.data.stream import Stream
+from largescale.parallel import precision
 from largescale.processes import process_group
 
 _COPIES = 8

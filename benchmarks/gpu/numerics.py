@@ -13,14 +13,13 @@ from gpu.harness import NEEDS_GPU, Context, Report
 from gpu.strategies import calm, random_views, recipe
 from torch import Tensor, nn
 
-from largescale import precision
 from largescale.config import AugmentConfig
 from largescale.data.augment import DRAWS, Augment
 from largescale.data.stream import Batch
 from largescale.methods import build_method
 from largescale.methods.sinkhorn import sinkhorn
 from largescale.observe.meter import Meter
-from largescale.parallel import build_engine
+from largescale.parallel import build_engine, precision
 from largescale.parallel.batchnorm import _SyncBatchNorm
 from largescale.processes import process_group
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from gpu.harness import FAILED, LEFT_OUT, MEASURED, NEEDS_GPU, NOT_INSTALLED, OK, Progress, Row, shown
 
-from shards.files import atomic_write
+from shards.ground.files import atomic_write
 
 
 class Page:

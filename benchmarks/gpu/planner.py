@@ -16,11 +16,10 @@ from gpu.harness import LEFT_OUT, NEEDS_GPU, Context, Report
 from gpu.machine import planned_gpu
 from gpu.strategies import random_views, recipe
 
-from largescale import precision
 from largescale.config import Config
 from largescale.data.views import Views
 from largescale.methods import build_method
-from largescale.parallel import build_engine
+from largescale.parallel import build_engine, precision
 from largescale.parallel.engine import Engine
 from largescale.plan import Request, plan
 from largescale.plan.hardware import GPUS

@@ -13,7 +13,7 @@ from gpu.harness import Context, Report
 from gpu.speed import kept_path, settings
 from torch.profiler import ProfilerActivity, profile
 
-from largescale import precision
+from largescale.parallel import precision
 from largescale.processes import process_group
 
 STEPS = 2

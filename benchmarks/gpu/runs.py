@@ -16,11 +16,10 @@ from gpu.harness import Context, Report
 from gpu.strategies import calm, random_views, recipe
 from PIL import Image
 
-from largescale import precision
 from largescale.checkpoint import sharded
 from largescale.checkpoint.saver import Saver
 from largescale.methods import build_method
-from largescale.parallel import build_engine
+from largescale.parallel import build_engine, precision
 from largescale.processes import process_group
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,8 +137,8 @@ def pretrain(context: Context, options: list[str], *, stop_after: int = 0, addre
 
 _KILLED = """
 import os, signal, sys
-from largescale import run_folder
-last, save, record = int(sys.argv.pop(1)), run_folder.RunFolder.save, run_folder.RunFolder.record_batch
+from largescale.run import folder
+last, save, record = int(sys.argv.pop(1)), folder.RunFolder.save, folder.RunFolder.record_batch
 def saving(self, *arguments, **options):
     save(self, *arguments, **options)
     self.settle_save()
@@ -147,7 +146,7 @@ def recording(self, step, batch):
     if step > last:
         os.kill(os.getpid(), signal.SIGKILL)
     record(self, step, batch)
-run_folder.RunFolder.save, run_folder.RunFolder.record_batch = saving, recording
+folder.RunFolder.save, folder.RunFolder.record_batch = saving, recording
 from largescale.cli import main
 sys.exit(main(sys.argv[1:]))
 """

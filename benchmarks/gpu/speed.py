@@ -13,7 +13,7 @@ import torch
 from gpu.harness import FAILED, LEFT_OUT, Context, Report
 from gpu.machine import device_kind, peak_flops
 
-from largescale import precision
+from largescale.parallel import precision
 from largescale.plan.simulate import simulate
 from largescale.processes import process_group
 

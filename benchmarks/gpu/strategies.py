@@ -21,13 +21,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from largescale import precision
 from largescale.config import Config, load_config
 from largescale.data.views import Views
 from largescale.methods import build_method
-from largescale.parallel import build_engine
+from largescale.parallel import build_engine, precision
 from largescale.processes import process_group
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 STEPS = 5

@@ -20,8 +20,8 @@ from largescale.checkpoint import sharded, torchvision_layout
 from largescale.checkpoint.folder import Checkpoint, newest_first
 from largescale.config import ModelConfig
 from largescale.models.backbones import build_backbone
-from shards.errors import InputError
-from shards.files import atomic_write
+from shards.ground.errors import InputError
+from shards.ground.files import atomic_write
 
 FORMATS = ("torchvision",)
 VERSION = 1

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.files import atomic_write, remove_partial_files, sync_folder
+from shards.ground.files import atomic_write, remove_partial_files, sync_folder
 
 PROGRESS = "progress.json"
 LATEST = "latest"

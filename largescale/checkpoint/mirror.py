@@ -25,7 +25,7 @@ from largescale.checkpoint.folder import (
     newest_first,
     open_checkpoint,
 )
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 _log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from largescale.checkpoint.folder import Checkpoint, folder_of, named_steps, open_checkpoint
 from largescale.processes import rank, world_size
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from largescale.config import ModelConfig
 from largescale.models.backbones import REGNETS_Y, WIDE_RESNETS, ResNet
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 _MOST_STAGES = 4
 _STRIDES = {"3x3s2": 2, "3x3": 1}

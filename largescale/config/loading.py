@@ -21,7 +21,7 @@ from largescale.config.merging import REFUSALS, Merged, Override
 from largescale.config.schema import Config, MethodConfig
 from largescale.config.slots import schema_for
 from largescale.config.yaml_file import NotReadable, parse
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None, *, default_shards: str = "") -> Config:

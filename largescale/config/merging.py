@@ -16,7 +16,7 @@ from largescale.config.names import did_you_mean
 from largescale.config.schema import Config, CropGroup
 from largescale.config.value_types import element_group, form, misfit_of_type
 from largescale.config.yaml_file import NotReadable, parse
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 REFUSALS = (OmegaConfBaseException, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError)
 """What OmegaConf raises of values that it cannot take."""

@@ -226,7 +226,7 @@ class TrainConfig:
         1, "Micro-batches that a step is cut into, one after the other: less memory, the same images in a step. "
         "BatchNorm and the loss see one micro-batch of all ranks at a time.", at_least=1, at_most=2**31)
     precision: str = setting(
-        "auto", "fp32, tf32, bf16, fp16 or fp64, see largescale/precision.py; auto is bf16 on CUDA and fp32 elsewhere.",
+        "auto", "fp32, tf32, bf16, fp16 or fp64 (see parallel/precision.py); auto is bf16 on CUDA and fp32 elsewhere.",
         one_of=PRECISIONS)
     deterministic: bool = setting(
         False, "Only algorithms that give the same bits every time (on CUDA; slower).")

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from largescale.config.schema import Config, MethodConfig
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 _PREFIX = "ConfigOf_"
 

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from largescale.config.schema import Config, DataConfig
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 _LARGEST_WEIGHT = 1e9
 

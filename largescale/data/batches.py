@@ -23,8 +23,8 @@ from largescale.data.decode import EncodedImage, Scratch
 from largescale.data.order import Mixture, rank_places
 from largescale.data.random import uniform
 from largescale.data.reader import SampleError, ShardReader
-from shards.errors import InputError
-from shards.orientation import UPRIGHT
+from shards.ground.errors import InputError
+from shards.images.orientation import UPRIGHT
 
 _TOO_LARGE = "more than data.max_pixels"  # the reason that settings mend, not files
 

@@ -26,11 +26,11 @@ from pathlib import Path
 import xxhash
 
 from largescale.data.cache_files import disk_trouble, held, locked, part_of, recent, room_of, write
-from shards.errors import InputError
-from shards.files import sync_folder
-from shards.manifest import Manifest, ShardEntry, index_path
-from shards.stores import Missing, Store, Torn
-from shards.tar import file_checksum
+from shards.format.manifest import Manifest, ShardEntry, index_path
+from shards.format.tar import file_checksum
+from shards.ground.errors import InputError
+from shards.ground.files import sync_folder
+from shards.stores.store import Missing, Store, Torn
 
 FETCH_ATTEMPTS = 3
 """Fetches of a shard that is not there, or not with the bytes of the manifest, before it counts as lost."""

@@ -12,10 +12,10 @@ import xxhash
 
 from largescale.config import DataConfig, corpus_settings
 from largescale.data.cache import ShardCache, default_folder, open_cache
-from shards.errors import InputError
-from shards.manifest import MANIFEST_NAME, Manifest, check_files, parse_manifest, read_index, read_manifest
-from shards.remote import manifest_bytes
-from shards.stores import Store, is_url
+from shards.format.manifest import MANIFEST_NAME, Manifest, check_files, parse_manifest, read_index, read_manifest
+from shards.ground.errors import InputError
+from shards.stores.locate import manifest_bytes
+from shards.stores.store import Store, is_url
 
 START_PATIENCE_S = 60.0
 """A store that does not answer for so long at the start is reported: somebody is still there to see it."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from largescale.data.decode import REDUCTIONS
-from shards.orientation import MIRRORED, SIDEWAYS, UPSIDE_DOWN
+from shards.images.orientation import MIRRORED, SIDEWAYS, UPSIDE_DOWN
 
 ATTEMPTS = 10
 BOX_DRAWS = 2 * ATTEMPTS + 2

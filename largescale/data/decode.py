@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from largescale.data.reader import RawSample, SampleError
-from shards.errors import InputError
-from shards.images import ImageError, read_jpeg, read_rgb
-from shards.jpeg import read_header
-from shards.orientation import SIDEWAYS, UPRIGHT, turned
+from shards.ground.errors import InputError
+from shards.images.jpeg import read_header
+from shards.images.orientation import SIDEWAYS, UPRIGHT, turned
+from shards.images.reading import ImageError, read_jpeg, read_rgb
 
 REDUCTIONS = (8, 4, 2)
 """Factors by which JPEG's inverse DCT can reduce an image for less than the price of decoding it whole."""

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from largescale import stopping
 from largescale.data.cache import NEVER
 from largescale.data.corpora import Corpus
 from largescale.data.loader import Position
 from largescale.data.order import Mixture, Uses
 from largescale.data.reader import ShardReader
-from shards.errors import InputError
+from largescale.distributed import stopping
+from shards.ground.errors import InputError
 
 _PAUSE_S = 0.2
 _AFTER_FAILURE_S = 30.0

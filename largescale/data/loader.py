@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from largescale import stopping
 from largescale.data.batches import BatchMaker, Buffers, Part
-from largescale.out_of_memory import is_out_of_memory, line_of_memory, memory_for
-from shards.errors import InputError
+from largescale.distributed import stopping
+from largescale.distributed.out_of_memory import is_out_of_memory, line_of_memory, memory_for
+from shards.ground.errors import InputError
 
 _STATUS_BYTES = 256
 _MAX_THREADS = 4

@@ -24,7 +24,7 @@ from functools import lru_cache
 import numpy as np
 
 from largescale.data.random import hash_coordinates, permute
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 VERSION = 2
 """Of the order, kept in checkpoints. Version 1 left out the last positions: with one shard, always the same samples."""

@@ -6,8 +6,8 @@ import logging
 import time
 from pathlib import Path
 
-from shards.errors import InputError
-from shards.manifest import MANIFEST_NAME
+from shards.format.manifest import MANIFEST_NAME
+from shards.ground.errors import InputError
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.4, 30.0
 

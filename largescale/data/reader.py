@@ -19,9 +19,9 @@ import xxhash
 from largescale.data.cache import ShardLost
 from largescale.data.corpora import Corpus
 from largescale.data.patience import FolderPatience
-from shards.errors import InputError
-from shards.manifest import ShardIndex, read_index, remedy
-from shards.tar import file_checksum
+from shards.format.manifest import ShardIndex, read_index, remedy
+from shards.format.tar import file_checksum
+from shards.ground.errors import InputError
 
 OPEN_SHARDS = 64
 """Tars that a reader keeps mapped; the least recently used one is closed beyond that."""

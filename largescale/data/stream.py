@@ -26,9 +26,9 @@ from largescale.data.loader import Loader, Position, choose_counts
 from largescale.data.order import Mixture, rank_places
 from largescale.data.reader import ShardReader
 from largescale.data.views import Views
-from largescale.launch import own_launch
-from largescale.out_of_memory import OutOfMemory
-from shards.errors import InputError
+from largescale.distributed.launch import own_launch
+from largescale.distributed.out_of_memory import OutOfMemory
+from shards.ground.errors import InputError
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Batch:
     """What one rank trains on in one step.
 
     Attributes:
-        step: the data step (see `largescale/rollback.py` where it differs from the step of the run).
+        step: the data step (see `largescale/run/rollback.py` where it differs from the step of the run).
         ids: sample ids in order, int64 [B]; those of substitutes where a sample was unreadable.
         keys: their WebDataset keys, if asked for (audit).
         views: augmented, one tensor [num * B, 3, S, S] a crop group, view after view.

@@ -11,9 +11,9 @@ from largescale.config import Config, corpus_settings
 from largescale.data.corpora import Corpus
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.protocols import KNN_HEADLINE_K
-from shards.errors import InputError
-from shards.manifest import Manifest, read_index, read_manifest
-from shards.stores import is_url
+from shards.format.manifest import Manifest, read_index, read_manifest
+from shards.ground.errors import InputError
+from shards.stores.store import is_url
 
 _MOST_COMPARED = 20_000_000
 """Samples whose checksums are read; more would take longer than the evaluation."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.made_from import VERSION, Stamp
 from largescale.methods.method import Method
-from shards.files import atomic_write
+from shards.ground.files import atomic_write
 
 SAMPLES = 2048
 """Samples whose scores are kept."""

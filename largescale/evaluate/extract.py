@@ -14,7 +14,6 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
-from largescale import stopping
 from largescale.checkpoint import sharded
 from largescale.checkpoint.folder import Checkpoint
 from largescale.config import Config
@@ -22,10 +21,11 @@ from largescale.data.corpora import Corpus, open_corpus
 from largescale.data.decode import decode
 from largescale.data.loader import LoaderDied, choose_counts, starting
 from largescale.data.reader import SampleError, ShardReader
+from largescale.distributed import stopping
+from largescale.distributed.out_of_memory import memory_for, own_words
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.methods import Method, build_method
-from largescale.out_of_memory import memory_for, own_words
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 PIXELS_SIDE = 32
 """Larger images are averaged down to this side for the raw-pixel baseline."""

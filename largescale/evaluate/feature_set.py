@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from shards.errors import InputError
-from shards.files import atomic_write
+from shards.ground.errors import InputError
+from shards.ground.files import atomic_write
 
 _ABOUT = "about"
 

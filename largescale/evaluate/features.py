@@ -22,7 +22,7 @@ from largescale.evaluate.extract import can_be_read, drop_equal_channels, extrac
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.made_from import VERSION, Stamp, difference, images_stamp, network_stamp, weights_stamp
 from largescale.methods import Method, method_class
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 NETWORKS = {"pretrained": "pretrained network", "untrained": "same network, untrained", "pixels": "raw pixels"}
 PARTS = ("train", "test")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from largescale.evaluate.feature_set import FeatureSet
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 _QUERY_CHUNK, _BANK_CHUNK = 1024, 65536
 

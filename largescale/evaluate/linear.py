@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from largescale.evaluate.feature_set import FeatureSet
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 _HELD_OUT = 0.1
 _MOMENTUM = 0.9

@@ -16,8 +16,8 @@ import xxhash
 from largescale.checkpoint.folder import Checkpoint
 from largescale.config import Config, flatten
 from largescale.data.corpora import Corpus
-from shards.stores import is_url
-from shards.tar import file_checksum
+from shards.format.tar import file_checksum
+from shards.stores.store import is_url
 
 VERSION = 1
 """Of the stamp and of what it stands for. To be raised when the same inputs give other features."""

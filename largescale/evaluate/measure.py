@@ -18,8 +18,8 @@ from largescale.evaluate.features import NETWORKS, features_of_run
 from largescale.evaluate.made_from import result_stamp, shards_stamp
 from largescale.evaluate.protocols import PROTOCOLS
 from largescale.evaluate.results import write_result
-from shards.errors import InputError
-from shards.manifest import Manifest
+from shards.format.manifest import Manifest
+from shards.ground.errors import InputError
 
 _log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ import xxhash
 
 from largescale.checkpoint.folder import Checkpoint, newest_first
 from largescale.evaluate.made_from import VERSION, identity, weights_stamp
-from shards.files import atomic_write
+from shards.ground.files import atomic_write
 
 Record = dict[str, Any]
 

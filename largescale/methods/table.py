@@ -11,7 +11,7 @@ from largescale.methods.method import Method
 from largescale.methods.mocov2 import MoCoV2
 from largescale.methods.simclr import SimCLR
 from largescale.methods.swav.method import SwAV
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 METHODS: dict[str, type[Method]] = {"swav": SwAV, "simclr": SimCLR, "mocov2": MoCoV2}
 

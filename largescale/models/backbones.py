@@ -19,7 +19,7 @@ from torchvision.models.regnet import BlockParams, RegNet, ResBottleneckBlock
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from largescale.config import ModelConfig
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 BLOCKS = (BasicBlock, Bottleneck, ResBottleneckBlock)
 """Residual blocks: the units that strategies shard and checkpointing recomputes."""

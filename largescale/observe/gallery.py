@@ -15,7 +15,7 @@ from largescale.data.decode import decode
 from largescale.data.reader import SampleError, ShardReader
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.knn import nearest
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 _THUMBNAIL = 84
 

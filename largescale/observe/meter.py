@@ -12,7 +12,7 @@ from largescale.data.stream import Batch
 from largescale.distributed.collectives import sum_over_ranks
 from largescale.methods.method import Method, Output
 from largescale.parallel.engine import StepCheck
-from largescale.precision import LossScale
+from largescale.parallel.precision import LossScale
 from largescale.processes import world_size
 
 _COSTS = ("read_s", "decode_s", "crop_s", "augment_s", "queue_depth", "hits", "misses", "fetched_bytes", "evicted")

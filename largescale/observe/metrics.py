@@ -20,7 +20,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from largescale.observe.records import Records
-from shards.files import atomic_write
+from shards.ground.files import atomic_write
 
 METRICS = "metrics.jsonl"
 

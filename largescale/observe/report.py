@@ -21,7 +21,7 @@ from largescale.observe.console import format_seconds
 from largescale.observe.doctor import Doctor
 from largescale.observe.html_parts import missing, section
 from largescale.observe.metrics import METRICS, read_lines
-from shards.files import atomic_write
+from shards.ground.files import atomic_write
 
 ENVIRONMENT = "environment.json"
 _IN_EVERY_ROW = ("step", "epoch", "images_seen", "lr", "loss", "step_s", "data_wait_s", "skipped_samples")

@@ -26,7 +26,7 @@ from largescale.evaluate.results import Record, Results, age
 from largescale.methods import method_class
 from largescale.observe import gallery, plots
 from largescale.observe.html_parts import missing, section
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 NAMES = {"pretrained": "pretrained", "untrained": "untrained", "pixels": "raw pixels"}
 PROTOCOLS = {"knn": "kNN", "linear": "linear"}

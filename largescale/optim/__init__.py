@@ -14,7 +14,7 @@ from largescale.config import Config, OptimConfig
 from largescale.optim.lars import LARS
 from largescale.optim.roles import Role, parameter_groups
 from largescale.optim.schedules import cosine_with_warmup
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 OPTIMIZERS: dict[str, tuple[type[Optimizer], Callable[[OptimConfig], dict[str, Any]]]] = {
     "lars": (LARS, lambda c: {"momentum": c.momentum, "trust_coefficient": c.trust_coefficient}),

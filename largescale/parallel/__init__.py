@@ -16,9 +16,9 @@ from largescale.models.small_maps import multiply_small_maps
 from largescale.parallel import ddp, fairscale, fsdp, zero
 from largescale.parallel.batchnorm import synchronize_batchnorm
 from largescale.parallel.engine import Engine
-from largescale.precision import weights_dtype
+from largescale.parallel.precision import weights_dtype
 from largescale.processes import world_size
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 STRATEGIES: dict[str, Callable[[Method, Config, torch.device], Engine]] = {
     "ddp": ddp.build,

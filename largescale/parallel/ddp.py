@@ -13,7 +13,7 @@ from largescale.config import Config
 from largescale.methods.method import Method
 from largescale.optim import build_optimizer
 from largescale.parallel.engine import Engine
-from largescale.precision import AUTOCAST
+from largescale.parallel.precision import AUTOCAST
 
 # BatchNorm statistics are equal on all ranks (or averaged when saved), so nothing is broadcast in the steps.
 # torch 2.14 renames the option; earlier versions have the old name alone.

@@ -23,7 +23,7 @@ from largescale.methods.method import Method, Output
 from largescale.models.unit_rows import normalize_rows_
 from largescale.optim.lars import local_piece, norms, shard_group
 from largescale.optim.roles import parameters_with, set_rates
-from largescale.precision import LossScale
+from largescale.parallel.precision import LossScale
 from largescale.processes import rank, world_size
 
 _LOOKED_AT = ("input views", "loss", "gradient")

@@ -16,8 +16,8 @@ from largescale.methods.method import Method
 from largescale.optim import optimizer_recipe, pass_over_frozen_groups
 from largescale.optim.roles import parameter_groups
 from largescale.parallel.engine import Engine, state_keys
-from largescale.precision import AUTOCAST
-from shards.errors import InputError
+from largescale.parallel.precision import AUTOCAST
+from shards.ground.errors import InputError
 
 
 class _Engine(Engine):

@@ -25,9 +25,9 @@ from largescale.models.initialise import materialise
 from largescale.optim import build_optimizer
 from largescale.optim.roles import parameters_with
 from largescale.parallel.engine import Engine
-from largescale.precision import AUTOCAST
+from largescale.parallel.precision import AUTOCAST
 from largescale.processes import world_size
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 _AS_STORED = MixedPrecisionPolicy(cast_forward_inputs=False)
 

@@ -27,9 +27,9 @@ from largescale.methods.method import Method
 from largescale.optim import build_optimizer
 from largescale.optim.lars import LARS, FlatLayout, Fragment
 from largescale.parallel.engine import Engine, state_keys
-from largescale.precision import AUTOCAST
+from largescale.parallel.precision import AUTOCAST
 from largescale.processes import rank, world_size
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 _BUCKET_ELEMENTS = 25_000_000
 """Gradients that DeepSpeed collects before it reduces them, where no single one is larger."""

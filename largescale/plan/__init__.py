@@ -17,7 +17,7 @@ from largescale.plan.changes import fitting_changes
 from largescale.plan.estimate import Estimate, estimate
 from largescale.plan.hardware import Assumptions, gpu_named
 from largescale.plan.simulate import Simulation, simulate
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 IMAGENET = 1_281_167
 

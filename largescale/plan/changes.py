@@ -11,7 +11,7 @@ from largescale.config.checks import validate
 from largescale.methods import build_method
 from largescale.models.backbones import stages
 from largescale.plan.simulate import Simulation, simulate
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 _FACTORS = (2, 4, 8, 16)
 """By which micro-batches and batches become smaller."""

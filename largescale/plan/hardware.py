@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from largescale.config import Config
 from largescale.methods.method import Method
 from largescale.optim import build_optimizer
 from largescale.parallel.engine import Engine
+from largescale.parallel.precision import AUTOCAST
 from largescale.plan.stand_in import Peaks, StandIn
 from largescale.plan.trace import WEIGHTS, Collective, StepTrace
-from largescale.precision import AUTOCAST
 from largescale.processes import world_size
 
 

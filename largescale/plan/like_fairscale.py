@@ -22,9 +22,9 @@ from largescale.optim import optimizer_recipe, pass_over_frozen_groups
 from largescale.optim.roles import parameter_groups
 from largescale.parallel import fairscale
 from largescale.parallel.engine import Engine
+from largescale.parallel.precision import AUTOCAST
 from largescale.plan.stand_in import StandIn, in_one_piece
 from largescale.plan.trace import WAITED, WEIGHTS
-from largescale.precision import AUTOCAST
 from largescale.processes import world_size
 
 

@@ -10,10 +10,10 @@ from largescale.methods.method import Method
 from largescale.optim import build_optimizer
 from largescale.parallel import zero
 from largescale.parallel.engine import Engine
+from largescale.parallel.precision import AUTOCAST
 from largescale.plan.like_zero3 import Zero3
 from largescale.plan.like_zero12 import Zero12
-from largescale.precision import AUTOCAST
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 
 def build(method: Method, config: Config, device: torch.device, fake: FakeTensorMode, *, stage: int) -> Engine:

@@ -28,11 +28,11 @@ from largescale.models.backbones import chosen_blocks
 from largescale.models.initialise import materialise
 from largescale.parallel import STRATEGIES, fsdp, prepare
 from largescale.parallel.engine import Engine
+from largescale.parallel.precision import views_dtype
 from largescale.plan import like_ddp, like_fairscale, like_zero
 from largescale.plan.stand_in import Peaks, StandIn
 from largescale.plan.trace import Collective, Operator, StepTrace
-from largescale.precision import views_dtype
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 _STAND_INS: dict[str, Callable[[Method, Config, torch.device, FakeTensorMode], Engine]] = {
     "ddp": like_ddp.build,

@@ -18,7 +18,7 @@ from largescale.config.slots import schema_for
 from largescale.data.batches import Buffers
 from largescale.plan.changes import fitting_changes
 from largescale.plan.simulate import Simulation, simulate
-from shards.processes import die_with_parent
+from shards.ground.worker_processes import die_with_parent
 
 _GPU_RESERVE, _HOST_RESERVE = 1.5e9, 0.3e9
 """Bytes beyond those of tensors: context, libraries, workspaces."""

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from largescale.checkpoint.folder import Checkpoint, newest_first
 from largescale.config import Config
-from largescale.precision import AUTOCAST
-from shards.files import NO_ROOM
+from largescale.parallel.precision import AUTOCAST
+from shards.ground.files import NO_ROOM
 
 _LOWER = 4
 """What a learning rate is divided by that made the loss infinite; any smaller step is as likely to end there again."""

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
-from largescale import stopping
 from largescale.data.loader import LoaderDied
-from largescale.out_of_memory import OutOfMemory, is_out_of_memory, line_of_memory
-from shards.errors import InputError, line_of
+from largescale.distributed import stopping
+from largescale.distributed.out_of_memory import OutOfMemory, is_out_of_memory, line_of_memory
+from shards.ground.errors import InputError, line_of
 
 _LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl")
 

@@ -11,7 +11,7 @@ from largescale.checkpoint.folder import ROLLBACKS
 from largescale.config import Config, flatten, free_keys, load_config
 from largescale.observe.metrics import METRICS
 from largescale.run.status import STATUS, read_status
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 _log = logging.getLogger(__name__)
 

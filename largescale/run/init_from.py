@@ -21,7 +21,7 @@ from largescale.checkpoint.folder import PROGRESS, Checkpoint, newest_first, ope
 from largescale.config import Config, flatten
 from largescale.parallel.engine import Engine
 from largescale.processes import rank, together, world_size
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 FILE = "init.json"
 """In the run's folder: what it started from."""

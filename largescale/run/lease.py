@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from largescale import stopping
 from largescale.config import Config
+from largescale.distributed import stopping
 from largescale.processes import on_rank_0, rank
 from largescale.run.failures import TrainingStopped
 from largescale.run.owner import (
@@ -34,7 +34,7 @@ from largescale.run.owner import (
     process_start,
     this_machine,
 )
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 _log = logging.getLogger(__name__)
 

@@ -21,17 +21,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from largescale import precision
 from largescale.checkpoint.folder import newest_first
 from largescale.config import Config, free_keys, to_yaml
-from largescale.launch import Launch, own_launch, start_id
-from largescale.out_of_memory import OutOfMemory, is_out_of_memory, line_of_memory
-from largescale.rendezvous import connect
+from largescale.distributed.launch import Launch, own_launch, start_id
+from largescale.distributed.out_of_memory import OutOfMemory, is_out_of_memory, line_of_memory
+from largescale.distributed.rendezvous import connect
+from largescale.parallel import precision
 from largescale.run.advice import new_run
 from largescale.run.memory import Footprint, footprint, gpu_bytes, host_bytes
 from largescale.run.owner import newest_owner
 from largescale.run.status import read_status, write_status
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 LIMIT_S = 20.0
 """For the whole search; a launcher that ends all ranks after the first failure waits for at least 30 s."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 from largescale.processes import rank, world_size
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 _PATIENCE_S = 10.0
 """For network file systems, which may show a new file late."""

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from largescale.distributed.stopping import StoppedInOrder
 from largescale.run.failures import is_lost_rank, reason_of
 from largescale.run.lease import FolderLost, Lease
 from largescale.run.status import COMPLETE, read_status, write_status
-from largescale.stopping import StoppedInOrder
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 
 @contextmanager

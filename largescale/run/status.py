@@ -13,8 +13,8 @@ from typing import Any
 from largescale.checkpoint.folder import newest_first
 from largescale.observe.metrics import METRICS
 from largescale.run.owner import Owner, newest_owner, parse_owner, this_machine
-from shards.errors import InputError
-from shards.files import write_even_if_full
+from shards.ground.errors import InputError
+from shards.ground.files import write_even_if_full
 
 STATUS = "status.json"
 COMPLETE = "complete"

@@ -22,7 +22,7 @@ from packaging.utils import parse_wheel_filename
 
 from launch.wheels.collect import by_name, download, metadata, pip, requirements, write_stand_in
 from launch.wheels.target import Target
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 FROM_THE_CLUSTER = ("torch", "torchvision")

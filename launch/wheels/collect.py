@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from launch.wheels.target import Target
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 STAND_IN = "+stand.in"
 """How the versions of stand-ins end, so that pip takes nothing else for them."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from packaging.markers import default_environment
 
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 NEWEST_GLIBC = 28
 """Minor version of the glibc 2 that wheels may need: torch's own wheels need it, so a machine that has torch has it."""

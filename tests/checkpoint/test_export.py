@@ -21,7 +21,7 @@ from largescale.config import Config, ModelConfig, flatten, load_config
 from largescale.evaluate.extract import load_method
 from largescale.methods import build_method
 from largescale.models.backbones import _widths_on_the_host, build_backbone
-from shards.errors import InputError
+from shards.ground.errors import InputError
 from tests.conftest import ROOT
 
 MODELS = {  # own ResNets of two blocks' kinds with fewer stages, torchvision's with a small stem, a RegNetY

@@ -11,7 +11,7 @@ import s3fs
 
 from largescale.checkpoint.folder import find_latest
 from largescale.checkpoint.mirror import Mirror
-from shards.errors import InputError
+from shards.ground.errors import InputError
 from tests.conftest import run_python
 from tests.distributed.test_pretrain_parity import TINY, losses, pretrain
 from tests.servers import s3_server

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from largescale.checkpoint import sharded
 from largescale.checkpoint.folder import find_latest
 from largescale.checkpoint.saver import Saver
-from shards.errors import InputError
+from shards.ground.errors import InputError
 from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed

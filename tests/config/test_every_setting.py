@@ -16,7 +16,7 @@ from largescale.config.setting import declared
 from largescale.config.slots import schema_for
 from largescale.config.value_types import misfit_of_type
 from largescale.config.yaml_file import NotReadable, parse
-from shards.errors import InputError
+from shards.ground.errors import InputError
 from tests.conftest import ROOT
 
 TINY = ROOT / "tests/tiny.yaml"

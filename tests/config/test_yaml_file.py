@@ -4,7 +4,7 @@ import pytest
 
 from largescale.config import load_config
 from largescale.config.yaml_file import NotReadable, parse
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 
 @pytest.mark.parametrize("text, expected", [

@@ -16,9 +16,9 @@ import pytest
 from largescale.data import cache
 from largescale.data.cache import NEVER, ShardCache, open_cache
 from largescale.data.cache_files import held, part_of, room_of
-from shards.errors import InputError
-from shards.manifest import read_manifest
-from shards.stores import Store
+from shards.format.manifest import read_manifest
+from shards.ground.errors import InputError
+from shards.stores.store import Store
 from tests.servers import WebServer, web_server
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from largescale.data.corpora import Corpus
 from largescale.data.order import Mixture, rank_places
 from largescale.data.stream import Stream
-from shards.errors import InputError
-from shards.manifest import Manifest, ShardEntry
+from shards.format.manifest import Manifest, ShardEntry
+from shards.ground.errors import InputError
 from tests.data.test_stream import make_stream
 
 RANKS = [1, 2, 3, 4, 6, 8]

@@ -14,8 +14,8 @@ from largescale.data import patience, reader
 from largescale.data.cache import ShardLost
 from largescale.data.corpora import Corpus
 from largescale.data.reader import ShardReader
-from shards.errors import InputError
-from shards.manifest import read_manifest
+from shards.format.manifest import read_manifest
+from shards.ground.errors import InputError
 
 
 @pytest.fixture

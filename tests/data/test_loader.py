@@ -14,7 +14,7 @@ import torch
 from largescale.data.batches import Buffers
 from largescale.data.loader import LoaderDied, choose_counts
 from largescale.data.stream import Stream
-from shards.errors import InputError
+from shards.ground.errors import InputError
 from tests.data.test_stream import make_stream
 
 

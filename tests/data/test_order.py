@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from largescale.data.order import Mixture, Order, rank_places
 from largescale.data.random import permute, uniform
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 
 def make(sizes, **changes) -> Order:

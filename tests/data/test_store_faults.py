@@ -21,10 +21,10 @@ from largescale.data.cache import ShardCache, ShardLost, open_cache
 from largescale.data.corpora import Corpus
 from largescale.data.fetcher import Fetcher
 from largescale.data.reader import ShardReader
-from shards import stores
-from shards.errors import InputError
-from shards.manifest import read_manifest
-from shards.stores import Missing, Store, Torn
+from shards.format.manifest import read_manifest
+from shards.ground.errors import InputError
+from shards.stores import store as store_module
+from shards.stores.store import Missing, Store, Torn
 from tests.conftest import ROOT
 from tests.data.test_stream import make_stream
 from tests.servers import WebServer, web_server
@@ -39,7 +39,7 @@ def web(shard_folder: Path, tmp_path: Path) -> Iterator[WebServer]:
 
 @pytest.fixture
 def pipes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(stores.ALLOW_PIPE, "1")
+    monkeypatch.setenv(store_module.ALLOW_PIPE, "1")
 
 
 def make_cache(web: WebServer, folder: Path, patience_s: float = 20) -> ShardCache:
@@ -60,7 +60,7 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.parametrize("request_bytes", [4096, 2**24])
 def test_a_torn_shard_is_fetched_three_times_and_lost(web, tmp_path, monkeypatch, request_bytes):
-    monkeypatch.setattr(stores, "REQUEST_BYTES", request_bytes)
+    monkeypatch.setattr(store_module, "REQUEST_BYTES", request_bytes)
     monkeypatch.setattr(cache, "_MISSING_PAUSE_S", 0.01)
     shard_cache = make_cache(web, tmp_path)
     os.truncate(web.folder / "train-000002.tar", 9000)
@@ -87,7 +87,7 @@ def test_what_is_gone_for_good_is_missing(web):
 
 
 def test_whole_answers_are_kept_whole(web, tmp_path, monkeypatch):
-    monkeypatch.setattr(stores, "REQUEST_BYTES", 4096)
+    monkeypatch.setattr(store_module, "REQUEST_BYTES", 4096)
     tar, requests = web.folder / "train-000001.tar", []
 
     def answer(request: SimpleHTTPRequestHandler) -> None:
@@ -122,7 +122,7 @@ def test_a_command_that_stands_still_is_killed_with_what_it_started(pipes, tmp_p
 
 def test_a_command_ends_with_a_process_that_is_killed(pipes, tmp_path):
     url = f"pipe:sleep 100 & echo $! > {tmp_path}/{{name}}; wait"
-    script = f"from shards.stores import Store; Store({url!r}).read('pid')"
+    script = f"from shards.stores.store import Store; Store({url!r}).read('pid')"
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as process:
         wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n"))
         process.kill()
@@ -131,7 +131,7 @@ def test_a_command_ends_with_a_process_that_is_killed(pipes, tmp_path):
 
 
 def test_those_who_wait_for_one_shard_wait_once(web, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(stores, "_SPEAKS_AFTER_S", 0.2)
+    monkeypatch.setattr(store_module, "_SPEAKS_AFTER_S", 0.2)
     caches = [make_cache(web, tmp_path, patience_s=1.5) for _ in range(4)]
     web.close()
     errors, patient, ask = [], [], Store.fetch

@@ -19,9 +19,9 @@ from largescale.data import cache
 from largescale.data.cache import ShardLost
 from largescale.data.loader import Position
 from largescale.data.stream import Batch, Stream
-from shards import stores
-from shards.errors import InputError
-from shards.stores import Store
+from shards.ground.errors import InputError
+from shards.stores import store as store_module
+from shards.stores.store import Store
 from tests.conftest import ROOT
 from tests.data.test_stream import make_stream
 from tests.servers import GcsServer, S3Server, WebServer, gcs_server, s3_server, web_server
@@ -96,7 +96,7 @@ def test_every_byte_is_sent_once_however_many_ranks_read(web, tmp_path, expected
 
 
 def test_connections_that_break_are_taken_up_where_they_broke(web, tmp_path, expected, monkeypatch):
-    monkeypatch.setattr(stores, "REQUEST_BYTES", 8192)
+    monkeypatch.setattr(store_module, "REQUEST_BYTES", 8192)
     web.resets = 3
     assert_equal(list(remote(web.url, tmp_path, "data.workers=1")(STEPS)), expected)
     sizes = {path.name: path.stat().st_size for path in web.folder.glob("*.tar")}
@@ -221,7 +221,7 @@ def test_commands_run_only_where_that_is_allowed(shard_folder, tmp_path, expecte
     url = f"pipe:cat {shard_folder}/{{name}}"
     with pytest.raises(InputError, match="set LARGESCALE_ALLOW_PIPE=1 in the environment"):
         remote(url, tmp_path)
-    monkeypatch.setenv(stores.ALLOW_PIPE, "1")
+    monkeypatch.setenv(store_module.ALLOW_PIPE, "1")
     with pytest.raises(InputError, match=r"expected \{name\} in the command"):
         remote("pipe:cat file", tmp_path)
     assert_equal(list(remote(url, tmp_path)(STEPS)), expected)
@@ -240,7 +240,7 @@ def test_credentials_that_are_missing_are_not_waited_for(s3, tmp_path, monkeypat
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     pauses: list[float] = []
-    monkeypatch.setattr(stores.time, "sleep", pauses.append)
+    monkeypatch.setattr(store_module.time, "sleep", pauses.append)
     with pytest.raises(InputError, match=r"permission denied .*check the credentials"):
         remote("s3://photos", tmp_path)
     assert not pauses
@@ -267,7 +267,7 @@ def test_a_shard_that_is_denied_at_first_is_asked_for_again(web, tmp_path, expec
 
 def test_whole_answers_to_range_requests_are_understood(shard_folder, tmp_path, monkeypatch):
     """Some servers ignore ranges; Python's own is one."""
-    monkeypatch.setattr(stores, "REQUEST_BYTES", 4096)
+    monkeypatch.setattr(store_module, "REQUEST_BYTES", 4096)
     with subprocess.Popen([sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"], cwd=shard_folder,
                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         port = server.stdout.readline().split(" port ")[1].split()[0]

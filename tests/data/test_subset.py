@@ -12,9 +12,9 @@ import pytest
 
 from largescale.data.corpora import Corpus
 from largescale.data.reader import ShardReader
-from shards.errors import InputError
-from shards.manifest import read_index, read_manifest, write_index
-from shards.tar import file_checksum
+from shards.format.manifest import read_index, read_manifest, write_index
+from shards.format.tar import file_checksum
+from shards.ground.errors import InputError
 from tests.data.test_stream import make_stream, overwrite
 
 

@@ -14,7 +14,7 @@ from largescale.data.batches import BatchMaker, Buffers, Unreadable
 from largescale.data.crops import as_stored, crop, turn
 from largescale.data.decode import EncodedImage
 from largescale.data.reader import RawSample
-from shards.orientation import SIDEWAYS, TAG, turned
+from shards.images.orientation import SIDEWAYS, TAG, turned
 
 HEIGHT, WIDTH = 203, 298  # of no factor of a reduction
 

@@ -14,7 +14,7 @@ from largescale.models.backbones import BLOCKS, REGNETS_Y
 from largescale.models.initialise import initialise_pieces
 from largescale.parallel import build_engine
 from largescale.parallel.engine import Engine
-from shards.errors import InputError
+from shards.ground.errors import InputError
 from tests.conftest import ROOT
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_strategies import views_of_step

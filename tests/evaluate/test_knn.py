@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from largescale.evaluate import knn
 from largescale.evaluate.feature_set import FeatureSet
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 CLASSES = ("a", "b", "c", "d")
 

@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from largescale.evaluate.linear import linear_probe
-from shards.errors import InputError
+from shards.ground.errors import InputError
 from tests.evaluate.test_knn import features
 
 SETTINGS = {"learning_rates": [0.01, 0.1, 1.0], "epochs": 30, "batch_size": 64, "weight_decay": 0.0, "seed": 0}

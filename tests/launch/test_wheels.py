@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from launch.wheels.__main__ import check, check_folder, gather, replace, write_listing
 from launch.wheels.collect import by_name, closure, pip, write_stand_in
 from launch.wheels.target import Target
-from shards.errors import InputError
+from shards.ground.errors import InputError
 from tests.conftest import ROOT
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"

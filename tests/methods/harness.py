@@ -18,7 +18,7 @@ from largescale.data.order import rank_places
 from largescale.data.views import Views
 from largescale.methods import METHODS, build_method
 from largescale.parallel import build_engine
-from largescale.precision import weights_dtype
+from largescale.parallel.precision import weights_dtype
 from tests.conftest import ROOT
 
 STEPS = 4

@@ -10,7 +10,7 @@ from largescale.config import load_config
 from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.methods.mocov2 import MoCoV2
-from shards.errors import InputError
+from shards.ground.errors import InputError
 from tests.conftest import ROOT
 
 MINI = ROOT / "tests/methods/mini/mocov2.yaml"

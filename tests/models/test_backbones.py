@@ -7,7 +7,7 @@ from largescale.config import ModelConfig
 from largescale.methods.prototypes import Prototypes
 from largescale.models.backbones import build_backbone, stages
 from largescale.models.heads import projection_head
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from largescale.config import ModelConfig
 from largescale.models.backbones import build_backbone
 from largescale.models.recompute import recompute_activations
-from shards.errors import InputError
+from shards.ground.errors import InputError
 
 
 def small() -> torch.nn.Module:

@@ -16,11 +16,11 @@ from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.parallel import build_engine, zero
 from largescale.parallel.engine import Engine
+from largescale.parallel.precision import views_dtype
 from largescale.plan.fetching import Coordinator, Event, Parameter
 from largescale.plan.like_zero3 import _DEFAULTS
 from largescale.plan.simulate import local_bytes, simulate
 from largescale.plan.trace import WAITED, WEIGHTS, Collective, StepTrace
-from largescale.precision import views_dtype
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_strategies import views_of_step
 from tests.plan.test_plan import configuration

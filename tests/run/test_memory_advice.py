@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from largescale.config import load_config
+from largescale.distributed.out_of_memory import OutOfMemory, line_of_memory
 from largescale.evaluate.extract import extract, labelled_corpus
-from largescale.out_of_memory import OutOfMemory, line_of_memory
 from largescale.run.memory import footprint, host_bytes
 from largescale.run.memory_advice import _worded, memory_advice
 from largescale.run.status import read_status

@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from largescale import stopping
 from largescale.config import load_config
+from largescale.distributed import stopping
 from largescale.run.schedule_check import Length, complaints, facts
-from shards.errors import InputError
+from shards.ground.errors import InputError
 from tests.conftest import ROOT
 
 TINY = "tests/tiny.yaml"

@@ -16,7 +16,7 @@ from largescale.run.lease import take_folder
 from largescale.run.owner import owner_path, parse_owner
 from largescale.run.start import start_in_status
 from largescale.run.status import read_status, status_of, write_status
-from shards.errors import InputError
+from shards.ground.errors import InputError
 from tests.conftest import ROOT
 
 

@@ -37,13 +37,13 @@ from largescale.config import DataConfig
 from largescale.data.corpora import open_corpora
 from largescale.data.decode import EncodedImage
 from largescale.data.reader import SampleError, ShardReader
-from shards.clean import Cleaning
-from shards.convert import Options, convert
-from shards.errors import InputError
-from shards.index import index_folder
-from shards.ledger import SKIPPED_NAME, read_ledger
-from shards.manifest import Manifest
-from shards.verify import verify
+from shards.cleaning.rules import Cleaning
+from shards.conversion.convert import Options, convert
+from shards.format.ledger import SKIPPED_NAME, read_ledger
+from shards.format.manifest import Manifest
+from shards.ground.errors import InputError
+from shards.inspection.index import index_folder
+from shards.inspection.verify import verify
 from tests.conftest import IN_MEMORY
 from tests.shards.zoo import Specimen, zoo
 

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 from benchmarks.images import write_photographs
-from shards.convert import Options, convert
-from shards.manifest import read_manifest
+from shards.conversion.convert import Options, convert
+from shards.format.manifest import read_manifest
 from tests.conftest import ROOT
 
 _OPTIONS = ["--name", "pile", "--labels", "folder", "--samples-per-shard", "7", "--shuffle", "5", "--workers", "2"]

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from shards import archives
 from shards.cli import main
-from shards.convert import Options, convert
-from shards.index import index_folder
-from shards.ledger import read_ledger
-from shards.verify import verify
-from tests.shards.test_convert import image_bytes, stored_images
+from shards.conversion.convert import Options, convert
+from shards.format.ledger import read_ledger
+from shards.inspection.index import index_folder
+from shards.inspection.verify import verify
+from shards.sources import archives
+from tests.shards.conversion.test_convert import image_bytes, stored_images
 
 PNG = [image_bytes(seed=number) for number in range(12)]
 

@@ -20,9 +20,9 @@ BUSY = f"""
 import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from shards import terminal
-from shards.files import atomic_write
-from shards.processes import over
+from shards.ground import terminal
+from shards.ground.files import atomic_write
+from shards.ground.worker_processes import over
 
 def sleep(seconds):
     Path(f"worker-{{os.getpid()}}").touch()

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from shards.clean import Cleaning
-from shards.convert import Options, convert
-from shards.formats import can_read, format_of
-from shards.index import index_folder
-from shards.ledger import read_ledger
-from shards.verify import verify
-from tests.shards.test_convert import image_bytes, stored_images
+from shards.cleaning.rules import Cleaning
+from shards.conversion.convert import Options, convert
+from shards.format.ledger import read_ledger
+from shards.images.formats import can_read, format_of
+from shards.inspection.index import index_folder
+from shards.inspection.verify import verify
+from tests.shards.conversion.test_convert import image_bytes, stored_images
 
 pillow_heif = pytest.importorskip("pillow_heif")
 
@@ -135,7 +135,7 @@ def test_what_phones_write_becomes_jpegs_where_images_may_change(tmp_path, form,
 def test_without_a_library_the_reason_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     can_read.cache_clear()
-    from shards.formats import needs
+    from shards.images.formats import needs
     try:
         assert needs("HEIC") == "format HEIC needs pip install 'largescale[heif]' and shards convert --plain"
     finally:

@@ -13,11 +13,11 @@ from largescale.data.corpora import open_corpora
 from largescale.data.decode import EncodedImage
 from largescale.data.reader import SampleError, ShardReader
 from largescale.evaluate.extract import LabelledImages
-from shards.clean import Cleaning
-from shards.convert import Options, convert
-from shards.duplicates import fingerprint
-from shards.ledger import read_ledger
-from shards.verify import verify
+from shards.cleaning.duplicates import fingerprint
+from shards.cleaning.rules import Cleaning
+from shards.conversion.convert import Options, convert
+from shards.format.ledger import read_ledger
+from shards.inspection.verify import verify
 from tests.shards.zoo import Specimen, zoo
 
 RULES = {

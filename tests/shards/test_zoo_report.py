@@ -18,9 +18,9 @@ from largescale.data.decode import EncodedImage
 from largescale.data.reader import ShardReader
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.observe import gallery
-from shards.clean import Cleaning
-from shards.convert import Options, convert
-from shards.verify import verify
+from shards.cleaning.rules import Cleaning
+from shards.conversion.convert import Options, convert
+from shards.inspection.verify import verify
 from tests.conftest import ROOT
 from tests.shards.zoo import zoo
 

@@ -18,8 +18,8 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageCms
 
+from tests.shards.images.test_orientation import exif_block, with_exif
 from tests.shards.phones import TEN_BITS, deep_heic, forms, photograph, with_metadata
-from tests.shards.test_orientation import exif_block, with_exif
 
 HEIGHT, WIDTH = 32, 40
 TURNS = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.swapaxes(0, 1),

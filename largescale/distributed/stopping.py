@@ -1,0 +1,198 @@
+"""Requests to stop: the scheduler's signals, Ctrl-C, a closed terminal, and the end of the time that the job may run.
+
+While a run trains, a signal to any rank is only noted. The ranks agree at the end of a step (`Engine.check` carries
+each rank's wish), save a checkpoint and leave with exit code 85; the same command continues. Ctrl-C before the first
+step, and a second one at any time, end the process at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from shards.ground.errors import InputError
+from shards.ground.worker_processes import die_with_parent
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)
+"""Ctrl-C and a closed terminal; left ignored where the parent ignores them (nohup, the background of a script)."""
+INTERRUPTED = 130
+"""Exit code of a process that Ctrl-C ended, as shells have it."""
+
+_SAME_PRESS_S = 1.0
+"""A launcher may pass on the Ctrl-C that the terminal has sent to all its processes already."""
+_UNANSWERED_S = 5.0
+"""Time for the interpreter to act on Ctrl-C during the start; a call into a library may keep it from that for long."""
+_DATA_GRACE_S = 15.0
+"""Time that a rank which is to stop goes on waiting for data, with which it could do its last step."""
+
+_log = logging.getLogger(__name__)
+_received: list[str] = []
+_since: list[float] = []
+_training = threading.Event()
+_last_words: list[Callable[[str, str], None]] = []
+
+
+class StoppedInOrder(Exception):
+    """The run was asked to stop, and has saved; the same command continues it."""
+
+
+class StoppedWaiting(StoppedInOrder):
+    """It was asked to stop while it waited for what did not come, and has saved nothing more."""
+
+
+def listen() -> None:
+    """Note the signals from here on. To be called before anything slow is imported: until then they kill."""
+    for number in (*SIGNALS, *FROM_TERMINAL):
+        if number in SIGNALS or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _note)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    # The interpreter runs `_note` only between two lines of Python; a thread hears of a signal whatever they do.
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_listen_for_ctrl_c, args=(reading,), name="Ctrl-C", daemon=True).start()
+
+
+def _note(number: int, _frame: object) -> None:
+    _received.append("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+    _since.append(time.monotonic())
+    if number == signal.SIGINT and not _training.is_set():
+        raise KeyboardInterrupt
+
+
+def _listen_for_ctrl_c(pipe: int) -> None:
+    first = 0.0
+    while True:
+        for number in os.read(pipe, 64):
+            now = time.monotonic()
+            if number != signal.SIGINT or (first and now - first < _SAME_PRESS_S):
+                continue
+            if first:
+                _end_at_once("interrupted twice; the same command continues from the last checkpoint")
+            first = now
+            if _training.is_set():
+                _say("stopping after this step, with a checkpoint; press Ctrl-C again to end at once")
+            else:
+                threading.Timer(_UNANSWERED_S, _end_if_unanswered).start()
+
+
+def _end_if_unanswered() -> None:
+    if "Ctrl-C" not in _received:
+        _end_at_once("interrupted")
+
+
+def _end_at_once(why: str) -> None:
+    _say(f"error: {why}")
+    say_last_words("stopped", why)
+    os._exit(INTERRUPTED)
+
+
+def say_last_words(state: str, why: str) -> None:
+    """To be called before a process ends by `os._exit` in the middle of its steps, as `in_steps` asked for."""
+    for tell in _last_words:
+        with suppress(Exception):
+            tell(state, why)
+
+
+def own_rank() -> int:
+    """The number that a launcher gave this process; 0 where there is none (or nonsense, which is refused later)."""
+    number = os.environ.get("RANK", "")
+    return int(number) if number.isdecimal() else 0
+
+
+def _say(text: str) -> None:
+    if own_rank() == 0:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+
+
+@contextmanager
+def in_steps(last_words: Callable[[str, str], None]) -> Iterator[None]:
+    """While steps are done: Ctrl-C is a request like the others.
+
+    Args:
+        last_words: called with the run's state and the reason where the process ends without leaving this block.
+    """
+    _training.set()
+    _last_words.append(last_words)
+    try:
+        yield
+    finally:
+        _last_words.remove(last_words)
+        _training.clear()
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Hold signals back while a process is forked, until `live_and_die_with_parent` ignores them there.
+
+    One that came in between would be written into the pipe that it shares with its parent, and count twice.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, *FROM_TERMINAL))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def live_and_die_with_parent(*_: object) -> None:
+    """For loader processes: leave signals to the rank that needs them for its last step, and be killed when it dies.
+
+    One that outlived its rank would keep the rank's connections open, and the others would wait for it.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in (*SIGNALS, *FROM_TERMINAL):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*SIGNALS, *FROM_TERMINAL))
+    die_with_parent()
+
+
+def seconds_left(time_limit_s: float, started: float) -> float:
+    """Seconds that this job may still run: `run.time_limit_s` from its start, or what SLURM says; inf if unlimited."""
+    ends = [float(os.environ.get("SLURM_JOB_END_TIME") or "inf")]
+    if time_limit_s > 0:
+        ends.append(started + time_limit_s)
+    return min(ends) - time.time()
+
+
+def check_job_time(margin_s: float) -> None:
+    """Refuse a SLURM job whose whole time is within the margin: it would be queued again after every single step.
+
+    Raises:
+        InputError: naming both times.
+    """
+    start, end = (float(os.environ.get(f"SLURM_JOB_{name}_TIME") or "nan") for name in ("START", "END"))
+    if end - start <= margin_s:  # False where SLURM does not say
+        raise InputError(
+            f"run.stop_before_s={margin_s:g}: expected less than the {end - start:g} s that SLURM gives this job; "
+            f"lower it, or submit with a longer --time"
+        )
+
+
+def reason(left_s: float, margin_s: float) -> str:
+    """Why this rank wants to stop; empty if it does not."""
+    if _received:
+        return _received[0]
+    return "the end of its time" if left_s < margin_s else ""
+
+
+def leave_if_asked(doing: str, grace_s: float = 0.0) -> None:
+    """To be called now and then while this rank waits for what may never come, `doing` in words.
+
+    Raises:
+        StoppedWaiting: a signal asked to stop, more than `grace_s` ago.
+    """
+    if _received and time.monotonic() - _since[0] >= grace_s:
+        raise StoppedWaiting(f"stopped by {_received[0]} while {doing}")
+
+
+def leave_without_data() -> None:
+    """`leave_if_asked` for a rank that waits for its next batch."""
+    leave_if_asked("waiting for data; what was done since the last checkpoint is done again", _DATA_GRACE_S)

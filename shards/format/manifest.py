@@ -1,0 +1,294 @@
+"""The format of a shard folder: one manifest, and beside every tar an index of its samples.
+
+    NAME-000000.tar                        plain WebDataset: KEY.png [KEY.cls] ...
+    NAME-000000.index.safetensors          one column an attribute, one row a sample
+    manifest.json                          written last: a folder with a manifest is whole
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import xxhash
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save
+
+from shards.ground.errors import InputError
+from shards.ground.files import atomic_write
+
+MANIFEST_NAME = "manifest.json"
+INDEX_SUFFIX = ".index.safetensors"
+FORMAT_VERSION = 1
+
+IMAGE_FORMATS: tuple[str, ...] = ("jpeg", "png", "webp", "bmp", "tiff", "gif", "ppm")
+"""Formats by their code in the index. Append only: positions are stored."""
+
+STORED_SUFFIXES: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm")
+"""Suffixes that an image keeps when it is stored; with another one it gets that of its format."""
+
+IMAGE_SUFFIXES: tuple[str, ...] = (*STORED_SUFFIXES, "jpe", "jfif", "apng", "dib", "pgm", "pbm", "pnm", "heic", "heif",
+                                   "hif", "avif", "jp2", "j2k", "jxl")
+"""Member and file suffixes that count as images. The content decides which format they are, and whether it is known."""
+
+_COLUMNS = {
+    "offset": np.uint64, "size": np.uint64, "width": np.uint32, "height": np.uint32, "format": np.uint8,
+    "checksum": np.uint64, "label": np.int32,
+}
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One tar of a folder: file name, samples, bytes, and `xxh3-128:<hex>` of the whole file and of its index.
+
+    Folders of earlier versions have no checksum of the index: it is empty then.
+    """
+
+    name: str
+    num_samples: int
+    num_bytes: int
+    checksum: str
+    index_checksum: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a shard folder holds and where it came from; `root` is where its files are (or, of a store, will be)."""
+
+    root: Path
+    name: str
+    shards: tuple[ShardEntry, ...]
+    classes: tuple[str, ...]
+    source: str
+    settings: dict[str, Any]
+    skipped: dict[str, int]
+
+    @cached_property
+    def num_samples(self) -> int:
+        """Samples of all shards."""
+        return sum(shard.num_samples for shard in self.shards)
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Bytes of all tars."""
+        return sum(shard.num_bytes for shard in self.shards)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the samples and their order, wherever the folder is."""
+        text = "\n".join(f"{shard.name} {shard.num_samples} {shard.checksum}" for shard in self.shards)
+        return xxhash.xxh3_128_hexdigest(text.encode())
+
+    def tar_path(self, shard: int) -> Path:
+        """Path of the tar with this number."""
+        return self.root / self.shards[shard].name
+
+    def index_path(self, shard: int) -> Path:
+        """Path of the index beside that tar."""
+        return index_path(self.tar_path(shard))
+
+
+def index_path(tar: Path) -> Path:
+    """Where the index of a tar is."""
+    return tar.with_name(tar.name.removesuffix(".tar") + INDEX_SUFFIX)
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Read the manifest of a shard folder.
+
+    Raises:
+        InputError: no folder, no manifest, or one that does not describe shards.
+    """
+    root = Path(folder)
+    path = root / MANIFEST_NAME
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; make shards with `shards convert IMAGES {root}`")
+    if not path.is_file():
+        raise InputError(
+            f"{root}: no {MANIFEST_NAME}, so this is no (finished) shard folder; run `shards index {root}` for tars "
+            f"that others wrote, or `shards convert` again"
+        )
+    return parse_manifest(path.read_bytes(), root, where=str(path))
+
+
+def parse_manifest(content: bytes, root: Path, *, where: str) -> Manifest:
+    """The manifest in these bytes; `where` names them to the user.
+
+    Raises:
+        InputError: they do not describe shards.
+    """
+    try:
+        read = json.loads(content)
+        if read["version"] != FORMAT_VERSION:
+            raise InputError(f"{where}: format version {read['version']}, this program reads {FORMAT_VERSION}")
+        manifest = Manifest(
+            root, str(read["name"]), tuple(_entry(row) for row in read["shards"]), tuple(read["classes"]),
+            str(read["source"]), dict(read["settings"]), dict(read["skipped"]),
+        )
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{where}: not a manifest ({type(error).__name__}: {error}); restore it, or remove it "
+            f"and give the same `shards convert` again, or `shards index` for tars that others wrote"
+        ) from error
+    _reject_paths(where, manifest)
+    return manifest
+
+
+def write_manifest(manifest: Manifest) -> None:
+    """Write the manifest atomically; its bytes depend on its content alone."""
+    content = {
+        "version": FORMAT_VERSION,
+        "name": manifest.name,
+        "source": manifest.source,
+        "settings": manifest.settings,
+        "num_samples": manifest.num_samples,
+        "num_bytes": manifest.num_bytes,
+        "skipped": dict(sorted(manifest.skipped.items())),
+        "classes": list(manifest.classes),
+        "shards": [
+            {"name": s.name, "samples": s.num_samples, "bytes": s.num_bytes, "checksum": s.checksum,
+             **({"index": s.index_checksum} if s.index_checksum else {})}
+            for s in manifest.shards
+        ],
+    }
+    with atomic_write(manifest.root / MANIFEST_NAME) as file:
+        file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
+
+
+def check_files(manifest: Manifest, part: int = 0, parts: int = 1) -> None:
+    """Check that every tar and index is there, with the bytes and the samples listed; reads no more than headers.
+
+    With `parts`, only every so many shards, from number `part` on: others check the rest.
+
+    Raises:
+        InputError: naming the first file that is not as the manifest says.
+    """
+    for number in range(part, len(manifest.shards), parts):
+        shard = manifest.shards[number]
+        tar, index = manifest.tar_path(number), manifest.index_path(number)
+        for path in (tar, index):
+            if not path.is_file():
+                raise InputError(f"{path}: missing, though {MANIFEST_NAME} lists it; restore it or convert again")
+        size = tar.stat().st_size
+        if size != shard.num_bytes:
+            raise InputError(
+                f"{tar}: is {size:,} bytes, the manifest says {shard.num_bytes:,}: it was cut or replaced; "
+                f"restore it, or convert again and run `shards verify {manifest.root}`"
+            )
+        indexed = _num_indexed(index)
+        if indexed != shard.num_samples:
+            raise InputError(
+                f"{index}: lists {indexed} samples, the manifest says {shard.num_samples}; run "
+                f"{remedy(manifest.root)}"
+            )
+
+
+def remedy(folder: Path) -> str:
+    """The command that mends a damaged index: tars that were converted have a plan, which knows what they held."""
+    converted = any((place / "plan").is_dir() for place in (folder, folder.parent))
+    return f"`shards verify {folder} --repair`" if converted else f"`shards index {folder}`"
+
+
+class Keys(Protocol):
+    """What an index needs of its keys: a list or tuple of them, or keys read from a file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> str: ...
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The samples of one shard, a column an attribute.
+
+    Attributes:
+        keys: WebDataset keys.
+        offset, size: of the image's bytes in the tar, uint64 [N].
+        width, height: in pixels, from the image's header, uint32 [N].
+        format: position in IMAGE_FORMATS, uint8 [N].
+        checksum: xxh3-64 of the image's bytes, uint64 [N].
+        label: position in the manifest's classes, -1 for none, int32 [N].
+    """
+
+    keys: Keys
+    offset: np.ndarray
+    size: np.ndarray
+    width: np.ndarray
+    height: np.ndarray
+    format: np.ndarray
+    checksum: np.ndarray
+    label: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    def key(self, row: int) -> str:
+        """The key of one sample."""
+        return self.keys[row]
+
+
+@dataclass(frozen=True)
+class _PackedKeys:
+    """Keys as one blob, decoded one by one: opening an index must not cost a string a sample."""
+
+    _blob: np.ndarray
+    _ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, row: int) -> str:
+        start = int(self._ends[row - 1]) if row else 0
+        return self._blob[start : int(self._ends[row])].tobytes().decode()
+
+
+def write_index(index: ShardIndex, path: Path) -> None:
+    """Write an index atomically, as safetensors."""
+    encoded = [index.key(row).encode() for row in range(len(index))]
+    columns = {name: np.asarray(getattr(index, name), dtype) for name, dtype in _COLUMNS.items()}
+    columns["keys"] = np.frombuffer(b"".join(encoded), np.uint8)
+    columns["key_ends"] = np.cumsum([len(key) for key in encoded], dtype=np.uint64)
+    with atomic_write(path) as file:
+        file.write(save(columns))
+
+
+def read_index(path: Path) -> ShardIndex:
+    """Read the index of a shard.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    try:
+        columns = load_file(path)
+        index = ShardIndex(
+            _PackedKeys(columns["keys"], columns["key_ends"]), *(columns[name] for name in _COLUMNS)
+        )
+    except (OSError, SafetensorError, KeyError) as error:
+        raise InputError(f"{path}: not a readable index ({error}); run {remedy(path.parent)}") from error
+    lengths = {len(index.keys), *(len(columns[name]) for name in _COLUMNS)}
+    if len(lengths) != 1:
+        raise InputError(f"{path}: columns of different lengths; run {remedy(path.parent)}")
+    return index
+
+
+def _num_indexed(path: Path) -> int:
+    try:
+        with safe_open(path, "numpy") as columns:
+            return int(columns.get_slice("offset").get_shape()[0])
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a readable index ({error}); run {remedy(path.parent)}") from error
+
+
+def _entry(row: dict[str, Any]) -> ShardEntry:
+    return ShardEntry(str(row["name"]), int(row["samples"]), int(row["bytes"]), str(row["checksum"]),
+                      str(row.get("index", "")))
+
+
+def _reject_paths(where: str, manifest: Manifest) -> None:
+    for shard in manifest.shards:
+        if Path(shard.name).name != shard.name or not shard.name.endswith(".tar"):
+            raise InputError(f"{where}: shard name {shard.name!r} is not a plain file name ending in .tar")

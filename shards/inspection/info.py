@@ -1,0 +1,145 @@
+"""`shards info`: what a shard folder holds, in words (and as a page, see page.py).
+
+Indexes are read one after the other and only counted, so a billion samples take the memory of thousands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from shards.format.manifest import IMAGE_FORMATS, Manifest, ShardIndex, check_files, index_path, read_index
+from shards.stores.locate import fetched, manifest_at
+from shards.stores.store import is_url
+
+EXAMPLES = 60
+"""Samples, chosen at random, of which it is noted where they are."""
+
+_FETCHED_AT_ONCE = 32
+
+
+class Tally:
+    """How often each number came. Of fractions four digits are told apart, so that there are not too many."""
+
+    def __init__(self) -> None:
+        self.values, self.counts = np.empty(0), np.empty(0, np.int64)
+
+    def add(self, numbers: np.ndarray) -> None:
+        """Count some more numbers, all above 0."""
+        if np.issubdtype(numbers.dtype, np.floating):
+            unit = 10.0 ** (np.floor(np.log10(numbers)) - 3)
+            numbers = np.rint(numbers / unit) * unit
+        values, counts = np.unique(numbers, return_counts=True)
+        self.values, place = np.unique(np.concatenate([self.values, values]), return_inverse=True)
+        self.counts = np.bincount(place, np.concatenate([self.counts, counts])).astype(np.int64)
+
+    def quantile(self, share: float) -> float:
+        """The number that this share of all is not above."""
+        ends = np.cumsum(self.counts)
+        return float(self.values[np.searchsorted(ends, share * ends[-1])])
+
+
+@dataclass(frozen=True)
+class Example:
+    """Where a sample is: its shard, its number there, and start and bytes of its image."""
+
+    shard: str
+    number: int
+    span: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A shard folder, and of all its samples: counts by format and class, sides in pixels, megapixels, width / height,
+    kilobytes.
+    """
+
+    location: str
+    manifest: Manifest
+    formats: dict[str, int]
+    classes: dict[str, int]
+    width: Tally = field(default_factory=Tally)
+    height: Tally = field(default_factory=Tally)
+    megapixels: Tally = field(default_factory=Tally)
+    shape: Tally = field(default_factory=Tally)
+    kilobytes: Tally = field(default_factory=Tally)
+    examples: list[Example] = field(default_factory=list)
+
+
+def gather(location: str | Path) -> Facts:
+    """Read what the indexes say.
+
+    Raises:
+        InputError: no readable manifest, or files that are not as it says.
+    """
+    location = str(location)
+    manifest = manifest_at(location)
+    if not is_url(location):
+        check_files(manifest)
+    chosen = _choose(manifest.num_samples)
+    formats, classes = np.zeros(len(IMAGE_FORMATS), np.int64), np.zeros(len(manifest.classes), np.int64)
+    facts = Facts(location, manifest, {}, {})
+    first = 0
+    for shard, index in zip(manifest.shards, _indexes(location, manifest), strict=True):
+        formats += np.bincount(index.format, minlength=len(formats))
+        classes += np.bincount(index.label[index.label >= 0], minlength=len(classes))
+        _count(facts, index)
+        for number in (chosen[(chosen >= first) & (chosen < first + len(index))] - first).tolist():
+            span = (index.offset.item(number), index.size.item(number))
+            facts.examples.append(Example(shard.name, number, span))
+        first += len(index)
+    facts.formats.update((name, count) for name, count in zip(IMAGE_FORMATS, formats.tolist(), strict=True) if count)
+    facts.classes.update(zip(manifest.classes, classes.tolist(), strict=True))
+    return facts
+
+
+def _choose(num_samples: int) -> np.ndarray:
+    """Numbers of some samples, the same at every call."""
+    return np.sort(np.random.default_rng(0).choice(num_samples, min(EXAMPLES, num_samples), replace=False))
+
+
+def _indexes(location: str, manifest: Manifest) -> Iterator[ShardIndex]:
+    names = [index_path(Path(shard.name)).name for shard in manifest.shards]
+    for start in range(0, len(names), _FETCHED_AT_ONCE):
+        some = names[start : start + _FETCHED_AT_ONCE]
+        with fetched(location, some) as folder:
+            yield from (read_index(folder / name) for name in some)
+
+
+def _count(facts: Facts, index: ShardIndex) -> None:
+    facts.width.add(index.width)
+    facts.height.add(index.height)
+    facts.megapixels.add(index.width.astype(np.float64) * index.height / 1e6)
+    facts.shape.add(index.width / index.height)
+    facts.kilobytes.add(index.size / 1e3)
+
+
+def describe(facts: Facts) -> str:
+    """Counts, sizes, formats, resolutions, classes and what was skipped."""
+    manifest = facts.manifest
+    lines = [
+        facts.location,
+        f"  samples   {manifest.num_samples:,} in {len(manifest.shards):,} shards, {manifest.num_bytes:,} bytes",
+        f"  source    {manifest.source}",
+        f"  settings  {', '.join(f'{key}={value}' for key, value in manifest.settings.items())}",
+        f"  formats   {', '.join(f'{name} {count:,}' for name, count in facts.formats.items())}",
+        f"  pixels    {_spread(facts.width)} wide, {_spread(facts.height)} high (smallest / median / largest)",
+        *_classes(facts),
+        *(f"  skipped   {count:,}: {reason}" for reason, count in manifest.skipped.items()),
+    ]
+    return "\n".join(lines)
+
+
+def _spread(sides: Tally) -> str:
+    return f"{int(sides.values[0])} / {int(sides.quantile(0.5))} / {int(sides.values[-1])}"
+
+
+def _classes(facts: Facts) -> list[str]:
+    if not facts.manifest.classes:
+        return ["  classes   none"]
+    shown = [f"{name} {count:,}" for name, count in facts.classes.items()]
+    more = len(shown) - 20
+    return [f"  classes   {len(shown):,}: {', '.join(shown[:20])}{f', and {more:,} more' if more > 0 else ''}"]

@@ -1,0 +1,134 @@
+"""`shards verify`: is every byte still what was converted, and does every image decode?"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from mmap import mmap
+from pathlib import Path
+
+import xxhash
+from tqdm import tqdm
+
+from shards.format.manifest import Manifest, ShardEntry, ShardIndex, index_path, read_index
+from shards.format.tar import TarSample, as_text, file_checksum, map_file, walk
+from shards.ground.errors import InputError
+from shards.ground.worker_processes import over
+from shards.images.reading import ImageError, inspect
+from shards.stores.locate import fetched, manifest_at, names_at, process_context
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is not as the manifest says."""
+
+    shard: str
+    key: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.key + ': ' if self.key else ''}{self.what}"
+
+
+def verify(location: str | Path, *, workers: int, decode: bool) -> tuple[Manifest, list[Problem]]:
+    """Compare a shard folder with its manifest: sizes, checksums, counts, index, and with `decode` every image.
+
+    Raises:
+        InputError: no readable manifest.
+    """
+    location = str(location)
+    manifest = manifest_at(location)
+    check = partial(_verify_shard, location, manifest.classes, decode)
+    found = list(tqdm(over(check, manifest.shards, workers, process_context(location)), total=len(manifest.shards),
+                      unit="shard", desc="verify", leave=False))
+    listed = {shard.name for shard in manifest.shards}
+    strangers = [Problem(name, "", "not in the manifest") for name in names_at(location)
+                 if name.endswith(".tar") and name not in listed]
+    return manifest, [problem for problems in found for problem in problems] + strangers
+
+
+def _verify_shard(location: str, classes: tuple[str, ...], decode: bool, shard: ShardEntry) -> list[Problem]:
+    with fetched(location, [shard.name, index_path(Path(shard.name)).name]) as folder:
+        found = _problems(folder / shard.name, shard, classes, decode)
+        return [Problem(shard.name, key, what) for key, what in found]
+
+
+def _problems(tar: Path, shard: ShardEntry, classes: tuple[str, ...], decode: bool) -> Iterator[tuple[str, str]]:
+    if not tar.is_file():
+        yield "", "missing"
+        return
+    size, is_whole = tar.stat().st_size, False
+    if size != shard.num_bytes:
+        yield "", f"{size:,} bytes, the manifest says {shard.num_bytes:,}"
+    elif file_checksum(tar) != shard.checksum:
+        yield "", "checksum of the file differs from the manifest"
+    else:
+        is_whole = True
+    try:
+        index = read_index(index_path(tar))
+    except InputError as error:
+        yield "", str(error)
+        return
+    if shard.index_checksum and file_checksum(index_path(tar)) != shard.index_checksum:
+        yield "", "checksum of its index differs from the manifest"
+    if len(index) != shard.num_samples:
+        yield "", f"its index lists {len(index)} samples, the manifest says {shard.num_samples}"
+    try:
+        with tar.open("rb") as file, map_file(file, tar) as stored:
+            yield from _of_images(stored, index, decode)
+            if not is_whole:
+                yield from _of_headers(stored, index)
+            # By place as well: a tar that was joined or appended to may hold a name several times.
+            found = {(as_text(sample.key), sample.image()): sample for sample in walk(file, tar)}
+            for row in range(len(index)):
+                sample = found.get((index.key(row), (index.offset.item(row), index.size.item(row))))
+                if sample is None:
+                    yield index.key(row), "the tar's headers do not lead to it"
+                elif not is_whole and not _is_label(stored, sample, index.label.item(row), classes):
+                    yield index.key(row), "its cls is not the label of the index"
+    except InputError as error:
+        yield "", str(error).removeprefix(f"{tar}: ")
+
+
+def _of_images(stored: mmap, index: ShardIndex, decode: bool) -> Iterator[tuple[str, str]]:
+    for row in range(len(index)):
+        start, size = index.offset.item(row), index.size.item(row)
+        with memoryview(stored)[start : start + size] as payload:
+            if xxhash.xxh3_64_intdigest(payload) != index.checksum.item(row):
+                yield index.key(row), "bytes of the image differ from the index"
+            elif decode:
+                size = index.width.item(row), index.height.item(row)
+                yield from _undecodable(index.key(row), bytes(payload), size)
+
+
+def _of_headers(stored: mmap, index: ShardIndex) -> Iterator[tuple[str, str]]:
+    """Samples whose image has a damaged header, which ends the tar for those who read it from front to back."""
+    for row in range(len(index)):
+        start = index.offset.item(row)
+        try:
+            size = tarfile.TarInfo.frombuf(stored[start - 512 : start], "utf-8", "surrogateescape").size
+        except tarfile.HeaderError:
+            yield index.key(row), "its header in the tar is damaged"
+            continue
+        if size != index.size.item(row):
+            yield index.key(row), f"its header in the tar says {size:,} bytes, the index {index.size.item(row):,}"
+
+
+def _is_label(stored: mmap, sample: TarSample, label: int, classes: tuple[str, ...]) -> bool:
+    if label < 0 or "cls" not in sample.members:
+        return True
+    start, size = sample.members["cls"]
+    text = stored[start : start + size].decode("utf-8", "replace").strip()
+    return text == str(label) or (label < len(classes) and text == classes[label])
+
+
+def _undecodable(key: str, payload: bytes, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
+    try:
+        found = inspect(payload, decode=True, max_pixels=size[0] * size[1])
+    except ImageError as error:
+        yield key, str(error)
+        return
+    if sorted((found.width, found.height)) != sorted(size):
+        yield key, f"is {found.width} x {found.height} pixels, the index says {size[0]} x {size[1]}"

@@ -1,0 +1,214 @@
+"""Archives as sources: a zip, tars.
+
+Names inside them are only ever keys: nothing is extracted, and a member never becomes a path.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, BinaryIO
+
+from shards.format.keys import Keys
+from shards.format.tar import ONE_MORE, TarSample, TornTar, walk
+from shards.ground.errors import InputError
+from shards.sources.found import (
+    NO_IMAGE,
+    TORN,
+    Content,
+    Found,
+    first_folder,
+    left_out,
+    suffix_of,
+    why_beside,
+    why_no_image,
+)
+from shards.stores.folders import Folder
+
+MAX_MEMBER_BYTES = 2**30
+"""A member of a zip that says it unpacks to more is left out: it would fill the memory."""
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError)
+
+
+class ZipSource:
+    """Members of a zip archive, by name. A place is a member's name; of several with one name, the second and later
+    have a number behind a zero byte, which no name holds.
+    """
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self.location, self._folder, self._name = f"{folder.location}/{name}", folder, name
+        self._open: zipfile.ZipFile | None = None
+        self._members: dict[str, zipfile.ZipInfo] = {}
+
+    def list(self) -> Iterator[Found]:
+        """See `Source`."""
+        files: dict[str, Keys] = {}
+        names: dict[str, Keys] = {}
+        key_folders = {"": ""}
+        self._archive()
+        for place, member in sorted(self._members.items()):
+            reason = why_beside(member.filename) or why_no_image(member.filename, partial(self._begin, place))
+            if reason:
+                yield left_out(place, reason)
+                continue
+            if member.file_size > MAX_MEMBER_BYTES:
+                yield left_out(place, f"unpacks to more than {MAX_MEMBER_BYTES:,} bytes")
+                continue
+            folder, _, base = member.filename.rpartition("/")
+            known = ""
+            for part in folder.split("/") if folder else ():
+                inside = f"{known}{part}/"
+                if inside not in key_folders:
+                    own = names.setdefault(known, Keys()).of_folder(part or "_")
+                    key_folders[inside] = f"{key_folders[known]}{own}/"
+                known = inside
+            key = key_folders[known] + files.setdefault(known, Keys()).of_file(base)
+            yield Found(place, key, member.file_size, folder=first_folder(member.filename))
+
+    def read(self, place: str) -> Content:
+        """See `Source`."""
+        self._archive()
+        if place not in self._members:
+            raise OSError(0, "not in the archive")
+        # Never more than was said: the rest of one that lies is not unpacked.
+        member = self._members[place]
+        return Content(self._begin(place, member.file_size), suffix_of(member.filename))
+
+    def _begin(self, place: str, size: int) -> bytes:
+        """The first bytes of a member."""
+        archive, member = self._archive(), self._members[place]
+        if member.flag_bits & 1:
+            raise OSError(0, "encrypted in the archive")
+        try:
+            with archive.open(member) as file:
+                return file.read(size)
+        except InputError:  # the store that the archive is in
+            raise
+        except NotImplementedError as error:
+            raise OSError(0, "of an unknown compression in the archive") from error
+        except _DAMAGED as error:
+            raise OSError(0, "damaged in the archive") from error
+
+    def name(self, place: str) -> str:
+        """See `Source`."""
+        return place.partition("\0")[0]
+
+    def identity(self, place: str) -> str:
+        """See `Source`."""
+        return place
+
+    def reads(self, place: str) -> int:
+        """See `Source`. All come from one open file."""
+        return 1
+
+    def _archive(self) -> zipfile.ZipFile:
+        if self._open is None:
+            try:
+                self._open = zipfile.ZipFile(self._folder.open(self._name))
+            except InputError:
+                raise
+            except (*_DAMAGED, NotImplementedError, OSError) as error:
+                raise InputError(f"{self.location}: not a whole zip archive ({error}); pack it again") from error
+            self._members = _places(self._open)
+        return self._open
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_open": None, "_members": {}}  # every process opens its own
+
+
+def _places(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The files of an archive by place. Names may come twice: only the member itself says which is meant."""
+    places: dict[str, zipfile.ZipInfo] = {}
+    times: dict[str, int] = {}
+    for member in archive.infolist():
+        if member.is_dir():
+            continue
+        times[member.filename] = number = times.get(member.filename, 0) + 1
+        places[member.filename if number == 1 else f"{member.filename}\0{number:06d}"] = member
+    return places
+
+
+class TarSource:
+    """Samples of tars, as WebDataset groups them; what comes with an image (json, txt) stays with it, a `cls` is its
+    label. A place says in which tar which bytes are; keys begin with the tar's name: others repeat them between tars.
+    """
+
+    def __init__(
+        self, location: str, folder: Folder, names: list[str], beside: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        """`beside`: what else lies there, each with the reason why it is left out."""
+        self.location, self._folder, self._names, self._beside = location, folder, names, beside
+
+    def list(self) -> Iterator[Found]:
+        """See `Source`. Of several tars a torn one is left out from the tear on, and listed."""
+        for name, reason in self._beside:
+            yield left_out(json.dumps({"tar": name}), reason)
+        folders = Keys()
+        for name in self._names:
+            keys, key_folder, skipped = Keys(), folders.of_folder(name.removesuffix(".tar")), []
+            try:
+                with self._open(name) as file:
+                    for sample in walk(file, f"{self._folder.location}/{name}", skipped):
+                        yield from self._found(name, sample, key_folder, keys, file)
+            except TornTar:
+                if len(self._names) == 1:
+                    raise
+                yield left_out(json.dumps({"tar": name}), TORN)
+            for member, reason in skipped:
+                yield left_out(json.dumps({"tar": name, "member": member}), reason)
+
+    def read(self, place: str) -> Content:
+        """See `Source`."""
+        where = json.loads(place)
+        suffixes, spans = list(where["members"]), list(where["members"].values())
+        members = dict(zip(suffixes, self._folder.read_spans(where["tar"], spans), strict=True))
+        return Content(members.pop(where["image"]), where["image"].rpartition(".")[2], members)
+
+    def name(self, place: str) -> str:
+        """See `Source`."""
+        where = json.loads(place)
+        if "key" in where:
+            return f"{where['tar']}:{where['key']}.{where['image']}"
+        return f"{where['tar']}:{where['member']}" if "member" in where else where["tar"]
+
+    def identity(self, place: str) -> str:
+        """See `Source`: a tar that was written anew has the same samples in other places."""
+        return self.name(place)
+
+    def reads(self, place: str) -> int:
+        """See `Source`."""
+        return self._folder.reads
+
+    def _open(self, name: str) -> BinaryIO:
+        try:
+            return self._folder.open(name)
+        except OSError as error:
+            raise InputError(f"{self._folder.location}/{name}: cannot be opened ({error.strerror})") from error
+
+    def _found(self, tar: str, sample: TarSample, key_folder: str, keys: Keys, file: BinaryIO) -> Iterator[Found]:
+        """A sample, and what of it is left out."""
+        images = sample.images()
+        reason = why_beside(sample.key) or ("" if images else NO_IMAGE)
+        if reason:
+            yield left_out(json.dumps({"tar": tar, "key": sample.key, "image": "*"}), reason)
+            return
+        image, *others = images
+        kept = {suffix: span for suffix, span in sample.members.items()
+                if suffix == image or (suffix != "cls" and suffix not in others)}
+        place = json.dumps({"tar": tar, "key": sample.key, "image": image, "members": kept})
+        label = _bytes_at(file, *sample.members.get("cls", (0, 0))).decode("utf-8", "replace").strip()
+        key = f"{key_folder}/{keys.of_folder(sample.key)}"
+        yield Found(place, key, sample.members[image][1], label, first_folder(sample.key))
+        for other in others:
+            yield left_out(json.dumps({"tar": tar, "key": sample.key, "image": other}), ONE_MORE)
+
+
+def _bytes_at(file: Any, start: int, size: int) -> bytes:
+    file.seek(start)
+    return file.read(size)

@@ -1,0 +1,181 @@
+"""Where images come from: a folder, a zip archive, tars, a list of paths, on a disk or in a store. Each lists its files
+in a fixed order and reads any of them by what it listed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from shards.format.keys import Keys
+from shards.ground.errors import InputError
+from shards.sources.archives import MAX_MEMBER_BYTES, TarSource, ZipSource
+from shards.sources.found import (
+    NO_IMAGE,
+    Content,
+    Found,
+    first_folder,
+    is_image,
+    left_out,
+    suffix_of,
+    why_beside,
+    why_no_image,
+)
+from shards.sources.tables import READERS, ListSource
+from shards.stores.folders import Denied, Entry, Folder, open_folder
+from shards.stores.store import is_url
+
+_BESIDE_TARS = ("plan", "holdout", "_tmp")
+"""Folders beside tars that we, or img2dataset, make."""
+
+
+class Source(Protocol):
+    """What can be converted.
+
+    Attributes:
+        location: path or URL.
+    """
+
+    location: str
+
+    def list(self) -> Iterator[Found]:
+        """All files, in an order that is always the same. InputError: the source cannot be listed."""
+        ...
+
+    def read(self, place: str) -> Content:
+        """One file. OSError: it cannot be read; its text names no values, since such reasons are counted."""
+        ...
+
+    def name(self, place: str) -> str:
+        """For people."""
+        ...
+
+    def identity(self, place: str) -> str:
+        """What a file keeps when the source is written anew: the same for the same file, or for what replaced it."""
+        ...
+
+    def reads(self, place: str) -> int:
+        """How many files are best read at a time, where this one is."""
+        ...
+
+
+def open_source(location: str | Path, *, label_column: str = "") -> Source:
+    """The source at a path or URL, by what is there: a folder of tars counts as tars.
+
+    Raises:
+        InputError: nothing is there, or nothing that can be converted.
+    """
+    location = str(location)
+    if is_url(location) or os.path.isfile(location):
+        parent, name = os.path.split(location.rstrip("/"))
+        suffix = suffix_of(name)
+        if suffix == "zip":
+            return ZipSource(open_folder(parent), name)
+        if suffix in READERS:
+            return ListSource(open_folder(parent), name, label_column)
+        if suffix == "tar":
+            folder = open_folder(parent)
+            return TarSource(f"{folder.location}/{name}", folder, [name])
+    if not is_url(location) and not os.path.isdir(location):
+        exists = os.path.exists(location)
+        what = "is no folder, and no file that can be converted" if exists else "no such folder or file"
+        raise InputError(f"{location}: {what}; pass a folder of images or of tars, a .zip, or a list "
+                         f"({', '.join(f'.{name}' for name in READERS)}); tars must be unpacked ones (.tar)")
+    folder = open_folder(location)
+    entries = folder.entries()
+    if not any(_is_tar(entry) for entry in entries):
+        return FolderSource(folder)
+    _check_tars_alone(folder.location, entries)
+    beside = tuple((entry.name, _why_beside(entry)) for entry in entries if not _is_tar(entry))
+    return TarSource(folder.location, folder, [entry.name for entry in entries if _is_tar(entry)], beside)
+
+
+class FolderSource:
+    """Files below a folder, depth first, each folder's in the order of their names; memory of one branch of folders.
+
+    A place is a path below it.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self.location, self._folder = folder.location, folder
+
+    def list(self) -> Iterator[Found]:
+        """See `Source`."""
+        yield from self._walk()
+
+    def read(self, place: str) -> Content:
+        """See `Source`."""
+        return Content(self._folder.read(place), suffix_of(place))
+
+    def name(self, place: str) -> str:
+        """See `Source`."""
+        return place
+
+    def identity(self, place: str) -> str:
+        """See `Source`."""
+        return place
+
+    def reads(self, place: str) -> int:
+        """See `Source`."""
+        return self._folder.reads
+
+    def _walk(self) -> Iterator[Found]:
+        branch = [_Level("", "", self._folder.entries())]  # no recursion: folders may lie deeper than Python's stack
+        while branch:
+            level = branch[-1]
+            entry = next(level.entries, None)
+            if entry is None:
+                branch.pop()
+                continue
+            place = level.folder + entry.name
+            if entry.is_folder:
+                try:
+                    entries = self._folder.entries(f"{place}/")
+                except Denied:
+                    yield left_out(f"{place}/", "folder cannot be listed")
+                    continue
+                branch.append(_Level(f"{place}/", f"{level.key_folder}{level.folders.of_folder(entry.name)}/", entries))
+            elif reason := entry.other or why_beside(place) or self._why_no_image(place, entry):
+                yield left_out(place, reason)
+            else:
+                key = level.key_folder + level.files.of_file(entry.name)
+                yield Found(place, key, entry.size, folder=first_folder(place))
+
+
+    def _why_no_image(self, place: str, entry: Entry) -> str:
+        if self._folder.reads > 1:
+            return why_no_image(entry.name) or (NO_IMAGE if self._is_unnamed_and_large(entry) else "")
+        return why_no_image(entry.name, lambda size: self._folder.read_spans(place, [(0, size)])[0])
+
+    @staticmethod
+    def _is_unnamed_and_large(entry: Entry) -> bool:
+        return not is_image(entry.name) and entry.size > MAX_MEMBER_BYTES
+
+
+class _Level:
+    """A folder on the way down: its place, the keys of its files and folders, and what is left of its entries."""
+
+    def __init__(self, folder: str, key_folder: str, entries: list[Entry]) -> None:
+        self.folder, self.key_folder, self.entries = folder, key_folder, iter(entries)
+        self.files, self.folders = Keys(), Keys()
+
+
+def _is_tar(entry: Entry) -> bool:
+    return not entry.is_folder and not entry.other and suffix_of(entry.name) == "tar"
+
+
+def _check_tars_alone(location: str, entries: list[Entry]) -> None:
+    """Images beside tars are refused: which of them are meant is for the user to say."""
+    tar = next(entry.name for entry in entries if _is_tar(entry))
+    for entry in entries:
+        is_known = entry.name in _BESIDE_TARS or entry.name.startswith(".")
+        if (entry.is_folder and not is_known) or (not entry.is_folder and is_image(entry.name)):
+            what = f"the folder {entry.name}" if entry.is_folder else f"the image {entry.name}"
+            raise InputError(f"{location}: holds tars ({tar}) and also {what}; move one kind elsewhere, and convert "
+                             f"each by itself")
+
+
+def _why_beside(entry: Entry) -> str:
+    return "a folder beside tars" if entry.is_folder else entry.other or NO_IMAGE

@@ -1,0 +1,200 @@
+"""Lists of files as a source: CSV, JSON lines or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+from urllib.parse import unquote
+
+from pyarrow import parquet
+
+from shards.format.keys import Keys
+from shards.ground.errors import InputError
+from shards.sources.found import Content, Found, first_folder, left_out, suffix_of, why_no_image
+from shards.sources.isolated import rows_apart
+from shards.stores.folders import Folder, open_folder
+from shards.stores.locate import process_context
+from shards.stores.store import is_url
+
+
+class ListSource:
+    """Files that a list names: CSV with a header, JSON lines, or Parquet, with a column `path` (relative ones are below
+    the list's folder; URLs may lead to any store). Other columns become the sample's json; one may be the label.
+
+    A place is a row.
+    """
+
+    def __init__(self, folder: Folder, name: str, label_column: str) -> None:
+        self.location, self._name, self._label_column = f"{folder.location}/{name}", name, label_column
+        self._folder = folder
+        self._stores: dict[str, Folder] = {}
+
+    def list(self) -> Iterator[Found]:
+        """See `Source`."""
+        number = -1
+        for number, row in enumerate(self._rows()):
+            try:
+                found = self._checked(number, row)
+            except RecursionError as error:
+                raise InputError(f"{self.location}: row {number + 1} is nested too deeply; leave that column out of "
+                                 f"the list") from error
+            yield found
+        if number < 0:
+            raise InputError(f"{self.location}: lists no files; expected a row for each, with a column `path`")
+
+    def read(self, place: str) -> Content:
+        """See `Source`."""
+        row = json.loads(place)
+        others = {name: value for name, value in row.items() if name != "path"}
+        extra = {"json": _json(others).encode()} if others else {}
+        folder, path = self._find(row["path"])
+        try:
+            return Content(folder.read(path), suffix_of(path), extra)
+        except InputError:
+            raise
+        except ValueError as error:  # of a name that no file can have
+            raise OSError(0, "not a possible path") from error
+
+    def name(self, place: str) -> str:
+        """See `Source`."""
+        path = json.loads(place)["path"]
+        try:
+            os.fsencode(path)
+        except UnicodeEncodeError:  # half of a character, which JSON can spell and no text may hold
+            return path.encode("utf-8", "replace").decode()
+        return path
+
+    def identity(self, place: str) -> str:
+        """See `Source`: rows that only say other things of a file are still its rows."""
+        return self.name(place)
+
+    def reads(self, place: str) -> int:
+        """See `Source`."""
+        return self._find(json.loads(place)["path"])[0].reads
+
+    def _checked(self, number: int, row: Any) -> Found:
+        if not isinstance(row, dict) or not isinstance(row.get("path"), str):
+            raise InputError(f"{self.location}: row {number + 1} has no `path`; expected a column of that name")
+        if column := next((name for name, value in row.items() if _holds_bytes(value)), ""):
+            raise InputError(f"{self.location}: column `{column}` holds bytes, which json cannot; leave it out of the "
+                             f"list, or write it as text")
+        if self._label_column and _plain(row.get(self._label_column)) in (None, ""):
+            text = f"{self.location}: row {number + 1} has no `{self._label_column}`, which --labels asks for"
+            raise InputError(text)
+        return self._found(number, row)
+
+    def _found(self, number: int, row: dict[str, Any]) -> Found:
+        place, path = _json(row), row["path"]
+        if reason := why_no_image(path):
+            return left_out(place, reason)
+        folder, name = self._find(path)
+        try:
+            size = folder.size(name)
+        except (OSError, ValueError):  # reading it will say so
+            size = -1
+        label = str(row[self._label_column]) if self._label_column else ""
+        key = f"{number:010d}_{Keys().of_file(path.rpartition('/')[2])}"
+        return Found(place, key, size, label, "" if folder is not self._folder else first_folder(path))
+
+    def _find(self, path: str) -> tuple[Folder, str]:
+        """The folder that a path is read from, and its name there."""
+        if path.startswith("file:///"):
+            return self._local, unquote(path.removeprefix("file://"))
+        if not is_url(path):
+            return self._folder, path
+        scheme, _, rest = path.partition("://")
+        host, _, name = rest.partition("/")
+        root = f"{scheme}://{host}"
+        return self._store(root), unquote(name) if scheme.startswith("http") else name
+
+    def _store(self, root: str) -> Folder:
+        if root not in self._stores:
+            self._stores[root] = open_folder(root)
+        return self._stores[root]
+
+    @property
+    def _local(self) -> Folder:
+        return self._store("/")
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        in_memory = self.location.startswith("memory:")  # of this process alone
+        if suffix_of(self._name) in _APART and not in_memory:
+            yield from rows_apart(self._read_rows, self.location, process_context(self.location))
+        else:
+            yield from self._read_rows()
+
+    def _read_rows(self) -> Iterator[dict[str, Any]]:
+        try:
+            with self._folder.open(self._name) as file:
+                yield from READERS[suffix_of(self._name)](file)
+        except InputError:  # the store that the list is in
+            raise
+        except Exception as error:  # what a library makes of damage: numbers too long, dates after the year 9999
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            raise InputError(f"{self.location}: cannot be read ({why})") from error
+
+
+def _json(value: dict[str, Any]) -> str:
+    """JSON as people write it, unless that is no text (half of a character): then spelled out."""
+    plain = _plain(value)
+    text = json.dumps(plain, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(plain, default=str)
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """A value without what JSON cannot hold: numbers that are none become null, as in empty cells of a table."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _holds_bytes(value: Any) -> bool:
+    if isinstance(value, dict | list | tuple):
+        return any(map(_holds_bytes, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, bytes | bytearray | memoryview)
+
+
+def _read_csv(file: BinaryIO) -> Iterator[dict[str, Any]]:
+    # utf-8-sig: spreadsheets begin their files with a mark. strict: else an open quote swallows the rows that follow.
+    rows = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+    try:
+        for row in rows:
+            if None in row:
+                raise csv.Error("more columns than the header has; put quotes around texts with commas")
+            yield row
+    except csv.Error as error:
+        hint = "; is a quote never closed?" if "unexpected end" in str(error) else ""
+        raise csv.Error(f"line {rows.reader.line_num}: {error}{hint}") from error
+
+
+def _read_json_lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
+    yield from (json.loads(line) for line in io.TextIOWrapper(file, encoding="utf-8-sig") if line.strip())
+
+
+def _read_parquet(file: BinaryIO) -> Iterator[dict[str, Any]]:
+    with parquet.ParquetFile(file) as table:
+        # Without threads: libarrow's do not survive the fork that starts worker processes.
+        for batch in table.iter_batches(_BATCH, use_threads=False):
+            yield from batch.to_pylist()
+
+
+_BATCH = 4096
+"""Rows that are Python's objects at a time: each may hold a long text."""
+
+_APART = ("parquet",)
+"""Lists that are read by libraries in C++, which damage may crash."""
+
+READERS: dict[str, Callable[[BinaryIO], Iterator[dict[str, Any]]]] = {
+    "csv": _read_csv, "jsonl": _read_json_lines, "parquet": _read_parquet,
+}

@@ -1,0 +1,304 @@
+"""Files behind a URL: any store that fsspec knows (s3://, gs://, http://, ...), and WebDataset's `pipe:` if allowed.
+
+A store may be slow, away for minutes, hang or answer with half of what was asked for; here that is waited for, asked
+again, and in the end reported in one line.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import logging
+import os
+import random
+import shlex
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from shards.ground.errors import InputError
+from shards.stores import pipe
+from shards.stores.store_errors import check_url, is_denied, is_missing, remedy, within
+
+ALLOW_PIPE = "LARGESCALE_ALLOW_PIPE"
+"""Environment variable that must be 1 for `pipe:` commands to run: a recipe cannot allow itself to."""
+
+REQUEST_BYTES = 16 * 2**20
+"""Bytes asked for at a time; what has arrived is kept when a later request fails."""
+
+_SLOWEST_UPLOAD = 2**20
+"""Bytes a second below which an upload counts as standing still."""
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
+
+_SPEAKS_AFTER_S, _SPEAKS_EVERY_S = 3.0, 30.0
+"""A store that fails for so long is spoken of, and now and then after that."""
+
+_OBJECT_STORES = ("s3://", "s3a://", "gs://", "gcs://")
+
+_INHERITED: list[Any] = []
+"""Clients that a forked process got from its parent."""
+
+_log = logging.getLogger(__name__)
+
+
+class Missing(Exception):
+    """The store answers, and has no such file."""
+
+
+class Torn(Missing):
+    """The store answers, and has less of the file than was asked for."""
+
+
+def is_url(location: str) -> bool:
+    """Whether a location is a store rather than a local folder."""
+    return "://" in location or location.startswith("pipe:")
+
+
+class Store:
+    """A folder behind a URL.
+
+    Args:
+        url: `s3://bucket/folder`, `http://host/folder`, ..., or `pipe:COMMAND` whose `{name}` becomes the file.
+        patience_s: how long a failing store is asked again before it counts as lost.
+        stall_s: seconds without an answer after which a request is given up and made again.
+
+    Raises:
+        InputError: a scheme that fsspec does not know, or whose library is not installed; `pipe:` that is not allowed.
+    """
+
+    def __init__(self, url: str, *, patience_s: float = 600, stall_s: float = 60) -> None:
+        self.url, self.patience_s, self.stall_s, self._spoke = url.rstrip("/"), patience_s, stall_s, -_SPEAKS_EVERY_S
+        self._command = url.removeprefix("pipe:") if url.startswith("pipe:") else ""
+        if self._command and os.environ.get(ALLOW_PIPE) != "1":
+            raise InputError(f"{url}: runs a command of the shell; set {ALLOW_PIPE}=1 in the environment to allow that")
+        if self._command and "{name}" not in self._command:
+            raise InputError(f"{url}: expected {{name}} in the command, in the place of the file's name")
+        if not self._command:
+            check_url(self.url)
+            self._connect()
+
+    def read(self, name: str) -> bytes:
+        """A whole small file.
+
+        Raises:
+            Missing: there is no such file.
+            InputError: the store did not answer for `patience_s`.
+        """
+        if self._command:
+            return self._patiently(name, lambda: self._run(name, io.BytesIO()).getvalue())
+        return self._patiently(name, lambda: self._fs.cat_file(self._path(name)))
+
+    def fetch(self, name: str, target: Path, size: int, progress: Callable[[int], None] = lambda done: None) -> None:
+        """Bring a file of known size; what `target` already holds of it is not fetched again.
+
+        Args:
+            name: file below the URL.
+            target: written to, and left as it is when this fails.
+            size: bytes of the file.
+            progress: called with the bytes that have arrived.
+
+        Raises:
+            Missing, InputError: as `read`.
+            Torn: the store has less than `size` bytes of it.
+            OSError: `target` cannot be written to.
+        """
+        with target.open("ab") as file:
+            if self._command:
+                self._patiently(name, lambda: self._run(name, file, progress))
+            while not self._command and (done := file.tell()) < size:
+                progress(done)
+                end = min(size, done + REQUEST_BYTES)
+                file.write(self._patiently(name, lambda start=done, end=end: self._range(name, start, end, rest=True)))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """Bytes of a file from `start` to `end`.
+
+        Raises:
+            Missing, InputError: as `read`.
+            Torn: the file ends before `end`.
+        """
+        return self._patiently(name, lambda: self._range(name, start, end))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            Missing, InputError: as `read`.
+        """
+        stated = self._patiently(name, lambda: self._fs.info(self._path(name)))["size"]
+        return len(self.read(name)) if stated is None else int(stated)
+
+    def entries(self, folder: str = "") -> list[tuple[str, bool, int]]:
+        """What lies in a folder below the URL, by name: name, whether it is a folder, bytes (-1: not stated).
+
+        Object stores have keys, not folders: a file and a folder may share a name, and what lies behind an empty name
+        (`raw//a.jpg`) is listed as files whose names begin with a slash.
+
+        Raises:
+            Missing, InputError: as `read`.
+        """
+        where = self._path(folder).rstrip("/")
+        found = {}
+        for entry in self._patiently(folder, lambda: self._fs.ls(where, detail=True)):
+            name = self._plain(entry["name"].removeprefix(f"{where}/").rstrip("/"))
+            is_folder, inside = entry["type"] == "directory", entry["name"].startswith(f"{where}/")
+            if inside and not name and is_folder:
+                found |= {(key, False): (key, False, size) for key, size in self._behind_empty_name(where)}
+            elif inside and name and "/" not in name:  # some list the folder itself, or what is linked from its page
+                found[name, is_folder] = (name, is_folder, _size_of(entry))
+        return [found[place] for place in sorted(found)]
+
+    def _behind_empty_name(self, where: str) -> list[tuple[str, int]]:
+        """Files whose keys go on with a second slash: name from that slash on, bytes."""
+        if not self.url.startswith(_OBJECT_STORES):
+            return []
+        keys = self._patiently("/", lambda: self._fs.find(where, prefix="/", detail=True))
+        return [(key.removeprefix(f"{where}/"), _size_of(entry)) for key, entry in keys.items()
+                if key.startswith(f"{where}//") and not key.endswith("/")]
+
+    def put(self, source: Path, name: str) -> None:
+        """Upload a file; it appears under its name when it is whole, as object stores do it.
+
+        Raises:
+            InputError: the store did not take it for `patience_s`.
+        """
+        size = source.stat().st_size
+        target = self._path(name)
+
+        def put() -> None:
+            self._fs.put_file(str(source), target)
+            if (stored := int(self._fs.info(target)["size"])) != size:
+                raise OSError(f"holds {stored} bytes of {size}")
+
+        self._patiently(name, put, stall_s=self.stall_s + size / _SLOWEST_UPLOAD)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there.
+
+        Raises:
+            InputError: the store did not answer for `patience_s`.
+        """
+        with suppress(Missing):
+            self._patiently(name, lambda: self._fs.rm_file(self._path(name)))
+
+    def _range(self, name: str, start: int, end: int, *, rest: bool = False) -> bytes:
+        """Bytes of a file from `start` to `end`; with `rest` beyond that, where the store sends all anyway."""
+        try:
+            block = self._fs.cat_file(self._path(name), start=start, end=end)
+        except Exception as error:
+            if getattr(error, "status", None) == 416 or getattr(error, "errno", None) == errno.EINVAL:  # out of range
+                self._check_length(name, end)
+            raise
+        if len(block) > end - start:  # a server without range requests sends the whole file
+            block = block[start : None if rest else end]
+        if len(block) < end - start:
+            self._check_length(name, end)
+            raise OSError(f"sent {len(block)} bytes where {end - start} were asked for")
+        return block
+
+    def _check_length(self, name: str, end: int) -> None:
+        """Tell a file that is too short from an answer that is. Torn: the store says that it ends before `end`."""
+        length = end
+        with suppress(Exception):  # without an answer nothing is known
+            stated = self._fs.info(self._path(name))["size"]
+            length = len(self._fs.cat_file(self._path(name))) if stated is None else int(stated)
+        if length < end:
+            raise Torn(f"{self.url}/{name}: ends at byte {length:,}, expected at least {end:,}")
+
+    def _run(self, name: str, file: Any, progress: Callable[[int], None] = lambda done: None) -> Any:
+        """Fill a file with what the command writes."""
+        file.seek(0)
+        file.truncate()
+
+        def write(block: bytes) -> None:
+            file.write(block)
+            progress(file.tell())
+
+        pipe.run(self._command.replace("{name}", shlex.quote(name)), write, self.stall_s)
+        return file
+
+    def _connect(self) -> None:
+        # Imported late: most runs read local shards.
+        import fsspec
+
+        try:
+            # An instance of its own: after a hang, or a fork, a shared one may never answer again.
+            self._fs, root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True, use_listings_cache=False)
+        except Exception as error:  # some connect at once, each with errors of its own
+            raise InputError(f"{self.url}: {remedy(error)}") from error
+        self._root = self._quoted(self._plain(root)).rstrip("/")
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{self._quoted(name)}"
+
+    def _quoted(self, name: str) -> str:
+        """A name as the store's library wants it: HTTP has it in its URLs."""
+        return quote(name, safe="/:") if self.url.startswith("http") else name
+
+    def _plain(self, name: str) -> str:
+        return unquote(name) if self.url.startswith("http") else name
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "patience_s": self.patience_s, "stall_s": self.stall_s}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+    def begin_in_process(self) -> None:
+        """Connect anew in a process that was forked. What it inherited must not be closed, not even by being forgotten:
+        its event loop shares the parent's epoll, and would take the parent's connections out of it.
+        """
+        if not self._command:
+            _INHERITED.append(self._fs)
+            self._connect()
+
+    def _patiently(self, name: str, request: Callable[[], Any], stall_s: float | None = None) -> Any:
+        """Ask until there is an answer, with growing pauses, each between half and all of its length by chance."""
+        began, pause = time.monotonic(), _FIRST_PAUSE_S
+        while True:
+            try:  # a command watches itself
+                return request() if self._command else within(stall_s or self.stall_s, request)
+            except Missing:
+                raise
+            except Exception as error:  # every store's library has errors of its own
+                if is_missing(error):
+                    raise Missing(f"{self.url}/{name}: no such file") from error
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise  # this disk, not the store
+                what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                if is_denied(error):
+                    raise InputError(f"{self.url}/{name}: permission denied ({what}); check the credentials") from error
+                if time.monotonic() + pause > began + self.patience_s:
+                    raise InputError(
+                        f"{self.url}/{name}: no answer for {self.patience_s:.0f} s ({what}); is the store up?"
+                    ) from error
+                self._speak(name, what, time.monotonic() - began)
+                if isinstance(error, TimeoutError) and not self._command:
+                    with suppress(InputError):  # away for that, too
+                        self._connect()
+            time.sleep(pause * random.uniform(0.5, 1))
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _speak(self, name: str, what: str, seconds: float) -> None:
+        now = time.monotonic()
+        if seconds > _SPEAKS_AFTER_S and now - self._spoke > _SPEAKS_EVERY_S:
+            self._spoke = now
+            _log.warning("%s/%s: no answer for %.0f s (%s); asking again, for up to %.0f s", self.url, name, seconds,
+                         what, self.patience_s)
+
+    def impatient(self) -> Store:
+        """The same store by the same connection, asked once."""
+        twin = object.__new__(Store)
+        twin.__dict__.update(self.__dict__)
+        twin.patience_s = 0
+        return twin
+
+
+def _size_of(entry: dict[str, Any]) -> int:
+    return -1 if entry["size"] is None else int(entry["size"])

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from largescale.run.preflight import Findings, judge
+from tests.conftest import ROOT, run_python
+
+GOOD = Findings("n", 8, [], 1000.0, 20e9, 0.01, 2**26)
+
+
+def cluster(**changes: object) -> list[Findings]:
+    """Four good nodes, the third changed."""
+    nodes = [replace(GOOD, host=f"n{number}") for number in range(4)]
+    nodes[2] = replace(nodes[2], **changes)
+    return nodes
+
+
+@pytest.mark.parametrize("changes, expected", [
+    ({"gpus": 7}, "rank 2 on n2: sees 7 GPUs, the others 8"),
+    ({"clock_s": 990.0}, "rank 2 on n2: its clock is -10.0 s off; set it (chrony, ntp)"),
+    ({"bandwidth": 3e9}, "rank 2 on n2: 3.00 GB/s to its neighbours, the median is 20.00"),
+    ({"problems": ["runs: disk"]}, "rank 2 on n2: runs: disk"),
+])
+def test_the_bad_node_is_named(changes, expected):
+    assert judge(cluster()) == []
+    assert judge(cluster(**changes)) == [expected]
+
+
+@pytest.mark.distributed
+def test_ranks_measure_each_other(tiny_overrides):
+    result = run_python("-m", "largescale", "preflight", ROOT / "tests" / "tiny.yaml",
+                        *tiny_overrides("method.queue_start_step=13"), ranks=2)
+    assert result.stderr.count("warning: method.queue_start_step=13: ") == 1
+    assert result.stdout.count("GB/s") == 2 and "all-reduce of 8 MB over 2 ranks" in result.stdout
+
+
+@pytest.mark.distributed
+def test_a_missing_shard_and_a_full_disk_are_found(tiny_overrides, shard_folder, tmp_path):
+    folder = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
+    result = run_python(
+        "-m", "largescale", "preflight", ROOT / "tests" / "tiny.yaml", *tiny_overrides(), f"data.shards={folder}",
+        "model.backbone=regnet_y_400mf", "checkpoint.keep=1000000", check=False)
+    assert result.returncode == 2 and "checkpoints need" in result.stderr
+    next(folder.glob("*.tar")).unlink()
+    result = run_python("-m", "largescale", "preflight", ROOT / "tests" / "tiny.yaml", *tiny_overrides(),
+                        f"data.shards={folder}", check=False)
+    assert result.returncode == 2 and ".tar" in result.stderr and "Traceback" not in result.stderr

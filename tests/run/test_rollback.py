@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from largescale.checkpoint.folder import Checkpoint
+from largescale.observe.spikes import SpikeWatch
+from largescale.run.rollback import DataSteps, Rollbacks
+from shards.ground.errors import InputError
+
+windows_strategy = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 15)), max_size=5).map(
+    lambda pairs: [(first, first + length) for first, length in pairs])
+
+
+@given(windows_strategy, st.integers(0, 40), st.integers(0, 40))
+def test_data_steps_are_those_outside_the_windows(windows, first_step, more):
+    num_steps = first_step + more
+    outside = [step for step in range(300) if not any(first <= step < end for first, end in windows)]
+    steps = DataSteps(first_step, num_steps, windows)
+    assert list(steps) == outside[first_step:num_steps]
+    assert len(steps) == more
+
+
+def test_without_windows_a_late_start_costs_nothing():
+    assert next(iter(DataSteps(10**12, 10**12 + 1))) == 10**12
+
+
+def checkpoint(run: Path, step: int, *rows: dict) -> Checkpoint:
+    """One that was saved when the run had gone back for these rows."""
+    return Checkpoint(run / "checkpoints" / f"step-{step:08d}", {"step": step, "rollbacks": list(rows)})
+
+
+def test_what_is_left_out_travels_with_the_checkpoint(tmp_path, caplog):
+    here, elsewhere = Rollbacks(tmp_path / "a"), Rollbacks(tmp_path / "b")
+    saved = checkpoint(tmp_path, 20)
+    here.record(saved, step=27, data_step=27, window=3, why="loss")
+    [first] = here.rows()
+    for own in (here, elsewhere):  # also a folder that has nothing but this checkpoint
+        own.settle(saved)
+        assert own.rows() == [first]
+    # The run then saved step 30 and went back to it twice; whoever starts from either knows all that folder knows.
+    later = checkpoint(tmp_path, 30, first)
+    here.record(later, step=35, data_step=37, window=1, why="loss")
+    here.record(later, step=33, data_step=35, window=1, why="loss")
+    elsewhere.settle(later)
+    here.settle(saved)
+    assert elsewhere.rows() == here.rows() and [row["step"] for row in here.rows()] == [27, 35, 33]
+    assert not caplog.text
+    # Another history: the checkpoint counts.
+    other = Rollbacks(tmp_path / "c")
+    other.record(checkpoint(tmp_path, 5), step=8, data_step=8, window=1, why="loss")
+    other.settle(later)
+    assert other.rows() == here.rows() and "does not agree with" in caplog.text
+
+
+@pytest.mark.parametrize("row", [
+    "{}", "[1]", '{"without": [3, 4', '{"without": [3]}', '{"without": [4, 3]}', '{"without": ["a", "b"]}',
+])
+def test_a_file_that_is_no_list_of_rollbacks_is_refused(tmp_path, row):
+    (tmp_path / "rollbacks.jsonl").write_text(f"{row}\n")
+    with pytest.raises(InputError, match="is no roll-back"):
+        Rollbacks(tmp_path).windows()
+
+
+def test_the_window_ends_at_the_bad_step_and_begins_no_earlier_than_the_checkpoint(tmp_path):
+    rollbacks = Rollbacks(tmp_path)
+    assert rollbacks.windows() == []
+    rollbacks.record(checkpoint(tmp_path, 20), step=27, data_step=27, window=3, why="loss")
+    assert rollbacks.windows() == [(25, 28)]
+    # Step 26 used data step 29 then; the checkpoint of step 24 was trained up to data step 24.
+    rollbacks.record(checkpoint(tmp_path, 24), step=26, data_step=29, window=100, why="loss")
+    assert rollbacks.windows() == [(25, 28), (24, 30)]
+    assert [row["to"] for row in rollbacks.rows()] == [20, 24]
+
+
+def test_a_spike_is_out_of_proportion_and_does_not_join_the_average():
+    watch = SpikeWatch(10.0)
+    assert not any(watch.look(1.0 + 0.5 * (step % 2)) for step in range(200))
+    resumed = SpikeWatch(10.0, watch.state)
+    assert "is 16.0 times the running average" in resumed.look(20.0)
+    assert resumed.state == watch.state
+    assert not resumed.look(0.0) and resumed.state == watch.state
+    assert not resumed.look(5.0)
+
+
+def test_spikes_are_looked_for_only_when_asked_and_not_at_the_start():
+    assert not any(SpikeWatch(0.0, [1.0, 500.0]).look(norm) for norm in (1.0, 1e9))
+    watch = SpikeWatch(2.0)
+    assert not any(watch.look(norm) for norm in (1.0, 100.0, 1.0))

@@ -1,0 +1,72 @@
+"""Commands in odd surroundings: nobody reads, streams are closed, the locale is not UTF-8, the shell left a `~`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from largescale.config import load_config
+from shards.cli import main
+from tests.conftest import ROOT
+from tests.shards.conversion.test_convert import image_bytes
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards whose names are not ASCII."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "süß").mkdir()
+    for number in range(3):
+        (home / "süß" / f"é{number}.png").write_bytes(image_bytes(seed=number))
+    assert main(["convert", str(home / "süß"), str(home / "süße-shards")]) == 0
+    return home
+
+
+def shell(home: Path, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A line of bash with `shards` as a word of it."""
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; shards() {{ {sys.executable} -m shards \"$@\"; }}; cd {ROOT}; {command}"],
+        env={**os.environ, "HOME": str(home), **environment}, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_output_that_nobody_reads_is_no_error(home):
+    result = shell(home, f"shards info '{home}/süße-shards' | sleep 0")
+    assert (result.returncode, result.stderr) in ((141, ""), (0, ""))
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_error(home, closed):
+    assert shell(home, f"shards info '{home}/süße-shards' {closed}").returncode == 0
+
+
+def test_a_locale_without_utf8_is_no_error(home, tmp_path):
+    command = f"shards convert '{home}/süß' '{tmp_path}/ö' --workers 1 && shards info '{tmp_path}/ö'"
+    result = shell(home, command, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert result.returncode == 0 and "3 in 1 shards" in result.stdout, result.stderr
+
+
+@pytest.mark.skipif(os.system("unshare -rm true 2>/dev/null") != 0, reason="no mount namespaces here")
+def test_without_a_usable_dev_shm_a_line_says_so(home, tmp_path):
+    read_only = "unshare -rm sh -c 'mount -t tmpfs -o ro none /dev/shm && exec \"$@\"' sh"
+    result = shell(home, f"{read_only} {sys.executable} -m largescale pretrain tests/tiny.yaml run.dir={tmp_path}/run "
+                         f"data.shards='{home}/süße-shards' data.workers=1 train.global_batch=2 method.queue=0 "
+                         f"data.streams=2")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1] == (
+        "error: /dev/shm: Read-only file system, which the locks of loader processes need; make it writable "
+        "(containers: --shm-size), or set data.workers=0")
+
+
+def test_a_home_that_the_shell_did_not_replace(home, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(home))
+    assert main(["info", "~/süße-shards"]) == 0
+    config = load_config(ROOT / "tests" / "tiny.yaml", [
+        "data.shards=[{path: ~/a, weight: 2}, '~/b']", "run.dir=~/run", "checkpoint.mirror=~/m",
+        "data.eval_shards=~/e"])
+    assert config.data.shards == [{"path": f"{home}/a", "weight": 2}, f"{home}/b"]
+    assert (config.run.dir, config.checkpoint.mirror) == (f"{home}/run", f"{home}/m")
+    assert config.data.eval_shards == f"{home}/e"
