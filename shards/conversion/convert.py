@@ -75,7 +75,7 @@ class Options:
 
 
 def convert(location: str | Path, out: str | Path, options: Options) -> Manifest | None:
-    """Convert a folder of images, an archive, tars or a list (see `sources.py`), or go on with it.
+    """Convert a folder of images, an archive, tars or a list (see `sources/source.py`), or go on with it.
 
     Args:
         location: path or URL of the source.

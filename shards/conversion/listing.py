@@ -1,4 +1,4 @@
-"""Lists a source into a plan (see plan.py), or appends what has come since.
+"""Lists a source into a plan (see conversion_plan.py), or appends what has come since.
 
 Memory: next to none, whatever the number of files; 40 bytes a listed file while a plan is updated.
 """

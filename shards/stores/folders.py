@@ -117,7 +117,7 @@ class LocalFolder:
 
 
 class StoreFolder:
-    """Behind a URL (see stores.py).
+    """Behind a URL (see store.py).
 
     Raises:
         InputError: no such store, or one that cannot list.
