@@ -1,4 +1,4 @@
-"""The `largescale` command: pretrain, evaluate, export, plan, report."""
+"""The `largescale` command: `_parser` lists what it can do."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ _EXAMPLES = {
   largescale pretrain configs/demo.yaml
   largescale pretrain configs/demo.yaml optim.lr=0.001 run.seed=1 --print
   torchrun --standalone --nproc-per-node=2 -m largescale pretrain configs/demo.yaml parallel.strategy=fsdp""",
+    "config": """examples:
+  largescale config
+  largescale config optim
+  largescale config method.queue
+  largescale config optim.lr configs/demo.yaml optim.lr=0.3
+  largescale config configs/demo.yaml""",
     "evaluate": """examples:
   largescale evaluate knn runs/demo
   largescale evaluate linear runs/demo evaluate.linear_epochs=50""",
@@ -99,6 +105,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("config", metavar="CONFIG", help="YAML recipe, see configs/")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the recipe")
     command.add_argument("--print", action="store_true", help="show the resolved configuration, do not train")
+
+    command = _command(commands, "config", _config, "explain the keys of a configuration, or say what a recipe sets")
+    command.add_argument("words", nargs="*", metavar="KEY|GROUP|CONFIG|key=value", help="a key or a group of keys, a "
+                         "recipe to show the values of, and overrides of it; without any: the groups")
+    command.add_argument("--markdown", action="store_true", help="all keys, as docs/configuration.md has them")
 
     command = _command(commands, "evaluate", _evaluate, "measure the frozen features of a run on labelled shards")
     command.add_argument("protocol", metavar="PROTOCOL", choices=["knn", "linear"], help="knn or linear")
@@ -178,6 +189,34 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     else:
         _say_of_copy(Path(arguments.config), Path(config.run.dir))
         pretrain(config)
+
+
+def _config(arguments: argparse.Namespace) -> None:
+    from largescale.config import explain, load_config, page
+
+    if arguments.markdown:
+        sys.stdout.write(page.markdown())
+        return
+    what, recipe, overrides = _sorted_out(arguments.words)
+    config = load_config(recipe, overrides, default_shards="(not set)") if recipe else None
+    if what:
+        text = explain.explain(what, config)
+    else:
+        text = explain.overview() if config is None else explain.of_recipe(config)
+    sys.stdout.write(text + "\n")
+
+
+def _sorted_out(words: list[str]) -> tuple[str, str, list[str]]:
+    """A key or group, a recipe (both may be empty) and overrides; recipes have a suffix or lie in a folder."""
+    overrides = [word for word in words if "=" in word]
+    recipes = [word for word in words if "=" not in word and (word.endswith((".yaml", ".yml")) or "/" in word)]
+    keys = [word for word in words if word not in overrides and word not in recipes]
+    for given, what in ((keys, "key or group"), (recipes, "recipe")):
+        if len(given) > 1:
+            raise InputError(f"{' '.join(given)}: expected one {what} at a time")
+    if overrides and not recipes:
+        raise InputError(f"{overrides[0]}: replaces a value of a recipe; pass the recipe too")
+    return "".join(keys), "".join(recipes), overrides
 
 
 def _say_of_copy(path: Path, run_dir: Path) -> None:

@@ -43,6 +43,13 @@ def test_keys_of_earlier_versions_work_by_their_old_names(old, tmp_path):
 def test_the_method_decides_which_keys_there_are(tmp_path):
     with pytest.raises(InputError, match=r"method.name=swaw: expected one of .*; did you mean swav"):
         load_config(ROOT / "tests/tiny.yaml", ["data.shards=x", "method.name=swaw"])
+    small = ROOT / "configs/small/simclr.yaml"
+    for override in ("method.queue=64", "method.queue.0=64", "method={queue: 64}"):
+        with pytest.raises(InputError, match=r"^method.queue is unknown for method simclr; swav and mocov2 have it$"):
+            load_config(small, [override])
+    (tmp_path / "recipe.yaml").write_text(f"extends: {small}\nmethod: {{epsilon: 0.1}}\n")
+    with pytest.raises(InputError, match=r"recipe.yaml: method.epsilon is unknown for method simclr; swav has it$"):
+        load_config(tmp_path / "recipe.yaml")
     config = load_config(ROOT / "tests/tiny.yaml", ["data.shards=x"])
     assert pickle.loads(pickle.dumps(config)) == config
 

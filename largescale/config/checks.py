@@ -40,7 +40,7 @@ def without_effect(config: Config) -> list[str]:
         f"{key}={value} has no effect: it is used with {used_if} only" if "=" in used_if
         else f"{key}={value} has no effect without {used_if}"
         for key, item, value in settings_of(config)
-        if (used_if := declared(item).used_if) and value != default_of(item) and not _holds(config, used_if)
+        if (used_if := declared(item).used_if) and value != default_of(item) and not holds(config, used_if)
     ]
 
 
@@ -62,18 +62,18 @@ def free_keys(config: Config) -> frozenset[str]:
     return frozenset(key for key, item, _ in settings_of(config) if declared(item).free)
 
 
-def default_of(item: Field[Any]) -> Any:
-    """The default of a field."""
-    return item.default_factory() if callable(item.default_factory) else item.default
-
-
-def _holds(config: Config, condition: str) -> bool:
+def holds(config: Config, condition: str) -> bool:
     """Whether a key is set, or has one of the values that `key=VALUE|VALUE` names."""
     key, _, values = condition.partition("=")
     value: Any = config
     for part in key.split("."):
         value = getattr(value, part)
     return str(value) in values.split("|") if values else bool(value)
+
+
+def default_of(item: Field[Any]) -> Any:
+    """The default of a field."""
+    return item.default_factory() if callable(item.default_factory) else item.default
 
 
 def _check_batch(config: Config) -> None:

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from largescale.config.names import did_you_mean
+from largescale.config.names import unknown_key
 from largescale.config.schema import Config, CropGroup
 from largescale.config.value_types import element_group, form, misfit_of_type
 from largescale.config.yaml_file import NotReadable, parse
@@ -148,7 +148,7 @@ class Merged:
             if is_dataclass(hint):
                 hints = get_type_hints(hint)
                 if part not in hints:
-                    raise InputError(f"unknown key {key}{did_you_mean(key, self.schema)}")
+                    raise InputError(unknown_key(key, self.schema))
                 hint = hints[part]
                 continue
             present = OmegaConf.select(self.values, parent)
@@ -168,7 +168,7 @@ class Merged:
         for name, value in content.items():
             key = f"{prefix}{name}"
             if name not in hints:
-                raise InputError(f"{origin}unknown key {key}{did_you_mean(key, self.schema)}")
+                raise InputError(f"{origin}{unknown_key(key, self.schema)}")
             if not is_dataclass(hints[name]):
                 yield key, value, hints[name]
             elif isinstance(value, dict):

@@ -4,42 +4,56 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import Field, fields, is_dataclass
 from functools import cache
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from largescale.config.schema import Config
-from largescale.config.slots import methods_with
+from largescale.config.slots import method_in, methods_with
 from largescale.config.value_types import element_group
 
 
-def did_you_mean(key: str, schema: type[Config]) -> str:
-    """A question that ends the message of an unknown key: the likeliest key, two where they are equally likely."""
-    key, known = re.sub(r"[.\[]\d+\]?", "[0]", key), all_keys(schema)
+def unknown_key(key: str, schema: type[Config]) -> str:
+    """What is wrong with a key that a schema does not have: which methods have it, or which one may have been meant."""
+    group, _, name = re.sub(r"[.\[]\d.*", "", key).partition(".")
+    if group == "method" and (owners := methods_with(name)):
+        have = "have" if owners[1:] else "has"
+        return f"{group}.{name} is unknown for method {method_in(schema)}; {enumerated(owners, 'and')} {have} it"
+    best = likeliest(key, all_keys(schema))
+    ending = f"did you mean {' or '.join(best)}?" if best else "`largescale config` lists all keys"
+    return f"unknown key {key}; {ending}"
+
+
+def likeliest(key: str, known: Sequence[str]) -> list[str]:
+    """The key that was meant; two where they are equally likely, none where nothing is near."""
+    key = re.sub(r"[.\[]\d+\]?", "[0]", key)
     group, _, tail = key.rpartition(".")
-    if group == "method" and (owners := methods_with(tail)):
-        return f" for this method.name; {', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it"
     # A part of a name in the group that was named (train.batch), or the name in another group (data.seed).
     begun = [name for name in known if name.startswith(f"{group}.") and tail in name.rpartition(".")[2].split("_")]
     elsewhere = [name for name in known if name.rpartition(".")[2] == tail]
-    best = [*begun[:1], *elsewhere[:1]] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not best:
-        return "; `largescale pretrain CONFIG --print` lists all keys"
-    return f"; did you mean {' or '.join(best)}?"
+    return [*begun[:1], *elsewhere[:1]] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
 
 
 @cache
 def all_keys(schema: type[Config]) -> list[str]:
     """Every key by its dotted name, in the order of the schema; those of a list's elements as LIST[0].KEY."""
-    return _keys(schema, "")
+    return [key for key, _, _ in declarations(schema)]
 
 
-def _keys(schema: type, prefix: str) -> list[str]:
+def declarations(schema: type, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
+    """Every key of a schema with its field and its type, in the order and with the names of `all_keys`."""
     hints = get_type_hints(schema)
-    keys: list[str] = []
     for item in fields(schema):
-        name = f"{prefix}{item.name}"
-        keys += _keys(hints[item.name], f"{name}.") if is_dataclass(hints[item.name]) else [name]
-        if group := element_group(hints[item.name]):
-            keys += _keys(group, f"{name}[0].")
-    return keys
+        key, hint = f"{prefix}{item.name}", hints[item.name]
+        if is_dataclass(hint):
+            yield from declarations(hint, f"{key}.")
+            continue
+        yield key, item, hint
+        if group := element_group(hint):
+            yield from declarations(group, f"{key}[0].")
+
+
+def enumerated(names: Sequence[str], word: str) -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    return f" {word} ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -20,8 +20,10 @@ _RANGE: dict[str, Any] = {"above": 0, "length": 2, "ascending": True}
 
 @dataclass
 class RunConfig:
+    """The run: its folder, its seed, what it logs, how long it may take and wait."""
+
     dir: str = setting("runs/${name}", "Folder that receives everything the run writes.", min_length=1, free=True)
-    seed: int = setting(0, "Of every random choice: weights, order, views.", at_least=0, at_most=2**62)
+    seed: int = setting(0, "Seed of every random choice: weights, order, views.", at_least=0, at_most=2**62)
     log_every: int = setting(50, "Steps between two lines of metrics.jsonl and of the console.", at_least=1, free=True)
     hang_timeout_s: float = setting(
         1800, "Time without progress after which the rank that is behind is named and the run ends; 0 waits forever.",
@@ -33,7 +35,7 @@ class RunConfig:
         0, "Time that the run has; 0 is none but the SLURM job's, if there is one.",
         at_least=0, at_most=_LONGEST_RUN_S, free=True)
     stop_before_s: float = setting(
-        120, "Time before that limit at which the run saves and stops; shorter than the limit.", at_least=0,
+        120, "Time before run.time_limit_s at which the run saves and stops; shorter than that.", at_least=0,
         at_most=_LONGEST_RUN_S, free=True)
     lease_s: float = setting(
         30, "Time without a sign of life from the training that owns the folder after which another may take it over; "
@@ -45,6 +47,8 @@ class RunConfig:
 
 @dataclass
 class CropGroup:
+    """A group of views of one size."""
+
     num: int = setting(2, "Views of this size per image.", at_least=1, at_most=1000)
     size: int = setting(224, "Side in pixels of the square view.", at_least=1, at_most=16384)
     scale: list[float] = setting(
@@ -90,6 +94,8 @@ class AugmentConfig:
 
 @dataclass
 class DataConfig:
+    """The images: where they are, in which order they come, how they become views."""
+
     shards: Any = setting(
         "???", "Shard folder to pretrain on, or its URL (s3://..., http://..., any that fsspec knows); labels, if "
         "there are any, are not looked at. A list mixes several: {path: FOLDER, weight: SHARE, subset: FILE}.",
@@ -109,7 +115,8 @@ class DataConfig:
         "", "Folder for the shards of a store, shared by the runs of a node; empty is one on the temporary disk.",
         free=True)
     cache_gb: float = setting(
-        0.0, "What that folder may take; 0 is half of what is free.", at_least=0, at_most=1e9, free=True)
+        0.0, "Gigabytes that the folder of the cache may take; 0 is half of what is free.", at_least=0, at_most=1e9,
+        free=True)
     fetches: int = setting(
         4, "Shards that a rank fetches from a store at the same time.", at_least=1, at_most=1024, free=True)
     store_patience_s: float = setting(
@@ -125,15 +132,15 @@ class DataConfig:
         65536, "Samples of a stream that are shuffled among each other.", at_least=1, at_most=2**40)
     crops: list[CropGroup] = setting(
         [CropGroup(), CropGroup(num=6, size=96, scale=[0.05, 0.14])],
-        "Views of an image, one group per size; codes come from the first group.", min_length=1,
+        "Views of an image, one group per size.", min_length=1,
         expected="at least one group")
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mean: list[float] = setting(
-        [0.485, 0.456, 0.406], "Of each channel, subtracted from views.", length=3, at_least=-1000, at_most=1000,
-        expected="three numbers, one per channel")
+        [0.485, 0.456, 0.406], "Mean of each channel, which is subtracted from views.", length=3, at_least=-1000,
+        at_most=1000, expected="three numbers, one per channel")
     std: list[float] = setting(
-        [0.229, 0.224, 0.225], "Of each channel, by which views are divided.", length=3, at_least=1e-6, at_most=1000,
-        expected="three numbers above 0, one per channel")
+        [0.229, 0.224, 0.225], "Standard deviation of each channel, by which views are divided.", length=3,
+        at_least=1e-6, at_most=1000, expected="three numbers above 0, one per channel")
     scaled_decode: float = setting(
         2.0, "Decode a JPEG at 1/2, 1/4 or 1/8 of its size where all its crops stay this many times larger than their "
         "views; 0 always decodes whole images.", at_least=0, at_most=1e6)
@@ -149,6 +156,8 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
+    """The backbone."""
+
     backbone: str = setting(
         "resnet50", "A torchvision resnet* / wide_resnet* / regnet_* name; resnet50w2, w4, w5 (SwAV's); regnet_y_64gf, "
         "256gf, 10b (SEER's); or `resnet` with the depths and width below.",
@@ -174,7 +183,9 @@ class ModelConfig:
 
 @dataclass
 class MethodConfig:
-    """What every method has; its own settings are a subclass beside it (`config.slots` puts that in this place).
+    """The method, and what can be set of it.
+
+    This is what every method has; its own settings are a subclass beside it, which `config.slots` puts in this place.
 
     Attributes:
         moved: keys that were called otherwise in earlier versions, by their old names; these still work.
@@ -194,6 +205,8 @@ class MethodConfig:
 
 @dataclass
 class OptimConfig:
+    """The optimizer and its learning rate."""
+
     name: str = setting("lars", "The optimizer.", table="largescale.optim:OPTIMIZERS")
     lr: float = setting(4.8, "Learning rate at its peak.", above=0, at_most=1e38)
     final_lr: float = setting(0.0, "Learning rate at the end of the run.", at_least=0, at_most=1e38)
@@ -217,6 +230,8 @@ class OptimConfig:
 
 @dataclass
 class TrainConfig:
+    """How long and in which batches and numbers to train, and what happens after a bad step."""
+
     epochs: float = setting(100.0, "Times that all images are used, where `steps` is 0.", at_least=0, at_most=1e9)
     steps: int = setting(
         0, "Optimizer steps; 0 derives them from epochs. A later file or an override that sets `epochs` makes it 0.",
@@ -226,7 +241,7 @@ class TrainConfig:
         1, "Micro-batches that a step is cut into, one after the other: less memory, the same images in a step. "
         "BatchNorm and the loss see one micro-batch of all ranks at a time.", at_least=1, at_most=2**31)
     precision: str = setting(
-        "auto", "fp32, tf32, bf16, fp16 or fp64 (see parallel/precision.py); auto is bf16 on CUDA and fp32 elsewhere.",
+        "auto", "Numbers to compute with; auto is bf16 on CUDA and fp32 elsewhere.",
         one_of=PRECISIONS)
     deterministic: bool = setting(
         False, "Only algorithms that give the same bits every time (on CUDA; slower).")
@@ -243,16 +258,18 @@ class TrainConfig:
 
 @dataclass
 class ParallelConfig:
+    """How model and statistics are spread over ranks."""
+
     strategy: str = setting("ddp", "How the model is spread over ranks.", table="largescale.parallel:STRATEGIES",
         free=True)
     replicate: int = setting(
-        1, "fsdp: copies of the sharded model (HSDP); gradients are averaged over them. Neighbouring ranks share a "
+        1, "Copies of the sharded model (HSDP); gradients are averaged over them. Neighbouring ranks share a "
         "copy, so that a node can hold one.", at_least=1, at_most=2**31, used_if="parallel.strategy=fsdp", free=True)
     shard: int = setting(
-        0, "fsdp: ranks that a copy is cut over; 0 is all ranks / replicate.", at_least=0, at_most=2**31,
+        0, "Ranks that a copy is cut over; 0 is all ranks / replicate.", at_least=0, at_most=2**31,
         used_if="parallel.strategy=fsdp", free=True)
     cpu_offload: bool = setting(
-        False, "fsdp, zero: keep sharded parameters and optimizer state in host memory, and update there.",
+        False, "Keep sharded parameters and optimizer state in host memory, and update there.",
         used_if="parallel.strategy=fsdp|zero1|zero2|zero3", free=True)
     sync_batchnorm: bool = setting(
         True, "Batch statistics over all ranks, so that results do not depend on their number.")
@@ -260,22 +277,25 @@ class ParallelConfig:
         0, "Neighbouring ranks that share batch statistics; 0, or more than there are, is all of them.",
         at_least=0, at_most=2**31, used_if="parallel.sync_batchnorm", free=True)
     reshard_after_forward: bool = setting(
-        True, "fsdp: free gathered parameters after the forward pass.", used_if="parallel.strategy=fsdp", free=True)
+        True, "Free gathered parameters after the forward pass.", used_if="parallel.strategy=fsdp", free=True)
     unit_min_parameters: int = setting(
-        2_000_000, "fsdp: blocks with fewer parameters are gathered with the whole model instead of one by one.",
+        2_000_000, "Blocks with fewer parameters are gathered with the whole model instead of one by one.",
         at_least=0, used_if="parallel.strategy=fsdp", free=True)
     sharded_init: bool = setting(
-        False, "fsdp: no rank ever builds the whole network; each draws the pieces it holds (another draw than the "
+        False, "No rank ever builds the whole network; each draws the pieces it holds (another draw than the "
         "whole one, the same on any number of ranks).", used_if="parallel.strategy=fsdp", free=True)
 
 
 @dataclass
 class CheckpointConfig:
+    """When checkpoints are written, which are kept, and where they are copied to."""
+
     every_steps: int = setting(
         1000, "Steps between checkpoints; 0 saves only at the end.", at_least=0, at_most=MOST_STEPS, free=True)
     keep: int = setting(3, "Newest checkpoints to keep.", at_least=1, free=True)
     keep_every: int = setting(
-        0, "Also keep those of every so many steps; 0 keeps none of these.", at_least=0, at_most=MOST_STEPS, free=True)
+        0, "Also keep the checkpoints of every so many steps; 0 keeps none of these.", at_least=0,
+        at_most=MOST_STEPS, free=True)
     mirror: str = setting(
         "", "Folder in a store (s3://..., any that fsspec knows) where checkpoints are copied to, and fetched from if "
         "the run's folder has none as new.", free=True)
@@ -285,6 +305,8 @@ class CheckpointConfig:
 
 @dataclass
 class EvaluateConfig:
+    """What `largescale evaluate` measures with."""
+
     train_shards: str = setting(
         "", "Labelled shard folder for the kNN bank and the linear probe; empty means data.shards.", free=True)
     resize: int = setting(256, "Shorter side before the centre crop.", at_least=1, at_most=16384, free=True)
@@ -305,7 +327,7 @@ class EvaluateConfig:
 
 @dataclass
 class Config:
-    name: str = setting("???", "Of the run.", min_length=1, free=True)
+    name: str = setting("???", "Name of the run.", min_length=1, free=True)
     init_from: str = setting(
         "", "Folder of a run, or of one of its checkpoints, whose weights a new run starts from.")
     run: RunConfig = field(default_factory=RunConfig)

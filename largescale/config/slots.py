@@ -43,6 +43,16 @@ def methods_with(key: str) -> list[str]:
     return [name for name, settings in _methods().items() if key in settings.__dataclass_fields__]
 
 
+def method_names() -> list[str]:
+    """All methods."""
+    return list(_methods())
+
+
+def method_in(schema: type[Config]) -> str:
+    """The method whose runs a schema is of."""
+    return schema.__name__.removeprefix(_PREFIX)
+
+
 def _methods() -> dict[str, type[MethodConfig]]:
     # Imported late: methods hold networks, which read this configuration.
     from largescale.methods import METHODS

@@ -25,7 +25,7 @@ class Settings(MethodConfig):
     prototypes: Any = setting(
         3000, "Number of prototypes; a list makes several heads.", whole=True, at_least=2, at_most=2**31, min_length=1,
         expected="a number above 1 (at most 2147483648), or a list of them")
-    temperature: float = setting(0.1, "Of the predictions: scores are divided by it.", at_least=1e-6, at_most=1e6)
+    temperature: float = setting(0.1, "Scores are divided by it for the predictions.", at_least=1e-6, at_most=1e6)
     epsilon: float = setting(
         0.05, "Entropy regularisation of the assignments: smaller is sharper.", at_least=1e-6, at_most=1e6)
     sinkhorn_iterations: int = setting(

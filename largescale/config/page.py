@@ -1,0 +1,49 @@
+"""docs/configuration.md, made from the declarations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from largescale.config.reference import Key, every_key, groups
+
+_TOP = """# Configuration
+
+Every key, made from where it is declared by `largescale config --markdown > docs/configuration.md`. In a terminal
+`largescale config KEY` explains one, `largescale config GROUP` lists a group, and `largescale config KEY RECIPE` says
+what a recipe makes of it.
+
+A key of a recipe is written as in `optim: {lr: 0.6}`, on the command line as `optim.lr=0.6`; an element of a list by
+its number, `data.crops.0.size=96`. A key that *may change* can have another value when a run goes on; the others are
+fixed, since another value would make it another run.
+"""
+
+_MOST_NAMES = 12
+"""Longer lists of names are left to the command: they depend on the version of a library, too."""
+
+
+def markdown() -> str:
+    """The whole page."""
+    parts = [_TOP, "## At the top\n", _table(key for key in every_key() if not key.group)]
+    for group, about in groups().items():
+        keys = [key for key in every_key() if key.group == group]
+        parts += [f"\n## {group}\n\n{about}\n", _table(key for key in keys if not key.method)]
+        for method in dict.fromkeys(key.method for key in keys if key.method):
+            own = _table(key for key in keys if key.method == method)
+            parts += [f"\n### {group}, with method.name={method}\n", own]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _table(keys: Iterable[Key]) -> str:
+    rows = [f"| `{key.name}` | {_cell(key.default)} | {_values(key)} | {_cell(key.meaning)} | {key.on_resume} |"
+            for key in keys]
+    return "\n".join(["| key | default | values | meaning | on resume |", "|---|---|---|---|---|", *rows])
+
+
+def _values(key: Key) -> str:
+    if len(key.setting.names()) > _MOST_NAMES:
+        return f"a name that `largescale config {key.name}` lists"
+    return _cell(key.values) or "see its meaning"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*")

@@ -1,0 +1,141 @@
+"""Every key there is, under every method, with what its declaration says in words."""
+
+from __future__ import annotations
+
+from dataclasses import Field, dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any, get_origin, get_type_hints
+
+from largescale.config.checks import default_of
+from largescale.config.names import declarations, enumerated
+from largescale.config.schema import Config
+from largescale.config.setting import Setting, declared
+from largescale.config.slots import method_names, schema_for
+from largescale.config.value_types import form
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key, and the method that it belongs to.
+
+    Attributes:
+        name: dotted; of an element of a list it has `[0]`.
+        item, hint: its field and its type.
+        method: the method whose key it is; empty where every run has it.
+    """
+
+    name: str
+    item: Field[Any]
+    hint: Any
+    method: str = ""
+
+    @property
+    def setting(self) -> Setting:
+        """What it was declared with."""
+        return declared(self.item)
+
+    @property
+    def group(self) -> str:
+        """The group that it stands in; empty at the top."""
+        return self.name.partition("[")[0].rpartition(".")[0]
+
+    @property
+    def default(self) -> str:
+        """Its default, as one would write it."""
+        value = default_of(self.item)
+        return "none: it must be set" if value == "???" else written(value)
+
+    @property
+    def values(self) -> str:
+        """The values that it takes; empty where its help says it better."""
+        setting = self.setting
+        if names := setting.names():
+            return f"one of {', '.join(names)}"
+        if setting.expected or self.hint is Any:
+            return setting.expected
+        each = " each" if get_origin(self.hint) is list else ""
+        limits = _limits(setting)
+        return f"{form(self.hint)},{each} {limits}" if limits else form(self.hint)
+
+    @property
+    def used(self) -> str:
+        """What else must be set for it to have an effect; empty where it always has one."""
+        key, _, names = self.setting.used_if.partition("=")
+        if names:
+            return f"only with {key}={enumerated(names.split('|'), 'or')}"
+        return f"only if {key} is set (not 0 or false)" if key else ""
+
+    @property
+    def meaning(self) -> str:
+        """Its help, and what else it needs."""
+        return f"{self.setting.help} Used {self.used}." if self.used else self.setting.help
+
+    @property
+    def on_resume(self) -> str:
+        """Whether a run may go on with another value."""
+        return "may change" if self.setting.free else "fixed"
+
+
+@cache
+def every_key() -> tuple[Key, ...]:
+    """Every key of every method, group by group in the order of the schema."""
+    found: list[Key] = []
+    for place, method in enumerate(method_names()):
+        for name, item, hint in declarations(schema_for(method)):
+            own = name.startswith("method.") and name != "method.name"
+            if own or place == 0:
+                found.append(Key(name, item, hint, method if own else ""))
+    order = ["", *groups()]
+    return tuple(sorted(found, key=lambda key: order.index(key.group)))
+
+
+@cache
+def groups() -> dict[str, str]:
+    """What each group is about, by its dotted name."""
+    found: dict[str, str] = {}
+
+    def visit(schema: type, prefix: str) -> None:
+        hints = get_type_hints(schema)
+        for item in fields(schema):
+            if is_dataclass(hint := hints[item.name]):
+                found[f"{prefix}{item.name}"] = str(hint.__doc__).partition("\n")[0]
+                visit(hint, f"{prefix}{item.name}.")
+
+    visit(Config, "")
+    return found
+
+
+@cache
+def earlier_names() -> dict[str, str]:
+    """Keys that had another name in earlier versions, by that name."""
+    return {old: new for method in method_names()
+            for old, new in get_type_hints(schema_for(method))["method"].moved.items()}
+
+
+def written(value: Any) -> str:
+    """A value as one would write it in a recipe."""
+    if is_dataclass(value):
+        value = {item.name: getattr(value, item.name) for item in fields(value)}
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {written(one)}' for key, one in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(written, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else str(value) or "''"
+
+
+def _limits(setting: Setting) -> str:
+    """Bounds in words."""
+    if setting.at_least is not None and setting.at_most is not None:
+        return f"from {_number(setting.at_least)} to {_number(setting.at_most)}"
+    bounds = {"at least": setting.at_least, "above": setting.above, "at most": setting.at_most, "below": setting.below}
+    return " and ".join(f"{word} {_number(bound)}" for word, bound in bounds.items() if bound is not None)
+
+
+def _number(value: float) -> str:
+    """Large powers of two by their exponent: 2^31 says more than 2147483648."""
+    whole = int(value)
+    if whole == value and whole >= 2**16 and whole & (whole - 1) == 0:
+        return f"2^{whole.bit_length() - 1}"
+    return f"{value:.15g}" if abs(value) < 1e6 else f"{value:g}".replace("e+0", "e").replace("e+", "e")
