@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import importlib
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import Field, dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -100,7 +102,21 @@ class Setting:
         if not (self.one_of or self.table) or value in self.names():
             return ""
         names = self.names()
-        return f"one of {', '.join(names)}" if self.table else " or ".join([", ".join(names[:-1]), names[-1]])
+        if self.table:
+            return a_name(value, names)
+        return f"{', '.join(names[:-1])} or {names[-1]}{did_you_mean(value, names)}"
+
+
+def a_name(given: str, names: Iterable[str]) -> str:
+    """What was expected instead of a name that is not in a table, with the nearest that is."""
+    names = list(names)
+    return f"one of {', '.join(names)}{did_you_mean(given, names)}"
+
+
+def did_you_mean(given: str, names: Sequence[str]) -> str:
+    """A question that ends a message; empty where no name is near."""
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _finite(value: Any) -> bool:

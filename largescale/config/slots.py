@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import field, make_dataclass
 from functools import cache
 from typing import Any
 
 from largescale.config.schema import Config, MethodConfig
+from largescale.config.setting import a_name
 from shards.ground.errors import InputError
 
 _PREFIX = "ConfigOf_"
@@ -22,9 +22,7 @@ def schema_for(method: str) -> type[Config]:
     """
     settings = _methods().get(method)
     if settings is None:
-        near = difflib.get_close_matches(method, _methods(), n=1, cutoff=0.4)
-        raise InputError(f"method.name={method}: expected one of {', '.join(_methods())}"
-                         + (f"; did you mean {near[0]}?" if near else ""))
+        raise InputError(f"method.name={method}: expected {a_name(method, _methods())}")
     schema = make_dataclass(f"{_PREFIX}{method}", [("method", settings, field(default_factory=settings))],
                             bases=(Config,))
     schema.__module__ = __name__

@@ -10,6 +10,7 @@ from typing import Any
 
 from largescale.checkpoint.folder import Checkpoint, find_latest
 from largescale.config import Config, flatten, load_config, with_present_names
+from largescale.config.setting import a_name
 from largescale.data.corpora import Corpus
 from largescale.evaluate.doubts import doubts
 from largescale.evaluate.extract import labelled_corpus
@@ -47,8 +48,10 @@ def evaluate(protocol: str, run_dir: Path, overrides: list[str]) -> str:
         A short table for people.
 
     Raises:
-        InputError: no checkpoint, no labelled shards, or features that are not finite.
+        InputError: no such protocol, no checkpoint, no labelled shards, or features that are not finite.
     """
+    if protocol not in PROTOCOLS:
+        raise InputError(f"largescale evaluate {protocol}: expected {a_name(protocol, PROTOCOLS)}")
     for override in overrides:
         if not override.startswith(_USED):
             _log.warning("%s has no effect on an evaluation, which is of %s as it was trained", override, run_dir)

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import torch
 
 from largescale.config import Config
+from largescale.config.setting import a_name
 from largescale.methods.method import Method
 from largescale.methods.mocov2 import MoCoV2
 from largescale.methods.simclr import SimCLR
@@ -34,5 +35,5 @@ def method_class(config: Config) -> type[Method]:
         InputError: for an unknown name.
     """
     if config.method.name not in METHODS:
-        raise InputError(f"method.name={config.method.name}: expected one of {', '.join(METHODS)}")
+        raise InputError(f"method.name={config.method.name}: expected {a_name(config.method.name, METHODS)}")
     return METHODS[config.method.name]

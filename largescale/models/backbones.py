@@ -19,6 +19,7 @@ from torchvision.models.regnet import BlockParams, RegNet, ResBottleneckBlock
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from largescale.config import ModelConfig
+from largescale.config.setting import a_name
 from shards.ground.errors import InputError
 
 BLOCKS = (BasicBlock, Bottleneck, ResBottleneckBlock)
@@ -83,7 +84,7 @@ def build_backbone(config: ModelConfig) -> tuple[nn.Module, int]:
         return _with_stem(ResNet([3, 4, 6, 3], 64 * WIDE_RESNETS[config.backbone], Bottleneck), config.stem)
     names = available()
     if config.backbone not in names:
-        raise InputError(f"model.backbone={config.backbone}: expected one of {', '.join(names)}")
+        raise InputError(f"model.backbone={config.backbone}: expected {a_name(config.backbone, names)}")
     with _widths_on_the_host():
         network = _regnet_y(config.backbone) or torchvision.models.get_model(config.backbone, weights=None)
     num_features = network.fc.in_features

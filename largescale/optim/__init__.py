@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from largescale.config import Config, OptimConfig
+from largescale.config.setting import a_name
 from largescale.optim.lars import LARS
 from largescale.optim.roles import Role, parameter_groups
 from largescale.optim.schedules import cosine_with_warmup
@@ -44,7 +45,7 @@ def optimizer_recipe(config: OptimConfig) -> tuple[type[Optimizer], dict[str, An
         InputError: for an unknown name.
     """
     if config.name not in OPTIMIZERS:
-        raise InputError(f"optim.name={config.name}: expected one of {', '.join(OPTIMIZERS)}")
+        raise InputError(f"optim.name={config.name}: expected {a_name(config.name, OPTIMIZERS)}")
     optimizer_class, options = OPTIMIZERS[config.name]
     return optimizer_class, {"lr": config.lr, **options(config)}
 

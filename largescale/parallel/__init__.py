@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from largescale.config import Config
+from largescale.config.setting import a_name
 from largescale.methods.method import Method
 from largescale.models.compile import compile_blocks
 from largescale.models.recompute import recompute_activations
@@ -40,7 +41,7 @@ def build_engine(method: Method, config: Config, device: torch.device) -> Engine
     """
     strategy = config.parallel.strategy
     if strategy not in STRATEGIES:
-        raise InputError(f"parallel.strategy={strategy}: expected one of {', '.join(STRATEGIES)}")
+        raise InputError(f"parallel.strategy={strategy}: expected {a_name(strategy, STRATEGIES)}")
     prepare(method, config, device)
     if device.type == "cpu":
         multiply_small_maps(method)

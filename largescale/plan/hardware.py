@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from largescale.config.setting import a_name
 from shards.ground.errors import InputError
 
 
@@ -75,7 +76,7 @@ def gpu_named(name: str) -> Gpu:
     """
     name = _SMALLEST.get(name, name)
     if name not in GPUS:
-        raise InputError(f"--gpu {name}: expected one of {', '.join(GPUS)}")
+        raise InputError(f"--gpu {name}: expected {a_name(name, GPUS)}")
     return GPUS[name]
 
 

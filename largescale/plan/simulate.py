@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from largescale.config import Config
+from largescale.config.setting import a_name
 from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.methods.method import Method
@@ -97,7 +98,7 @@ def simulate(config: Config, ranks: int) -> Simulation:
 def _check(config: Config) -> None:
     strategy = config.parallel.strategy
     if strategy not in STRATEGIES:
-        raise InputError(f"parallel.strategy={strategy}: expected one of {', '.join(STRATEGIES)}")
+        raise InputError(f"parallel.strategy={strategy}: expected {a_name(strategy, STRATEGIES)}")
     if config.parallel.cpu_offload and strategy not in ("ddp", "fairscale"):
         raise InputError("parallel.cpu_offload=true: what is held in host memory cannot be planned; plan without it")
 

@@ -123,6 +123,12 @@ def test_what_one_setting_needs_is_another():
     ("parallel.strategy=zero9", "parallel.strategy=zero9: expected one of ddp, fsdp, zero1"),
     ("optim.name=adam", "optim.name=adam: expected one of lars, adamw, sgd"),
     ("model.backbone=resnet51", "model.backbone=resnet51: expected one of resnet, resnet50w2"),
+    ("method.name=simclar", "method.name=simclar: expected one of swav, simclr, mocov2; did you mean simclr?"),
+    ("parallel.strategy=fdsp", "one of ddp, fsdp, zero1, zero2, zero3, fairscale; did you mean fsdp?"),
+    ("optim.name=adam", "optim.name=adam: expected one of lars, adamw, sgd; did you mean adamw?"),
+    ("model.backbone=resnet_50", "; did you mean resnet50?"),
+    ("model.stem=imagnet", "model.stem=imagnet: expected imagenet, 3x3s2 or 3x3; did you mean imagenet?"),
+    ("train.precision=bf-16", "expected auto, fp32, tf32, bf16, fp16 or fp64; did you mean bf16?"),
     ("train.batch=32", "unknown key train.batch; did you mean train.global_batch or evaluate.batch?"),
     ("train.seed=32", "unknown key train.seed; did you mean run.seed?"),
 ])
