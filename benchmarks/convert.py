@@ -37,8 +37,8 @@ from PIL import Image
 
 from largescale.run.environment import environment
 from shards.cleaning.rules import Cleaning
-from shards.format.manifest import IMAGE_FORMATS
 from shards.format.writer import ShardWriter
+from shards.images.names import IMAGE_FORMATS
 from shards.images.reading import ImageFacts
 
 RESULTS = Path(__file__).resolve().parent / "results"

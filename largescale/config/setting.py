@@ -52,9 +52,7 @@ class Setting:
         """The names it may have, those of its table included; empty where any text will do."""
         if not self.table:
             return self.one_of
-        module, name = self.table.split(":")
-        # Imported late: tables hold classes that need torch, and read this configuration.
-        table = getattr(importlib.import_module(module), name)
+        table = table_at(self.table)
         return tuple(table() if callable(table) else table)
 
     def misfit(self, value: Any) -> str:
@@ -117,6 +115,12 @@ def did_you_mean(given: str, names: Sequence[str]) -> str:
     """A question that ends a message; empty where no name is near."""
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def table_at(place: str) -> Any:
+    """The table that `module:NAME` names: tables hold what reads this configuration, so it knows them by name alone."""
+    module, name = place.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _finite(value: Any) -> bool:

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from largescale.config.schema import Config, MethodConfig
-from largescale.config.setting import a_name
+from largescale.config.setting import a_name, table_at
 from shards.ground.errors import InputError
 
 _PREFIX = "ConfigOf_"
@@ -52,7 +52,4 @@ def method_in(schema: type[Config]) -> str:
 
 
 def _methods() -> dict[str, type[MethodConfig]]:
-    # Imported late: methods hold networks, which read this configuration.
-    from largescale.methods import METHODS
-
-    return {name: method.Settings for name, method in METHODS.items()}
+    return {name: method.Settings for name, method in table_at("largescale.methods:METHODS").items()}

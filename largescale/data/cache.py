@@ -26,7 +26,8 @@ from pathlib import Path
 import xxhash
 
 from largescale.data.cache_files import disk_trouble, held, locked, part_of, recent, room_of, write
-from shards.format.manifest import Manifest, ShardEntry, index_path
+from shards.format.manifest import Manifest, ShardEntry
+from shards.format.shard_index import index_path
 from shards.format.tar import file_checksum
 from shards.ground.errors import InputError
 from shards.ground.files import sync_folder

@@ -12,7 +12,8 @@ import xxhash
 
 from largescale.config import DataConfig, corpus_settings
 from largescale.data.cache import ShardCache, default_folder, open_cache
-from shards.format.manifest import MANIFEST_NAME, Manifest, check_files, parse_manifest, read_index, read_manifest
+from shards.format.manifest import MANIFEST_NAME, Manifest, check_files, parse_manifest, read_manifest
+from shards.format.shard_index import read_index
 from shards.ground.errors import InputError
 from shards.stores.locate import manifest_bytes
 from shards.stores.store import Store, is_url

@@ -19,7 +19,7 @@ import xxhash
 from largescale.data.cache import ShardLost
 from largescale.data.corpora import Corpus
 from largescale.data.patience import FolderPatience
-from shards.format.manifest import ShardIndex, read_index, remedy
+from shards.format.shard_index import ShardIndex, how_to_mend, read_index
 from shards.format.tar import file_checksum
 from shards.ground.errors import InputError
 
@@ -284,7 +284,7 @@ class ShardReader:
             what = "is not the index that the manifest names: it was replaced, perhaps with its tar"
         else:
             return index
-        raise ShardLost(f"{path}: {what}; restore both, or run {remedy(corpus.manifest.root)}")
+        raise ShardLost(f"{path}: {what}; restore both, or run {how_to_mend(corpus.manifest.root)}")
 
     def _make_present(self, shard: int, *, patient: bool = False) -> bool:
         corpus, number = self._corpus(shard)

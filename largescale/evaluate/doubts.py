@@ -11,7 +11,8 @@ from largescale.config import Config, corpus_settings
 from largescale.data.corpora import Corpus
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.protocols import KNN_HEADLINE_K
-from shards.format.manifest import Manifest, read_index, read_manifest
+from shards.format.manifest import Manifest, read_manifest
+from shards.format.shard_index import read_index
 from shards.ground.errors import InputError
 from shards.stores.store import is_url
 

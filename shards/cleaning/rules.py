@@ -10,9 +10,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from shards.format.manifest import IMAGE_FORMATS, STORED_SUFFIXES
 from shards.ground.errors import InputError
 from shards.images.formats import needs
+from shards.images.names import IMAGE_FORMATS, STORED_SUFFIXES
 from shards.images.reading import (
     MAX_PIXELS,
     ImageError,

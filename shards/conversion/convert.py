@@ -22,7 +22,8 @@ from shards.conversion.pieces import scan_pieces, shard_name, write_pieces, writ
 from shards.conversion.targets import SPLITS, LocalTarget, StoreTarget, Target
 from shards.format.labels import named
 from shards.format.ledger import SKIPPED_NAME, write_ledger
-from shards.format.manifest import MANIFEST_NAME, Manifest, ShardEntry, index_path, write_manifest
+from shards.format.manifest import MANIFEST_NAME, Manifest, ShardEntry, write_manifest
+from shards.format.shard_index import index_path
 from shards.ground.errors import InputError
 from shards.ground.files import at_work_in, remove_partial_files
 from shards.sources.source import Source, open_source

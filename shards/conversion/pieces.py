@@ -16,7 +16,8 @@ from shards.cleaning.duplicates import Fingerprints, fingerprint
 from shards.cleaning.rules import Cleaning
 from shards.conversion.conversion_plan import TRAIN, Plan, Row, Written, printable
 from shards.conversion.targets import Target
-from shards.format.manifest import ShardEntry, index_path, write_index
+from shards.format.manifest import ShardEntry
+from shards.format.shard_index import index_path, write_index
 from shards.format.tar import file_checksum
 from shards.format.writer import ShardWriter
 from shards.ground.files import atomic_write

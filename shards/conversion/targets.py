@@ -10,7 +10,8 @@ from pathlib import Path
 
 from shards.conversion.conversion_plan import HOLDOUT, TRAIN
 from shards.format.ledger import SKIPPED_NAME
-from shards.format.manifest import INDEX_SUFFIX, MANIFEST_NAME, Manifest, ShardEntry, check_files, index_path
+from shards.format.manifest import MANIFEST_NAME, Manifest, ShardEntry, check_files
+from shards.format.shard_index import INDEX_SUFFIX, index_path
 from shards.ground.errors import InputError
 from shards.ground.files import remove_partial_files
 from shards.stores.store import Missing, Store

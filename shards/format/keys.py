@@ -11,7 +11,7 @@ import re
 _UNSAFE = re.compile(r"[^\w -]")
 
 
-class Keys:
+class FreshKeys:
     """Names for the files, or for the folders, of one folder; the same names in the same order always give the same."""
 
     def __init__(self) -> None:

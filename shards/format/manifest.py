@@ -11,34 +11,16 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import xxhash
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save
 
+from shards.format.shard_index import how_to_mend, index_path, num_indexed
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write
 
 MANIFEST_NAME = "manifest.json"
-INDEX_SUFFIX = ".index.safetensors"
 FORMAT_VERSION = 1
-
-IMAGE_FORMATS: tuple[str, ...] = ("jpeg", "png", "webp", "bmp", "tiff", "gif", "ppm")
-"""Formats by their code in the index. Append only: positions are stored."""
-
-STORED_SUFFIXES: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm")
-"""Suffixes that an image keeps when it is stored; with another one it gets that of its format."""
-
-IMAGE_SUFFIXES: tuple[str, ...] = (*STORED_SUFFIXES, "jpe", "jfif", "apng", "dib", "pgm", "pbm", "pnm", "heic", "heif",
-                                   "hif", "avif", "jp2", "j2k", "jxl")
-"""Member and file suffixes that count as images. The content decides which format they are, and whether it is known."""
-
-_COLUMNS = {
-    "offset": np.uint64, "size": np.uint64, "width": np.uint32, "height": np.uint32, "format": np.uint8,
-    "checksum": np.uint64, "label": np.int32,
-}
 
 
 @dataclass(frozen=True)
@@ -90,11 +72,6 @@ class Manifest:
     def index_path(self, shard: int) -> Path:
         """Path of the index beside that tar."""
         return index_path(self.tar_path(shard))
-
-
-def index_path(tar: Path) -> Path:
-    """Where the index of a tar is."""
-    return tar.with_name(tar.name.removesuffix(".tar") + INDEX_SUFFIX)
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -179,108 +156,12 @@ def check_files(manifest: Manifest, part: int = 0, parts: int = 1) -> None:
                 f"{tar}: is {size:,} bytes, the manifest says {shard.num_bytes:,}: it was cut or replaced; "
                 f"restore it, or convert again and run `shards verify {manifest.root}`"
             )
-        indexed = _num_indexed(index)
+        indexed = num_indexed(index)
         if indexed != shard.num_samples:
             raise InputError(
                 f"{index}: lists {indexed} samples, the manifest says {shard.num_samples}; run "
-                f"{remedy(manifest.root)}"
+                f"{how_to_mend(manifest.root)}"
             )
-
-
-def remedy(folder: Path) -> str:
-    """The command that mends a damaged index: tars that were converted have a plan, which knows what they held."""
-    converted = any((place / "plan").is_dir() for place in (folder, folder.parent))
-    return f"`shards verify {folder} --repair`" if converted else f"`shards index {folder}`"
-
-
-class Keys(Protocol):
-    """What an index needs of its keys: a list or tuple of them, or keys read from a file."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, row: int, /) -> str: ...
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """The samples of one shard, a column an attribute.
-
-    Attributes:
-        keys: WebDataset keys.
-        offset, size: of the image's bytes in the tar, uint64 [N].
-        width, height: in pixels, from the image's header, uint32 [N].
-        format: position in IMAGE_FORMATS, uint8 [N].
-        checksum: xxh3-64 of the image's bytes, uint64 [N].
-        label: position in the manifest's classes, -1 for none, int32 [N].
-    """
-
-    keys: Keys
-    offset: np.ndarray
-    size: np.ndarray
-    width: np.ndarray
-    height: np.ndarray
-    format: np.ndarray
-    checksum: np.ndarray
-    label: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.offset)
-
-    def key(self, row: int) -> str:
-        """The key of one sample."""
-        return self.keys[row]
-
-
-@dataclass(frozen=True)
-class _PackedKeys:
-    """Keys as one blob, decoded one by one: opening an index must not cost a string a sample."""
-
-    _blob: np.ndarray
-    _ends: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, row: int) -> str:
-        start = int(self._ends[row - 1]) if row else 0
-        return self._blob[start : int(self._ends[row])].tobytes().decode()
-
-
-def write_index(index: ShardIndex, path: Path) -> None:
-    """Write an index atomically, as safetensors."""
-    encoded = [index.key(row).encode() for row in range(len(index))]
-    columns = {name: np.asarray(getattr(index, name), dtype) for name, dtype in _COLUMNS.items()}
-    columns["keys"] = np.frombuffer(b"".join(encoded), np.uint8)
-    columns["key_ends"] = np.cumsum([len(key) for key in encoded], dtype=np.uint64)
-    with atomic_write(path) as file:
-        file.write(save(columns))
-
-
-def read_index(path: Path) -> ShardIndex:
-    """Read the index of a shard.
-
-    Raises:
-        InputError: missing or damaged.
-    """
-    try:
-        columns = load_file(path)
-        index = ShardIndex(
-            _PackedKeys(columns["keys"], columns["key_ends"]), *(columns[name] for name in _COLUMNS)
-        )
-    except (OSError, SafetensorError, KeyError) as error:
-        raise InputError(f"{path}: not a readable index ({error}); run {remedy(path.parent)}") from error
-    lengths = {len(index.keys), *(len(columns[name]) for name in _COLUMNS)}
-    if len(lengths) != 1:
-        raise InputError(f"{path}: columns of different lengths; run {remedy(path.parent)}")
-    return index
-
-
-def _num_indexed(path: Path) -> int:
-    try:
-        with safe_open(path, "numpy") as columns:
-            return int(columns.get_slice("offset").get_shape()[0])
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: not a readable index ({error}); run {remedy(path.parent)}") from error
 
 
 def _entry(row: dict[str, Any]) -> ShardEntry:

@@ -18,11 +18,11 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import xxhash
 
-from shards.format.manifest import IMAGE_SUFFIXES, STORED_SUFFIXES, ShardIndex
+from shards.format.shard_index import ShardIndex
 from shards.ground.errors import InputError
 from shards.images.formats import HEAD_BYTES
+from shards.images.names import IMAGE_SUFFIXES, STORED_SUFFIXES, why_no_image
 from shards.images.reading import ImageError, inspect
-from shards.sources.found import why_no_image
 
 _BLOCK = 512
 

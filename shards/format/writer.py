@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import xxhash
 
-from shards.format.manifest import ShardIndex
+from shards.format.shard_index import ShardIndex
 from shards.format.tar import IndexRow, index_of_rows
 from shards.ground.files import begin_write_out
 from shards.images.reading import ImageFacts

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageCms, TiffImagePlugin, features
 
-from shards.format.manifest import IMAGE_FORMATS
 from shards.ground.errors import InputError
 from shards.images import jpeg, orientation
 from shards.images.formats import FOREIGN, can_read, format_of, needs
 from shards.images.heif import bare_heif
+from shards.images.names import IMAGE_FORMATS
 from shards.images.png import bare_png
 from shards.images.tiff import BITS, PHOTOMETRIC, SAMPLE_FORMAT, bare_tiff, silence_libtiff
 

@@ -21,20 +21,14 @@ from tqdm import tqdm
 
 from shards.format.labels import class_names, named
 from shards.format.ledger import SKIPPED_NAME, write_ledger
-from shards.format.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    ShardEntry,
-    index_path,
-    read_index,
-    write_index,
-    write_manifest,
-)
+from shards.format.manifest import MANIFEST_NAME, Manifest, ShardEntry, write_manifest
+from shards.format.shard_index import index_path, read_index, write_index
 from shards.format.tar import TornTar, file_checksum, index_tar
 from shards.ground.errors import InputError
 from shards.ground.files import at_work_in, atomic_write
 from shards.ground.worker_processes import over
-from shards.sources.found import BROKEN, TORN
+from shards.sources.found import TORN
+from shards.stores.folders import BROKEN
 
 _DRAFTS = ".index"
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.format.manifest import IMAGE_FORMATS, Manifest, ShardIndex, check_files, index_path, read_index
+from shards.format.manifest import Manifest, check_files
+from shards.format.shard_index import ShardIndex, index_path, read_index
+from shards.images.names import IMAGE_FORMATS
 from shards.stores.locate import fetched, manifest_at
 from shards.stores.store import is_url
 

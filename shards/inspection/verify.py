@@ -12,7 +12,8 @@ from pathlib import Path
 import xxhash
 from tqdm import tqdm
 
-from shards.format.manifest import Manifest, ShardEntry, ShardIndex, index_path, read_index
+from shards.format.manifest import Manifest, ShardEntry
+from shards.format.shard_index import ShardIndex, index_path, read_index
 from shards.format.tar import TarSample, as_text, file_checksum, map_file, walk
 from shards.ground.errors import InputError
 from shards.ground.worker_processes import over

@@ -14,20 +14,11 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, BinaryIO
 
-from shards.format.keys import Keys
+from shards.format.keys import FreshKeys
 from shards.format.tar import ONE_MORE, TarSample, TornTar, walk
 from shards.ground.errors import InputError
-from shards.sources.found import (
-    NO_IMAGE,
-    TORN,
-    Content,
-    Found,
-    first_folder,
-    left_out,
-    suffix_of,
-    why_beside,
-    why_no_image,
-)
+from shards.images.names import NO_IMAGE, suffix_of, why_no_image
+from shards.sources.found import TORN, Content, Found, first_folder, left_out, why_beside
 from shards.stores.folders import Folder
 
 MAX_MEMBER_BYTES = 2**30
@@ -48,8 +39,8 @@ class ZipSource:
 
     def list(self) -> Iterator[Found]:
         """See `Source`."""
-        files: dict[str, Keys] = {}
-        names: dict[str, Keys] = {}
+        files: dict[str, FreshKeys] = {}
+        names: dict[str, FreshKeys] = {}
         key_folders = {"": ""}
         self._archive()
         for place, member in sorted(self._members.items()):
@@ -65,10 +56,10 @@ class ZipSource:
             for part in folder.split("/") if folder else ():
                 inside = f"{known}{part}/"
                 if inside not in key_folders:
-                    own = names.setdefault(known, Keys()).of_folder(part or "_")
+                    own = names.setdefault(known, FreshKeys()).of_folder(part or "_")
                     key_folders[inside] = f"{key_folders[known]}{own}/"
                 known = inside
-            key = key_folders[known] + files.setdefault(known, Keys()).of_file(base)
+            key = key_folders[known] + files.setdefault(known, FreshKeys()).of_file(base)
             yield Found(place, key, member.file_size, folder=first_folder(member.filename))
 
     def read(self, place: str) -> Content:
@@ -149,9 +140,9 @@ class TarSource:
         """See `Source`. Of several tars a torn one is left out from the tear on, and listed."""
         for name, reason in self._beside:
             yield left_out(json.dumps({"tar": name}), reason)
-        folders = Keys()
+        folders = FreshKeys()
         for name in self._names:
-            keys, key_folder, skipped = Keys(), folders.of_folder(name.removesuffix(".tar")), []
+            keys, key_folder, skipped = FreshKeys(), folders.of_folder(name.removesuffix(".tar")), []
             try:
                 with self._open(name) as file:
                     for sample in walk(file, f"{self._folder.location}/{name}", skipped):
@@ -191,7 +182,7 @@ class TarSource:
         except OSError as error:
             raise InputError(f"{self._folder.location}/{name}: cannot be opened ({error.strerror})") from error
 
-    def _found(self, tar: str, sample: TarSample, key_folder: str, keys: Keys, file: BinaryIO) -> Iterator[Found]:
+    def _found(self, tar: str, sample: TarSample, key_folder: str, keys: FreshKeys, file: BinaryIO) -> Iterator[Found]:
         """A sample, and what of it is left out."""
         images = sample.images()
         reason = why_beside(sample.key) or ("" if images else NO_IMAGE)

@@ -9,20 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from shards.format.keys import Keys
+from shards.format.keys import FreshKeys
 from shards.ground.errors import InputError
+from shards.images.names import NO_IMAGE, is_image, suffix_of, why_no_image
 from shards.sources.archives import MAX_MEMBER_BYTES, TarSource, ZipSource
-from shards.sources.found import (
-    NO_IMAGE,
-    Content,
-    Found,
-    first_folder,
-    is_image,
-    left_out,
-    suffix_of,
-    why_beside,
-    why_no_image,
-)
+from shards.sources.found import Content, Found, first_folder, left_out, why_beside
 from shards.sources.tables import READERS, ListSource
 from shards.stores.folders import Denied, Entry, Folder, open_folder
 from shards.stores.store import is_url
@@ -159,7 +150,7 @@ class _Level:
 
     def __init__(self, folder: str, key_folder: str, entries: list[Entry]) -> None:
         self.folder, self.key_folder, self.entries = folder, key_folder, iter(entries)
-        self.files, self.folders = Keys(), Keys()
+        self.files, self.folders = FreshKeys(), FreshKeys()
 
 
 def _is_tar(entry: Entry) -> bool:

@@ -13,9 +13,10 @@ from urllib.parse import unquote
 
 from pyarrow import parquet
 
-from shards.format.keys import Keys
+from shards.format.keys import FreshKeys
 from shards.ground.errors import InputError
-from shards.sources.found import Content, Found, first_folder, left_out, suffix_of, why_no_image
+from shards.images.names import suffix_of, why_no_image
+from shards.sources.found import Content, Found, first_folder, left_out
 from shards.sources.isolated import rows_apart
 from shards.stores.folders import Folder, open_folder
 from shards.stores.locate import process_context
@@ -98,7 +99,7 @@ class ListSource:
         except (OSError, ValueError):  # reading it will say so
             size = -1
         label = str(row[self._label_column]) if self._label_column else ""
-        key = f"{number:010d}_{Keys().of_file(path.rpartition('/')[2])}"
+        key = f"{number:010d}_{FreshKeys().of_file(path.rpartition('/')[2])}"
         return Found(place, key, size, label, "" if folder is not self._folder else first_folder(path))
 
     def _find(self, path: str) -> tuple[Folder, str]:

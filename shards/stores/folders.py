@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 from shards.ground.errors import InputError
-from shards.sources.found import BROKEN, LINK
 from shards.stores.store import Missing, Store, is_url
 
 STORE_READS = 32
 """Files of a store that a process reads at a time: each takes as long as the store needs to answer, not as we do."""
+
+LINK, BROKEN = "a link to a folder", "a link that leads nowhere"
+"""Why an entry of a folder is not read, if it is no plain file."""
 
 _NO_FILE = "not a regular file"
 

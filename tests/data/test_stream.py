@@ -13,7 +13,8 @@ from largescale.data.cache import ShardLost
 from largescale.data.corpora import Corpus
 from largescale.data.reader import ShardReader
 from largescale.data.stream import Stream
-from shards.format.manifest import read_index, read_manifest, write_index
+from shards.format.manifest import read_manifest
+from shards.format.shard_index import read_index, write_index
 from shards.ground.errors import InputError
 from tests.conftest import ROOT
 

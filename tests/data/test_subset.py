@@ -12,7 +12,8 @@ import pytest
 
 from largescale.data.corpora import Corpus
 from largescale.data.reader import ShardReader
-from shards.format.manifest import read_index, read_manifest, write_index
+from shards.format.manifest import read_manifest
+from shards.format.shard_index import read_index, write_index
 from shards.format.tar import file_checksum
 from shards.ground.errors import InputError
 from tests.data.test_stream import make_stream, overwrite

@@ -22,7 +22,8 @@ from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.made_from import difference, identity, shards_stamp, weights_stamp
 from largescale.evaluate.results import read_results
 from largescale.observe import report_results
-from shards.format.manifest import read_index, read_manifest, write_index, write_manifest
+from shards.format.manifest import read_manifest, write_manifest
+from shards.format.shard_index import read_index, write_index
 from shards.ground.errors import InputError
 from tests.conftest import ROOT, run_python
 

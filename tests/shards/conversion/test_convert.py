@@ -17,7 +17,9 @@ from PIL import Image
 from shards.cli import main
 from shards.conversion.convert import Options, convert
 from shards.format.ledger import read_ledger
-from shards.format.manifest import IMAGE_FORMATS, read_index, read_manifest
+from shards.format.manifest import read_manifest
+from shards.format.shard_index import read_index
+from shards.images.names import IMAGE_FORMATS
 from shards.inspection.index import index_folder
 from tests.conftest import ROOT
 

@@ -13,7 +13,8 @@ import webdataset
 from shards.cli import main
 from shards.conversion.convert import Options, convert
 from shards.format.labels import class_names
-from shards.format.manifest import read_index, read_manifest
+from shards.format.manifest import read_manifest
+from shards.format.shard_index import read_index
 from shards.ground.errors import InputError
 from shards.inspection.index import index_folder
 from tests.shards.conversion.test_convert import stored_images

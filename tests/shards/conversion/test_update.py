@@ -15,7 +15,8 @@ from shards.cli import main
 from shards.conversion import listing
 from shards.conversion.conversion_plan import open_plan
 from shards.conversion.convert import Options, convert, merge
-from shards.format.manifest import Manifest, read_index, read_manifest
+from shards.format.manifest import Manifest, read_manifest
+from shards.format.shard_index import read_index
 from shards.ground.errors import InputError
 from shards.inspection.verify import verify
 from tests.shards.conversion.test_convert import contents, image_bytes, stored_images

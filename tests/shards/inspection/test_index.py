@@ -11,7 +11,8 @@ import pytest
 from shards.cli import main
 from shards.format import tar
 from shards.format.ledger import read_ledger
-from shards.format.manifest import read_index, read_manifest
+from shards.format.manifest import read_manifest
+from shards.format.shard_index import read_index
 from shards.ground.errors import InputError
 from shards.inspection import index
 from shards.inspection.index import index_folder

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from shards.cli import main
-from shards.format.manifest import read_index, read_manifest
+from shards.format.manifest import read_manifest
+from shards.format.shard_index import read_index
 from shards.inspection.verify import verify
 from tests.shards.conversion.test_convert import contents
 

@@ -18,7 +18,8 @@ from pyarrow import parquet
 
 from shards.cli import main
 from shards.conversion.convert import Options, convert
-from shards.format.manifest import read_index, read_manifest
+from shards.format.manifest import read_manifest
+from shards.format.shard_index import read_index
 from shards.ground.errors import InputError
 from tests.shards.conversion.test_convert import contents, image_bytes, stored_images
 

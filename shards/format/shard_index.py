@@ -1,0 +1,127 @@
+"""The index beside a tar: where each of its samples is and what is known of it, one column per attribute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save
+
+from shards.ground.errors import InputError
+from shards.ground.files import atomic_write
+
+INDEX_SUFFIX = ".index.safetensors"
+
+_COLUMNS = {
+    "offset": np.uint64, "size": np.uint64, "width": np.uint32, "height": np.uint32, "format": np.uint8,
+    "checksum": np.uint64, "label": np.int32,
+}
+
+
+def index_path(tar: Path) -> Path:
+    """Where the index of a tar is."""
+    return tar.with_name(tar.name.removesuffix(".tar") + INDEX_SUFFIX)
+
+
+class KeyColumn(Protocol):
+    """What an index needs of its keys: a list or tuple of them, or keys read from a file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> str: ...
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The samples of one shard, a column an attribute.
+
+    Attributes:
+        keys: WebDataset keys.
+        offset, size: of the image's bytes in the tar, uint64 [N].
+        width, height: in pixels, from the image's header, uint32 [N].
+        format: position in IMAGE_FORMATS, uint8 [N].
+        checksum: xxh3-64 of the image's bytes, uint64 [N].
+        label: position in the manifest's classes, -1 for none, int32 [N].
+    """
+
+    keys: KeyColumn
+    offset: np.ndarray
+    size: np.ndarray
+    width: np.ndarray
+    height: np.ndarray
+    format: np.ndarray
+    checksum: np.ndarray
+    label: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    def key(self, row: int) -> str:
+        """The key of one sample."""
+        return self.keys[row]
+
+
+@dataclass(frozen=True)
+class _PackedKeys:
+    """Keys as one blob, decoded one by one: opening an index must not cost a string a sample."""
+
+    _blob: np.ndarray
+    _ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, row: int) -> str:
+        start = int(self._ends[row - 1]) if row else 0
+        return self._blob[start : int(self._ends[row])].tobytes().decode()
+
+
+def write_index(index: ShardIndex, path: Path) -> None:
+    """Write an index atomically, as safetensors."""
+    encoded = [index.key(row).encode() for row in range(len(index))]
+    columns = {name: np.asarray(getattr(index, name), dtype) for name, dtype in _COLUMNS.items()}
+    columns["keys"] = np.frombuffer(b"".join(encoded), np.uint8)
+    columns["key_ends"] = np.cumsum([len(key) for key in encoded], dtype=np.uint64)
+    with atomic_write(path) as file:
+        file.write(save(columns))
+
+
+def read_index(path: Path) -> ShardIndex:
+    """Read the index of a shard.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    try:
+        columns = load_file(path)
+        index = ShardIndex(
+            _PackedKeys(columns["keys"], columns["key_ends"]), *(columns[name] for name in _COLUMNS)
+        )
+    except (OSError, SafetensorError, KeyError) as error:
+        raise InputError(f"{path}: not a readable index ({error}); run {how_to_mend(path.parent)}") from error
+    lengths = {len(index.keys), *(len(columns[name]) for name in _COLUMNS)}
+    if len(lengths) != 1:
+        raise InputError(f"{path}: columns of different lengths; run {how_to_mend(path.parent)}")
+    return index
+
+
+def num_indexed(path: Path) -> int:
+    """How many samples an index lists, read from its header alone.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    try:
+        with safe_open(path, "numpy") as columns:
+            return int(columns.get_slice("offset").get_shape()[0])
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a readable index ({error}); run {how_to_mend(path.parent)}") from error
+
+
+def how_to_mend(folder: Path) -> str:
+    """The command that mends a damaged index: tars that were converted have a plan, which knows what they held."""
+    converted = any((place / "plan").is_dir() for place in (folder, folder.parent))
+    return f"`shards verify {folder} --repair`" if converted else f"`shards index {folder}`"
