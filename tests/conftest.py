@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,30 +10,14 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes compute at once; before torch is imported
+
+from tests.helpers.commands import IN_MEMORY, ROOT, SAMPLE, run_python
+
+__all__ = ["IN_MEMORY", "ROOT", "SAMPLE", "run_python"]
+
 hypothesis.settings.register_profile("no clock", deadline=None)  # a busy machine fails no test
 hypothesis.settings.load_profile("no clock")
-
-ROOT = Path(__file__).resolve().parents[1]
-SAMPLE = ROOT / "shards" / "sample" / "fashion-mnist.zip"
-IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-"""Where small files that are made by the thousand cost nothing to make; None, as `tempfile` has it, for any place."""
-
-
-def run_python(*arguments: object, ranks: int = 1, cwd: Path | None = None, timeout_s: float = 300,
-               check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run `python ARGUMENTS`, or torchrun with several ranks, as a user would."""
-    launch = [sys.executable]
-    if ranks > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*launch, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True,
-        timeout=timeout_s, check=False,
-    )
-    if check and result.returncode != 0:
-        pytest.fail(f"{arguments} exited with {result.returncode}:\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}")
-    return result
-
 
 @pytest.fixture(scope="session")
 def sample_images(tmp_path_factory: pytest.TempPathFactory) -> Path:

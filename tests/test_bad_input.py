@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from largescale.cli import main
-from tests.conftest import ROOT, run_python
+from tests.helpers.commands import TINY, run_python
+from tests.helpers.launcher import run_largescale
 
 pytestmark = pytest.mark.slow
-
-TINY = ROOT / "tests" / "tiny.yaml"
 
 
 @pytest.fixture
@@ -120,7 +119,7 @@ def test_a_manifest_that_names_a_path(pretrain_error, tiny_overrides, copied_sha
 
 
 def test_a_batch_that_ranks_do_not_divide(tiny_overrides):
-    result = run_python("-m", "largescale", "pretrain", TINY, *tiny_overrides(), ranks=3, check=False)
+    result = run_largescale("pretrain", TINY, *tiny_overrides(), ranks=3, check=False)
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.returncode != 0 and len(errors) == 1
     assert "train.global_batch=16 is not divisible by 3 ranks" in errors[0]

@@ -15,7 +15,7 @@ from largescale.checkpoint.copier import Copier
 from largescale.checkpoint.folder import newest_first
 from largescale.checkpoint.mirror import Mirror
 from largescale.checkpoint.saver import Saver
-from tests.distributed.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 
 def names(folder: Path) -> set[str]:

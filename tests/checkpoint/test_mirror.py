@@ -12,8 +12,9 @@ import s3fs
 from largescale.checkpoint.folder import find_latest
 from largescale.checkpoint.mirror import Mirror
 from shards.ground.errors import InputError
-from tests.conftest import run_python
-from tests.distributed.test_pretrain_parity import TINY, losses, pretrain
+from tests.helpers.commands import TINY
+from tests.helpers.launcher import pretrain, run_largescale
+from tests.helpers.runs import losses
 from tests.servers import s3_server
 
 pytestmark = pytest.mark.distributed
@@ -80,6 +81,6 @@ def test_a_damaged_copy_is_refused(store, tiny_overrides, tmp_path):
 def test_a_store_that_cannot_be_used(tiny_overrides, url, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody is there
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    result = run_python("-m", "largescale", "pretrain", TINY, *tiny_overrides(f"checkpoint.mirror={url}"), check=False)
+    result = run_largescale("pretrain", TINY, *tiny_overrides(f"checkpoint.mirror={url}"), check=False)
     assert result.returncode == 2
     assert f"checkpoint.mirror={url}" in result.stderr and "Traceback" not in result.stderr

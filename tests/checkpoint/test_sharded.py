@@ -14,7 +14,7 @@ from largescale.checkpoint import sharded
 from largescale.checkpoint.folder import find_latest
 from largescale.checkpoint.saver import Saver
 from shards.ground.errors import InputError
-from tests.distributed.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch import nn
 
 from largescale.parallel.batchnorm import SyncBatchNorm, average_statistics, synchronize_batchnorm
-from tests.distributed.ranks import Counted, run_ranks
+from tests.helpers.ranks import Counted, run_ranks
 
 pytestmark = pytest.mark.distributed
 

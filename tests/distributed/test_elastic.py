@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.test_pretrain_parity import losses, pretrain, sample_sets
+from tests.helpers.launcher import pretrain
+from tests.helpers.runs import losses, sample_sets
 
 pytestmark = pytest.mark.distributed
 

@@ -13,7 +13,7 @@ from largescale.optim import OPTIMIZERS
 from largescale.optim.lars import LARS
 from tests.conftest import ROOT
 from tests.distributed import test_strategies
-from tests.distributed.ranks import Counted, run_ranks
+from tests.helpers.ranks import Counted, run_ranks
 
 pytestmark = pytest.mark.distributed
 

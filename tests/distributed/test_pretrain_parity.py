@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from largescale.checkpoint.export import export
-from tests.conftest import ROOT, run_python
+from tests.helpers.launcher import pretrain
+from tests.helpers.runs import losses, sample_sets
 
 pytestmark = pytest.mark.distributed
-
-TINY = ROOT / "tests" / "tiny.yaml"
 
 VARIANTS = [  # ranks, strategy, loader workers
     (1, "ddp", 1),
@@ -27,24 +25,6 @@ VARIANTS = [  # ranks, strategy, loader workers
     (4, "ddp", 0),
     (4, "fsdp", 3),
 ]
-
-
-def pretrain(overrides: list[str], ranks: int = 1) -> None:
-    run_python("-m", "largescale", "pretrain", TINY, *overrides, ranks=ranks)
-
-
-def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def sample_sets(run: Path) -> dict[int, list[str]]:
-    """Keys of every global step, sorted, from all ranks' audits."""
-    steps = defaultdict(list)
-    for path in sorted(run.glob("audit/rank-*.jsonl")):
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            steps[row["step"]] += row["keys"]
-    return {step: sorted(keys) for step, keys in steps.items()}
 
 
 @pytest.fixture(scope="module")

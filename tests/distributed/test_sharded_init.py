@@ -16,8 +16,8 @@ from largescale.parallel import build_engine
 from largescale.parallel.engine import Engine
 from shards.ground.errors import InputError
 from tests.conftest import ROOT
-from tests.distributed.ranks import run_ranks
 from tests.distributed.test_strategies import views_of_step
+from tests.helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.test_pretrain_parity import pretrain
+from tests.helpers.launcher import pretrain
 
 STEPS = ["train.steps=60", "checkpoint.every_steps=8", "train.precision=fp32", "parallel.strategy=fsdp"]
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from largescale.run.owner import newest_owner, parse_owner
 from tests.conftest import SAMPLE, run_python
-from tests.faults.runs import assert_same_end, log_of, move_elsewhere, rank_processes, started
+from tests.helpers.runs import assert_same_end, log_of, move_elsewhere, rank_processes, started
 
 _RUN = ["checkpoint.every_steps=1", "checkpoint.keep=1", "checkpoint.keep_every=50", "train.precision=fp32",
         "parallel.strategy=fsdp", "data.workers=1", "run.lease_s=4"]

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from largescale.checkpoint.folder import find_latest, stamp_of
-from tests.conftest import ROOT, run_python
-from tests.distributed.test_pretrain_parity import TINY
-from tests.faults.runs import assert_same_end
+from tests.helpers.commands import TINY, environment
+from tests.helpers.launcher import pretrain, run_largescale
+from tests.helpers.runs import assert_same_end
 
 pytestmark = pytest.mark.distributed
 
@@ -25,7 +25,7 @@ def finished(tmp_path_factory, shard_folder, test_shard_folder) -> tuple[list[st
     """A run of one rank with checkpoints of steps 5, 10 and 14, and its overrides but for run.dir."""
     data = [f"data.shards={shard_folder}", f"data.eval_shards={test_shard_folder}", "checkpoint.keep=3"]
     run = tmp_path_factory.mktemp("damage") / "finished"
-    run_python("-m", "largescale", "pretrain", TINY, *data, f"run.dir={run}")
+    pretrain([*data, f"run.dir={run}"])
     return data, run
 
 
@@ -42,7 +42,7 @@ def piece_of(run: Path, step: int) -> Path:
 
 
 def go_on(data: list[str], run: Path) -> subprocess.CompletedProcess[str]:
-    return run_python("-m", "largescale", "pretrain", TINY, *data, f"run.dir={run}", check=False)
+    return run_largescale("pretrain", TINY, *data, f"run.dir={run}", check=False)
 
 
 def flip_a_bit(piece: Path) -> None:
@@ -161,8 +161,7 @@ def pretrain_on_small_disk(data: list[str], run: Path, size: str) -> subprocess.
     (run / "checkpoints").mkdir(parents=True)
     arguments = " ".join(map(str, [TINY, *data, f"run.dir={run}", "checkpoint.every_steps=2", "train.steps=14"]))
     script = FULL_DISK.format(run=run, size=size, python=sys.executable, arguments=arguments)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(["unshare", "--mount", "--map-root-user", "sh", "-c", script], env=environment,
+    return subprocess.run(["unshare", "--mount", "--map-root-user", "sh", "-c", script], env=environment(),
                           capture_output=True, text=True, timeout=120, check=False)
 
 

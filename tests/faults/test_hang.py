@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.faults.runs import assert_same_end, log_of, rank_processes, started, wait_for_step
+from tests.helpers.runs import assert_same_end, log_of, rank_processes, started, wait_for_step
 
 pytestmark = pytest.mark.distributed
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from largescale.checkpoint.folder import find_latest
-from tests.distributed.test_pretrain_parity import pretrain, sample_sets
 from tests.faults.kills import kill_again_and_again
-from tests.faults.runs import assert_same_end, metrics, rank_processes, started, wait_for_step
+from tests.helpers.launcher import pretrain
+from tests.helpers.runs import assert_same_end, metrics, rank_processes, sample_sets, started, wait_for_step
 
 pytestmark = pytest.mark.distributed
 

@@ -9,15 +9,16 @@ from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.parallel import build_engine
 from largescale.parallel.engine import Engine, StepCheck
-from tests.conftest import ROOT, run_python
-from tests.distributed.ranks import run_ranks
+from tests.helpers.commands import TINY
+from tests.helpers.launcher import run_largescale
+from tests.helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 
 
 def poisoned_step(strategy: str, where: str) -> tuple[str, bool]:
     """One step in which rank 1 has a NaN; returns what the check says, and whether the weights are as they were."""
-    config = load_config(ROOT / "tests" / "tiny.yaml", ["data.shards=unused", f"parallel.strategy={strategy}"])
+    config = load_config(TINY, ["data.shards=unused", f"parallel.strategy={strategy}"])
     torch.manual_seed(0)
     engine = build_engine(build_method(config), config, torch.device("cpu"))
     images = [torch.randn(8 * g.num, 3, g.size, g.size, dtype=torch.float64) for g in config.data.crops]
@@ -43,7 +44,7 @@ def test_all_ranks_learn_which_rank_is_not_finite(strategy, where):
 
 
 def fp16_engine() -> tuple[Engine, Views]:
-    config = load_config(ROOT / "tests" / "tiny.yaml", ["data.shards=unused", "train.precision=fp16"])
+    config = load_config(TINY, ["data.shards=unused", "train.precision=fp16"])
     torch.manual_seed(0)
     engine = build_engine(build_method(config), config, torch.device("cpu"))
     return engine, Views.numbered([torch.randn(8 * g.num, 3, g.size, g.size) for g in config.data.crops], 8)
@@ -100,11 +101,8 @@ def test_fp16_finds_its_loss_scale_and_stops_for_what_no_loss_scale_mends():
 
 
 def test_the_run_stops_before_the_update_and_names_step_and_rank(tiny_overrides, tmp_path):
-    result = run_python(
-        "-m", "largescale", "pretrain", ROOT / "tests" / "tiny.yaml",
-        *tiny_overrides("optim.name=sgd", "optim.lr=1e38", "train.precision=fp32", "checkpoint.every_steps=1"),
-        ranks=2, check=False,
-    )
+    overrides = tiny_overrides("optim.name=sgd", "optim.lr=1e38", "train.precision=fp32", "checkpoint.every_steps=1")
+    result = run_largescale("pretrain", TINY, *overrides, ranks=2, check=False)
     assert result.returncode != 0
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: step ")]
     assert len(lines) == 1 and "not finite on rank" in lines[0]

@@ -4,40 +4,36 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 
-from tests.conftest import run_python
-from tests.distributed.test_pretrain_parity import TINY
-from tests.faults.runs import final_state, metrics
+from largescale.__main__ import main
+from largescale.data.stream import Batch, Stream
+from largescale.run.rollback import DataSteps
+from tests.helpers.commands import TINY
+from tests.helpers.launcher import pretrain, run_largescale
+from tests.helpers.runs import final_state, metrics
 
 pytestmark = pytest.mark.distributed
 
-POISONED = '''
-"""largescale, with a NaN in rank 1's views of data step 8 (a sample that breaks the augmentation, say)."""
-import sys
-import torch.distributed as dist
-from largescale import cli
-from largescale.data.stream import Stream
-clean = Stream._loaded
-def poisoned(self, data_steps):
-    for batch in clean(self, data_steps):
-        if batch.step == 8 and dist.get_rank() == 1:
-            batch.views[0][0, 0, 0, 0] = float("nan")
-        yield batch
-Stream._loaded = poisoned
-sys.exit(cli.main())
-'''
 
+def poisoned() -> int:
+    """largescale, with a NaN in rank 1's views of data step 8 (a sample that breaks the augmentation, say)."""
+    clean = Stream._loaded
 
-@pytest.fixture
-def script(tmp_path: Path) -> Path:
-    path = tmp_path / "poisoned.py"
-    path.write_text(POISONED)
-    return path
+    def loaded(self: Stream, data_steps: DataSteps) -> Iterator[Batch]:
+        for batch in clean(self, data_steps):
+            if batch.step == 8 and dist.get_rank() == 1:
+                batch.views[0][0, 0, 0, 0] = float("nan")
+            yield batch
+
+    Stream._loaded = loaded
+    return main()
 
 
 def keys_of(run: Path) -> dict[int, list[str]]:
@@ -46,13 +42,13 @@ def keys_of(run: Path) -> dict[int, list[str]]:
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
-def test_the_run_goes_back_and_leaves_the_data_out(script, tiny_overrides, tmp_path, strategy):
+def test_the_run_goes_back_and_leaves_the_data_out(tiny_overrides, tmp_path, strategy):
     run = tmp_path / "run"
     shared = ["train.rollback_window=2", "checkpoint.keep=9", f"parallel.strategy={strategy}"]
     clean = tmp_path / "clean"
-    run_python("-m", "largescale", "pretrain", TINY, *tiny_overrides(*shared, run="clean"), ranks=2)
-    result = run_python(script, "pretrain", TINY, *tiny_overrides("train.max_rollbacks=1", *shared,
-                        f"checkpoint.mirror=file://{tmp_path}/mirror"), ranks=2)
+    pretrain(tiny_overrides(*shared, run="clean"), 2)
+    mirrored = tiny_overrides("train.max_rollbacks=1", *shared, f"checkpoint.mirror=file://{tmp_path}/mirror")
+    result = run_largescale("pretrain", TINY, *mirrored, ranks=2, entry=poisoned)
     assert "step 8: input views not finite on rank 1" in result.stderr
     assert "going back to step 5, 1 of at most 1 times" in result.stderr
     [row] = [json.loads(line) for line in (run / "rollbacks.jsonl").read_text().splitlines()]
@@ -73,7 +69,7 @@ def goes_on_from_the_mirror(folder: Path, overrides: list[str], expected: Path) 
     for step in (10, 14):
         shutil.rmtree(mirror / f"step-{step:08d}")
     # Nothing is wrong this time, and yet the same data are left out.
-    run_python("-m", "largescale", "pretrain", TINY, *overrides, f"checkpoint.mirror=file://{mirror}", ranks=2)
+    pretrain([*overrides, f"checkpoint.mirror=file://{mirror}"], 2)
     assert (folder / "run" / "rollbacks.jsonl").read_bytes() == (run / "rollbacks.jsonl").read_bytes()
     assert metrics(folder / "run") == metrics(run)[5:]
     again, before = final_state(folder / "run"), final_state(run)
@@ -81,8 +77,8 @@ def goes_on_from_the_mirror(folder: Path, overrides: list[str], expected: Path) 
     assert {path.name for path in mirror.iterdir()} == {f"step-{step:08d}" for step in (5, 10, 14)}
 
 
-def test_what_it_takes_to_look_into_it_is_written_and_the_run_stops(script, tiny_overrides, tmp_path):
-    result = run_python(script, "pretrain", TINY, *tiny_overrides(), ranks=2, check=False)
+def test_what_it_takes_to_look_into_it_is_written_and_the_run_stops(tiny_overrides, tmp_path):
+    result = run_largescale("pretrain", TINY, *tiny_overrides(), ranks=2, check=False, entry=poisoned)
     assert result.returncode != 0
     assert "error: step 8: input views not finite on rank 1" in result.stderr
     folder = tmp_path / "run" / "trouble" / "step-00000008"

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, run_python
-from tests.distributed.test_pretrain_parity import TINY, pretrain
-from tests.faults.runs import assert_same_end, log_of, rank_processes, started, wait_for_step
+from tests.helpers.commands import TINY, environment
+from tests.helpers.launcher import pretrain, run_largescale
+from tests.helpers.runs import assert_same_end, log_of, rank_processes, started, wait_for_step
 
 pytestmark = pytest.mark.distributed
 
 
 def status(run) -> tuple[int, str]:
-    result = run_python("-m", "largescale", "status", run, check=False)
+    result = run_largescale("status", run, check=False)
     return result.returncode, result.stdout
 
 
@@ -88,7 +88,7 @@ def interrupt(overrides, log, run, pauses, before=lambda process: None) -> int:
     known = rows.read_text().count("\n") if run and rows.exists() else 0
     with log.open("w") as file, subprocess.Popen(
             [sys.executable, "-m", "largescale", "pretrain", str(TINY), *overrides], stdout=file, stderr=file,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, start_new_session=True) as process:
+            env=environment(), start_new_session=True) as process:
         try:
             while not listens(process.pid) or (run and not has_rows(rows, known + 20)):
                 assert process.poll() is None, log.read_text()
@@ -120,7 +120,7 @@ def first_child(pid: int) -> int:
 
 def test_it_saves_before_its_time_ends(tiny_overrides, tmp_path):
     limits = ["run.time_limit_s=100", "run.stop_before_s=99.999"]
-    result = run_python("-m", "largescale", "pretrain", TINY, *tiny_overrides(*limits), check=False)
+    result = run_largescale("pretrain", TINY, *tiny_overrides(*limits), check=False)
     assert result.returncode == 85
     assert "stopped in order: stopped by the end of its time after step 0, saved" in result.stderr
     code, line = status(tmp_path / "run")

@@ -10,7 +10,7 @@ import torch
 
 from largescale.methods import METHODS
 from tests.conftest import ROOT
-from tests.distributed.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 from tests.methods.harness import STEPS, train_all
 
 pytestmark = pytest.mark.distributed

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from largescale.methods import build_method
 from largescale.parallel import build_engine
-from tests.distributed.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 from tests.methods.harness import mini, views_of_step, whole
 
 pytestmark = pytest.mark.distributed

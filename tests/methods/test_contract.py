@@ -13,7 +13,7 @@ import torch
 
 from largescale.methods import METHODS, table
 from tests.conftest import ROOT
-from tests.distributed.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 from tests.methods.harness import STEPS, train
 
 PACKAGE = ROOT / "largescale"

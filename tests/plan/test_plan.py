@@ -24,8 +24,8 @@ from largescale.plan.hardware import GPUS, Assumptions
 from largescale.plan.simulate import Simulation, local_bytes, simulate
 from largescale.plan.trace import WEIGHTS, Collective, Operator, StepTrace
 from tests.conftest import ROOT
-from tests.distributed.ranks import run_ranks
 from tests.distributed.test_strategies import views_of_step
+from tests.helpers.ranks import run_ranks
 
 CASES = [
     (2, ["parallel.strategy=fsdp"]),

@@ -14,7 +14,7 @@ import pytest
 from largescale.run.lease import FolderLost, Lease, take_folder
 from largescale.run.owner import newest_owner, owner_numbers, owner_path, parse_owner
 from shards.ground.errors import InputError
-from tests.faults.runs import move_elsewhere
+from tests.helpers.runs import move_elsewhere
 
 LEASE_S = 0.4
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from largescale.run.preflight import Findings, judge
-from tests.conftest import ROOT, run_python
+from tests.helpers.commands import TINY
+from tests.helpers.launcher import run_largescale
 
 GOOD = Findings("n", 8, [], 1000.0, 20e9, 0.01, 2**26)
 
@@ -32,8 +33,7 @@ def test_the_bad_node_is_named(changes, expected):
 
 @pytest.mark.distributed
 def test_ranks_measure_each_other(tiny_overrides):
-    result = run_python("-m", "largescale", "preflight", ROOT / "tests" / "tiny.yaml",
-                        *tiny_overrides("method.queue_start_step=13"), ranks=2)
+    result = run_largescale("preflight", TINY, *tiny_overrides("method.queue_start_step=13"), ranks=2)
     assert result.stderr.count("warning: method.queue_start_step=13: ") == 1
     assert result.stdout.count("GB/s") == 2 and "all-reduce of 8 MB over 2 ranks" in result.stdout
 
@@ -41,11 +41,10 @@ def test_ranks_measure_each_other(tiny_overrides):
 @pytest.mark.distributed
 def test_a_missing_shard_and_a_full_disk_are_found(tiny_overrides, shard_folder, tmp_path):
     folder = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
-    result = run_python(
-        "-m", "largescale", "preflight", ROOT / "tests" / "tiny.yaml", *tiny_overrides(), f"data.shards={folder}",
-        "model.backbone=regnet_y_400mf", "checkpoint.keep=1000000", check=False)
+    result = run_largescale(
+        "preflight", TINY, *tiny_overrides(), f"data.shards={folder}", "model.backbone=regnet_y_400mf",
+        "checkpoint.keep=1000000", check=False)
     assert result.returncode == 2 and "checkpoints need" in result.stderr
     next(folder.glob("*.tar")).unlink()
-    result = run_python("-m", "largescale", "preflight", ROOT / "tests" / "tiny.yaml", *tiny_overrides(),
-                        f"data.shards={folder}", check=False)
+    result = run_largescale("preflight", TINY, *tiny_overrides(), f"data.shards={folder}", check=False)
     assert result.returncode == 2 and ".tar" in result.stderr and "Traceback" not in result.stderr

@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from largescale.run.shared import unshared
-from tests.distributed.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 

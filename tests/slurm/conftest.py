@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.distributed.test_pretrain_parity import TINY, pretrain
+from tests.helpers.commands import TINY
+from tests.helpers.launcher import pretrain
 
 LAUNCH = ROOT / "launch" / "slurm"
 

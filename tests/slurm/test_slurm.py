@@ -13,8 +13,8 @@ import pytest
 from largescale.checkpoint.folder import find_latest
 from largescale.run.owner import newest_owner
 from tests.conftest import ROOT
-from tests.distributed.test_pretrain_parity import TINY
-from tests.faults.runs import assert_same_end, move_elsewhere
+from tests.helpers.commands import TINY
+from tests.helpers.runs import assert_same_end, move_elsewhere
 from tests.slurm.conftest import LAUNCH
 
 pytestmark = pytest.mark.slurm

@@ -1,4 +1,4 @@
-"""Real runs of tests/tiny.yaml that are disturbed: start, wait for a step, find a rank's process, compare the ends."""
+"""Real runs of tests/tiny.yaml: disturb one in the background, read what a run has left, compare how two ended."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,9 +19,8 @@ import torch
 from largescale.checkpoint import sharded
 from largescale.checkpoint.folder import find_latest
 from largescale.run.owner import owner_path, parse_owner
-from tests.conftest import ROOT
+from tests.helpers.commands import TINY, environment
 
-TINY = ROOT / "tests" / "tiny.yaml"
 TIMES = {"images_per_s", "data_wait_s", "step_s", "peak_memory_bytes", "read_ms", "decode_ms", "crop_ms", "augment_s",
          "queue_depth", "cache_hit_rate", "fetched_bytes"}
 """Metrics that two equal runs need not share."""
@@ -32,9 +32,8 @@ def started(overrides: list[str], run: Path, *, ranks: int = 2, launcher: tuple[
     """torchrun with some ranks in the background, its output in RUN.log; killed at the end if it still runs."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *launcher,
                "-m", "largescale", "pretrain", str(TINY), *overrides]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with log_of(run).open("ab") as log, subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, start_new_session=True) as process:
+            command, env=environment(), stdout=log, stderr=log, start_new_session=True) as process:
         try:
             yield process
         finally:
@@ -72,6 +71,21 @@ def rank_processes(launcher: int) -> dict[int, int]:
             if ranks:
                 found[int(ranks[0])] = int(child)
     return found
+
+
+def losses(run: Path) -> list[float]:
+    """Of every step."""
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def sample_sets(run: Path) -> dict[int, list[str]]:
+    """Keys of every global step, sorted, from all ranks' audits."""
+    steps = defaultdict(list)
+    for path in sorted(run.glob("audit/rank-*.jsonl")):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            steps[row["step"]] += row["keys"]
+    return {step: sorted(keys) for step, keys in steps.items()}
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import pickle
 import tempfile
 import traceback
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ import torch
 import torch.distributed as dist
 
 
+def forking() -> ForkServerContext:
+    """Starts processes in a moment: they are forked from a server that has imported torch and the library once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.helpers.preload"])
+    return context
+
+
 def run_ranks(function: Callable[..., Any], world_size: int, *arguments: object, timeout_s: float = 120) -> list[Any]:
     """`function(*arguments)` on every rank; returns the results in rank order, or fails with a rank's traceback."""
-    # A server that has imported torch once makes ranks start in a moment.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["largescale.parallel", "largescale.methods"])
     with tempfile.TemporaryDirectory() as folder:
         processes = [
-            context.Process(target=_rank_main, args=(function, rank, world_size, folder, arguments))
+            forking().Process(target=_rank_main, args=(function, rank, world_size, folder, arguments))
             for rank in range(world_size)
         ]
         for process in processes:
