@@ -3,9 +3,8 @@
 Not DeepSpeed, which reads its environment while it is imported; what it imports in turn takes most of its time.
 """
 
-import hypothesis  # noqa: F401
-import pytest  # noqa: F401
-import torch._inductor.compile_fx
-import torch.distributed.checkpoint
-import torch.utils.tensorboard  # noqa: F401
+from importlib import import_module
 
+for name in ("hypothesis", "pytest", "torch._inductor.compile_fx", "torch.utils.tensorboard", "fairscale",
+             "largescale.cli", "largescale.evaluate.measure", "largescale.pretrain", "largescale.run.preflight"):
+    import_module(name)
