@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from largescale.distributed.launch import Launch, own_launch
 from largescale.distributed.rendezvous import join
-from shards.ground.errors import InputError
+from shards.ground.errors import InputError, line_of
 
 _JOIN_S, _JOIN_NODES_S = 50.0, 300.0
 """Ranks of one node start within seconds of each other. On several, each reads its libraries from a file system that
@@ -48,7 +48,7 @@ def on_rank_0(action: Callable[[], None]) -> None:
         try:
             action()
         except (InputError, OSError) as error:
-            failure = [str(error)]
+            failure = [line_of(error)]
     dist.broadcast_object_list(failure, src=0)
     if failure[0]:
         raise InputError(failure[0])
@@ -66,7 +66,7 @@ def together(action: Callable[[], None]) -> None:
     try:
         action()
     except (InputError, OSError) as error:
-        failure = str(error)
+        failure = line_of(error)
     failures: list[str] = [""] * world_size()
     dist.all_gather_object(failures, failure)
     if found := next(filter(None, failures), ""):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -18,6 +19,15 @@ __all__ = ["IN_MEMORY", "ROOT", "SAMPLE", "run_python"]
 
 hypothesis.settings.register_profile("no clock", deadline=None)  # a busy machine fails no test
 hypothesis.settings.load_profile("no clock")
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A temporary folder whose parents anybody may enter, as those of `tmp_path` are not; for `as_nobody`."""
+    with tempfile.TemporaryDirectory(prefix="largescale-test-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
 
 @pytest.fixture(scope="session")
 def sample_images(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -65,6 +65,7 @@ def copied_shards(shard_folder: Path, tmp_path: Path) -> Path:
         ("data.crops=[{num:2]", "not readable as YAML"),
         ("method.queue=17", "a multiple of train.global_batch=16"),
         ("optim.lr", "expected key=value"),
+        ("run.dir=/proc/no/run", "error: /proc/no: No such file or directory"),
     ],
 )
 def test_configuration(pretrain_error, tiny_overrides, override, expected):

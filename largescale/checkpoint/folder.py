@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.ground.files import atomic_write, remove_partial_files, sync_folder
+from shards.ground.files import atomic_write, names_in, remove_partial_files, sync_folder
 
 PROGRESS = "progress.json"
 LATEST = "latest"
@@ -63,10 +63,16 @@ class Checkpoint:
         return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
     def damage(self, rank: int = 0, world_size: int = 1) -> str:
-        """What is wrong with its files, empty if nothing is. Each of several ranks looks at its part of the files."""
+        """What is wrong with its files, empty if nothing is. Each of several ranks looks at its part of the files.
+
+        Raises:
+            PermissionError: they may be whole, for whoever may read them.
+        """
         for name, stamp in sorted(self.progress["files"].items())[rank::world_size]:
             try:
                 found = stamp_of(self.path / name)
+            except PermissionError:
+                raise
             except OSError as error:
                 return f"{name}: {error.strerror}"
             if found.size != stamp["size"]:
@@ -83,12 +89,18 @@ def stamp_of(path: Path) -> FileStamp:
 
 
 def open_checkpoint(path: Path) -> Checkpoint | None:
-    """The checkpoint in a folder; None where its mark is missing or unreadable. Files are not looked at."""
+    """The checkpoint in a folder; None where its mark is missing or damaged. Files are not looked at.
+
+    Raises:
+        PermissionError: it may be whole, for whoever may read it.
+    """
     try:
         progress = json.loads((path / PROGRESS).read_text())
         checkpoint = Checkpoint(path, progress)
         assert checkpoint.step >= 0
         stamps = [(stamp["size"], stamp["sha256"]) for stamp in progress["files"].values()]
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
         return None
     return checkpoint if stamps else None
@@ -101,7 +113,7 @@ def folder_of(folder: Path, step: int) -> Path:
 
 def named_steps(folder: Path) -> list[int]:
     """Steps of a run's checkpoints by the names of their folders, newest first. Others are copies of somebody's own."""
-    names = [path.name.removeprefix("step-") for path in folder.glob("step-*")]
+    names = [name.removeprefix("step-") for name in names_in(folder) if name.startswith("step-")]
     return sorted((int(name) for name in names if name.isdecimal() and name == f"{int(name):08d}"), reverse=True)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
+from shards.ground.errors import line_of
+
 
 class FailedOnARank(Exception):
     """An action failed on some rank; the message says why and on which."""
@@ -43,4 +45,4 @@ def _root_cause(error: BaseException) -> str:
     """The line that helps: torch wraps what happened on any rank into an exception that prints all tracebacks."""
     if isinstance(error, CheckpointException):
         return "; ".join(str(failure[0]) for failure in error.failures.values())
-    return str(error)
+    return line_of(error)

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+from shards.ground.errors import line_of
+
+THREADS = "can't start new thread"
+MORE_THREADS = "raise the limits of processes and memory (`ulimit -u`, `-v`), or lower data.workers, data.threads"
+
+_LIMITS = {
+    os.strerror(errno.EMFILE): "raise the limit of open files (`ulimit -n`)",
+    os.strerror(errno.ENFILE): "the system has too many open; close some, or raise fs.file-max",
+    os.strerror(errno.EAGAIN): MORE_THREADS,
+    THREADS: MORE_THREADS,
+}
+
 _NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory",
-              "can't start new thread", "bad_alloc", "alloc_failed")
+              THREADS, "bad_alloc", "alloc_failed")
 _NOISE = re.compile(r"\[enforce fail at [^]]*\] *(err == 0\.)? *|Error code \d+ \(.*?\)")
 
 
@@ -40,6 +53,16 @@ def own_words(error: BaseException) -> str:
         return text
     last = text.splitlines()[-1]
     return re.sub(r"^[\w.]+(: |$)", "", last) or last
+
+
+def line_of_limit(error: BaseException) -> str:
+    """A limit of open files, or of processes, that was reached, in a line with the remedy; empty where none was."""
+    if not isinstance(error, OSError | RuntimeError):  # libraries of C++ raise the latter with the system's words in it
+        return ""
+    limit = next((words for words in _LIMITS if words in str(error)), "")
+    if not limit:
+        return ""
+    return f"{line_of(error) if isinstance(error, OSError) else limit}; {_LIMITS[limit]}"
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import xxhash
 
 from largescale.checkpoint.folder import Checkpoint, newest_first
 from largescale.evaluate.made_from import VERSION, identity, weights_stamp
-from shards.ground.files import atomic_write
+from shards.ground.files import atomic_write, names_in
 
 Record = dict[str, Any]
 
@@ -57,7 +57,8 @@ def write_result(run_dir: Path, record: Record) -> Path:
 def read_results(run_dir: Path) -> Results:
     """The results of a run; one that cannot be told what it was measured on is refused, not shown."""
     results = Results()
-    for path in [*sorted((run_dir / "eval").glob("*.json")), *sorted((run_dir / "eval" / "results").glob("*.json"))]:
+    folders = (run_dir / "eval", run_dir / "eval" / "results")
+    for path in [folder / name for folder in folders for name in names_in(folder) if name.endswith(".json")]:
         record = _read(path)
         if record is None:
             results.refused.append(str(path.relative_to(run_dir)))

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from largescale.data.loader import LoaderDied
 from largescale.distributed import stopping
-from largescale.distributed.out_of_memory import OutOfMemory, is_out_of_memory, line_of_memory
+from largescale.distributed.out_of_memory import OutOfMemory, is_out_of_memory, line_of_limit, line_of_memory
 from shards.ground.errors import InputError, line_of
 
 _LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl")
@@ -31,6 +31,8 @@ def reason_of(error: BaseException) -> str:
     """An error in a line, with its type where the text alone would not tell what happened."""
     if isinstance(error, InputError | LoaderDied | OutOfMemory | TrainingStopped):
         return line_of(error)
+    if limit := line_of_limit(error):
+        return limit
     if is_out_of_memory(error):
         return line_of_memory(error)
     if isinstance(error, OSError):
@@ -44,6 +46,8 @@ def end_of(error: Exception) -> tuple[str, bool] | None:
     """
     if isinstance(error, TrainingStopped | LoaderDied | OutOfMemory):
         return str(error), False
+    if limit := line_of_limit(error):
+        return limit, True
     if is_out_of_memory(error):
         return line_of_memory(error), False
     if isinstance(error, OSError):

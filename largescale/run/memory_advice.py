@@ -24,7 +24,7 @@ import torch.distributed as dist
 from largescale.checkpoint.folder import newest_first
 from largescale.config import Config, free_keys, to_yaml
 from largescale.distributed.launch import Launch, own_launch, start_id
-from largescale.distributed.out_of_memory import OutOfMemory, is_out_of_memory, line_of_memory
+from largescale.distributed.out_of_memory import MORE_THREADS, OutOfMemory, is_out_of_memory, line_of_memory
 from largescale.distributed.rendezvous import connect
 from largescale.parallel import precision
 from largescale.run.advice import new_run
@@ -82,7 +82,7 @@ def _advice(config: Config, start: Footprint, *, on_gpu: bool, threads: bool) ->
     ranks, local_ranks = (launch.world_size, launch.local_ranks or launch.world_size) if launch else (1, 1)
     gpus = torch.cuda.is_available()
     if threads:
-        return "raise the limits of processes and memory (`ulimit -u`, `-v`), or lower data.workers, data.threads"
+        return MORE_THREADS
     if gpus and not on_gpu:
         return "this is the host's memory: lower data.workers, data.threads or data.prefetch"
     available = gpu_bytes() if on_gpu else host_bytes(local_ranks, start)

@@ -20,7 +20,7 @@ from shards.conversion.conversion_plan import HOLDOUT, PLAN, PLAN_IN_WORK, TRAIN
 from shards.conversion.shuffle import append, append_shuffled
 from shards.format.labels import class_names
 from shards.ground.errors import InputError
-from shards.ground.files import atomic_write
+from shards.ground.files import atomic_write, naming
 from shards.sources.found import HIDDEN, NAMED, Found, left_out
 from shards.sources.source import Source
 
@@ -47,7 +47,8 @@ def make_plan(
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "pieces").mkdir(parents=True)
     try:
-        _add_listing(Plan(temporary, source, target, settings, (), (), ""))
+        with naming(temporary):
+            _add_listing(Plan(temporary, source, target, settings, (), (), ""))
         clear()
         shutil.rmtree(home / PLAN, ignore_errors=True)
         os.replace(temporary, home / PLAN)
@@ -66,7 +67,8 @@ def update_plan(plan: Plan) -> tuple[Plan, int]:
         InputError: a listed file changed, or this is another source.
     """
     _check_source(plan)
-    gone = _add_listing(plan)
+    with naming(plan.folder):
+        gone = _add_listing(plan)
     return open_plan(plan.folder.parent, plan.source), gone
 
 

@@ -25,20 +25,44 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     # Processes on different hosts, or in different containers, may have the same number.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.writing")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename is None and error.errno:  # what fails in the middle of a file does not know its name
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+        with naming(path, instead_of=temporary):
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     if durable:
         sync_folder(path.parent)
+
+
+@contextmanager
+def naming(path: Path, *, instead_of: Path | None = None) -> Iterator[None]:
+    """Give errors of the system the name of the file, or folder, that is being written.
+
+    What fails in the middle of a file does not know its name; a temporary name, `instead_of`, would tell nobody.
+    """
+    try:
+        yield
+    except OSError as error:
+        unnamed = error.filename is None or (instead_of is not None and str(error.filename) == str(instead_of))
+        if unnamed and error.errno:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names in a folder, sorted; none where there is no such folder.
+
+    Raises:
+        OSError: the folder cannot be read, which `Path.glob` would pass over as if it were empty.
+    """
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def write_even_if_full(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import locale
 import os
 import select
@@ -68,7 +69,7 @@ def _written(code: Any) -> Any:
     except (OSError, ValueError) as error:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED_PIPE if isinstance(error, BrokenPipeError) else fail_line(f"standard output: {error}", 2)
+        return CLOSED_PIPE if isinstance(error, BrokenPipeError) else fail_line(line_of(error), 2)
     return code
 
 
@@ -78,17 +79,44 @@ def prepare() -> None:
         pass  # a closed stream's number would go to the next file, which then got what libraries print
     os.close(descriptor)
     _use_utf8()
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names of files need not be text in its encoding
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    sys.stdout = _text(_Output(1, "w", closefd=False), sys.stdout)
+    sys.stderr = _text(_Messages(2, "w", closefd=False), sys.stderr, by_line=True)
     _check_folder()
     for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and the background of a script have them
             signal.signal(number, _end)
     sys.unraisablehook = _unraisable
+
+
+class _Output(io.FileIO):
+    """Standard output, which says that it is what cannot be written."""
+
+    def write(self, data: Any) -> int | None:
+        """See `io.RawIOBase`."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+class _Messages(io.FileIO):
+    """Messages that cannot be written (their disk is full, nobody reads them any more) are lost; the work goes on."""
+
+    def write(self, data: Any) -> int:
+        """Write what can be; returns as if that were all."""
+        with suppress(OSError):
+            written = super().write(data)
+            return len(data) if written is None else written
+        return len(data)
+
+
+def _text(raw: io.FileIO, before: Any, *, by_line: bool = False) -> io.TextIOWrapper:
+    """A stream of text like the one before, if it was open."""
+    # Names of files need not be text in its encoding.
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding=before.encoding if before else "utf-8",
+                            errors="backslashreplace", line_buffering=by_line or raw.isatty())
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -78,7 +78,7 @@ def _in_pool(
     try:
         pool = ProcessPoolExecutor(workers, context, _begin, (pickle.dumps(do),))
         results = pool.map(_do, items)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter where a thread cannot be started
         raise InputError(_why_not_started(error, workers)) from error
     try:
         yield from results
@@ -88,11 +88,12 @@ def _in_pool(
     pool.shutdown()
 
 
-def _why_not_started(error: OSError, workers: int) -> str:
-    if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOENT):
-        return (f"/dev/shm: {error.strerror}, so worker processes cannot be started; make room there (a container may "
+def _why_not_started(error: OSError | RuntimeError, workers: int) -> str:
+    why = error.strerror if isinstance(error, OSError) else str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOENT):
+        return (f"/dev/shm: {why}, so worker processes cannot be started; make room there (a container may "
                 f"need --shm-size), or use --workers 1")
-    return (f"{workers} worker processes cannot be started ({error.strerror}); use fewer --workers, or raise the limit "
+    return (f"{workers} worker processes cannot be started ({why}); use fewer --workers, or raise the limit "
             f"(`ulimit -n`, `ulimit -u`)")
 
 

@@ -25,7 +25,7 @@ from shards.format.manifest import MANIFEST_NAME, Manifest, ShardEntry, write_ma
 from shards.format.shard_index import index_path, read_index, write_index
 from shards.format.tar import TornTar, file_checksum, index_tar
 from shards.ground.errors import InputError
-from shards.ground.files import at_work_in, atomic_write
+from shards.ground.files import at_work_in, atomic_write, names_in
 from shards.ground.worker_processes import over
 from shards.sources.found import TORN
 from shards.stores.folders import BROKEN
@@ -68,7 +68,7 @@ def index_folder(folder: Path, *, workers: int, given_names: list[str] | None = 
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; pass the folder that holds the tars")
-    tars = sorted(tar for tar in folder.glob("*.tar") if not tar.is_dir())
+    tars = [folder / name for name in names_in(folder) if name.endswith(".tar") and not (folder / name).is_dir()]
     if not tars:
         raise InputError(f"{folder}: no .tar files in it; `shards convert` makes them from images")
     if (folder / "plan").is_dir():

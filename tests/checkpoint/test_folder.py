@@ -10,6 +10,7 @@ import pytest
 
 from largescale.checkpoint.folder import find_latest, newest_first, remove_old, stamp_of
 from largescale.run.init_from import source_of
+from tests.helpers.permissions import as_nobody
 
 
 def saved(folder: Path, step: int) -> Path:
@@ -45,3 +46,18 @@ def test_copies_under_other_names_are_neither_counted_nor_removed(folder):
     remove_old(folder, keep=2, keep_every=0)
     assert [checkpoint.step for checkpoint in newest_first(folder)] == [10**8, 10]
     assert (folder / "step-best").is_dir() and (folder / "step-00000005.old").is_dir()
+
+
+def test_what_may_not_be_read_is_not_taken_for_damaged_or_none(open_folder):
+    """A run would begin again, or go on from an older checkpoint, where its user's rights are what is to be mended."""
+    newest = saved(open_folder, 10)
+    for path in (saved(open_folder, 5), newest):
+        path.chmod(0o755)
+    for path, mode in ((newest / "a.safetensors", 0o200), (newest / "progress.json", 0o200), (open_folder, 0o300)):
+        before = path.stat().st_mode
+        path.chmod(mode)
+        with as_nobody(), pytest.raises(PermissionError) as denied:
+            find_latest(open_folder)
+        assert denied.value.filename == str(path)
+        path.chmod(before)
+    assert find_latest(open_folder).path == newest

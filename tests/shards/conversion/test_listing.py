@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import resource
 import tarfile
 
 import pytest
@@ -175,3 +176,15 @@ def test_a_tar_that_was_written_anew_is_refused_and_another_one_added(tmp_path):
     with pytest.raises(InputError, match=r"b\.tar:4\.png is not as it was listed .*another place in the tar"):
         convert(tmp_path / "tars", tmp_path / "out", Options("out", update=True))
     assert read_manifest(tmp_path / "out").num_samples == 4
+
+
+def test_a_plan_that_there_is_no_room_for_names_its_folder(tmp_path):
+    write(tmp_path / "pile", {"0.png": PNG[0], "1.png": PNG[1]})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(OSError) as full:
+            convert(tmp_path / "pile", tmp_path / "out", Options("out", workers=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert full.value.filename == str(tmp_path / "out" / ".plan.writing") and not os.path.exists(full.value.filename)

@@ -43,6 +43,18 @@ def test_closed_streams_are_no_error(home, closed):
     assert shell(home, f"shards info '{home}/süße-shards' {closed}").returncode == 0
 
 
+def test_messages_that_cannot_be_written_are_lost_and_the_work_goes_on(home):
+    result = shell(home, f"shards verify '{home}/süße-shards' --workers 1 2>/dev/full")
+    assert result.returncode == 0 and "3 samples in 1 shards are whole" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["info '{home}/süße-shards'", "--help"])
+def test_output_that_cannot_be_written_is_a_line(home, command):
+    result = shell(home, f"shards {command.format(home=home)} >/dev/full")
+    assert result.returncode == 2 and result.stderr.startswith("error: standard output: No space left on device")
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_locale_without_utf8_is_no_error(home, tmp_path):
     command = f"shards convert '{home}/süß' '{tmp_path}/ö' --workers 1 && shards info '{tmp_path}/ö'"
     result = shell(home, command, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")

@@ -1,0 +1,45 @@
+"""What a command says where it ends with an error."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import threading
+
+import pytest
+import torch.distributed as dist
+
+from largescale.run.failures import end_of, reason_of
+
+FILES = "Too many open files; raise the limit of open files (`ulimit -n`)"
+THREADS = "raise the limits of processes and memory (`ulimit -u`, `-v`), or lower data.workers, data.threads"
+
+
+def test_too_few_open_files_are_a_line_also_where_a_library_meets_the_limit():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    store = dist.HashStore()
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, before[1]))  # gloo asks for more at once
+    try:
+        with pytest.raises(RuntimeError) as of_gloo:
+            dist.ProcessGroupGloo(store, 0, 1)
+        with pytest.raises(OSError) as of_python:
+            open("/dev/null"), open("/dev/null")  # noqa: SIM115
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert end_of(of_gloo.value) == (FILES, True) and reason_of(of_gloo.value) == FILES
+    assert end_of(of_python.value) == (f"/dev/null: {FILES}", True)
+
+
+def test_too_few_threads_are_a_line():
+    before = threading.stack_size(2**40)  # no address space has room for it
+    try:
+        with pytest.raises(RuntimeError) as error:
+            threading.Thread(target=print).start()
+    finally:
+        threading.stack_size(before)
+    assert end_of(error.value) == (f"can't start new thread; {THREADS}", True)
+    assert end_of(RuntimeError(os.strerror(errno.EAGAIN)))[0] == f"Resource temporarily unavailable; {THREADS}"
+    assert end_of(RuntimeError("a fault of the program")) is None
