@@ -30,8 +30,9 @@ from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.models.backbones import stages
 from largescale.optim.roles import parameter_groups
-from largescale.parallel import build_engine, precision
+from largescale.parallel import precision
 from largescale.parallel.engine import Engine, StepCheck
+from largescale.parallel.strategies import build_engine
 from largescale.plan.hardware import GPUS, gpu_like
 from largescale.plan.simulate import simulate
 from largescale.run.environment import environment
@@ -124,7 +125,7 @@ def published_sinkhorn(config: Config, device: torch.device) -> Step:
 
 def convolved(config: Config, device: torch.device) -> Step:
     """Small maps through oneDNN too."""
-    with patch("largescale.parallel.multiply_small_maps", lambda network: None):
+    with patch("largescale.parallel.strategies.multiply_small_maps", lambda network: None):
         return ours(config, device)
 
 

@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 from tqdm import tqdm
 
 from largescale.config import load_config
-from largescale.plan import Request, plan
+from largescale.plan.planner import Request, plan
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -230,7 +230,7 @@ def _say_of_copy(path: Path, run_dir: Path) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from largescale.config import load_config
-    from largescale.plan import IMAGENET, Request, compare, plan
+    from largescale.plan.planner import IMAGENET, Request, compare, plan
     from largescale.plan.table import side_by_side, table
 
     strategy = [f"parallel.strategy={arguments.strategy}"] if arguments.strategy else []

@@ -24,9 +24,10 @@ from largescale.observe.console import Progress, configure_logging
 from largescale.observe.doctor import Doctor
 from largescale.observe.meter import Meter
 from largescale.observe.spikes import SpikeWatch
-from largescale.optim import learning_rates
-from largescale.parallel import build_engine, precision
+from largescale.optim.schedules import learning_rates
+from largescale.parallel import precision
 from largescale.parallel.batchnorm import average_statistics
+from largescale.parallel.strategies import build_engine
 from largescale.processes import process_group, rank, together, world_size
 from largescale.run import init_from
 from largescale.run.failures import TrainingStopped

@@ -89,3 +89,13 @@ def test_no_import_goes_round_in_a_circle():
 def test_files_are_short():
     long = {name: lines for name, file in MODULES.items() if (lines := len(file.read_text().splitlines())) > MAX_LINES}
     assert not long
+
+
+def test_packages_hold_no_logic():
+    """An `__init__` offers names: a reader looks for what is done in a file that says what."""
+    for module, file in MODULES.items():
+        if file.name == "__init__.py":
+            extra = [node for node in ast.parse(file.read_text()).body
+                     if not isinstance(node, ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign)
+                     and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))]
+            assert not extra or module in ROOMS, f"{module}: {ast.unparse(extra[0])[:60]}"

@@ -19,8 +19,9 @@ from largescale.data.stream import Batch
 from largescale.methods import build_method
 from largescale.methods.sinkhorn import sinkhorn
 from largescale.observe.meter import Meter
-from largescale.parallel import build_engine, precision
+from largescale.parallel import precision
 from largescale.parallel.batchnorm import _SyncBatchNorm
+from largescale.parallel.strategies import build_engine
 from largescale.processes import process_group
 
 _EVERYTHING = {"rotate_degrees": 15, "gamma": 0.3, "gain": 0.2, "noise": 0.1, "erase": 0.5}

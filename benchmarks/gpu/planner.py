@@ -19,10 +19,11 @@ from gpu.strategies import random_views, recipe
 from largescale.config import Config
 from largescale.data.views import Views
 from largescale.methods import build_method
-from largescale.parallel import build_engine, precision
+from largescale.parallel import precision
 from largescale.parallel.engine import Engine
-from largescale.plan import Request, plan
+from largescale.parallel.strategies import build_engine
 from largescale.plan.hardware import GPUS
+from largescale.plan.planner import Request, plan
 from largescale.plan.trace import StepTrace
 from largescale.processes import process_group
 
@@ -72,7 +73,7 @@ def _plan(config: Config, kind: str) -> dict[str, Any]:
 def _engine(config: Config, device: torch.device) -> tuple[Engine, Views]:
     precision.set_up(config, device)
     torch.manual_seed(0)
-    with patch("largescale.parallel.multiply_small_maps", lambda network: None):  # a plan is of a GPU's step
+    with patch("largescale.parallel.strategies.multiply_small_maps", lambda network: None):  # a plan is of a GPU's step
         engine = build_engine(build_method(config), config, device)
     small = replace(config, train=replace(config.train, global_batch=1))
     batch = config.train.global_batch

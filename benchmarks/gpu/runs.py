@@ -19,7 +19,8 @@ from PIL import Image
 from largescale.checkpoint import sharded
 from largescale.checkpoint.saver import Saver
 from largescale.methods import build_method
-from largescale.parallel import build_engine, precision
+from largescale.parallel import precision
+from largescale.parallel.strategies import build_engine
 from largescale.processes import process_group
 
 ROOT = Path(__file__).resolve().parents[2]

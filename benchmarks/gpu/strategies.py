@@ -24,7 +24,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from largescale.config import Config, load_config
 from largescale.data.views import Views
 from largescale.methods import build_method
-from largescale.parallel import build_engine, precision
+from largescale.parallel import precision
+from largescale.parallel.strategies import build_engine
 from largescale.processes import process_group
 from shards.ground.errors import InputError
 

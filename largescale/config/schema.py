@@ -207,7 +207,7 @@ class MethodConfig:
 class OptimConfig:
     """The optimizer and its learning rate."""
 
-    name: str = setting("lars", "The optimizer.", table="largescale.optim:OPTIMIZERS")
+    name: str = setting("lars", "The optimizer.", table="largescale.optim.optimizers:OPTIMIZERS")
     lr: float = setting(4.8, "Learning rate at its peak.", above=0, at_most=1e38)
     final_lr: float = setting(0.0, "Learning rate at the end of the run.", at_least=0, at_most=1e38)
     warmup_lr: float = setting(0.0, "Learning rate of the first step of the warm-up.", at_least=0, at_most=1e38)
@@ -260,8 +260,8 @@ class TrainConfig:
 class ParallelConfig:
     """How model and statistics are spread over ranks."""
 
-    strategy: str = setting("ddp", "How the model is spread over ranks.", table="largescale.parallel:STRATEGIES",
-        free=True)
+    strategy: str = setting(
+        "ddp", "How the model is spread over ranks.", table="largescale.parallel.strategies:STRATEGIES", free=True)
     replicate: int = setting(
         1, "Copies of the sharded model (HSDP); gradients are averaged over them. Neighbouring ranks share a "
         "copy, so that a node can hold one.", at_least=1, at_most=2**31, used_if="parallel.strategy=fsdp", free=True)

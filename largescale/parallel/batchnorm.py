@@ -11,7 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from largescale.config import Config
 from largescale.distributed.collectives import all_gather, exchanging
+from largescale.processes import world_size
+from shards.ground.errors import InputError
 
 _STATISTICS = "BatchNorm's statistics"
 
@@ -141,3 +144,30 @@ def average_statistics(module: nn.Module, group: dist.ProcessGroup | None = None
     flat /= dist.get_world_size(group)
     for buffer, averaged in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(averaged.view_as(buffer))
+
+
+def batchnorm_group(config: Config) -> dist.ProcessGroup | None:
+    """The neighbouring ranks whose batch statistics this rank shares; None for all, also where they are fewer.
+
+    Raises:
+        InputError: the size does not divide the ranks.
+
+    Collectives: every rank must call it; it makes groups.
+    """
+    size, ranks = config.parallel.batchnorm_group_size, world_size()
+    if size == 0 or size >= ranks:
+        return None
+    if size < 0 or ranks % size:
+        offers = [f"{divisor} ({batchnorm_images(config, divisor, ranks):g} images)"
+                  for divisor in range(1, ranks) if ranks % divisor == 0]
+        raise InputError(
+            f"parallel.batchnorm_group_size={size}: does not divide {ranks} ranks; choose {', '.join(offers)} or 0 "
+            f"({batchnorm_images(config, 0, ranks):g} images), a divisor or all ranks"
+        )
+    return dist.new_subgroups(size)[0]
+
+
+def batchnorm_images(config: Config, size: int, ranks: int) -> float:
+    """Images whose views share their batch statistics, in groups of `size` of so many ranks (0: all of them)."""
+    images = config.train.global_batch / config.train.accumulate
+    return images if size == 0 or size >= ranks else images / ranks * size

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from largescale.config import Config
 from largescale.methods.method import Method
-from largescale.optim import build_optimizer
+from largescale.optim.optimizers import build_optimizer
 from largescale.parallel.engine import Engine
 from largescale.parallel.precision import AUTOCAST
 

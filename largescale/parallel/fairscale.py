@@ -13,7 +13,7 @@ from torch import Tensor
 
 from largescale.config import Config
 from largescale.methods.method import Method
-from largescale.optim import optimizer_recipe, pass_over_frozen_groups
+from largescale.optim.optimizers import optimizer_recipe, pass_over_frozen_groups
 from largescale.optim.roles import parameter_groups
 from largescale.parallel.engine import Engine, state_keys
 from largescale.parallel.precision import AUTOCAST

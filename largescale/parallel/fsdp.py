@@ -22,7 +22,7 @@ from largescale.config import Config
 from largescale.methods.method import Method
 from largescale.models.backbones import BLOCKS, count_parameters
 from largescale.models.initialise import materialise
-from largescale.optim import build_optimizer
+from largescale.optim.optimizers import build_optimizer
 from largescale.optim.roles import parameters_with
 from largescale.parallel.engine import Engine
 from largescale.parallel.precision import AUTOCAST

@@ -24,8 +24,8 @@ from torch.distributed.tensor import DTensor, Shard
 from largescale.config import Config
 from largescale.distributed.collectives import exchanging
 from largescale.methods.method import Method
-from largescale.optim import build_optimizer
 from largescale.optim.lars import LARS, FlatLayout, Fragment
+from largescale.optim.optimizers import build_optimizer
 from largescale.parallel.engine import Engine, state_keys
 from largescale.parallel.precision import AUTOCAST
 from largescale.processes import rank, world_size

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from largescale.config import Config
 from largescale.methods.method import Method
-from largescale.optim import build_optimizer
+from largescale.optim.optimizers import build_optimizer
 from largescale.parallel.engine import Engine
 from largescale.parallel.precision import AUTOCAST
 from largescale.plan.stand_in import Peaks, StandIn

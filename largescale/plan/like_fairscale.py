@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from largescale.config import Config
 from largescale.distributed.collectives import exchanging
 from largescale.methods.method import Method
-from largescale.optim import optimizer_recipe, pass_over_frozen_groups
+from largescale.optim.optimizers import optimizer_recipe, pass_over_frozen_groups
 from largescale.optim.roles import parameter_groups
 from largescale.parallel import fairscale
 from largescale.parallel.engine import Engine

@@ -27,9 +27,10 @@ from largescale.methods import build_method
 from largescale.methods.method import Method
 from largescale.models.backbones import chosen_blocks
 from largescale.models.initialise import materialise
-from largescale.parallel import STRATEGIES, fsdp, prepare
+from largescale.parallel import fsdp
 from largescale.parallel.engine import Engine
 from largescale.parallel.precision import views_dtype
+from largescale.parallel.strategies import STRATEGIES, prepare
 from largescale.plan import like_ddp, like_fairscale, like_zero
 from largescale.plan.stand_in import Peaks, StandIn
 from largescale.plan.trace import Collective, Operator, StepTrace

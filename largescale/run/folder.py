@@ -40,7 +40,7 @@ from largescale.data import order
 from largescale.data.stream import Batch
 from largescale.methods.method import Output
 from largescale.observe.metrics import JsonLines, MetricsLog, forget_from
-from largescale.parallel import batchnorm_images
+from largescale.parallel.batchnorm import batchnorm_images
 from largescale.parallel.engine import Engine
 from largescale.processes import barrier, on_rank_0, rank, world_size
 from largescale.run import init_from

@@ -25,7 +25,8 @@ from largescale.data.corpora import Corpus
 from largescale.data.stream import Stream
 from largescale.methods import build_method
 from largescale.models.backbones import count_parameters
-from largescale.parallel import build_engine, precision
+from largescale.parallel import precision
+from largescale.parallel.strategies import build_engine
 from largescale.processes import barrier, process_group, rank, together, world_size
 from largescale.run.schedule_check import Length
 from largescale.run.schedule_check import complaints as schedule_complaints

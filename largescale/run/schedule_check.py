@@ -16,7 +16,7 @@ from largescale.data.stream import Stream
 from largescale.methods import method_class
 from largescale.methods.milestone import Milestone
 from largescale.observe.spikes import FIRST_STEPS
-from largescale.optim import learning_rates, warmup_steps
+from largescale.optim.schedules import learning_rates, warmup_steps
 from largescale.processes import rank
 
 _log = logging.getLogger(__name__)

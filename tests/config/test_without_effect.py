@@ -2,15 +2,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from pathlib import Path
 
 import pytest
 
 from largescale.config import OptimConfig, ParallelConfig, load_config, without_effect
 from largescale.config.checks import settings_of
 from largescale.config.setting import declared
-from largescale.optim import OPTIMIZERS
-from largescale.parallel import ddp, engine, fairscale, fsdp, zero
+from largescale.optim.optimizers import OPTIMIZERS
+from largescale.parallel import batchnorm, ddp, engine, fairscale, fsdp, strategies, zero
 from tests.conftest import ROOT
 
 TINY = ROOT / "tests/tiny.yaml"
@@ -86,7 +85,7 @@ def test_strategies_read_what_is_declared(key):
     modules = {"ddp": ddp, "fsdp": fsdp, "zero1": zero, "zero2": zero, "zero3": zero, "fairscale": fairscale}
     reads = {name for name, module in modules.items()
              if re.search(rf"parallel\.{key}\b", inspect.getsource(module).split('"""', 2)[2])}
-    common = inspect.getsource(engine) + Path(inspect.getfile(ddp)).with_name("__init__.py").read_text()
+    common = "".join(map(inspect.getsource, (engine, strategies, batchnorm)))
     if re.search(rf"config\.parallel\.{key}\b", common) and not reads:
         reads = set(modules)
     assert reads == used_by(f"parallel.{key}", list(modules))

@@ -13,7 +13,7 @@ from largescale.checkpoint.folder import find_latest
 from largescale.cli import main
 from largescale.config import Config, load_config
 from largescale.methods import build_method
-from largescale.parallel import build_engine
+from largescale.parallel.strategies import build_engine
 from largescale.run.init_from import take_weights
 from tests.distributed.test_strategies import views_of_step
 from tests.helpers.commands import TINY

@@ -9,8 +9,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from largescale.config import load_config
-from largescale.optim import OPTIMIZERS
 from largescale.optim.lars import LARS
+from largescale.optim.optimizers import OPTIMIZERS
 from tests.conftest import ROOT
 from tests.distributed import test_strategies
 from tests.helpers.ranks import Counted, run_ranks

@@ -12,8 +12,8 @@ from largescale.config import Config, load_config
 from largescale.methods import build_method
 from largescale.models.backbones import BLOCKS, REGNETS_Y
 from largescale.models.initialise import initialise_pieces
-from largescale.parallel import build_engine
 from largescale.parallel.engine import Engine
+from largescale.parallel.strategies import build_engine
 from shards.ground.errors import InputError
 from tests.conftest import ROOT
 from tests.distributed.test_strategies import views_of_step

@@ -15,7 +15,7 @@ from torchvision.models.resnet import BasicBlock
 
 from largescale.config import Config, load_config
 from largescale.methods import build_method
-from largescale.parallel import build_engine
+from largescale.parallel.strategies import build_engine
 from tests.conftest import ROOT
 from tests.helpers.ranks import run_ranks
 from tests.methods.harness import views_of_step, whole

@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from largescale.config import Config, load_config
 from largescale.methods import build_method
-from largescale.parallel import build_engine
 from largescale.parallel.engine import Engine
+from largescale.parallel.strategies import build_engine
 from tests.conftest import ROOT
 from tests.distributed.test_strategies import views_of_step
 from tests.helpers.ranks import run_ranks

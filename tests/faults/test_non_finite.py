@@ -7,8 +7,8 @@ import torch.distributed as dist
 from largescale.config import load_config
 from largescale.data.views import Views
 from largescale.methods import build_method
-from largescale.parallel import build_engine
 from largescale.parallel.engine import Engine, StepCheck
+from largescale.parallel.strategies import build_engine
 from tests.helpers.commands import TINY
 from tests.helpers.launcher import run_largescale
 from tests.helpers.ranks import run_ranks

@@ -17,8 +17,8 @@ from largescale.config import Config, load_config
 from largescale.data.order import rank_places
 from largescale.data.views import Views
 from largescale.methods import METHODS, build_method
-from largescale.parallel import build_engine
 from largescale.parallel.precision import weights_dtype
+from largescale.parallel.strategies import build_engine
 from tests.conftest import ROOT
 
 STEPS = 4

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from largescale.methods import build_method
-from largescale.parallel import build_engine
+from largescale.parallel.strategies import build_engine
 from tests.helpers.ranks import run_ranks
 from tests.methods.harness import mini, views_of_step, whole
 

@@ -9,7 +9,7 @@ from torch.nn.functional import log_softmax, normalize
 from largescale.config import Config, load_config
 from largescale.data.views import Views
 from largescale.methods.swav.method import SwAV
-from largescale.optim import build_optimizer
+from largescale.optim.optimizers import build_optimizer
 from largescale.optim.roles import set_rates
 from largescale.optim.schedules import cosine_with_warmup
 from tests.conftest import ROOT

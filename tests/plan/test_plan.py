@@ -16,11 +16,11 @@ from largescale.cli import main
 from largescale.config import Config, ModelConfig, load_config
 from largescale.methods import build_method
 from largescale.models.backbones import build_backbone
-from largescale.parallel import build_engine
-from largescale.plan import Request, plan
+from largescale.parallel.strategies import build_engine
 from largescale.plan.changes import changes
 from largescale.plan.estimate import collective_s, estimate
 from largescale.plan.hardware import GPUS, Assumptions
+from largescale.plan.planner import Request, plan
 from largescale.plan.simulate import Simulation, local_bytes, simulate
 from largescale.plan.trace import WEIGHTS, Collective, Operator, StepTrace
 from tests.conftest import ROOT

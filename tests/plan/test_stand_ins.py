@@ -14,9 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from largescale.data.views import Views
 from largescale.methods import build_method
-from largescale.parallel import build_engine, zero
+from largescale.parallel import zero
 from largescale.parallel.engine import Engine
 from largescale.parallel.precision import views_dtype
+from largescale.parallel.strategies import build_engine
 from largescale.plan.fetching import Coordinator, Event, Parameter
 from largescale.plan.like_zero3 import _DEFAULTS
 from largescale.plan.simulate import local_bytes, simulate
