@@ -21,6 +21,7 @@ def validate(config: Config) -> None:
         expected = declared(item).misfit(value)
         require(not expected, key, value, expected)
     _check_batch(config)
+    _check_loss_spans(config)
     _check_model(config)
     _check_parallel(config)
     corpus_settings(config.data)
@@ -80,6 +81,12 @@ def _check_batch(config: Config) -> None:
     batch = config.train.global_batch
     for key, value in (("train.accumulate", config.train.accumulate), ("data.streams", config.data.streams)):
         require(batch % value == 0, key, value, f"a divisor of train.global_batch={batch}")
+
+
+def _check_loss_spans(config: Config) -> None:
+    spans, possible = config.train.loss_spans, config.method.loss_spans
+    require(spans in possible, "train.loss_spans", spans,
+            f"{' or '.join(possible)} with method.name={config.method.name}, whose loss needs more than embeddings")
 
 
 def _check_model(config: Config) -> None:

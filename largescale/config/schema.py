@@ -189,9 +189,11 @@ class MethodConfig:
 
     Attributes:
         moved: keys that were called otherwise in earlier versions, by their old names; these still work.
+        loss_spans: what `train.loss_spans` may be; see `largescale/methods/embedding_method.py`.
     """
 
     moved: ClassVar[dict[str, str]] = {}
+    loss_spans: ClassVar[tuple[str, ...]] = ("micro_batch",)
 
     name: str = setting("swav", "The method that trains the network.", table="largescale.methods:METHODS")
 
@@ -239,7 +241,11 @@ class TrainConfig:
     global_batch: int = setting(256, "Images per step over all ranks.", at_least=1, at_most=2**31)
     accumulate: int = setting(
         1, "Micro-batches that a step is cut into, one after the other: less memory, the same images in a step. "
-        "BatchNorm and the loss see one micro-batch of all ranks at a time.", at_least=1, at_most=2**31)
+        "BatchNorm sees one micro-batch of all ranks at a time; the loss too, unless loss_spans says otherwise.",
+        at_least=1, at_most=2**31)
+    loss_spans: str = setting(
+        "micro_batch", "What the loss compares where train.accumulate is above 1: `micro_batch`, or `global_batch`, as "
+        "if the step were not cut, for a forward pass more per step.", one_of=("micro_batch", "global_batch"))
     precision: str = setting(
         "auto", "Numbers to compute with; auto is bf16 on CUDA and fp32 elsewhere.",
         one_of=PRECISIONS)

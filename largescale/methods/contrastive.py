@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from largescale.config import Config, MethodConfig, require
 from largescale.config.setting import setting
-from largescale.methods.method import Method, Panel, Row, Sign
+from largescale.methods.embedding_method import SPANS, EmbeddingMethod
+from largescale.methods.method import Panel, Row, Sign
 
 _ONE_PLACE = 0.05
 """Spread of unit embeddings below which they all point the same way."""
@@ -18,6 +21,8 @@ _ONE_PLACE = 0.05
 @dataclass
 class ContrastiveSettings(MethodConfig):
     """Keys under `method` that these methods share."""
+
+    loss_spans: ClassVar[tuple[str, ...]] = SPANS
 
     hidden: list[int] = setting(
         [2048], "Hidden widths of the projection head.", at_least=1, at_most=2**24,
@@ -39,7 +44,13 @@ def contrastive_signs(embedding: int) -> dict[str, Sign]:
     return {"mean_embedding": Sign(shape=(embedding,)), "picked": Sign()}
 
 
-class Contrastive(Method):
+def unit(z: Tensor) -> Tensor:
+    """Rows [N, D] of length 1, in float32 (float64 for float64 ones) under any autocast."""
+    with torch.autocast(z.device.type, enabled=False):
+        return normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
+
+
+class Contrastive(EmbeddingMethod):
     """A method with the signs of `contrastive_signs`."""
 
     @staticmethod

@@ -31,10 +31,12 @@ from largescale.config import Config, require
 from largescale.config.setting import setting
 from largescale.data.views import Views
 from largescale.distributed.collectives import gather_rows
-from largescale.methods.contrastive import Contrastive, ContrastiveSettings, contrastive_signs
+from largescale.methods.contrastive import Contrastive, ContrastiveSettings, contrastive_signs, unit
+from largescale.methods.embedding_method import Named
 from largescale.methods.method import Average, Output
 from largescale.models.backbones import build_backbone
 from largescale.models.heads import projection_head
+from largescale.processes import world_size
 
 
 @dataclass
@@ -71,6 +73,7 @@ class MoCoV2(Contrastive):
         assert isinstance(config.method, Settings)
         self.config, self._seed = config.method, config.run.seed
         self._batch, self._micro_batches = config.train.global_batch, config.train.accumulate
+        self._piece = self._batch // self._micro_batches // world_size()
         self.backbone, self.num_features = build_backbone(config.model)
         self.projection = projection_head(self.num_features, self.config.hidden, self.config.embedding, batchnorm=False)
         self.teacher = nn.ModuleDict({"backbone": copy.deepcopy(self.backbone),
@@ -93,17 +96,23 @@ class MoCoV2(Contrastive):
         self.teacher.eval()
         return self
 
-    def forward(self, views: Views, step: int) -> Output:
-        """The loss of one batch (with `train.accumulate`: of one of its micro-batches, which share their candidates).
+    def embed(self, views: Views) -> Named:
+        """`queries` [1, B, D], unit vectors, of the first view."""
+        first, _ = _split(views)
+        return {"queries": unit(self.projection(self.backbone(first)))[None]}
+
+    def targets(self, views: Views) -> Named:
+        """`keys` [1, B, D], unit vectors, of the second view."""
+        _, second = _split(views)
+        return {"keys": unit(self.teacher["projection"](self.teacher["backbone"](second)))[None]}
+
+    def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:
+        """The loss of a batch, or of one of its micro-batches; all of a step share their candidates.
 
         Collectives: one all-gather of the keys.
         """
-        first, second = (view for group in views.images for view in group.split(len(views.ids)))
-        queries = self.projection(self.backbone(first))
-        with torch.no_grad():
-            keys = self.teacher["projection"](self.teacher["backbone"](second))
+        queries, keys = inputs["queries"][0], inputs["keys"][0]
         with torch.autocast(queries.device.type, enabled=False):
-            queries, keys = (normalize(z if z.dtype == torch.float64 else z.float(), dim=1) for z in (queries, keys))
             right = (queries * keys).sum(1, keepdim=True)
             logits = torch.cat([right, queries @ self.queue.to(queries.dtype).T], dim=1) / self.config.temperature
             partner = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
@@ -113,7 +122,9 @@ class MoCoV2(Contrastive):
 
     def _keep(self, keys: Tensor, step: int) -> None:
         """Put the keys of a step in the place of the oldest, once its last micro-batch is through."""
-        self._fresh.append(gather_rows(keys).to(self.queue.dtype))
+        # Ranks hold a piece of each micro-batch: [ranks, micro-batches, B, D].
+        pieces = gather_rows(keys).view(world_size(), -1, self._piece, keys.shape[1])
+        self._fresh += pieces.transpose(0, 1).flatten(1, 2).to(self.queue.dtype)
         if len(self._fresh) == self._micro_batches:
             first, queue = step * self._batch % len(self.queue), self.queue.clone()  # the loss still needs the old one
             queue[first : first + self._batch] = torch.cat(self._fresh)
@@ -138,3 +149,8 @@ class MoCoV2(Contrastive):
         """The loss if all embeddings were equal."""
         assert isinstance(config.method, Settings)
         return {"all views alike": math.log(config.method.queue + 1)}
+
+
+def _split(views: Views) -> list[Tensor]:
+    """The views of each image, [B, 3, S, S] each, whether they are of one crop group or of two."""
+    return [view for group in views.images for view in group.split(len(views.ids))]

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import nn
-from torch.nn.functional import cross_entropy, normalize
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from largescale.config import Config
 from largescale.data.views import Views
 from largescale.distributed.collectives import gather_rows
-from largescale.methods.contrastive import Contrastive, ContrastiveSettings, contrastive_signs
+from largescale.methods.contrastive import Contrastive, ContrastiveSettings, contrastive_signs, unit
+from largescale.methods.embedding_method import Named
 from largescale.methods.method import Output
 from largescale.models.backbones import build_backbone
 from largescale.processes import rank
@@ -51,14 +52,18 @@ class SimCLR(Contrastive):
         self.projection = _head(self.num_features, self.config.hidden, self.config.embedding)
         self.signs = contrastive_signs(self.config.embedding)
 
-    def forward(self, views: Views, step: int) -> Output:
-        """The loss of one batch (with `train.accumulate`: of one of its micro-batches, with its own candidates).
+    def embed(self, views: Views) -> Named:
+        """`embeddings` [2, B, D], unit vectors."""
+        z = self.projection(torch.cat([self.backbone(group) for group in views.images]))
+        return {"embeddings": unit(z).unflatten(0, (2, -1))}
+
+    def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:
+        """The loss between all views of this rank and of the others.
 
         Collectives: those of `gather_rows`, once.
         """
-        z = self.projection(torch.cat([self.backbone(group) for group in views.images]))
+        z = inputs["embeddings"].flatten(0, 1)
         with torch.autocast(z.device.type, enabled=False):
-            z = normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
             candidates = gather_rows(z)
             num, first = len(z), rank() * len(z)
             own = torch.arange(num, device=z.device)
@@ -70,7 +75,8 @@ class SimCLR(Contrastive):
     @classmethod
     def loss_references(cls, config: Config) -> dict[str, float]:
         """The loss if all embeddings were equal."""
-        views = 2 * config.train.global_batch // config.train.accumulate
+        train = config.train
+        views = 2 * train.global_batch // (train.accumulate if train.loss_spans == "micro_batch" else 1)
         return {"all views alike": math.log(views - 1)}
 
 

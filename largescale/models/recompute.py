@@ -6,8 +6,8 @@ feed its BatchNorm's running statistics a second time; torch's checkpointing doe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from largescale.models.backbones import chosen_blocks
+from largescale.models.running_statistics import statistics_untouched
 
 
 def recompute_activations(backbone: nn.Module, numbers: list[int]) -> None:
@@ -36,18 +37,4 @@ def _checkpointed(forward: Callable[[Tensor], Tensor], contexts: Callable[[], ob
 
 
 def _contexts(norms: list[_BatchNorm]) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
-    return nullcontext(), _statistics_untouched(norms)
-
-
-@contextmanager
-def _statistics_untouched(norms: list[_BatchNorm]) -> Iterator[None]:
-    """Momentum 0 leaves running statistics as they are; without them torch would save other tensors than before."""
-    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum, count in before:
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+    return nullcontext(), statistics_untouched(norms)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,9 @@ from torch.optim import Optimizer
 from largescale.config import Config
 from largescale.data.views import Views
 from largescale.distributed.collectives import sum_over_ranks
+from largescale.methods.embedding_method import Embedded
 from largescale.methods.method import Method, Output
+from largescale.models.running_statistics import statistics_untouched
 from largescale.models.unit_rows import normalize_rows_
 from largescale.optim.lars import local_piece, norms, shard_group
 from largescale.optim.roles import parameters_with, set_rates
@@ -72,6 +75,7 @@ class Engine:
     ) -> None:
         self.wrapped, self.method, self.optimizer = wrapped, method, optimizer
         self.accumulate, self.autocast_dtype = config.train.accumulate, autocast_dtype
+        self._loss_over_batch = config.train.loss_spans == "global_batch" and self.accumulate > 1
         self._peak_lr = config.optim.lr
         self._unit_rows = parameters_with(method, method.roles(), "unit_rows")
         self._views_per_group = [group.num for group in config.data.crops]
@@ -84,17 +88,36 @@ class Engine:
         Returns:
             The loss and the signs of the local batch, and the evidence of all micro-batches.
 
-        Collectives: the method's in each micro-batch; the strategy's, its gradients' in the last one alone where it
-        can hold them back. Every rank must call it.
+        Collectives: the method's in each micro-batch, or once where its loss spans all of them; the strategy's, its
+        gradients' in the last one alone where it can hold them back. Every rank must call it.
         """
+        if self._loss_over_batch:
+            return self._forward_backward_over_batch(views, step)
         outputs = []
         for number, micro_views in enumerate(self.micro_batches(views)):
             with self.gradient_sync(last=number == self.accumulate - 1):
-                with self._autocast():
-                    output = self.wrapped(micro_views, step)
+                output = self._call(micro_views, step)
                 self.backward(output.loss * self.loss_scale.factor / self.accumulate)
             outputs.append(output._replace(loss=output.loss.detach()))
         return self._together(outputs)
+
+    def _forward_backward_over_batch(self, views: Views, step: int) -> Output:
+        """The same with one loss over all micro-batches, each of which is embedded twice."""
+        micro_batches = self.micro_batches(views)
+        with torch.no_grad():
+            with statistics_untouched(self.method.modules()):
+                inputs = [self._call(micro_views, step, "inputs") for micro_views in micro_batches]
+            output, gradients = self._call(Embedded(inputs, views.ids), step, "loss")
+        for number, micro_views in enumerate(micro_batches):
+            with self.gradient_sync(last=number == self.accumulate - 1):
+                embeddings = self._call(micro_views, step, "embed")
+                self.backward(gradients.loss_at(embeddings, number, self.accumulate) * self.loss_scale.factor)
+        return output
+
+    def _call(self, *arguments: object) -> Any:
+        """The method, in its precision; each call caches weights in it anew, with a graph or without."""
+        with self._autocast():
+            return self.wrapped(*arguments)
 
     def _together(self, outputs: list[Output]) -> Output:
         if len(outputs) == 1:

@@ -71,6 +71,7 @@ def build(method: Method, config: Config, device: torch.device) -> Engine:
         method, oss, broadcast_buffers=False,
         reduce_buffer_size=0,  # its buffers go wrong where a group is frozen first and free later
     )
+    wrapped.refresh_trainable()  # else in the first forward pass, which may have no graph to put its hooks on
     engine = _Engine(
         wrapped=wrapped, method=method, optimizer=oss.optim, config=config, device=device,
         autocast_dtype=AUTOCAST.get(config.train.precision),

@@ -8,6 +8,7 @@ with bf16 weights in one unit, and modules whose parameters the method wants in 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -51,6 +52,8 @@ def build(
 
     Collectives: every rank must call it.
     """
+    # A change in place would cut a view that a method returns off from FSDP2's hooks; nothing changes it.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     mixed = config.train.precision in AUTOCAST
     shared: dict[str, Any] = {"mesh": _mesh(config, device)}
     if config.parallel.cpu_offload and config.parallel.sharded_init:

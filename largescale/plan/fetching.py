@@ -1,9 +1,10 @@
 """When ZeRO stage 3 gathers and frees parameters: DeepSpeed's coordinator (0.19), replayed on sizes.
 
 DeepSpeed gathers a parameter before the module that it belongs to runs, forward or backward, and frees it behind that.
-It records the order of the modules in the first micro-batch. From then on it gathers ahead, as many parameters at a
-time as `prefetch` elements hold, and keeps what is used again within `reuse` elements; that of a module call is decided
-once. So a small network gathers everything once a micro-batch, and one of many billion parameters once a use.
+It records the order of the modules in the first micro-batch, and again after a pass in another order. From then on it
+gathers ahead, as many parameters at a time as `prefetch` elements hold, and keeps what is used again within `reuse`
+elements; that of a module call is decided once. So a small network gathers everything once a micro-batch, and one of
+many billion parameters once a use.
 """
 
 from __future__ import annotations
@@ -91,11 +92,21 @@ class Coordinator:
             case "update":
                 self._update()
 
-    def _begin(self) -> None:
+    def _forget(self) -> None:
+        """The order is not the recorded one: DeepSpeed records it again from the next forward pass on."""
+        self._mode, self._order, self._uses = "unused", [], []
+        self._queue.clear()
+        self._fetched_for.clear()
+        self._drop_in_flight()
+
+    def _drop_in_flight(self) -> None:
         for parameter, gather in list(self._in_flight.items()):
             self._wait(gather)
             self._free(parameter)
         self._in_flight.clear()
+
+    def _begin(self) -> None:
+        self._drop_in_flight()
         if self._mode == "record":
             self._uses = [(parameter, use) for use, module in enumerate(self._order)
                           for parameter in sorted(self.members[module])]
@@ -112,6 +123,8 @@ class Coordinator:
             self._backward[module] = None
         if self._mode == "record":
             self._order.append(module)
+        elif self._mode == "complete" and self._order[self._step : self._step + 1] != [module]:
+            self._forget()
         wanted = self.members[module]
         self._gather(wanted)
         for parameter in wanted:

@@ -15,9 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from largescale.data.views import Views
 from largescale.distributed.collectives import exchanging, reduce_scatter
-from largescale.methods.method import Method, Output
+from largescale.methods.method import Method
 from largescale.plan.fetching import Coordinator, Event, Parameter
 from largescale.plan.module_calls import tell_calls
 from largescale.plan.stand_in import Peaks, StandIn
@@ -68,10 +67,10 @@ class Zero3(StandIn):
                 parameter.register_post_accumulate_grad_hook(self._on_gradient)
         tell_calls(method, self._tell)
 
-    def forward(self, views: Views, step: int) -> Output:
-        """The method's loss."""
+    def forward(self, *arguments: object) -> Any:
+        """The method's."""
         self._tell("begin")
-        return super().forward(views, step)
+        return super().forward(*arguments)
 
     def weights(self) -> list[Tensor]:
         """Pieces, flat fp32 copies of those that are updated, and small parameters, which stay whole."""

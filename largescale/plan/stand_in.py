@@ -7,15 +7,14 @@ So a plan needs neither library. The tests compare each with the library's own s
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from largescale.data.views import Views
 from largescale.distributed import collectives
-from largescale.methods.method import Method, Output
+from largescale.methods.method import Method
 from largescale.plan.trace import StepTrace
 
 
@@ -34,9 +33,9 @@ class StandIn(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, views: Views, step: int) -> Output:
-        """The method's loss."""
-        return self.method(views, step)
+    def forward(self, *arguments: object) -> Any:
+        """The method's."""
+        return self.method(*arguments)
 
     def weights(self) -> list[Tensor]:
         """All copies of weights, or pieces of them, that this rank holds between two steps."""

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from largescale.config import Config, load_config
 from largescale.data.order import rank_places
@@ -46,10 +47,13 @@ def whole(value: Tensor) -> Tensor:
     return (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
 
 
-def train(config: Config, steps: int = STEPS) -> dict[str, Any]:
-    """Losses, gradient norms and, on rank 0, the whole state in the end."""
+def train(config: Config, steps: int = STEPS, *, still: bool = False) -> dict[str, Any]:
+    """Losses, gradient norms and, on rank 0, the whole state in the end; `still` keeps BatchNorm in evaluation mode."""
     torch.manual_seed(config.run.seed)
     engine = build_engine(build_method(config), config, torch.device("cpu"))
+    for norm in engine.method.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.train(norm.training and not still)
     losses, norms = [], []
     for step in range(steps):
         views = views_of_step(config, step)
@@ -63,6 +67,6 @@ def train(config: Config, steps: int = STEPS) -> dict[str, Any]:
     return {"losses": losses, "norms": norms, "state": state if dist.get_rank() == 0 else {}}
 
 
-def train_all(overrides: list[list[str]]) -> list[dict[str, dict[str, Any]]]:
+def train_all(overrides: list[list[str]], *, still: bool = False) -> list[dict[str, dict[str, Any]]]:
     """Every method under every list of overrides."""
-    return [{name: train(mini(name, *some)) for name in METHODS} for some in overrides]
+    return [{name: train(mini(name, *some), still=still) for name in METHODS} for some in overrides]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -15,8 +15,9 @@ from tests.methods.harness import STEPS, train_all
 
 pytestmark = pytest.mark.distributed
 
-WAYS = [["train.accumulate=1"], ["train.accumulate=2", "optim.name=adamw", "optim.lr=0.001"]]
-"""Micro-batches and optimizer: each method under both."""
+OVER_BATCH = ["train.accumulate=2", "train.loss_spans=global_batch"]
+WAYS = [["train.accumulate=1"], ["train.accumulate=2", "optim.name=adamw", "optim.lr=0.001"], OVER_BATCH]
+"""Micro-batches, what the loss spans, and optimizer: each method under all."""
 
 STILL = 1e-10
 
@@ -47,6 +48,44 @@ def test_float64_runs_equal_one_process(one_process, strategy, ranks, overrides)
             for key, value in own["state"].items():
                 difference = (value - expected["state"][key]).double().norm()
                 assert difference <= 1e-8 * expected["state"][key].double().norm() + STILL, (name, way, key)
+
+
+def newest_last(run: dict[str, Any], micro_batches: int) -> torch.Tensor | None:
+    """What the run's queue holds, if it has one, whether steps went into it whole or a micro-batch at a time."""
+    queue = run["state"].get("extra.queue")
+    if queue is None or queue.dim() == 2:
+        return queue
+    return queue.unflatten(1, (-1, micro_batches)).flip(2).flatten(2, 3)
+
+
+def test_a_loss_over_the_global_batch_is_that_of_an_uncut_step():
+    """BatchNorm, which sees micro-batches, stands still."""
+    ways = [["train.accumulate=1"], [*OVER_BATCH, "train.accumulate=4"], ["train.accumulate=4"]]
+    uncut, over_batch, cut = run_ranks(partial(train_all, still=True), 1, ways, timeout_s=600)[0]
+    for name, expected in uncut.items():
+        own = over_batch[name]
+        assert own["losses"] == pytest.approx(expected["losses"], rel=1e-9), name
+        assert own["norms"] == pytest.approx(expected["norms"], rel=1e-9), name
+        for key in expected["state"].keys() - {"extra.queue"}:
+            torch.testing.assert_close(own["state"][key], expected["state"][key], rtol=1e-9, atol=1e-12)
+        if (queue := newest_last(expected, 1)) is not None:
+            torch.testing.assert_close(newest_last(own, 4), queue, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(own["state"]["extra.queue"].shape, cut[name]["state"]["extra.queue"].shape)
+    # MoCo compares with a queue that a step leaves alone; what others compare with depends on the batch.
+    assert [name for name in METHODS if cut[name]["losses"] == pytest.approx(uncut[name]["losses"])] == ["mocov2"]
+
+
+def test_batchnorm_sees_micro_batches_whatever_the_loss_spans():
+    """Two ranks with a BatchNorm each are two micro-batches; running statistics are fed once by each."""
+    [over_batch, cut] = run_ranks(train_all, 1, [OVER_BATCH, ["train.accumulate=2"]], timeout_s=600)[0]
+    [ranks] = run_ranks(train_all, 2, [["parallel.batchnorm_group_size=1"]], timeout_s=600)[0]
+    for name in set(METHODS) - {"mocov2"}:  # whose keys come from running statistics, here of each rank's own images
+        assert over_batch[name]["losses"] == pytest.approx(ranks[name]["losses"], rel=1e-9), name
+        assert over_batch[name]["norms"] == pytest.approx(ranks[name]["norms"], rel=1e-9), name
+    for name in METHODS:
+        counts = [{key: int(value) for key, value in way[name]["state"].items() if key.endswith("num_batches_tracked")}
+                  for way in (over_batch, cut)]
+        assert counts[0] == counts[1] and set(counts[0].values()) <= {0, STEPS * 2, STEPS * 4}, name
 
 
 @cache

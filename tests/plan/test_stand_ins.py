@@ -31,6 +31,8 @@ LIMITS = {"stage3_param_persistence_threshold": 300, "stage3_prefetch_bucket_siz
           "stage3_max_reuse_distance": 3000}
 """So small that some parameters of the small networks are gathered ahead and freed again."""
 
+OVER_BATCH = ["train.accumulate=2", "train.loss_spans=global_batch"]
+
 CASES = [
     (2, ["parallel.strategy=zero1"]),
     (2, ["parallel.strategy=zero1", "train.accumulate=2", "optim.name=adamw"]),
@@ -40,6 +42,10 @@ CASES = [
     (2, ["parallel.strategy=zero3", "model.recompute_stages=[1,2]"]),
     (2, ["parallel.strategy=fairscale"]),
     (2, ["parallel.strategy=zero3", *REGNET]),
+    (2, ["parallel.strategy=zero1", *OVER_BATCH]),
+    (2, ["parallel.strategy=zero2", *OVER_BATCH]),
+    (2, ["parallel.strategy=zero3", *OVER_BATCH]),
+    (2, ["parallel.strategy=fairscale", *OVER_BATCH]),
     (4, ["parallel.strategy=zero2", "parallel.batchnorm_group_size=2"]),
     (4, ["parallel.strategy=zero3"]),
     (4, ["parallel.strategy=fairscale", "train.accumulate=2", "optim.name=adamw"]),

@@ -23,7 +23,8 @@ from torch.nn.functional import log_softmax, normalize
 
 from largescale.config import Config
 from largescale.data.views import Views
-from largescale.methods.method import Exemplars, Method, Output, Panel, Role, Row, Sign
+from largescale.methods.embedding_method import EmbeddingMethod, Named
+from largescale.methods.method import Exemplars, Output, Panel, Role, Row, Sign
 from largescale.methods.milestone import Milestone
 from largescale.methods.prototypes import Prototypes
 from largescale.methods.sinkhorn import sinkhorn
@@ -34,7 +35,7 @@ from largescale.models.heads import projection_head
 from largescale.processes import world_size
 
 
-class SwAV(Method):
+class SwAV(EmbeddingMethod):
     """Backbone, projection head, prototypes and queue, and the loss over the views of a batch.
 
     Signs: `assignment_entropy`, the mean entropy of a sample's code over ln K; `used.HEAD`, which prototypes of a head
@@ -64,20 +65,28 @@ class SwAV(Method):
         shape = (self.num_assign, settings.queue // micro_batch, micro_batch // world_size(), settings.embedding)
         self.register_buffer("queue", torch.zeros(shape), persistent=False)
 
-    def forward(self, views: Views, step: int) -> Output:
-        """The loss of one batch (with `train.accumulate`: of one of its micro-batches); the queue takes part by step.
+    def embed(self, views: Views) -> Named:
+        """`scores.HEAD` of all views [V, B, K], and `embeddings` of the assign views [A, B, D] for the queue."""
+        embeddings = self.project(torch.cat([self.backbone(group) for group in views.images]))
+        with torch.autocast(embeddings.device.type, enabled=False):
+            scores = self._by_view(self.prototypes(embeddings))
+        own = self._by_view([embeddings])[0][: self.num_assign].detach()
+        return {"embeddings": own, **{f"scores.{head}": values for head, values in enumerate(scores)}}
+
+    def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:
+        """The loss of one batch (with `train.accumulate`: of one of its micro-batches, unless the loss spans all); the
+        queue takes part by step.
 
         Collectives: those of `sinkhorn`, once for all assign views and all heads with equally many prototypes.
         """
-        embeddings = self.embed(torch.cat([self.backbone(group) for group in views.images]))
-        with torch.autocast(embeddings.device.type, enabled=False):
-            scores = self._by_view(self.prototypes(embeddings))
-            codes = self._codes(scores, self._by_view([embeddings])[0], step)
+        scores = [inputs[f"scores.{head}"] for head in range(len(self.counts))]
+        with torch.autocast(scores[0].device.type, enabled=False):
+            codes = self._codes(scores, inputs["embeddings"].detach(), step)
             loss = torch.stack([self._swapped_loss(z, q) for z, q in zip(scores, codes, strict=True)]).mean()
             evidence = {f"scores.{head}": values.detach() for head, values in enumerate(scores)}
             return Output(loss, self._signs(scores, codes), evidence)
 
-    def embed(self, features: Tensor) -> Tensor:
+    def project(self, features: Tensor) -> Tensor:
         """Backbone features [N, F] to unit embeddings [N, D] in float32 (float64 for a float64 model)."""
         embeddings = self.projection(features)
         return normalize(embeddings if embeddings.dtype == torch.float64 else embeddings.float(), dim=1)
@@ -94,7 +103,7 @@ class SwAV(Method):
 
     def exemplar_scores(self, features: Tensor) -> Tensor:
         """Cosines with the prototypes of the first head."""
-        return self.prototypes(self.embed(features))[0]
+        return self.prototypes(self.project(features))[0]
 
     @classmethod
     def brief(cls, row: Row) -> str:
@@ -161,7 +170,7 @@ class SwAV(Method):
                 torch.cat([fresh, old.view(num_assign, -1, old.shape[-1])], dim=1)
                 for fresh, old in zip(assign, queued, strict=True)
             ]
-        self._enqueue(embeddings[:num_assign].detach(), step)
+        self._enqueue(embeddings, step)
         heads_by_count = defaultdict(list)
         for head, values in enumerate(assign):
             heads_by_count[values.shape[-1]].append(head)
@@ -178,7 +187,9 @@ class SwAV(Method):
 
     def _enqueue(self, embeddings: Tensor, step: int) -> None:
         if self.queue_steps and step >= self.config.queue_start_step:
-            self.queue = torch.cat([embeddings[:, None].to(self.queue.dtype), self.queue[:, :-1]], dim=1)
+            # One micro-batch, or all of a step: [A, micro-batches, B, D], of which the last becomes the newest.
+            fresh = embeddings.unflatten(1, (-1, self.queue.shape[2])).flip(1).to(self.queue.dtype)
+            self.queue = torch.cat([fresh, self.queue[:, : -fresh.shape[1]]], dim=1)
 
     def _swapped_loss(self, scores: Tensor, codes: Tensor) -> Tensor:
         """Loss of one head: scores [V, B, K], codes [A, B, K]."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from largescale.config.schema import MOST_STEPS, Config, MethodConfig
 from largescale.config.setting import setting
 from largescale.config.values import require
+from largescale.methods.embedding_method import SPANS
 
 
 @dataclass
@@ -16,6 +17,7 @@ class Settings(MethodConfig):
 
     moved: ClassVar[dict[str, str]] = {
         f"model.{key}": f"method.{key}" for key in ("hidden", "head_batchnorm", "embedding", "prototypes")}
+    loss_spans: ClassVar[tuple[str, ...]] = SPANS
 
     hidden: list[int] = setting(
         [2048], "Hidden widths of the projection head.", at_least=1, at_most=2**24,
