@@ -138,7 +138,7 @@ def test_every_recipe_is_valid(path):
     ("data.augment.flip=1.5", "data.augment.flip=1.5: expected a probability from 0 to 1"),
     ("data.augment.noise=-1", "data.augment.noise=-1.0: expected 0 or more"),
     ("data.std=[0,0,0]", "data.std=[0.0, 0.0, 0.0]: expected three numbers above 0"),
-    ("model.depths=[]", "model.depths=[]: expected blocks of each stage"),
+    ("model.depths=[]", "model.depths=[]: expected blocks per stage"),
     ("parallel.replicate=2", "parallel.replicate=2: expected 1 with parallel.strategy=ddp"),
 ])
 def test_values_out_of_range_are_refused_by_key(override, expected):

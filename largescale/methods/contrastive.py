@@ -28,7 +28,7 @@ class ContrastiveSettings(MethodConfig):
         [2048], "Hidden widths of the projection head.", at_least=1, at_most=2**24,
         expected="widths of at least 1 and at most 16777216")
     embedding: int = setting(128, "Dimension in which views are compared.", at_least=1, at_most=2**24)
-    temperature: float = setting(0.1, "Cosines are divided by it.", at_least=1e-6, at_most=1e6)
+    temperature: float = setting(0.1, "Divides cosines before the softmax.", at_least=1e-6, at_most=1e6)
 
     def check(self, config: Config) -> None:
         """An image has two views, of one size or of two."""

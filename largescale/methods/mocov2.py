@@ -43,12 +43,12 @@ from largescale.processes import world_size
 class Settings(ContrastiveSettings):
     """MoCo v2's keys under `method`."""
 
-    temperature: float = setting(0.2, "Cosines are divided by it.", at_least=1e-6, at_most=1e6)
+    temperature: float = setting(0.2, "Divides cosines before the softmax.", at_least=1e-6, at_most=1e6)
     momentum: float = setting(
-        0.999, "Share that the network of the keys keeps of itself in a step; 0.99 for short runs.", at_least=0,
+        0.999, "Fraction of its weights that the key network keeps per step; 0.99 for short runs.", at_least=0,
         at_most=1)
     queue: int = setting(
-        65536, "Keys of earlier steps to pick from; a multiple of train.global_batch, fewer than there are images.",
+        65536, "Keys of earlier steps to pick from; a multiple of train.global_batch, fewer than the images.",
         at_least=1, at_most=2**40)
 
     def check(self, config: Config) -> None:

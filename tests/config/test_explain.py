@@ -26,7 +26,7 @@ def said(capsys):
 
 
 @pytest.mark.parametrize("words, expected", [
-    (["optim.momentum"], ["Share of the earlier updates", "default  0.9", "values   at least 0 and below 1",
+    (["optim.momentum"], ["Fraction of the previous update", "default  0.9", "values   at least 0 and below 1",
                           "used     only with optim.name=lars or sgd", "fixed: a run goes on with the value"]),
     (["data.augment.hue"], ["only if data.augment.jitter is set", "a number, from 0 to 0.5"]),
     (["parallel.cpu_offload"], ["only with parallel.strategy=fsdp, zero1, zero2 or zero3", "values   true or false",
@@ -42,7 +42,7 @@ def said(capsys):
     (["optim.momentum", DEMO], ["value    0.9, without effect here"]),
     (["data.crops.0.size", DEMO], ["value    28, 24\n"]),
     (["data.shards", str(ROOT / "configs/swav/resnet50_800ep.yaml")], ["value    (not set)"]),
-    (["optim"], ["optim: The optimizer", "  optim.lr = 4.8\n      Learning rate"]),
+    (["optim"], ["optim: The optimizer", "  optim.lr = 4.8\n      Peak learning rate"]),
     (["optim", DEMO], ["  optim.lr = 0.002  (default 4.8)\n"]),
     ([DEMO], ["  optim.lr = 0.002  (default 4.8)\n", "  data.crops = [{num: 2, size: 28"]),
     ([], ["\n  data.augment  Photometric", "10 of swav, 3 of simclr"]),
