@@ -202,7 +202,7 @@ class _LoaderProcess:
         # A fork starts in milliseconds where a fresh interpreter needs seconds to import torch; the child touches no
         # CUDA, no collective, and no thread of its parent.
         context = multiprocessing.get_context("fork")
-        self.number, self._board, self._changed_tars = number, board, maker.reader.changed_tars
+        self.number, self._board = number, board
         self.free_slots = context.Semaphore(len(ring))
         self._connection, sender = context.Pipe(duplex=False)
         self._received: deque[Part] = deque()
@@ -262,10 +262,6 @@ class _LoaderProcess:
     def _why(self, number: int) -> str:
         if number == signal.SIGKILL:
             return f"; out of memory? {_LESS_LOADING}"
-        if number == signal.SIGBUS:  # mapped memory that has no file behind it any more
-            tar = next(self._changed_tars(), "")
-            found = f"; {tar} is not of the size in its manifest: restore it" if tar else ""
-            return f"; a shard was truncated, or its disk gave an I/O error while it was read{found}"
         return ""
 
 

@@ -1,10 +1,8 @@
-"""Random access to the samples of shard folders: by id, through the index, from memory-mapped tars."""
+"""Random access to the samples of shard folders: by id, through the index, from open tars."""
 
 from __future__ import annotations
 
 import logging
-import mmap
-import os
 import threading
 import time
 from bisect import bisect_right
@@ -21,10 +19,11 @@ from largescale.data.corpora import Corpus
 from largescale.data.patience import FolderPatience
 from shards.format.shard_index import ShardIndex, how_to_mend, read_index
 from shards.format.tar import file_checksum
-from shards.ground.errors import InputError
+from shards.ground.errors import InputError, line_of
+from shards.ground.open_file import OpenFile
 
 OPEN_SHARDS = 64
-"""Tars that a reader keeps mapped; the least recently used one is closed beyond that."""
+"""Tars that a reader keeps open; the least recently used one is closed beyond that."""
 
 OPEN_ATTEMPTS = 3
 
@@ -45,7 +44,7 @@ class SampleError(Exception):
 class RawSample(NamedTuple):
     """The stored bytes of one image, and its size in pixels as its header has it."""
 
-    payload: memoryview
+    payload: bytes
     width: int
     height: int
 
@@ -56,6 +55,15 @@ class Lost(NamedTuple):
     reason: str
     retry_at: float
     pause_s: float
+
+
+def _bytes_of(tar: OpenFile, start: int, size: int) -> tuple[bytes, str]:
+    """Bytes of a tar, and why they are not all there; empty if they are."""
+    try:
+        payload = tar.read(start, size)
+    except OSError as error:
+        return b"", f"cannot be read ({line_of(error)})"
+    return payload, "" if len(payload) == size else f"{tar.path}: was cut while it was read"
 
 
 class ShardReader:
@@ -81,7 +89,7 @@ class ShardReader:
         self.shard_sizes = np.concatenate([corpus.shard_sizes() for corpus in corpora])
         self.first_ids = np.concatenate([[0], np.cumsum(self.shard_sizes)])
         self._first_ids = self.first_ids.tolist()  # finding one number in a list is ten times as fast as in an array
-        self._open: OrderedDict[int, tuple[memoryview, ShardIndex]] = OrderedDict()
+        self._open: OrderedDict[int, tuple[OpenFile, ShardIndex]] = OrderedDict()
         self._lost: dict[int, Lost] = {}
         self._lock = threading.Lock()
 
@@ -113,11 +121,17 @@ class ShardReader:
             InputError: its shard folder, or the store, is away.
         """
         shard, row = self.locate(sample_id)
-        tar, index = self._shard(shard)
-        start, size = index.offset.item(row), index.size.item(row)
-        if start + size > len(tar):
-            raise SampleError(f"ends at byte {start + size} of a tar of {len(tar)}")
-        payload = tar[start : start + size]
+        for _ in range(OPEN_ATTEMPTS):
+            tar, index = self._shard(shard)
+            start, size = index.offset.item(row), index.size.item(row)
+            if start + size > tar.size:
+                raise SampleError(f"ends at byte {start + size} of a tar of {tar.size}")
+            payload, trouble = _bytes_of(tar, start, size)
+            if not trouble:
+                break
+            self._close(shard, tar)  # opening it again tells whether it was cut, or its disk or network is away
+        else:
+            raise SampleError(trouble)
         if xxhash.xxh3_64_intdigest(payload) != index.checksum.item(row):
             raise SampleError("checksum differs from the index")
         return RawSample(payload, index.width.item(row), index.height.item(row))
@@ -171,14 +185,6 @@ class ShardReader:
                     if distance or step:
                         yield first + (row + step) % size
 
-    def changed_tars(self) -> Iterator[str]:
-        """Tars here that do not have the bytes of the manifest any more, by their size, after a read went wrong."""
-        for corpus in self.corpora:
-            for number, entry in enumerate(corpus.manifest.shards):
-                path = corpus.manifest.tar_path(number)
-                if path.is_file() and path.stat().st_size != entry.num_bytes:
-                    yield str(path)
-
     def is_present(self, shard: int) -> bool:
         """Whether a shard can be read without fetching it."""
         corpus, number = self._corpus(shard)
@@ -211,18 +217,23 @@ class ShardReader:
         lost = self._lost.get(shard)
         return lost is not None and time.monotonic() < lost.retry_at
 
-    def _shard(self, shard: int) -> tuple[memoryview, ShardIndex]:
+    def _shard(self, shard: int) -> tuple[OpenFile, ShardIndex]:
         with self._lock:
             if self._is_lost(shard):
                 raise ShardLost(self._lost[shard].reason)
             if shard not in self._open:
                 self._open[shard] = self._open_or_lose(shard)
                 if len(self._open) > OPEN_SHARDS:
-                    self._open.popitem(last=False)  # its mapping closes with the last view of it
+                    self._open.popitem(last=False)  # it closes when nobody reads it any more
             self._open.move_to_end(shard)
             return self._open[shard]
 
-    def _open_or_lose(self, shard: int) -> tuple[memoryview, ShardIndex]:
+    def _close(self, shard: int, tar: OpenFile) -> None:
+        with self._lock:
+            if shard in self._open and self._open[shard][0] is tar:
+                del self._open[shard]
+
+    def _open_or_lose(self, shard: int) -> tuple[OpenFile, ShardIndex]:
         before = self._lost.get(shard)
         try:
             opened = self._open_shard(shard, OPEN_ATTEMPTS if before is None else 1)
@@ -235,15 +246,15 @@ class ShardReader:
             _log.warning("%s: is there again", self._entry_path(shard))
         return opened
 
-    def _open_shard(self, shard: int, attempts: int) -> tuple[memoryview, ShardIndex]:
-        """Map a shard; a folder that is away is waited for, so that its shards do not count as lost."""
+    def _open_shard(self, shard: int, attempts: int) -> tuple[OpenFile, ShardIndex]:
+        """Open a shard; a folder that is away is waited for, so that its shards do not count as lost."""
         corpus, path, failed = self._corpus(shard)[0], self._entry_path(shard), 0
         patience = FolderPatience(corpus.manifest.root, corpus.patience_s)
         while True:
             self._make_present(shard)
             self.status(f"opening {path}")
             try:
-                return self._map(shard)
+                return self._opened(shard)
             except ShardLost:
                 raise
             except (OSError, ValueError, InputError) as error:
@@ -258,15 +269,13 @@ class ShardReader:
                                         f"{corpus.manifest.root}`") from error
             patience.pause()
 
-    def _map(self, shard: int) -> tuple[memoryview, ShardIndex]:
+    def _opened(self, shard: int) -> tuple[OpenFile, ShardIndex]:
         corpus, number = self._corpus(shard)
         entry, path = corpus.manifest.shards[number], corpus.manifest.tar_path(number)
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != entry.num_bytes:
-                raise ShardLost(f"{path}: is {size:,} bytes, the manifest says {entry.num_bytes:,}: it was cut or "
-                                f"replaced; restore it, then run `shards verify {corpus.manifest.root}`")
-            tar = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        tar = OpenFile(path)
+        if tar.size != entry.num_bytes:
+            raise ShardLost(f"{path}: is {tar.size:,} bytes, the manifest says {entry.num_bytes:,}: it was cut or "
+                            f"replaced; restore it, then run `shards verify {corpus.manifest.root}`")
         return tar, self._index(shard)
 
     def _entry_path(self, shard: int) -> Path:

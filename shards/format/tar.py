@@ -6,7 +6,6 @@ Nothing is ever extracted: member names are keys, never paths.
 
 from __future__ import annotations
 
-import mmap
 import os
 import posixpath
 import tarfile
@@ -20,6 +19,8 @@ import xxhash
 
 from shards.format.shard_index import ShardIndex
 from shards.ground.errors import InputError
+from shards.ground.files import naming
+from shards.ground.open_file import OpenFile
 from shards.images.formats import HEAD_BYTES
 from shards.images.names import IMAGE_SUFFIXES, STORED_SUFFIXES, why_no_image
 from shards.images.reading import ImageError, inspect
@@ -240,7 +241,10 @@ def index_tar(path: Path, *, decode: bool = False) -> TarContents:
     """
     rows: list[IndexRow] = []
     labels, skipped = [], []
-    with path.open("rb") as file, map_file(file, path) as tar:
+    with naming(path), path.open("rb") as file:
+        tar = OpenFile(path)
+        if tar.size == 0:
+            raise InputError(f"{path}: empty file; restore it or convert again")
         for sample in walk(file, path, skipped):
             place = sample.image()
             key = as_text(sample.key)
@@ -248,7 +252,7 @@ def index_tar(path: Path, *, decode: bool = False) -> TarContents:
                 skipped.append((key, "no image"))
                 continue
             skipped += [(f"{key}.{suffix}", ONE_MORE) for suffix in sample.images()[1:]]
-            payload = tar[place[0] : sum(place)]
+            payload = tar.read(*place)
             try:
                 facts = inspect(payload, decode=decode)
             except ImageError as error:
@@ -257,7 +261,7 @@ def index_tar(path: Path, *, decode: bool = False) -> TarContents:
             rows.append(IndexRow(key, *place, facts.width, facts.height, facts.format,
                                  xxhash.xxh3_64_intdigest(payload)))
             start, size = sample.members.get("cls", (0, 0))
-            labels.append(tar[start : start + size].decode("utf-8", "replace").strip())
+            labels.append(tar.read(start, size).decode("utf-8", "replace").strip())
     return TarContents(index_of_rows(rows), labels, [(as_text(name), reason) for name, reason in skipped])
 
 
@@ -274,13 +278,6 @@ def index_of_rows(rows: list[IndexRow]) -> ShardIndex:
         np.array(height, np.uint32), np.array(image_format, np.uint8), np.array(checksum, np.uint64),
         np.full(len(rows), -1, np.int32),
     )
-
-
-def map_file(file: BinaryIO, path: Path) -> mmap.mmap:
-    """The bytes of an open file. InputError: it has none."""
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: empty file; restore it or convert again")
-    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def file_checksum(path: Path) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from mmap import mmap
 from pathlib import Path
 
 import xxhash
@@ -14,11 +14,15 @@ from tqdm import tqdm
 
 from shards.format.manifest import Manifest, ShardEntry
 from shards.format.shard_index import ShardIndex, index_path, read_index
-from shards.format.tar import TarSample, as_text, file_checksum, map_file, walk
+from shards.format.tar import TarSample, as_text, file_checksum, walk
 from shards.ground.errors import InputError
+from shards.ground.open_file import OpenFile
 from shards.ground.worker_processes import over
 from shards.images.reading import ImageError, inspect
 from shards.stores.locate import fetched, manifest_at, names_at, process_context
+
+_NOT_THE_SHARD = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors of reading that say nothing about what is read."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,15 @@ def verify(location: str | Path, *, workers: int, decode: bool) -> tuple[Manifes
 
 def _verify_shard(location: str, classes: tuple[str, ...], decode: bool, shard: ShardEntry) -> list[Problem]:
     with fetched(location, [shard.name, index_path(Path(shard.name)).name]) as folder:
-        found = _problems(folder / shard.name, shard, classes, decode)
-        return [Problem(shard.name, key, what) for key, what in found]
+        found = []
+        try:
+            for key, what in _problems(folder / shard.name, shard, classes, decode):
+                found.append(Problem(shard.name, key, what))
+        except OSError as error:
+            if error.errno in _NOT_THE_SHARD:
+                raise
+            found.append(Problem(shard.name, "", f"cannot be read ({error.strerror or error})"))
+        return found
 
 
 def _problems(tar: Path, shard: ShardEntry, classes: tuple[str, ...], decode: bool) -> Iterator[tuple[str, str]]:
@@ -77,7 +88,10 @@ def _problems(tar: Path, shard: ShardEntry, classes: tuple[str, ...], decode: bo
     if len(index) != shard.num_samples:
         yield "", f"its index lists {len(index)} samples, the manifest says {shard.num_samples}"
     try:
-        with tar.open("rb") as file, map_file(file, tar) as stored:
+        stored = OpenFile(tar)
+        if stored.size == 0:
+            raise InputError(f"{tar}: empty file; restore it or convert again")
+        with tar.open("rb") as file:
             yield from _of_images(stored, index, decode)
             if not is_whole:
                 yield from _of_headers(stored, index)
@@ -93,23 +107,21 @@ def _problems(tar: Path, shard: ShardEntry, classes: tuple[str, ...], decode: bo
         yield "", str(error).removeprefix(f"{tar}: ")
 
 
-def _of_images(stored: mmap, index: ShardIndex, decode: bool) -> Iterator[tuple[str, str]]:
+def _of_images(stored: OpenFile, index: ShardIndex, decode: bool) -> Iterator[tuple[str, str]]:
     for row in range(len(index)):
-        start, size = index.offset.item(row), index.size.item(row)
-        with memoryview(stored)[start : start + size] as payload:
-            if xxhash.xxh3_64_intdigest(payload) != index.checksum.item(row):
-                yield index.key(row), "bytes of the image differ from the index"
-            elif decode:
-                size = index.width.item(row), index.height.item(row)
-                yield from _undecodable(index.key(row), bytes(payload), size)
+        payload = stored.read(index.offset.item(row), index.size.item(row))
+        if xxhash.xxh3_64_intdigest(payload) != index.checksum.item(row):
+            yield index.key(row), "bytes of the image differ from the index"
+        elif decode:
+            yield from _undecodable(index.key(row), payload, (index.width.item(row), index.height.item(row)))
 
 
-def _of_headers(stored: mmap, index: ShardIndex) -> Iterator[tuple[str, str]]:
+def _of_headers(stored: OpenFile, index: ShardIndex) -> Iterator[tuple[str, str]]:
     """Samples whose image has a damaged header, which ends the tar for those who read it from front to back."""
     for row in range(len(index)):
         start = index.offset.item(row)
         try:
-            size = tarfile.TarInfo.frombuf(stored[start - 512 : start], "utf-8", "surrogateescape").size
+            size = tarfile.TarInfo.frombuf(stored.read(max(0, start - 512), 512), "utf-8", "surrogateescape").size
         except tarfile.HeaderError:
             yield index.key(row), "its header in the tar is damaged"
             continue
@@ -117,11 +129,11 @@ def _of_headers(stored: mmap, index: ShardIndex) -> Iterator[tuple[str, str]]:
             yield index.key(row), f"its header in the tar says {size:,} bytes, the index {index.size.item(row):,}"
 
 
-def _is_label(stored: mmap, sample: TarSample, label: int, classes: tuple[str, ...]) -> bool:
+def _is_label(stored: OpenFile, sample: TarSample, label: int, classes: tuple[str, ...]) -> bool:
     if label < 0 or "cls" not in sample.members:
         return True
     start, size = sample.members["cls"]
-    text = stored[start : start + size].decode("utf-8", "replace").strip()
+    text = stored.read(start, size).decode("utf-8", "replace").strip()
     return text == str(label) or (label < len(classes) and text == classes[label])
 
 

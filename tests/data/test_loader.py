@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
 import time
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
 from largescale.data.batches import Buffers
+from largescale.data.corpora import Corpus
 from largescale.data.loader import LoaderDied, choose_counts
+from largescale.data.reader import OPEN_ATTEMPTS, SampleError, ShardReader
 from largescale.data.stream import Stream
+from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
 from tests.data.test_stream import make_stream
 
@@ -63,16 +69,38 @@ def test_a_loader_process_that_dies_is_named(shard_folder):
     assert loaders() == before
 
 
-def test_a_shard_that_is_truncated_while_it_is_read_is_named(shard_folder, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_is_cut_while_it_is_read_is_lost_and_named(shard_folder, tmp_path, workers):
     folder = Path(shutil.copytree(shard_folder, tmp_path / "cut"))
-    batches = make_stream(folder, "data.workers=1", "data.prefetch=1")(range(10_000))
-    for _ in range(12):
-        next(batches)
-    tar = folder / "train-000003.tar"
-    os.truncate(tar, 4096)
-    says = rf"killed by signal 7, .*; a shard was truncated, .* read; {tar} is not of the size in its manifest"
-    with pytest.raises(LoaderDied, match=says):
-        list(batches)
+    stream = make_stream(folder, f"data.workers={workers}", "data.prefetch=1")
+    with closing(stream(range(10_000))) as batches:
+        for _ in range(12):
+            next(batches)
+        tar = folder / "train-000003.tar"
+        size = tar.stat().st_size
+        os.truncate(tar, 4096)
+        skipped = [row for batch in islice(batches, 24) for row in batch.skipped]
+    assert {row["shard"] for row in skipped} == {tar.name}
+    says = f"{tar}: is 4,096 bytes, the manifest says {size:,}: it was cut or replaced; restore it"
+    reasons = {row["reason"] for row in skipped}
+    assert all(reason.startswith(says) for reason in reasons), reasons
+
+
+def test_a_disk_that_fails_costs_what_it_cannot_read(shard_folder, monkeypatch):
+    reader, failures, read = ShardReader([Corpus(read_manifest(shard_folder))]), [], os.pread
+
+    def failing(*place: int) -> bytes:
+        if failures:
+            raise OSError(failures.pop(), "Input/output error")
+        return read(*place)
+
+    monkeypatch.setattr(os, "pread", failing)
+    whole = reader.read(50)
+    failures += [errno.EIO] * (OPEN_ATTEMPTS - 1)
+    assert reader.read(50) == whole
+    failures += [errno.EIO] * OPEN_ATTEMPTS
+    with pytest.raises(SampleError, match=r"cannot be read \(.*/train-000001\.tar: Input/output error\)"):
+        reader.read(50)
 
 
 def test_a_bug_in_a_loader_process_is_shown_whole(shard_folder, monkeypatch):

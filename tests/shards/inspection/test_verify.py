@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,25 @@ def test_whole_shards_have_no_problems(folder, capsys):
     assert verify(folder, workers=2, decode=True)[1] == []
     assert main(["verify", str(folder)]) == 0
     assert "200 samples in 5 shards are whole" in capsys.readouterr().out
+
+
+def test_what_a_disk_cannot_read_is_listed_and_the_rest_is_looked_at(folder, monkeypatch):
+    read = os.pread
+    damaged = (folder / "train-000001.tar").stat().st_ino
+
+    def failing(descriptor: int, size: int, start: int) -> bytes:
+        if os.fstat(descriptor).st_ino == damaged and start > 9000:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(descriptor, size, start)
+
+    monkeypatch.setattr(os, "pread", failing)
+    flip_a_byte_of_a_header(folder)
+    (folder / "train-000003.tar").unlink()
+    problems = [str(problem) for problem in verify(folder, workers=1, decode=False)[1]]
+    assert problems == [
+        "train-000001.tar: checksum of the file differs from the manifest",
+        "train-000001.tar: cannot be read (Input/output error)",
+        "train-000003.tar: missing"]
 
 
 def flip_a_byte_of_an_image(folder: Path) -> None:
