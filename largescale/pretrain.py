@@ -90,7 +90,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
         run.end("complete", num_steps, num_steps)
         return True
     run.open_logs(first_step)
-    run.set_status("running", first_step, num_steps)
+    run.status.set("running", first_step, num_steps)
     _log.info(
         "%s: %d samples, %d steps of %d images (%d an epoch, which leaves out %d), %d ranks, %s, from step %d",
         run.path, stream.order.num_samples, num_steps, config.train.global_batch, steps_per_epoch,
@@ -105,7 +105,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     progress = Progress(first_step, num_steps, engine.method.brief)
     data_steps = DataSteps(first_step, num_steps, run.rollbacks.windows())
     with (
-        run.failure_in_status(first_step, num_steps), closing(stream(data_steps)) as batches, run.watched() as watchdog,
+        run.status.failure(first_step, num_steps), closing(stream(data_steps)) as batches, run.watched() as watchdog,
     ):
         waiting_since = time.perf_counter()
         for step, batch in enumerate(batches, first_step):
@@ -118,14 +118,10 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
             output = engine.forward_backward(views := batch.inputs(), step)
             check = engine.check(views, output.loss, stop=bool(stop_reason))
             if trouble := check.trouble or spikes.look(check.grad_norm):
-                run.settle_save()
-                run.dump_trouble(step, batch, output, trouble)
-                if run.roll_back(step, batch, trouble):
-                    return False
-                way_on = run.way_on(step, trouble, rates)
-                raise TrainingStopped(f"step {step}: {trouble}; stopped before the update. {way_on}")
+                run.stop_or_go_back(step, batch, output, trouble, rates)
+                return False
             watchdog.beat(f"step {step}: update")
-            run.saver.wait_staged()
+            run.saving.wait_staged()
             engine.update(check, step=step, lr=lr, clip=config.optim.clip_grad_norm)
 
             run.record_batch(step, batch)
@@ -160,7 +156,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
             watchdog.beat(f"step {done}: waiting for data")
             waiting_since = time.perf_counter()
 
-    run.close_logs()
+    run.logs.close()
     run.end("complete", num_steps, num_steps)
     _log.info("%s is complete: %d steps, %d images unreadable", run.path, num_steps, num_skipped)
     return True

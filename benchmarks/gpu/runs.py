@@ -142,7 +142,7 @@ from largescale.run import folder
 last, save, record = int(sys.argv.pop(1)), folder.RunFolder.save, folder.RunFolder.record_batch
 def saving(self, *arguments, **options):
     save(self, *arguments, **options)
-    self.settle_save()
+    self.saving.settle()
 def recording(self, step, batch):
     if step > last:
         os.kill(os.getpid(), signal.SIGKILL)

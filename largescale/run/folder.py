@@ -14,78 +14,65 @@
     trouble/step-*/      of a step that could not be used: keys and evidence, a file a rank
     stacks/              where every rank stood when the run hung
     former-1/            what a former run left here, whose checkpoints are gone
+
+This class knows where things are and in which order a start, a rollback and an end go; what it holds does the work:
+`resume` (is the checkpoint ours), `saving` (the protocol of a save), `logs`, `status_file`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from largescale.checkpoint import sharded
-from largescale.checkpoint.copier import Copier
-from largescale.checkpoint.folder import Checkpoint, clear_leftovers, newest_first
-from largescale.checkpoint.mirror import Mirror, MirrorAway, OfAnotherRun
-from largescale.checkpoint.saver import SaveFailed, Saver
-from largescale.config import Config, flatten, to_yaml, with_present_names
+from largescale.checkpoint.folder import Checkpoint, clear_leftovers
+from largescale.checkpoint.mirror import Mirror
+from largescale.config import Config, flatten, to_yaml
 from largescale.data import order
 from largescale.data.stream import Batch
 from largescale.methods.method import Output
-from largescale.observe.metrics import JsonLines, MetricsLog, forget_from
-from largescale.parallel.batchnorm import batchnorm_images
+from largescale.observe.metrics import forget_from
 from largescale.parallel.engine import Engine
 from largescale.processes import barrier, on_rank_0, rank, world_size
-from largescale.run import init_from
-from largescale.run.advice import after_bad_step, after_failed_saves, instead_of_changing, new_run
+from largescale.run import init_from, resume
+from largescale.run.advice import after_bad_step
 from largescale.run.environment import environment
-from largescale.run.failures import TrainingStopped, told
+from largescale.run.failures import TrainingStopped
 from largescale.run.former import set_aside_former
 from largescale.run.lease import Lease
+from largescale.run.logs import Logs, write_text
 from largescale.run.rollback import Rollbacks
-from largescale.run.same_run import changed_setting, other_run
-from largescale.run.status import COMPLETE, read_status, write_status
+from largescale.run.same_run import other_run
+from largescale.run.saving import Saving
+from largescale.run.status import COMPLETE
+from largescale.run.status_file import StatusFile
 from largescale.run.watchdog import Watchdog
-from shards.ground.errors import InputError
-from shards.ground.files import atomic_write, remove_partial_files
+from shards.ground.files import remove_partial_files
 
 _log = logging.getLogger(__name__)
 
-MAX_FAILED_SAVES = 3
-"""Saves that fail in a row before the run stops: without checkpoints it would work for nothing."""
-
 
 class RunFolder:
-    """Reads and writes the folder of one run, on all ranks. Collectives: every rank must make one; a gloo group."""
+    """Reads and writes the folder of one run, on all ranks. Collectives: every rank must make one; gloo groups."""
 
     def __init__(self, config: Config, fingerprint: str, device: torch.device, lease: Lease) -> None:
-        self.config, self.path, self._device = config, Path(config.run.dir), device
+        self.config, self.path = config, Path(config.run.dir)
         self.checkpoints = self.path / "checkpoints"
-        self.rollbacks = Rollbacks(self.path)
+        self.rollbacks, self.logs, self.status = Rollbacks(self.path), Logs(self.path), StatusFile(self.path, lease)
         url, is_other = config.checkpoint.mirror, partial(other_run, config=config, fingerprint=fingerprint)
         self._mirror = Mirror(url, other_run=is_other) if url else None
-        self.saver = Saver(
-            self.checkpoints, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every,
-            background=config.checkpoint.background, device=device, owner=lease.number, verify=lease.verify,
-            published=self._published,
-        )
-        self._copier = Copier(self._mirror, self.checkpoints, lease.verify) if self._mirror else None
-        self._fingerprint, self._lease = fingerprint, lease
-        self._failed_saves, self._done = 0, 0
+        self.saving = Saving(config.checkpoint, self.checkpoints, lease=lease, device=device, mirror=self._mirror,
+                             published=self.status.saved)
+        self._fingerprint, self._device, self._lease = fingerprint, device, lease
         self._init: dict[str, Any] = {}
         self._resumed: Checkpoint | None = None
-        self._status: dict[str, Any] = {}
-        self._status_lock = threading.RLock()
-        self._metrics: MetricsLog | None = None
-        self._audit: JsonLines | None = None
-        self._skipped: JsonLines | None = None
 
     def resume(self, engine: Engine) -> tuple[int, int, list[float] | None]:
         """Load the newest whole checkpoint into the engine, or for a new run the weights that `init_from` names.
@@ -102,38 +89,17 @@ class RunFolder:
         if rank() == 0:
             clear_leftovers(self.checkpoints)
         if self._mirror is not None:
-            on_rank_0(partial(self._fetch_newer, self._mirror))
+            on_rank_0(partial(resume.fetch_newer, self._mirror, self.checkpoints))
         checkpoint = self._resumed = sharded.agree_on_latest(self.checkpoints, self._device)
         if checkpoint is None:
             self._init = init_from.take_weights(engine, self.config, self._device) if self.config.init_from else {}
             return 0, 0, None
-        self._check_same_run(checkpoint)
+        resume.check_same_run(checkpoint, self.config, self._fingerprint)
+        resume.warn_of_changes(checkpoint, self.config)
+        resume.load(checkpoint, engine)
+        self.status.resumed(checkpoint.step)
         self._init = checkpoint.progress.get("init", {})
-        if rank() == 0 and checkpoint.progress.get("order", 1) != order.VERSION:
-            _log.warning("%s: saved by a version with another order of the samples; unless train.global_batch divides "
-                         "them, the epoch under way may use some twice and others not; later epochs are exact",
-                         self.path)
-        self._warn_of_batchnorm(checkpoint)
-        engine.prepare_optimizer_state(sharded.shapes(checkpoint))
-        state = engine.state()
-        sharded.load(checkpoint, state)
-        engine.take_state(state)
         return checkpoint.step, int(checkpoint.progress["skipped"]), checkpoint.progress["spikes"]
-
-    def _fetch_newer(self, mirror: Mirror) -> None:
-        try:
-            mirror.fetch_newer(self.checkpoints)
-        except OfAnotherRun as error:
-            raise InputError(f"checkpoint.mirror={mirror.url}: {error}") from error
-        except MirrorAway as error:
-            away = f"checkpoint.mirror={mirror.url}: cannot be asked ({error})"
-            if not newest_first(self.checkpoints):
-                raise InputError(
-                    f"{away}, and {self.checkpoints} has nothing: if there are copies of this run, it would begin "
-                    f"without them; check the URL, the network and the credentials, or pass checkpoint.mirror=''"
-                ) from error
-            # At worst another machine had come further, and those steps are done again, with the same result.
-            _log.warning("%s; going on from the newest checkpoint in %s", away, self.checkpoints)
 
     def open_logs(self, first_step: int) -> None:
         """Drop what a dead process logged beyond the checkpoint, and open the logs. Collectives: two barriers."""
@@ -148,19 +114,17 @@ class RunFolder:
                 self.rollbacks.settle(self._resumed)
             forget_from(self.path, first_step)
             self.record_configuration()
-            _write_or_remove(self.path / init_from.FILE, json.dumps(self._init, indent=1) + "\n" if self._init else "")
-            _write_text(self.path / "environment.json", json.dumps(environment(), indent=1) + "\n")
-            self._metrics = MetricsLog(self.path, first_step)
+            write_text(self.path / init_from.FILE, json.dumps(self._init, indent=1) + "\n" if self._init else "")
+            write_text(self.path / "environment.json", json.dumps(environment(), indent=1) + "\n")
         barrier()
-        if self._copier is not None and self._resumed is not None:
-            self._copier.begin()  # what former starts could not copy
-        if self.config.data.audit:
-            self._audit = JsonLines(self.path / "audit" / f"rank-{rank():05d}.jsonl")
+        if self._resumed is not None:
+            self.saving.begin_copies()  # what former starts could not copy
+        self.logs.open(first_step, audit=self.config.data.audit)
 
     def record_configuration(self) -> None:
         """Write `config.yaml`, on rank 0; for a run that is complete what may still change (say `data.eval_shards`)."""
         if rank() == 0:
-            _write_text(self.path / "config.yaml", to_yaml(self.config))
+            write_text(self.path / "config.yaml", to_yaml(self.config))
 
     @contextmanager
     def watched(self) -> Iterator[Watchdog]:
@@ -172,29 +136,21 @@ class RunFolder:
             watchdog.close()
 
     def record_batch(self, step: int, batch: Batch) -> None:
-        """Write what this rank trained on (with data.audit) and what it could not read."""
+        """Note that a step is done, what this rank trained on in it (with data.audit) and what it could not read."""
         self._lease.check()
-        self._done = self._lease.step = step + 1
-        if self._audit is not None:
-            self._audit.write({"step": step, "keys": batch.keys})
-        for row in batch.skipped:
-            if self._skipped is None:
-                self._skipped = JsonLines(self.path / "skipped" / f"rank-{rank():05d}.jsonl")
-            self._skipped.write({"step": step, **row})
+        self.status.done = self._lease.step = step + 1
+        self.logs.batch(step, batch)
 
     def record_metrics(self, row: dict[str, Any]) -> None:
         """Write one logged step, on rank 0."""
         self._lease.check()
-        if self._metrics is not None:
-            self._metrics.write(row)
+        self.logs.metrics(row)
 
     def save(self, engine: Engine, done: int, num_skipped: int, spikes: list[float], *, final: bool) -> None:
-        """Begin to save a checkpoint after `done` steps; with `final` also end it.
-
-        A save that fails is warned of, and the next one tries again.
+        """Begin to save a checkpoint after `done` steps; with `final` also end it. See saving.py.
 
         Raises:
-            TrainingStopped: with `final`, or after MAX_FAILED_SAVES in a row.
+            TrainingStopped: with `final`, or after too many failures in a row.
 
         Collectives: every rank must call it.
         """
@@ -203,53 +159,49 @@ class RunFolder:
             "rollbacks": self.rollbacks.rows(), "world_size": world_size(), "config": flatten(self.config),
             "strategy": self.config.parallel.strategy, "init": self._init,
         }
-        self.settle_save()
-        self._lease.check()
-        state = engine.state()
-        try:
-            self.saver.save(state, progress, until_update=engine.until_update(state))
-        except SaveFailed as error:
-            self._count_failure(error, final)
-        if final:
-            self.settle_save(final=True)
+        self.saving.save(engine, progress, final=final)
 
-    def settle_save(self, *, final: bool = False) -> None:
-        """Return when what is being saved is published, or has failed. Collectives: none."""
-        try:
-            self.saver.wait()
-        except SaveFailed as error:
-            self._count_failure(error, final)
-        else:
-            self._failed_saves = 0
+    def stop_or_go_back(self, step: int, batch: Batch, output: Output, trouble: str, rates: Sequence[float]) -> None:
+        """After a step that cannot be used: write what it takes to look into it, and leave out its data if possible.
 
-    def _count_failure(self, error: SaveFailed, final: bool) -> None:
-        self._lease.check()  # a save may have failed because the folder is another training's
-        self._failed_saves += 1
-        line = f"{self.checkpoints}: could not save: {error}. Earlier checkpoints are as they were"
-        if final or self._failed_saves == MAX_FAILED_SAVES:
-            raise TrainingStopped(f"{line}; {after_failed_saves(str(error))}") from error
-        _log.warning("%s; the next one is tried in %d steps", line, self.config.checkpoint.every_steps)
+        Returns where the run is to go back to its last checkpoint.
 
-    def dump_trouble(self, step: int, batch: Batch, output: Output, trouble: str) -> None:
-        """Write what it takes to look into a bad step: keys and evidence of this rank. Views follow from the keys."""
-        folder = self.path / "trouble" / f"step-{step:08d}"
-        keys = batch.keys or [str(sample_id) for sample_id in batch.ids.tolist()]
-        row = {"step": step, "data_step": batch.step, "trouble": trouble, "loss": float(output.loss), "keys": keys}
-        _write_text(folder / f"rank-{rank():05d}.json", json.dumps(row) + "\n")
-        evidence = {name: value.contiguous().cpu() for name, value in output.evidence.items()}
-        with atomic_write(folder / f"rank-{rank():05d}.safetensors") as file:
-            file.write(safetensors.torch.save(evidence))
+        Raises:
+            TrainingStopped: the run may not go back; says what works from here.
 
-    def way_on(self, step: int, trouble: str, rates: Sequence[float]) -> str:
-        """What works from here, after a step that cannot be used."""
-        return after_bad_step(self.config, step=step, trouble=trouble, rates=rates, checkpoints=self.checkpoints,
-                              num_rollbacks=len(self.rollbacks.rows()))
-
-    def roll_back(self, step: int, batch: Batch, trouble: str) -> bool:
-        """Leave out the data that led to a bad step, if the run may still do so; True if the run is to go back.
-
-        Collectives: every rank must call it; the agreement on a checkpoint, and a barrier.
+        Collectives: every rank must call it; the agreement on a checkpoint, and barriers.
         """
+        self.saving.settle()
+        self.logs.trouble(step, batch, output, trouble)
+        if self._goes_back(step, batch, trouble):
+            self.logs.close()
+            return
+        way_on = after_bad_step(self.config, step=step, trouble=trouble, rates=rates, checkpoints=self.checkpoints,
+                                num_rollbacks=len(self.rollbacks.rows()))
+        raise TrainingStopped(f"step {step}: {trouble}; stopped before the update. {way_on}")
+
+    def end(self, state: str, step: int, num_steps: int) -> None:
+        """Say in `status.json` that the run is stopped or complete, and bring its mirror up to date.
+
+        Raises:
+            TrainingStopped: it is complete, but the mirror lacks a checkpoint.
+
+        Collectives: every rank must call it; the copier's.
+        """
+        if state != COMPLETE or not self.saving.has_mirror:
+            self.status.set(state, step, num_steps)
+            self.saving.wait_copies(insist=False)  # a stop may leave little time; the next start makes up for the rest
+            return
+        if complaint := self.saving.wait_copies(insist=True):
+            self.status.set("not copied", step, num_steps, reason=complaint)
+            raise TrainingStopped(
+                f"{self.path}: all {num_steps} steps are done and saved, but not copied to the mirror. {complaint}. "
+                f"Mend that and give the same command again, it copies what is missing"
+            )
+        self.status.set(state, step, num_steps)
+
+    def _goes_back(self, step: int, batch: Batch, trouble: str) -> bool:
+        """Leave out the data that led to a bad step, if the run may still do so; True if the run is to go back."""
         number = len(self.rollbacks.rows()) + 1
         if number > self.config.train.max_rollbacks:
             return False
@@ -264,117 +216,6 @@ class RunFolder:
             self.rollbacks.record(checkpoint, step=step, data_step=batch.step, why=trouble,
                                   window=self.config.train.rollback_window)
         barrier()
-        if self._copier is not None:
-            self._copier.begin(insist=True)
-            if complaint := self._copier.wait():
-                _log.warning("%s; going back without a copy of what is left out", complaint)
-        self.close_logs()
+        if complaint := self.saving.wait_copies(insist=True):
+            _log.warning("%s; going back without a copy of what is left out", complaint)
         return True
-
-    def set_status(self, state: str, step: int, num_steps: int) -> None:
-        """Write `status.json`, on rank 0: running, stopped or complete, and the steps done."""
-        if rank() == 0:
-            self._write_status(state, step, num_steps)
-
-    def end(self, state: str, step: int, num_steps: int) -> None:
-        """Say in `status.json` that the run is stopped or complete, and bring its mirror up to date.
-
-        Raises:
-            TrainingStopped: it is complete, but the mirror lacks a checkpoint.
-
-        Collectives: every rank must call it; the copier's.
-        """
-        if self._copier is None or state != COMPLETE:
-            self.set_status(state, step, num_steps)
-        if self._copier is None:
-            return
-        if state != COMPLETE:  # there may be little time left; the next start makes up for what is missing
-            self._copier.wait()
-            return
-        self._copier.begin(insist=True)
-        if complaint := self._copier.wait():
-            if rank() == 0:
-                self._write_status("not copied", step, num_steps, reason=complaint)
-            raise TrainingStopped(
-                f"{self.path}: all {num_steps} steps are done and saved, but not copied to the mirror. {complaint}. "
-                f"Mend that and give the same command again, it copies what is missing"
-            )
-        self.set_status(state, step, num_steps)
-
-    @contextmanager
-    def failure_in_status(self, first_step: int, num_steps: int) -> Iterator[None]:
-        """However the steps end, `status.json` says so and why; from any rank, as others may not know."""
-        self._done = first_step
-
-        def write(state: str, why: str) -> None:
-            with suppress(OSError):  # what happened first must not be hidden
-                self._write_status(state, self._done, num_steps, reason=why)
-
-        def state() -> str:
-            with suppress(OSError, InputError):
-                return (read_status(self.path) or {"state": ""})["state"]
-            return ""
-
-        with told(write, state):
-            yield
-
-    def _published(self, step: int) -> None:
-        """A checkpoint stands: note it in the status, and begin to copy it. In the saver's thread, on every rank."""
-        with self._status_lock:
-            self._status["saved"] = step
-            if rank() == 0 and self._status.get("state") == "running":
-                with suppress(OSError):
-                    self._write_status("running", self._done, self._status["num_steps"])
-        if self._copier is not None:
-            self._copier.begin()
-
-    def _write_status(self, state: str, step: int, num_steps: int, **more: str) -> None:
-        with self._status_lock:
-            self._status |= {"state": state, "num_steps": num_steps}
-            saved = self._status.get("saved", self._resumed.step if self._resumed else None)
-            if self._lease.still_ours():
-                write_status(self.path, state, step, num_steps, saved=saved, **more)
-
-    def close_logs(self) -> None:
-        """Close the logs."""
-        for log in (self._metrics, self._audit, self._skipped):
-            if log is not None:
-                log.close()
-
-    def _warn_of_batchnorm(self, checkpoint: Checkpoint) -> None:
-        """Say where batch statistics are of another number of images than before: other ranks, or other groups."""
-        def images(settings: dict[str, Any], ranks: int) -> float:
-            group = settings["parallel.batchnorm_group_size"] if settings["parallel.sync_batchnorm"] else 1
-            return batchnorm_images(self.config, group, ranks)
-
-        ranks = checkpoint.progress["world_size"]
-        was, now = images(checkpoint.progress["config"], ranks), images(flatten(self.config), world_size())
-        if rank() == 0 and was != now:
-            _log.warning("%s: BatchNorm's statistics were of %g images and are of %g from here on (%d ranks, now %d); "
-                         "the loss may shift a little", self.path, was, now, ranks, world_size())
-
-    def _check_same_run(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.progress["data"] != self._fingerprint:
-            raise InputError(
-                f"{self.path}: its checkpoint was trained on other shards than {self.config.data.shards}; "
-                f"use those, or start a new run from its weights: {new_run(self.path)}"
-            )
-        before = with_present_names(checkpoint.progress["config"], self.config)
-        init_from.require_unchanged(self.config, before)
-        if key := changed_setting(before, self.config):
-            raise InputError(
-                f"{self.path}: cannot continue, {key} was {before[key]} and is now {flatten(self.config)[key]}; "
-                f"set it back, or {instead_of_changing(self.path, key)}"
-            )
-
-
-def _write_or_remove(path: Path, text: str) -> None:
-    if text:
-        _write_text(path, text)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
-        file.write(text.encode())

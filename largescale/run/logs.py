@@ -1,0 +1,75 @@
+"""What a run writes down as it goes: metrics, samples trained on, images it could not read, and bad steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from largescale.data.stream import Batch
+from largescale.methods.method import Output
+from largescale.observe.metrics import JsonLines, MetricsLog
+from largescale.processes import rank
+from shards.ground.files import atomic_write
+
+
+class Logs:
+    """The log files in a run's folder, each opened when it is first needed; every rank has one of these."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._metrics: MetricsLog | None = None
+        self._audit: JsonLines | None = None
+        self._skipped: JsonLines | None = None
+
+    def open(self, first_step: int, *, audit: bool) -> None:
+        """Open what is written in every run: metrics on rank 0, with `audit` the samples of every rank."""
+        if rank() == 0:
+            self._metrics = MetricsLog(self._path, first_step)
+        if audit:
+            self._audit = JsonLines(self._path / "audit" / _name("jsonl"))
+
+    def batch(self, step: int, batch: Batch) -> None:
+        """Write what this rank trained on (with data.audit) and what it could not read."""
+        if self._audit is not None:
+            self._audit.write({"step": step, "keys": batch.keys})
+        for row in batch.skipped:
+            if self._skipped is None:
+                self._skipped = JsonLines(self._path / "skipped" / _name("jsonl"))
+            self._skipped.write({"step": step, **row})
+
+    def metrics(self, row: dict[str, Any]) -> None:
+        """Write one logged step, on rank 0."""
+        if self._metrics is not None:
+            self._metrics.write(row)
+
+    def trouble(self, step: int, batch: Batch, output: Output, trouble: str) -> None:
+        """Write what it takes to look into a bad step: keys and evidence of this rank. Views follow from the keys."""
+        folder = self._path / "trouble" / f"step-{step:08d}"
+        keys = batch.keys or [str(sample_id) for sample_id in batch.ids.tolist()]
+        row = {"step": step, "data_step": batch.step, "trouble": trouble, "loss": float(output.loss), "keys": keys}
+        write_text(folder / _name("json"), json.dumps(row) + "\n")
+        evidence = {name: value.contiguous().cpu() for name, value in output.evidence.items()}
+        with atomic_write(folder / _name("safetensors")) as file:
+            file.write(safetensors.torch.save(evidence))
+
+    def close(self) -> None:
+        """Write what still waits, and close."""
+        for log in (self._metrics, self._audit, self._skipped):
+            if log is not None:
+                log.close()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file atomically; with no text, remove it."""
+    if not text:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def _name(suffix: str) -> str:
+    return f"rank-{rank():05d}.{suffix}"

@@ -1,0 +1,101 @@
+"""Whether a checkpoint is this run's, what is different since, and how its state gets into the engine."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from largescale.checkpoint import sharded
+from largescale.checkpoint.folder import Checkpoint, newest_first
+from largescale.checkpoint.mirror import Mirror, MirrorAway, OfAnotherRun
+from largescale.config import Config, flatten, with_present_names
+from largescale.data import order
+from largescale.parallel.batchnorm import batchnorm_images
+from largescale.parallel.engine import Engine
+from largescale.processes import rank, world_size
+from largescale.run import init_from
+from largescale.run.advice import instead_of_changing, new_run
+from largescale.run.same_run import changed_setting
+from shards.ground.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+
+def fetch_newer(mirror: Mirror, checkpoints: Path) -> None:
+    """Fetch checkpoints from the mirror that are newer than those here, if any.
+
+    Raises:
+        InputError: the mirror is another run's; or it is away, and there is nothing here to go on from.
+    """
+    try:
+        mirror.fetch_newer(checkpoints)
+    except OfAnotherRun as error:
+        raise InputError(f"checkpoint.mirror={mirror.url}: {error}") from error
+    except MirrorAway as error:
+        away = f"checkpoint.mirror={mirror.url}: cannot be asked ({error})"
+        if not newest_first(checkpoints):
+            raise InputError(
+                f"{away}, and {checkpoints} has nothing: if there are copies of this run, it would begin "
+                f"without them; check the URL, the network and the credentials, or pass checkpoint.mirror=''"
+            ) from error
+        # At worst another machine had come further, and those steps are done again, with the same result.
+        _log.warning("%s; going on from the newest checkpoint in %s", away, checkpoints)
+
+
+def check_same_run(checkpoint: Checkpoint, config: Config, fingerprint: str) -> None:
+    """Check that a run may go on from a checkpoint.
+
+    Raises:
+        InputError: the checkpoint was trained on other shards, or with a setting that changes the result.
+    """
+    path = Path(config.run.dir)
+    if checkpoint.progress["data"] != fingerprint:
+        raise InputError(
+            f"{path}: its checkpoint was trained on other shards than {config.data.shards}; "
+            f"use those, or start a new run from its weights: {new_run(path)}"
+        )
+    before = with_present_names(checkpoint.progress["config"], config)
+    init_from.require_unchanged(config, before)
+    if key := changed_setting(before, config):
+        raise InputError(
+            f"{path}: cannot continue, {key} was {before[key]} and is now {flatten(config)[key]}; "
+            f"set it back, or {instead_of_changing(path, key)}"
+        )
+
+
+def load(checkpoint: Checkpoint, engine: Engine) -> None:
+    """Put a checkpoint's state into the engine.
+
+    Collectives: every rank must call it; those of `sharded.load`.
+    """
+    engine.prepare_optimizer_state(sharded.shapes(checkpoint))
+    state = engine.state()
+    sharded.load(checkpoint, state)
+    engine.take_state(state)
+
+
+def warn_of_changes(checkpoint: Checkpoint, config: Config) -> None:
+    """Say, on rank 0, what goes on in another way than before, though the run may: the order, batch statistics."""
+    if rank() > 0:
+        return
+    if checkpoint.progress.get("order", 1) != order.VERSION:
+        _log.warning("%s: saved by a version with another order of the samples; unless train.global_batch divides "
+                     "them, the epoch under way may use some twice and others not; later epochs are exact",
+                     config.run.dir)
+    was, now = _statistics_images(checkpoint, config)
+    if was != now:
+        _log.warning("%s: BatchNorm's statistics were of %g images and are of %g from here on (%d ranks, now %d); "
+                     "the loss may shift a little", config.run.dir, was, now, checkpoint.progress["world_size"],
+                     world_size())
+
+
+def _statistics_images(checkpoint: Checkpoint, config: Config) -> tuple[float, float]:
+    """Images that batch statistics are of, before and now: other ranks or groups change it."""
+
+    def images(settings: dict[str, Any], ranks: int) -> float:
+        group = settings["parallel.batchnorm_group_size"] if settings["parallel.sync_batchnorm"] else 1
+        return batchnorm_images(config, group, ranks)
+
+    before = checkpoint.progress
+    return images(before["config"], before["world_size"]), images(flatten(config), world_size())
