@@ -1,6 +1,7 @@
 """The configuration: `schema` says what can be set, `loading` reads it, `checks` refuses what cannot work."""
 
 from largescale.config.checks import free_keys, without_effect
+from largescale.config.group_augment import augment_of_group
 from largescale.config.loading import load_config
 from largescale.config.schema import (
     PRECISIONS,
@@ -40,6 +41,7 @@ __all__ = [
     "ParallelConfig",
     "RunConfig",
     "TrainConfig",
+    "augment_of_group",
     "corpus_names",
     "corpus_settings",
     "flatten",

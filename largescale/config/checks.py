@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
-from largescale.config.schema import Config
+from largescale.config.group_augment import augment_of_group
+from largescale.config.schema import AugmentConfig, Config
 from largescale.config.setting import declared
 from largescale.config.values import corpus_settings, require
 
@@ -20,6 +21,7 @@ def validate(config: Config) -> None:
     for key, item, value in settings_of(config):
         expected = declared(item).misfit(value)
         require(not expected, key, value, expected)
+    _check_groups(config)
     _check_batch(config)
     _check_loss_spans(config)
     _check_model(config)
@@ -38,11 +40,23 @@ def validate(config: Config) -> None:
 def without_effect(config: Config) -> list[str]:
     """A line for each setting that was changed although nothing in this configuration uses it."""
     return [
-        f"{key}={value} has no effect: it is used with {used_if} only" if "=" in used_if
-        else f"{key}={value} has no effect without {used_if}"
-        for key, item, value in settings_of(config)
-        if (used_if := declared(item).used_if) and value != default_of(item) and not holds(config, used_if)
+        *(
+            f"{key}={value} has no effect: it is used with {used_if} only" if "=" in used_if
+            else f"{key}={value} has no effect without {used_if}"
+            for key, item, value in settings_of(config)
+            if (used_if := declared(item).used_if) and value != default_of(item) and not holds(config, used_if)
+        ),
+        *(line for place in range(len(config.data.crops)) for line in _without_effect_in_group(config, place)),
     ]
+
+
+def _without_effect_in_group(config: Config, place: int) -> Iterator[str]:
+    """What a crop group changes of its augmentation although these views do not use it."""
+    group, augment = f"data.crops[{place}].augment", augment_of_group(config.data, place)
+    for name in config.data.crops[place].augment:
+        needed = declared(AugmentConfig.__dataclass_fields__[name]).used_if.rpartition(".")[2]
+        if needed and not getattr(augment, needed):
+            yield f"{group}.{name}={getattr(augment, name)} has no effect without {group}.{needed}"
 
 
 def settings_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
@@ -64,8 +78,11 @@ def free_keys(config: Config) -> frozenset[str]:
 
 
 def holds(config: Config, condition: str) -> bool:
-    """Whether a key is set, or has one of the values that `key=VALUE|VALUE` names."""
+    """Whether a key is set, or has one of the values that `key=VALUE|VALUE` names; of `data.augment` for any views."""
     key, _, values = condition.partition("=")
+    if key.startswith("data.augment."):
+        name = key.removeprefix("data.augment.")
+        return any(getattr(augment_of_group(config.data, place), name) for place in range(len(config.data.crops)))
     value: Any = config
     for part in key.split("."):
         value = getattr(value, part)
@@ -75,6 +92,13 @@ def holds(config: Config, condition: str) -> bool:
 def default_of(item: Field[Any]) -> Any:
     """The default of a field."""
     return item.default_factory() if callable(item.default_factory) else item.default
+
+
+def _check_groups(config: Config) -> None:
+    for place, group in enumerate(config.data.crops):
+        for key, item, value in settings_of(augment_of_group(config.data, place), f"data.crops[{place}].augment."):
+            expected = declared(item).misfit(value) if item.name in group.augment else ""
+            require(not expected, key, value, expected)
 
 
 def _check_batch(config: Config) -> None:

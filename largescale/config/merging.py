@@ -7,13 +7,13 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import is_dataclass
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from largescale.config.names import unknown_key
-from largescale.config.schema import Config, CropGroup
+from largescale.config.schema import AugmentConfig, Config, CropGroup
 from largescale.config.value_types import element_group, form, misfit_of_type
 from largescale.config.yaml_file import NotReadable, parse
 from shards.ground.errors import InputError
@@ -145,6 +145,8 @@ class Merged:
         parts = key.split(".")
         for place, part in enumerate(parts):
             parent = ".".join(parts[:place])
+            if get_origin(hint) is dict:
+                hint = AugmentConfig  # the one mapping of free keys is that of a crop group's own augmentation
             if is_dataclass(hint):
                 hints = get_type_hints(hint)
                 if part not in hints:
@@ -183,6 +185,8 @@ class Merged:
             if not expected and (group := element_group(hint)):
                 value = [self._element(element, group, f"{key}[{place}].", origin)
                          for place, element in enumerate(value)]
+            if not expected and get_origin(hint) is dict and isinstance(value, dict):
+                self._element(value, AugmentConfig, f"{key}.", origin)
             if not expected:
                 OmegaConf.update(node, name, value, merge=False)
         except InputError:

@@ -20,7 +20,8 @@ def unknown_key(key: str, schema: type[Config]) -> str:
     if group == "method" and (owners := methods_with(name)):
         have = "have" if owners[1:] else "has"
         return f"{group}.{name} is unknown for method {method_in(schema)}; {enumerated(owners, 'and')} {have} it"
-    best = likeliest(key, all_keys(schema))
+    # A crop group's own augmentation has the keys of all views'.
+    best = likeliest(re.sub(r"^data\.crops\W\d+\W+augment\.", "data.augment.", key), all_keys(schema))
     ending = f"did you mean {' or '.join(best)}?" if best else "`largescale config` lists all keys"
     return f"unknown key {key}; {ending}"
 

@@ -57,6 +57,9 @@ class CropGroup:
     ratio: list[float] = setting(
         [0.75, 4 / 3], "Smallest and largest width / height of a crop.", **_RANGE, at_most=1000,
         expected="[smallest, largest], above 0 and at most 1000")
+    augment: dict[str, Any] = setting(
+        {}, "Keys of data.augment to override for these views, such as {blur: 1.0, solarise: 0.2}; put views that "
+        "differ in groups of their own.", expected="{KEY: value} with keys of data.augment")
 
 
 @dataclass
@@ -83,6 +86,10 @@ class AugmentConfig:
     blur_sigma: list[float] = setting(
         [0.1, 2.0], "Smallest and largest standard deviation of the blur, in pixels of the view.", **_RANGE,
         at_most=1000, used_if="data.augment.blur", expected="[smallest, largest], above 0 and at most 1000")
+    solarise: float = setting(
+        0.0, "Probability of solarising a view: intensities from the threshold up are inverted.", **_PROBABILITY)
+    solarise_threshold: float = setting(
+        0.5, "Smallest intensity to invert, where white is 1.", at_least=0, at_most=1, used_if="data.augment.solarise")
     noise: float = setting(
         0.0, "Largest standard deviation of Gaussian noise, where white is 1.", at_least=0, at_most=1000)
     erase: float = setting(0.0, "Probability of erasing one rectangle to uniform grey.", **_PROBABILITY)

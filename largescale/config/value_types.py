@@ -20,6 +20,8 @@ def form(hint: Any) -> str:
         return f"a list of {{{', '.join(item.name for item in fields(group))}}}"
     if get_origin(hint) is list:
         return "a list of whole numbers, such as [1, 2]" if get_args(hint)[0] is int else "a list of numbers, [x, y]"
+    if get_origin(hint) is dict:
+        return "{KEY: value, ...}"
     return _FORMS.get(hint, "a value")
 
 
@@ -37,6 +39,8 @@ def misfit_of_type(value: Any, hint: Any) -> str:
         if is_dataclass(inner):
             return "" if all(isinstance(element, dict) for element in value) else form(hint)
         return form(hint) if any(misfit_of_type(element, inner) for element in value) else ""
+    if get_origin(hint) is dict:
+        return "" if isinstance(value, dict) else form(hint)
     if hint is bool:
         fits = isinstance(value, bool) or str(value).lower() in ("true", "false") or value in (0, 1)
     elif hint is str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from largescale.config.schema import Config, DataConfig
+from largescale.config.schema import Config, CropGroup, DataConfig
 from shards.ground.errors import InputError
 
 _LARGEST_WEIGHT = 1e9
@@ -34,8 +35,11 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def with_present_names(flat: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Values by dotted key that an earlier version wrote, by the keys of this one."""
-    return {config.method.moved.get(key, key): value for key, value in flat.items()}
+    """Values by dotted key that an earlier version wrote, by the keys of this one; crop groups with all their keys."""
+    present = {config.method.moved.get(key, key): value for key, value in flat.items()}
+    if isinstance(groups := present.get("data.crops"), list):
+        present["data.crops"] = [{**asdict(CropGroup()), **group} for group in groups]
+    return present
 
 
 def corpus_settings(data: DataConfig) -> list[tuple[str, float, str]]:

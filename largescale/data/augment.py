@@ -1,8 +1,9 @@
 """Augmentation of a batch of views on the device, every random parameter of a sample from its own draws.
 
-Order: flip, rotation, colour jitter (its parts in a random order for each sample), gamma, gain, grayscale, blur, noise,
-erasing, normalisation. Definitions of jitter, grayscale and blur are torchvision's and SwAV's (arXiv 2006.09882,
-appendix A). Nothing depends on the batch a sample is in, and nothing is read back from the device.
+Order: flip, rotation, colour jitter (its parts in a random order for each sample), gamma, gain, grayscale, blur,
+solarisation, noise, erasing, normalisation. Definitions of jitter, grayscale and blur are torchvision's and SwAV's
+(arXiv 2006.09882, appendix A), that of solarisation is torchvision's. Nothing depends on the batch a sample is in, and
+nothing is read back from the device.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ DRAWS = 32
 """Uniform numbers that one view consumes (a few are spare, so that a new transform does not move the others)."""
 
 (_FLIP, _ANGLE, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER, _GAMMA, _GRAY, _BLUR, _SIGMA,
- _NOISE_STD, _NOISE_KEY, _ERASE, _ERASE_H, _ERASE_W, _ERASE_TOP, _ERASE_LEFT, _ERASE_GREY, _GAIN) = (
-    0, 1, 2, 3, 4, 5, 6, slice(7, 11), 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23)
+ _NOISE_STD, _NOISE_KEY, _ERASE, _ERASE_H, _ERASE_W, _ERASE_TOP, _ERASE_LEFT, _ERASE_GREY, _GAIN, _SOLARISE) = (
+    0, 1, 2, 3, 4, 5, 6, slice(7, 11), 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24)
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -85,6 +86,8 @@ class Augment:
             low, high = config.blur_sigma
             sigma = low + uniforms[:, _SIGMA] * (high - low)
             x = _where(draws[:, _BLUR] < config.blur, x, lambda x, sigma: gaussian_blur(x, sigma, high), sigma)
+        if config.solarise > 0:
+            x = _where(draws[:, _SOLARISE] < config.solarise, x, lambda x: solarise(x, config.solarise_threshold))
         if counters is not None:
             noise = gaussian_noise(draws[:, _NOISE_KEY], counters, x.shape[-2:], self.dtype)
             x = x + noise * _per_sample(uniforms[:, _NOISE_STD] * config.noise)
@@ -217,6 +220,11 @@ def _weighted_sum(parts: list[Tensor], weights: Tensor) -> Tensor:
     for place, part in enumerate(parts[1:], 1):
         total = torch.addcmul(total, part, _per_sample(weights[:, place]))
     return total
+
+
+def solarise(x: Tensor, threshold: float) -> Tensor:
+    """Invert the intensities from a threshold up, as film does where it is overexposed."""
+    return torch.where(x >= threshold, 1 - x, x)
 
 
 def noise_counters(shape: torch.Size, device: torch.device) -> Tensor:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from largescale.config import Config
+from largescale.config import Config, augment_of_group
 from largescale.data.augment import Augment
 from largescale.data.batches import BatchMaker, Buffers, Part
 from largescale.data.corpora import fingerprint, open_corpora
@@ -104,8 +104,16 @@ class Stream:
         self._needs = Needs(self.order, num_shards, node_streams, self._position)
         reader = ShardReader(self.corpora, self._needs.next_use)
         self.batches = BatchMaker(reader, self.order, config, rank=rank, world_size=world_size)
-        self.augment = Augment(config.data.augment, config.data.mean, config.data.std,
-                               torch.promote_types(dtype, torch.float32), dtype)
+        self.augments = self._augments(dtype)
+
+    def _augments(self, dtype: torch.dtype) -> list[Augment]:
+        """How views are augmented, by crop group; equal settings share what is compiled."""
+        data, found = self.data, []
+        for place in range(len(data.crops)):
+            config = augment_of_group(data, place)
+            found.append(next((other for other in found if other.config == config), None) or Augment(
+                config, data.mean, data.std, torch.promote_types(dtype, torch.float32), dtype))
+        return found
 
     def check_files(self) -> None:
         """Check this rank's part of the shards for being there and whole.
@@ -173,8 +181,8 @@ def _on_cpu(stream: Stream, loader: Loader, num_steps: int) -> Generator[Batch]:
         step, buffers, parts, depth = loader.take()
         _raise_errors(parts)
         started = time.perf_counter()
-        views = [stream.augment(pixels.flatten(0, 1), draws.flatten(0, 1))
-                 for pixels, draws in zip(buffers.views, buffers.draws, strict=True)]
+        views = [augment(pixels.flatten(0, 1), draws.flatten(0, 1))
+                 for augment, pixels, draws in zip(stream.augments, buffers.views, buffers.draws, strict=True)]
         loader.release()
         yield _batch(step, views, parts, depth, time.perf_counter() - started)
 
@@ -189,7 +197,8 @@ def _on_gpu(stream: Stream, loader: Loader, num_steps: int) -> Generator[Batch]:
         training.wait_event(copied)
         for tensor in (*views, *draws):
             tensor.record_stream(training)
-        augmented = [stream.augment(pixels, numbers) for pixels, numbers in zip(views, draws, strict=True)]
+        augmented = [augment(pixels, numbers)
+                     for augment, pixels, numbers in zip(stream.augments, views, draws, strict=True)]
         copied.synchronize()
         loader.release()
         if number + 1 < num_steps and loader.ready():

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 
-from largescale.config import CropGroup, load_config
+from largescale.config import CropGroup, augment_of_group, load_config
 from largescale.config.names import all_keys
 from largescale.config.setting import declared
 from largescale.config.slots import schema_for
@@ -103,8 +103,21 @@ def test_what_one_setting_needs_is_another():
     ("method.prototypes={a: 3}", "method.prototypes={'a': 3}: expected a number above 1"),
     ("method.prototypes=[3, true]", "method.prototypes=[3, True]: expected a number above 1"),
     ("method.hidden=256", "method.hidden=256: expected a list of whole numbers"),
-    ("data.crops={num: 2, size: 24}", "expected a list of {num, size, scale, ratio}"),
+    ("data.crops={num: 2, size: 24}", "expected a list of {num, size, scale, ratio, augment}"),
     ("data.crops=[{num: 2, sized: 24}]", "unknown key data.crops[0].sized; did you mean data.crops[0].size?"),
+    ("data.crops.0.augment.blur=2", "data.crops[0].augment.blur=2.0: expected a probability from 0 to 1"),
+    ("data.crops.0.augment.blurr=1", "unknown key data.crops.0.augment.blurr; did you mean data.augment.blur?"),
+    ("data.crops.0.augment={blurr: 1}", "data.crops.0.augment.blurr; did you mean data.augment.blur?"),
+    ("data.crops.0.augment={blur: [1]}", "data.crops.0.augment.blur=[1]: expected a number"),
+    ("data.crops.0.augment={blur_sigma: [2, 1]}", "data.crops[0].augment.blur_sigma=[2.0, 1.0]: expected [smallest,"),
+    ("data.crops=[{augment: {flip: -1}}]", "data.crops[0].augment.flip=-1.0: expected a probability from 0 to 1"),
+    ("data.crops=[{augment: {flip: a}}]", "data.crops[0].augment.flip=a: expected a number"),
+    ("data.crops=[{augment: {flip: null}}]", "data.crops[0].augment.flip=None: expected a number"),
+    ("data.crops=[{augment: 3}]", "data.crops[0].augment=3: expected {KEY: value, ...}"),
+    ("data.crops.0.augment=", "data.crops.0.augment=: expected {KEY: value, ...}"),
+    ("data.crops.0.augment=${name}", "data.crops[0].augment"),
+    ("data.crops.0.augment.blur=${name}", "data.crops[0].augment"),
+    ("data.augment.solarise_threshold=2", "data.augment.solarise_threshold=2.0: expected at most 1"),
     ("data.crops.3.size=24", "data.crops has 3 elements"),
     ("data.crops.-1.size=24", "unknown key data.crops.-1.size"),
     ("optim.lr.0=1", "optim.lr is not a group of keys"),
@@ -144,6 +157,9 @@ def test_what_does_not_fit_is_refused_in_a_line_that_blames_the_override(overrid
     ("data.crops[1].scale=[0.1, 0.2]", lambda config: config.data.crops[1].scale == [0.1, 0.2]),
     ("data.crops.2={num: 4}", lambda config: (config.data.crops[2].num, config.data.crops[2].size) == (4, 16)),
     ("data.crops=[{num: 3, size: 8}]", lambda config: config.data.crops == [CropGroup(num=3, size=8)]),
+    ("data.crops.1.augment.blur=1", lambda config: [one.augment for one in config.data.crops][1:] == [{"blur": 1}, {}]),
+    ("data.crops.1.augment={blur: '0.5'}", lambda config: augment_of_group(config.data, 1).blur == 0.5),
+    ("data.crops.1.augment=${data.augment}", lambda config: augment_of_group(config.data, 1) == config.data.augment),
     ("data.mean.1=0.25", lambda config: config.data.mean == [0.485, 0.25, 0.406]),
     ("method.prototypes.1=30", lambda config: config.method.prototypes == [12, 30]),
     ("optim.lr=1e-3", lambda config: config.optim.lr == 0.001),

@@ -33,6 +33,9 @@ def lines_of(*overrides: str) -> list[str]:
     (["method.queue=0"], "method.queue_start_step=1 has no effect without method.queue"),
     (["data.augment.jitter=0", "data.augment.hue=0.1"], "data.augment.hue=0.1 has no effect"),
     (["model.backbone=resnet18"], "model.depths=[1, 1] has no effect: it is used with model.backbone=resnet only"),
+    (["data.crops.0.augment={jitter: 0, hue: 0.1}"],
+     "data.crops[0].augment.hue=0.1 has no effect without data.crops[0].augment.jitter"),
+    (["data.crops.1.augment.solarise_threshold=0.3"], "data.crops[1].augment.solarise_threshold=0.3 has no effect"),
     (["train.rollback_window=3"], "train.rollback_window=3 has no effect without train.max_rollbacks"),
 ])
 def test_a_setting_that_nothing_uses_is_named(overrides, expected):
@@ -45,6 +48,8 @@ def test_a_setting_that_nothing_uses_is_named(overrides, expected):
     ["parallel.strategy=zero3", "parallel.cpu_offload=true"],
     ["parallel.cpu_offload=false"],
     ["optim.name=adamw", "optim.momentum=0.9"],
+    ["data.augment.solarise_threshold=0.3", "data.crops.1.augment.solarise=0.2"],
+    ["data.crops.1.augment={solarise: 0.2, solarise_threshold: 0.3}"],
 ])
 def test_settings_in_use_and_defaults_are_not(overrides):
     lines = lines_of(*overrides)

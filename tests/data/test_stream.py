@@ -61,6 +61,17 @@ def test_ranks_and_workers_do_not_change_a_sample(shard_folder):
         torch.testing.assert_close(joined, views, rtol=0, atol=1e-12)
 
 
+def test_a_crop_group_is_augmented_in_its_own_way(shard_folder):
+    """Its views are those that the same settings for all would give it; the others' stay as they were, bit for bit."""
+    stream = make_stream(shard_folder, "data.crops.1.augment={blur: 1, solarise: 0.5, flip: 0}")
+    own = next(iter(stream(range(1)))).views
+    plain = next(iter(make_stream(shard_folder)(range(1)))).views
+    everywhere = next(iter(make_stream(shard_folder, "data.augment={blur: 1, solarise: 0.5, flip: 0}")(range(1)))).views
+    assert torch.equal(own[0], plain[0]) and torch.equal(own[2], plain[2])
+    assert torch.equal(own[1], everywhere[1]) and not torch.equal(own[1], plain[1])
+    assert stream.augments[0] is stream.augments[2] is not stream.augments[1]
+
+
 def test_views_differ_between_epochs_views_and_seeds(shard_folder):
     batch = next(iter(make_stream(shard_folder)(range(14))))
     assert not torch.equal(batch.views[0][:16], batch.views[0][16:])

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +10,11 @@ import torchvision.transforms.v2.functional as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from largescale.config import AugmentConfig
+from largescale.config import AugmentConfig, augment_of_group, load_config
 from largescale.data import augment
 from largescale.data.augment import DRAWS, Augment
 from largescale.data.crops import BOX_DRAWS, BoxSampler, crop
+from tests.conftest import ROOT
 
 
 @settings(max_examples=50, deadline=None)
@@ -62,6 +66,23 @@ def test_colour_changes_equal_torchvisions(ours, theirs, amounts):
         torch.testing.assert_close(changed, theirs(batch, amount), rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 1.0])
+def test_solarisation_equals_torchvisions(threshold):
+    batch = images().round(decimals=1)  # some intensities are the threshold itself
+    torch.testing.assert_close(augment.solarise(batch, threshold), reference.solarize(batch, threshold), rtol=0, atol=0)
+
+
+def test_a_share_of_views_is_solarised_by_a_draw_of_its_own():
+    """Whatever else is drawn: what switches it on leaves the other views as they were, bit for bit."""
+    off = AugmentConfig(rotate_degrees=15, gamma=0.3, gain=0.2, noise=0.0, erase=0.5)
+    views = torch.randint(0, 256, (500, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    draws = torch.rand(500, DRAWS, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    plain, some = (Augment(config, [0.0] * 3, [1.0] * 3, torch.float64)(views, draws)
+                   for config in (off, replace(off, solarise=0.2, solarise_threshold=0.0)))
+    changed = (plain != some).flatten(1).any(1)
+    assert abs(float(changed.double().mean()) - 0.2) < 0.05 and not changed[draws[:, 24] >= 0.2].any()
+
+
 def test_blur_equals_torchvisions():
     batch = images(side=20)
     blurred = augment.gaussian_blur(batch, torch.full((6,), 1.3, dtype=torch.float64), 2.0)
@@ -85,7 +106,7 @@ def test_noise_is_standard_normal_and_differs_between_keys():
     assert (torch.corrcoef(flat) - torch.eye(50)).abs().max() < 0.12
 
 
-EVERYTHING = AugmentConfig(rotate_degrees=15, gamma=0.3, gain=0.2, noise=0.1, erase=0.5)
+EVERYTHING = AugmentConfig(rotate_degrees=15, gamma=0.3, gain=0.2, noise=0.1, erase=0.5, solarise=0.3)
 
 
 def test_a_view_does_not_depend_on_its_batch():
@@ -122,3 +143,12 @@ def test_jitter_uses_all_orders():
     draws[:, 7:11] = (orders + 0.5) / 4
     results = apply(view.expand(24, -1, -1, -1), draws)
     assert len({tuple(result.flatten().tolist()) for result in results.round(decimals=6)}) > 8
+
+
+def test_the_recipe_of_the_docs_has_two_kinds_of_view(tmp_path):
+    [recipe] = re.findall(r"```yaml\n(data:\n  crops:.*?)```", (ROOT / "docs/data.md").read_text(), re.S)
+    (tmp_path / "recipe.yaml").write_text(f"name: x\nmethod: {{name: simclr}}\n{recipe}")
+    data = load_config(tmp_path / "recipe.yaml", ["data.shards=x"]).data
+    first, second = (augment_of_group(data, place) for place in range(2))
+    assert (first.blur, first.solarise, second.blur, second.solarise) == (1.0, 0.0, 0.1, 0.2)
+    assert first.hue == second.hue == data.augment.hue == 0.1

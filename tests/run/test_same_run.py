@@ -20,8 +20,15 @@ def progress(*overrides: str, step: int = 5, data: str = "these") -> dict:
     return {"step": step, "data": data, "config": flatten(config), "files": {"a.safetensors": {"size": 1}}}
 
 
+def before_groups_had_augmentation() -> dict:
+    settings = progress()["config"]
+    groups = [{key: value for key, value in group.items() if key != "augment"} for group in settings["data.crops"]]
+    return {**progress(), "config": {**settings, "data.crops": groups}}
+
+
 @pytest.mark.parametrize("there, expected", [
     (progress(), ""),
+    (before_groups_had_augmentation(), ""),
     (progress("name=other", "run.dir=elsewhere", "parallel.strategy=fsdp", "checkpoint.keep=7"), ""),
     ({**progress(), "config": {"run.seed": 0}}, ""),  # before there were other settings
     (progress("optim.lr=0.25"), "optim.lr is 0.25 there and 0.5 here"),
@@ -32,6 +39,11 @@ def progress(*overrides: str, step: int = 5, data: str = "these") -> dict:
 ])
 def test_another_run_is_told_by_what_decides_its_result(there, expected):
     assert other_run(there, load_config(TINY, ["data.shards=x"]), "these") == expected
+
+
+def test_a_run_with_other_views_is_another():
+    assert other_run(progress("data.crops.0.augment.blur=1"), load_config(TINY, ["data.shards=x"]), "these") \
+        .startswith("data.crops is [{")
 
 
 def test_a_run_with_the_mirror_of_another_stops_before_it_touches_either(shard_folder, tmp_path, capsys):
