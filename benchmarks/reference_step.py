@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, normalize
 
-from largescale.config import Config, OptimConfig
+from largescale.config import Config
 from largescale.methods.swav.method import SwAV
+from largescale.optim import lars
 
 
 class ReferenceStep:
@@ -73,7 +74,7 @@ def plain_codes(scores: Tensor, *, epsilon: float, iterations: int) -> Tensor:
 class PlainLARS(torch.optim.SGD):
     """SGD whose gradients are scaled one parameter after the other, looked at on the host as the released code does."""
 
-    def __init__(self, parameters: list[Any], config: OptimConfig) -> None:
+    def __init__(self, parameters: list[Any], config: lars.Settings) -> None:
         super().__init__(parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
         self.trust = config.trust_coefficient
 

@@ -27,7 +27,7 @@ from largescale.observe.spikes import SpikeWatch
 from largescale.optim.schedules import learning_rates
 from largescale.parallel import precision
 from largescale.parallel.batchnorm import average_statistics
-from largescale.parallel.strategies import build_engine
+from largescale.parallel.strategies import build_engine, drawn_in_pieces
 from largescale.processes import process_group, rank, together, world_size
 from largescale.run import init_from
 from largescale.run.failures import TrainingStopped
@@ -79,7 +79,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
 
     # -- Model: the same random weights on every rank, then sharded or replicated by the strategy ------------------
     torch.manual_seed(config.run.seed)
-    engine = build_engine(build_method(config, on_meta=config.parallel.sharded_init), config, device)
+    engine = build_engine(build_method(config, on_meta=drawn_in_pieces(config)), config, device)
 
     # -- Run folder: continue from the newest whole checkpoint, if there is one ------------------------------------
     run = RunFolder(config, stream.fingerprint, device, lease)

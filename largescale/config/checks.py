@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
+from functools import reduce
 from typing import Any
 
 from largescale.config.group_augment import augment_of_group
 from largescale.config.schema import AugmentConfig, Config
 from largescale.config.setting import declared
-from largescale.config.values import corpus_settings, require
+from largescale.config.values import corpus_settings, enumerated, require, written
 
 
 def validate(config: Config) -> None:
@@ -25,7 +26,7 @@ def validate(config: Config) -> None:
     _check_batch(config)
     _check_loss_spans(config)
     _check_model(config)
-    _check_parallel(config)
+    _check_unused(config)
     corpus_settings(config.data)
     config.method.check(config)
     require(config.train.steps > 0 or config.train.epochs > 0, "train.epochs", config.train.epochs,
@@ -83,10 +84,13 @@ def holds(config: Config, condition: str) -> bool:
     if key.startswith("data.augment."):
         name = key.removeprefix("data.augment.")
         return any(getattr(augment_of_group(config.data, place), name) for place in range(len(config.data.crops)))
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
+    value = value_at(config, key)
     return str(value) in values.split("|") if values else bool(value)
+
+
+def value_at(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    return reduce(getattr, key.split("."), config)
 
 
 def default_of(item: Field[Any]) -> Any:
@@ -99,6 +103,15 @@ def _check_groups(config: Config) -> None:
         for key, item, value in settings_of(augment_of_group(config.data, place), f"data.crops[{place}].augment."):
             expected = declared(item).misfit(value) if item.name in group.augment else ""
             require(not expected, key, value, expected)
+
+
+def _check_unused(config: Config) -> None:
+    for key, item, value in settings_of(config):
+        setting, default = declared(item), default_of(item)
+        if setting.refused_elsewhere and value != default and not holds(config, setting.used_if):
+            choice, owners = setting.used_if.partition("=")[0], enumerated(setting.owners, "or")
+            require(False, key, value, f"{written(default)} with {choice}={value_at(config, choice)}; only {owners} "
+                                       f"has it")
 
 
 def _check_batch(config: Config) -> None:
@@ -118,12 +131,3 @@ def _check_model(config: Config) -> None:
     both = sorted(set(model.compile_stages) & set(model.recompute_stages))
     require(not both, "model.compile_stages", model.compile_stages,
             f"none of model.recompute_stages={model.recompute_stages}")
-
-
-def _check_parallel(config: Config) -> None:
-    parallel = config.parallel
-    fsdp = parallel.strategy == "fsdp"
-    require(fsdp or parallel.replicate == 1, "parallel.replicate", parallel.replicate,
-            f"1 with parallel.strategy={parallel.strategy}; only fsdp has copies of a model that is cut")
-    require(fsdp or not parallel.sharded_init, "parallel.sharded_init", parallel.sharded_init,
-            f"false with parallel.strategy={parallel.strategy}; only fsdp draws the weights in pieces")

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 
 from largescale.config.checks import holds, settings_of
 from largescale.config.names import likeliest, unknown_key
-from largescale.config.reference import Key, earlier_names, every_key, groups, written
+from largescale.config.reference import Key, earlier_names, every_key, groups
 from largescale.config.schema import Config
+from largescale.config.values import written
 from shards.ground.errors import InputError
 
 _WIDTH = 100

@@ -7,14 +7,14 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import is_dataclass
 from functools import cache
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from largescale.config.names import unknown_key
 from largescale.config.schema import AugmentConfig, Config, CropGroup
-from largescale.config.value_types import element_group, form, misfit_of_type
+from largescale.config.value_types import element_group, form, misfit_of_type, types_of
 from largescale.config.yaml_file import NotReadable, parse
 from shards.ground.errors import InputError
 
@@ -64,7 +64,7 @@ class Merged:
     def __init__(self, schema: type[Config]) -> None:
         self.schema = schema
         self.values = copy.deepcopy(_defaults(schema))
-        self._moved = get_type_hints(schema)["method"].moved
+        self._moved = types_of(schema)["method"].moved
 
     def apply(self, content: dict[str, Any], origin: str) -> set[str]:
         """Set all keys of a layer; returns them.
@@ -148,7 +148,7 @@ class Merged:
             if get_origin(hint) is dict:
                 hint = AugmentConfig  # the one mapping of free keys is that of a crop group's own augmentation
             if is_dataclass(hint):
-                hints = get_type_hints(hint)
+                hints = types_of(hint)
                 if part not in hints:
                     raise InputError(unknown_key(key, self.schema))
                 hint = hints[part]
@@ -166,7 +166,7 @@ class Merged:
         self, content: dict[str, Any], schema: type, origin: str, prefix: str
     ) -> Iterator[tuple[str, Any, Any]]:
         """Walk a layer beside a schema: key, value and type; stop at the first key that the schema does not have."""
-        hints = get_type_hints(schema)
+        hints = types_of(schema)
         for name, value in content.items():
             key = f"{prefix}{name}"
             if name not in hints:

@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any
 
 from largescale.config.schema import Config
 from largescale.config.slots import method_in, methods_with
-from largescale.config.value_types import element_group
+from largescale.config.value_types import element_group, types_of
+from largescale.config.values import enumerated
 
 
 def unknown_key(key: str, schema: type[Config]) -> str:
@@ -44,7 +45,7 @@ def all_keys(schema: type[Config]) -> list[str]:
 
 def declarations(schema: type, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
     """Every key of a schema with its field and its type, in the order and with the names of `all_keys`."""
-    hints = get_type_hints(schema)
+    hints = types_of(schema)
     for item in fields(schema):
         key, hint = f"{prefix}{item.name}", hints[item.name]
         if is_dataclass(hint):
@@ -53,8 +54,3 @@ def declarations(schema: type, prefix: str = "") -> Iterator[tuple[str, Field[An
         yield key, item, hint
         if group := element_group(hint):
             yield from declarations(group, f"{key}[0].")
-
-
-def enumerated(names: Sequence[str], word: str) -> str:
-    """`a`, `a or b`, `a, b or c`."""
-    return f" {word} ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import cache
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_origin
 
 from largescale.config.checks import default_of
-from largescale.config.names import declarations, enumerated
+from largescale.config.names import declarations
 from largescale.config.schema import Config
 from largescale.config.setting import Setting, declared
 from largescale.config.slots import method_names, schema_for
-from largescale.config.value_types import form
+from largescale.config.value_types import form, types_of
+from largescale.config.values import enumerated, written
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Key:
         key, _, names = self.setting.used_if.partition("=")
         if names:
             return f"only with {key}={enumerated(names.split('|'), 'or')}"
+        if self.setting.owners and not key:  # the protocols of `largescale evaluate`, which its first argument names
+            return f"only by `largescale {self.group} {enumerated(self.setting.owners, 'and')}`"
         return f"only if {key} is set (not 0 or false)" if key else ""
 
     @property
@@ -95,7 +98,7 @@ def groups() -> dict[str, str]:
     found: dict[str, str] = {}
 
     def visit(schema: type, prefix: str) -> None:
-        hints = get_type_hints(schema)
+        hints = types_of(schema)
         for item in fields(schema):
             if is_dataclass(hint := hints[item.name]):
                 found[f"{prefix}{item.name}"] = str(hint.__doc__).partition("\n")[0]
@@ -109,20 +112,7 @@ def groups() -> dict[str, str]:
 def earlier_names() -> dict[str, str]:
     """Keys that had another name in earlier versions, by that name."""
     return {old: new for method in method_names()
-            for old, new in get_type_hints(schema_for(method))["method"].moved.items()}
-
-
-def written(value: Any) -> str:
-    """A value as one would write it in a recipe."""
-    if is_dataclass(value):
-        value = {item.name: getattr(value, item.name) for item in fields(value)}
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {written(one)}' for key, one in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(written, value))}]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.6g}" if isinstance(value, float) else str(value) or "''"
+            for old, new in types_of(schema_for(method))["method"].moved.items()}
 
 
 def _limits(setting: Setting) -> str:

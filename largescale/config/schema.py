@@ -1,4 +1,8 @@
-"""The one configuration schema: every setting, its type, its default, its legal range and what it means."""
+"""The settings that every run has: type, default, legal range and meaning of each.
+
+What belongs to one method, optimizer, strategy or protocol is declared beside it, in a subclass of `MethodConfig`,
+`OptimConfig`, `ParallelConfig` or `EvaluateConfig` that the table in `owners` names; `config.slots` puts all together.
+"""
 
 from __future__ import annotations
 
@@ -201,8 +205,9 @@ class MethodConfig:
 
     moved: ClassVar[dict[str, str]] = {}
     loss_spans: ClassVar[tuple[str, ...]] = ("micro_batch",)
+    owners: ClassVar[str] = "largescale.methods:METHODS"
 
-    name: str = setting("swav", "The method that trains the network.", table="largescale.methods:METHODS")
+    name: str = setting("swav", "The method that trains the network.", table=owners)
 
     def check(self, config: Config) -> None:
         """Check what depends on other settings.
@@ -216,21 +221,15 @@ class MethodConfig:
 class OptimConfig:
     """The optimizer and its learning rate."""
 
-    name: str = setting("lars", "The optimizer.", table="largescale.optim.optimizers:OPTIMIZERS")
+    owners: ClassVar[str] = "largescale.optim.optimizers:OPTIMIZERS"
+    chosen_by: ClassVar[str] = "optim.name"
+
+    name: str = setting("lars", "The optimizer.", table=owners)
     lr: float = setting(4.8, "Peak learning rate.", above=0, at_most=1e38)
     final_lr: float = setting(0.0, "Learning rate at the end of the run.", at_least=0, at_most=1e38)
     warmup_lr: float = setting(0.0, "Learning rate of the first step of the warm-up.", at_least=0, at_most=1e38)
     warmup_epochs: float = setting(0.0, "Epochs of linear warm-up.", at_least=0, at_most=1e9)
     weight_decay: float = setting(1e-6, "Fraction of each weight added to its gradient.", at_least=0, at_most=1e6)
-    momentum: float = setting(
-        0.9, "Fraction of the previous update that is kept.", at_least=0, below=1, used_if="optim.name=lars|sgd",
-        expected="at least 0 and below 1")
-    betas: list[float] = setting(
-        [0.9, 0.999], "Decay rates of the running averages of the gradient and its square.", at_least=0, below=1,
-        length=2, used_if="optim.name=adamw", expected="two numbers, each at least 0 and below 1")
-    trust_coefficient: float = setting(
-        0.001, "Length of an update relative to that of its weights, before the learning rate.", above=0, at_most=1e6,
-        used_if="optim.name=lars")
     exclude_bias_and_norm: bool = setting(
         True, "No weight decay and no LARS scaling for biases and normalisation parameters.")
     clip_grad_norm: float = setting(
@@ -275,31 +274,15 @@ class TrainConfig:
 class ParallelConfig:
     """How the model and its batch statistics are spread over ranks."""
 
-    strategy: str = setting(
-        "ddp", "How the model is spread over ranks.", table="largescale.parallel.strategies:STRATEGIES", free=True)
-    replicate: int = setting(
-        1, "Copies of the sharded model (HSDP); gradients are averaged over them. Neighbouring ranks share a "
-        "copy, so that one copy can fit a node.", at_least=1, at_most=2**31, used_if="parallel.strategy=fsdp",
-        free=True)
-    shard: int = setting(
-        0, "Ranks that a copy is sharded over; 0 is all ranks / replicate.", at_least=0, at_most=2**31,
-        used_if="parallel.strategy=fsdp", free=True)
-    cpu_offload: bool = setting(
-        False, "Keep sharded parameters and optimizer state in host memory, and update them there.",
-        used_if="parallel.strategy=fsdp|zero1|zero2|zero3", free=True)
+    owners: ClassVar[str] = "largescale.parallel.strategies:STRATEGIES"
+    chosen_by: ClassVar[str] = "parallel.strategy"
+
+    strategy: str = setting("ddp", "How the model is spread over ranks.", table=owners, free=True)
     sync_batchnorm: bool = setting(
         True, "Compute batch statistics over all ranks, so that results do not depend on how many there are.")
     batchnorm_group_size: int = setting(
         0, "Neighbouring ranks that share batch statistics; 0, or more than there are, means all.",
         at_least=0, at_most=2**31, used_if="parallel.sync_batchnorm", free=True)
-    reshard_after_forward: bool = setting(
-        True, "Free gathered parameters after the forward pass.", used_if="parallel.strategy=fsdp", free=True)
-    unit_min_parameters: int = setting(
-        2_000_000, "Gather blocks with fewer parameters with the whole model instead of one by one.",
-        at_least=0, used_if="parallel.strategy=fsdp", free=True)
-    sharded_init: bool = setting(
-        False, "Never build the whole network on any rank: each draws only the pieces it holds. The weights differ "
-        "from a whole draw, but are the same on any number of ranks.", used_if="parallel.strategy=fsdp", free=True)
 
 
 @dataclass
@@ -323,22 +306,15 @@ class CheckpointConfig:
 class EvaluateConfig:
     """How `largescale evaluate` measures."""
 
+    owners: ClassVar[str] = "largescale.evaluate.protocols:PROTOCOLS"
+    chosen_by: ClassVar[str] = ""  # the command says which
+
     train_shards: str = setting(
         "", "Labelled shard folder for the kNN bank and the linear probe; empty uses data.shards.", free=True)
     resize: int = setting(256, "Shorter side before the centre crop.", at_least=1, at_most=16384, free=True)
     size: int = setting(224, "Side of the centre crop; at most evaluate.resize.", at_least=1, at_most=16384, free=True)
     batch: int = setting(256, "Images per forward pass.", at_least=1, at_most=2**20, free=True)
     baselines: bool = setting(True, "Also measure the untrained network and raw pixels.", free=True)
-    knn_neighbours: list[int] = setting(
-        [10, 20, 50, 100, 200], "Values of k: how many neighbours vote.", at_least=1, min_length=1, free=True)
-    knn_temperature: float = setting(
-        0.07, "A neighbour's vote weighs exp(cosine / temperature).", at_least=1e-6, at_most=1e6, free=True)
-    linear_epochs: int = setting(100, "Epochs of the linear probe.", at_least=1, at_most=10**6, free=True)
-    linear_batch: int = setting(512, "Images per step of the linear probe.", at_least=1, at_most=2**31, free=True)
-    linear_rates: list[float] = setting(
-        [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0], "Learning rates the linear probe tries.", above=0, at_most=1e9,
-        min_length=1, free=True)
-    linear_weight_decay: float = setting(0.0, "Weight decay of the linear probe.", at_least=0, at_most=1e6, free=True)
 
 
 @dataclass

@@ -27,6 +27,9 @@ class Setting:
         length: number of elements of a list; 0 is any number from `min_length` up.
         ascending: elements of a list must not fall.
         whole: numbers must be whole, where the type does not say so.
+        owners: the names in a table (of optimizers, strategies, protocols) that have it; `config.slots` fills it in.
+        refused_elsewhere: whether another value than the default is an error where `used_if` does not hold; else it is
+            named as without effect.
         used_if: another key that must be set (not 0, false or empty) for this one to have an effect, or
             `key=VALUE|VALUE` with the values it must have.
         free: whether a run may be continued with another value: it does not change what is computed.
@@ -44,6 +47,8 @@ class Setting:
     min_length: int = 0
     ascending: bool = False
     whole: bool = False
+    owners: tuple[str, ...] = ()
+    refused_elsewhere: bool = False
     used_if: str = ""
     free: bool = False
     expected: str = ""

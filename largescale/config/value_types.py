@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
-from typing import Any, get_args, get_origin
+from functools import cache
+from typing import Any, get_args, get_origin, get_type_hints
 
 _FORMS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+@cache
+def types_of(schema: type) -> dict[str, Any]:
+    """The type of each field of a dataclass."""
+    hints = get_type_hints(schema)
+    return {item.name: hints[item.name] for item in fields(schema)}
 
 
 def element_group(hint: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,21 @@ def require(holds: bool, key: str, got: object, expected: str) -> None:
     """An `InputError` that names the key, what it got and what it expects, unless it holds."""
     if not holds:
         raise InputError(f"{key}={got}: expected {expected}")
+
+
+def written(value: Any) -> str:
+    """A value as one would write it in a recipe."""
+    if is_dataclass(value):
+        value = {item.name: getattr(value, item.name) for item in fields(value)}
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {written(one)}' for key, one in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(written, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else str(value) or "''"
+
+
+def enumerated(names: Sequence[str], word: str) -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    return f" {word} ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

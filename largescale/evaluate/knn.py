@@ -6,15 +6,28 @@ A query's neighbours are the k training samples of largest cosine; each votes fo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from largescale.config import EvaluateConfig
+from largescale.config.setting import setting
 from largescale.evaluate.feature_set import FeatureSet
 from shards.ground.errors import InputError
 
 _QUERY_CHUNK, _BANK_CHUNK = 1024, 65536
+
+
+@dataclass
+class Settings(EvaluateConfig):
+    """Keys under `evaluate`."""
+
+    knn_neighbours: list[int] = setting(
+        [10, 20, 50, 100, 200], "Values of k: how many neighbours vote.", at_least=1, min_length=1, free=True)
+    knn_temperature: float = setting(
+        0.07, "A neighbour's vote weighs exp(cosine / temperature).", at_least=1e-6, at_most=1e6, free=True)
 
 
 @torch.no_grad()

@@ -15,11 +15,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from largescale.config import EvaluateConfig
+from largescale.config.setting import setting
 from largescale.evaluate.feature_set import FeatureSet
 from shards.ground.errors import InputError
 
 _HELD_OUT = 0.1
 _MOMENTUM = 0.9
+
+
+@dataclass
+class Settings(EvaluateConfig):
+    """Keys under `evaluate`."""
+
+    linear_epochs: int = setting(100, "Epochs of the linear probe.", at_least=1, at_most=10**6, free=True)
+    linear_batch: int = setting(512, "Images per step of the linear probe.", at_least=1, at_most=2**31, free=True)
+    linear_rates: list[float] = setting(
+        [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0], "Learning rates the linear probe tries.", above=0, at_most=1e9,
+        min_length=1, free=True)
+    linear_weight_decay: float = setting(0.0, "Weight decay of the linear probe.", at_least=0, at_most=1e6, free=True)
 
 
 @dataclass(frozen=True)

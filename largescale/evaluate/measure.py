@@ -114,7 +114,7 @@ def _measure(protocol: str, run_dir: Path, checkpoint: Checkpoint, overrides: li
     shards, locations = _labelled_shards(config)
     stamps = shards_stamp(shards[0], locations[0]), shards_stamp(shards[1], locations[1])
     train, test = features_of_run(config, run_dir, checkpoint, shards, stamps)
-    results = {name: PROTOCOLS[protocol](train[name], test[name], config.evaluate) for name in train}
+    results = {name: PROTOCOLS[protocol].measure(train[name], test[name], config.evaluate) for name in train}
     pair = train["pretrained"], test["pretrained"]
     return {
         "protocol": protocol,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from largescale.config import EvaluateConfig
+from largescale.evaluate import knn, linear
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.knn import knn_accuracy
 from largescale.evaluate.linear import linear_probe
@@ -17,7 +19,7 @@ KNN_HEADLINE_K = 20
 _log = logging.getLogger(__name__)
 
 
-def _knn(train: FeatureSet, test: FeatureSet, config: EvaluateConfig) -> dict[str, Any]:
+def _knn(train: FeatureSet, test: FeatureSet, config: knn.Settings) -> dict[str, Any]:
     headline = min(KNN_HEADLINE_K, len(train))
     possible = [k for k in config.knn_neighbours if k <= len(train)]
     if len(possible) < len(config.knn_neighbours):
@@ -28,7 +30,7 @@ def _knn(train: FeatureSet, test: FeatureSet, config: EvaluateConfig) -> dict[st
     return {"top1": by_k[headline], "num_neighbours": headline, "top1_by_k": {str(k): v for k, v in by_k.items()}}
 
 
-def _linear(train: FeatureSet, test: FeatureSet, config: EvaluateConfig) -> dict[str, Any]:
+def _linear(train: FeatureSet, test: FeatureSet, config: linear.Settings) -> dict[str, Any]:
     result = linear_probe(
         train, test,
         learning_rates=config.linear_rates, epochs=config.linear_epochs, batch_size=config.linear_batch,
@@ -40,7 +42,17 @@ def _linear(train: FeatureSet, test: FeatureSet, config: EvaluateConfig) -> dict
     }
 
 
-PROTOCOLS: dict[str, Callable[[FeatureSet, FeatureSet, EvaluateConfig], dict[str, Any]]] = {
-    "knn": _knn,
-    "linear": _linear,
-}
+@dataclass(frozen=True)
+class Protocol:
+    """One entry of `PROTOCOLS`.
+
+    Attributes:
+        measure: what the features of training and test images are worth; needs its own `Settings`.
+        Settings: the keys under `evaluate` that it has beside those of all.
+    """
+
+    measure: Callable[[FeatureSet, FeatureSet, Any], dict[str, Any]]
+    Settings: type[EvaluateConfig]
+
+
+PROTOCOLS = {"knn": Protocol(_knn, knn.Settings), "linear": Protocol(_linear, linear.Settings)}

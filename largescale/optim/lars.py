@@ -16,6 +16,7 @@ which `flat_layouts` describes.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -25,9 +26,25 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
+from largescale.config.setting import setting
 from largescale.distributed.collectives import exchanging
+from largescale.optim import sgd
 
 _ROW = 1024
+
+
+@dataclass
+class Settings(sgd.Settings):
+    """Keys under `optim`: those of SGD with momentum, and how far a layer moves."""
+
+    trust_coefficient: float = setting(
+        0.001, "Length of an update relative to that of its weights, before the learning rate.", above=0,
+        at_most=1e6)
+
+
+def options(settings: Settings) -> dict[str, Any]:
+    """What the optimizer is built with."""
+    return {"momentum": settings.momentum, "trust_coefficient": settings.trust_coefficient}
 
 
 class Fragment(NamedTuple):

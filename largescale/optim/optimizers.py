@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,17 +12,32 @@ from torch.optim import Optimizer
 
 from largescale.config import OptimConfig
 from largescale.config.setting import a_name
+from largescale.optim import adamw, lars, sgd
 from largescale.optim.lars import LARS
 from largescale.optim.roles import Role, parameter_groups
 from shards.ground.errors import InputError
 
-OPTIMIZERS: dict[str, tuple[type[Optimizer], Callable[[OptimConfig], dict[str, Any]]]] = {
-    "lars": (LARS, lambda c: {"momentum": c.momentum, "trust_coefficient": c.trust_coefficient}),
-    "adamw": (torch.optim.AdamW, lambda c: {"betas": (c.betas[0], c.betas[1]), "fused": True}),
-    # Not fused: torch cannot run that on the sharded parameters of FSDP2.
-    "sgd": (torch.optim.SGD, lambda c: {"momentum": c.momentum, "foreach": True}),
+
+@dataclass(frozen=True)
+class OptimizerChoice:
+    """One entry of `OPTIMIZERS`.
+
+    Attributes:
+        optimizer: the class.
+        Settings: the keys under `optim` that it has beside those of all.
+        options: what the class is built with, from these.
+    """
+
+    optimizer: type[Optimizer]
+    Settings: type[OptimConfig]
+    options: Callable[[Any], dict[str, Any]]
+
+
+OPTIMIZERS = {
+    "lars": OptimizerChoice(LARS, lars.Settings, lars.options),
+    "adamw": OptimizerChoice(torch.optim.AdamW, adamw.Settings, adamw.options),
+    "sgd": OptimizerChoice(torch.optim.SGD, sgd.Settings, sgd.options),
 }
-"""Class by name, and the options it takes from the configuration."""
 
 
 def build_optimizer(network: nn.Module, roles: Sequence[Role], config: OptimConfig) -> Optimizer:
@@ -44,8 +60,8 @@ def optimizer_recipe(config: OptimConfig) -> tuple[type[Optimizer], dict[str, An
     """
     if config.name not in OPTIMIZERS:
         raise InputError(f"optim.name={config.name}: expected {a_name(config.name, OPTIMIZERS)}")
-    optimizer_class, options = OPTIMIZERS[config.name]
-    return optimizer_class, {"lr": config.lr, **options(config)}
+    choice = OPTIMIZERS[config.name]
+    return choice.optimizer, {"lr": config.lr, **choice.options(config)}
 
 
 def pass_over_frozen_groups(optimizer: Optimizer) -> None:

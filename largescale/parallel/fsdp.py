@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,17 +21,43 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from largescale.config import Config
+from largescale.config.setting import setting
 from largescale.methods.method import Method
 from largescale.models.backbones import BLOCKS, count_parameters
 from largescale.models.initialise import materialise
 from largescale.optim.optimizers import build_optimizer
 from largescale.optim.roles import parameters_with
+from largescale.parallel import offload
 from largescale.parallel.engine import Engine
 from largescale.parallel.precision import AUTOCAST
 from largescale.processes import world_size
 from shards.ground.errors import InputError
 
 _AS_STORED = MixedPrecisionPolicy(cast_forward_inputs=False)
+
+
+@dataclass
+class Settings(offload.Settings):
+    """Keys under `parallel`."""
+
+    replicate: int = setting(
+        1, "Copies of the sharded model (HSDP); gradients are averaged over them. Neighbouring ranks share a copy, so "
+        "that one copy can fit a node.", at_least=1, at_most=2**31, refused_elsewhere=True, free=True)
+    shard: int = setting(
+        0, "Ranks that a copy is sharded over; 0 is all ranks / replicate.", at_least=0, at_most=2**31, free=True)
+    reshard_after_forward: bool = setting(True, "Free gathered parameters after the forward pass.", free=True)
+    unit_min_parameters: int = setting(
+        2_000_000, "Gather blocks with fewer parameters with the whole model instead of one by one.",
+        at_least=0, free=True)
+    sharded_init: bool = setting(
+        False, "Never build the whole network on any rank: each draws only the pieces it holds. The weights differ from "
+        "a whole draw, but are the same on any number of ranks.", refused_elsewhere=True, free=True)
+
+
+def settings(config: Config) -> Settings:
+    """The group `parallel` with these keys, which every configuration has; other strategies leave them alone."""
+    assert isinstance(config.parallel, Settings)
+    return config.parallel
 
 
 class _Engine(Engine):
@@ -54,23 +81,22 @@ def build(
     """
     # A change in place would cut a view that a method returns off from FSDP2's hooks; nothing changes it.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
-    mixed = config.train.precision in AUTOCAST
+    mixed, ours = config.train.precision in AUTOCAST, settings(config)
     shared: dict[str, Any] = {"mesh": _mesh(config, device)}
-    if config.parallel.cpu_offload and config.parallel.sharded_init:
+    if ours.cpu_offload and ours.sharded_init:
         raise InputError("parallel.sharded_init: does not go with parallel.cpu_offload; choose one")
-    if config.parallel.cpu_offload:
+    if ours.cpu_offload:
         shared["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type == "cuda")
     policy = _AS_STORED
     if mixed:
         policy = MixedPrecisionPolicy(AUTOCAST[config.train.precision], reduce_dtype=torch.float32)
-    reshard = config.parallel.reshard_after_forward
     if mixed:
         for module in _float32_modules(method):
             fully_shard(module, mp_policy=_AS_STORED, **shared)
-    for block in _units(method, config.parallel.unit_min_parameters):
+    for block in _units(method, ours.unit_min_parameters):
         if mixed:
             _shard_norms(block, shared)
-        fully_shard(block, mp_policy=policy, reshard_after_forward=reshard, **shared)
+        fully_shard(block, mp_policy=policy, reshard_after_forward=ours.reshard_after_forward, **shared)
     if mixed:
         _shard_norms(method, shared)
     # The rest stays gathered from forward to backward: freed, it would be gathered again at once.
@@ -82,11 +108,11 @@ def build(
 
 
 def _mesh(config: Config, device: torch.device) -> DeviceMesh:
-    replicate, size = config.parallel.replicate, world_size()
-    shard = config.parallel.shard or size // max(1, replicate)
+    ours, size = settings(config), world_size()
+    replicate, shard = ours.replicate, ours.shard or size // max(1, ours.replicate)
     if replicate < 1 or replicate * shard != size:
         raise InputError(
-            f"parallel.replicate={replicate} x parallel.shard={config.parallel.shard}: expected {size} ranks in all; "
+            f"parallel.replicate={replicate} x parallel.shard={ours.shard}: expected {size} ranks in all; "
             f"choose a divisor of {size} as parallel.replicate and leave parallel.shard at 0"
         )
     if replicate == 1:

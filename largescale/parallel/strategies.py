@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -13,19 +12,20 @@ from largescale.methods.method import Method
 from largescale.models.compile import compile_blocks
 from largescale.models.recompute import recompute_activations
 from largescale.models.small_maps import multiply_small_maps
-from largescale.parallel import ddp, fairscale, fsdp, zero
+from largescale.parallel import ddp, fairscale, fsdp, offload, zero
 from largescale.parallel.batchnorm import batchnorm_group, synchronize_batchnorm
 from largescale.parallel.engine import Engine
 from largescale.parallel.precision import weights_dtype
+from largescale.parallel.strategy import Strategy
 from shards.ground.errors import InputError
 
-STRATEGIES: dict[str, Callable[[Method, Config, torch.device], Engine]] = {
-    "ddp": ddp.build,
-    "fsdp": fsdp.build,
-    "zero1": partial(zero.build, stage=1),
-    "zero2": partial(zero.build, stage=2),
-    "zero3": partial(zero.build, stage=3),
-    "fairscale": fairscale.build,
+STRATEGIES = {
+    "ddp": Strategy(ddp.build),
+    "fsdp": Strategy(fsdp.build, fsdp.Settings),
+    "zero1": Strategy(partial(zero.build, stage=1), offload.Settings),
+    "zero2": Strategy(partial(zero.build, stage=2), offload.Settings),
+    "zero3": Strategy(partial(zero.build, stage=3), offload.Settings),
+    "fairscale": Strategy(fairscale.build),
 }
 
 
@@ -43,12 +43,15 @@ def build_engine(method: Method, config: Config, device: torch.device) -> Engine
     prepare(method, config, device)
     if device.type == "cpu":
         multiply_small_maps(method)
-    if config.parallel.sharded_init and strategy != "fsdp":
-        raise InputError(f"parallel.sharded_init: is for parallel.strategy=fsdp, not {strategy}; leave it out")
-    method.to(None if config.parallel.sharded_init else device, weights_dtype(config))
-    engine = STRATEGIES[strategy](method, config, device)
+    method.to(None if drawn_in_pieces(config) else device, weights_dtype(config))
+    engine = STRATEGIES[strategy].build(method, config, device)
     engine.follow(momentum=0.0)
     return engine
+
+
+def drawn_in_pieces(config: Config) -> bool:
+    """Whether a method comes without memory, on the meta device, and its strategy draws the weights."""
+    return fsdp.settings(config).sharded_init
 
 
 def prepare(method: Method, config: Config, device: torch.device) -> None:

@@ -27,6 +27,7 @@ from largescale.methods.method import Method
 from largescale.optim.lars import LARS, FlatLayout, Fragment
 from largescale.optim.optimizers import build_optimizer
 from largescale.parallel.engine import Engine, state_keys
+from largescale.parallel.offload import offloads
 from largescale.parallel.precision import AUTOCAST
 from largescale.processes import rank, world_size
 from shards.ground.errors import InputError
@@ -253,7 +254,7 @@ def build(method: Method, config: Config, device: torch.device, *, stage: int) -
         model=method, optimizer=optimizer, config=_deepspeed_config(config, stage, method), dist_init_required=False
     )
     return _Engine(
-        stage=stage, offload=config.parallel.cpu_offload, wrapped=wrapped, method=method, optimizer=optimizer,
+        stage=stage, offload=offloads(config), wrapped=wrapped, method=method, optimizer=optimizer,
         config=config, device=device,
         autocast_dtype=AUTOCAST.get(config.train.precision),
     )
@@ -267,9 +268,9 @@ def _deepspeed_config(config: Config, stage: int, method: Method) -> dict[str, A
     sharding: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, "reduce_bucket_size": bucket}
     if stage == 3:
         sharding |= {"sub_group_size": 10**12}  # one optimizer step, and one exchange of norms, a parameter group
-    elif not config.parallel.cpu_offload:
+    elif not offloads(config):
         sharding |= {"compute_grad_norm": False}  # `Engine.check` has it
-    if config.parallel.cpu_offload:
+    if offloads(config):
         sharding |= {"offload_optimizer": offload}
         if stage == 3:
             sharding |= {"offload_param": offload}

@@ -10,6 +10,7 @@ from largescale.config import Config
 from largescale.config.checks import validate
 from largescale.methods import build_method
 from largescale.models.backbones import stages
+from largescale.parallel import fsdp
 from largescale.plan.simulate import Simulation, simulate
 from shards.ground.errors import InputError
 
@@ -93,7 +94,7 @@ def _recomputing(config: Config) -> dict[str, object]:
 
 
 def _sharding(config: Config, ranks: int) -> dict[str, object]:
-    parallel = config.parallel
+    parallel = fsdp.settings(config)
     if parallel.replicate > 1:
         return {"parallel.replicate": 1, **({"parallel.shard": 0} if parallel.shard else {})}
     return {"parallel.strategy": "fsdp"} if ranks > 1 and parallel.strategy not in ("fsdp", "zero3") else {}

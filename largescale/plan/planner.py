@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from largescale.config import Config
-from largescale.parallel.strategies import STRATEGIES
+from largescale.parallel import fsdp
+from largescale.parallel.strategies import STRATEGIES, drawn_in_pieces
 from largescale.plan.changes import fitting_changes
 from largescale.plan.estimate import Estimate, estimate
 from largescale.plan.hardware import Assumptions, gpu_named
@@ -77,7 +78,7 @@ def compare(config: Config, request: Request) -> list[dict[str, Any]]:
     others = [name for name in STRATEGIES if name not in ("ddp", "fsdp")]
     found = []
     for strategy, replicate in [("ddp", 1), ("fsdp", 1), *(("fsdp", n) for n in copies), *((n, 1) for n in others)]:
-        sharded_init = config.parallel.sharded_init and strategy == "fsdp"
+        sharded_init = drawn_in_pieces(config) and strategy == "fsdp"
         changed = replace(config, parallel=replace(
             config.parallel, strategy=strategy, replicate=replicate, shard=0, sharded_init=sharded_init))
         try:
@@ -136,7 +137,7 @@ def _describe(config: Config, request: Request, step: Simulation, guess: Estimat
 
 
 def _strategy(config: Config) -> str:
-    copies = config.parallel.replicate
+    copies = fsdp.settings(config).replicate
     hybrid = config.parallel.strategy == "fsdp" and copies > 1
     return f"fsdp, {copies} copies" if hybrid else config.parallel.strategy
 

@@ -29,6 +29,7 @@ from largescale.models.backbones import chosen_blocks
 from largescale.models.initialise import materialise
 from largescale.parallel import fsdp
 from largescale.parallel.engine import Engine
+from largescale.parallel.offload import offloads
 from largescale.parallel.precision import views_dtype
 from largescale.parallel.strategies import STRATEGIES, prepare
 from largescale.plan import like_ddp, like_fairscale, like_zero
@@ -100,7 +101,7 @@ def _check(config: Config) -> None:
     strategy = config.parallel.strategy
     if strategy not in STRATEGIES:
         raise InputError(f"parallel.strategy={strategy}: expected {a_name(strategy, STRATEGIES)}")
-    if config.parallel.cpu_offload and strategy not in ("ddp", "fairscale"):
+    if offloads(config) and strategy not in ("ddp", "fairscale"):
         raise InputError("parallel.cpu_offload=true: what is held in host memory cannot be planned; plan without it")
 
 

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import re
+from dataclasses import fields
 
 import pytest
 
-from largescale.config import OptimConfig, ParallelConfig, load_config, without_effect
+from largescale.config import EvaluateConfig, load_config, without_effect
 from largescale.config.checks import settings_of
 from largescale.config.setting import declared
+from largescale.evaluate.protocols import PROTOCOLS
 from largescale.optim.optimizers import OPTIMIZERS
 from largescale.parallel import batchnorm, ddp, engine, fairscale, fsdp, strategies, zero
+from shards.ground.errors import InputError
 from tests.conftest import ROOT
 
 TINY = ROOT / "tests/tiny.yaml"
@@ -69,28 +73,62 @@ def used_by(key: str, names: list[str]) -> set[str]:
     return set(used_if.partition("=")[2].split("|")) if "=" in used_if else set(names)
 
 
+def keys_of(group: str) -> list[str]:
+    """The keys of a group of a run, those that owners declare included."""
+    return list(vars(getattr(load_config(TINY, ["data.shards=x"]), group)))
+
+
 @pytest.mark.parametrize("key", ["momentum", "betas", "trust_coefficient"])
 def test_optimizers_read_what_is_declared(key):
-    class Read(OptimConfig):
+    class Read:
         def __getattribute__(self, name: str) -> object:
             read.add(name)
-            return super().__getattribute__(name)
+            return getattr(everything, name)
 
+    everything = load_config(TINY, ["data.shards=x"]).optim
     readers = set()
-    for name, (_, options) in OPTIMIZERS.items():
-        config, read = Read(), set()
-        read.clear()
-        options(config)
+    for name, choice in OPTIMIZERS.items():
+        read: set[str] = set()
+        choice.options(Read())
         readers |= {name} if key in read else set()
     assert readers == used_by(f"optim.{key}", list(OPTIMIZERS))
 
 
-@pytest.mark.parametrize("key", [name for name in vars(ParallelConfig()) if name != "strategy"])
+@pytest.mark.parametrize("key", [key for key in keys_of("parallel") if key != "strategy"])
 def test_strategies_read_what_is_declared(key):
     modules = {"ddp": ddp, "fsdp": fsdp, "zero1": zero, "zero2": zero, "zero3": zero, "fairscale": fairscale}
+    # `offloads` is how strategies other than fsdp read it.
+    reading = r"offloads\(config\)|ours\.cpu_offload\b" if key == "cpu_offload" else rf"\b(parallel|ours)\.{key}\b"
     reads = {name for name, module in modules.items()
-             if re.search(rf"parallel\.{key}\b", inspect.getsource(module).split('"""', 2)[2])}
+             if re.search(reading, inspect.getsource(module).split('"""', 2)[2])}
     common = "".join(map(inspect.getsource, (engine, strategies, batchnorm)))
     if re.search(rf"config\.parallel\.{key}\b", common) and not reads:
         reads = set(modules)
     assert reads == used_by(f"parallel.{key}", list(modules))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_protocols_read_what_is_declared(protocol):
+    ours = [key for key in keys_of("evaluate") if key.startswith(f"{protocol}_")]
+    source = inspect.getsource(PROTOCOLS[protocol].measure)
+    assert ours and all(f"config.{key}" in source for key in ours)
+    assert set(ours) == {item.name for item in fields(PROTOCOLS[protocol].Settings)} - {
+        item.name for item in fields(EvaluateConfig)}
+    others = [key for key in keys_of("evaluate") if key not in ours and f"config.{key}" in source]
+    assert others == []
+
+
+@pytest.mark.parametrize("override, expected", [
+    ("parallel.replicate=2", "parallel.replicate=2: expected 1 with parallel.strategy=zero2; only fsdp has it"),
+    ("parallel.sharded_init=true", "expected false with parallel.strategy=zero2; only fsdp has it"),
+])
+def test_what_would_be_missed_is_refused_under_other_strategies(override, expected):
+    with pytest.raises(InputError, match=expected):
+        lines_of("parallel.strategy=zero2", override)
+    assert lines_of("parallel.strategy=fsdp", override) == []
+
+
+def test_groups_of_several_owners_travel_between_processes():
+    config = load_config(TINY, ["data.shards=x"])
+    assert pickle.loads(pickle.dumps(config.optim)) == config.optim
+    assert type(pickle.loads(pickle.dumps(config))) is type(config)
