@@ -1,1 +1,54 @@
-"""Self-supervised pretraining at scale: shards in, measured representations out."""
+"""Self-supervised pretraining at scale: shards in, measured representations out.
+
+    import largescale
+
+    config = largescale.load_config("small/swav", ["data.shards=data/photos"])
+    largescale.pretrain(config)
+    network = largescale.load(config.run.dir)
+    features = network.encode(images)
+
+Each name is imported when it is first used, so that this alone takes no time and needs no torch.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from largescale.config import load_config
+    from largescale.evaluate.network import load
+    from largescale.methods import METHODS
+    from largescale.pretrain import pretrain
+
+__all__ = ["METHODS", "__version__", "load", "load_config", "pretrain"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "METHODS": "largescale.methods",
+    "load": "largescale.evaluate.network",
+    "load_config": "largescale.config",
+    "pretrain": "largescale.pretrain",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """`largescale.pretrain` is the function, also once the module of that name, which holds it, is imported: Python
+    then sets this package's attribute to the module.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value.pretrain if name == "pretrain" and isinstance(value, ModuleType) else value)
+
+
+sys.modules[__name__].__class__ = _Package

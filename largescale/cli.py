@@ -52,6 +52,9 @@ docs/export.md shows how to load the file in plain torch.""",
 }
 
 
+_RECIPE = "YAML file, or the name of a recipe that comes with the package, such as swav/resnet50_800ep"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     return terminal.run(_main, argv)
@@ -102,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = _command(commands, "pretrain", _pretrain, "train a network on shards; continues where it stopped")
-    command.add_argument("config", metavar="CONFIG", help="YAML recipe, see configs/")
+    command.add_argument("config", metavar="CONFIG", help=_RECIPE)
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the recipe")
     command.add_argument("--print", action="store_true", help="show the resolved configuration, do not train")
 
@@ -127,11 +130,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the recipe")
 
     command = _command(commands, "preflight", _preflight, "check nodes, network, disks and shards before a long run")
-    command.add_argument("config", metavar="CONFIG", help="YAML recipe, see configs/")
+    command.add_argument("config", metavar="CONFIG", help=_RECIPE)
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the recipe")
 
     command = _command(commands, "plan", _plan, "say what a recipe takes on so many GPUs: memory, time, traffic, cost")
-    command.add_argument("config", metavar="CONFIG", help="YAML recipe, see configs/")
+    command.add_argument("config", metavar="CONFIG", help=_RECIPE)
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the recipe")
     command.add_argument("--gpus", type=int, required=True, metavar="N", help="how many")
     command.add_argument("--gpu", default="h100", metavar="KIND", help="which (default h100); a wrong name lists them")
@@ -207,9 +210,12 @@ def _config(arguments: argparse.Namespace) -> None:
 
 
 def _sorted_out(words: list[str]) -> tuple[str, str, list[str]]:
-    """A key or group, a recipe (both may be empty) and overrides; recipes have a suffix or lie in a folder."""
+    """A key or group, a recipe (both may be empty) and overrides."""
+    from largescale.config.recipes import packaged_recipe
+
     overrides = [word for word in words if "=" in word]
-    recipes = [word for word in words if "=" not in word and (word.endswith((".yaml", ".yml")) or "/" in word)]
+    recipes = [word for word in words if "=" not in word
+               and ("/" in word or word.endswith((".yaml", ".yml")) or packaged_recipe(word))]
     keys = [word for word in words if word not in overrides and word not in recipes]
     for given, what in ((keys, "key or group"), (recipes, "recipe")):
         if len(given) > 1:
@@ -291,12 +297,12 @@ def _preflight(arguments: argparse.Namespace) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    from largescale.config import load_config
+    from largescale.config.recipes import packaged_recipe
     from largescale.run.status import COMPLETE, is_run, status_of
 
     run_dir = Path(arguments.target).expanduser()
-    if run_dir.is_file():
-        from largescale.config import load_config
-
+    if run_dir.is_file() or (not is_run(run_dir) and packaged_recipe(run_dir)):
         run_dir = Path(load_config(run_dir, arguments.overrides).run.dir)
     elif not is_run(run_dir):
         raise InputError(f"{run_dir}: no run here; pass the folder that pretrain wrote, or its recipe")

@@ -11,6 +11,7 @@ instead.
 from __future__ import annotations
 
 import os
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from largescale.config.checks import validate
 from largescale.config.merging import REFUSALS, Merged, Override
+from largescale.config.names import all_keys
+from largescale.config.recipes import find_recipe, packaged_recipe
 from largescale.config.schema import Config, MethodConfig
 from largescale.config.slots import schema_for
+from largescale.config.value_types import types_of
 from largescale.config.yaml_file import NotReadable, parse
 from shards.ground.errors import InputError
 
@@ -28,14 +32,14 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, default
     """Read a YAML recipe, follow its `extends:`, apply `key=value` overrides and validate the whole.
 
     Args:
-        path: the recipe.
+        path: the recipe: a file, or the name of one that comes with the package, such as `swav/resnet50_800ep`.
         overrides: of its values; `data.crops.0.size=24` replaces one of an element of a list.
         default_shards: `data.shards` where neither sets it, for commands that do not read them.
 
     Raises:
         InputError: naming the file or key, what it got and what it expects.
     """
-    layers, given = _layers(Path(path)), [Override(item) for item in overrides or []]
+    layers, given = _layers(find_recipe(path)), [Override(item) for item in overrides or []]
     merged = Merged(schema_for(_method_name([*(content for _, content in layers), *(one.nested() for one in given)])))
     values = merged.values
     for origin, content in layers:
@@ -47,6 +51,30 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, default
     _let_epochs_count(values, keys)
     if default_shards and OmegaConf.is_missing(values.data, "shards"):
         values.data.shards = default_shards
+    return _checked(merged, str(path))
+
+
+def config_of_values(flat: dict[str, Any], origin: str) -> Config:
+    """The configuration that a checkpoint holds: values by dotted key, those that this version knows.
+
+    Raises:
+        InputError: naming `origin` and the key.
+    """
+    schema = schema_for(str(flat.get("method.name", MethodConfig.name)))
+    known = {*all_keys(schema), *types_of(schema)["method"].moved}
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        if key in known:
+            *groups, name = key.split(".")
+            reduce(lambda level, group: level.setdefault(group, {}), groups, nested)[name] = value
+    merged = Merged(schema)
+    merged.apply(nested, f"{origin}: ")
+    return _checked(merged, origin)
+
+
+def _checked(merged: Merged, path: str) -> Config:
+    """The configuration of all layers, with paths of this user, fit to be run."""
+    values = merged.values
     try:
         missing = sorted(OmegaConf.missing_keys(values))
         if missing:
@@ -90,8 +118,6 @@ def _method_name(layers: list[dict[str, Any]]) -> str:
 
 def _layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
     """The file and everything it extends, outermost base first."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such configuration file; see the folder configs/ for recipes")
     if path.resolve() in seen:
         raise InputError(f"{path}: extends itself; remove the circle of `extends:`")
     try:
@@ -102,9 +128,18 @@ def _layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str
         raise InputError(f"{path}: expected a mapping of keys at the top of the file")
     base = content.pop("extends", None)
     if not isinstance(base, str | None):
-        raise InputError(f"{path}: extends={base}: expected one file, relative to this one")
-    inherited = _layers(path.parent / base, (*seen, path.resolve())) if base else []
+        raise InputError(f"{path}: extends={base}: expected one file, relative to this one, or a recipe")
+    inherited = _layers(_extended(path, base), (*seen, path.resolve())) if base else []
     return [*inherited, (str(path), content)]
+
+
+def _extended(path: Path, base: str) -> Path:
+    """The file that one extends: relative to it, or a packaged recipe."""
+    beside = path.parent / base
+    found = beside if beside.is_file() else packaged_recipe(base)
+    if found is None:
+        raise InputError(f"{path}: extends={base}: no such configuration file beside it, and no such recipe")
+    return found
 
 
 def _let_epochs_count(values: DictConfig, given: set[str]) -> None:

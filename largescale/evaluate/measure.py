@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from largescale.checkpoint.folder import Checkpoint, find_latest
 from largescale.config import Config, flatten, load_config, with_present_names
@@ -32,6 +33,8 @@ _FREE = ("model.recompute_stages", "model.compile_stages")
 _USED = ("evaluate", "data", "model", *_OF_THE_CHECKPOINT)
 """Beginnings of the keys that an evaluation depends on."""
 
+Read = TypeVar("Read")
+
 _ATTEMPTS = 5
 """Checkpoints that may be removed by a run that goes on while they are being read."""
 
@@ -55,17 +58,8 @@ def evaluate(protocol: str, run_dir: Path, overrides: list[str]) -> str:
     for override in overrides:
         if not override.startswith(_USED):
             _log.warning("%s has no effect on an evaluation, which is of %s as it was trained", override, run_dir)
-    for _ in range(_ATTEMPTS):
-        checkpoint = newest_checkpoint(run_dir)
-        try:
-            record = _measure(protocol, run_dir, checkpoint, overrides)
-            break
-        except Exception:
-            if checkpoint.path.exists():
-                raise
-            _log.info("%s was removed while it was read, since the run goes on; taking the newest", checkpoint.path)
-    else:
-        raise InputError(f"{run_dir}: its checkpoints are replaced faster than they can be read; raise checkpoint.keep")
+    checkpoint, record = read_newest(
+        run_dir, lambda checkpoint: (checkpoint, _measure(protocol, run_dir, checkpoint, overrides)))
     path = write_result(run_dir, record)
     for sentence in record["warnings"]:
         _log.warning("%s", sentence)
@@ -75,6 +69,23 @@ def evaluate(protocol: str, run_dir: Path, overrides: list[str]) -> str:
         f"{protocol:>7}  {NETWORKS[name]:<24} top-1 {result['top1']:6.2%}"
         for name, result in record["results"].items()
     )
+
+
+def read_newest(run_dir: Path, read: Callable[[Checkpoint], Read]) -> Read:
+    """What `read` makes of a run's newest checkpoint, or of the next one if a run that goes on removes it meanwhile.
+
+    Raises:
+        InputError: there is none, or they are removed too fast.
+    """
+    for _ in range(_ATTEMPTS):
+        checkpoint = newest_checkpoint(run_dir)
+        try:
+            return read(checkpoint)
+        except Exception:
+            if checkpoint.path.exists():
+                raise
+            _log.info("%s was removed while it was read, since the run goes on; taking the newest", checkpoint.path)
+    raise InputError(f"{run_dir}: its checkpoints are replaced faster than they can be read; raise checkpoint.keep")
 
 
 def newest_checkpoint(run_dir: Path) -> Checkpoint:

@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import largescale
 from largescale.cli import main
+from largescale.data.corpora import open_corpus
+from largescale.data.decode import decode
+from largescale.data.reader import ShardReader
 from largescale.evaluate.feature_set import FeatureSet
 from tests.conftest import ROOT
 
@@ -63,3 +67,12 @@ def test_another_image_size_makes_new_features(run):
     assert FeatureSet.load(run / "eval/features/pixels-test.safetensors").features.shape == (100, 16 * 16)
     assert main(["evaluate", "knn", str(run)]) == 0
     assert (run / "eval/features/pixels-test.safetensors").read_bytes() == before
+
+
+def test_a_loaded_network_gives_the_features_of_the_evaluation(run, test_shard_folder):
+    assert main(["evaluate", "knn", str(run)]) == 0
+    network = largescale.load(run)
+    reader = ShardReader([open_corpus(str(test_shard_folder), network.config.data)])
+    images = torch.stack([network.prepare(decode(reader.read(number), max_pixels=2**20)) for number in range(100)])
+    expected = FeatureSet.load(run / "eval/features/pretrained-test.safetensors").features
+    assert torch.allclose(network.encode(images), expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,54 @@
+"""Recipes are found by name wherever the command is given, and a file at the path given always wins."""
+
+from __future__ import annotations
+
+import pytest
+
+from largescale.config import load_config
+from largescale.config.recipes import find_recipe, packaged
+from shards.ground.errors import InputError
+from tests.conftest import ROOT
+
+NAME = "swav/resnet50_800ep"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_packaged_recipes_are_those_of_the_repository():
+    files = sorted(path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
+    assert [f"{name}.yaml" for name in packaged()] == files
+    for name in packaged():
+        assert find_recipe(name).read_bytes() == (ROOT / "configs" / f"{name}.yaml").read_bytes()
+
+
+@pytest.mark.parametrize("given", [NAME, f"{NAME}.yaml", f"configs/{NAME}.yaml", f"configs/{NAME}"])
+def test_a_name_means_the_packaged_recipe(given):
+    assert load_config(given, ["data.shards=x"]) == load_config(ROOT / f"configs/{NAME}.yaml", ["data.shards=x"])
+
+
+def test_a_file_there_wins(tmp_path):
+    (tmp_path / "swav").mkdir()
+    (tmp_path / f"{NAME}.yaml").write_text("name: mine\ndata: {shards: x}\n")
+    assert load_config(f"{NAME}.yaml").name == "mine"
+
+
+def test_a_recipe_of_ones_own_can_extend_a_packaged_one(tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"extends: {NAME}\nname: mine\ndata: {{shards: x}}\n")
+    config = load_config("mine.yaml")
+    assert (config.name, config.train.epochs) == ("mine", 800)
+    (tmp_path / "wrong.yaml").write_text("extends: swav/nothing\nname: mine\n")
+    with pytest.raises(InputError, match=r"wrong.yaml: extends=swav/nothing: no such configuration file beside it"):
+        load_config("wrong.yaml")
+
+
+@pytest.mark.parametrize("given, expected", [
+    ("swav/resnet50_800", "no recipe of this name; did you mean swav/resnet50_800ep?"),
+    ("zzzzz", "no recipe of this name; there are demo, "),
+])
+def test_what_is_neither_names_what_there_is(given, expected):
+    with pytest.raises(InputError) as error:
+        load_config(given)
+    assert expected in str(error.value) and str(error.value).startswith(f"{given}: no such configuration file")
