@@ -50,8 +50,8 @@ class Settings(offload.Settings):
         2_000_000, "Gather blocks with fewer parameters with the whole model instead of one by one.",
         at_least=0, free=True)
     sharded_init: bool = setting(
-        False, "Never build the whole network on any rank: each draws only the pieces it holds. The weights differ from "
-        "a whole draw, but are the same on any number of ranks.", refused_elsewhere=True, free=True)
+        False, "Never build the whole network on any rank: each draws only the pieces it holds. The weights differ "
+        "from a whole draw, but are the same on any number of ranks.", refused_elsewhere=True, free=True)
 
 
 def settings(config: Config) -> Settings:
