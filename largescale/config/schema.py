@@ -200,10 +200,12 @@ class MethodConfig:
 
     Attributes:
         moved: present names of renamed keys by their old names, which still work.
+        facts: what it wants to know of views besides their pixels, of `data.views.FACTS`.
         loss_spans: what `train.loss_spans` may be; see `largescale/methods/embedding_method.py`.
     """
 
     moved: ClassVar[dict[str, str]] = {}
+    facts: ClassVar[tuple[str, ...]] = ()
     loss_spans: ClassVar[tuple[str, ...]] = ("micro_batch",)
     owners: ClassVar[str] = "largescale.methods:METHODS"
 

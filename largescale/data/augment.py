@@ -67,11 +67,15 @@ class Augment:
             self._compiled = torch.compile(self._change_all, dynamic=False, fullgraph=True)
         return self._compiled(views, draws.to(torch.float64), counters)
 
+    def flips(self, draws: Tensor) -> Tensor:
+        """Which views are mirrored by such draws [..., DRAWS]: bool [...]."""
+        return draws[..., _FLIP] < self.config.flip
+
     def _change_all(self, views: Tensor, draws: Tensor, counters: Tensor | None) -> Tensor:
         config, uniforms = self.config, draws.to(self.dtype)
         x = views.to(self.dtype, memory_format=torch.contiguous_format).div(255)
         if config.flip > 0:
-            x = _where(draws[:, _FLIP] < config.flip, x, lambda x: x.flip(-1))
+            x = _where(self.flips(draws), x, lambda x: x.flip(-1))
         if config.rotate_degrees > 0:
             x = rotate(x, (2 * uniforms[:, _ANGLE] - 1) * math.radians(config.rotate_degrees))
         if config.jitter > 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -41,19 +42,22 @@ class Buffers:
     Attributes:
         views: uint8 [num, B, 3, S, S] a crop group, channels last in memory.
         draws: uniform numbers for the augmentation, float64 [num, B, DRAWS] a crop group.
+        boxes: of all views, as `Views.facts` has them; none where nobody asks for them.
     """
 
     views: list[Tensor]
     draws: list[Tensor]
+    boxes: Tensor | None = None
 
     @staticmethod
-    def num_bytes(data: DataConfig, batch: int) -> int:
+    def num_bytes(data: DataConfig, batch: int, facts: Sequence[str] = ()) -> int:
         """Bytes of the buffers of a batch, in whole pages."""
-        needed = sum(group.num * batch * (3 * group.size**2 + 8 * DRAWS) for group in data.crops)
+        numbers = DRAWS + (4 if "boxes" in facts else 0)
+        needed = sum(group.num * batch * (3 * group.size**2 + 8 * numbers) for group in data.crops)
         return -(-needed // 4096) * 4096
 
     @staticmethod
-    def carve(memory: Tensor, data: DataConfig, batch: int) -> Buffers:
+    def carve(memory: Tensor, data: DataConfig, batch: int, facts: Sequence[str] = ()) -> Buffers:
         """Lay buffers over uint8 memory of `num_bytes`."""
         place, views, draws = 0, [], []
 
@@ -64,10 +68,13 @@ class Buffers:
 
         for group in data.crops:  # first what needs alignment
             draws.append(take(group.num * batch * DRAWS * 8).view(torch.float64).view(group.num, batch, DRAWS))
+        boxes, num_views = None, sum(group.num for group in data.crops)
+        if "boxes" in facts:
+            boxes = take(num_views * batch * 4 * 8).view(torch.int64).view(num_views, batch, 4)
         for group in data.crops:
             pixels = take(group.num * batch * 3 * group.size**2)
             views.append(pixels.view(group.num, batch, group.size, group.size, 3).permute(0, 1, 4, 2, 3))
-        return Buffers(views, draws)
+        return Buffers(views, draws, boxes)
 
 
 @dataclass
@@ -129,6 +136,7 @@ class BatchMaker:
 
     def __init__(self, reader: ShardReader, order: Mixture, config: Config, *, rank: int, world_size: int) -> None:
         self.reader, self.order, self.data, self.seed = reader, order, config.data, config.run.seed
+        self.facts = config.method.facts
         self.places = rank_places(
             config.train.global_batch, accumulate=config.train.accumulate, rank=rank, world_size=world_size
         )
@@ -197,6 +205,8 @@ class BatchMaker:
                 unreadable.reasons[candidate] = str(error)
                 continue
             decoded = time.perf_counter()
+            if buffers.boxes is not None:
+                buffers.boxes[:, number] = torch.from_numpy(boxes)
             turned_later = image.orientation if factor > 1 else UPRIGHT
             if factor > 1:
                 boxes = on_grid(as_stored(boxes, turned_later, image.height, image.width), factor, *image.stored)

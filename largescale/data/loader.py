@@ -133,12 +133,12 @@ class Loader:
     ) -> None:
         self._maker, self._steps, self._position, self._stall_s = maker, iter(steps), position, stall_s
         batch = len(maker.places)
-        size = Buffers.num_bytes(maker.data, batch)
+        size = Buffers.num_bytes(maker.data, batch, maker.facts)
         self._slots = slots + 1 if processes else 1  # one more, which the training holds
         with memory_for(f"for {self._slots} loaded batches of {size / 1e9:.2f} GB: lower data.prefetch={slots} or "
                         f"train.global_batch"):
             self._memory, self._pinned = Shared(self._slots * size), pin
-        self._ring = [Buffers.carve(self._memory.bytes[slot * size : (slot + 1) * size], maker.data, batch)
+        self._ring = [Buffers.carve(self._memory.bytes[slot * size : (slot + 1) * size], maker.data, batch, maker.facts)
                       for slot in range(self._slots)]
         self._taken = 0
         self._threads = ThreadPoolExecutor(threads) if threads > 1 and not processes else None

@@ -40,6 +40,7 @@ class Batch:
         ids: sample ids in order, int64 [B]; those of substitutes where a sample was unreadable.
         keys: their WebDataset keys, if asked for (audit).
         views: augmented, one tensor [num * B, 3, S, S] a crop group, view after view.
+        facts: of `Views`.
         skipped: a row for each unreadable sample met (shard, key, offset, reason).
         substituted: positions of the batch whose own sample was unreadable.
         costs: what making it took, see `_costs`.
@@ -49,13 +50,14 @@ class Batch:
     ids: Tensor
     keys: list[str]
     views: list[Tensor]
+    facts: dict[str, Tensor]
     skipped: list[dict[str, Any]]
     substituted: int
     costs: dict[str, float]
 
     def inputs(self) -> Views:
         """What the method sees."""
-        return Views(self.views, self.ids.to(self.views[0].device, non_blocking=True))
+        return Views(self.views, self.ids.to(self.views[0].device, non_blocking=True), self.facts)
 
 
 class Stream:
@@ -114,6 +116,16 @@ class Stream:
             found.append(next((other for other in found if other.config == config), None) or Augment(
                 config, data.mean, data.std, torch.promote_types(dtype, torch.float32), dtype))
         return found
+
+    def augmented(self, buffers: Buffers) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Views and facts, of buffers on the device with views [num * B, 3, S, S] and draws [num * B, DRAWS]."""
+        views = [augment(pixels, draws)
+                 for augment, pixels, draws in zip(self.augments, buffers.views, buffers.draws, strict=True)]
+        facts = {} if buffers.boxes is None else {"boxes": buffers.boxes}
+        if "flips" in self.batches.facts:
+            flips = [augment.flips(draws) for augment, draws in zip(self.augments, buffers.draws, strict=True)]
+            facts["flips"] = torch.cat(flips).unflatten(0, (-1, len(self.batches.places)))
+        return views, facts
 
     def check_files(self) -> None:
         """Check this rank's part of the shards for being there and whole.
@@ -181,10 +193,11 @@ def _on_cpu(stream: Stream, loader: Loader, num_steps: int) -> Generator[Batch]:
         step, buffers, parts, depth = loader.take()
         _raise_errors(parts)
         started = time.perf_counter()
-        views = [augment(pixels.flatten(0, 1), draws.flatten(0, 1))
-                 for augment, pixels, draws in zip(stream.augments, buffers.views, buffers.draws, strict=True)]
+        views, facts = stream.augmented(Buffers(
+            [pixels.flatten(0, 1) for pixels in buffers.views], [draws.flatten(0, 1) for draws in buffers.draws],
+            None if buffers.boxes is None else buffers.boxes.clone()))
         loader.release()
-        yield _batch(step, views, parts, depth, time.perf_counter() - started)
+        yield _batch(step, views, facts, parts, depth, time.perf_counter() - started)
 
 
 def _on_gpu(stream: Stream, loader: Loader, num_steps: int) -> Generator[Batch]:
@@ -192,36 +205,36 @@ def _on_gpu(stream: Stream, loader: Loader, num_steps: int) -> Generator[Batch]:
     side, training = torch.cuda.Stream(stream.device), torch.cuda.current_stream(stream.device)
     ahead = None
     for number in range(num_steps):
-        step, views, draws, parts, depth, copied = ahead or _send(stream, loader, side)
+        step, sent, parts, depth, copied = ahead or _send(stream, loader, side)
         ahead = None
         training.wait_event(copied)
-        for tensor in (*views, *draws):
+        for tensor in (*sent.views, *sent.draws, *([] if sent.boxes is None else [sent.boxes])):
             tensor.record_stream(training)
-        augmented = [augment(pixels, numbers)
-                     for augment, pixels, numbers in zip(stream.augments, views, draws, strict=True)]
+        views, facts = stream.augmented(sent)
         copied.synchronize()
         loader.release()
         if number + 1 < num_steps and loader.ready():
             ahead = _send(stream, loader, side)
-        yield _batch(step, augmented, parts, depth, 0.0)
+        yield _batch(step, views, facts, parts, depth, 0.0)
 
 
 def _send(
     stream: Stream, loader: Loader, side: torch.cuda.Stream
-) -> tuple[int, list[Tensor], list[Tensor], list[Part], int, torch.cuda.Event]:
+) -> tuple[int, Buffers, list[Part], int, torch.cuda.Event]:
     step, buffers, parts, depth = loader.take()
     _raise_errors(parts)
     with torch.cuda.stream(side):
-        views, draws = _to_device(buffers, stream.device)
+        sent = _to_device(buffers, stream.device)
         copied = torch.cuda.Event()
         copied.record(side)
-    return step, views, draws, parts, depth, copied
+    return step, sent, parts, depth, copied
 
 
-def _to_device(buffers: Buffers, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+def _to_device(buffers: Buffers, device: torch.device) -> Buffers:
     views = [pixels.flatten(0, 1).to(device, non_blocking=True) for pixels in buffers.views]
     draws = [numbers.flatten(0, 1).to(device, non_blocking=True) for numbers in buffers.draws]
-    return views, draws
+    boxes = None if buffers.boxes is None else buffers.boxes.to(device, non_blocking=True)
+    return Buffers(views, draws, boxes)
 
 
 def _raise_errors(parts: list[Part]) -> None:
@@ -234,12 +247,14 @@ def _raise_errors(parts: list[Part]) -> None:
             raise InputError(part.error)
 
 
-def _batch(step: int, views: list[Tensor], parts: list[Part], depth: int, augment_s: float) -> Batch:
+def _batch(
+    step: int, views: list[Tensor], facts: dict[str, Tensor], parts: list[Part], depth: int, augment_s: float
+) -> Batch:
     ids = torch.tensor([sample_id for part in parts for sample_id in part.ids])
     keys = [key for part in parts for key in part.keys]
     skipped = list({(row["shard"], row["key"]): row for part in parts for row in part.skipped}.values())
     substituted = sum(part.substituted for part in parts)
-    return Batch(step, ids, keys, views, skipped, substituted, _costs(parts, depth, augment_s))
+    return Batch(step, ids, keys, views, facts, skipped, substituted, _costs(parts, depth, augment_s))
 
 
 def _costs(parts: list[Part], depth: int, augment_s: float) -> dict[str, float]:

@@ -135,9 +135,10 @@ class Engine:
         cut = [images.unflatten(0, (num, self.accumulate, -1))
                for num, images in zip(self._views_per_group, views.images, strict=True)]
         ids = views.ids.view(self.accumulate, -1)
+        facts = {name: values.unflatten(1, (self.accumulate, -1)) for name, values in views.facts.items()}
         return [
             Views([images[:, number].flatten(0, 1).contiguous(memory_format=torch.channels_last) for images in cut],
-                  ids[number])
+                  ids[number], {name: values[:, number] for name, values in facts.items()})
             for number in range(self.accumulate)
         ]
 

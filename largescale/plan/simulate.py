@@ -138,7 +138,7 @@ def _step(engine: Engine, config: Config, ranks: int) -> Simulation:
     batch = config.train.global_batch // ranks
     images = [torch.empty(group.num * batch, 3, group.size, group.size, dtype=views_dtype(config))
              for group in config.data.crops]
-    views = Views.numbered(images, batch)
+    views = Views.numbered(images, batch, config.method.facts)
     parameters, buffers = list(engine.method.parameters()), list(engine.method.buffers())
     wrapped = engine.wrapped if isinstance(engine.wrapped, StandIn) else StandIn(engine.method)
     weights = local_bytes(wrapped.weights())

@@ -9,7 +9,7 @@ from largescale.methods import METHODS
 from largescale.methods.embedding_method import SPANS, Embedded, EmbeddingMethod, Gradients
 from largescale.methods.method import Output
 from shards.ground.errors import InputError
-from tests.distributed.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 from tests.methods.harness import mini, train
 
 
