@@ -21,7 +21,9 @@ _OPTIONS = inspect.signature(DistributedDataParallel).parameters
 _SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers"
 
 
-class _Engine(Engine):
+class DDPEngine(Engine):
+    """Whole copies; gradients are averaged in buckets behind the backward pass."""
+
     def gradient_sync(self, last: bool) -> AbstractContextManager[object]:
         return nullcontext() if last else self.wrapped.no_sync()
 
@@ -37,7 +39,7 @@ def build(method: Method, config: Config, device: torch.device) -> Engine:
         **{_SYNC_BUFFERS: False},
     )
     optimizer = build_optimizer(method, method.roles(), config.optim)
-    return _Engine(
+    return DDPEngine(
         wrapped=wrapped, method=method, optimizer=optimizer, config=config, device=device,
         autocast_dtype=AUTOCAST.get(config.train.precision),
     )

@@ -20,7 +20,7 @@ from largescale.parallel.precision import AUTOCAST
 from shards.ground.errors import InputError
 
 
-class _Engine(Engine):
+class FairScaleEngine(Engine):
     """`optimizer` is the one of this rank's own parameters; `oss` wraps it."""
 
     def gradient_sync(self, last: bool) -> AbstractContextManager[object]:
@@ -72,7 +72,7 @@ def build(method: Method, config: Config, device: torch.device) -> Engine:
         reduce_buffer_size=0,  # its buffers go wrong where a group is frozen first and free later
     )
     wrapped.refresh_trainable()  # else in the first forward pass, which may have no graph to put its hooks on
-    engine = _Engine(
+    engine = FairScaleEngine(
         wrapped=wrapped, method=method, optimizer=oss.optim, config=config, device=device,
         autocast_dtype=AUTOCAST.get(config.train.precision),
     )

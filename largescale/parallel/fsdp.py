@@ -60,7 +60,9 @@ def settings(config: Config) -> Settings:
     return config.parallel
 
 
-class _Engine(Engine):
+class FSDPEngine(Engine):
+    """Parameters, gradients and optimizer state are sharded, block by block."""
+
     def gradient_sync(self, last: bool) -> AbstractContextManager[object]:
         # Until the last micro-batch gradients add up unsharded: memory for communication.
         self.wrapped.set_requires_gradient_sync(last)
@@ -104,7 +106,7 @@ def build(
     if next(method.parameters()).is_meta:
         make_real(method, device, config.run.seed)
     optimizer = build_optimizer(method, method.roles(), config.optim)
-    return _Engine(wrapped=method, method=method, optimizer=optimizer, config=config, device=device)
+    return FSDPEngine(wrapped=method, method=method, optimizer=optimizer, config=config, device=device)
 
 
 def _mesh(config: Config, device: torch.device) -> DeviceMesh:

@@ -36,7 +36,7 @@ _BUCKET_ELEMENTS = 25_000_000
 """Gradients that DeepSpeed collects before it reduces them, where no single one is larger."""
 
 
-class _Engine(Engine):
+class ZeroEngine(Engine):
     """`wrapped` is DeepSpeed's engine, `zero` its sharded optimizer around ours."""
 
     def __init__(self, *, stage: int, offload: bool, **arguments: Any) -> None:
@@ -251,16 +251,17 @@ def build(method: Method, config: Config, device: torch.device, *, stage: int) -
     deepspeed = _import_deepspeed(device)
     optimizer = build_optimizer(method, method.roles(), config.optim)
     wrapped, *_ = deepspeed.initialize(
-        model=method, optimizer=optimizer, config=_deepspeed_config(config, stage, method), dist_init_required=False
+        model=method, optimizer=optimizer, config=deepspeed_config(config, stage, method), dist_init_required=False
     )
-    return _Engine(
+    return ZeroEngine(
         stage=stage, offload=offloads(config), wrapped=wrapped, method=method, optimizer=optimizer,
         config=config, device=device,
         autocast_dtype=AUTOCAST.get(config.train.precision),
     )
 
 
-def _deepspeed_config(config: Config, stage: int, method: Method) -> dict[str, Any]:
+def deepspeed_config(config: Config, stage: int, method: Method) -> dict[str, Any]:
+    """What DeepSpeed is told: precision, buckets and offloading of a stage."""
     sizes = [p.numel() for p in method.parameters()]
     # Its default of 5e8 elements would be held all the time by stage 3, as 2 GB.
     bucket = min(sum(sizes), max(_BUCKET_ELEMENTS, *sizes))

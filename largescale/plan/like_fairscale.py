@@ -103,7 +103,7 @@ def build(method: Method, config: Config, device: torch.device, fake: FakeTensor
         optimizer = optimizer_class(oss.own_groups(), **options)
     pass_over_frozen_groups(optimizer)
     oss.inner = optimizer
-    engine = fairscale._Engine(wrapped=oss, method=method, optimizer=optimizer, config=config, device=device,
+    engine = fairscale.FairScaleEngine(wrapped=oss, method=method, optimizer=optimizer, config=config, device=device,
                                autocast_dtype=AUTOCAST.get(config.train.precision))
     engine.oss = oss
     return engine

@@ -54,7 +54,7 @@ CASES = [
 
 def tighten(set_attribute: Callable[[object, str, object], None] = setattr) -> None:
     """Give DeepSpeed small buckets and `LIMITS`, in real steps and in plans."""
-    original = zero._deepspeed_config
+    original = zero.deepspeed_config
 
     def config(*arguments: object) -> dict[str, object]:
         found = original(*arguments)
@@ -63,7 +63,7 @@ def tighten(set_attribute: Callable[[object, str, object], None] = setattr) -> N
         return found
 
     set_attribute(zero, "_BUCKET_ELEMENTS", 2500)
-    set_attribute(zero, "_deepspeed_config", config)
+    set_attribute(zero, "deepspeed_config", config)
 
 
 def real_steps(cases: list[list[str]]) -> list[dict[str, object]]:
