@@ -1,1 +1,29 @@
-"""Makes and inspects WebDataset shards; needs no torch."""
+"""Makes and inspects WebDataset shards; needs no torch.
+
+    import shards
+
+    shards.convert("photos", "data/photos", shuffle=0)
+    assert shards.verify("data/photos") == []
+    for sample in shards.open("data/photos"):
+        print(sample.key, sample.width, sample.height, len(sample.image))
+
+Each name is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shards.public import convert, index, open, verify
+
+__all__ = ["convert", "index", "open", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("shards.public"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,18 +10,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from shards import public
 from shards.cleaning.rules import Cleaning
-from shards.conversion.conversion_plan import HOLDOUT, printable
-from shards.conversion.convert import PLAN_ALONE, Options, convert, merge
+from shards.conversion.conversion_plan import HOLDOUT
+from shards.conversion.convert import PLAN_ALONE, merge
 from shards.format.labels import read_names
 from shards.format.ledger import SKIPPED_NAME, read_ledger
 from shards.format.manifest import Manifest
 from shards.ground import terminal
 from shards.ground.errors import InputError, line_of
-from shards.inspection.index import index_folder
 from shards.inspection.info import describe, gather
 from shards.inspection.repair import repair
-from shards.inspection.verify import verify
 from shards.sources.found import NAMED
 from shards.stores.locate import manifest_at
 from shards.stores.store import is_url
@@ -197,24 +196,16 @@ def _workers(command: argparse.ArgumentParser) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    if arguments.shuffle is not None and arguments.shuffle < 0:
-        raise InputError(f"--shuffle={arguments.shuffle}: expected a seed of 0 or more")
     out: str = arguments.out
-    name = (out.rstrip("/").rpartition("/")[2] if is_url(out) else Path(out).resolve().name).replace(".", "_")
-    name = printable(name)  # of a folder whose name need not be text
-    options = Options(
-        name=arguments.name or name, labels=arguments.labels, class_names=_names(arguments),
-        holdout=arguments.holdout, update=arguments.update,
-        work=arguments.work,
-        samples_per_shard=arguments.samples_per_shard, workers=arguments.workers, shuffle=arguments.shuffle,
-        force=arguments.force, task=arguments.task, duplicates=arguments.duplicates, radius=arguments.radius,
-        cleaning=Cleaning(
-            min_side=arguments.min_side, max_pixels=arguments.max_pixels, max_aspect=arguments.max_aspect,
-            blank=arguments.no_blank, animated=arguments.no_animated, max_side=arguments.max_side,
-            quality=arguments.quality, plain=arguments.plain, srgb=arguments.srgb, decode=not arguments.no_decode,
-        ),
+    manifest = public.convert(
+        arguments.source, out, name=arguments.name or "", labels=arguments.labels, class_names=_names(arguments),
+        samples_per_shard=arguments.samples_per_shard, shuffle=arguments.shuffle, holdout=arguments.holdout,
+        update=arguments.update, force=arguments.force, work=arguments.work, task=arguments.task,
+        duplicates=arguments.duplicates, radius=arguments.radius, min_side=arguments.min_side,
+        max_pixels=arguments.max_pixels, max_aspect=arguments.max_aspect, no_blank=arguments.no_blank,
+        no_animated=arguments.no_animated, max_side=arguments.max_side, quality=arguments.quality,
+        plain=arguments.plain, srgb=arguments.srgb, decode=not arguments.no_decode, workers=arguments.workers,
     )
-    manifest = convert(arguments.source, out, options)
     if manifest is None:
         home = arguments.work or out
         number, count = arguments.task
@@ -239,7 +230,7 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _index(arguments: argparse.Namespace) -> int:
-    manifest = index_folder(arguments.folder, workers=_positive(arguments.workers), given_names=_names(arguments))
+    manifest = public.index(arguments.folder, workers=arguments.workers, class_names=_names(arguments))
     _say_finished(manifest, str(arguments.folder))
     return 0
 
@@ -258,28 +249,29 @@ def _held_out(location: str) -> list[str]:
 
 
 def _verify_folder(arguments: argparse.Namespace, folder: str) -> int:
-    manifest, problems = verify(folder, workers=_positive(arguments.workers), decode=not arguments.no_decode)
+    problems = public.verify(folder, workers=arguments.workers, decode=not arguments.no_decode)
     for problem in problems[:_SHOWN_PROBLEMS]:
         _say(str(problem))
     if problems and arguments.repair and is_url(folder):
         raise InputError(f"{folder}: --repair mends local folders; here remove the manifest and the damaged "
                          f"shards, and give the command of the conversion again, which writes what is missing")
     if problems and arguments.repair:
-        for name in repair(manifest, problems, arguments.source):
+        for name in repair(manifest_at(folder), problems, arguments.source):
             _say(f"{name}: written anew")
-        _, problems = verify(folder, workers=arguments.workers, decode=not arguments.no_decode)
+        problems = public.verify(folder, workers=arguments.workers, decode=not arguments.no_decode)
     if problems:
         more = len(problems) - _SHOWN_PROBLEMS
         hidden = f" ({more} not shown)" if more > 0 else ""
         what = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         _say(f"{folder}: {what}{hidden}; restore the files, or `shards verify {folder} --repair`")
         return DAMAGED
+    manifest = manifest_at(folder)
     _say(f"{folder}: {manifest.num_samples:,} samples in {len(manifest.shards):,} shards are whole")
     return 0
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    facts = gather(arguments.folder)
+    facts = gather(public.open(arguments.folder))
     _say(describe(facts))
     if arguments.html is not None:
         from shards.inspection.page import write_page  # matplotlib takes its time
@@ -287,12 +279,6 @@ def _info(arguments: argparse.Namespace) -> int:
         write_page(facts, arguments.html)
         _say(f"page: {arguments.html}")
     return 0
-
-
-def _positive(workers: int) -> int:
-    if workers < 1:
-        raise InputError(f"--workers={workers}: expected at least 1")
-    return workers
 
 
 def _say_finished(manifest: Manifest, location: str) -> None:

@@ -5,22 +5,17 @@ Indexes are read one after the other and only counted, so a billion samples take
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from shards.format.manifest import Manifest, check_files
-from shards.format.shard_index import ShardIndex, index_path, read_index
+from shards.format.manifest import Manifest
+from shards.format.shard_index import ShardIndex
 from shards.images.names import IMAGE_FORMATS
-from shards.stores.locate import fetched, manifest_at
-from shards.stores.store import is_url
+from shards.inspection.shard_folder import ShardFolder
 
 EXAMPLES = 60
 """Samples, chosen at random, of which it is noted where they are."""
-
-_FETCHED_AT_ONCE = 32
 
 
 class Tally:
@@ -71,21 +66,18 @@ class Facts:
     examples: list[Example] = field(default_factory=list)
 
 
-def gather(location: str | Path) -> Facts:
+def gather(folder: ShardFolder) -> Facts:
     """Read what the indexes say.
 
     Raises:
-        InputError: no readable manifest, or files that are not as it says.
+        InputError: an index cannot be read.
     """
-    location = str(location)
-    manifest = manifest_at(location)
-    if not is_url(location):
-        check_files(manifest)
+    manifest = folder.manifest
     chosen = _choose(manifest.num_samples)
     formats, classes = np.zeros(len(IMAGE_FORMATS), np.int64), np.zeros(len(manifest.classes), np.int64)
-    facts = Facts(location, manifest, {}, {})
+    facts = Facts(folder.location, manifest, {}, {})
     first = 0
-    for shard, index in zip(manifest.shards, _indexes(location, manifest), strict=True):
+    for shard, index in zip(manifest.shards, folder.indexes(), strict=True):
         formats += np.bincount(index.format, minlength=len(formats))
         classes += np.bincount(index.label[index.label >= 0], minlength=len(classes))
         _count(facts, index)
@@ -101,14 +93,6 @@ def gather(location: str | Path) -> Facts:
 def _choose(num_samples: int) -> np.ndarray:
     """Numbers of some samples, the same at every call."""
     return np.sort(np.random.default_rng(0).choice(num_samples, min(EXAMPLES, num_samples), replace=False))
-
-
-def _indexes(location: str, manifest: Manifest) -> Iterator[ShardIndex]:
-    names = [index_path(Path(shard.name)).name for shard in manifest.shards]
-    for start in range(0, len(names), _FETCHED_AT_ONCE):
-        some = names[start : start + _FETCHED_AT_ONCE]
-        with fetched(location, some) as folder:
-            yield from (read_index(folder / name) for name in some)
 
 
 def _count(facts: Facts, index: ShardIndex) -> None:
