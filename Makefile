@@ -82,7 +82,8 @@ kill-test: $(VENV)/with-tests  ## 200 kills at random moments, 20 of them of a l
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.kills --kills 200 --out benchmarks/results/kills.json
 
 bench: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/installed  ## repeat the measurements in benchmarks/results
-	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python -m benchmarks.demo
+	$(BIN)/python -m benchmarks.methods
 	$(BIN)/python benchmarks/sinkhorn.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/step.py
