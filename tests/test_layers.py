@@ -12,8 +12,8 @@ import pytest
 from tests.conftest import ROOT
 
 ROOMS = {
-    "shards": ["ground", "images", "format", "stores", "sources", "cleaning", "conversion", "inspection", "cli",
-               "__main__"],
+    "shards": ["ground", "images", "format", "stores", "sources", "cleaning", "conversion", "inspection", "public",
+               "cli", "__main__"],
     "largescale": ["distributed", "processes", "config", "models", "data", "optim", "methods", "parallel", "checkpoint",
                    "evaluate", "observe", "run", "plan", "pretrain", "cli", "__main__"],
 }
