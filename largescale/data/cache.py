@@ -31,6 +31,7 @@ from shards.format.shard_index import index_path
 from shards.format.tar import file_checksum
 from shards.ground.errors import InputError
 from shards.ground.files import sync_folder
+from shards.ground.pauses import pause
 from shards.stores.store import Missing, Store, Torn
 
 FETCH_ATTEMPTS = 3
@@ -188,7 +189,7 @@ class ShardCache:
                     reason += f", fetched {FETCH_ATTEMPTS} times; restore it, or convert again"
                 part.unlink(missing_ok=True)
                 if attempt + 1 < FETCH_ATTEMPTS:
-                    time.sleep(_MISSING_PAUSE_S * 2**attempt)
+                    pause(_MISSING_PAUSE_S * 2**attempt)
                 continue
             # The index comes first: a tar that is here has its index.
             write(index_path(tar), index)
@@ -232,7 +233,7 @@ class ShardCache:
                     f"{self.capacity / 1e9:.3g} GB; raise data.cache_gb, or use a data.cache of its own"
                 )
             status(f"waiting for room in {folder}")
-            time.sleep(_ROOM_PAUSE_S)
+            pause(_ROOM_PAUSE_S)
 
     def _take_room(self, shard: int, next_use: NextUse, *, urgent: bool = False) -> bool:
         """Evict until a shard fits, and take the room; False if what is left is needed before it, or on its way.

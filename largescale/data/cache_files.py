@@ -12,6 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from shards.ground.pauses import pause
+
+_LOCK_PAUSE_S = 0.05
+
 
 class Held(NamedTuple):
     """A shard of a cache: where its tar is or will be, bytes, last use (modification time), and whether it is here."""
@@ -72,13 +76,22 @@ def disk_trouble(root: Path, error: OSError) -> str:
     return f"{root}: the shard cache cannot be written ({error.strerror or error}); set data.cache to another folder"
 
 
+def _is_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock that one process (or thread) of the node can hold; it ends with its holder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while not _is_locked(descriptor):
+            pause(_LOCK_PAUSE_S)
         yield
     finally:
         os.close(descriptor)

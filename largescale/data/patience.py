@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shards.format.manifest import MANIFEST_NAME
 from shards.ground.errors import InputError
+from shards.ground.pauses import pause
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.4, 30.0
 
@@ -48,5 +49,5 @@ class FolderPatience:
 
     def pause(self) -> None:
         """Wait before the next attempt, longer each time."""
-        time.sleep(self._pause)
+        pause(self._pause)
         self._pause = min(2 * self._pause, _LONGEST_PAUSE_S)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from shards.ground import pauses
 from shards.ground.errors import InputError
 from shards.ground.worker_processes import die_with_parent
 
@@ -35,6 +36,8 @@ _DATA_GRACE_S = 15.0
 _log = logging.getLogger(__name__)
 _received: list[str] = []
 _since: list[float] = []
+_give_up_at: list[float] = []
+"""When a rank that waits for data leaves because its time ends (monotonic clock)."""
 _training = threading.Event()
 _last_words: list[Callable[[str, str], None]] = []
 
@@ -57,6 +60,7 @@ def listen() -> None:
     # The interpreter runs `_note` only between two lines of Python; a thread hears of a signal whatever they do.
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_listen_for_ctrl_c, args=(reading,), name="Ctrl-C", daemon=True).start()
+    pauses.let_go_by(leave_without_data)
 
 
 def _note(number: int, _frame: object) -> None:
@@ -126,6 +130,7 @@ def in_steps(last_words: Callable[[str, str], None]) -> Iterator[None]:
         yield
     finally:
         _last_words.remove(last_words)
+        _give_up_at.clear()
         _training.clear()
 
 
@@ -148,6 +153,8 @@ def live_and_die_with_parent(*_: object) -> None:
     One that outlived its rank would keep the rank's connections open, and the others would wait for it.
     """
     signal.set_wakeup_fd(-1)
+    _received.clear()
+    _give_up_at.clear()
     for number in (*SIGNALS, *FROM_TERMINAL):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (*SIGNALS, *FROM_TERMINAL))
@@ -177,7 +184,13 @@ def check_job_time(margin_s: float) -> None:
 
 
 def reason(left_s: float, margin_s: float) -> str:
-    """Why this rank wants to stop; empty if it does not."""
+    """Why this rank wants to stop; empty if it does not.
+
+    Args:
+        left_s: seconds that its job may still run.
+        margin_s: of these are for stopping.
+    """
+    _give_up_at[:] = [time.monotonic() + left_s - margin_s + min(_DATA_GRACE_S, margin_s / 2)]
     if _received:
         return _received[0]
     return "the end of its time" if left_s < margin_s else ""
@@ -187,12 +200,17 @@ def leave_if_asked(doing: str, grace_s: float = 0.0) -> None:
     """To be called now and then while this rank waits for what may never come, `doing` in words.
 
     Raises:
-        StoppedWaiting: a signal asked to stop, more than `grace_s` ago.
+        StoppedWaiting: a signal asked to stop, more than `grace_s` ago, or the job's time ends.
     """
     if _received and time.monotonic() - _since[0] >= grace_s:
         raise StoppedWaiting(f"stopped by {_received[0]} while {doing}")
+    if _give_up_at and time.monotonic() >= _give_up_at[0]:
+        raise StoppedWaiting(f"stopped by the end of its time while {doing}")
 
 
 def leave_without_data() -> None:
-    """`leave_if_asked` for a rank that waits for its next batch."""
-    leave_if_asked("waiting for data; what was done since the last checkpoint is done again", _DATA_GRACE_S)
+    """`leave_if_asked` for a rank that waits for its next batch, or for shards when it starts."""
+    if _training.is_set():
+        leave_if_asked("waiting for data; what was done since the last checkpoint is done again", _DATA_GRACE_S)
+    else:
+        leave_if_asked("waiting for data")

@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 
+from shards.ground.pauses import let_go, slices
+
 _BLOCK = 2**20
 
 
@@ -54,7 +56,11 @@ def _copy(source: int, write: Callable[[bytes], object], stall_s: float) -> None
     poll = select.poll()
     poll.register(source, select.POLLIN | select.POLLHUP)
     while True:
-        if not poll.poll(1000 * stall_s):
+        for part in slices(stall_s):
+            if poll.poll(1000 * part):
+                break
+            let_go()
+        else:
             raise TimeoutError(f"not a byte for {stall_s:.0f} s")
         if not (block := os.read(source, _BLOCK)):
             return

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from shards.ground.errors import InputError
+from shards.ground.pauses import pause
 from shards.stores import pipe
 from shards.stores.store_errors import check_url, is_denied, is_missing, remedy, within
 
@@ -260,7 +261,7 @@ class Store:
 
     def _patiently(self, name: str, request: Callable[[], Any], stall_s: float | None = None) -> Any:
         """Ask until there is an answer, with growing pauses, each between half and all of its length by chance."""
-        began, pause = time.monotonic(), _FIRST_PAUSE_S
+        began, pause_s = time.monotonic(), _FIRST_PAUSE_S
         while True:
             try:  # a command watches itself
                 return request() if self._command else within(stall_s or self.stall_s, request)
@@ -274,7 +275,7 @@ class Store:
                 what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 if is_denied(error):
                     raise InputError(f"{self.url}/{name}: permission denied ({what}); check the credentials") from error
-                if time.monotonic() + pause > began + self.patience_s:
+                if time.monotonic() + pause_s > began + self.patience_s:
                     raise InputError(
                         f"{self.url}/{name}: no answer for {self.patience_s:.0f} s ({what}); is the store up?"
                     ) from error
@@ -282,8 +283,8 @@ class Store:
                 if isinstance(error, TimeoutError) and not self._command:
                     with suppress(InputError):  # away for that, too
                         self._connect()
-            time.sleep(pause * random.uniform(0.5, 1))
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+            pause(pause_s * random.uniform(0.5, 1))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _speak(self, name: str, what: str, seconds: float) -> None:
         now = time.monotonic()

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shards.ground.errors import InputError
+from shards.ground.pauses import joined
 
 _DENIED = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 """What the libraries of stores raise, besides PermissionError, where asking again is of no use."""
@@ -62,7 +63,7 @@ def within(seconds: float, request: Callable[[], Any]) -> Any:
 
     thread = threading.Thread(target=do, daemon=True, name="store request")
     thread.start()
-    thread.join(seconds)
+    joined(thread, seconds)
     if failure:
         raise failure[0]
     if not answer:
