@@ -1,15 +1,13 @@
 """The configuration: `schema` says what can be set, `loading` reads it, `checks` refuses what cannot work."""
 
 from largescale.config.checks import free_keys, without_effect
+from largescale.config.data_settings import AugmentConfig, CropGroup, DataConfig
 from largescale.config.group_augment import augment_of_group
 from largescale.config.loading import load_config
 from largescale.config.schema import (
     PRECISIONS,
-    AugmentConfig,
     CheckpointConfig,
     Config,
-    CropGroup,
-    DataConfig,
     EvaluateConfig,
     MethodConfig,
     ModelConfig,

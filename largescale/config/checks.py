@@ -7,8 +7,9 @@ from dataclasses import Field, fields, is_dataclass
 from functools import reduce
 from typing import Any
 
+from largescale.config.data_settings import AugmentConfig
 from largescale.config.group_augment import augment_of_group
-from largescale.config.schema import AugmentConfig, Config
+from largescale.config.schema import Config
 from largescale.config.setting import declared
 from largescale.config.values import corpus_settings, enumerated, require, written
 

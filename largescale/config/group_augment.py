@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from largescale.config.schema import AugmentConfig, DataConfig
+from largescale.config.data_settings import AugmentConfig, DataConfig
 from shards.ground.errors import InputError
 
 

@@ -12,8 +12,9 @@ from typing import Any, get_origin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from largescale.config.data_settings import AugmentConfig, CropGroup
 from largescale.config.names import unknown_key
-from largescale.config.schema import AugmentConfig, Config, CropGroup
+from largescale.config.schema import Config
 from largescale.config.value_types import element_group, form, misfit_of_type, types_of
 from largescale.config.yaml_file import NotReadable, parse
 from shards.ground.errors import InputError

@@ -15,6 +15,11 @@ _LARGEST_INT = 2**63 - 1
 """What a file of arrays or tensors can hold; larger whole numbers are mistakes."""
 
 
+LONGEST_WAIT_S = 1e6
+LONGEST_RUN_S = 1e9
+"""Bounds of settings in seconds: clocks overflow beyond them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What holds for a setting. Bounds are those of each element where the value is a list.

@@ -9,7 +9,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from largescale.config.schema import Config, CropGroup, DataConfig
+from largescale.config.data_settings import CropGroup, DataConfig
+from largescale.config.schema import Config
 from shards.ground.errors import InputError
 
 _LARGEST_WEIGHT = 1e9

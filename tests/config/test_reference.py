@@ -6,8 +6,8 @@ import pytest
 
 from largescale.config import load_config
 from largescale.config.checks import settings_of
+from largescale.config.data_settings import CropGroup
 from largescale.config.reference import every_key, groups
-from largescale.config.schema import CropGroup
 from largescale.config.values import written
 from largescale.methods import METHODS
 from tests.conftest import ROOT
