@@ -17,9 +17,9 @@ from shards.ground import terminal
 from shards.ground.errors import InputError
 
 USER_ERROR, STOPPED, UNFINISHED = 2, 3, 85
-"""Exit codes: the input has to be mended; the run had to stop; it was asked to stop and can be continued.
+"""Exit codes: the input has to be fixed; the run had to stop; it was asked to stop and can be continued.
 
-A rank that hangs leaves with 86 (`largescale/run/watchdog.py`)."""
+A rank that hangs exits with 86 (`largescale/run/watchdog.py`)."""
 
 _EXAMPLES = {
     "pretrain": """examples:
@@ -73,7 +73,7 @@ def _main(argv: list[str] | None) -> int:
             raise
         return _fail(str(error), USER_ERROR)
     except StoppedInOrder as error:
-        # torchrun starts again whatever leaves with another code than 0, if it may.
+        # torchrun restarts whatever exits with a code other than 0, if it may.
         restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
         return _fail(str(error), 0 if restarts else UNFINISHED, "stopped in order")
     except Exception as error:
@@ -90,7 +90,7 @@ def _main(argv: list[str] | None) -> int:
 
 
 def _fail(message: str, code: int, label: str = "error") -> int:
-    """One line on stderr. Ranks usually fail alike: rank 0 speaks first, and torchrun then ends the others."""
+    """One line on stderr. Ranks usually fail alike: rank 0 speaks first, then torchrun ends the others."""
     rank = own_rank()
     if rank > 0:
         time.sleep(3)
@@ -107,12 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "pretrain", _pretrain, "train a network on shards; continues where it stopped")
     command.add_argument("config", metavar="CONFIG", help=_RECIPE)
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the recipe")
-    command.add_argument("--print", action="store_true", help="show the resolved configuration, do not train")
+    command.add_argument("--print", action="store_true", help="show the resolved configuration without training")
 
-    command = _command(commands, "config", _config, "explain the keys of a configuration, or say what a recipe sets")
+    command = _command(commands, "config", _config, "explain configuration keys, or show what a recipe sets")
     command.add_argument("words", nargs="*", metavar="KEY|GROUP|CONFIG|key=value", help="a key or a group of keys, a "
-                         "recipe to show the values of, and overrides of it; without any: the groups")
-    command.add_argument("--markdown", action="store_true", help="all keys, as docs/configuration.md has them")
+                         "recipe whose values to show, and overrides of it; with none of these: the groups")
+    command.add_argument("--markdown", action="store_true", help="all keys, as in docs/configuration.md")
 
     command = _command(commands, "evaluate", _evaluate, "measure the frozen features of a run on labelled shards")
     command.add_argument("protocol", metavar="PROTOCOL", help="knn or linear")
@@ -123,9 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("run_dir", metavar="RUN", help="folder of a run")
     command.add_argument("out", metavar="OUT", help="file to write, NAME.safetensors")
     command.add_argument("--format", default="torchvision", metavar="NAME", help="torchvision (its names; default)")
-    command.add_argument("--step", type=int, metavar="N", help="of the checkpoint (default: the newest whole one)")
+    command.add_argument("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest whole one)")
 
-    command = _command(commands, "status", _status, "say how far a run is; exit code 0 if complete, 85 if not")
+    command = _command(commands, "status", _status, "show how far a run has got; exit code 0 if complete, 85 if not")
     command.add_argument("target", metavar="RUN|CONFIG", help="folder of a run, or its recipe")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the recipe")
 
@@ -133,18 +133,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("config", metavar="CONFIG", help=_RECIPE)
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the recipe")
 
-    command = _command(commands, "plan", _plan, "say what a recipe takes on so many GPUs: memory, time, traffic, cost")
+    command = _command(commands, "plan", _plan, "estimate memory, time, traffic and cost of a recipe on N GPUs")
     command.add_argument("config", metavar="CONFIG", help=_RECIPE)
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the recipe")
-    command.add_argument("--gpus", type=int, required=True, metavar="N", help="how many")
-    command.add_argument("--gpu", default="h100", metavar="KIND", help="which (default h100); a wrong name lists them")
-    command.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="default 8")
+    command.add_argument("--gpus", type=int, required=True, metavar="N", help="number of GPUs")
+    command.add_argument("--gpu", default="h100", metavar="KIND", help="default h100; a wrong name lists all kinds")
+    command.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="GPUs per node (default 8)")
     command.add_argument("--strategy", metavar="NAME", help="the same as parallel.strategy=NAME")
-    command.add_argument("--images", type=_count, metavar="N", help="of the corpus (default: of the recipe's "
-                         "shards, or ImageNet's 1,281,167)")
-    command.add_argument("--price", type=float, default=0.0, metavar="P", help="of a GPU-hour")
-    command.add_argument("--compare", action="store_true", help="the strategies side by side")
-    command.add_argument("--json", action="store_true", help="for programs")
+    command.add_argument("--images", type=_count, metavar="N", help="images in the corpus (default: in the "
+                         "recipe's shards, or ImageNet's 1,281,167)")
+    command.add_argument("--price", type=float, default=0.0, metavar="P", help="price per GPU-hour")
+    command.add_argument("--compare", action="store_true", help="show the strategies side by side")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
     command = _command(commands, "report", _report, "write RUN/report.html, one self-contained page")
     command.add_argument("run_dir", metavar="RUN", help="folder of a run")
@@ -221,17 +221,17 @@ def _sorted_out(words: list[str]) -> tuple[str, str, list[str]]:
         if len(given) > 1:
             raise InputError(f"{' '.join(given)}: expected one {what} at a time")
     if overrides and not recipes:
-        raise InputError(f"{overrides[0]}: replaces a value of a recipe; pass the recipe too")
+        raise InputError(f"{overrides[0]}: overrides need a recipe; pass the recipe too")
     return "".join(keys), "".join(recipes), overrides
 
 
 def _say_of_copy(path: Path, run_dir: Path) -> None:
-    """A folder of a run that was copied or moved has a config.yaml that names the place where it was."""
+    """The config.yaml of a run folder that was copied or moved still names the old place."""
     here = path.parent
     if path.name == "config.yaml" and (here / "checkpoints").is_dir() and here.resolve() != run_dir.resolve() \
             and own_rank() <= 0:
-        sys.stderr.write(f"warning: {path} says run.dir={run_dir}, so the run goes on there, not in {here}; to go on "
-                         f"here pass run.dir={here}\n")
+        sys.stderr.write(f"warning: {path} says run.dir={run_dir}, so the run continues there, not in {here}; to "
+                         f"continue here, pass run.dir={here}\n")
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -244,7 +244,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     images = arguments.images if arguments.images is not None else _num_images(config)
     if not images and arguments.images is None:
         images = IMAGENET
-        sys.stderr.write(f"data.shards={config.data.shards}: not here to be counted, so ImageNet's {IMAGENET:,} images "
+        sys.stderr.write(f"data.shards={config.data.shards}: cannot be counted here, so ImageNet's {IMAGENET:,} images "
                          f"are assumed; pass --images N\n")
     request = Request(arguments.gpus, arguments.gpu, arguments.gpus_per_node, images, arguments.price)
     found = compare(config, request) if arguments.compare else plan(config, request)
@@ -255,7 +255,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _num_images(config: Any) -> int:
-    """Images of the shards that a recipe names; 0 if they are not here, or a subset of them is taken."""
+    """Images in a recipe's shards; 0 if these are not here, or only a subset of them is used."""
     from largescale.config import corpus_settings
     from shards.stores.locate import manifest_at
 

@@ -92,7 +92,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     run.open_logs(first_step)
     run.status.set("running", first_step, num_steps)
     _log.info(
-        "%s: %d samples, %d steps of %d images (%d an epoch, which leaves out %d), %d ranks, %s, from step %d",
+        "%s: %d samples, %d steps of %d images (%d per epoch, which leaves out %d), %d ranks, %s, from step %d",
         run.path, stream.order.num_samples, num_steps, config.train.global_batch, steps_per_epoch,
         stream.order.left_out, world_size(), config.parallel.strategy, first_step,
     )
@@ -152,7 +152,8 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                 run.save(engine, done, num_skipped, spikes.state, final=last or check.stop)
             if check.stop and not last:
                 run.end("stopped", done, num_steps)
-                raise StoppedInOrder(f"stopped by {stop_reason or 'a signal to another rank'} after step {step}, saved")
+                who = f"by {stop_reason}" if stop_reason else "at another rank's request"
+                raise StoppedInOrder(f"stopped after step {step} {who}; checkpoint saved")
             watchdog.beat(f"step {done}: waiting for data")
             waiting_since = time.perf_counter()
 
@@ -191,15 +192,15 @@ def describe(config: Config) -> tuple[dict[str, object], list[str]]:
         "samples": order.num_samples,
         "global batch": config.train.global_batch,
         "steps": stream.num_steps,
-        "steps an epoch": order.steps_per_epoch,
+        "steps per epoch": order.steps_per_epoch,
         "epochs": stream.num_steps / order.steps_per_epoch,
-        "samples left out of an epoch": order.left_out,
+        "samples left out per epoch": order.left_out,
         **facts(config, length),
         "corpora": "; ".join(
             f"{part['name']}, {part['samples']:,} samples, {part['share']:.1%} of a batch"
             for part in describe_corpora(stream.corpora, order.stream_counts)
         ),
-        "views of an image": " + ".join(f"{group.num} x {group.size} px" for group in config.data.crops),
+        "views per image": " + ".join(f"{group.num} x {group.size} px" for group in config.data.crops),
         "backbone parameters": sum(p.numel() for p in method.backbone.parameters()),
         "head parameters": sum(p.numel() for p in method.parameters())
         - sum(p.numel() for p in method.backbone.parameters()),

@@ -26,7 +26,7 @@ from shards.stores.locate import manifest_at
 from shards.stores.store import is_url
 
 USER_ERROR, DAMAGED = 2, 1
-"""Exit codes: the input has to be mended; `verify` found damage."""
+"""Exit codes: the input has to be fixed; `verify` found damage."""
 
 _SHOWN_PROBLEMS = 50
 
@@ -60,7 +60,7 @@ def _line(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{error.filename or 'files'}: {error.strerror}; raise the limit (`ulimit -n`), or use fewer --workers"
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return (f"{line_of(error)}; make room or mend permissions, then run the same command again: what is finished "
+        return (f"{line_of(error)}; make room or fix permissions, then run the same command again: what is finished "
                 f"stays")
     return str(error)
 
@@ -253,7 +253,7 @@ def _verify_folder(arguments: argparse.Namespace, folder: str) -> int:
     for problem in problems[:_SHOWN_PROBLEMS]:
         _say(str(problem))
     if problems and arguments.repair and is_url(folder):
-        raise InputError(f"{folder}: --repair mends local folders; here remove the manifest and the damaged "
+        raise InputError(f"{folder}: --repair fixes local folders; here remove the manifest and the damaged "
                          f"shards, and give the command of the conversion again, which writes what is missing")
     if problems and arguments.repair:
         for name in repair(manifest_at(folder), problems, arguments.source):

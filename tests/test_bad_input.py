@@ -143,7 +143,7 @@ def test_a_run_that_fails_on_the_way_says_so_in_its_status(tiny_overrides, copie
     message = last_line(capsys, *tiny_overrides(), f"data.shards={copied_shards}", "data.max_skipped_in_row=3")
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["state"], status["step"], status["steps"]) == ("failed", 0, 14)
-    assert "3 samples in a row cannot be read" in status["reason"] and status["reason"] in message
+    assert "3 consecutive samples cannot be read" in status["reason"] and status["reason"] in message
     assert main(["status", str(tmp_path / "run")]) == 85
     assert "failed, 0 of 14 steps" in capsys.readouterr().out
 
@@ -176,6 +176,6 @@ def test_evaluating_on_shards_that_do_not_fit(error_of, tiny_overrides, tmp_path
     fewer, unlabelled = tmp_path / "fewer", tmp_path / "unlabelled"
     shutil.copytree(sample_images / "test", tmp_path / "images", ignore=shutil.ignore_patterns("bag"))
     run_python("-m", "shards", "convert", tmp_path / "images", fewer, "--labels", "folder")
-    assert "bag is in one of them only" in error_of(*evaluate, f"data.eval_shards={fewer}")
+    assert "bag is only in one of them" in error_of(*evaluate, f"data.eval_shards={fewer}")
     run_python("-m", "shards", "convert", tmp_path / "images", unlabelled)
     assert "have no labels" in error_of(*evaluate, f"data.eval_shards={unlabelled}")

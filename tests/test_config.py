@@ -79,7 +79,7 @@ def test_epochs_of_a_file_count_against_steps_of_the_one_it_extends(tmp_path):
 
 
 def test_epochs_and_steps_in_one_command_are_refused():
-    with pytest.raises(InputError, match=r"train.epochs=1 train.steps=14: expected one of them"):
+    with pytest.raises(InputError, match=r"train.epochs=1 train.steps=14: expected only one, since"):
         load_config(ROOT / "tests/tiny.yaml", ["data.shards=x", "train.steps=14", "train.epochs=1"])
 
 
@@ -124,7 +124,7 @@ def test_every_recipe_is_valid(path):
     ("data.shards=[{path: a, weight: .inf}]", "expected finite numbers"),
     ("data.shards=[{path: a, weight: true}]", "expected a folder or URL, or a list"),
     ("data.shards=[{path: a, weight: 0}]", "expected a folder or URL, or a list"),
-    ("data.shards=[a, {path: ./a, weight: 3}]", "each folder once, or each time with a subset of its own"),
+    ("data.shards=[a, {path: ./a, weight: 3}]", "each folder once, or with a different subset each time"),
     ("data.shards=[{path: s3://a/, subset: x}, {path: s3://a, subset: x}]", "s3://a: expected each folder once"),
     ("data.cache_gb=.inf", "data.cache_gb=inf: expected finite numbers"),
     ("data.store_stall_s=.inf", "data.store_stall_s=inf: expected finite numbers"),
@@ -164,8 +164,8 @@ def test_print_shows_what_follows_from_a_configuration(tiny_overrides, capsys, t
     assert main(["pretrain", str(ROOT / "tests/tiny.yaml"), *tiny_overrides(OF_FSDP_AS_ELSEWHERE), "--print"]) == 0
     text, complaints = capsys.readouterr()
     assert complaints == ""
-    for fact in ("# samples: 200", "# global batch: 16", "# steps: 14", "# samples left out of an epoch: 8",
-                 "# views of an image: 2 x 28 px + 1 x 20 px + 1 x 16 px", "# feature width: 16",
+    for fact in ("# samples: 200", "# global batch: 16", "# steps: 14", "# samples left out per epoch: 8",
+                 "# views per image: 2 x 28 px + 1 x 20 px + 1 x 16 px", "# feature width: 16",
                  "# warm-up: 2 steps, from 0 to 0.5", "# prototypes train: from step 2 of 14"):
         assert fact in text
     assert not (tmp_path / "run").exists()

@@ -148,8 +148,8 @@ class Copier:
         self._failures += 1
         self._next_try = time.monotonic() + pause_s
         if dist.get_rank() == 0:
-            _log.warning("%s; the training goes on, with whole checkpoints of its own. The first save in %d s or more "
-                         "tries again, and copies what is missing", complaint, pause_s)
+            _log.warning("%s; training continues, and its own checkpoints are whole. The first save after %d s tries "
+                         "again and copies what is missing", complaint, pause_s)
 
 
 def _marks(checkpoint: Checkpoint) -> bytes:

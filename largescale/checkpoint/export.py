@@ -65,7 +65,7 @@ def export(run_dir: Path, out: Path, *, format_name: str = "torchvision", step: 
     if format_name not in FORMATS:
         raise InputError(f"--format={format_name}: this version exports {', '.join(FORMATS)}")
     if out.suffix != ".safetensors" or out.is_dir():
-        raise InputError(f"{out}: expected a file to write that ends in .safetensors, such as backbone.safetensors")
+        raise InputError(f"{out}: expected an output file ending in .safetensors, such as backbone.safetensors")
     checkpoint = _choose(run_dir, step)
     config = checkpoint.progress["config"]
     known = {item.name for item in fields(ModelConfig)}
@@ -135,8 +135,8 @@ def _read(checkpoint: Checkpoint, backbone: nn.Module) -> dict[str, Tensor]:
     except Exception as error:
         if checkpoint.path.exists():
             raise
-        raise InputError(f"{checkpoint.path}: was removed while it was read, since the run goes on; give the command "
-                         f"again, or raise checkpoint.keep") from error
+        raise InputError(f"{checkpoint.path}: was removed while being read, since the run is still going; run the "
+                         f"command again, or raise checkpoint.keep") from error
     found = {name.removeprefix(_BACKBONE): value for name, value in stored.items()}
     bad = [name for name, value in found.items() if not value.isfinite().all()]
     if bad:

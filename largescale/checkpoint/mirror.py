@@ -86,7 +86,7 @@ class Mirror:
     def _require_ours(self, name: str) -> None:
         with suppress(ValueError):  # a mark that cannot be read is for `fetch_newer` to refuse
             if other := self._other_run(json.loads(self._read(name, PROGRESS) or b"")):
-                raise OfAnotherRun(f"{name} there is of another run: {other}. Give every run a mirror of its own")
+                raise OfAnotherRun(f"{name} there belongs to another run: {other}. Use another mirror for each run")
 
     def holds(self, checkpoint: Checkpoint) -> bool:
         """Whether the copy of a checkpoint, which has to be whole, is one of what stands here."""
@@ -189,5 +189,5 @@ def _files(mark: bytes, where: str) -> dict[str, int]:
         raise InputError(f"{where}: {PROGRESS} cannot be read; remove that copy") from error
     for name in sizes:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise InputError(f"{where}: {PROGRESS} lists {name!r}, which is no file of a checkpoint; remove that copy")
+            raise InputError(f"{where}: {PROGRESS} lists {name!r}, which is not a checkpoint file; remove that copy")
     return sizes

@@ -49,14 +49,14 @@ def agree_on_latest(folder: Path, device: torch.device) -> Checkpoint | None:
             damage = other or checkpoint.damage(rank(), world_size())
         if damage:
             complaint = f"{path}: {damage}"
-            _log.warning("damaged checkpoint, going back to the one before. %s", complaint, extra={"all_ranks": True})
+            _log.warning("damaged checkpoint, falling back to the one before. %s", complaint, extra={"all_ranks": True})
         damaged = torch.tensor(float(bool(damage)), device=device)
         dist.all_reduce(damaged)
         if not damaged:
             return checkpoint
     if steps[0]:
         raise InputError(
-            f"{complaint or folder}: no whole checkpoint is left; bring one back, or remove {folder} to begin anew"
+            f"{complaint or folder}: no whole checkpoint is left; restore one, or remove {folder} to start over"
         )
     return None
 
@@ -70,7 +70,7 @@ def shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     try:
         stored = HuggingFaceStorageReader(str(checkpoint.path)).read_metadata().state_dict_metadata
     except SafetensorError as error:
-        raise InputError(f"{checkpoint.path}: a file there is no safetensors ({error}); remove it") from error
+        raise InputError(f"{checkpoint.path}: a file there is not safetensors ({error}); remove it") from error
     return {name: tuple(meta.size) for name, meta in stored.items() if isinstance(meta, TensorStorageMetadata)}
 
 

@@ -1,4 +1,4 @@
-"""What a configuration must fulfil beyond its types: declared ranges, and keys that must fit each other."""
+"""Checks beyond types: declared ranges, and keys that must fit each other."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def validate(config: Config) -> None:
             "above 0, or train.steps above 0")
     limit, margin = config.run.time_limit_s, config.run.stop_before_s
     require(limit == 0 or limit > margin, "run.time_limit_s", f"{limit:g}",
-            f"more than run.stop_before_s={margin:g}, at which the run saves and stops, or 0 for no limit")
+            f"more than run.stop_before_s={margin:g}, the time it saves and stops before that, or 0 for no limit")
     require(config.evaluate.size <= config.evaluate.resize, "evaluate.size", config.evaluate.size,
-            f"at most evaluate.resize={config.evaluate.resize}, the shorter side that it is cut from")
+            f"at most evaluate.resize={config.evaluate.resize}, the shorter side it is cut from")
 
 
 def without_effect(config: Config) -> list[str]:
     """A line for each setting that was changed although nothing in this configuration uses it."""
     return [
         *(
-            f"{key}={value} has no effect: it is used with {used_if} only" if "=" in used_if
+            f"{key}={value} has no effect: it is only used with {used_if}" if "=" in used_if
             else f"{key}={value} has no effect without {used_if}"
             for key, item, value in settings_of(config)
             if (used_if := declared(item).used_if) and value != default_of(item) and not holds(config, used_if)

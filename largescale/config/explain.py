@@ -1,4 +1,4 @@
-"""What `largescale config` says of a key, of a group of keys, and of a recipe."""
+"""What `largescale config` says about a key, a group of keys, and a recipe."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def overview() -> str:
 
 
 def of_recipe(config: Config) -> str:
-    """What a configuration sets to other values than the defaults."""
+    """The values of a configuration that differ from the defaults."""
     lines = [_setting_line(key, config) for key in _keys_under(config)
              if "[" not in key.name and _value(key, config) != key.default]
-    return "\n".join(["What is not at its default:", "", *(f"  {line}" for line in lines)])
+    return "\n".join(["Values that differ from the defaults:", "", *(f"  {line}" for line in lines)])
 
 
 def explain(what: str, config: Config | None = None) -> str:
-    """A key, or all keys of a group; with a configuration also what its values are there.
+    """A key, or all keys of a group; with a configuration, also their values there.
 
     Raises:
         InputError: there is no such key or group.
@@ -52,7 +52,7 @@ def explain(what: str, config: Config | None = None) -> str:
 
 
 def _keys_under(config: Config | None) -> list[Key]:
-    """All keys, or those that a configuration has."""
+    """All keys, or those of a configuration."""
     return [key for key in every_key() if config is None or key.method in ("", config.method.name)]
 
 
@@ -73,10 +73,10 @@ def _unknown(what: str, config: Config | None) -> str:
 
 
 def _block(key: Key, config: Config | None) -> str:
-    """All about a key."""
+    """Everything about a key."""
     facts = {"default": key.default, "values": key.values, "used": key.used,
-             "resume": "a run may go on with another value" if key.setting.free
-             else "fixed: a run goes on with the value that it began with"}
+             "resume": "may change: a run can continue with another value" if key.setting.free
+             else "fixed: a run continues with the value it started with"}
     if config is not None:
         without = "" if _has_effect(key, config) else ", without effect here"
         facts = {"value": _value(key, config) + without, **facts}
@@ -91,7 +91,7 @@ def _title(key: Key) -> str:
 
 
 def _listing(keys: Iterable[Key], config: Config | None) -> list[str]:
-    """Two lines for each key: its value, and what it means."""
+    """Two lines per key: its value, and what it means."""
     lines, method = [], ""
     for key in keys:
         if key.method != method:
@@ -108,7 +108,7 @@ def _setting_line(key: Key, config: Config | None) -> str:
 
 
 def _value(key: Key, config: Config) -> str:
-    """Its value in a configuration, of each element of a list."""
+    """The value of a key in a configuration; those of all elements if it is in a list."""
     return ", ".join(written(value) for name, _, value in settings_of(config)
                      if re.sub(r"\[\d+\]", "[0]", name) == key.name)
 
@@ -118,6 +118,6 @@ def _has_effect(key: Key, config: Config) -> bool:
 
 
 def _wrapped(text: str, *, first: str) -> list[str]:
-    """Lines of a text, those after the first below its beginning."""
+    """Lines of a text; those after the first are indented to its start."""
     return textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent=" " * len(first),
                          break_long_words=False, break_on_hyphens=False)

@@ -1,10 +1,10 @@
 """From YAML files that `extends:` each other and `key=value` overrides to a checked configuration.
 
-A configuration is built in this order, later wins: schema defaults, the files named by `extends:` (outermost
-first), the file itself, the overrides of the command line, of which the last one of a key wins. Which settings there
-are under `method` is decided first, by the last of these that says `method.name`. `train.epochs` and
-`train.steps` are one choice: where a later layer sets `train.epochs` alone, `train.steps` of those before no longer
-counts. An unknown key, a wrong type or a value out of range is an `InputError` that names the key and what to write
+A configuration is built in this order, later ones win: schema defaults, the files named by `extends:` (outermost
+first), the file itself, the overrides on the command line (the last one of a key wins). Which settings there are
+under `method` is decided first, by the last of these that sets `method.name`. `train.epochs` and
+`train.steps` are one choice: if a later layer sets `train.epochs` alone, `train.steps` of earlier layers no longer
+counts. An unknown key, a wrong type or an out-of-range value is an `InputError` that names the key and what to write
 instead.
 """
 
@@ -34,7 +34,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, default
     Args:
         path: the recipe: a file, or the name of one that comes with the package, such as `swav/resnet50_800ep`.
         overrides: of its values; `data.crops.0.size=24` replaces one of an element of a list.
-        default_shards: `data.shards` where neither sets it, for commands that do not read them.
+        default_shards: `data.shards` if neither sets it, for commands that do not read shards.
 
     Raises:
         InputError: naming the file or key, what it got and what it expects.
@@ -46,8 +46,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, default
         _let_epochs_count(values, merged.apply(content, f"{origin}: "))
     keys = {key for one in given for key in merged.override(one)}
     if {"train.epochs", "train.steps"} <= keys and values.train.steps != 0:
-        raise InputError(f"train.epochs={values.train.epochs:g} train.steps={values.train.steps}: expected one of "
-                         f"them, the run is as long as one says; leave out the other")
+        raise InputError(f"train.epochs={values.train.epochs:g} train.steps={values.train.steps}: expected only "
+                         f"one, since both set the length of the run; leave the other out")
     _let_epochs_count(values, keys)
     if default_shards and OmegaConf.is_missing(values.data, "shards"):
         values.data.shards = default_shards
@@ -94,7 +94,7 @@ def _checked(merged: Merged, path: str) -> Config:
 
 
 def _expand_home(config: Config) -> None:
-    """`~` in paths is the user's home folder: no shell replaces it in files, nor behind `key=`."""
+    """Replace `~` in paths by the home folder: the shell does so neither in files nor after `key=`."""
     for owner, name in ((config.run, "dir"), (config.data, "shards"), (config.data, "subset"), (config.data, "cache"),
                         (config.data, "eval_shards"), (config.evaluate, "train_shards"), (config, "init_from"),
                         (config.checkpoint, "mirror")):
@@ -110,7 +110,7 @@ def _at_home(value: Any) -> Any:
 
 
 def _method_name(layers: list[dict[str, Any]]) -> str:
-    """The last `method.name` of some layers, or the default."""
+    """The last `method.name` in the layers, or the default."""
     groups = [layer["method"] for layer in layers if isinstance(layer.get("method"), dict)]
     names = [group["name"] for group in groups if "name" in group]
     return str(names[-1]) if names else MethodConfig.name
@@ -119,7 +119,7 @@ def _method_name(layers: list[dict[str, Any]]) -> str:
 def _layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
     """The file and everything it extends, outermost base first."""
     if path.resolve() in seen:
-        raise InputError(f"{path}: extends itself; remove the circle of `extends:`")
+        raise InputError(f"{path}: extends itself; break the cycle of `extends:`")
     try:
         content = parse(path.read_text(encoding="utf-8")) or {}
     except (NotReadable, UnicodeDecodeError) as error:
@@ -143,6 +143,6 @@ def _extended(path: Path, base: str) -> Path:
 
 
 def _let_epochs_count(values: DictConfig, given: set[str]) -> None:
-    """Where a layer says how long in epochs, no number of steps from earlier layers may overrule it."""
+    """If a layer sets the length in epochs, a number of steps from earlier layers must not override it."""
     if "train.epochs" in given and "train.steps" not in given:
         values.train.steps = 0

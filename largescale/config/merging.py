@@ -20,18 +20,18 @@ from largescale.config.yaml_file import NotReadable, parse
 from shards.ground.errors import InputError
 
 REFUSALS = (OmegaConfBaseException, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError)
-"""What OmegaConf raises of values that it cannot take."""
+"""What OmegaConf raises for values it cannot take."""
 
 
 class Override:
-    """A `key=value` of the command line, read.
+    """A `key=value` from the command line, parsed.
 
     Attributes:
         key: dotted, elements of lists by number: `data.crops.0.size`.
-        text, value: as it was typed, and what YAML makes of it.
+        text, value: as typed, and as parsed by YAML.
 
     Raises:
-        InputError: it has no key, or is no YAML.
+        InputError: it has no key, or is not YAML.
     """
 
     def __init__(self, item: str) -> None:
@@ -45,7 +45,7 @@ class Override:
             raise InputError(f"override {item!r}: not readable as YAML ({error})") from error
 
     def nested(self) -> dict[str, Any]:
-        """As a layer of a file would have it."""
+        """The override as a layer of its own, nested like a file."""
         content = self.value
         for part in reversed(self.key.split(".")):
             content = {part: content}
@@ -53,7 +53,7 @@ class Override:
 
 
 class Merged:
-    """A configuration that layers are put on, the last one on top.
+    """A configuration built up layer by layer.
 
     Args:
         schema: of the configuration.
@@ -68,7 +68,7 @@ class Merged:
         self._moved = types_of(schema)["method"].moved
 
     def apply(self, content: dict[str, Any], origin: str) -> set[str]:
-        """Set all keys of a layer; returns them.
+        """Set all keys of a layer; returns their names.
 
         Raises:
             InputError: naming `origin`, the key, what it got and what it expects.
@@ -76,7 +76,7 @@ class Merged:
         return self._set_all(self._leaves(self._with_present_names(content, origin), self.schema, origin, ""), origin)
 
     def override(self, given: Override) -> set[str]:
-        """Apply one; returns the keys that it sets.
+        """Apply an override; returns the keys it sets.
 
         Raises:
             InputError: naming the key, what it got and what it expects.
@@ -95,10 +95,10 @@ class Merged:
         return {key}
 
     def misfit_of_resolved(self) -> str:
-        """Of a `${...}` that stands for a value of another type: OmegaConf does not name its key where that is a list.
+        """Find a `${...}` that resolves to the wrong type: OmegaConf does not name its key if that is a list.
 
         Returns:
-            What was expected, with the key; empty where all fit.
+            The key and what was expected; empty if all fit.
         """
         content = OmegaConf.to_container(self.values)
         leaves = list(self._leaves(content, self.schema, "", ""))
@@ -124,7 +124,7 @@ class Merged:
         return key
 
     def _with_present_names(self, content: dict[str, Any], origin: str) -> dict[str, Any]:
-        """A layer with the present names of keys that had others in earlier versions."""
+        """A layer with renamed keys under their present names."""
         for old, new in self._moved.items():
             (group, key), (new_group, new_key) = old.split("."), new.split(".")
             if not isinstance(content.get(group), dict) or key not in content[group]:
@@ -137,7 +137,7 @@ class Merged:
         return content
 
     def _hint(self, key: str) -> Any:
-        """The type of a key, which may lead through elements of lists.
+        """The type of a key, whose path may lead through elements of lists.
 
         Raises:
             InputError: there is no such key or element.
@@ -166,7 +166,7 @@ class Merged:
     def _leaves(
         self, content: dict[str, Any], schema: type, origin: str, prefix: str
     ) -> Iterator[tuple[str, Any, Any]]:
-        """Walk a layer beside a schema: key, value and type; stop at the first key that the schema does not have."""
+        """Walk a layer along a schema: key, value and type; stop at the first key that is not in the schema."""
         hints = types_of(schema)
         for name, value in content.items():
             key = f"{prefix}{name}"
@@ -180,7 +180,7 @@ class Merged:
                 raise InputError(f"{origin}{key} is a group of keys, not a value; set {key}.KEY")
 
     def _set(self, node: DictConfig, name: str, key: str, value: Any, hint: Any, origin: str) -> None:
-        """Set what `node` calls `name` and the whole configuration `key`."""
+        """Set entry `name` of `node`, which is `key` in the whole configuration."""
         expected = misfit_of_type(value, hint)
         try:
             if not expected and (group := element_group(hint)):
@@ -195,12 +195,12 @@ class Merged:
         except REFUSALS as error:
             expected = form(hint)
             if isinstance(value, str) and "${" in value:
-                expected = f"no ${{...}} that cannot be resolved ({str(error).splitlines()[0]})"
+                expected = f"a ${{...}} that can be resolved ({str(error).splitlines()[0]})"
         if expected:
             raise InputError(f"{origin}{key}={value}: expected {expected}")
 
     def _element(self, content: dict[str, Any], schema: type, prefix: str, origin: str) -> DictConfig:
-        """An element of a list of groups; what it does not set has its default."""
+        """An element of a list of groups, with defaults for what it does not set."""
         element = OmegaConf.structured(schema)
         for key, value, hint in self._leaves(content, schema, origin, prefix):
             self._set(element, key.removeprefix(prefix), key, value, hint, origin)
@@ -209,5 +209,5 @@ class Merged:
 
 @cache
 def _defaults(schema: type[Config]) -> DictConfig:
-    """The schema; making it takes longer than all the rest of loading, copying it does not."""
+    """The schema, cached: making it takes longer than all the rest of loading; copying it does not."""
     return OmegaConf.structured(schema)

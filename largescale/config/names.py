@@ -1,4 +1,4 @@
-"""All keys there are, and the one that somebody meant."""
+"""All keys, and the one that was probably meant."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from largescale.config.values import enumerated
 
 
 def unknown_key(key: str, schema: type[Config]) -> str:
-    """What is wrong with a key that a schema does not have: which methods have it, or which one may have been meant."""
+    """What is wrong with a key that is not in a schema: which methods have it, or which key may have been meant."""
     group, _, name = re.sub(r"[.\[]\d.*", "", key).partition(".")
     if group == "method" and (owners := methods_with(name)):
         have = "have" if owners[1:] else "has"
@@ -28,10 +28,10 @@ def unknown_key(key: str, schema: type[Config]) -> str:
 
 
 def likeliest(key: str, known: Sequence[str]) -> list[str]:
-    """The key that was meant; two where they are equally likely, none where nothing is near."""
+    """The key that was probably meant; two if they are equally likely, none if nothing is close."""
     key = re.sub(r"[.\[]\d+\]?", "[0]", key)
     group, _, tail = key.rpartition(".")
-    # A part of a name in the group that was named (train.batch), or the name in another group (data.seed).
+    # Part of a name in the given group (train.batch), or the same name in another group (data.seed).
     begun = [name for name in known if name.startswith(f"{group}.") and tail in name.rpartition(".")[2].split("_")]
     elsewhere = [name for name in known if name.rpartition(".")[2] == tail]
     return [*begun[:1], *elsewhere[:1]] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -39,12 +39,12 @@ def likeliest(key: str, known: Sequence[str]) -> list[str]:
 
 @cache
 def all_keys(schema: type[Config]) -> list[str]:
-    """Every key by its dotted name, in the order of the schema; those of a list's elements as LIST[0].KEY."""
+    """The dotted names of all keys, in schema order; those of a list's elements as LIST[0].KEY."""
     return [key for key, _, _ in declarations(schema)]
 
 
 def declarations(schema: type, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
-    """Every key of a schema with its field and its type, in the order and with the names of `all_keys`."""
+    """Every key of a schema with its field and type, named and ordered as in `all_keys`."""
     hints = types_of(schema)
     for item in fields(schema):
         key, hint = f"{prefix}{item.name}", hints[item.name]

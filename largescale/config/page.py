@@ -8,17 +8,17 @@ from largescale.config.reference import Key, every_key, groups
 
 _TOP = """# Configuration
 
-Every key, made from where it is declared by `largescale config --markdown > docs/configuration.md`. In a terminal
-`largescale config KEY` explains one, `largescale config GROUP` lists a group, and `largescale config KEY RECIPE` says
-what a recipe makes of it.
+Every key, generated from the declarations by `largescale config --markdown > docs/configuration.md`. In a terminal,
+`largescale config KEY` explains a key, `largescale config GROUP` lists a group, and `largescale config KEY RECIPE`
+shows its value in a recipe.
 
-A key of a recipe is written as in `optim: {lr: 0.6}`, on the command line as `optim.lr=0.6`; an element of a list by
-its number, `data.crops.0.size=96`. A key that *may change* can have another value when a run goes on; the others are
-fixed, since another value would make it another run.
+In a recipe, write `optim: {lr: 0.6}`; on the command line, `optim.lr=0.6`. Elements of lists go by number:
+`data.crops.0.size=96`. A key that *may change* can have another value when a run is resumed; the others are fixed,
+since another value would make it another run.
 """
 
 _MOST_NAMES = 12
-"""Longer lists of names are left to the command: they depend on the version of a library, too."""
+"""Longer lists of names are left to the command, since they also depend on the version of a library."""
 
 
 def markdown() -> str:
@@ -42,7 +42,7 @@ def _table(keys: Iterable[Key]) -> str:
 def _values(key: Key) -> str:
     if len(key.setting.names()) > _MOST_NAMES:
         return f"a name that `largescale config {key.name}` lists"
-    return _cell(key.values) or "see its meaning"
+    return _cell(key.values) or "see meaning"
 
 
 def _cell(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Every key there is, under every method, with what its declaration says in words."""
+"""Every key, under every method, with its declaration in words."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from largescale.config.values import enumerated, written
 
 @dataclass(frozen=True)
 class Key:
-    """A key, and the method that it belongs to.
+    """A key, and the method it belongs to.
 
     Attributes:
-        name: dotted; of an element of a list it has `[0]`.
-        item, hint: its field and its type.
-        method: the method whose key it is; empty where every run has it.
+        name: dotted; with `[0]` for an element of a list.
+        item, hint: its field and type.
+        method: the only method that has it; empty if all have it.
     """
 
     name: str
@@ -32,12 +32,12 @@ class Key:
 
     @property
     def setting(self) -> Setting:
-        """What it was declared with."""
+        """Its declaration."""
         return declared(self.item)
 
     @property
     def group(self) -> str:
-        """The group that it stands in; empty at the top."""
+        """Its group; empty at the top level."""
         return self.name.partition("[")[0].rpartition(".")[0]
 
     @property
@@ -48,7 +48,7 @@ class Key:
 
     @property
     def values(self) -> str:
-        """The values that it takes; empty where its help says it better."""
+        """The values it takes; empty where its help says it better."""
         setting = self.setting
         if names := setting.names():
             return f"one of {', '.join(names)}"
@@ -60,7 +60,7 @@ class Key:
 
     @property
     def used(self) -> str:
-        """What else must be set for it to have an effect; empty where it always has one."""
+        """What else must be set for it to have an effect; empty if nothing."""
         key, _, names = self.setting.used_if.partition("=")
         if names:
             return f"only with {key}={enumerated(names.split('|'), 'or')}"
@@ -70,12 +70,12 @@ class Key:
 
     @property
     def meaning(self) -> str:
-        """Its help, and what else it needs."""
+        """Its help, and what else must be set."""
         return f"{self.setting.help} Used {self.used}." if self.used else self.setting.help
 
     @property
     def on_resume(self) -> str:
-        """Whether a run may go on with another value."""
+        """Whether a resumed run may have another value."""
         return "may change" if self.setting.free else "fixed"
 
 
@@ -110,13 +110,13 @@ def groups() -> dict[str, str]:
 
 @cache
 def earlier_names() -> dict[str, str]:
-    """Keys that had another name in earlier versions, by that name."""
+    """Renamed keys by their old names."""
     return {old: new for method in method_names()
             for old, new in types_of(schema_for(method))["method"].moved.items()}
 
 
 def _limits(setting: Setting) -> str:
-    """Bounds in words."""
+    """The bounds, in words."""
     if setting.at_least is not None and setting.at_most is not None:
         return f"from {_number(setting.at_least)} to {_number(setting.at_most)}"
     bounds = {"at least": setting.at_least, "above": setting.above, "at most": setting.at_most, "below": setting.below}
@@ -124,7 +124,7 @@ def _limits(setting: Setting) -> str:
 
 
 def _number(value: float) -> str:
-    """Large powers of two by their exponent: 2^31 says more than 2147483648."""
+    """Write large powers of two by their exponent: 2^31 says more than 2147483648."""
     whole = int(value)
     if whole == value and whole >= 2**16 and whole & (whole - 1) == 0:
         return f"2^{whole.bit_length() - 1}"

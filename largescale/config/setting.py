@@ -1,4 +1,4 @@
-"""How a setting is declared: default, help and legal range in one place, from which checks and docs are derived."""
+"""How a setting is declared: default, help and legal range in one place; checks and docs follow from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 _LARGEST_INT = 2**63 - 1
-"""What a file of arrays or tensors can hold; larger whole numbers are mistakes."""
+"""The most that files of arrays or tensors can hold; larger whole numbers are mistakes."""
 
 
 LONGEST_WAIT_S = 1e6
@@ -22,23 +22,23 @@ LONGEST_RUN_S = 1e9
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What holds for a setting. Bounds are those of each element where the value is a list.
+    """The declaration of a setting. If the value is a list, bounds apply to each element.
 
     Attributes:
         help: what it means, for people.
         at_least, above, at_most, below: bounds of a number.
-        one_of: the texts it may be.
-        table: `module:NAME` of a table (or of a function that lists names) whose names it may be.
-        length: number of elements of a list; 0 is any number from `min_length` up.
-        ascending: elements of a list must not fall.
-        whole: numbers must be whole, where the type does not say so.
+        one_of: the strings allowed.
+        table: `module:NAME` of a table (or of a function that lists names) whose names are allowed.
+        length: number of elements of a list; 0 allows any number from `min_length` up.
+        ascending: elements of a list must not decrease.
+        whole: numbers must be whole, for types that do not imply it.
         owners: the names in a table (of optimizers, strategies, protocols) that have it; `config.slots` fills it in.
         refused_elsewhere: whether another value than the default is an error where `used_if` does not hold; else it is
             named as without effect.
         used_if: another key that must be set (not 0, false or empty) for this one to have an effect, or
-            `key=VALUE|VALUE` with the values it must have.
-        free: whether a run may be continued with another value: it does not change what is computed.
-        expected: what to say of a value that does not fit; made from the rest where empty.
+            `key=VALUE|VALUE` with the values it needs.
+        free: whether a resumed run may have another value, since it does not change what is computed.
+        expected: what to say about a value that does not fit; if empty, made from the rest.
     """
 
     help: str = ""
@@ -59,14 +59,14 @@ class Setting:
     expected: str = ""
 
     def names(self) -> tuple[str, ...]:
-        """The names it may have, those of its table included; empty where any text will do."""
+        """The names allowed, including those of its table; empty if any text will do."""
         if not self.table:
             return self.one_of
         table = table_at(self.table)
         return tuple(table() if callable(table) else table)
 
     def misfit(self, value: Any) -> str:
-        """What was expected instead of a value; empty where the value fits."""
+        """What was expected instead of a value; empty if it fits."""
         if not _finite(value):
             return "finite numbers"
         expected = self._misfit_of_list(value) if isinstance(value, list) else self._misfit_of_one(value)
@@ -81,7 +81,7 @@ class Setting:
         if expected:
             return f"values, each {expected}"
         falls = self.ascending and any(later < earlier for earlier, later in pairwise(values))
-        return "values that do not fall" if falls else ""
+        return "values that do not decrease" if falls else ""
 
     def _misfit_of_one(self, value: Any) -> str:
         if isinstance(value, str):
@@ -116,25 +116,25 @@ class Setting:
 
 
 def a_name(given: str, names: Iterable[str]) -> str:
-    """What was expected instead of a name that is not in a table, with the nearest that is."""
+    """What was expected instead of a name that is not in a table, with the closest one that is."""
     names = list(names)
     return f"one of {', '.join(names)}{did_you_mean(given, names)}"
 
 
 def did_you_mean(given: str, names: Sequence[str]) -> str:
-    """A question that ends a message; empty where no name is near."""
+    """A question to end a message with; empty if no name is close."""
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def table_at(place: str) -> Any:
-    """The table that `module:NAME` names: tables hold what reads this configuration, so it knows them by name alone."""
+    """The table that `module:NAME` names; by name, since what is in tables imports the configuration."""
     module, name = place.split(":")
     return getattr(importlib.import_module(module), name)
 
 
 def _finite(value: Any) -> bool:
-    """No number may be infinite: where one switches something off, it is 0, and its help says so."""
+    """No number may be infinite: what switches something off is 0, and the help says so."""
     if isinstance(value, list | dict):
         return all(map(_finite, value.values() if isinstance(value, dict) else value))
     return not isinstance(value, float) or math.isfinite(value)
@@ -149,5 +149,5 @@ def setting(default: Any, help: str, **declared: Any) -> Any:
 
 
 def declared(item: Field[Any]) -> Setting:
-    """What a field was declared with."""
+    """The declaration of a field."""
     return item.metadata.get("setting", Setting())

@@ -23,7 +23,7 @@ _SHARED = {"optim": OptimConfig, "parallel": ParallelConfig, "evaluate": Evaluat
 
 @cache
 def schema_for(method: str) -> type[Config]:
-    """The schema of runs of a method.
+    """The schema for runs of a method.
 
     Raises:
         InputError: there is no such method.
@@ -89,7 +89,7 @@ def method_names() -> list[str]:
 
 
 def method_in(schema: type[Config]) -> str:
-    """The method whose runs a schema is of."""
+    """The method that a schema is for."""
     return schema.__name__.removeprefix(_PREFIX)
 
 

@@ -1,4 +1,4 @@
-"""Which values fit the type of a setting, and how that type is called in a message."""
+"""Which values fit the type of a setting, and what messages call that type."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def types_of(schema: type) -> dict[str, Any]:
 
 
 def element_group(hint: Any) -> Any:
-    """The dataclass that the elements of a list are; None for other types."""
+    """The dataclass of a list's elements; None for other types."""
     inner = get_args(hint)
     return inner[0] if get_origin(hint) is list and is_dataclass(inner[0]) else None
 
@@ -34,9 +34,9 @@ def form(hint: Any) -> str:
 
 
 def misfit_of_type(value: Any, hint: Any) -> str:
-    """What was expected instead of a value; empty where its type will do, or where OmegaConf will find out.
+    """What was expected instead of a value; empty if its type will do, or if OmegaConf will find out.
 
-    Interpolations and texts that hold a number are left to OmegaConf, which converts them.
+    Interpolations and strings that hold a number are left to OmegaConf, which converts them.
     """
     if hint is Any or (isinstance(value, str) and "${" in value):
         return "a value, not null" if value is None else ""

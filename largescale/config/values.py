@@ -1,4 +1,4 @@
-"""What is read off a configuration: its values by key, its YAML, and settings that take more than one form."""
+"""Views of a configuration: its values by key, its YAML, and settings that take more than one form."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def corpus_settings(data: DataConfig) -> list[tuple[str, float, str]]:
         require(data.shards != "", "data.shards", data.shards, expected)
         return [(data.shards, 1.0, data.subset)]
     require(isinstance(data.shards, list) and len(data.shards) > 0, "data.shards", data.shards, expected)
-    require(not data.subset, "data.subset", data.subset, "nothing where data.shards is a list; set it in the list")
+    require(not data.subset, "data.subset", data.subset, "nothing when data.shards is a list; set it in the list")
     settings: list[tuple[str, float, str]] = []
     for item in data.shards:
         row = {"path": item} if isinstance(item, str) else item
@@ -75,24 +75,24 @@ def _is_corpus(row: dict[object, object]) -> bool:
 
 
 def _reject_twice(settings: list[tuple[str, float, str]]) -> None:
-    """A folder may come twice with subsets of its own; else its samples would be used twice in an epoch."""
+    """A folder may be listed twice only with different subsets; else an epoch would use its samples twice."""
     by_place: dict[str, list[str]] = {}
     for location, _, subset in settings:
         place = location.rstrip("/") if "://" in location else str(Path(location).resolve())
         by_place.setdefault(place, []).append(subset)
     for place, subsets in by_place.items():
         alone = len(subsets) == 1 or ("" not in subsets and len(set(subsets)) == len(subsets))
-        require(alone, "data.shards", place, "each folder once, or each time with a subset of its own; to use it more "
-                                             "than others raise its weight")
+        require(alone, "data.shards", place, "each folder once, or with a different subset each time; to use it "
+                                             "more than others, raise its weight")
 
 
 def corpus_names(data: DataConfig) -> str:
-    """What is trained on, in a word or a few."""
+    """The names of the shard folders trained on."""
     return " + ".join(Path(location).name for location, _, _ in corpus_settings(data))
 
 
 def require(holds: bool, key: str, got: object, expected: str) -> None:
-    """An `InputError` that names the key, what it got and what it expects, unless it holds."""
+    """Raise an `InputError` that names the key, what it got and what it expects, unless `holds`."""
     if not holds:
         raise InputError(f"{key}={got}: expected {expected}")
 

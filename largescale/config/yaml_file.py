@@ -1,7 +1,7 @@
-"""YAML that is read strictly: a key that stands twice in a mapping is an error, and so is anything but plain values.
+"""Strict YAML: a key that appears twice in a mapping is an error, and so is anything but plain values.
 
-YAML itself forbids keys that stand twice, but PyYAML lets the last one win, so that the first of two groups of the
-same name would be lost without a word.
+YAML itself forbids duplicate keys, but PyYAML lets the last one win, so the first of two groups of the
+same name would be lost silently.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import yaml
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null", "merge")}
 
 _FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
-"""Numbers with an exponent that YAML 1.1 takes for text: 1e-3 has no point, 1.0e5 no sign behind the e."""
+"""Numbers with an exponent that YAML 1.1 takes for text: 1e-3 has no point, 1.0e5 no sign after the e."""
 
 
 _MOST_VALUES = 100_000
@@ -34,14 +34,14 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 
 
 class NotReadable(ValueError):
-    """The text is not YAML that is accepted here; its message is one line."""
+    """The text is not YAML, or not accepted here; the message is one line."""
 
 
 def parse(text: str) -> Any:
-    """The values that a YAML text holds: dicts, lists, texts, numbers, booleans and None.
+    """The values in a YAML text: dicts, lists, strings, numbers, booleans and None.
 
     Raises:
-        NotReadable: no YAML, a key twice in a mapping, a mapping or list that contains itself, or other types.
+        NotReadable: not YAML, a duplicate key, a mapping or list that contains itself, or other types.
     """
     try:
         loader = _Loader(text)
@@ -62,9 +62,9 @@ def parse(text: str) -> Any:
 
 
 def _check(node: yaml.Node, within: tuple[int, ...], sizes: dict[int, int]) -> int:
-    """Walk all nodes, those that an alias repeats only once; the number of values that they unfold to."""
+    """Walk all nodes, aliased ones only once; returns the number of values they expand to."""
     if id(node) in within:
-        raise NotReadable(f"line {_line(node)}: contains itself through an alias")
+        raise NotReadable(f"line {_line(node)}: an alias makes it contain itself")
     if id(node) in sizes:
         return sizes[id(node)]
     if node.tag not in _PLAIN_TAGS:
@@ -74,7 +74,7 @@ def _check(node: yaml.Node, within: tuple[int, ...], sizes: dict[int, int]) -> i
         _reject_twice(node)
     size = 1 + sum(_check(child, (*within, id(node)), sizes) for child in _children(node))
     if size > _MOST_VALUES:
-        raise NotReadable(f"line {_line(node)}: unfolds to more than {_MOST_VALUES} values through its aliases")
+        raise NotReadable(f"line {_line(node)}: aliases expand to more than {_MOST_VALUES} values")
     sizes[id(node)] = size
     return size
 
@@ -86,14 +86,14 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _reject_twice(node: yaml.MappingNode) -> None:
-    """Two `<<` are keys twice as well; a key beside one that `<<` brings is not, and wins over it."""
+    """Two `<<` count as duplicates too; a key that `<<` also brings does not, and wins over it."""
     lines: dict[str, int] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
             raise NotReadable(f"line {_line(key)}: a list or mapping cannot be a key")
         if key.value in lines:
             raise NotReadable(
-                f"{key.value} stands twice, in lines {lines[key.value]} and {_line(key)}; keep one of them")
+                f"{key.value} appears twice, in lines {lines[key.value]} and {_line(key)}; keep one of them")
         lines[key.value] = _line(key)
 
 

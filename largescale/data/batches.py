@@ -27,7 +27,7 @@ from largescale.data.reader import SampleError, ShardReader
 from shards.ground.errors import InputError
 from shards.images.orientation import UPRIGHT
 
-_TOO_LARGE = "more than data.max_pixels"  # the reason that settings mend, not files
+_TOO_LARGE = "more than data.max_pixels"  # the reason that settings fix, not files
 
 _BOX_PURPOSE, _AUGMENT_PURPOSE = 1, 2  # keep the random numbers of the two uses apart
 
@@ -126,9 +126,10 @@ class Unreadable:
         example = next(one for one in tried if kind in self.reasons[one])
         remedy = ("raise it" if kind == _TOO_LARGE else
                   f"{self._reader.remedy(example)}, or raise data.max_skipped_in_row")
-        share = "" if num == len(tried) else f", as {num} of them"
+        failed = "" if num == len(tried) else f"; {num} of them failed with"
         shard = self._reader.describe(example)["shard"]
-        return f"{shard}: {len(tried)} samples in a row cannot be read ({self.reasons[example]}{share}); {remedy}"
+        return (f"{shard}: {len(tried)} consecutive samples cannot be read{failed}: "
+                f"{self.reasons[example]}; {remedy}")
 
 
 class BatchMaker:

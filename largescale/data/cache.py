@@ -129,7 +129,7 @@ class ShardCache:
             self.counters.add("hits" if self.has(shard) else "misses")
         if self.has(shard):
             return True
-        status(f"waiting for another process, which fetches {self.store.url}/{tar.name}")
+        status(f"waiting for another process to fetch {self.store.url}/{tar.name}")
         try:
             with locked(tar.with_name(f".{tar.stem}.lock")):
                 status(f"asking {self.store.url} for {tar.name}")
@@ -218,7 +218,7 @@ class ShardCache:
         entry, name = self.manifest.shards[shard], self.manifest.index_path(shard).name
         content = store.read(name)
         if entry.index_checksum and f"xxh3-128:{xxhash.xxh3_128_hexdigest(content)}" != entry.index_checksum:
-            raise _Wrong(f"{name} is not the index that the manifest names")
+            raise _Wrong(f"{name} is not the index named in the manifest")
         return content
 
     # -- Room -------------------------------------------------------------------------------------------------------
@@ -229,8 +229,8 @@ class ShardCache:
         while not self._take_room(shard, next_use, urgent=True):
             if entry.num_bytes > self.capacity or time.monotonic() - began > self.store.patience_s:
                 raise InputError(
-                    f"{folder}: no room for {entry.name} of {entry.num_bytes / 1e9:.3g} GB in a cache of "
-                    f"{self.capacity / 1e9:.3g} GB; raise data.cache_gb, or use a data.cache of its own"
+                    f"{folder}: no room for {entry.name} ({entry.num_bytes / 1e9:.3g} GB) in a cache of "
+                    f"{self.capacity / 1e9:.3g} GB; raise data.cache_gb, or use a separate data.cache"
                 )
             status(f"waiting for room in {folder}")
             pause(_ROOM_PAUSE_S)
@@ -320,4 +320,4 @@ def _check(path: Path, entry: ShardEntry) -> None:
     if found != entry.num_bytes:
         raise _Wrong(f"it has {found:,} bytes, the manifest says {entry.num_bytes:,}")
     if file_checksum(path) != entry.checksum:
-        raise _Wrong("its bytes are not those that the manifest names")
+        raise _Wrong("its bytes do not match the manifest")

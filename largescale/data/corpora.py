@@ -124,10 +124,10 @@ def read_subset(path: str, corpus: Corpus) -> np.ndarray:
         InputError: not readable, empty, or a sample that the corpus does not have.
     """
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such subset file; expected a .npy of sample numbers, or one key a line")
+        raise InputError(f"{path}: no such subset file; expected a .npy of sample numbers, or one key per line")
     numbers = _numbers_of_array(path) if path.endswith(".npy") else _numbers_of_lines(path, corpus)
     if len(numbers) == 0:
-        raise InputError(f"{path}: lists no sample")
+        raise InputError(f"{path}: lists no samples")
     total = corpus.manifest.num_samples
     if numbers[0] < 0 or numbers[-1] >= total:
         wrong = numbers[0] if numbers[0] < 0 else numbers[-1]
@@ -136,7 +136,7 @@ def read_subset(path: str, corpus: Corpus) -> np.ndarray:
 
 
 def _numbers_of_array(path: str) -> np.ndarray:
-    expected = "expected a .npy of one dimension of integers, best int64 and sorted"
+    expected = "expected a one-dimensional .npy of integers, ideally int64 and sorted"
     try:
         numbers = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -159,7 +159,7 @@ def _numbers_of_lines(path: str, corpus: Corpus) -> np.ndarray:
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file ({error}); expected one key a line, or .npy") from error
+        raise InputError(f"{path}: not a text file ({error}); expected one key per line, or .npy") from error
     if lines and lines[0] == NUMBERS_MARK:
         return np.array(sorted({_number(path, place, line) for place, line in enumerate(lines, 1)
                                 if line and place > 1}), object)
@@ -170,7 +170,7 @@ def _number(path: str, place: int, line: str) -> int:
     try:
         return int(line)
     except ValueError as error:
-        raise InputError(f"{path}:{place}: {line[:80]!r} is no sample number, though the first line is "
+        raise InputError(f"{path}:{place}: {line[:80]!r} is not a sample number, but the first line is "
                          f"{NUMBERS_MARK!r}; remove that line if this is a file of keys") from error
 
 
@@ -186,7 +186,7 @@ def _numbers_of_keys(path: str, wanted: set[str], corpus: Corpus) -> np.ndarray:
         first += entry.num_samples
     if wanted:
         digits = all(key.removeprefix("-").isdecimal() for key in wanted)
-        hint = f"; if these are sample numbers, let the first line be {NUMBERS_MARK!r}" if digits else ""
+        hint = f"; if these are sample numbers, make the first line {NUMBERS_MARK!r}" if digits else ""
         raise InputError(f"{path}: {len(wanted)} keys are not in {corpus.manifest.name}, such as {min(wanted)}{hint}")
     return np.array(found, np.int64)
 

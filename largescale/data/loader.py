@@ -230,7 +230,7 @@ class _LoaderProcess:
             if waited < said + stall_s:
                 continue
             said = waited
-            _log.warning("waiting for %s for %.0f s: it was last %s", self._name, waited, self._board.read(self.number))
+            _log.warning("waiting for %s for %.0f s; it was last %s", self._name, waited, self._board.read(self.number))
         self._first += 1
         return self._received.popleft()
 

@@ -112,8 +112,8 @@ class Order:
         self.streams, self.window = streams, shuffle_window
         if self.num_samples < global_batch:
             raise InputError(
-                f"data.shards holds {self.num_samples} samples, train.global_batch={global_batch} needs at least "
-                f"as many; lower train.global_batch"
+                f"data.shards holds {self.num_samples} samples, fewer than train.global_batch={global_batch}; lower "
+                f"train.global_batch"
             )
         self.steps_per_epoch = self.num_samples // global_batch
         self.left_out = self.num_samples % global_batch
@@ -256,7 +256,8 @@ class Mixture:
 def _share_streams(weights: list[float], streams: int) -> list[int]:
     """Streams of each corpus: one each, and the rest by largest remainder."""
     if len(weights) > streams:
-        raise InputError(f"data.shards lists {len(weights)} corpora, data.streams={streams} must be as many at least")
+        raise InputError(f"data.shards lists {len(weights)} corpora, which needs data.streams >= {len(weights)}, got "
+                         f"{streams}")
     wanted = np.asarray(weights, np.float64) / sum(weights) * streams
     counts = np.maximum(1, np.floor(wanted)).astype(int)
     while counts.sum() != streams:

@@ -243,7 +243,7 @@ class ShardReader:
             raise
         if before is not None:
             del self._lost[shard]
-            _log.warning("%s: is there again", self._entry_path(shard))
+            _log.warning("%s: is back", self._entry_path(shard))
         return opened
 
     def _open_shard(self, shard: int, attempts: int) -> tuple[OpenFile, ShardIndex]:
@@ -274,8 +274,8 @@ class ShardReader:
         entry, path = corpus.manifest.shards[number], corpus.manifest.tar_path(number)
         tar = OpenFile(path)
         if tar.size != entry.num_bytes:
-            raise ShardLost(f"{path}: is {tar.size:,} bytes, the manifest says {entry.num_bytes:,}: it was cut or "
-                            f"replaced; restore it, then run `shards verify {corpus.manifest.root}`")
+            raise ShardLost(f"{path}: is {tar.size:,} bytes, the manifest says {entry.num_bytes:,}: it was truncated "
+                            f"or replaced; restore it, then run `shards verify {corpus.manifest.root}`")
         return tar, self._index(shard)
 
     def _entry_path(self, shard: int) -> Path:
@@ -290,7 +290,7 @@ class ShardReader:
         if len(index) != entry.num_samples:
             what = f"lists {len(index)} samples, the manifest says {entry.num_samples}"
         elif entry.index_checksum and file_checksum(path) != entry.index_checksum:
-            what = "is not the index that the manifest names: it was replaced, perhaps with its tar"
+            what = "is not the index named in the manifest: it was replaced, perhaps with its tar"
         else:
             return index
         raise ShardLost(f"{path}: {what}; restore both, or run {how_to_mend(corpus.manifest.root)}")

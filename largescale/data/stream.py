@@ -182,9 +182,9 @@ class Stream:
         capacity = min((corpus.cache.capacity for corpus in self.corpora if corpus.cache is not None), default=needed)
         if needed > capacity:
             raise InputError(
-                f"data.cache_gb: the shard cache may take {capacity / 1e9:.3g} GB, but the order reads shards of "
-                f"{needed / 1e9:.3g} GB at the same time on this node; raise data.cache_gb (or data.cache to a larger "
-                f"disk), or lower data.shuffle_window={self.data.shuffle_window} or data.streams={self.data.streams}"
+                f"data.cache_gb: the shard cache may take {capacity / 1e9:.3g} GB, but this node reads shards of "
+                f"{needed / 1e9:.3g} GB at the same time; raise data.cache_gb (point data.cache at a larger disk if "
+                f"needed), or lower data.shuffle_window={self.data.shuffle_window} or data.streams={self.data.streams}"
             )
 
 

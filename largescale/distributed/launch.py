@@ -62,8 +62,8 @@ def launch_of(environment: Mapping[str, str]) -> Launch | None:
     for name, other in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
         if name not in environment:
             raise InputError(
-                f"{other}={environment[other]} is set in the environment and {name} is not: start several ranks by "
-                f"torchrun or srun, which set both; for a single process unset {other}"
+                f"{other}={environment[other]} is set in the environment but {name} is not: start several ranks with "
+                f"torchrun or srun, which set both; for a single process, unset {other}"
             )
     rank, world_size = _number(environment, "RANK", 0), _number(environment, "WORLD_SIZE", 1)
     if rank >= world_size:
@@ -72,8 +72,8 @@ def launch_of(environment: Mapping[str, str]) -> Launch | None:
         return None
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if not environment.get(name):
-            raise InputError(f"{name} is not set, WORLD_SIZE={world_size} is: name the host of rank 0 and a free port "
-                             f"there, or start the ranks by torchrun")
+            raise InputError(f"{name} is not set but WORLD_SIZE={world_size} is: name the host of rank 0 and a free "
+                             f"port there, or start the ranks with torchrun")
     port = _number(environment, "MASTER_PORT", 1)
     if port > 65535:
         raise InputError(f"MASTER_PORT={port}: expected a port from 1 to 65535")
@@ -84,7 +84,7 @@ def launch_of(environment: Mapping[str, str]) -> Launch | None:
 def _number(environment: Mapping[str, str], name: str, least: int) -> int:
     text = environment.get(name, str(least))
     if not text.isdecimal() or int(text) < least:
-        raise InputError(f"{name}={text!r} in the environment: expected a whole number from {least} on")
+        raise InputError(f"{name}={text!r} in the environment: expected a whole number, at least {least}")
     return int(text)
 
 
@@ -117,8 +117,8 @@ def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
             "MASTER_PORT": environment.get("MASTER_PORT") or str(20000 + (job * 16 + step) % 40000),
         }
     except (KeyError, ValueError) as error:
-        raise InputError(f"SLURM_STEP_NUM_TASKS={tasks} is set in the environment, but not all else that srun sets "
-                         f"({error}): start ranks by srun, or unset it for a single process") from error
+        raise InputError(f"SLURM_STEP_NUM_TASKS={tasks} is set in the environment, but not everything else that srun "
+                         f"sets ({error}): start ranks with srun, or unset it for a single process") from error
 
 
 def _first_address(nodes: str) -> str:

@@ -13,10 +13,10 @@ import torch
 from shards.ground.errors import line_of
 
 THREADS = "can't start new thread"
-MORE_THREADS = "raise the limits of processes and memory (`ulimit -u`, `-v`), or lower data.workers, data.threads"
+MORE_THREADS = "raise the limits on processes and memory (`ulimit -u`, `-v`), or lower data.workers, data.threads"
 
 _LIMITS = {
-    os.strerror(errno.EMFILE): "raise the limit of open files (`ulimit -n`)",
+    os.strerror(errno.EMFILE): "raise the limit on open files (`ulimit -n`)",
     os.strerror(errno.ENFILE): "the system has too many open; close some, or raise fs.file-max",
     os.strerror(errno.EAGAIN): MORE_THREADS,
     THREADS: MORE_THREADS,

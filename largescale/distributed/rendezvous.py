@@ -56,7 +56,7 @@ def join(launch: Launch, *, timeout_s: float, uses: str = "") -> dist.Store:
         else:
             verdict = _verdict(launch, store, deadline + _POLL_S, timeout_s)
     except dist.DistError as error:
-        raise InputError(f"{launch.place}: lost the connection to rank 0, which says why") from error
+        raise InputError(f"{launch.place}: lost the connection to rank 0; its log says why") from error
     if verdict:
         raise InputError(verdict)
     return store
@@ -80,8 +80,8 @@ def _verdict(launch: Launch, store: dist.Store, deadline: float, timeout_s: floa
 
 
 def _too_late(launch: Launch, store: dist.Store, timeout_s: float) -> str:
-    return (f"{_absent(launch, store)} of {launch.world_size} did not come within run.join_timeout_s={timeout_s:g} "
-            f"({launch.place}): look at their logs, and whether they can reach this address")
+    return (f"{_absent(launch, store)} of {launch.world_size} did not join within run.join_timeout_s={timeout_s:g} "
+            f"({launch.place}): check their logs, and whether they can reach this address")
 
 
 def _absent(launch: Launch, store: dist.Store) -> str:
@@ -96,8 +96,8 @@ def _shared_devices(ranks: list[tuple[str, str]]) -> str:
     for rank, (host, device) in enumerate(ranks):
         other = first.setdefault((host, device), rank)
         if device and other != rank:
-            return (f"ranks {other} and {rank} on {host} would share a GPU ({device}): start as many ranks there as it "
-                    f"has GPUs")
+            return (f"ranks {other} and {rank} on {host} would share a GPU ({device}): start one rank per GPU on that "
+                    f"host")
     return ""
 
 
@@ -122,8 +122,8 @@ def connect(launch: Launch, deadline: float) -> dist.Store:
     except (dist.DistError, RuntimeError) as error:
         if opens:
             raise InputError(f"MASTER_PORT={launch.port}: cannot be opened on {socket.gethostname()} "
-                             f"({_first_sentence(error)}); choose another port, or end what uses it") from error
-        raise InputError(f"{launch.place}: what answers there is no rank 0 ({_first_sentence(error)}); choose another "
+                             f"({_first_sentence(error)}); choose another port, or stop what uses it") from error
+        raise InputError(f"{launch.place}: what answers there is not rank 0 ({_first_sentence(error)}); choose another "
                          f"port") from error
     if opens:
         _opened[launch.place] = store

@@ -81,7 +81,7 @@ def _listen_for_ctrl_c(pipe: int) -> None:
                 _end_at_once("interrupted twice; the same command continues from the last checkpoint")
             first = now
             if _training.is_set():
-                _say("stopping after this step, with a checkpoint; press Ctrl-C again to end at once")
+                _say("stopping after this step, with a checkpoint; press Ctrl-C again to quit at once")
             else:
                 threading.Timer(_UNANSWERED_S, _end_if_unanswered).start()
 
@@ -193,7 +193,7 @@ def reason(left_s: float, margin_s: float) -> str:
     _give_up_at[:] = [time.monotonic() + left_s - margin_s + min(_DATA_GRACE_S, margin_s / 2)]
     if _received:
         return _received[0]
-    return "the end of its time" if left_s < margin_s else ""
+    return "its time limit" if left_s < margin_s else ""
 
 
 def leave_if_asked(doing: str, grace_s: float = 0.0) -> None:
@@ -211,6 +211,6 @@ def leave_if_asked(doing: str, grace_s: float = 0.0) -> None:
 def leave_without_data() -> None:
     """`leave_if_asked` for a rank that waits for its next batch, or for shards when it starts."""
     if _training.is_set():
-        leave_if_asked("waiting for data; what was done since the last checkpoint is done again", _DATA_GRACE_S)
+        leave_if_asked("waiting for data; steps since the last checkpoint will be repeated", _DATA_GRACE_S)
     else:
         leave_if_asked("waiting for data")

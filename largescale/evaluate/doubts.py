@@ -76,7 +76,7 @@ def _same_images(train: Corpus, test: Corpus) -> str:
         return ""
     which = "all" if shared == total else f"{shared:,} of the"
     return (f"{which} {total:,} test images are among the labelled training images too, byte for byte: the accuracy "
-            f"flatters; pass other data.eval_shards or evaluate.train_shards")
+            f"is inflated; use other data.eval_shards or evaluate.train_shards")
 
 
 def _trained_on(config: Config, train: Corpus, test: Corpus) -> str:
@@ -89,7 +89,7 @@ def _trained_on(config: Config, train: Corpus, test: Corpus) -> str:
                 shared += num_shared(pretraining, test)
         except (InputError, OSError):
             pass  # evaluation does not need them
-    return f"{shared:,} of the test images are among those that the network was pretrained on (data.shards), without " \
+    return f"{shared:,} of the test images are among those the network was pretrained on (data.shards), without " \
            f"their labels" if shared else ""
 
 
@@ -99,7 +99,7 @@ def _unknown_classes(train: FeatureSet, test: FeatureSet) -> str:
         return ""
     num = int(torch.isin(test.labels, torch.tensor(missing)).sum())
     return (f"{len(missing)} classes of the test images ({train.classes[missing[0]]}, ...) have no labelled training "
-            f"image: {num:,} of {len(test):,} test images cannot be right")
+            f"image: {num:,} of {len(test):,} test images cannot be classified correctly")
 
 
 def _small_classes(train: FeatureSet) -> str:
@@ -108,4 +108,4 @@ def _small_classes(train: FeatureSet) -> str:
     if fewest >= k:
         return ""
     return (f"the smallest class has {fewest} labelled training images, fewer than the k = {k} neighbours that vote: "
-            f"its images can be outvoted by others; look at smaller k")
+            f"its images can be outvoted by others; check smaller k")

@@ -135,7 +135,7 @@ def extract(
             bar.update(len(images) // len(loader))
     all_ids, all_labels = torch.cat(ids), torch.cat(labels)
     if len(all_ids) == 0:
-        raise InputError(f"{manifest.root}: not one sample has a label and can be read")
+        raise InputError(f"{manifest.root}: no sample has a label and can be read")
     if len(all_ids) < len(images):
         _log.warning("%s: %d of %d samples are left out, without a label or unreadable",
                      manifest.root, len(images) - len(all_ids), len(images))

@@ -83,12 +83,12 @@ def _kept(
         path = path_of(run_dir, name, PARTS[place])
         features, why = _read(path, stamp) if path.is_file() else (None, "")
         if features is not None and can_be_read(shards[place], config, features.ids):
-            features, why = None, "images that could not be read then can be read now"
+            features, why = None, "images that could not be read before can be read now"
         kept[name, place] = features
         if why:
             reasons.setdefault(why, []).append(path.stem)
     for why, names in reasons.items():
-        _log.info("features of %s in %s are made again: %s", ", ".join(names), run_dir / "eval", why)
+        _log.info("recomputing the features of %s in %s: %s", ", ".join(names), run_dir / "eval", why)
     return kept
 
 

@@ -57,7 +57,7 @@ def evaluate(protocol: str, run_dir: Path, overrides: list[str]) -> str:
         raise InputError(f"largescale evaluate {protocol}: expected {a_name(protocol, PROTOCOLS)}")
     for override in overrides:
         if not override.startswith(_USED):
-            _log.warning("%s has no effect on an evaluation, which is of %s as it was trained", override, run_dir)
+            _log.warning("%s has no effect on an evaluation: %s is measured as it was trained", override, run_dir)
     checkpoint, record = read_newest(
         run_dir, lambda checkpoint: (checkpoint, _measure(protocol, run_dir, checkpoint, overrides)))
     path = write_result(run_dir, record)
@@ -84,7 +84,7 @@ def read_newest(run_dir: Path, read: Callable[[Checkpoint], Read]) -> Read:
         except Exception:
             if checkpoint.path.exists():
                 raise
-            _log.info("%s was removed while it was read, since the run goes on; taking the newest", checkpoint.path)
+            _log.info("%s was removed while being read, since the run goes on; taking the newest", checkpoint.path)
     raise InputError(f"{run_dir}: its checkpoints are replaced faster than they can be read; raise checkpoint.keep")
 
 
@@ -111,8 +111,8 @@ def config_of(checkpoint: Checkpoint, run_dir: Path, overrides: list[str]) -> tu
     written, saved = flatten(config), with_present_names(checkpoint.progress["config"], config)
     about_weights = [key for key in written if key.startswith(_OF_THE_CHECKPOINT) and key not in _FREE]
     edited = {key: saved[key] for key in about_weights if key in saved and saved[key] != written[key]}
-    lines = [f"{path} says {key}={written[key]}, the checkpoint was trained with {value}, which is used; pass "
-             f"{key}=... to evaluate otherwise" for key, value in edited.items()]
+    lines = [f"{path} has {key}={written[key]}, but the checkpoint was trained with {value}, which is used; pass "
+             f"{key}=... to override it" for key, value in edited.items()]
     given = {override.split("=", 1)[0] for override in overrides}
     return (
         load_config(path, [*(f"{key}={json.dumps(value)}" for key, value in edited.items()), *overrides]),
@@ -158,7 +158,7 @@ def _check_same_classes(train: Manifest, test: Manifest) -> None:
         only = sorted(set(train.classes) ^ set(test.classes))
         raise InputError(
             f"data.eval_shards={test.root}: its {len(test.classes)} classes are not the {len(train.classes)} of "
-            f"{train.root} ({f'{only[0]} is in one of them only' if only else 'their order differs'}); convert both "
+            f"{train.root} ({f'{only[0]} is only in one of them' if only else 'their order differs'}); convert both "
             f"with the same class folders"
         )
 
@@ -168,6 +168,6 @@ def _left_out(shards: tuple[Corpus, Corpus], features: tuple[FeatureSet, Feature
     for corpus, found in zip(shards, features, strict=True):
         total = corpus.manifest.num_samples
         if len(found) < total:
-            lines.append(f"{total - len(found):,} of {total:,} samples of {corpus.manifest.name} are left out, without "
-                         f"a label or unreadable")
+            lines.append(f"{total - len(found):,} of {total:,} samples of {corpus.manifest.name} are left out: "
+                         f"unlabelled or unreadable")
     return lines

@@ -82,7 +82,7 @@ def age(record: Record, run_dir: Path) -> str:
     if weights == weights_stamp(newest):
         return ""
     if weights["step"] == newest.step or weights["step"] > newest.step or _replaced(weights, checkpoints):
-        return f"measured on other weights than are here: those of step {weights['step']} of a run before this one"
+        return f"measured on other weights than these: those of step {weights['step']} of an earlier run"
     return f"measured at step {weights['step']}; the newest checkpoint is of step {newest.step}"
 
 

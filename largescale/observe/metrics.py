@@ -99,7 +99,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             row["step"] + 0
             rows.append(row)
         except (ValueError, TypeError, KeyError, RecursionError):
-            _log.warning("%s: dropped a line that a crash cut short, or that is no record of a step", path)
+            _log.warning("%s: dropped a line that was cut short by a crash or is not a record of a step", path)
     return rows
 
 

@@ -20,7 +20,7 @@ def advice(row: dict[str, Any], data: DataConfig, counts: tuple[int, int]) -> st
     """
     share = (row["data_wait_s"] - row["augment_s"]) / row["step_s"]
     processes, threads = counts
-    if share <= TOLERATED or processes == 0:  # then it loads by itself, as it was told
+    if share <= TOLERATED or processes == 0:  # 0: the training process loads, as configured
         return ""
     says = f"the training waits for data {share:.0%} of the time"
     parts = {name: row[f"{name}_ms"] for name in ("read", "decode", "crop")}
@@ -31,5 +31,5 @@ def advice(row: dict[str, Any], data: DataConfig, counts: tuple[int, int]) -> st
     elif slowest == "read":
         what = "reading is slowest; move the shards to a faster disk, or to a store, whose shards are cached"
     else:
-        what = f"{processes} x {threads} threads a rank are too few; raise data.workers, or shrink the stored images"
-    return f"{says}: an image takes a thread {spent}; {what}"
+        what = f"{processes} x {threads} threads per rank are too few; raise data.workers, or shrink the stored images"
+    return f"{says}; per image and thread: {spent}; {what}"

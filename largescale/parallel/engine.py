@@ -177,7 +177,7 @@ class Engine:
             return StepCheck(mean_loss, 0.0, "", stops, overflow=True)
         where = self._describe_bad_gradients(loss.device)
         if self.loss_scale.enabled:
-            where += f", at the smallest loss scale of fp16, {LossScale.SMALLEST:g}, so it is no overflow that passes"
+            where += f", at the smallest loss scale of fp16, {LossScale.SMALLEST:g}, so this overflow will not pass"
         return StepCheck(mean_loss, norm, trouble + where, stops)
 
     def update(self, check: StepCheck, *, step: int, lr: float, clip: float) -> None:

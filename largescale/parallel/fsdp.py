@@ -86,7 +86,7 @@ def build(
     mixed, ours = config.train.precision in AUTOCAST, settings(config)
     shared: dict[str, Any] = {"mesh": _mesh(config, device)}
     if ours.cpu_offload and ours.sharded_init:
-        raise InputError("parallel.sharded_init: does not go with parallel.cpu_offload; choose one")
+        raise InputError("parallel.sharded_init: cannot be combined with parallel.cpu_offload; choose one")
     if ours.cpu_offload:
         shared["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type == "cuda")
     policy = _AS_STORED

@@ -81,7 +81,7 @@ class LossScale:
         return self.numbers[0]
 
     def can_shrink(self) -> bool:
-        """Whether a smaller factor may mend an overflow; reads one number back from the device."""
+        """Whether a smaller factor may fix an overflow; reads one number back from the device."""
         return float(self.factor) > self.SMALLEST
 
     def step(self, overflowed: bool) -> None:

@@ -1,4 +1,4 @@
-"""`largescale plan`: what a recipe takes on so many GPUs, before anybody pays for them.
+"""`largescale plan`: what a recipe needs on a given number of GPUs, before anyone pays for them.
 
 A step of the real method and strategy is run on fake tensors (simulate.py; like_*.py where the strategy's library takes
 none); what it holds, computes and sends is turned into seconds by data sheets and stated assumptions (estimate.py,
@@ -150,6 +150,6 @@ def _advice(config: Config, request: Request, step: Simulation) -> str:
                                  needed=lambda _, changed: changed.peak + reserve))
     best = min(tried, key=lambda change: change.needed, default=None)
     if best is None:
-        return "more GPUs, or larger ones"
+        return "use more or larger GPUs"
     text = f"{' '.join(best.overrides)} needs {best.needed / 1e9:.1f} GB"
-    return f"{text} and fits" if best.fits else f"even {text}: more GPUs, or larger ones"
+    return f"{text} and fits" if best.fits else f"no change tried fits (best: {text}); use more or larger GPUs"

@@ -102,7 +102,7 @@ def _check(config: Config) -> None:
     if strategy not in STRATEGIES:
         raise InputError(f"parallel.strategy={strategy}: expected {a_name(strategy, STRATEGIES)}")
     if offloads(config) and strategy not in ("ddp", "fairscale"):
-        raise InputError("parallel.cpu_offload=true: what is held in host memory cannot be planned; plan without it")
+        raise InputError("parallel.cpu_offload=true: host memory cannot be planned; plan without it")
 
 
 @contextmanager

@@ -6,30 +6,30 @@ from typing import Any
 
 
 def table(found: dict[str, Any]) -> str:
-    """All of a plan."""
+    """A whole plan."""
     memory, seconds = found["memory_gb"], found["seconds"]
     lines = [
         f"{found['recipe']}: {found['parameters'] / 1e6:,.1f} M parameters, {found['strategy']}, {found['precision']}, "
-        f"{found['gpus']} x {found['gpu']}, batch {found['global_batch']:,} ({found['batch_per_gpu']} a GPU"
+        f"{found['gpus']} x {found['gpu']}, batch {found['global_batch']:,} ({found['batch_per_gpu']} per GPU"
         + (f" in {found['accumulate']} micro-batches)" if found["accumulate"] > 1 else ")"),
         "",
-        "memory of a GPU, GB",
+        "memory per GPU, GB",
         *(f"  {name:<28}{size:>10.3f}" for name, size in memory.items()),
         f"  {'fits' if found['fits'] else 'DOES NOT FIT'}",
         *([f"  {found['advice']}"] if "advice" in found else []),
         "",
-        "collectives of a step                    ranks   count         MB",
+        "collectives per step                     ranks   count         MB",
         *(f"  {row['kind']:<15}{row['of']:<23}{row['ranks']:>6}{row['count']:>8}{row['bytes'] / 1e6:>11,.1f}"
           for row in found["collectives"]),
         "",
-        "a step on a GPU",
+        "one step on one GPU",
         f"  {found['flops'] / 1e12:.2f} TFLOP, {found['bytes_moved'] / 1e9:,.0f} GB moved by {found['gpu']}'s kernels",
         *(f"  {name:<34}{1e3 * value:>9.1f} ms" for name, value in seconds.items()),
         f"  {'model FLOPs utilisation':<34}{found['utilisation']:>9.1%}",
         "",
-        f"{found['images_per_s']:,.0f} images/s; the loaders of a node have to deliver "
+        f"{found['images_per_s']:,.0f} images/s; the loaders of each node have to deliver "
         f"{found['images_per_s_per_node']:,.0f}",
-        f"{found['images']:,} images: {found['epochs_per_day']:,.2f} epochs a day; the recipe's {found['steps']:,} "
+        f"{found['images']:,} images: {found['epochs_per_day']:,.2f} epochs per day; the recipe's {found['steps']:,} "
         f"steps take {found['hours']:,.1f} hours, {found['gpu_hours']:,.0f} GPU-hours"
         + (f", cost {found['cost']:,.0f}" if found["cost"] else ""),
         "",
@@ -40,7 +40,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def side_by_side(plans: list[dict[str, Any]]) -> str:
-    """Several plans, a row each."""
+    """Several plans, one row each."""
     lines = [f"{'strategy':<18}{'GB needed':>10}{'fits':>6}{'step, ms':>10}{'images/s':>10}{'MB sent':>10}"
              f"{'GPU-hours':>11}"]
     lines += [

@@ -31,7 +31,7 @@ def new_run(run: Path, checkpoint: Checkpoint | None = None) -> str:
 def after_failed_saves(why: str) -> str:
     """What to do where checkpoints cannot be saved: not every failure is a full disk's."""
     full = any(os.strerror(number) in why for number in NO_ROOM)
-    return f"{'make room there' if full else 'mend that'} and give the same command again"
+    return f"{'make room there' if full else 'fix that'} and run the same command again"
 
 
 def instead_of_changing(run: Path, key: str) -> str:
@@ -59,11 +59,11 @@ def after_bad_step(
     if not saved:
         what = _slower(config, config.optim.lr / _LOWER)
         if data_is_bad and step > 0:
-            what = f"give the same command with checkpoint.every_steps={max(1, step // 2)} {back}"
+            what = f"run the same command with checkpoint.every_steps={max(1, step // 2)} {back}"
         elif data_is_bad:
             what = f"leave the images that {run}/trouble lists out (data.subset)"
         return f"Nothing is saved yet: {what}"
-    again = f"give the same command with {back}, which leaves the data of such steps out"
+    again = f"run the same command with {back}, which leaves the data of such steps out"
     if data_is_bad:
         return f"The last checkpoint is good, the data is not: {again}"
     # Weights that were saved just before the bad step may be what is bad.
@@ -78,4 +78,4 @@ def after_bad_step(
 
 def _slower(config: Config, rate: float, new: str = "") -> str:
     half = " (or train.precision=fp32)" if config.train.precision in AUTOCAST else ""
-    return f"give the same command with {new}optim.lr={rate:.2g}{half}"
+    return f"run the same command with {new}optim.lr={rate:.2g}{half}"

@@ -41,7 +41,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def end_of(error: Exception) -> tuple[str, bool] | None:
-    """What a command says in a line where it ends with an error, and whether that is the user's to mend; None for a
+    """What a command says in a line where it ends with an error, and whether that is the user's to fix; None for a
     fault of the program, whose traceback is needed.
     """
     if isinstance(error, TrainingStopped | LoaderDied | OutOfMemory):

@@ -196,7 +196,7 @@ class RunFolder:
             self.status.set("not copied", step, num_steps, reason=complaint)
             raise TrainingStopped(
                 f"{self.path}: all {num_steps} steps are done and saved, but not copied to the mirror. {complaint}. "
-                f"Mend that and give the same command again, it copies what is missing"
+                f"Fix that and run the same command again to copy what is missing"
             )
         self.status.set(state, step, num_steps)
 

@@ -38,8 +38,8 @@ def set_aside_former(run_dir: Path, config: Config) -> None:
     while (former := run_dir / f"former-{number}").exists():
         number += 1
     os.rename(moving, former)
-    _log.warning("%s: the checkpoints of a former run are gone, so this one begins anew; what else that run left is "
-                 "in %s", run_dir, former)
+    _log.warning("%s: the checkpoints of an earlier run are gone, so this run starts over; what else that run left "
+                 "is in %s", run_dir, former)
 
 
 def _is_former(run_dir: Path, config: Config) -> bool:

@@ -80,8 +80,8 @@ def _while_it_is_there(config: Config, checkpoint: Checkpoint) -> Iterator[None]
         if checkpoint.path.exists():
             raise
         raise InputError(
-            f"init_from={config.init_from}: {checkpoint.path.name} was removed while it was read, since that run goes "
-            f"on; give the command again, or raise checkpoint.keep there"
+            f"init_from={config.init_from}: {checkpoint.path.name} was removed while being read, since that run is "
+            f"still going; run the command again, or raise checkpoint.keep there"
         ) from error
 
 
@@ -97,9 +97,9 @@ def require_unchanged(config: Config, before: Mapping[str, Any]) -> None:
     began = before.get("init_from", "")
     if config.init_from != began:
         raise InputError(
-            f"{config.run.dir}: it has begun already, from {began or 'random weights'}, and goes on from its own "
-            f"checkpoint; init_from={config.init_from} is for new runs: give another run.dir, or "
-            f"{f'init_from={began}' if began else 'leave init_from out'}"
+            f"{config.run.dir}: it has already started, from {began or 'random weights'}, and continues from its own "
+            f"checkpoint; init_from={config.init_from} is for new runs: use another run.dir, or "
+            f"{f'pass init_from={began}' if began else 'leave init_from out'}"
         )
 
 
@@ -120,7 +120,7 @@ def require_source(where: str) -> None:
     if source_of(where) is None:
         path = Path(where).expanduser()
         what = "no checkpoint there" if path.is_dir() else "a file" if path.exists() else "no such folder"
-        raise InputError(f"init_from={where}: {what}; give the folder of a run that has saved, or one of its "
+        raise InputError(f"init_from={where}: {what}; pass the folder of a run that has saved, or one of its "
                          f"checkpoints (RUN/checkpoints/step-...)")
 
 
@@ -132,7 +132,7 @@ def _open(where: str, device: torch.device) -> Checkpoint:
         try:
             checkpoint = sharded.agree_on_latest(path / "checkpoints", device)
         except InputError as error:
-            raise InputError(f"init_from={where}: all checkpoints there are damaged; give another run") from error
+            raise InputError(f"init_from={where}: all checkpoints there are damaged; use another run") from error
     else:
         checkpoint = open_checkpoint(path)
         together(lambda: _require_whole(where, checkpoint))
@@ -143,7 +143,7 @@ def _open(where: str, device: torch.device) -> Checkpoint:
 def _require_whole(where: str, checkpoint: Checkpoint | None) -> None:
     assert checkpoint is not None
     if damage := checkpoint.damage(rank(), world_size()):
-        raise InputError(f"init_from={where}: {damage}; give another checkpoint of that run")
+        raise InputError(f"init_from={where}: {damage}; use another checkpoint of that run")
 
 
 def _require_same_backbone(config: Config, checkpoint: Checkpoint, differ: list[str]) -> None:
@@ -152,7 +152,7 @@ def _require_same_backbone(config: Config, checkpoint: Checkpoint, differ: list[
         there, here = checkpoint.progress["config"], flatten(config)
         keys = [key for key in here if key.startswith("model.") and key in there and there[key] != here[key]]
         raise InputError(
-            f"init_from={config.init_from}: another backbone: {len(wrong)} tensors differ, such as {wrong[0]}; set "
+            f"init_from={config.init_from}: has another backbone: {len(wrong)} tensors differ, such as {wrong[0]}; set "
             f"{' '.join(f'{key}={there[key]}' for key in keys) or 'model.* as there'}"
         )
 

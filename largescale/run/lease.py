@@ -142,7 +142,7 @@ class Lease:
 
     def _complain(self) -> None:
         if self._lost:
-            raise FolderLost(f"{self.run_dir}: {self._lost}; this training stops and writes nothing more there")
+            raise FolderLost(f"{self.run_dir}: {self._lost}; this training stops and writes nothing more to it")
 
 
 @contextmanager
@@ -194,23 +194,23 @@ def take_folder(run_dir: Path, *, lease_s: float, wait_s: float) -> Lease:
             lives = bool(found and watched) and found[0] == watched[0]
             watched, watched_since = found, time.monotonic()
             if found and not lives:
-                _log.info("%s belongs to %s; looking whether it lives", run_dir, owner or "an owner unknown")
+                _log.info("%s belongs to %s; checking whether it is alive", run_dir, owner or "an unknown owner")
         silent_s = time.monotonic() - watched_since
         if found is None or (owner and owner.is_dead()) or silent_s > _lease_s(owner):
             lease = _claim(run_dir, found[0] + 1 if found else 1, lease_s)
             if lease is not None:
                 if found:
                     why = "its process is gone" if silent_s <= _lease_s(owner) else f"silent for {silent_s:.0f} s"
-                    _log.warning("%s: taken over from %s (%s)", run_dir, owner or "an owner unknown", why)
+                    _log.warning("%s: taken over from %s (%s)", run_dir, owner or "an unknown owner", why)
                 return lease
             continue
         if lives and time.monotonic() - started >= wait_s:
             raise InputError(
-                f"{run_dir}: {owner or 'another training'} is training there; wait for its end, end it, or use another "
-                f"run.dir (run.owner_wait_s sets how long to wait)"
+                f"{run_dir}: {owner or 'another training'} is training there; wait for it to end, stop it, or use "
+                f"another run.dir (run.owner_wait_s sets how long to wait)"
             )
         if reason := stopping.reason(math.inf, 0.0):
-            raise InputError(f"{run_dir}: stopped by {reason} while waiting for the end of {owner or 'its owner'}")
+            raise InputError(f"{run_dir}: stopped by {reason} while waiting for {owner or 'its owner'} to end")
         time.sleep(min(0.2, _lease_s(owner) / 20))
 
 

@@ -121,14 +121,15 @@ def _worded(config: Config, rows: list[dict[str, Any]], available: int) -> str:
     best = min(tried, key=lambda row: row["needed"])
     overrides = " ".join(best["overrides"])
     there = f"`largescale plan` says {_gigabytes(best['needed'])} instead of {_gigabytes(rows[0]['needed'])} GB, " \
-            f"{_gigabytes(available)} GB are there"
+            f"{_gigabytes(available)} GB are available"
     if not best["fits"]:
-        return f"even {overrides} does not fit ({there}): use more memory, or more ranks under parallel.strategy=fsdp"
+        return (f"no change tried fits, not even {overrides} ({there}); use more memory, or more ranks with "
+                f"parallel.strategy=fsdp")
     if not {override.partition("=")[0] for override in best["overrides"]} <= free_keys(config):
         run = Path(config.run.dir)
         if newest_first(run / "checkpoints"):
             overrides = f"{new_run(run)} {overrides}"  # what the saved run computes may not change
-    return f"give the same command with {overrides}, which fits ({there})"
+    return f"run the same command with {overrides}, which fits ({there})"
 
 
 def _gigabytes(size: float) -> str:

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is this run's, what is different since, and how its state gets into the engine."""
+"""Whether a checkpoint belongs to this run, what has changed since, and how its state gets into the engine."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def fetch_newer(mirror: Mirror, checkpoints: Path) -> None:
     except OfAnotherRun as error:
         raise InputError(f"checkpoint.mirror={mirror.url}: {error}") from error
     except MirrorAway as error:
-        away = f"checkpoint.mirror={mirror.url}: cannot be asked ({error})"
+        away = f"checkpoint.mirror={mirror.url}: cannot be read ({error})"
         if not newest_first(checkpoints):
             raise InputError(
-                f"{away}, and {checkpoints} has nothing: if there are copies of this run, it would begin "
+                f"{away}, and {checkpoints} is empty: if there are copies of this run, it would start "
                 f"without them; check the URL, the network and the credentials, or pass checkpoint.mirror=''"
             ) from error
         # At worst another machine had come further, and those steps are done again, with the same result.
-        _log.warning("%s; going on from the newest checkpoint in %s", away, checkpoints)
+        _log.warning("%s; continuing from the newest checkpoint in %s", away, checkpoints)
 
 
 def check_same_run(checkpoint: Checkpoint, config: Config, fingerprint: str) -> None:
-    """Check that a run may go on from a checkpoint.
+    """Check that a run may continue from a checkpoint.
 
     Raises:
         InputError: the checkpoint was trained on other shards, or with a setting that changes the result.
@@ -76,22 +76,22 @@ def load(checkpoint: Checkpoint, engine: Engine) -> None:
 
 
 def warn_of_changes(checkpoint: Checkpoint, config: Config) -> None:
-    """Say, on rank 0, what goes on in another way than before, though the run may: the order, batch statistics."""
+    """Warn, on rank 0, of what changes for the rest of the run though it may continue: order, batch statistics."""
     if rank() > 0:
         return
     if checkpoint.progress.get("order", 1) != order.VERSION:
         _log.warning("%s: saved by a version with another order of the samples; unless train.global_batch divides "
-                     "them, the epoch under way may use some twice and others not; later epochs are exact",
+                     "them, the current epoch may use some twice and others never; later epochs are exact",
                      config.run.dir)
     was, now = _statistics_images(checkpoint, config)
     if was != now:
-        _log.warning("%s: BatchNorm's statistics were of %g images and are of %g from here on (%d ranks, now %d); "
+        _log.warning("%s: BatchNorm statistics were over %g images and now are over %g (%d ranks, now %d); "
                      "the loss may shift a little", config.run.dir, was, now, checkpoint.progress["world_size"],
                      world_size())
 
 
 def _statistics_images(checkpoint: Checkpoint, config: Config) -> tuple[float, float]:
-    """Images that batch statistics are of, before and now: other ranks or groups change it."""
+    """Images that share batch statistics, before and now: another number of ranks or other groups change it."""
 
     def images(settings: dict[str, Any], ranks: int) -> float:
         group = settings["parallel.batchnorm_group_size"] if settings["parallel.sync_batchnorm"] else 1

@@ -89,7 +89,7 @@ class Rollbacks:
         rows = _read(inside) if inside.exists() else list(checkpoint.progress.get("rollbacks", []))
         if (own := self.rows())[: len(rows)] != rows:
             if own[: len(rows)] != rows[: len(own)]:
-                _log.warning("%s: does not agree with %s, which counts", self._path, checkpoint.path)
+                _log.warning("%s: disagrees with %s, which takes precedence", self._path, checkpoint.path)
             _write(self._path, rows)
 
 
@@ -104,7 +104,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
         except (KeyError, TypeError, ValueError, RecursionError):
             whole = False
         if not whole:
-            raise InputError(f"{path}: {line[:80]} is no roll-back; bring the file back as it was")
+            raise InputError(f"{path}: {line[:80]} is not a record of a rollback; restore the file")
         rows.append(row)
     return rows
 

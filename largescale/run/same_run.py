@@ -32,4 +32,4 @@ def other_run(progress: dict[str, Any], config: Config, fingerprint: str) -> str
         key = changed_setting(before, config)
         return f"{key} is {before[key]} there and {flatten(config)[key]} here" if key else ""
     except (KeyError, TypeError):
-        return "no checkpoint of this version"
+        return "not a checkpoint of this version"

@@ -13,11 +13,11 @@ The life of one save, and what the loop (pretrain.py) must not do in between:
   next forward may begin. Weights and optimizer state are copied behind it.
 - `wait_staged` comes before the next update. Without it the copy would mix weights of two steps.
 - `settle` comes before a run goes back to a checkpoint: all ranks must agree on which is the newest, and one that is
-  half published would be there for some and not for others.
+  half published would exist for some and not for others.
 - A thread writes and publishes (checkpoint/saver.py), with exchanges on a process group of its own, so that they never
   meet those of the training. Before it publishes it asks the lease whether the folder is still ours.
-- A failed save leaves earlier checkpoints as they were. It is warned of, the next one is tried, and after
-  MAX_FAILED_SAVES in a row the run stops: it would work for nothing.
+- A failed save leaves earlier checkpoints as they were. It costs a warning, the next one is tried, and after
+  MAX_FAILED_SAVES in a row the run stops: it would compute for nothing.
 """
 
 from __future__ import annotations
@@ -141,4 +141,4 @@ class Saving:
         line = f"{self._checkpoints}: could not save: {error}. Earlier checkpoints are as they were"
         if final or self._failed == MAX_FAILED_SAVES:
             raise TrainingStopped(f"{line}; {after_failed_saves(str(error))}") from error
-        _log.warning("%s; the next one is tried in %d steps", line, self._config.every_steps)
+        _log.warning("%s; will try again in %d steps", line, self._config.every_steps)

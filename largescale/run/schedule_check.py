@@ -76,14 +76,14 @@ def facts(config: Config, length: Length) -> dict[str, str]:
     warmup = warmup_steps(config.optim, length.steps_per_epoch)
     last = learning_rates(config, num_steps=steps, steps_per_epoch=length.steps_per_epoch)[-1]
     saves = (steps - 1) // save.every_steps if save.every_steps else 0
-    often = f"every {save.every_steps:,} steps ({saves:,} times) and at the end" if saves else "at the end only"
+    often = f"every {save.every_steps:,} steps ({saves:,} times) and at the end" if saves else "only at the end"
     run = config.run
     return {
         "warm-up": f"{warmup:,} steps, from {optim.warmup_lr:g} to {optim.lr:g}" if warmup else "none",
         "learning rate of the last step": f"{last:.3g}",
         **{milestone.what: f"from step {milestone.step:,} of {steps:,}" if milestone.step < steps else "never"
            for milestone in method_class(config).milestones(config)},
-        "saves": f"{often}; the newest {save.keep} stay",
+        "saves": f"{often}; the newest {save.keep} are kept",
         "logs": f"every {run.log_every:,} steps",
         "time limit": f"{run.time_limit_s:g} s, saves and stops {run.stop_before_s:g} s before" if run.time_limit_s
         else "none but SLURM's",
@@ -118,8 +118,8 @@ def _of_saving(config: Config, length: Length) -> Iterator[str]:
     save, train, steps = config.checkpoint, config.train, length.num_steps
     first, sooner = save.every_steps or steps, max(1, steps // 5)
     if save.every_steps >= steps:
-        yield (f"checkpoint.every_steps={save.every_steps}: the run has {steps:,} steps and is saved at its end only: "
-               f"killed, it begins again; set checkpoint.every_steps={sooner}, or 0 if that is meant")
+        yield (f"checkpoint.every_steps={save.every_steps}: the run has {steps:,} steps and is saved only at its end: "
+               f"if killed, it starts over; set checkpoint.every_steps={sooner}, or 0 if that is intended")
     if save.keep_every and save.every_steps and save.keep_every % save.every_steps:
         multiple = -(-save.keep_every // save.every_steps) * save.every_steps
         yield (f"checkpoint.keep_every={save.keep_every}: only steps that checkpoint.every_steps={save.every_steps} "
@@ -131,7 +131,7 @@ def _of_saving(config: Config, length: Length) -> Iterator[str]:
         yield (f"train.spike_factor={train.spike_factor:g}: looks for spikes from step {FIRST_STEPS} on, and the run "
                f"has {steps:,}; set train.spike_factor=0, or train longer")
     if config.run.log_every > steps and first >= steps:
-        yield (f"run.log_every={config.run.log_every}: the run has {steps:,} steps and logs its last one only; set "
+        yield (f"run.log_every={config.run.log_every}: the run has {steps:,} steps and logs only its last one; set "
                f"run.log_every={max(1, steps // 20)}")
 
 
@@ -139,7 +139,7 @@ def _of_data(config: Config, length: Length) -> Iterator[str]:
     batch, per_stream = config.train.global_batch, config.train.global_batch // config.data.streams
     if length.left_out > MOST_LEFT_OUT * length.num_samples:
         yield (f"train.global_batch={batch}: an epoch leaves out {length.left_out:,} of {length.num_samples:,} images, "
-               f"which fill no batch (others in every epoch); set a smaller train.global_batch")
+               f"which do not fill a batch (different ones each epoch); set a smaller train.global_batch")
     if config.data.shuffle_window <= per_stream < length.steps_per_epoch * per_stream:
         yield (f"data.shuffle_window={config.data.shuffle_window}: a batch takes {per_stream} images of a stream, so "
-               f"it is made of neighbours in the shards; set data.shuffle_window={100 * per_stream} or more")
+               f"it consists of neighbours in the shards; set data.shuffle_window={100 * per_stream} or more")

@@ -17,7 +17,7 @@ from shards.ground.errors import InputError
 from shards.ground.files import write_even_if_full
 
 STATUS = "status.json"
-COMPLETE = "complete"
+COMPLETE, NOT_STARTED = "complete", "not started"
 
 _TAIL_BYTES = 65536
 _WATCH_S = 15.0
@@ -45,6 +45,7 @@ class RunStatus:
         when = {"running": "", "not running": f" since {self.since}"}.get(self.state, f" at {self.since}")
         progress = f"{self.step} of {self.steps} steps"
         said = f"not running{when}, {progress}" if self.state == "not running" else f"{self.state}, {progress}{when}"
+        said = self.state if self.state == NOT_STARTED else said
         saved = "none" if self.saved is None else f"step {self.saved}"
         return f"{said}; newest checkpoint: {saved}{'; ' if self.why else ''}{self.why}"
 
@@ -69,7 +70,7 @@ def read_status(run_dir: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: is no status of a run; remove it, the run's next start writes another") from error
+        raise InputError(f"{path}: is not the status of a run; remove it, the next start writes a new one") from error
 
 
 def is_run(run_dir: Path) -> bool:
@@ -88,7 +89,7 @@ def status_of(run_dir: Path) -> RunStatus:
     owner = parse_owner(found[1]) if found else None
     saved = next((checkpoint.step for checkpoint in newest_first(run_dir / "checkpoints")), None)
     if row is None and owner is None:
-        return RunStatus("not started", 0, 0, "never", "", saved)
+        return RunStatus(NOT_STARTED, 0, 0, "never", "", saved)
     row = row or {"state": "running", "step": 0, "steps": 0}
     state, step, since, why = row["state"], row["step"], str(row.get("time", "?")), str(row.get("reason", ""))
     now, last_sign, who = _by_owner(run_dir, owner, since)

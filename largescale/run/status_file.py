@@ -34,7 +34,7 @@ class StatusFile:
             self._write(state, step, num_steps, reason)
 
     def saved(self, step: int) -> None:
-        """A checkpoint stands. On every rank, from any thread."""
+        """Note that a checkpoint is published. On every rank, from any thread."""
         with self._lock:
             self._saved = step
             if rank() == 0 and self._state == "running":
@@ -42,12 +42,12 @@ class StatusFile:
                     self._write("running", self.done, self._num_steps)
 
     def resumed(self, step: int) -> None:
-        """The run goes on from a checkpoint of so many steps."""
+        """Note that the run continues from the checkpoint of this step."""
         self._saved = step
 
     @contextmanager
     def failure(self, first_step: int, num_steps: int) -> Iterator[None]:
-        """However the steps end, the file says so and why; from any rank, as others may not know."""
+        """Record in the file how and why the steps end; on any rank, since others may not know."""
         self.done = first_step
 
         def write(state: str, why: str) -> None:

@@ -131,7 +131,7 @@ def describe(reports: list[dict[str, Any] | None], timeout_s: float) -> str:
     elif busy and len(busy) < len(reports):
         blame = "the others wait for " + "; ".join(_stands(number, reports[number]) for number in busy)
     else:
-        blame = "nobody is behind: " + "; ".join(_stands(number, report) for number, report in enumerate(reports[:4]))
+        blame = "no rank is behind: " + "; ".join(_stands(number, report) for number, report in enumerate(reports[:4]))
     return f"no progress for {timeout_s:g} s: {blame}"
 
 

@@ -122,6 +122,6 @@ def num_indexed(path: Path) -> int:
 
 
 def how_to_mend(folder: Path) -> str:
-    """The command that mends a damaged index: tars that were converted have a plan, which knows what they held."""
+    """The command that fixes a damaged index: tars that were converted have a plan, which knows what they held."""
     converted = any((place / "plan").is_dir() for place in (folder, folder.parent))
     return f"`shards verify {folder} --repair`" if converted else f"`shards index {folder}`"

@@ -1,8 +1,8 @@
-"""The one exception for what a user can mend, and errors in a line."""
+"""The one exception for what a user can fix, and errors in a line."""
 
 
 class InputError(ValueError):
-    """Input that cannot be used as it is; its message is one line: what, where, how to mend."""
+    """Input that cannot be used as it is; its message is one line: what, where, how to fix."""
 
 
 def line_of(error: BaseException) -> str:

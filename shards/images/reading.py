@@ -197,10 +197,10 @@ def _bare_tiff(payload: bytes) -> tuple[bytes, dict[str, object]]:
 def _mend_tiff(image: Image.Image) -> None:
     """libtiff gives numbers in the order of this machine; Pillow takes those with signs, and floats, for the file's."""
     [tile] = image.tile
-    mended = {"I;16S": "I;16NS", "I;16BS": "I;16NS", "I;32S": "I;32NS", "I;32BS": "I;32NS", "F;32F": "F;32NF",
+    fixed = {"I;16S": "I;16NS", "I;16BS": "I;16NS", "I;32S": "I;32NS", "I;32BS": "I;32NS", "F;32F": "F;32NF",
               "F;32BF": "F;32NF"}.get(tile.args[0])
-    if mended and tile.codec_name == "libtiff":
-        image.tile = [tile._replace(args=(mended, *tile.args[1:]))]
+    if fixed and tile.codec_name == "libtiff":
+        image.tile = [tile._replace(args=(fixed, *tile.args[1:]))]
 
 
 def _gif_goes_on(payload: bytes) -> bool:

@@ -92,7 +92,7 @@ class LocalFolder:
             with os.scandir(self._path(folder)) as found:
                 inside = sorted(found, key=lambda entry: entry.name)
         except OSError as error:
-            text = f"{error.filename}: cannot be listed ({error.strerror}); mend its permissions or move it away"
+            text = f"{error.filename}: cannot be listed ({error.strerror}); fix its permissions or move it away"
             raise (Denied if isinstance(error, PermissionError) else InputError)(text) from error
         return [_entry(entry) for entry in inside]
 
@@ -220,7 +220,7 @@ def _entry(entry: os.DirEntry[str]) -> Entry:
 
 
 def _open_regular(path: str, flags: int) -> int:
-    """Open a file, and nothing that gives bytes for ever (devices) or waits for them (pipes)."""
+    """Open a file, and nothing that gives bytes forever (devices) or waits for them (pipes)."""
     descriptor = os.open(path, flags | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

@@ -158,7 +158,7 @@ def test_what_cannot_be_exported_is_a_line_and_leaves_no_file(run, tmp_path):
                              ({"format_name": "timm"}, "--format=timm: this version exports torchvision")):
         with pytest.raises(InputError, match=re.escape(words)):
             export(run, out, **arguments)
-    with pytest.raises(InputError, match="expected a file to write that ends in"):
+    with pytest.raises(InputError, match="expected an output file ending in"):
         export(run, tmp_path)
     with pytest.raises(InputError, match="no whole checkpoint"):
         export(tmp_path / "nothing", out)

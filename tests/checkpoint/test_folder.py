@@ -49,7 +49,7 @@ def test_copies_under_other_names_are_neither_counted_nor_removed(folder):
 
 
 def test_what_may_not_be_read_is_not_taken_for_damaged_or_none(open_folder):
-    """A run would begin again, or go on from an older checkpoint, where its user's rights are what is to be mended."""
+    """A run would begin again, or go on from an older checkpoint, where its user's rights are what is to be fixed."""
     newest = saved(open_folder, 10)
     for path in (saved(open_folder, 5), newest):
         path.chmod(0o755)

@@ -58,8 +58,8 @@ def test_half_a_copy_does_not_count(store, tiny_overrides, tmp_path):
 
 
 @pytest.mark.parametrize("files, says", [
-    ({"../../evil.safetensors": {"size": 1, "sha256": ""}}, "is no file of a checkpoint"),
-    ({"code.py": {"size": 1, "sha256": ""}}, "is no file of a checkpoint"), (None, "cannot be read")])
+    ({"../../evil.safetensors": {"size": 1, "sha256": ""}}, "is not a checkpoint file"),
+    ({"code.py": {"size": 1, "sha256": ""}}, "is not a checkpoint file"), (None, "cannot be read")])
 def test_a_foreign_copy_is_refused(store, tmp_path, files, says):
     store.pipe_file("runs/c/step-00000009/progress.json", json.dumps({"step": 9, "files": files}).encode())
     with pytest.raises(InputError, match=says):

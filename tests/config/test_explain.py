@@ -27,10 +27,10 @@ def said(capsys):
 
 @pytest.mark.parametrize("words, expected", [
     (["optim.momentum"], ["Fraction of the previous update", "default  0.9", "values   at least 0 and below 1",
-                          "used     only with optim.name=lars or sgd", "fixed: a run goes on with the value"]),
+                          "used     only with optim.name=lars or sgd", "fixed: a run continues with the value"]),
     (["data.augment.hue"], ["only if data.augment.jitter is set", "a number, from 0 to 0.5"]),
     (["parallel.cpu_offload"], ["only with parallel.strategy=fsdp, zero1, zero2 or zero3", "values   true or false",
-                                "resume   a run may go on with another value"]),
+                                "resume   may change: a run can continue with another value"]),
     (["model.stem"], ["values   one of imagenet, 3x3s2, 3x3"]),
     (["optim.name"], ["values   one of lars, adamw, sgd"]),
     (["data.shards"], ["default  none: it must be set"]),
@@ -63,7 +63,7 @@ def test_what_is_asked_for_is_explained(said, words, expected):
     (["method.epsilon", str(ROOT / "configs/small/simclr.yaml")],
      "method.epsilon is unknown for method simclr; swav has it"),
     (["optim", "data"], "optim data: expected one key or group at a time"),
-    (["optim.lr=1"], "optim.lr=1: replaces a value of a recipe; pass the recipe too"),
+    (["optim.lr=1"], "optim.lr=1: overrides need a recipe; pass the recipe too"),
     (["optim.lr", "nothing.yaml"], "nothing.yaml: no such configuration file"),
 ])
 def test_what_is_not_there_is_a_line(said, words, expected):

@@ -25,7 +25,7 @@ def lines_of(*overrides: str) -> list[str]:
 
 @pytest.mark.parametrize("overrides, expected", [
     (["parallel.strategy=ddp", "parallel.cpu_offload=true"],
-     "parallel.cpu_offload=True has no effect: it is used with parallel.strategy=fsdp|zero1|zero2|zero3 only"),
+     "parallel.cpu_offload=True has no effect: it is only used with parallel.strategy=fsdp|zero1|zero2|zero3"),
     (["parallel.strategy=fairscale", "parallel.cpu_offload=true"], "parallel.cpu_offload=True has no effect"),
     (["parallel.strategy=zero2", "parallel.reshard_after_forward=false"], "parallel.reshard_after_forward=False"),
     (["parallel.strategy=ddp", "parallel.shard=2"], "parallel.shard=2"),
@@ -36,7 +36,7 @@ def lines_of(*overrides: str) -> list[str]:
     (["optim.name=sgd", "optim.trust_coefficient=0.1"], "optim.trust_coefficient=0.1 has no effect"),
     (["method.queue=0"], "method.queue_start_step=1 has no effect without method.queue"),
     (["data.augment.jitter=0", "data.augment.hue=0.1"], "data.augment.hue=0.1 has no effect"),
-    (["model.backbone=resnet18"], "model.depths=[1, 1] has no effect: it is used with model.backbone=resnet only"),
+    (["model.backbone=resnet18"], "model.depths=[1, 1] has no effect: it is only used with model.backbone=resnet"),
     (["data.crops.0.augment={jitter: 0, hue: 0.1}"],
      "data.crops[0].augment.hue=0.1 has no effect without data.crops[0].augment.jitter"),
     (["data.crops.1.augment.solarise_threshold=0.3"], "data.crops[1].augment.solarise_threshold=0.3 has no effect"),

@@ -8,13 +8,13 @@ from shards.ground.errors import InputError
 
 
 @pytest.mark.parametrize("text, expected", [
-    ("a: 1\nb: 2\na: 3\n", "a stands twice, in lines 1 and 3"),
-    ("g: {a: 1}\nh:\n  b: 1\n  c: 2\n  b: 3\n", "b stands twice, in lines 3 and 5"),
-    ("g: {a: 1}\n'g': {b: 2}\n", "g stands twice, in lines 1 and 2"),
-    ("- {num: 2, size: 3}\n- {num: 2, num: 3}\n", "num stands twice, in lines 2 and 2"),
-    ("a: &a {x: 1}\nb: &b {y: 1}\nc: {<<: *a, <<: *b}\n", "<< stands twice, in lines 3 and 3"),
-    ("a: &a {b: *a}\n", "line 1: contains itself through an alias"),
-    ("a: &a [1, [*a]]\n", "line 1: contains itself through an alias"),
+    ("a: 1\nb: 2\na: 3\n", "a appears twice, in lines 1 and 3"),
+    ("g: {a: 1}\nh:\n  b: 1\n  c: 2\n  b: 3\n", "b appears twice, in lines 3 and 5"),
+    ("g: {a: 1}\n'g': {b: 2}\n", "g appears twice, in lines 1 and 2"),
+    ("- {num: 2, size: 3}\n- {num: 2, num: 3}\n", "num appears twice, in lines 2 and 2"),
+    ("a: &a {x: 1}\nb: &b {y: 1}\nc: {<<: *a, <<: *b}\n", "<< appears twice, in lines 3 and 3"),
+    ("a: &a {b: *a}\n", "line 1: an alias makes it contain itself"),
+    ("a: &a [1, [*a]]\n", "line 1: an alias makes it contain itself"),
     ("? [1, 2]\n: 3\n", "line 1: a list or mapping cannot be a key"),
     ("a: !!set {x}\n", "only plain values"),
     ("a: !!binary aGk=\n", "only plain values"),
@@ -47,14 +47,14 @@ def test_what_is_plain_is_read(text, value):
 
 def test_aliases_of_aliases_that_unfold_to_billions_are_refused():
     lines = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)]
-    with pytest.raises(NotReadable, match="line 16: unfolds to more than 100000 values"):
+    with pytest.raises(NotReadable, match="line 16: aliases expand to more than 100000 values"):
         parse("\n".join(lines))
 
 
 def test_a_group_that_stands_twice_in_a_recipe_names_file_and_lines(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("name: x\noptim: {lr: 1}\ndata: {shards: y}\noptim: {momentum: 0.5}\n")
-    with pytest.raises(InputError, match=r"recipe\.yaml: not readable as YAML: optim stands twice, in lines 2 and 4"):
+    with pytest.raises(InputError, match=r"recipe\.yaml: not readable as YAML: optim appears twice, in lines 2 and 4"):
         load_config(recipe)
 
 

@@ -78,4 +78,4 @@ def test_a_lost_shard_is_tried_again_later(folder, monkeypatch, caplog):
     clock[0] = 1180 + 240
     with caplog.at_level(logging.WARNING):
         assert samples.read(45).payload
-    assert f"{tar}: is there again" in caplog.text and samples.read(46).payload
+    assert f"{tar}: is back" in caplog.text and samples.read(46).payload

@@ -135,7 +135,7 @@ def test_any_position_is_reached_at_once(shard_folder, step):
 
 def test_errors_of_the_data_come_as_one_line(shard_folder):
     for workers in (0, 2):
-        with pytest.raises(InputError, match=r"100 samples in a row cannot be read \(28 x 28 pixels, more than"):
+        with pytest.raises(InputError, match=r"100 consecutive samples cannot be read: 28 x 28 pixels, more than"):
             list(make_stream(shard_folder, f"data.workers={workers}", "data.max_pixels=100")(range(3)))
 
 

@@ -143,7 +143,7 @@ def test_garbage_in_the_store_is_fetched_again_then_replaced_and_listed(web, tmp
     batches = list(stream(range(12)))
     rows = [row for batch in batches for row in batch.skipped]
     assert {row["shard"] for row in rows} == {tar.name} and len(rows) > 30
-    assert "fetched 3 times, its bytes are not those that the manifest names" in rows[0]["reason"]
+    assert "fetched 3 times, its bytes do not match the manifest" in rows[0]["reason"]
     # Once by the fetcher and once by the reader, three times each, and not again.
     assert web.sent[tar.name] <= 6 * tar.stat().st_size
     assert not list((tmp_path / "cache").glob("*/train-000002*"))
@@ -153,7 +153,7 @@ def test_garbage_in_the_store_is_fetched_again_then_replaced_and_listed(web, tmp
 def test_a_foreign_index_counts_as_damage(web, tmp_path):
     stream = remote(web.url, tmp_path)
     shutil.copy(web.folder / "train-000001.index.safetensors", web.folder / "train-000002.index.safetensors")
-    with pytest.raises(ShardLost, match="is not the index that the manifest names"):
+    with pytest.raises(ShardLost, match="is not the index named in the manifest"):
         stream.corpora[0].cache.get(2)
 
 
@@ -166,7 +166,7 @@ def test_a_shard_that_is_gone_is_replaced_and_listed(web, tmp_path, monkeypatch)
 
 
 def test_a_cache_that_is_too_small_is_refused_with_the_numbers(web, tmp_path):
-    says = r"the shard cache may take 1e-05 GB, but the order reads shards of [\d.e-]+ GB at the same time on this node"
+    says = r"the shard cache may take 1e-05 GB, but this node reads shards of [\d.e-]+ GB at the same time"
     with pytest.raises(InputError, match=rf"data\.cache_gb: {says}; raise data\.cache_gb"):
         remote(web.url, tmp_path, "data.cache_gb=0.00001")
     assert not list((tmp_path / "cache").glob("*/*.tar"))

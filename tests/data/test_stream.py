@@ -102,7 +102,7 @@ def garbage(shard_folder: Path, tmp_path: Path) -> Path:
 
 def test_a_shard_of_garbage_stops_the_stream_with_its_name(garbage):
     for workers in (0, 1):
-        with pytest.raises(InputError, match=r"train-000002\.tar: 6 samples in a row cannot be read"):
+        with pytest.raises(InputError, match=r"train-000002\.tar: 6 consecutive samples cannot be read"):
             list(make_stream(garbage, f"data.workers={workers}", "data.max_skipped_in_row=6")(range(12)))
 
 
@@ -137,7 +137,7 @@ def test_a_bad_stretch_is_the_same_on_any_number_of_ranks_and_workers(garbage):
 
 def test_the_line_names_the_right_corpus_and_what_to_change(shard_folder, garbage, tmp_path):
     both = f"data.shards=[{shard_folder}, {garbage}]"
-    says = rf"train-000002\.tar: 3 samples in a row cannot .*; run `shards verify {garbage}`, or raise"
+    says = rf"train-000002\.tar: 3 consecutive samples cannot .*; run `shards verify {garbage}`, or raise"
     with pytest.raises(InputError, match=says):
         list(make_stream(shard_folder, both, "data.max_skipped_in_row=3")(range(12)))
 
@@ -159,7 +159,7 @@ def test_a_shard_that_is_lost_on_the_way_is_replaced_and_listed(shard_folder, tm
 
 
 def test_decompression_bombs_are_not_decoded(shard_folder):
-    with pytest.raises(InputError, match=r"28 x 28 pixels, more than data\.max_pixels=100\); raise it$"):
+    with pytest.raises(InputError, match=r"28 x 28 pixels, more than data\.max_pixels=100; raise it$"):
         list(make_stream(shard_folder, "data.max_pixels=100")(range(14)))
 
 

@@ -83,8 +83,8 @@ def test_substitutes_come_from_the_subset(shard_folder, tmp_path, chosen):
     ("# numbers\n3\n200\n", "lists sample 200, the corpus train has 0 to 199"),
     ("# numbers\n-1\n3\n", "lists sample -1, the corpus train has 0 to 199"),
     (f"# numbers\n{10**30}\n", f"lists sample {10**30}, the corpus"),
-    ("# numbers\n3\n\nx/7\n", r"subset\.txt:4: 'x/7' is no sample number"),
-    ("3\n-1\n", "2 keys are not in train, such as -1; if these are sample numbers, let the first line be '# numbers'"),
+    ("# numbers\n3\n\nx/7\n", r"subset\.txt:4: 'x/7' is not a sample number"),
+    ("3\n-1\n", "2 keys are not in train, such as -1; if these are sample numbers, make the first line '# numbers'"),
     ("no/such-key\n", "1 keys are not in train, such as no/such-key")])
 def test_a_wrong_subset_is_refused(shard_folder, tmp_path, content, says):
     path = tmp_path / "subset.txt"
@@ -120,7 +120,7 @@ def test_lines_of_digits_are_keys_and_never_taken_for_numbers(digit_keys, tmp_pa
 
 @pytest.mark.parametrize("array, says", [
     (np.array([1, 2**63 + 7], np.uint64), f"lists sample {2**63 + 7}"), (np.array([-1, 3]), "lists sample -1"),
-    (np.array([1.0, 2.0]), "expected a .npy of one dimension of integers.*, not float64")])
+    (np.array([1.0, 2.0]), "expected a one-dimensional .npy of integers.*, not float64")])
 def test_a_wrong_array_is_refused(shard_folder, tmp_path, array, says):
     np.save(tmp_path / "subset.npy", array)
     with pytest.raises(InputError, match=says):
@@ -130,7 +130,7 @@ def test_a_wrong_array_is_refused(shard_folder, tmp_path, array, says):
 def test_what_is_no_array_is_refused_without_advice_of_numpy(shard_folder, tmp_path):
     path = tmp_path / "subset.npy"
     path.write_text("3\n4\n")
-    with pytest.raises(InputError, match=r"not a \.npy array .*; expected a \.npy of one dimension") as error:
+    with pytest.raises(InputError, match=r"not a \.npy array .*; expected a one-dimensional \.npy") as error:
         make_stream(shard_folder, f"data.subset={path}")
     assert "allow_pickle" not in str(error.value)
 

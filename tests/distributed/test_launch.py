@@ -60,9 +60,9 @@ def test_an_address_alone_makes_no_ranks(environment):
 
 
 @pytest.mark.parametrize("change, expected", [
-    ({"WORLD_SIZE": None}, "RANK=1 is set in the environment and WORLD_SIZE is not"),
-    ({"RANK": None}, "WORLD_SIZE=2 is set in the environment and RANK is not"),
-    ({"RANK": "one"}, "RANK='one' in the environment: expected a whole number from 0 on"),
+    ({"WORLD_SIZE": None}, "RANK=1 is set in the environment but WORLD_SIZE is not"),
+    ({"RANK": None}, "WORLD_SIZE=2 is set in the environment but RANK is not"),
+    ({"RANK": "one"}, "RANK='one' in the environment: expected a whole number, at least 0"),
     ({"RANK": "2"}, "RANK=2: expected less than WORLD_SIZE=2"),
     ({"RANK": "-1"}, "RANK='-1'"), ({"WORLD_SIZE": "0"}, "WORLD_SIZE='0'"), ({"LOCAL_RANK": ""}, "LOCAL_RANK=''"),
     ({"MASTER_ADDR": None}, "MASTER_ADDR is not set"), ({"MASTER_PORT": "65536"}, "MASTER_PORT=65536"),
@@ -103,7 +103,7 @@ def test_ranks_that_all_come_meet(port):
 
 def test_missing_ranks_are_named_on_all_others(port):
     for said in outcomes([at(port, 0, 4), at(port, 2, 4)], timeout_s=1.5):
-        assert said.startswith("ranks 1, 3 of 4 did not come within run.join_timeout_s=1.5")
+        assert said.startswith("ranks 1, 3 of 4 did not join within run.join_timeout_s=1.5")
 
 
 def test_two_ranks_on_one_gpu_are_refused(port):

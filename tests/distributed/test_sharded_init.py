@@ -135,7 +135,7 @@ def error_of(overrides: list[str]) -> str:
 
 @pytest.mark.parametrize("override, says", [
     ("parallel.strategy=ddp", "parallel.sharded_init=True: expected false with parallel.strategy=ddp; only fsdp"),
-    ("parallel.cpu_offload=true", "does not go with parallel.cpu_offload"),
+    ("parallel.cpu_offload=true", "cannot be combined with parallel.cpu_offload"),
 ])
 def test_what_does_not_go_with_it_is_one_line(override, says):
     assert says in run_ranks(error_of, 1, [override])[0]

@@ -64,7 +64,7 @@ def test_shared_images_are_counted_however_the_shards_are_cut(sample_images, sha
     assert num_in_shared_shards(test.manifest, again.manifest) == 0  # what tars alone would say
     assert num_in_shared_shards(test.manifest, test.manifest) == 100
     some = FeatureSet(torch.zeros(20, 1), torch.arange(10).repeat(2), torch.arange(20), ("a",) * 10)
-    for pretraining, expected in ((cut, "100 of the test images are among those that the network was pretrained on"),
+    for pretraining, expected in ((cut, "100 of the test images are among those the network was pretrained on"),
                                   (shard_folder, None), (tmp_path / "gone", None)):
         config = load_config(ROOT / "tests/tiny.yaml", [f"data.shards={pretraining}"])
         assert [line.split(" (")[0] for line in doubts("linear", config, (train, test), (some, some))] == \
@@ -197,7 +197,7 @@ def test_a_run_begun_again_in_its_folder_is_measured_anew(run):
     run.train("run.seed=5", "optim.lr=0.05")
     assert not path.exists()  # set aside with the former run
     shutil.copytree(run.path.parent / "eval", run.path / "eval", dirs_exist_ok=True)  # and brought back by somebody
-    assert "measured on other weights than are here" in notes(run.path)
+    assert "measured on other weights than these" in notes(run.path)
     after = run.evaluate()
     new = path.read_bytes()
     assert new != old and after["made_from"]["weights"]["hash"] != before["made_from"]["weights"]["hash"]

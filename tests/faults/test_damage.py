@@ -81,7 +81,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(finished, run, damage,
     damage(piece_of(run, 10))
     result = go_on(data, run)
     assert result.returncode == 0, result.stderr
-    assert "damaged checkpoint, going back to the one before" in result.stderr and says in result.stderr
+    assert "damaged checkpoint, falling back to the one before" in result.stderr and says in result.stderr
     assert not (run / "executed").exists()
     assert_same_end(run, expected)
 
@@ -95,7 +95,7 @@ def test_a_foreign_pickle_with_a_matching_checksum_is_refused_unread(finished, r
     progress["files"] = {piece.name: vars(stamp_of(piece))}
     mark.write_text(json.dumps(progress))
     result = go_on(data, run)
-    assert result.returncode == 2 and "is no safetensors" in result.stderr and "Traceback" not in result.stderr
+    assert result.returncode == 2 and "is not safetensors" in result.stderr and "Traceback" not in result.stderr
     assert not (run / "executed").exists()
 
 
@@ -131,7 +131,7 @@ def test_a_checkpoint_of_an_earlier_order_of_the_samples_goes_on_and_says_what_c
     assert progress.pop("order") == 2
     mark.write_text(json.dumps(progress))
     result = go_on(finished[0], run)
-    assert result.returncode == 0 and "the epoch under way may use some twice" in result.stderr, result.stderr
+    assert result.returncode == 0 and "the current epoch may use some twice" in result.stderr, result.stderr
 
 
 def test_batch_statistics_of_other_groups_go_on_and_say_so(finished, run):
@@ -141,7 +141,7 @@ def test_batch_statistics_of_other_groups_go_on_and_say_so(finished, run):
     mark.write_text(json.dumps(progress))
     result = go_on(finished[0], run)
     assert result.returncode == 0, result.stderr
-    assert "BatchNorm's statistics were of 8 images and are of 16 from here on (4 ranks, now 1)" in result.stderr
+    assert "BatchNorm statistics were over 8 images and now are over 16 (4 ranks, now 1)" in result.stderr
 
 
 def test_a_changed_configuration_is_refused_by_key(finished, run):
@@ -174,6 +174,6 @@ def test_a_full_disk_costs_no_earlier_checkpoint(finished, tmp_path):
     assert result.returncode == 3, result.stderr
     assert result.stderr.count("could not save: ") >= 2
     assert "No space left on device" in result.stderr and "Traceback" not in result.stderr
-    assert "make room there and give the same command again" in result.stderr
+    assert "make room there and run the same command again" in result.stderr
     assert find_latest(run / "after").step == 4
     assert not list((run / "after").glob(".*"))

@@ -35,7 +35,7 @@ def test_a_signal_to_any_rank_stops_all_of_them_in_order(undisturbed, tmp_path, 
         ranks = rank_processes(process.pid)
         os.kill(process.pid if whom == "torchrun" else ranks[int(whom[-1])], number)
         assert process.wait(60) != 0
-    assert "stopped in order: stopped by" in log_of(run).read_text()
+    assert "stopped in order: stopped " in log_of(run).read_text()
     stopped = json.loads((run / "status.json").read_text())
     assert stopped["state"] == "stopped" and 13 < stopped["step"] < 60
     assert (run / "checkpoints" / "latest").read_text() == f"step-{stopped['step']:08d}\n"
@@ -60,7 +60,8 @@ def test_ctrl_c_once_stops_in_order_and_twice_at_once(tiny_overrides, tmp_path):
     overrides = tiny_overrides("train.steps=100000", "data.workers=2", "checkpoint.every_steps=0")
     # A launcher may pass on what the terminal has sent already: that is no second time.
     assert interrupt(overrides, log, run, [0.0, 0.1]) == 85
-    assert re.fullmatch(r"stopped in order: stopped by Ctrl-C after step \d+, saved", log.read_text().splitlines()[-1])
+    says = r"stopped in order: stopped after step \d+ by Ctrl-C; checkpoint saved"
+    assert re.fullmatch(says, log.read_text().splitlines()[-1])
     stopped = json.loads((run / "status.json").read_text())
     assert stopped["state"] == "stopped" and (run / "checkpoints" / f"step-{stopped['step']:08d}").is_dir()
 
@@ -73,7 +74,7 @@ def test_ctrl_c_once_stops_in_order_and_twice_at_once(tiny_overrides, tmp_path):
 
     assert interrupt(overrides, log, run, [0.5, 1.5], before=stall) == 130
     assert log.read_text().splitlines()[-2:] == [
-        "stopping after this step, with a checkpoint; press Ctrl-C again to end at once",
+        "stopping after this step, with a checkpoint; press Ctrl-C again to quit at once",
         "error: interrupted twice; the same command continues from the last checkpoint"]
     assert json.loads((run / "status.json").read_text())["state"] == "stopped"
 
@@ -122,6 +123,6 @@ def test_it_saves_before_its_time_ends(tiny_overrides, tmp_path):
     limits = ["run.time_limit_s=100", "run.stop_before_s=99.999"]
     result = run_largescale("pretrain", TINY, *tiny_overrides(*limits), check=False)
     assert result.returncode == 85
-    assert "stopped in order: stopped by the end of its time after step 0, saved" in result.stderr
+    assert "stopped in order: stopped after step 0 by its time limit; checkpoint saved" in result.stderr
     code, line = status(tmp_path / "run")
     assert code == 85 and "stopped, 1 of 14 steps" in line and "newest checkpoint: step 1" in line

@@ -11,8 +11,8 @@ ROW = {"data_wait_s": 0.05, "step_s": 0.1, "augment_s": 0.0, "read_ms": 0.2, "de
 
 
 @pytest.mark.parametrize("changes, counts, says", [
-    ({}, (2, 4), r"waits for data 50% of the time: an image takes a thread read 0.2 ms, decode 3.0 ms, crop 1.0 ms; "
-                 r"2 x 4 threads a rank are too few; raise data.workers"),
+    ({}, (2, 4), r"waits for data 50% of the time; per image and thread: read 0.2 ms, decode 3.0 ms, crop 1.0 ms; "
+                 r"2 x 4 threads per rank are too few; raise data.workers"),
     ({"read_ms": 9.0}, (2, 4), "reading is slowest; move the shards to a faster disk"),
     ({"read_ms": 9.0, "cache_hit_rate": 0.5}, (2, 4), "shards come too late from the store (data.fetches=4)"),
     ({"data_wait_s": 0.009}, (2, 4), ""),

@@ -172,7 +172,7 @@ def test_the_command_says_what_a_run_takes(capsys):
     assert all("train.precision=fp64" in row for row in rows if row.startswith("zero"))
     assert main(["plan", *recipe, "--gpus", "2"]) == 0
     text = capsys.readouterr().out
-    assert "memory of a GPU" in text and "fits" in text and "images/s" in text and "assumed: math 0.5" in text
+    assert "memory per GPU" in text and "fits" in text and "images/s" in text and "assumed: math 0.5" in text
 
 
 def test_all_strategies_are_compared_and_their_libraries_are_not_needed(capsys, monkeypatch):
@@ -194,7 +194,7 @@ def test_all_strategies_are_compared_and_their_libraries_are_not_needed(capsys, 
     (["--gpus", "2", "--gpu", "abacus"], "--gpu abacus: expected one of v100-16"),
     (["--gpus", "2", "--strategy", "zero4"], "parallel.strategy=zero4: expected one of ddp, fsdp, zero1"),
     (["--gpus", "2", "--strategy", "zero3"], "train.precision=fp64: parallel.strategy=zero3 trains in fp32"),
-    (["parallel.cpu_offload=true", "--gpus", "2", "--strategy", "fsdp"], "parallel.cpu_offload=true: what is held"),
+    (["parallel.cpu_offload=true", "--gpus", "2", "--strategy", "fsdp"], "parallel.cpu_offload=true: host memory"),
     (["--gpus", "3", "--compare"], "not divisible by 3 GPUs"),
     (["parallel.batchnorm_group_size=3", "--gpus", "4"],
      "parallel.batchnorm_group_size=3: does not divide 4 ranks; choose 1 (4 images), 2 (8 images) or 0 (16 images)"),

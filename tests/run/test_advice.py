@@ -100,7 +100,7 @@ def test_a_rate_that_is_too_high(ends, shard_folder, tmp_path):
     config.optim.lr = 1e30  # no recipe's: it must break in a step
     with pytest.raises(TrainingStopped, match="step 2: loss not finite") as stopped:
         pretrain(config)
-    code, line = ends(*overrides, *SETTING.findall(str(stopped.value).split("give the same command with")[1]))
+    code, line = ends(*overrides, *SETTING.findall(str(stopped.value).split("run the same command with")[1]))
     assert code == 0 and f"{tmp_path}/run-2 is complete: 4 steps" in line
 
 
@@ -118,11 +118,11 @@ def test_images_that_are_not_finite(ends, tmp_path, monkeypatch):
     run = [f"run.dir={tmp_path / 'run'}", "checkpoint.every_steps=2", "train.steps=3", "train.rollback_window=1"]
     code, line = ends(*run)
     assert code == 3 and "input views not finite" in line
-    code, line = ends(*run, *SETTING.findall(line.split("give the same command with")[1]))
+    code, line = ends(*run, *SETTING.findall(line.split("run the same command with")[1]))
     assert code == 0 and "is complete: 3 steps" in line
 
 
 def test_room_is_asked_for_where_there_is_none():
     assert after_failed_saves("a: No space left on device (rank 0)").startswith("make room there")
     unshared = "a/b, which a rank has written, is not there on rank 0; do all nodes share run.dir? (rank 0)"
-    assert after_failed_saves(unshared) == "mend that and give the same command again"
+    assert after_failed_saves(unshared) == "fix that and run the same command again"

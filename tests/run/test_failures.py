@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 from largescale.run.failures import end_of, reason_of
 
-FILES = "Too many open files; raise the limit of open files (`ulimit -n`)"
-THREADS = "raise the limits of processes and memory (`ulimit -u`, `-v`), or lower data.workers, data.threads"
+FILES = "Too many open files; raise the limit on open files (`ulimit -n`)"
+THREADS = "raise the limits on processes and memory (`ulimit -u`, `-v`), or lower data.workers, data.threads"
 
 
 def test_too_few_open_files_are_a_line_also_where_a_library_meets_the_limit():

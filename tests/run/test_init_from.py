@@ -103,7 +103,7 @@ def test_a_resumed_run_does_not_need_its_source(source, pretrain, tmp_path):
     resumed = weights(tmp_path / "new")
     assert all(torch.equal(resumed[name], value) for name, value in before.items())
     code, said = pretrain("init_from=elsewhere")
-    assert code == 2 and f"has begun already, from {copy}, and goes on from its own checkpoint" in said
+    assert code == 2 and f"has already started, from {copy}, and continues from its own checkpoint" in said
     assert pretrain()[0] == 2  # its configuration says where it began; leaving that out would lose it
 
 
@@ -119,9 +119,9 @@ def test_a_checkpoint_may_be_named_and_a_damaged_one_is_passed_over(source, pret
 
 
 @pytest.mark.parametrize("overrides, says", [
-    (["init_from=nothing"], "init_from=nothing: no such folder; give the folder of a run that has saved"),
-    (["init_from={tmp}"], ": no checkpoint there; give the folder of a run"),
-    (["init_from={source}", "model.width=16"], ": another backbone: 30 tensors differ, such as "
+    (["init_from=nothing"], "init_from=nothing: no such folder; pass the folder of a run that has saved"),
+    (["init_from={tmp}"], ": no checkpoint there; pass the folder of a run"),
+    (["init_from={source}", "model.width=16"], ": has another backbone: 30 tensors differ, such as "
      "backbone.stages.0.0.bn1.bias; set model.width=8"),
 ])
 def test_what_cannot_be_taken_is_one_line(source, pretrain, tmp_path, overrides, says):
@@ -151,7 +151,7 @@ def test_a_source_that_is_removed_while_it_is_read_is_one_line(source, pretrain,
         shutil.copytree(source, copy)
         monkeypatch.setattr(sharded, "shapes", removed)
         code, said = pretrain(f"init_from={copy}")
-        assert code == 2 and "step-00000002 was removed while it was read, since that run goes on" in said
+        assert code == 2 and "step-00000002 was removed while being read, since that run is still going" in said
 
 
 def test_a_complete_run_cannot_be_changed_but_says_what_works(source, pretrain, tmp_path, capsys):
@@ -161,7 +161,7 @@ def test_a_complete_run_cannot_be_changed_but_says_what_works(source, pretrain, 
     assert "model.width was 8 and is now 4; set it back, or use another run.dir" in pretrain(
         "model.width=4", folder="run")[1]
     assert main(["pretrain", str(run / "config.yaml")]) == 0  # a copy's configuration names the original
-    assert f"says run.dir={source}, so the run goes on there, not in {run}" in capsys.readouterr().err
+    assert f"says run.dir={source}, so the run continues there, not in {run}" in capsys.readouterr().err
     works = [word for word in said.split() if word.startswith(("init_from=", "run.dir="))]
     assert works == [f"init_from={run}", f"run.dir={run}-2"]
     code, said = pretrain("train.steps=3", *works, folder="run")

@@ -71,8 +71,8 @@ def test_a_step_that_does_not_fit_is_told_what_does_and_that_fits(tiny_overrides
     failed = run_python("-c", LIMITED, tmp_path / "first", *command, check=False)
     assert failed.returncode == 3, failed.stderr
     line = failed.stderr.splitlines()[-1]
-    advice = re.fullmatch(r"error: out of memory \(.*\); give the same command with (\S+), which fits "
-                          r"\(`largescale plan` says \S+ instead of \S+ GB, 0.\d GB are there\)", line)
+    advice = re.fullmatch(r"error: out of memory \(.*\); run the same command with (\S+), which fits "
+                          r"\(`largescale plan` says \S+ instead of \S+ GB, 0.\d GB are available\)", line)
     assert advice, line
     status = read_status(tmp_path / "run")
     assert status["state"] == "failed" and status["reason"] == line.removeprefix("error: ")
@@ -85,15 +85,16 @@ def test_what_is_said_of_a_run_that_has_begun(tmp_path):
     accumulate = {"overrides": ["train.accumulate=2"], "needed": 5e9, "fits": True}
     fsdp = {"overrides": ["parallel.strategy=fsdp"], "needed": 6e9, "fits": True}
     assert _worded(config, [failed, accumulate], int(5.5e9)) == (
-        "give the same command with train.accumulate=2, which fits (`largescale plan` says 5.0 instead of 9.0 GB, "
-        "5.5 GB are there)")
+        "run the same command with train.accumulate=2, which fits (`largescale plan` says 5.0 instead of 9.0 GB, "
+        "5.5 GB are available)")
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000004"
     checkpoint.mkdir(parents=True)
     (checkpoint / "progress.json").write_text(json.dumps({"step": 4, "files": {"x": {"size": 0, "sha256": ""}}}))
     assert "with parallel.strategy=fsdp, which" in _worded(config, [failed, fsdp], int(7e9))
     again = f"init_from={tmp_path}/run run.dir={tmp_path}/run-2 train.accumulate=2, which fits"
     assert again in _worded(config, [failed, accumulate], int(7e9))
-    assert "even parallel.strategy=fsdp does not fit" in _worded(config, [failed, {**fsdp, "fits": False}], int(5e9))
+    nothing_fits = _worded(config, [failed, {**fsdp, "fits": False}], int(5e9))
+    assert "no change tried fits, not even parallel.strategy=fsdp (" in nothing_fits
     for too_late in ([], [failed]):
         assert "lower train.global_batch" in _worded(config, too_late, int(7e9))
 

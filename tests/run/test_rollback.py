@@ -53,7 +53,7 @@ def test_what_is_left_out_travels_with_the_checkpoint(tmp_path, caplog):
     other = Rollbacks(tmp_path / "c")
     other.record(checkpoint(tmp_path, 5), step=8, data_step=8, window=1, why="loss")
     other.settle(later)
-    assert other.rows() == here.rows() and "does not agree with" in caplog.text
+    assert other.rows() == here.rows() and "disagrees with" in caplog.text
 
 
 @pytest.mark.parametrize("row", [
@@ -61,7 +61,7 @@ def test_what_is_left_out_travels_with_the_checkpoint(tmp_path, caplog):
 ])
 def test_a_file_that_is_no_list_of_rollbacks_is_refused(tmp_path, row):
     (tmp_path / "rollbacks.jsonl").write_text(f"{row}\n")
-    with pytest.raises(InputError, match="is no roll-back"):
+    with pytest.raises(InputError, match="is not a record of a rollback"):
         Rollbacks(tmp_path).windows()
 
 

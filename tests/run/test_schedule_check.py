@@ -53,7 +53,7 @@ def test_imagenets_recipe_on_three_thousand_images():
     (LONG, ["method.freeze_prototypes_steps=1001"], "prototypes train only from step 1,001 of 2,000"),
     (LONG, ["method.queue=16000"], "the queue takes part only from step 1,001 of 2,000; set method.queue_start_step=0"),
     (LONG, ["method.queue=17600"], "set method.queue=0, or train longer"),
-    (LONG, ["checkpoint.every_steps=2000"], "saved at its end only: killed, it begins again"),
+    (LONG, ["checkpoint.every_steps=2000"], "saved only at its end: if killed, it starts over"),
     (LONG, ["checkpoint.keep_every=12"], "set checkpoint.keep_every=15"),
     (LONG, ["checkpoint.every_steps=0", "train.max_rollbacks=1"], "there is nothing to go back to"),
     (LONG, ["data.shuffle_window=4"], "a batch takes 4 images of a stream"),
@@ -76,7 +76,7 @@ def test_facts_say_when_what_happens():
     found = facts(load_config(ROOT / TINY, ["data.shards=x", "optim.final_lr=0.25"]), Length(14, 12, 200, 8))
     assert found["warm-up"] == "2 steps, from 0 to 0.5"
     assert found["prototypes train"] == "from step 2 of 14" and found["the queue takes part"] == "from step 3 of 14"
-    assert found["saves"] == "every 5 steps (2 times) and at the end; the newest 2 stay"
+    assert found["saves"] == "every 5 steps (2 times) and at the end; the newest 2 are kept"
     # Twelve steps of cosine from 0.5 to 0.25: the last stands at 11/12 of half a turn.
     assert float(found["learning rate of the last step"]) == pytest.approx(0.254, abs=5e-4)
 

@@ -29,7 +29,7 @@ def test_nodes_that_do_not_share_it_are_named(tmp_path):
     results = run_ranks(complaints, 3, str(tmp_path))
     for relative, absolute, unwritable in results:
         assert "rank 0 on " in relative and f"has {tmp_path}/node0/run; rank 2 on " in relative
-        assert f"has {tmp_path}/node1/run)" in relative and "rank 1" not in relative and "share, and give" in relative
+        assert f"has {tmp_path}/node1/run)" in relative and "rank 1" not in relative and "share, and pass" in relative
         assert absolute == ""
         assert f"cannot write to {tmp_path}/node0/a file/run (Not a directory)" in unwritable
     assert {path.name for path in tmp_path.rglob("*")} == {"node0", "node1", "a file"}

@@ -20,7 +20,7 @@ def test_the_rank_that_others_wait_for_is_named_with_its_place():
 
 
 def test_all_waiting_alike_are_all_shown():
-    assert "nobody is behind: rank 0 on n1" in describe([report(True), report(True)], 5)
+    assert "no rank is behind: rank 0 on n1" in describe([report(True), report(True)], 5)
 
 
 def test_a_thread_is_found_at_its_line_outside_of_torch():

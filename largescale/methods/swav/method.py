@@ -126,7 +126,7 @@ class SwAV(EmbeddingMethod):
         return [Panel("Assignments", {
             "entropy of a code / ln K": "assignment_entropy",
             "share of prototypes in use": "prototype_usage",
-            "share that so many images could reach": "prototype_usage_reachable",
+            "share that this many images could reach": "prototype_usage_reachable",
         }, limits=(0, 1.05))]
 
     @classmethod

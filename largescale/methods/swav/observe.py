@@ -63,7 +63,7 @@ def diagnose(config: Config, settings: Settings, before: Row, row: Row) -> str:
         )
     if row.get("prototype_usage", 1.0) < _USED_OF_REACHABLE * row.get("prototype_usage_reachable", 0.0):
         return (
-            f"only {row['prototype_usage']:.2%} of the prototypes are nearest to any sample, where so many images "
+            f"only {row['prototype_usage']:.2%} of the prototypes are nearest to any sample, where this many images "
             f"could reach {row['prototype_usage_reachable']:.1%}: embeddings gather in few places. "
             f"{_try([*fewer, _LONGER_FREEZE, *queue])}"
         )

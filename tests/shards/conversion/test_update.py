@@ -154,7 +154,7 @@ def test_held_out_images_are_a_folder_of_their_own(source, tmp_path):
     assert set(held) == set(stored_images(tmp_path / "grown" / "holdout")) & (set(train) | set(held))
     convert(source, tmp_path / "more", options(holdout=0.5))
     assert set(held) < set(stored_images(tmp_path / "more" / "holdout"))
-    # Workers and tasks do not change a byte there, a repair mends it, and beginning anew leaves nothing behind.
+    # Workers and tasks do not change a byte there, a repair fixes it, and beginning anew leaves nothing behind.
     for task in (0, 1, 2):
         convert(source, tmp_path / "tasks", options(holdout=0.5, task=(task, 3)))
     merge(tmp_path / "tasks")
