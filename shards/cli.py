@@ -1,4 +1,4 @@
-"""The `shards` command: convert, index, verify, info."""
+"""The `shards` command: convert, merge, index, verify, info."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def _main(argv: list[str] | None) -> int:
     except MemoryError:
         if arguments.debug:
             raise
-        return terminal.fail_line("out of memory; lower --workers, then run the same command again: what is finished "
-                                  "stays", USER_ERROR)
+        return terminal.fail_line("out of memory; lower --workers, then run the same command again: finished work "
+                                  "is kept", USER_ERROR)
 
 
 def _line(error: Exception) -> str:
@@ -60,13 +60,13 @@ def _line(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{error.filename or 'files'}: {error.strerror}; raise the limit (`ulimit -n`), or use fewer --workers"
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return (f"{line_of(error)}; make room or fix permissions, then run the same command again: what is finished "
-                f"stays")
+        return (f"{line_of(error)}; make room or fix permissions, then run the same command again: finished work "
+                f"is kept")
     return str(error)
 
 
 def _say(text: str) -> None:
-    # Names of files need not be valid text.
+    # File names need not be valid text.
     sys.stdout.write(text.encode("utf-8", "replace").decode() + "\n")
 
 
@@ -79,49 +79,49 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("source", metavar="SRC", type=_location,
                          help="folder of images (searched recursively) or of tars, a .tar, a .zip, or a list: .csv, "
                               ".jsonl, .parquet with a column `path`; a path, or a URL such as s3://bucket/folder")
-    command.add_argument("out", metavar="OUT", type=_location, help="folder for the shards, or the URL of one")
+    command.add_argument("out", metavar="OUT", type=_location, help="folder for the shards, or its URL")
     command.add_argument("--work", metavar="DIR", type=_path,
-                         help="where OUT is a URL: local folder for the plan, and for shards until they are uploaded")
+                         help="if OUT is a URL: local folder for the plan, and for shards until they are uploaded")
     command.add_argument("--name", help="first part of the shards' names (default: the name of OUT)")
     command.add_argument("--labels", type=_labels, default="none", metavar="FROM",
-                         help="folder: the first one below SRC is the class; cls: the tars' own; column:NAME of a list")
+                         help="folder: the first folder below SRC; cls: the tars' own; column:NAME: of a list")
     _class_names(command)
     command.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="default 10000")
     command.add_argument("--shuffle", type=int, metavar="SEED",
                          help="shuffle the files over the shards (folders are ordered, shards should not be)")
     command.add_argument("--holdout", type=float, default=0.0, metavar="F",
-                         help="share of the images for OUT/holdout, by a hash of their names: stable when more come")
+                         help="fraction of the images for OUT/holdout, by a hash of their names: stable as more come")
     command.add_argument("--update", action="store_true",
-                         help="add shards of the images that SRC has got since it was listed")
-    command.add_argument("--force", action="store_true", help="replace shards that OUT holds already, or begin anew")
+                         help="add shards for the images added to SRC since it was listed")
+    command.add_argument("--force", action="store_true", help="replace the shards in OUT, or start over")
     command.add_argument("--task", type=_task, metavar="I/N",
-                         help="write the I-th of N parts (from 0); `shards merge OUT` finishes when all are written; "
-                              "0/0 makes the plan alone")
+                         help="write part I of N (from 0); `shards merge OUT` finishes when all are written; "
+                              "0/0 only makes the plan")
     _workers(command)
     _cleaning(command)
 
-    command = _command(commands, "merge", _merge, "finish a conversion that tasks wrote: the manifest",
+    command = _command(commands, "merge", _merge, "finish a conversion written by tasks: write the manifest",
                        "shards merge data/photos")
     command.add_argument("folder", metavar="OUT", type=_path,
-                         help="folder of the shards; where they go to a URL, the --work folder")
+                         help="folder of the shards; if they go to a URL, the --work folder")
 
-    command = _command(commands, "index", _index, "index tars that others wrote, so that they can be streamed",
+    command = _command(commands, "index", _index, "index tars made by other tools, so that they can be streamed",
                        "shards index data/laion")
     command.add_argument("folder", metavar="DIR", type=_path, help="folder of tars")
     _class_names(command)
     _workers(command)
 
-    command = _command(commands, "verify", _verify, "check that shards are whole and every image decodes",
+    command = _command(commands, "verify", _verify, "check that shards are intact and every image decodes",
                        "shards verify data/photos")
-    command.add_argument("folder", metavar="DIR", type=_location, help="shard folder, or the URL of one")
-    command.add_argument("--no-decode", action="store_true", help="checksums only, do not decode the images")
-    command.add_argument("--repair", action="store_true", help="write damaged shards anew from what they were made of")
-    command.add_argument("--source", type=_location, metavar="SRC", help="where that is now, if it was moved")
+    command.add_argument("folder", metavar="DIR", type=_location, help="shard folder, or its URL")
+    command.add_argument("--no-decode", action="store_true", help="check checksums only, without decoding the images")
+    command.add_argument("--repair", action="store_true", help="rewrite damaged shards from their source")
+    command.add_argument("--source", type=_location, metavar="SRC", help="where the source is now, if it was moved")
     _workers(command)
 
     command = _command(commands, "info", _info, "show what a shard folder holds", "shards info data/photos")
-    command.add_argument("folder", metavar="DIR", type=_location, help="shard folder, or the URL of one")
-    command.add_argument("--html", type=_path, metavar="FILE", help="also write a page with plots and images")
+    command.add_argument("folder", metavar="DIR", type=_location, help="shard folder, or its URL")
+    command.add_argument("--html", type=_path, metavar="FILE", help="also write an HTML page with plots and images")
     return parser
 
 
@@ -132,7 +132,7 @@ def _command(
     summary: str,
     example: str,
 ) -> argparse.ArgumentParser:
-    # Abbreviated options would pass by whoever looks for them, such as launch/slurm/convert.
+    # launch/slurm/convert looks for options by their full names; it would miss abbreviated ones.
     command = commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}",
                                   allow_abbrev=False)
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -141,27 +141,27 @@ def _command(
 
 
 def _cleaning(command: argparse.ArgumentParser) -> None:
-    rules = command.add_argument_group(f"which images are kept, and how ({SKIPPED_NAME} lists the others)")
-    rules.add_argument("--min-side", type=int, default=0, metavar="PX", help="leave out smaller ones")
+    rules = command.add_argument_group(f"which images to keep, and how ({SKIPPED_NAME} lists the others)")
+    rules.add_argument("--min-side", type=int, default=0, metavar="PX", help="leave out images narrower or lower")
     rules.add_argument("--max-pixels", type=int, default=Cleaning.max_pixels, metavar="N",
-                       help="leave out larger ones before they are decoded (default %(default)s; 0: none)")
-    rules.add_argument("--max-aspect", type=float, default=0.0, metavar="R", help="leave out longer or wider ones")
-    rules.add_argument("--no-blank", action="store_true", help="leave out those of a single colour")
-    rules.add_argument("--no-animated", action="store_true", help="leave out those of several frames")
+                       help="leave out larger images without decoding them (default %(default)s; 0: no limit)")
+    rules.add_argument("--max-aspect", type=float, default=0.0, metavar="R", help="leave out longer or wider images")
+    rules.add_argument("--no-blank", action="store_true", help="leave out images of a single colour")
+    rules.add_argument("--no-animated", action="store_true", help="leave out images with several frames")
     rules.add_argument("--duplicates", choices=["keep", "exact", "near"], default="keep",
-                       help="exact: leave out files with the bytes of another; near: also those that look like another")
+                       help="exact: leave out exact copies of another file; near: also images that look like another")
     rules.add_argument("--radius", type=int, default=3, metavar="BITS",
-                       help="near: how many of 64 bits of the pictures' hashes may differ (default 3)")
+                       help="near: how many of the 64 bits of two images' hashes may differ (default 3)")
     rules.add_argument("--max-side", type=int, default=0, metavar="PX",
-                       help="make larger ones smaller; all others keep their bytes")
+                       help="shrink larger images; all others keep their bytes")
     rules.add_argument("--quality", type=int, default=90, metavar="Q",
-                       help="of the JPEGs that are written then (default 90)")
+                       help="JPEG quality of the images written then (default 90)")
     rules.add_argument("--plain", action="store_true",
-                       help="store CMYK, 16-bit, palette, transparent, turned and animated ones as plain upright RGB")
+                       help="store CMYK, 16-bit, palette, transparent, rotated and animated images as upright RGB")
     rules.add_argument("--srgb", action="store_true",
-                       help="store anew what has a colour profile (whatever is stored anew is converted to sRGB)")
+                       help="re-encode images with a colour profile (all that is re-encoded is converted to sRGB)")
     rules.add_argument("--no-decode", action="store_true",
-                       help="do not decode what keeps its bytes: faster, and damage is met in training")
+                       help="do not decode images that keep their bytes: faster, but damage shows only in training")
 
 
 def _location(text: str) -> str:
@@ -187,12 +187,12 @@ def _task(text: str) -> tuple[int, int]:
 
 def _class_names(command: argparse.ArgumentParser) -> None:
     command.add_argument("--class-names", type=_path, metavar="FILE",
-                         help="names of classes that are numbers: one a line, that of class 0 first")
+                         help="names for numbered classes: one per line, class 0 first")
 
 
 def _workers(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N",
-                         help="processes (default: one a core)")
+                         help="number of processes (default: one per core)")
 
 
 def _convert(arguments: argparse.Namespace) -> int:
@@ -209,8 +209,8 @@ def _convert(arguments: argparse.Namespace) -> int:
     if manifest is None:
         home = arguments.work or out
         number, count = arguments.task
-        done = f"task {number} of {count} is done; when all are, `shards merge {home}`"
-        _say(f"{out}: {'the plan is made; --task I/N writes a part' if arguments.task == PLAN_ALONE else done}")
+        done = f"task {number} of {count} is done; when all are, run `shards merge {home}`"
+        _say(f"{out}: {'the plan is made; --task I/N writes part I' if arguments.task == PLAN_ALONE else done}")
     else:
         _say_finished(manifest, out)
     return 0
@@ -223,7 +223,7 @@ def _names(arguments: argparse.Namespace) -> list[str]:
 def _merge(arguments: argparse.Namespace) -> int:
     manifest = merge(arguments.folder)
     if manifest is None:
-        _say(f"{arguments.folder}: duplicates are known now; give the commands of the tasks again, then merge again")
+        _say(f"{arguments.folder}: duplicates are known now; run the same tasks again, then merge again")
     else:
         _say_finished(manifest, str(arguments.folder))
     return 0
@@ -253,20 +253,20 @@ def _verify_folder(arguments: argparse.Namespace, folder: str) -> int:
     for problem in problems[:_SHOWN_PROBLEMS]:
         _say(str(problem))
     if problems and arguments.repair and is_url(folder):
-        raise InputError(f"{folder}: --repair fixes local folders; here remove the manifest and the damaged "
-                         f"shards, and give the command of the conversion again, which writes what is missing")
+        raise InputError(f"{folder}: --repair fixes local folders; here, remove the manifest and the damaged "
+                         f"shards, and run the same conversion again, which writes what is missing")
     if problems and arguments.repair:
         for name in repair(manifest_at(folder), problems, arguments.source):
-            _say(f"{name}: written anew")
+            _say(f"{name}: rewritten")
         problems = public.verify(folder, workers=arguments.workers, decode=not arguments.no_decode)
     if problems:
         more = len(problems) - _SHOWN_PROBLEMS
         hidden = f" ({more} not shown)" if more > 0 else ""
         what = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        _say(f"{folder}: {what}{hidden}; restore the files, or `shards verify {folder} --repair`")
+        _say(f"{folder}: {what}{hidden}; restore the files, or run `shards verify {folder} --repair`")
         return DAMAGED
     manifest = manifest_at(folder)
-    _say(f"{folder}: {manifest.num_samples:,} samples in {len(manifest.shards):,} shards are whole")
+    _say(f"{folder}: {manifest.num_samples:,} samples in {len(manifest.shards):,} shards are intact")
     return 0
 
 
@@ -291,7 +291,7 @@ def _say_finished(manifest: Manifest, location: str) -> None:
 
 
 def _warn(manifest: Manifest, location: str) -> None:
-    """Name what may have cost many images at once."""
+    """Warn of anything that may have cost many images at once."""
     for reason in manifest.skipped.keys() & NAMED.keys():
         names = [row["source"] for row in read_ledger(manifest.root / SKIPPED_NAME) if row["reason"] == reason]
         more = f" and {len(names) - _SHOWN_PROBLEMS} more" if len(names) > _SHOWN_PROBLEMS else ""

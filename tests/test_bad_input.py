@@ -93,7 +93,7 @@ def test_a_shard_cut_in_half(pretrain_error, tiny_overrides, copied_shards):
     tar = sorted(copied_shards.glob("*.tar"))[2]
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
     message = pretrain_error([*tiny_overrides(), f"data.shards={copied_shards}"])
-    assert tar.name in message and "cut or replaced" in message
+    assert tar.name in message and "truncated or replaced" in message
 
 
 def test_a_missing_shard(pretrain_error, tiny_overrides, copied_shards):

@@ -40,7 +40,7 @@ PLAN, PLAN_IN_WORK = "plan", ".plan.writing"
 TRAIN, HOLDOUT = "train", "holdout"
 _SORTING = ".duplicates"
 
-_SETTINGS_KEPT = "was made with {key}={was}, now it is {now}; give the same options, or --force to begin anew"
+_SETTINGS_KEPT = "was made with {key}={was}, now it is {now}; pass the same options, or --force to start over"
 
 
 @dataclass(frozen=True)
@@ -242,10 +242,10 @@ def open_plan(home: Path, source: Source | None = None) -> Plan:
         return Plan(home / PLAN, source, content["target"], settings, tuple(Part(**part) for part in content["parts"]),
                     tuple(content["classes"]), content["fingerprint"])
     except FileNotFoundError:
-        text = f"{home}: no conversion was planned here; begin with `shards convert SRC {home}`, or its --task 0/N"
+        text = f"{home}: no conversion was planned here; start with `shards convert SRC {home}`, or its --task 0/N"
         raise InputError(text) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); begin anew with --force") from error
+        raise InputError(f"{path}: cannot be read ({error}); start over with --force") from error
 
 
 def check_settings(plan: Plan, settings: dict[str, Any]) -> None:

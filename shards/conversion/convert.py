@@ -199,8 +199,8 @@ def rewrite(manifest: Manifest, name: str, source: str | None) -> None:
         [listed] = [entry for entry in manifest.shards if entry.name == name]
         if written.entry is None or written.entry.checksum != listed.checksum:
             raise InputError(
-                f"{tar}: cannot be made again, {plan.source.location} no longer has the images it was made of; restore "
-                f"them, or convert again with --force"
+                f"{tar}: cannot be made again, {plan.source.location} no longer has the images it was made from; "
+                f"restore them, or convert again with --force"
             )
         for path in (index_path(tar), tar):
             (work / path.name).replace(path)
@@ -211,8 +211,8 @@ def rewrite(manifest: Manifest, name: str, source: str | None) -> None:
 def _require_all(out: Path, missing: list[int], total: int, done: str) -> None:
     if missing:
         raise InputError(
-            f"{out}: {len(missing)} of {total} pieces are not {done}, such as piece {missing[0]}; give the command of "
-            f"their task again (with --task I/N, piece P belongs to task P modulo N)"
+            f"{out}: {len(missing)} of {total} pieces are not {done}, such as piece {missing[0]}; run their tasks "
+            f"again (with --task I/N, piece P belongs to task P modulo N)"
         )
 
 
@@ -232,7 +232,7 @@ def _find_duplicates(plan: Plan) -> None:
 def _open_target(out: str, options: Options) -> Target:
     if not is_url(out):
         if options.work is not None:
-            raise InputError(f"--work={options.work}: is for an OUT that is a URL; leave it out")
+            raise InputError(f"--work={options.work}: only for an OUT that is a URL; leave it out")
         return LocalTarget(Path(out))
     if out.startswith(("http:", "https:", "pipe:")):
         raise InputError(f"{out}: cannot be written to; choose a folder, or an object store such as s3://bucket/folder")
@@ -251,18 +251,18 @@ def _plan(source: Source, target: Target, options: Options) -> Plan:
     exists = (home / PLAN / "plan.json").exists()
     if first_task and (options.force or not exists):
         if options.update and target.is_finished() and not options.force:
-            raise InputError(f"{home}: has no {PLAN}/ that --update could add to; begin anew with --force")
+            raise InputError(f"{home}: has no {PLAN}/ for --update to add to; start over with --force")
         return make_plan(source, home, settings, url, target.clear)
     plan = open_plan(home, source)
     check_settings(plan, settings)
     if plan.target != url:
-        raise InputError(f"{plan.folder}: is of shards that go to {plan.target}, not to {url}; choose another --work")
+        raise InputError(f"{plan.folder}: is for shards that go to {plan.target}, not to {url}; choose another --work")
     if not first_task:
         return plan
     if options.update:
         updated, gone = update_plan(plan)
         sys.stderr.write(f"{source.location}: {updated.num_rows - plan.num_rows:,} new files; {gone:,} of the "
-                         f"{plan.num_rows:,} listed before are gone, what was made of them stays\n")
+                         f"{plan.num_rows:,} listed before are gone, but their samples are kept\n")
         return updated
     check_listing(plan)
     return plan
@@ -273,18 +273,18 @@ def _check_options(options: Options) -> None:
         if getattr(options, key) < 1:
             raise InputError(f"--{key.replace('_', '-')}={getattr(options, key)}: expected at least 1")
     if "/" in options.name or "." in options.name or not options.name:
-        raise InputError(f"--name={options.name}: expected a name without dots and slashes")
+        raise InputError(f"--name={options.name}: expected a name without dots or slashes")
     if options.duplicates not in ("keep", "exact", "near"):
         raise InputError(f"--duplicates={options.duplicates}: expected keep, exact or near")
     if not 0 <= options.radius <= 7:
         raise InputError(f"--radius={options.radius}: expected 0 to 7")
     if not 0 <= options.holdout < 1:
-        raise InputError(f"--holdout={options.holdout}: expected a share from 0 to less than 1")
+        raise InputError(f"--holdout={options.holdout}: expected a fraction from 0 to less than 1")
     if options.force and options.task not in (None, PLAN_ALONE):
-        raise InputError("--force with --task I/N would begin anew under the other tasks; pass it to --task 0/0, which "
-                         "makes the plan, and not to the others")
+        raise InputError("--force with --task I/N would start over under the other tasks; pass it to --task 0/0, which "
+                         "makes the plan, and to no other")
     if options.force and options.update:
-        raise InputError("--force begins anew, --update goes on: choose one")
+        raise InputError("--force starts over, --update adds: choose one")
     if options.task not in (None, PLAN_ALONE) and not 0 <= options.task[0] < options.task[1]:
         raise InputError(f"--task={options.task[0]}/{options.task[1]}: expected I/N with I from 0 to N - 1")
 

@@ -82,8 +82,8 @@ def check_listing(plan: Plan) -> None:
     count = sum(_add(digest, found) for found in _listed(plan.source, plan.settings))
     if digest.hexdigest() != plan.fingerprint:
         raise InputError(
-            f"{plan.source.location}: is not what it was when {plan.folder} was made ({plan.num_rows:,} images then, "
-            f"{count:,} now, or other names or sizes); restore it, add what is new with --update, or begin anew with "
+            f"{plan.source.location}: has changed since {plan.folder} was made ({plan.num_rows:,} images then, "
+            f"{count:,} now, or other names or sizes); restore it, add what is new with --update, or start over with "
             f"--force"
         )
 
@@ -92,8 +92,8 @@ def _check_source(plan: Plan) -> None:
     was = json.loads((plan.folder / "plan.json").read_text(encoding="utf-8"))["source"]
     if was != plan.source.location:
         raise InputError(
-            f"{plan.folder}: was made of {was}, and --update adds what came there since; it cannot add "
-            f"{plan.source.location}: convert that into a folder of its own"
+            f"{plan.folder}: was made from {was}, and --update adds what is new there; it cannot add "
+            f"{plan.source.location}: convert that into a separate folder"
         )
 
 
@@ -139,7 +139,7 @@ def _add_listing(plan: Plan) -> int:
     classes = class_names(numbers, plan.classes, numbers=plan.settings["labels"] == "cls")
     if plan.settings["labels"] != "none" and not classes:
         raise InputError(f"{source.location}: none of its images has a class; --labels {plan.settings['labels']} does "
-                         f"not fit, see `shards convert --help`")
+                         f"not fit; see `shards convert --help`")
     _append_labels(folder, numbers, classes)
     _append_order(plan)
     if added:
@@ -205,7 +205,7 @@ def _class_of(source: Source, found: Found, labels: str) -> str:
         return printable(found.label) if labels != "none" else ""
     if not found.folder:
         raise InputError(
-            f"{source.location}: {printable(source.name(found.place))} lies in no class folder below it, which "
+            f"{source.location}: {printable(source.name(found.place))} is not in a class folder below it, which "
             f"--labels folder needs; move it into one, or convert without labels (a list: with --labels column:NAME)"
         )
     # Not `printable`: two folders that differ in what is no text would become one class.
@@ -256,8 +256,8 @@ class _Known:
             name = printable(self._source.name(found.place))
             how = (f"was {self._sizes[changed[0]]:,} bytes and is {found.size:,} now" if same else
                    "is not as it was listed (other columns in the list, another place in the tar)")
-            raise InputError(f"{self._source.location}: {name} {how}; --update adds files, for changed ones begin anew "
-                             f"with --force")
+            raise InputError(f"{self._source.location}: {name} {how}; --update only adds files; for changed ones start "
+                             f"over with --force")
         return False
 
     def free(self, key: str) -> str:

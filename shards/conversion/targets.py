@@ -107,7 +107,7 @@ class StoreTarget:
             if not self.has(split, entry):
                 raise InputError(
                     f"{self.location}: {entry.name} or its index is missing there, or is not {entry.num_bytes:,} "
-                    f"bytes; give the command of the conversion again, it is written anew"
+                    f"bytes; run the same conversion again to rewrite it"
                 )
 
     def clear(self) -> None:

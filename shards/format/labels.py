@@ -37,7 +37,7 @@ def read_names(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--class-names {path}: cannot be read ({error})") from error
     if not names or not all(name.strip() for name in names) or len(set(names)) < len(names):
-        raise InputError(f"--class-names {path}: expected a name a line, each another one, that of class 0 first")
+        raise InputError(f"--class-names {path}: expected one name per line, all different, class 0 first")
     return names
 
 
@@ -50,9 +50,9 @@ def named(classes: tuple[str, ...], names: list[str]) -> tuple[str, ...]:
     if not names:
         return classes
     if classes != tuple(map(str, range(len(classes)))):
-        raise InputError(f"--class-names: is for classes that are numbers; these have names, such as {classes[0]}")
+        raise InputError(f"--class-names: only for classes that are numbers; these have names, such as {classes[0]}")
     if len(classes) > len(names):
-        raise InputError(f"--class-names: has {len(names)} names, there is a class {len(classes) - 1}; give one a line")
+        raise InputError(f"--class-names: has {len(names)} names, there is a class {len(classes) - 1}; one per line")
     return tuple(names)
 
 

@@ -86,8 +86,8 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise InputError(f"{root}: no such folder; make shards with `shards convert IMAGES {root}`")
     if not path.is_file():
         raise InputError(
-            f"{root}: no {MANIFEST_NAME}, so this is no (finished) shard folder; run `shards index {root}` for tars "
-            f"that others wrote, or `shards convert` again"
+            f"{root}: no {MANIFEST_NAME}, so this is not a (finished) shard folder; run `shards index {root}` for "
+            f"tars made by other tools, or `shards convert` again"
         )
     return parse_manifest(path.read_bytes(), root, where=str(path))
 
@@ -109,7 +109,7 @@ def parse_manifest(content: bytes, root: Path, *, where: str) -> Manifest:
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{where}: not a manifest ({type(error).__name__}: {error}); restore it, or remove it "
-            f"and give the same `shards convert` again, or `shards index` for tars that others wrote"
+            f"and run the same `shards convert` again (for tars made by other tools, `shards index`)"
         ) from error
     _reject_paths(where, manifest)
     return manifest
@@ -153,7 +153,7 @@ def check_files(manifest: Manifest, part: int = 0, parts: int = 1) -> None:
         size = tar.stat().st_size
         if size != shard.num_bytes:
             raise InputError(
-                f"{tar}: is {size:,} bytes, the manifest says {shard.num_bytes:,}: it was cut or replaced; "
+                f"{tar}: is {size:,} bytes, the manifest says {shard.num_bytes:,}: it was truncated or replaced; "
                 f"restore it, or convert again and run `shards verify {manifest.root}`"
             )
         indexed = num_indexed(index)

@@ -102,7 +102,7 @@ def at_work_in(folder: Path, *, with_others: bool) -> Iterator[None]:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if with_others else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise InputError(f"{folder}: another command is writing to it; wait for its end, or end it") from error
+        raise InputError(f"{folder}: another command is writing to it; wait for it to end, or stop it") from error
     except OSError:
         pass  # some network file systems lock no folders
     try:

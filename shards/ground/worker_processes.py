@@ -60,10 +60,10 @@ def over(
             yield from _in_pool(do, items, min(workers, len(items)), context)
     except BrokenProcessPool as error:
         raise InputError("a worker process was killed, most likely by the kernel because memory ran out; run the same "
-                         "command again with fewer --workers: what is finished stays") from error
+                         "command again with fewer --workers: finished work is kept") from error
     except MemoryError as error:
         what = f"memory ran out ({error})" if str(error) else "memory ran out"
-        raise InputError(f"{what}; free some, or run the same command again with fewer --workers: what is finished "
+        raise InputError(f"{what}; free some, or run the same command again with fewer --workers: finished work "
                          f"stays") from error
     finally:
         # Those that are in the middle of an item would hold up whoever interrupts the command.

@@ -52,7 +52,7 @@ def write_page(facts: Facts, path: Path) -> None:
     panels = [
         _histogram("Resolution", facts.megapixels, "megapixels"),
         _histogram("Shape", facts.shape, "width / height"),
-        _histogram("Stored bytes", facts.kilobytes, "KB an image"),
+        _histogram("Stored bytes", facts.kilobytes, "KB per image"),
         _bars("Formats", facts.formats),
     ]
     shards = "1 shard" if len(manifest.shards) == 1 else f"{len(manifest.shards):,} shards"

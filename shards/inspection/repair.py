@@ -1,4 +1,4 @@
-"""`shards verify --repair`: write damaged shards anew from the source, and only those."""
+"""`shards verify --repair`: rewrite the damaged shards from the source, and only those."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shards.inspection.verify import Problem
 
 
 def repair(manifest: Manifest, problems: list[Problem], source: str | None) -> list[str]:
-    """Write the shards that have problems anew, from the plan of their conversion.
+    """Rewrite the shards that have problems, from the plan of their conversion.
 
     Args:
         manifest: of the folder.
@@ -25,7 +25,7 @@ def repair(manifest: Manifest, problems: list[Problem], source: str | None) -> l
     known = {shard.name for shard in manifest.shards}
     strangers = sorted({problem.shard for problem in problems} - known)
     if strangers:
-        raise InputError(f"{manifest.root / strangers[0]}: is not one of its shards; move it away")
+        raise InputError(f"{manifest.root / strangers[0]}: not one of its shards; move it away")
     damaged = sorted({problem.shard for problem in problems})
     for name in damaged:
         rewrite(manifest, name, source)

@@ -71,7 +71,7 @@ def open_source(location: str | Path, *, label_column: str = "") -> Source:
             return TarSource(f"{folder.location}/{name}", folder, [name])
     if not is_url(location) and not os.path.isdir(location):
         exists = os.path.exists(location)
-        what = "is no folder, and no file that can be converted" if exists else "no such folder or file"
+        what = "neither a folder nor a file that can be converted" if exists else "no such folder or file"
         raise InputError(f"{location}: {what}; pass a folder of images or of tars, a .zip, or a list "
                          f"({', '.join(f'.{name}' for name in READERS)}); tars must be unpacked ones (.tar)")
     folder = open_folder(location)
@@ -164,8 +164,8 @@ def _check_tars_alone(location: str, entries: list[Entry]) -> None:
         is_known = entry.name in _BESIDE_TARS or entry.name.startswith(".")
         if (entry.is_folder and not is_known) or (not entry.is_folder and is_image(entry.name)):
             what = f"the folder {entry.name}" if entry.is_folder else f"the image {entry.name}"
-            raise InputError(f"{location}: holds tars ({tar}) and also {what}; move one kind elsewhere, and convert "
-                             f"each by itself")
+            raise InputError(f"{location}: holds tars ({tar}) and also {what}; move one of them elsewhere, and convert "
+                             f"each separately")
 
 
 def _why_beside(entry: Entry) -> str:

@@ -82,8 +82,8 @@ class ListSource:
         if not isinstance(row, dict) or not isinstance(row.get("path"), str):
             raise InputError(f"{self.location}: row {number + 1} has no `path`; expected a column of that name")
         if column := next((name for name, value in row.items() if _holds_bytes(value)), ""):
-            raise InputError(f"{self.location}: column `{column}` holds bytes, which json cannot; leave it out of the "
-                             f"list, or write it as text")
+            raise InputError(f"{self.location}: column `{column}` holds bytes, which JSON cannot hold; leave it out of "
+                             f"the list, or write it as text")
         if self._label_column and _plain(row.get(self._label_column)) in (None, ""):
             text = f"{self.location}: row {number + 1} has no `{self._label_column}`, which --labels asks for"
             raise InputError(text)
@@ -175,7 +175,7 @@ def _read_csv(file: BinaryIO) -> Iterator[dict[str, Any]]:
                 raise csv.Error("more columns than the header has; put quotes around texts with commas")
             yield row
     except csv.Error as error:
-        hint = "; is a quote never closed?" if "unexpected end" in str(error) else ""
+        hint = "; is there an unclosed quote?" if "unexpected end" in str(error) else ""
         raise csv.Error(f"line {rows.reader.line_num}: {error}{hint}") from error
 
 

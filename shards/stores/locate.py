@@ -35,7 +35,7 @@ def manifest_bytes(store: Store) -> bytes:
         return store.read(MANIFEST_NAME)
     except Missing as error:
         raise InputError(
-            f"{store.url}: no {MANIFEST_NAME} there, so this is no (finished) shard folder; upload the whole folder "
+            f"{store.url}: no {MANIFEST_NAME} there, so this is not a (finished) shard folder; upload the whole folder "
             f"that `shards convert` or `shards index` made"
         ) from error
 

@@ -77,7 +77,7 @@ class Store:
         if self._command and os.environ.get(ALLOW_PIPE) != "1":
             raise InputError(f"{url}: runs a command of the shell; set {ALLOW_PIPE}=1 in the environment to allow that")
         if self._command and "{name}" not in self._command:
-            raise InputError(f"{url}: expected {{name}} in the command, in the place of the file's name")
+            raise InputError(f"{url}: expected {{name}} in the command, in place of the file's name")
         if not self._command:
             check_url(self.url)
             self._connect()

@@ -22,7 +22,7 @@ def check_url(url: str) -> None:
     except ValueError:  # of brackets that are not closed, ports that are no numbers
         malformed = url.startswith("http")
     if malformed:
-        raise InputError(f"{url}: malformed URL; expected such as https://host/folder")
+        raise InputError(f"{url}: malformed URL; expected one such as https://host/folder")
 
 
 def remedy(error: Exception) -> str:
@@ -31,7 +31,7 @@ def remedy(error: Exception) -> str:
     if isinstance(error, ImportError):
         return what
     if "Protocol not known" in what:
-        return f"{what}; expected such as s3://bucket/folder, gs://bucket/folder or https://host/folder"
+        return f"{what}; expected one such as s3://bucket/folder, gs://bucket/folder or https://host/folder"
     return f"cannot be opened ({type(error).__name__}: {what}); check the address, and whether the store is up"
 
 

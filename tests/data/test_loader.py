@@ -81,7 +81,7 @@ def test_a_shard_that_is_cut_while_it_is_read_is_lost_and_named(shard_folder, tm
         os.truncate(tar, 4096)
         skipped = [row for batch in islice(batches, 24) for row in batch.skipped]
     assert {row["shard"] for row in skipped} == {tar.name}
-    says = f"{tar}: is 4,096 bytes, the manifest says {size:,}: it was cut or replaced; restore it"
+    says = f"{tar}: is 4,096 bytes, the manifest says {size:,}: it was truncated or replaced; restore it"
     reasons = {row["reason"] for row in skipped}
     assert all(reason.startswith(says) for reason in reasons), reasons
 

@@ -220,7 +220,7 @@ def test_a_fetcher_that_is_killed_is_started_again(web, tmp_path, caplog, monkey
 
 @pytest.mark.parametrize("url, says", [
     ("ftp://127.0.0.1:1/x", r"ftp://127.*:1/x: cannot be opened \(ConnectionRefusedError: .*\); check the address"),
-    ("s4://x/y", "s4://x/y: Protocol not known: s4; expected such as s3://bucket/folder")])
+    ("s4://x/y", "s4://x/y: Protocol not known: s4; expected one such as s3://bucket/folder")])
 def test_a_url_that_cannot_be_opened_is_one_line_with_a_remedy(url, says):
     with pytest.raises(InputError, match=says):
         Store(url)

@@ -144,7 +144,7 @@ def test_what_was_converted_can_be_converted(tmp_path):
 def test_images_beside_tars_are_refused(odd_tar, tmp_path, capsys, other, says):
     write(odd_tar, {other: PNG[0]})
     line = refusal(capsys, "convert", odd_tar, tmp_path / "out")
-    assert f"holds tars (odd.tar) and also {says}; move one kind elsewhere" in line
+    assert f"holds tars (odd.tar) and also {says}; move one of them elsewhere" in line
 
 
 # -- Zips -------------------------------------------------------------------------------------------------------------

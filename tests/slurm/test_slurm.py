@@ -182,7 +182,7 @@ def test_a_job_leaves_a_run_to_an_old_one_that_goes_on_training(box, steady, old
     new = start_another(box, steady, run)
     os.kill(ranks[0], signal.SIGCONT)  # it renews its lease, and waits for the other rank
     box.wait(new, lambda: box.job(new, "JobState") == "FAILED")
-    assert f"(job {old}), since" in box.log(new) and "is training there; wait for its end" in box.log(new)
+    assert f"(job {old}), since" in box.log(new) and "is training there; wait for it to end" in box.log(new)
     assert "another training has the run; not queued again" in box.log(new)
     os.kill(ranks[1], signal.SIGCONT)
     box.wait_for_end(old)

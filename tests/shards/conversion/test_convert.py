@@ -196,7 +196,7 @@ def test_a_killed_conversion_leaves_no_manifest_and_goes_through_the_second_time
         ("loose", ["convert", "{tmp}/loose", "{tmp}/out", "--labels", "folder"], "lies in no class folder"),
         ("loose", ["convert", "{tmp}/loose", "{tmp}/loose/out"], "choose a folder outside the images"),
         ("loose", ["convert", "{tmp}/loose", "{tmp}/out", "--workers", "0"], "--workers=0: expected at least 1"),
-        ("loose", ["convert", "{tmp}/loose", "{tmp}/out", "--name", "a/b"], "without dots and slashes"),
+        ("loose", ["convert", "{tmp}/loose", "{tmp}/out", "--name", "a/b"], "without dots or slashes"),
         ("converted", ["convert", "{tmp}/loose", "{tmp}/out"], "or --force to replace them"),
         ("foreign", ["convert", "{tmp}/loose", "{tmp}/out"], "tars of unknown origin (x.tar)"),
         (None, ["index", "{tmp}/nothing"], "no such folder"),

@@ -111,12 +111,12 @@ def test_rows_with_paths_that_cannot_be_are_listed(tmp_path):
     ("a.csv", "", "lists no files; expected a row for each"),
     ("a.csv", "path\n", "lists no files; expected a row for each"),
     ("a.jsonl", "\n", "lists no files; expected a row for each"),
-    ("a.csv", 'path\n"a.png\nb.png\n', "line 3: unexpected end of data; is a quote never closed?"),
+    ("a.csv", 'path\n"a.png\nb.png\n', "line 3: unexpected end of data; is there an unclosed quote?"),
     ("a.csv", 'path,text\na.png,"b"c\n', "line 2: ',' expected after"),
     ("a.csv", "path,text\na.png,b, and c\n", "line 2: more columns than the header has"),
     ("a.jsonl", '{"path": "a.png", "x": ' + "[" * 5000 + "]" * 5000 + "}", "cannot be read (maximum recursion depth"),
     ("a.csv", "path\nhttp://[bad/a.png\n", "http://[bad: malformed URL"),
-    ("p.tar.gz", "x", "no file that can be converted; pass a folder of images or of tars"),
+    ("p.tar.gz", "x", "neither a folder nor a file that can be converted; pass a folder of images or of tars"),
 ])
 def test_lists_that_cannot_be_used_are_one_line(tmp_path, capsys, name, content, says):
     (tmp_path / name).write_text(content)
@@ -135,7 +135,7 @@ def test_updating_from_another_source_is_refused(tmp_path, capsys):
         write(tmp_path / name, {"a.png": PNG[0]})
     convert(tmp_path / "one", tmp_path / "out", Options("out"))
     line = refusal(capsys, "convert", tmp_path / "two", tmp_path / "out", "--update")
-    assert f"was made of {tmp_path / 'one'}" in line and f"cannot add {tmp_path / 'two'}" in line
+    assert f"was made from {tmp_path / 'one'}" in line and f"cannot add {tmp_path / 'two'}" in line
     assert main(["convert", f"{tmp_path / 'one'}/", str(tmp_path / "out"), "--update"]) == 0
 
 

@@ -84,7 +84,7 @@ def test_a_source_or_options_that_changed_are_refused(pile, tmp_path):
     with pytest.raises(InputError, match=r"was made with --shuffle=5, now it is 6"):  # other tasks notice as well
         convert(source, out, Options("pile", labels="folder", samples_per_shard=7, shuffle=6, task=(1, 2)))
     (source / "class0" / "new.jpg").write_bytes(image_bytes(file_format="JPEG"))
-    with pytest.raises(InputError, match=r"is not what it was .*60 images then, 61 now"):
+    with pytest.raises(InputError, match=r"has changed since .*60 images then, 61 now"):
         convert(source, out, options())
     manifest = convert(source, out, options(force=True))
     assert manifest.num_samples == 60 and not list(out.glob(".*"))
@@ -97,7 +97,7 @@ def test_tasks_that_do_not_exist_are_refused(pile, tmp_path, task):
 
 
 def test_a_task_without_a_plan_says_so(pile, tmp_path):
-    with pytest.raises(InputError, match="no conversion was planned here; begin with"):
+    with pytest.raises(InputError, match="no conversion was planned here; start with"):
         convert(pile, tmp_path / "out", options(task=(1, 4)))
     assert convert(pile, tmp_path / "out", options(task=(0, 0))) is None
     assert convert(pile, tmp_path / "out", options(task=(1, 4))) is None

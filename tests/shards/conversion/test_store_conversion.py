@@ -221,7 +221,7 @@ def test_files_of_a_store_read_as_on_the_disk(web, folder):
 
 @pytest.mark.parametrize("source, out, more, says", [
     ("{pile}", "s3://out/x", [], "needs --work DIR, a local folder"),
-    ("{pile}", "{tmp}/out", ["--work", "{tmp}/work"], "is for an OUT that is a URL"),
+    ("{pile}", "{tmp}/out", ["--work", "{tmp}/work"], "only for an OUT that is a URL"),
     ("{pile}", "{web}/out", ["--work", "{tmp}/work"], "cannot be written to; choose a folder, or an object store"),
     ("s3://raw/nothing", "{tmp}/out", [], "no such file; pass the URL of a folder"),
     ("s3://raw/pile", "s3://raw/pile/out", ["--work", "{tmp}/work"], "lies inside s3://raw/pile"),

@@ -127,17 +127,17 @@ def test_a_file_that_changed_and_a_lost_plan_are_refused(source, tmp_path, capsy
     out = tmp_path / "out"
     convert(source, out, options())
     (source / "cat" / "001.jpg").write_bytes(b"longer" + (source / "cat" / "001.jpg").read_bytes())
-    with pytest.raises(InputError, match=r"cat/001.jpg was .* bytes and is .* now; --update adds files"):
+    with pytest.raises(InputError, match=r"cat/001.jpg was .* bytes and is .* now; --update only adds files"):
         convert(source, out, options(update=True))
     with pytest.raises(InputError, match=r"was made with --holdout=0\.0, now it is 0\.1"):
         convert(source, out, options(update=True, holdout=0.1))
     shutil.rmtree(out / "plan")
-    with pytest.raises(InputError, match="has no plan/ that --update could add to"):
+    with pytest.raises(InputError, match="has no plan/ for --update to add to"):
         convert(source, out, options(update=True))
     assert read_manifest(out).num_samples == 50
     assert main(["convert", str(source), str(out), "--update", "--force"]) == 2
     assert main(["convert", str(source), str(tmp_path / "new"), "--holdout", "1"]) == 2
-    assert "expected a share from 0 to less than 1" in capsys.readouterr().err
+    assert "expected a fraction from 0 to less than 1" in capsys.readouterr().err
 
 
 def test_held_out_images_are_a_folder_of_their_own(source, tmp_path):
@@ -154,7 +154,7 @@ def test_held_out_images_are_a_folder_of_their_own(source, tmp_path):
     assert set(held) == set(stored_images(tmp_path / "grown" / "holdout")) & (set(train) | set(held))
     convert(source, tmp_path / "more", options(holdout=0.5))
     assert set(held) < set(stored_images(tmp_path / "more" / "holdout"))
-    # Workers and tasks do not change a byte there, a repair fixes it, and beginning anew leaves nothing behind.
+    # Workers and tasks do not change a byte there, a repair fixes it, and starting over leaves nothing behind.
     for task in (0, 1, 2):
         convert(source, tmp_path / "tasks", options(holdout=0.5, task=(task, 3)))
     merge(tmp_path / "tasks")

@@ -45,7 +45,7 @@ def test_closed_streams_are_no_error(home, closed):
 
 def test_messages_that_cannot_be_written_are_lost_and_the_work_goes_on(home):
     result = shell(home, f"shards verify '{home}/süße-shards' --workers 1 2>/dev/full")
-    assert result.returncode == 0 and "3 samples in 1 shards are whole" in result.stdout
+    assert result.returncode == 0 and "3 samples in 1 shards are intact" in result.stdout
 
 
 @pytest.mark.parametrize("command", ["info '{home}/süße-shards'", "--help"])

@@ -24,7 +24,7 @@ def folder(shard_folder: Path, tmp_path: Path) -> Path:
 def test_whole_shards_have_no_problems(folder, capsys):
     assert verify(folder, workers=2, decode=True)[1] == []
     assert main(["verify", str(folder)]) == 0
-    assert "200 samples in 5 shards are whole" in capsys.readouterr().out
+    assert "200 samples in 5 shards are intact" in capsys.readouterr().out
 
 
 def test_what_a_disk_cannot_read_is_listed_and_the_rest_is_looked_at(folder, monkeypatch):
@@ -166,7 +166,7 @@ REPAIRABLE = [flip_a_byte_of_an_image, change_a_label, flip_a_byte_of_an_image_h
 def test_every_damage_of_a_shard_is_repaired_from_the_source(folder, shard_folder, capsys, damage):
     damage(folder)
     assert main(["verify", str(folder), "--workers", "1", "--repair"]) == 0
-    assert "train-000001.tar: written anew" in capsys.readouterr().out
+    assert "train-000001.tar: rewritten" in capsys.readouterr().out
     assert contents(folder) == contents(shard_folder)
     assert not list(folder.glob(".*"))
 

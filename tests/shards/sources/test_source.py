@@ -161,7 +161,7 @@ def test_empty_numbers_of_a_table_are_null_in_json(folder, tmp_path):
     ("a.jsonl", b'{"path": "x.png"}\n{"path"', [], "cannot be read"),
     ("a.jsonl", b'{"path": "x.png"}\n', ["--labels", "column:kind"], "row 1 has no `kind`"),
     ("a.jsonl", b'{"path": "x.png", "kind": NaN}\n', ["--labels", "column:kind"], "row 1 has no `kind`"),
-    ("a.parquet", BYTES, [], "column `raw` holds bytes, which json cannot; leave it out of the list"),
+    ("a.parquet", BYTES, [], "column `raw` holds bytes, which JSON cannot hold; leave it out of the list"),
     ("a.parquet", b"PAR1 no", [], "cannot be read (Parquet file size is 7 bytes"),
     ("a.parquet", stored_table(NO_DATE), [], "cannot be read (Python int too large"),
     ("a.jsonl", b'{"path": "x.png", "n": %s}\n' % (b"9" * 5000), [], "cannot be read (Exceeds the limit"),
@@ -220,4 +220,4 @@ def test_classes_that_are_numbers_get_their_names(tmp_path, capsys):
     assert "has 1 names, there is a class 1" in capsys.readouterr().err
     names.write_text("cat\ncat\n")
     assert main([*convert, "--force"]) == 2
-    assert "expected a name a line" in capsys.readouterr().err
+    assert "expected one name per line" in capsys.readouterr().err
