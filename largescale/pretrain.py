@@ -164,7 +164,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
 
 
 def too_many_skipped(config: Config, num_skipped: int, rate: float) -> str:
-    """Why a run with so many unreadable images stops, in all and as a share of the last steps'; empty if it goes on."""
+    """Why a run stops for unreadable images, in total or as a fraction of the last steps; empty if it continues."""
     if num_skipped > config.data.max_skipped:
         return f"{num_skipped} images could not be read, more than data.max_skipped={config.data.max_skipped}"
     if rate > config.data.max_skipped_rate:

@@ -36,7 +36,7 @@ def barrier() -> None:
 
 
 def on_rank_0(action: Callable[[], None]) -> None:
-    """Do something on rank 0 alone; where that is a user's mistake, all ranks say so.
+    """Do something only on rank 0; if it raises InputError, all ranks do.
 
     Raises:
         InputError: `action` did.
@@ -55,7 +55,7 @@ def on_rank_0(action: Callable[[], None]) -> None:
 
 
 def together(action: Callable[[], None]) -> None:
-    """Do something on every rank; where that is a user's mistake on any of them, all ranks say so.
+    """Do something on every rank; if it raises InputError on any of them, all ranks do.
 
     Raises:
         InputError: `action` did, here or elsewhere.

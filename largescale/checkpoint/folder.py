@@ -2,7 +2,7 @@
 
     checkpoints/
       step-00001000/
-        shard-00001-model-00001-of-00001.safetensors    one file a rank (torch.distributed.checkpoint)
+        shard-00001-model-00001-of-00001.safetensors    one file per rank (torch.distributed.checkpoint)
         ...
         progress.json                                   step, configuration, size and SHA-256 of every file
         rollbacks.jsonl                                 only where the run went back to it: see rollback.py
@@ -66,7 +66,7 @@ class Checkpoint:
         """What is wrong with its files, empty if nothing is. Each of several ranks looks at its part of the files.
 
         Raises:
-            PermissionError: they may be whole, for whoever may read them.
+            PermissionError: this user may not read them; they may be whole.
         """
         for name, stamp in sorted(self.progress["files"].items())[rank::world_size]:
             try:
@@ -92,7 +92,7 @@ def open_checkpoint(path: Path) -> Checkpoint | None:
     """The checkpoint in a folder; None where its mark is missing or damaged. Files are not looked at.
 
     Raises:
-        PermissionError: it may be whole, for whoever may read it.
+        PermissionError: this user may not read it; it may be whole.
     """
     try:
         progress = json.loads((path / PROGRESS).read_text())
@@ -112,7 +112,7 @@ def folder_of(folder: Path, step: int) -> Path:
 
 
 def named_steps(folder: Path) -> list[int]:
-    """Steps of a run's checkpoints by the names of their folders, newest first. Others are copies of somebody's own."""
+    """Steps of a run's checkpoints by the names of their folders, newest first. Other names are a user's own copies."""
     names = [name.removeprefix("step-") for name in names_in(folder) if name.startswith("step-")]
     return sorted((int(name) for name in names if name.isdecimal() and name == f"{int(name):08d}"), reverse=True)
 

@@ -40,7 +40,7 @@ class Saver:
     Args:
         folder: the run's `checkpoints` folder.
         keep: newest checkpoints to keep.
-        keep_every: also keep those of every so many steps; 0 keeps none of these.
+        keep_every: also keep those at multiples of this many steps; 0 keeps none of these.
         background: write while the training goes on.
         owner: number of the run folder's owner, see run/lease.py.
         verify: raises where the folder is another's by now; called on rank 0 before anything is published.
@@ -77,10 +77,12 @@ class Saver:
 
         Collectives: every rank must call it. In the training's groups none (but for HSDP's first save on CUDA).
         """
+        # The buffers are reused: a save that is still being written would get values of this step.
         self.wait()
         staged = {name: self._buffer(name, value) for name, value in state.items()}
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream())
+        # What a forward pass changes is copied before this returns; otherwise the copy would mix two steps.
         at_once = state.keys() - until_update if self.background else state.keys()
         self._copy(state, at_once)
         later = state.keys() - at_once
@@ -91,7 +93,7 @@ class Saver:
             _settle(writing, lambda: self._write(staged, progress))
 
         if self.background:
-            # A daemon: a process that fails must not wait for the ranks that it leaves behind.
+            # A daemon, so that a failing process does not wait for the ranks it leaves behind.
             threading.Thread(target=work, name="checkpoint", daemon=True).start()
         else:
             work()

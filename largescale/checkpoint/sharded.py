@@ -34,7 +34,7 @@ def agree_on_latest(folder: Path, device: torch.device) -> Checkpoint | None:
     Raises:
         InputError: there are checkpoints, but all of them are damaged.
 
-    Collectives: every rank must call it; one broadcast, and an all-reduce a checkpoint that is looked at.
+    Collectives: every rank must call it; one broadcast, and one all-reduce per checkpoint that is checked.
     """
     # By their names: one whose mark is unreadable is damaged, it does not make this a new run.
     steps: list[list[int]] = [named_steps(folder)]
@@ -98,5 +98,5 @@ def load(checkpoint: Checkpoint, state: dict[str, Tensor], *, no_dist: bool = Fa
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         try:
             dcp.load(state, storage_reader=HuggingFaceStorageReader(str(checkpoint.path)), no_dist=no_dist)
-        except CheckpointException as error:  # no Exception: whoever expects failures would not see this one
+        except CheckpointException as error:  # a BaseException, which `except Exception` would miss
             raise next(iter(error.failures.values()))[0] from error

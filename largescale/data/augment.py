@@ -18,8 +18,9 @@ from torch.nn.functional import affine_grid, grid_sample, pad
 from largescale.config import AugmentConfig
 
 DRAWS = 32
-"""Uniform numbers that one view consumes (a few are spare, so that a new transform does not move the others)."""
+"""Uniform numbers per view (a few are spare, so that a new transform does not move the others)."""
 
+# Which draw decides what. Only append: if a number moved, all views would change, and no run could be resumed.
 (_FLIP, _ANGLE, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER, _GAMMA, _GRAY, _BLUR, _SIGMA,
  _NOISE_STD, _NOISE_KEY, _ERASE, _ERASE_H, _ERASE_W, _ERASE_TOP, _ERASE_LEFT, _ERASE_GREY, _GAIN, _SOLARISE) = (
     0, 1, 2, 3, 4, 5, 6, slice(7, 11), 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24)
@@ -35,7 +36,7 @@ class Augment:
 
     Args:
         config: probabilities and strengths.
-        mean, std: normalisation, one number a channel, for values in [0, 1].
+        mean, std: normalisation, one number per channel, for values in [0, 1].
         dtype: of the computation.
         out_dtype: of the result, if another.
         compiled: compile also elsewhere.
@@ -137,7 +138,7 @@ class Augment:
 
 
 def _where(mask: Tensor, x: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
-    """Change the samples of a mask [N]; `parameters` have a row a sample.
+    """Change the samples of a mask [N]; `parameters` have one row per sample.
 
     On the CPU only these are computed, in place; elsewhere picking them would have to wait for the device.
     """
@@ -219,7 +220,7 @@ def gaussian_blur(x: Tensor, sigma: Tensor, largest_sigma: float) -> Tensor:
 
 
 def _weighted_sum(parts: list[Tensor], weights: Tensor) -> Tensor:
-    """Sum of images [N, C, H, W], each with a weight a sample: [N, parts]."""
+    """Weighted sum of images [N, C, H, W], with weights per sample [N, parts]."""
     total = parts[0] * _per_sample(weights[:, 0])
     for place, part in enumerate(parts[1:], 1):
         total = torch.addcmul(total, part, _per_sample(weights[:, place]))

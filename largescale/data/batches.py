@@ -42,7 +42,7 @@ class Buffers:
     Attributes:
         views: uint8 [num, B, 3, S, S] a crop group, channels last in memory.
         draws: uniform numbers for the augmentation, float64 [num, B, DRAWS] a crop group.
-        boxes: of all views, as `Views.facts` has them; none where nobody asks for them.
+        boxes: of all views, as in `Views.facts`; None if the method does not ask for them.
     """
 
     views: list[Tensor]

@@ -4,9 +4,9 @@
     CACHE/NAME-FINGERPRINT/.photos-000012.part   on its way; a later fetch goes on from there
     CACHE/NAME-FINGERPRINT/.photos-000012.room   of its length: what it will take is taken
     CACHE/NAME-FINGERPRINT/.photos-000012.lock   held by the one process of the node that fetches it
-    CACHE/NAME-FINGERPRINT/.photos-000012.away   why somebody who waited for it gave up: who comes next asks once
+    CACHE/NAME-FINGERPRINT/.photos-000012.away   why a process that waited for it gave up: the next one asks only once
 
-Whoever reads a shard that is not there fetches it; a `Fetcher` (fetcher.py) brings it before that. The order says when
+A process that needs a missing shard fetches it; a `Fetcher` (fetcher.py) usually did so before. The order says when
 a shard is read next, so what is needed last is evicted first.
 """
 
@@ -47,7 +47,7 @@ NEVER = 2**62
 NextUse = Callable[[int], int] | None
 
 _FOREIGN_REST_S = 3600.0
-"""Shards of other runs that were not opened for so long are evicted first; others only where there is no other way."""
+"""Other runs' shards that were not opened for this long are evicted first; their other shards only as a last resort."""
 
 _ROOM_PAUSE_S = 0.2
 
@@ -117,8 +117,8 @@ class ShardCache:
             next_use: the step at which a shard of this manifest is read next, or NEVER; those that are read later
                 than `shard` may be evicted for it. None: those that were opened longest ago.
             status: told what is being done, in words.
-            patient: of who does not need it yet: return False where there is no room before others have been read;
-                else room is made, at the cost of other runs, and waited for.
+            patient: the shard is not needed yet: return False if there is no room before others have been read;
+                otherwise room is made, at the cost of other runs, and waited for.
 
         Raises:
             ShardLost: the store does not have it, or not with the bytes of the manifest.
@@ -153,7 +153,7 @@ class ShardCache:
             os.utime(self.manifest.tar_path(shard))
 
     def _fetch_or_recall(self, shard: int, next_use: NextUse, status: Callable[[str], None]) -> None:
-        """Fetch; where somebody has just waited for this shard in vain, ask once, and say what that one would say."""
+        """Fetch; if another process has just waited for this shard in vain, ask only once, and fail as it did."""
         away = self._away_path(shard)
         recalled = recent(away, self.store.patience_s)
         try:

@@ -19,7 +19,7 @@ from shards.stores.locate import manifest_bytes
 from shards.stores.store import Store, is_url
 
 START_PATIENCE_S = 60.0
-"""A store that does not answer for so long at the start is reported: somebody is still there to see it."""
+"""Patience with a store at the start: shorter than later on, since the user is probably still watching."""
 
 NUMBERS_MARK = "# numbers"
 """First line of a subset file in text whose lines are sample numbers; without it they are keys."""

@@ -26,7 +26,7 @@ class Scratch:
         self._buffer = np.empty(0, np.uint8)
 
     def of(self, num_bytes: int) -> np.ndarray:
-        """At least so many bytes."""
+        """At least `num_bytes` of memory."""
         if len(self._buffer) < num_bytes:
             self._buffer = np.empty(num_bytes * 5 // 4, np.uint8)
         return self._buffer

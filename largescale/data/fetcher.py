@@ -122,7 +122,7 @@ class Fetcher:
 
 def _serve(corpora: list[Corpus], needs: Needs, streams: np.ndarray, fetches: int, counts: Tensor) -> None:
     stopping.live_and_die_with_parent()
-    os.nice(5)  # whoever decodes comes first
+    os.nice(5)  # decoding comes first
     reader = ShardReader(corpora, needs.next_use)
     reader.begin_in_process(lambda text: None)
     reader.take_counters()  # of the parent

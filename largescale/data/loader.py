@@ -82,7 +82,7 @@ class Shared:
 
 
 class StatusBoard:
-    """What each loader process is doing, in words, for whoever waits for it."""
+    """What each loader process is doing, in words, for a process that waits for it."""
 
     def __init__(self, processes: int) -> None:
         self._rows = Shared(processes * _STATUS_BYTES).bytes.view(processes, _STATUS_BYTES)
@@ -106,11 +106,11 @@ class Position:
         self._value = Shared(8).bytes.view(torch.int64)
 
     def get(self) -> int:
-        """The step."""
+        """The next data step."""
         return int(self._value[0])
 
     def set(self, step: int) -> None:
-        """Move on."""
+        """Set the next data step."""
         self._value[0] = step
 
 
@@ -120,7 +120,7 @@ class Loader:
     Args:
         maker: what makes them.
         steps: data steps.
-        processes, threads: as many loader processes, with as many threads each.
+        processes, threads: number of loader processes, and of threads in each.
         slots: batches that are made ahead.
         position: told the step that is taken.
         stall_s: a process that sends nothing for so long is named in the log.
@@ -214,7 +214,7 @@ class _LoaderProcess:
         with stopping.held():
             self._process.start()
         sender.close()
-        # Should nobody call `close`: it does not listen to the signal by which multiprocessing ends its children.
+        # In case `close` is never called: it ignores the signal that multiprocessing ends its children with.
         util.Finalize(self, self._process.kill, exitpriority=10)
 
     def part(self, number: int, stall_s: float) -> Part:
@@ -244,7 +244,7 @@ class _LoaderProcess:
         return max(0, self._first + len(self._received) - number)
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._process.kill()
         self._process.join()
         self._connection.close()

@@ -133,9 +133,12 @@ class Order:
         stream, offset = np.divmod(places, self.per_stream)
         place = step_in_epoch * self.per_stream + offset
 
+        # The last window of a stream may be shorter; a full-size permutation there would lead into the next stream, and
+        # samples would be used twice.
         stream_length = self.steps_per_epoch * self.per_stream
         window_start = place // self.window * self.window
         window_size = np.minimum(self.window, stream_length - window_start)
+        # A key of its own per window: with one key for all, equally long windows would all get the same permutation.
         key = hash_coordinates(self.seed, epochs, stream, window_start)
         shuffled = window_start + permute(place - window_start, window_size, key)
         return self._ids_at(stream * stream_length + shuffled, epochs)
@@ -215,7 +218,7 @@ class Mixture:
         self._first_streams = np.cumsum([0, *self.stream_counts])
 
     def epoch(self, step: int) -> int:
-        """The epoch of the run: as many samples as all corpora hold. Each corpus counts its own besides."""
+        """The epoch of the run, which has as many samples as all corpora together. Each corpus also counts its own."""
         return step // self.steps_per_epoch
 
     def samples(self, steps: int | np.ndarray, places: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

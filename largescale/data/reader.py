@@ -94,7 +94,7 @@ class ShardReader:
         self._lock = threading.Lock()
 
     def begin_in_process(self, status: Callable[[str], None]) -> None:
-        """Prepare for a process that was forked: connections of its own, and somebody else who is told what it does."""
+        """Prepare for use in a forked process: its own connections, and another `status` to report to."""
         self.status = status
         for corpus in self.corpora:
             if corpus.cache is not None:
@@ -166,7 +166,7 @@ class ShardReader:
 
     def candidates(self, sample_id: int) -> Iterator[int]:
         """A sample, and those that stand in for it, one after the other, if it cannot be read: NEIGHBOURS of its shard
-        from there on (cyclically), then as many of each next shard of its corpus from the same row on, then again; of
+        from there on (cyclically), then as many from each next shard of its corpus from the same row on, then again; of
         a shard that is lost no more.
         """
         yield sample_id
@@ -224,7 +224,7 @@ class ShardReader:
             if shard not in self._open:
                 self._open[shard] = self._open_or_lose(shard)
                 if len(self._open) > OPEN_SHARDS:
-                    self._open.popitem(last=False)  # it closes when nobody reads it any more
+                    self._open.popitem(last=False)  # it closes once no reader uses it
             self._open.move_to_end(shard)
             return self._open[shard]
 

@@ -44,7 +44,7 @@ def sum_over_ranks(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         Their sums, float64 on the host. The host waits for the device once.
 
-    Collectives: every rank must call it; one all-reduce of float64 numbers, as many as the parts have elements.
+    Collectives: every rank must call it; one all-reduce, with one float64 number per element of the parts.
     """
     message = torch.cat([part.flatten().double() for part in parts.values()])
     dist.all_reduce(message)

@@ -32,7 +32,7 @@ class OutOfMemory(Exception):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, and nobody has said yet what needs less."""
+    """Whether memory ran out, and the error does not yet say what would need less."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -54,6 +54,7 @@ def join(launch: Launch, *, timeout_s: float, uses: str = "") -> dist.Store:
             if verdict:
                 time.sleep(1.0)  # the store ends with this process; the others read the verdict there
         else:
+            # A little longer than rank 0 waits, so that its verdict, which names the missing ranks, arrives first.
             verdict = _verdict(launch, store, deadline + _POLL_S, timeout_s)
     except dist.DistError as error:
         raise InputError(f"{launch.place}: lost the connection to rank 0; its log says why") from error
@@ -63,7 +64,7 @@ def join(launch: Launch, *, timeout_s: float, uses: str = "") -> dist.Store:
 
 
 def _assembled(launch: Launch, store: dist.Store, deadline: float, timeout_s: float) -> str:
-    """On rank 0: wait for all; what is wrong with them, if something is."""
+    """On rank 0: wait for all ranks; returns what is wrong with them, empty if nothing is."""
     for waited in _until(deadline, f"waiting for other ranks ({launch.place})"):
         if store.add("here", 0) >= launch.world_size:
             return _shared_devices([json.loads(store.get(f"here/{rank}")) for rank in range(launch.world_size)])
@@ -105,7 +106,7 @@ def connect(launch: Launch, deadline: float) -> dist.Store:
     """A connection of its own to the store of the ranks, which torchrun or rank 0 keeps; rank 0 opens it.
 
     Raises:
-        InputError: nobody answers there; the name is not known; the port is taken.
+        InputError: nothing answers there; the name is unknown; the port is taken.
         StoppedWaiting: a signal asked to stop meanwhile.
     """
     kept_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -130,7 +130,7 @@ def _train(
 
 def _top_k(x: Tensor, labels: Tensor, weight: Tensor, k: int) -> float:
     if not weight.isfinite().all():
-        return 0.0  # diverged: what is largest among NaN is no answer
+        return 0.0  # diverged: the largest of NaNs means nothing
     scores = x @ weight[:-1] + weight[-1]
     return float((scores.topk(k, dim=1).indices == labels[:, None]).any(1).double().mean())
 

@@ -5,7 +5,7 @@
       results/knn-test-step-00001000-1a2b3c4d.json    every result, by test shards, checkpoint and stamp
 
 Each says what it was measured on (`made_from`, see `evaluate/made_from.py`) and has a checksum, so that a number that
-somebody or something changed is not shown. Files are written whole, and one of a different stamp has a different name,
+has been tampered with or damaged is not shown. Files are written whole, and a different stamp means a different name,
 so commands that run at the same time lose nothing of each other's.
 """
 

@@ -55,7 +55,7 @@ class Gradients:
     by_name: Named
 
     def loss_at(self, embeddings: Named, number: int, count: int) -> Tensor:
-        """What has the gradients of one of so many micro-batches at its embeddings.
+        """A scalar whose gradients are those of one micro-batch (of several) at its embeddings.
 
         In float32 at least: a loss scale need not fit into fp16.
         """

@@ -71,7 +71,7 @@ def sinkhorn(
     Collectives:
         Every rank of `group` must call it. Exactly `iterations` all-reduces of A * K numbers each (none in a group
         of one): float32, but float64 for float64 scores and, for the first one, where epsilon is below 1/75; below
-        1/690 that one has 1 / (600 * epsilon) times as many, rounded up.
+        1/690 that first one has 1 / (600 * epsilon) times more numbers, rounded up.
     """
     if iterations < 1:
         raise ValueError(f"iterations={iterations}: expected at least 1")

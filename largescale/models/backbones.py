@@ -29,7 +29,7 @@ _FAMILIES = ("resnet", "wide_resnet", "resnext", "regnet_")
 
 
 WIDE_RESNETS = {"resnet50w2": 2, "resnet50w4": 4, "resnet50w5": 5}
-"""SwAV's: every layer of a ResNet-50 so many times as wide (torchvision's wide_resnet* widen the 3x3 layers alone)."""
+"""SwAV's: a ResNet-50 with every layer this many times wider (torchvision's wide_resnet* only widen 3x3 layers)."""
 
 REGNETS_Y = {
     "regnet_y_64gf": {"depth": 20, "w_0": 352, "w_a": 147.48, "w_m": 2.4, "group_width": 328},
@@ -122,7 +122,7 @@ def available() -> list[str]:
 
 @contextmanager
 def _widths_on_the_host() -> Iterator[None]:
-    """torchvision computes a RegNet's widths with tensors; on the meta device nobody could read them."""
+    """Keep torchvision's width arithmetic off the meta device: it uses tensors, which cannot be read there."""
     theirs = BlockParams.__dict__["from_init_params"]
 
     def on_the_host(cls: type[BlockParams], *arguments: Any, **options: Any) -> BlockParams:

@@ -38,7 +38,7 @@ def neighbours(train: FeatureSet, test: FeatureSet, bank: ShardReader, queries: 
 
 
 def _queries(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Rows of random samples [QUERIES], of as many classes as there are."""
+    """Rows of random samples [QUERIES], from as many different classes as possible."""
     order = np.random.default_rng(seed).permutation(len(labels))
     _, first_of_class = np.unique(labels[order], return_index=True)
     others = np.setdiff1d(np.arange(len(order)), first_of_class)

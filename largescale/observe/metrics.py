@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class JsonLines:
-    """A file of one JSON object a line."""
+    """A file with one JSON object per line."""
 
     def __init__(self, path: Path) -> None:
         self._records = Records(path)
@@ -43,7 +43,7 @@ class JsonLines:
 
 
 class Board:
-    """Scalars in TensorBoard's files. Its own writer has a thread, whose failures nobody can attend to.
+    """Scalars in TensorBoard's files. TensorBoard's own writer has a thread whose failures cannot be handled.
 
     Args:
         folder: of the files; each start of a run adds one.
@@ -91,7 +91,7 @@ class MetricsLog:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole records of a JSON-lines file; a line that was cut by a crash, or is no record, is left out."""
+    """The whole records of a JSON-lines file; a line that was cut by a crash, or is not a record, is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

@@ -119,7 +119,7 @@ class LARS(Optimizer):
             ratios = _trust_ratios(*next(whole_norms), group) if group["scaled"] else None
             if not pieces.weights:
                 continue
-            # New tensors: the gradients stay as they are, for whoever looks at them after the step.
+            # New tensors, since gradients must survive the step for callers that look at them afterwards.
             updates = torch._foreach_add(pieces.grads, pieces.weights, alpha=group["weight_decay"])
             if ratios is not None:
                 torch._foreach_mul_(updates, [ratios[slot].to(updates[0].dtype) for slot in pieces.slots])
@@ -168,8 +168,8 @@ class LARS(Optimizer):
         return list(zip(weight_norms.split(sizes), grad_norms.split(sizes), strict=True))
 
     def _spread(self, squares: Tensor | None, groups: list[_Pieces], device: torch.device) -> Tensor:
-        """Put the squares of this rank's fragments in the places of their parameters; others hold the rest."""
-        # In float64 whatever the ranks hold: one with no fragment at all must send what the others send.
+        """Put the squares of this rank's fragments into the slots of their parameters; other ranks hold the rest."""
+        # Always float64: a rank without any fragment has no dtype of its own, and all must send the same.
         spread = torch.zeros(2, sum(pieces.num_slots for pieces in groups), dtype=torch.float64, device=device)
         places, first = [], 0
         for pieces in groups:
@@ -196,6 +196,7 @@ class _Pieces(NamedTuple):
     num_slots: int
 
     def add(self, slot: int, weight: Tensor, grad: Tensor, momentum: Tensor) -> None:
+        # One entry in each of the fields `slots` to `momenta`: `step` relies on equal positions being the same piece.
         for values, value in zip(self[1:5], (slot, weight, grad, momentum), strict=True):
             values.append(value)
 

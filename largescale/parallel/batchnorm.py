@@ -168,6 +168,6 @@ def batchnorm_group(config: Config) -> dist.ProcessGroup | None:
 
 
 def batchnorm_images(config: Config, size: int, ranks: int) -> float:
-    """Images whose views share their batch statistics, in groups of `size` of so many ranks (0: all of them)."""
+    """Images whose views share batch statistics, with groups of `size` out of `ranks` ranks (0: all of them)."""
     images = config.train.global_batch / config.train.accumulate
     return images if size == 0 or size >= ranks else images / ranks * size

@@ -115,7 +115,7 @@ class Engine:
         return output
 
     def _call(self, *arguments: object) -> Any:
-        """The method, in its precision; each call caches weights in it anew, with a graph or without."""
+        """Call the method in its precision; every call casts the weights again, with or without a graph."""
         with self._autocast():
             return self.wrapped(*arguments)
 
@@ -252,7 +252,7 @@ class Engine:
         self.normalize_rows()
 
     def normalize_rows(self) -> None:
-        """Bring rows to length 1 where a role says so. Collectives: none."""
+        """Scale rows to length 1 for roles with `unit_rows`. Collectives: none."""
         normalize_rows_(self._unit_rows)
 
     def model_state(self) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ _FACTORS = (2, 4, 8, 16)
 """By which micro-batches and batches become smaller."""
 
 _HOPE = 1.25
-"""What is guessed to need more than so many times what is there is not simulated."""
+"""Changes guessed to need more than this many times the available memory are not simulated."""
 
 
 @dataclass(frozen=True)

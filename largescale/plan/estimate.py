@@ -62,7 +62,7 @@ def estimate(step: Simulation, gpu: Gpu, gpus_per_node: int, assume: Assumptions
 
 
 def collective_s(what: Collective, size: float, gpu: Gpu, gpus_per_node: int, assume: Assumptions) -> float:
-    """Seconds of one collective of so many bytes, by rings: each rank sends size * (n - 1) / n, twice for a sum that
+    """Seconds of one collective of `size` bytes, by rings: each rank sends size * (n - 1) / n, twice for a sum that
     all get.
     """
     if what.ranks == 1:

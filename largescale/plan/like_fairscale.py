@@ -72,7 +72,7 @@ class ShardedData(StandIn):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update this rank's parameters. Collectives: a broadcast a rank that owns some."""
+        """Update this rank's parameters. Collectives: one broadcast per rank that owns any."""
         self.inner.step()
         with exchanging(WAITED):
             for number, flat in self.flats.items():

@@ -30,7 +30,7 @@ class Zero12(StandIn):
         method: with whole weights.
         inner: the optimizer of its parameters.
         stage: 1 or 2.
-        accumulate: micro-batches a step.
+        accumulate: micro-batches per step.
         settings: `zero_optimization` of DeepSpeed's configuration.
     """
 
@@ -66,7 +66,7 @@ class Zero12(StandIn):
         return (self._micro + 1) % self.accumulate == 0
 
     def backward(self, loss: Tensor, scale_wrt_gas: bool = False) -> None:
-        """Gradients. Collectives: an all-reduce a bucket; in stage 1 in the last micro-batch alone."""
+        """Compute gradients. Collectives: one all-reduce per bucket; in stage 1 only in the last micro-batch."""
         loss.backward()
         with torch.no_grad():
             if self.stage == 1 and self.is_gradient_accumulation_boundary():
@@ -132,7 +132,7 @@ class Zero12(StandIn):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Count a micro-batch, update after the last. Collectives: the optimizer's, an all-gather a group."""
+        """Count a micro-batch, update after the last. Collectives: the optimizer's, one all-gather per group."""
         boundary = self.is_gradient_accumulation_boundary()
         self._micro += 1
         if not boundary:

@@ -38,7 +38,7 @@ class Zero3(StandIn):
     Args:
         method: with whole weights.
         inner: the optimizer of its parameters.
-        accumulate: micro-batches a step.
+        accumulate: micro-batches per step.
         settings: `zero_optimization` of DeepSpeed's configuration.
     """
 
@@ -86,7 +86,7 @@ class Zero3(StandIn):
         return (self._micro + 1) % self.accumulate == 0
 
     def backward(self, loss: Tensor, scale_wrt_gas: bool = False) -> None:
-        """Gradients. Collectives: a reduce-scatter a bucket, in every micro-batch."""
+        """Compute gradients. Collectives: one reduce-scatter per bucket, in every micro-batch."""
         self._tell("middle")
         loss.backward()
         self._reduce()
@@ -94,7 +94,10 @@ class Zero3(StandIn):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Count a micro-batch, update after the last. Collectives: an all-reduce of a norm a group, the optimizer's."""
+        """Count a micro-batch, update after the last.
+
+        Collectives: one all-reduce per group for a norm, and the optimizer's.
+        """
         boundary = self.is_gradient_accumulation_boundary()
         self._micro += 1
         if not boundary:

@@ -79,7 +79,7 @@ class Simulation:
 
 
 def simulate(config: Config, ranks: int) -> Simulation:
-    """Run a step of rank 0 of so many.
+    """Simulate a step of rank 0 out of `ranks`.
 
     Raises:
         InputError: a strategy that cannot be planned, or sizes that do not fit the ranks.

@@ -60,7 +60,7 @@ def all_gather(whole: Tensor, piece: Tensor) -> None:
 
 
 def in_one_piece(parameters: list[Tensor], numel: int) -> Tensor:
-    """Make parameters views of one new flat tensor of so many elements."""
+    """Make parameters views of one new flat tensor of `numel` elements."""
     flat = torch.empty(numel, dtype=parameters[0].dtype, device=parameters[0].device)
     start = 0
     for parameter in parameters:

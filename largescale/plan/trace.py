@@ -26,7 +26,7 @@ WEIGHTS = "weights and gradients"
 WAITED = "weights, waited for"
 """Exchanges of weights and gradients that the library does not overlap with anything.
 
-What nobody names is WEIGHTS: the libraries of the strategies alone communicate without `exchanging`.
+Unnamed exchanges are WEIGHTS: only the strategies' libraries communicate outside `exchanging`.
 """
 
 _KINDS = {"allreduce": "all-reduce", "allgather": "all-gather", "_allgather": "all-gather",
@@ -77,7 +77,7 @@ class StepTrace(TorchDispatchMode):
             self._hold(tensor.to_local() if isinstance(tensor, DTensor) else tensor)
 
     def add(self, what: Collective, count: int, size: int) -> None:
-        """Count collectives of so many bytes in all."""
+        """Count collectives, `size` bytes in total."""
         if count:
             self.counts[what] += count
             self.sent[what] += size
@@ -96,7 +96,7 @@ class StepTrace(TorchDispatchMode):
         return total
 
     def lap(self) -> int:
-        """Most bytes held at a time since the last lap; `peak` begins anew."""
+        """Most bytes held at a time since the last lap; resets `peak`."""
         self.held()
         most, self.peak = self.peak, 0
         return most

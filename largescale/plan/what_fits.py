@@ -2,7 +2,7 @@
 
 Reads a request as JSON: `config` (YAML), `ranks`, `available` (bytes that a rank has), `on_gpu`. Writes a line of JSON
 for what failed (`needed`, in bytes) and for each change that is tried (`overrides`, `needed`, `fits`), as soon as it is
-known: whoever asks may not wait for all.
+known: the caller may not wait for all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a run ends when it cannot go on: which kind of failure it is, and that `status.json` says so whatever it is."""
+"""How a run ends when it cannot continue: what kind of failure it is, and a record of it in `status.json`."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@
     status.json          running, stopped, failed (and why) or complete, and the steps done; run/status.py reads it
     owner-*.json         while a training runs: which process it is, see run/lease.py
     rollbacks.jsonl      when the run went back to a checkpoint, and what data it left out
-    trouble/step-*/      of a step that could not be used: keys and evidence, a file a rank
+    trouble/step-*/      of a step that could not be used: keys and evidence, one file per rank
     stacks/              where every rank stood when the run hung
     former-1/            what a former run left here, whose checkpoints are gone
 

@@ -25,7 +25,7 @@ _UNDER_WAY = ".former.writing"
 def set_aside_former(run_dir: Path, config: Config) -> None:
     """Move what a former run wrote to `former-N/`, for a run that begins at step 0 without a checkpoint.
 
-    A run that was killed before its first checkpoint is no former one: it begins again as it was.
+    A run that was killed before its first checkpoint is not a former one: it simply starts again.
     """
     moving = run_dir / _UNDER_WAY
     if not moving.exists() and not _is_former(run_dir, config):

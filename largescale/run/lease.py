@@ -1,8 +1,8 @@
-"""One training a folder: its owner renews a lease, and others take the folder only where it no longer does.
+"""One training per folder: its owner renews a lease, and others take the folder only where it no longer does.
 
-Numbers only grow while a folder is owned: whoever takes over creates the next `owner-N.json`, which the file system
-lets exactly one process do, on network file systems too. The former owner, should it still live, finds the higher
-number at its next renewal or before its next save, and stops. Nothing but rank 0 of the training has a lease.
+Numbers only grow while a folder is owned: a process that takes it over creates the next `owner-N.json`, which the file
+system lets exactly one process do, on network file systems too. The former owner, if still alive, finds the higher
+number at its next renewal or before its next save, and stops. Only rank 0 of a training has a lease.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Lease:
             self._complain()
 
     def still_ours(self) -> bool:
-        """Whether the folder is this training's, or nobody's; on any rank."""
+        """Whether the folder belongs to this training, or to none; on any rank."""
         found = newest_owner(self.run_dir)
         return found is None or found[0] < self.number or self._is_own(found[1])
 

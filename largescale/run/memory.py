@@ -38,7 +38,7 @@ def footprint(pid: int | str = "self") -> Footprint:
 
 
 def host_bytes(local_ranks: int, start: Footprint) -> int:
-    """Of the host, for one of so many ranks, as large as at its `start`: not all that it freed since shows."""
+    """Host memory for one of `local_ranks` ranks, which is at its `start` size: freed memory may not show yet."""
     freed = footprint().held - start.held
     total, free = (_bytes_of("/proc/meminfo", name) for name in ("MemTotal", "MemAvailable"))
     # Other ranks may hold theirs still, or have given it back: neither may be more than there is.

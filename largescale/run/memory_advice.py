@@ -1,7 +1,7 @@
 """A training that ran out of memory: which setting would have fitted, by planning a step with it.
 
 What the step held is given back first, and what is free then counts. The planner runs in a process of its own, which
-may not take long and whose troubles are nobody's.
+has a time limit, and whose failures are ignored.
 """
 
 from __future__ import annotations

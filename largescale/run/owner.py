@@ -75,7 +75,7 @@ def owner_numbers(run_dir: Path) -> list[int]:
 
 
 def newest_owner(run_dir: Path) -> tuple[int, bytes] | None:
-    """Number and file of the owner that counts; None where nobody owns the folder."""
+    """Number and file of the present owner; None if the folder has no owner."""
     for number in owner_numbers(run_dir):
         with suppress(FileNotFoundError):  # given up while we looked
             return number, owner_path(run_dir, number).read_bytes()

@@ -67,7 +67,7 @@ class Rollbacks:
         """Add one: `window` data steps up to and including `data_step` are left out from now on.
 
         Those that the checkpoint was trained on stay in: the window begins at the checkpoint or later. It is written
-        into the checkpoint's folder first, so that whoever goes on from there leaves out the same.
+        into the checkpoint's folder first, so that any run that continues from there leaves out the same data.
         """
         to = checkpoint.step
         kept = next(iter(DataSteps(to, to + 1, self.windows())))

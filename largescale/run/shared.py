@@ -55,7 +55,7 @@ def unshared(run_dir: Path, patience_s: float = _PATIENCE_S) -> str:
     unseen: list[int] = []
     if not complaints:
         unseen = _unseen(probes if rank() == 0 else probes[:1], patience_s)
-    facts = _gather((f"{where} has {run_dir.absolute()}", unseen))  # nobody looks any more
+    facts = _gather((f"{where} has {run_dir.absolute()}", unseen))  # after this no rank looks for files any more
     with suppress(OSError):
         probes[rank()].unlink()
         run_dir.rmdir()  # where it is empty

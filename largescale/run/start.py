@@ -15,7 +15,7 @@ from shards.ground.errors import InputError
 
 @contextmanager
 def start_in_status(lease: Lease) -> Iterator[None]:
-    """However a start ends that did no step, `status.json` says so; from any rank, as others may not know.
+    """Record in `status.json` how a start ended that did no step; on any rank, since others may not know.
 
     A run that is complete stays so, and a command that is refused where nothing was begun leaves nothing behind. What
     the steps wrote about themselves (see `failures.told`) is not replaced.

@@ -61,7 +61,7 @@ def read_status(run_dir: Path) -> dict[str, Any] | None:
     """What `status.json` holds; None where there is none.
 
     Raises:
-        InputError: it is no status.
+        InputError: it is not a status.
     """
     path = run_dir / STATUS
     try:

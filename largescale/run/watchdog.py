@@ -78,7 +78,7 @@ class Watchdog:
                     continue
             except dist.DistError:
                 if not late:
-                    continue  # whoever keeps the store is gone: collectives will fail, or this rank will be late
+                    continue  # the store's process is gone: collectives will fail, or this rank will be late
             self._report()
             os._exit(EXIT_CODE)
 

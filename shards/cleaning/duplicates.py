@@ -1,18 +1,18 @@
-"""Images that are there twice: the same bytes, or nearly the same picture.
+"""Duplicate images: the same bytes, or nearly the same picture.
 
-Every piece is scanned for two numbers an image: xxh3-128 of its bytes, and a difference hash of 64 bits (is each cell
+Every piece is scanned for two numbers per image: xxh3-128 of its bytes, and a difference hash of 64 bits (is each cell
 of an 8 x 9 grey thumbnail darker than its right neighbour?) that survives resizing, recompression and small edits. The
-first file of the listing is kept. What is found is written to the plan, so that any task can leave it out.
+first file in the listing is kept. Duplicates are written to the plan, so that any task can leave them out.
 
 Source: the difference hash is N. Krawetz's "dHash" (2013); search within a Hamming radius by bands as in M. Norouzi et
 al., "Fast Exact Search in Hamming Space with Multi-Index Hashing" (arXiv 1307.2982, section 2).
 
-Equal hashes (blank or scanned pages have thousands of them) count as one when pairs are looked for.
+Equal hashes (blank or scanned pages have thousands of them) count as one in the search for pairs.
 
-Memory: the numbers of all images are cut into files by their leading bits and looked at file by file, about 200 MB
-whatever their number, and 24 bytes a copy of the file that has most of them. Disk: 32 bytes an image in the scans, and
-while they are looked at 24 (exact) or 48 (near) an image and 24 a duplicate; for 10^8 images 3.2 GB, and up to 5.6 GB
-and 7.2 GB for that while.
+Memory: the numbers of all images are split into files by their leading bits and processed file by file, about 200 MB
+however many there are, plus 24 bytes per copy of the most copied file. Disk: 32 bytes per image in the scans, and
+during the search 24 (exact) or 48 (near) per image and 24 per duplicate; for 10^8 images 3.2 GB, plus up to 5.6 GB
+or 7.2 GB during the search.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _BLOCK = 2048
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Of some files: rows of the listing, xxh3-128 in two halves, difference hashes; uint64 [N] each."""
+    """Of N files: rows in the listing, xxh3-128 in two halves, and difference hashes; uint64 [N] each."""
 
     row: np.ndarray
     low: np.ndarray
@@ -46,27 +46,27 @@ class Fingerprints:
     look: np.ndarray
 
     def save(self, path: Path) -> None:
-        """Write them."""
+        """Write to a safetensors file."""
         with atomic_write(path) as file:
             file.write(save(vars(self)))
 
     @staticmethod
     def load(path: Path) -> Fingerprints:
-        """Read them."""
+        """Read what `save` wrote."""
         return Fingerprints(**load_file(path))
 
 
 def fingerprint(payload: bytes, cleaning: Cleaning, *, look: bool) -> tuple[int, int, int] | None:
-    """Numbers of one image.
+    """The hashes of one image.
 
     Args:
         payload: its bytes.
-        cleaning: what is left out by its rules is nobody's original, so it gets no numbers.
-        look: with the difference hash. Without, files are compared whole, and what the rules say of one they say of its
-            copies too: then nothing is decoded.
+        cleaning: an image that its rules leave out cannot be the original of another, so it gets no hashes.
+        look: also compute the difference hash. Without it files are compared whole, and rules treat a file like its
+            copies, so nothing needs decoding.
 
     Returns:
-        xxh3-128 in two halves, and the difference hash or 0; None for what is left out, or does not decode.
+        xxh3-128 in two halves, and the difference hash or 0; None if left out, or if it does not decode.
     """
     digest = xxhash.xxh3_128_intdigest(payload)
     try:
@@ -77,7 +77,7 @@ def fingerprint(payload: bytes, cleaning: Cleaning, *, look: bool) -> tuple[int,
 
 
 def difference_hash(payload: bytes, cleaning: Cleaning) -> int:
-    """64 bits that say where an image, as it is seen, gets brighter from left to right.
+    """64 bits that say where an image, as displayed, gets brighter from left to right.
 
     Raises:
         ImageError: it does not decode, or is left out by the rules, which look at it first.
@@ -92,13 +92,13 @@ def difference_hash(payload: bytes, cleaning: Cleaning) -> int:
 
 def _grey(image: Image.Image) -> Image.Image:
     if has_deep_mode(image):
-        # Not by way of 8 bits, which leave little of a 12-bit picture that is stored in 16.
+        # Going through 8 bits would leave little of a 12-bit picture stored in 16.
         return upright(Image.fromarray(scaled(image, 65535)), orientation_of(image))
     return to_rgb(image).convert("L")
 
 
 def find_duplicates(scans: list[Path], work: Path, radius: int | None) -> Iterator[np.ndarray]:
-    """Rows to leave out.
+    """Find the rows to leave out.
 
     Args:
         scans: files of Fingerprints.
@@ -125,7 +125,7 @@ def find_duplicates(scans: list[Path], work: Path, radius: int | None) -> Iterat
 
 
 def _count(scans: list[Path]) -> tuple[int, int]:
-    """How many rows there are, and a number above all of them."""
+    """The number of rows, and a number larger than any of them."""
     total, end = 0, 1
     for scan in scans:
         row = Fingerprints.load(scan).row
@@ -151,7 +151,7 @@ def _exact(scans: list[Path], folder: Path, total: int) -> Iterator[np.ndarray]:
 
 
 def _near(scans: list[Path], folder: Path, total: int, radius: int) -> Iterator[np.ndarray]:
-    """Rows whose hash is within the radius of that of an earlier row, with the earliest such."""
+    """Rows whose hash is within the radius of an earlier row's, with the earliest such row."""
     numbers = (np.stack([scan.look, scan.row], axis=1) for scan in map(Fingerprints.load, scans))
     files = _cut(numbers, total, folder / "rows", _by_look)
     firsts = _cut(map(_first_of_each, files), total, folder / "firsts", _by_look)
@@ -172,8 +172,8 @@ def _near(scans: list[Path], folder: Path, total: int, radius: int) -> Iterator[
 def _near_in_band(
     firsts: Iterable[np.ndarray], folder: Path, total: int, shift: int, bits: int, radius: int
 ) -> Iterator[np.ndarray]:
-    """Pairs (hash, first row of another within the radius that comes earlier) that agree in these bits; every pair
-    within the radius agrees in those of some band.
+    """Pairs (hash, earliest row within the radius) that agree in the bits of this band; every pair
+    within the radius agrees in some band.
     """
     mask = np.uint64((1 << bits) - 1)
 
@@ -191,7 +191,7 @@ def _near_in_band(
 
 
 def _near_in_group(group: np.ndarray, radius: int) -> Iterator[np.ndarray]:
-    """Those pairs of a group; rows ascend."""
+    """The pairs within one group; rows ascend."""
     looks, rows = group[:, 0], group[:, 1]
     for start in range(0, len(group), _BLOCK):
         own = looks[start : start + _BLOCK]
@@ -211,7 +211,7 @@ def _as_found(row: np.ndarray, repeated: np.ndarray, kind: int) -> np.ndarray:
 
 
 def _first_of_each(path: Path) -> np.ndarray:
-    """Of a file of (hash, row) each hash with its first row, by hash; however often one comes."""
+    """Each hash in a file of (hash, row) with its first row, sorted by hash."""
     found = np.empty((0, 2), np.uint64)
     for block in _blocks(path):
         found = _first_of_each_in(np.concatenate([found, block]))
@@ -242,10 +242,10 @@ def _by_look(block: np.ndarray) -> np.ndarray:
 def _cut(
     blocks: Iterable[np.ndarray], total: int, folder: Path, leading: Callable[[np.ndarray], np.ndarray]
 ) -> list[Path]:
-    """Write rows of numbers to files, those with equal leading bits together, of _ROWS_A_FILE on average.
+    """Split rows of numbers into files by their leading bits, with _ROWS_A_FILE rows on average.
 
     Returns:
-        The files, by those bits; of the same `total` and bits they have the same names in any folder.
+        The files, by those bits; for the same `total` and bits they have the same names in any folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     bits = max(0, int(np.ceil(np.log2(max(1, total / _ROWS_A_FILE)))))
@@ -264,7 +264,7 @@ def _read(path: Path, columns: int = 2) -> np.ndarray:
 
 
 def _blocks(path: Path) -> Iterator[np.ndarray]:
-    """The pairs of a file, so many at a time that they fit into memory."""
+    """The pairs in a file, in blocks that fit into memory."""
     with path.open("rb") as file:
         while len(block := np.fromfile(file, np.uint64, 2 * _ROWS_A_FILE)):
             yield block.reshape(-1, 2)

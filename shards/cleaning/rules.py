@@ -1,4 +1,4 @@
-"""What is done to an image before it is stored: left out for a reason, passed on untouched, or made plain and small."""
+"""What happens to an image before it is stored: left out for a reason, kept as is, or re-encoded plain and small."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from shards.images.reading import (
 )
 
 _JPEG_SIDE = 65_535
-"""Pixels that a side of a JPEG can have."""
+"""The most pixels a side of a JPEG can have."""
 
 _THUMBNAIL = 32
 _FLAT_RANGE = 4
-"""Grey values that a single-colour image may span: what JPEG makes of one colour."""
+"""Range of grey values that a single-colour image may span after JPEG compression."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ class Cleaning:
         max_pixels: pixels above which it is left out, before it is decoded (decompression bombs).
         max_aspect: longer / shorter side above which it is left out.
         blank: leave out images of a single colour.
-        animated: leave out images of several frames; else their first frame is what is seen.
-        max_side: larger images are made smaller: their longer side gets so many pixels.
-        quality: of the JPEGs that are written then.
-        plain: store what is not plain (turned by EXIF, CMYK, 16 bits, palette, transparent, animated) as plain RGB.
-        srgb: also store anew what has a colour profile. Whatever is stored anew is sRGB, without a profile.
-        decode: decode what is passed on untouched, to find damage.
+        animated: leave out images with several frames; otherwise their first frame counts.
+        max_side: larger images are shrunk until their longer side has this many pixels.
+        quality: of the JPEGs written then.
+        plain: store what is not plain (rotated by EXIF, CMYK, 16 bits, palette, transparent, animated) as plain RGB.
+        srgb: also re-encode images with a colour profile. Whatever is re-encoded is sRGB, without a profile.
+        decode: decode images that keep their bytes, to find damage.
 
     Raises:
-        InputError: a value that means nothing.
+        InputError: a value that makes no sense.
     """
 
     min_side: int = 0
@@ -81,7 +81,7 @@ class Cleaning:
 
     @property
     def may_store_anew(self) -> bool:
-        """Whether any image is stored in another form than it has, which formats that shards do not hold need."""
+        """Whether any image may be re-encoded, which formats that shards cannot hold need."""
         return bool(self.plain or self.max_side or self.srgb)
 
     def apply(self, payload: bytes, suffix: str) -> tuple[bytes, str, ImageFacts]:
@@ -92,10 +92,10 @@ class Cleaning:
             suffix: of its file.
 
         Returns:
-            The bytes to store and their suffix, the same if there is nothing to change, and what their header says.
+            The bytes to store and their suffix (unchanged if nothing applies), and the facts in their header.
 
         Raises:
-            ImageError: it is left out; the reason.
+            ImageError: it is left out; the message is the reason.
         """
         if self._keeps_jpegs() and (header := jpeg_facts(payload)):
             self._check_size(header.width, header.height)
@@ -115,14 +115,14 @@ class Cleaning:
         return payload, _stored_suffix(suffix, header), header
 
     def check(self, payload: bytes, image: Image.Image) -> None:
-        """What `apply` would find to leave an image out, but for damage that only decoding shows.
+        """Raise if `apply` would leave an image out, except for damage that only decoding shows.
 
         Args:
             payload: its bytes.
             image: the same, opened.
 
         Raises:
-            ImageError: it is left out; the reason.
+            ImageError: it is left out; the message is the reason.
         """
         self._check_header(image)
         if self.blank:
@@ -153,7 +153,7 @@ class Cleaning:
         return self.max_side > 0 and max(image.size) > self.max_side
 
     def _pixels(self, payload: bytes, image: Image.Image) -> Image.Image | None:
-        """What is stored anew, as RGB; None for an image that keeps its bytes. ImageError: it is blank."""
+        """The RGB image to encode; None for an image that keeps its bytes. ImageError: it is blank."""
         profile, anew, pixels = profile_of(image), self._is_stored_anew(image), None
         may_shrink = image.format == "JPEG" and image.mode in ("L", "RGB") and not (profile and image.mode == "L")
         if self._is_large(image) and may_shrink:
@@ -165,18 +165,18 @@ class Cleaning:
         return pixels if anew else None
 
     def _decoded_small(self, payload: bytes, image: Image.Image) -> Image.Image | None:
-        """An ordinary JPEG, reduced while it is decoded; None if only Pillow reads it, which forgives stray bytes."""
+        """An ordinary JPEG, reduced while decoding; None if only Pillow can read it, which tolerates stray bytes."""
         width, height = self._reduced_size(image.size)
         try:
             decoded = simplejpeg.decode_jpeg(payload, colorspace="RGB", min_height=height, min_width=width)
-        except Exception:  # of subsamplings that it has no name for, KeyError
+        except Exception:  # KeyError for subsamplings it has no name for
             return None
         pixels = upright(self._reduced(Image.fromarray(decoded), image.size), orientation_of(image))
         profile = profile_of(image)
         return from_profile(pixels, profile).convert("RGB") if profile else pixels
 
     def _reduced(self, pixels: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
-        """At most `max_side` long, averaged over areas; `size` is that of the whole image, where these are fewer."""
+        """Shrink to `max_side`, averaging over areas; `size` is the whole image's if `pixels` are reduced already."""
         reduced = self._reduced_size(size or pixels.size)
         return pixels if pixels.size == reduced else pixels.resize(reduced, Image.Resampling.BOX)
 
@@ -193,7 +193,7 @@ def is_blank(image: Image.Image) -> bool:
 
 
 def _stored_suffix(suffix: str, header: ImageFacts) -> str:
-    """Readers of shards go by the suffix, so it is one that they know."""
+    """The suffix to store under: readers of shards go by it, so it must be one they know."""
     name = IMAGE_FORMATS[header.format]
     return suffix if suffix in STORED_SUFFIXES else "jpg" if name == "jpeg" else name
 

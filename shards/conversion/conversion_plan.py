@@ -1,4 +1,4 @@
-"""The plan of a conversion: what was listed, in which order it is written, cut into pieces of one shard each.
+"""The plan of a conversion: what was listed and in what order it is written, cut into pieces of one shard each.
 
     plan/plan.json                 source, target, settings, parts, classes, fingerprint of the listing
     plan/places.bin, keys.bin      where in the source each file is, and its key, one after the other
@@ -8,10 +8,10 @@
     plan/others.jsonl              files that are left out before they are read, and why
     plan/scans/000012.safetensors  with --duplicates: hashes of the images of piece 12
     plan/duplicates.bin            row, the row it repeats, exact or near (uint64 [N, 3])
-    plan/pieces/000012.json        piece 12 is written: its shard, and what it left out and why
+s/000012.json        piece 12 is written: its shard, and what it left out and why
 
-Every process of a conversion, on any node, reads the same plan, so pieces are written by whoever comes, once, and a
-conversion goes on where it was killed. Rows are read from the disk as they are needed. listing.py writes it.
+Every process of a conversion, on any node, reads the same plan, so any of them can write any piece, and a conversion
+continues where it was killed. Rows are read from disk as needed. listing.py writes the plan.
 
 A part is a stretch of places that goes to one split; pieces do not cross parts. The first listing is one part, or two
 with --holdout; each update adds the files that are new as further parts, and leaves all earlier pieces as they are.

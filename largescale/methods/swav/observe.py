@@ -29,11 +29,11 @@ def uniform_loss(counts: Sequence[int]) -> float:
 
 
 def reachable_usage(counts: Sequence[int], num_images: int) -> float:
-    """Share of the prototypes that so many images are expected to be nearest to if all prototypes are as likely.
+    """Share of the prototypes expected to be nearest to any of `num_images` images if all are equally likely.
 
     Of n draws from K equally likely ones, K (1 - (1 - 1/K)^n) distinct ones are expected (the classical occupancy
-    problem; Feller, An Introduction to Probability Theory, vol. 1, section IV.2). The views of an image are no
-    draws of their own: they are meant to be nearest to the same prototype.
+    problem; Feller, An Introduction to Probability Theory, vol. 1, section IV.2). The views of an image are not
+    separate draws: they are meant to be nearest to the same prototype.
 
     Args:
         counts: prototypes of each head.

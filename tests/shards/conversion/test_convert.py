@@ -193,7 +193,7 @@ def test_a_killed_conversion_leaves_no_manifest_and_goes_through_the_second_time
         ("empty", ["convert", "{tmp}/empty", "{tmp}/out"], "no images below this folder"),
         ("text", ["convert", "{tmp}/text", "{tmp}/out"], "1 other files"),
         ("broken", ["convert", "{tmp}/broken", "{tmp}/out"], "none of 1 images can be used (not an image)"),
-        ("loose", ["convert", "{tmp}/loose", "{tmp}/out", "--labels", "folder"], "lies in no class folder"),
+        ("loose", ["convert", "{tmp}/loose", "{tmp}/out", "--labels", "folder"], "is not in a class folder"),
         ("loose", ["convert", "{tmp}/loose", "{tmp}/loose/out"], "choose a folder outside the images"),
         ("loose", ["convert", "{tmp}/loose", "{tmp}/out", "--workers", "0"], "--workers=0: expected at least 1"),
         ("loose", ["convert", "{tmp}/loose", "{tmp}/out", "--name", "a/b"], "without dots or slashes"),

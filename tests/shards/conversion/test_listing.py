@@ -81,7 +81,7 @@ def test_labels_that_a_source_does_not_have_are_refused(tmp_path, capsys, labels
     source = write(tmp_path / "pile", {"cat/a.png": PNG[0]})
     (source / "list.csv").write_text(f"path\n{path.format(tmp=tmp_path)}\n")
     line = refusal(capsys, "convert", source / "list.csv", tmp_path / "out", "--labels", labels)
-    assert "lies in no class folder" in line or "--labels cls does not fit" in line
+    assert "is not in a class folder" in line or "--labels cls does not fit" in line
 
 
 # -- Lists ------------------------------------------------------------------------------------------------------------

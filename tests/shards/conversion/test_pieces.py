@@ -79,7 +79,7 @@ def test_pieces_that_are_written_are_not_written_again(pile, tmp_path, expected,
 def test_a_source_or_options_that_changed_are_refused(pile, tmp_path):
     source, out = Path(shutil.copytree(pile, tmp_path / "source")), tmp_path / "out"
     convert(source, out, options(task=(0, 2)))
-    with pytest.raises(InputError, match=r"plan: was made with --shuffle=5, now it is 6; give the same options, or"):
+    with pytest.raises(InputError, match=r"plan: was made with --shuffle=5, now it is 6; pass the same options, or"):
         convert(source, out, Options("pile", labels="folder", samples_per_shard=7, shuffle=6))
     with pytest.raises(InputError, match=r"was made with --shuffle=5, now it is 6"):  # other tasks notice as well
         convert(source, out, Options("pile", labels="folder", samples_per_shard=7, shuffle=6, task=(1, 2)))
