@@ -19,7 +19,7 @@ from tests.data.test_stream import make_stream
 from tests.servers import web_server
 
 WAITS = ("data.store_patience_s=100000", "data.store_stall_s=100000")
-SAYS = "while waiting for data; what was done since the last checkpoint is done again"
+SAYS = "while waiting for data; steps since the last checkpoint will be repeated"
 
 
 @pytest.fixture

@@ -56,4 +56,4 @@ def test_every_command_works(packages, sample_images, tmp_path):
         [sys.executable, "-S", "-c", COMMANDS, sample_images / "test", tmp_path], cwd=tmp_path, capture_output=True,
         text=True, timeout=300, env={**environment, "PYTHONPATH": str(packages)})
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "samples in 3 shards are whole" in result.stdout
+    assert "samples in 3 shards are intact" in result.stdout
