@@ -22,7 +22,7 @@ _MOST_NAMES = 12
 
 
 def markdown() -> str:
-    """The whole page."""
+    """docs/configuration.md as one text."""
     parts = [_TOP, "## At the top\n", _table(key for key in every_key() if not key.group)]
     for group, about in groups().items():
         keys = [key for key in every_key() if key.group == group]

@@ -84,7 +84,7 @@ def methods_with(key: str) -> list[str]:
 
 
 def method_names() -> list[str]:
-    """All methods."""
+    """Names of all methods."""
     return list(_methods())
 
 

@@ -75,7 +75,7 @@ class Counters:
     evicted: int = 0
 
     def add(self, name: str, amount: int = 1) -> None:
-        """Count; threads may."""
+        """Add to a counter; safe to call from threads."""
         with _counting:
             setattr(self, name, getattr(self, name) + amount)
 

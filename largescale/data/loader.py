@@ -77,7 +77,7 @@ class Shared:
         torch.cuda.check_error(cudart.cudaHostRegister(self.bytes.data_ptr(), self.bytes.numel(), 0))
 
     def unpin(self) -> None:
-        """Undo `pin`."""
+        """Unlock the memory again."""
         torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self.bytes.data_ptr()))
 
 

@@ -56,7 +56,7 @@ class Batch:
     costs: dict[str, float]
 
     def inputs(self) -> Views:
-        """What the method sees."""
+        """The part of the batch that the method sees."""
         return Views(self.views, self.ids.to(self.views[0].device, non_blocking=True), self.facts)
 
 

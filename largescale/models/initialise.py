@@ -50,7 +50,7 @@ def initialise_pieces(network: nn.Module, seed: int) -> None:
 
 
 def _draw(module: nn.Module, key: str, shape: tuple[int, ...], name: str) -> Tensor:
-    """A whole tensor."""
+    """Draw a whole tensor from the seed and its name."""
     generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(name.encode()) >> 1)
     if isinstance(module, nn.Conv2d):
         if key == "bias":

@@ -39,7 +39,7 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
-        """Begin a new interval."""
+        """Forget the interval and start a new one."""
         self._started, self._steps, self._data_wait, self._loss, self._skipped = time.perf_counter(), 0, 0.0, 0.0, 0
         self._costs = dict.fromkeys(_COSTS, 0.0)
         self._images, self._updates_skipped = 0, 0
@@ -47,7 +47,7 @@ class Meter:
                        for name, sign in self._method.signs.items()}
 
     def add(self, output: Output, check: StepCheck, data_wait: float, batch: Batch) -> None:
-        """Add one step."""
+        """Add one step to the interval."""
         self._steps += 1
         self._data_wait += data_wait
         self._loss += check.loss

@@ -34,7 +34,7 @@ class JsonLines:
         self._records = Records(path)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one object."""
+        """Append one object as a line."""
         self._records.append(json.dumps(row).encode() + b"\n")
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class MetricsLog:
         self._board.write(row["step"], {key: value for key, value in row.items() if key != "step"})
 
     def close(self) -> None:
-        """Close both."""
+        """Close the log and the TensorBoard file."""
         self._lines.close()
         self._board.close()
 

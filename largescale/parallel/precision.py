@@ -77,7 +77,7 @@ class LossScale:
 
     @property
     def factor(self) -> Tensor:
-        """The factor."""
+        """The factor that losses are multiplied by, a scalar on the device."""
         return self.numbers[0]
 
     def can_shrink(self) -> bool:

@@ -35,7 +35,7 @@ class Buckets(StandIn):
         return [*self.weights(), self._bucket]
 
     def settle(self, trace: StepTrace, peaks: Peaks) -> Peaks:
-        """Add the exchange."""
+        """Add the all-reduce of the gradients."""
         if world_size() > 1:
             trace.add(Collective("all-reduce", world_size(), WEIGHTS), 1, self._bucket.nbytes)
         return peaks

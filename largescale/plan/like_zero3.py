@@ -68,7 +68,7 @@ class Zero3(StandIn):
         tell_calls(method, self._tell)
 
     def forward(self, *arguments: object) -> Any:
-        """The method's."""
+        """The output of the method itself."""
         self._tell("begin")
         return super().forward(*arguments)
 

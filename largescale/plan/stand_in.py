@@ -34,7 +34,7 @@ class StandIn(nn.Module):
         self.method = method
 
     def forward(self, *arguments: object) -> Any:
-        """The method's."""
+        """The output of the method itself."""
         return self.method(*arguments)
 
     def weights(self) -> list[Tensor]:

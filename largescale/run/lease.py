@@ -63,7 +63,7 @@ class Lease:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Renew from now on."""
+        """Start the thread that renews the lease."""
         self._thread = threading.Thread(target=self._renew_until_the_end, name="lease", daemon=True)
         self._thread.start()
 

@@ -29,7 +29,7 @@ from largescale.distributed.rendezvous import connect
 from largescale.processes import rank, world_size
 
 EXIT_CODE = 86
-"""Of a rank that left because the run hung."""
+"""Exit code of a rank that left because the run hung."""
 
 _ANSWER_S = 5.0
 """Time for all ranks to write their stacks and say where they stand."""
@@ -59,11 +59,11 @@ class Watchdog:
             self._thread.start()
 
     def beat(self, doing: str) -> None:
-        """The training thread moves, and what it does next."""
+        """Note that the training thread moves, and what it does next."""
         self._doing, self._since = doing, time.monotonic()
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop watching, and end the thread."""
         self._closed.set()
         if self._thread is not None:
             self._thread.join()
@@ -156,7 +156,7 @@ def _flight_record() -> bytes:
 
 
 def _own_connection(timeout_s: float) -> dist.Store:
-    """Its own, since a thread that waits in a shared one would hold it."""
+    """A connection of the watchdog's own, since a thread that waits on a shared one would block it."""
     launch = own_launch()
     if launch is None:
         return dist.HashStore()

@@ -55,8 +55,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Written:
-    """What came of a piece: its shard (None if nothing of it could be used), and what was left out: a dictionary a file
-    with `source` and `reason`, and of a duplicate `repeats`.
+    """The result of a piece: its shard (None if nothing in it could be used), and what was left out: one dictionary per
+    file with `source` and `reason`, and for a duplicate `repeats`.
     """
 
     entry: ShardEntry | None
@@ -95,7 +95,7 @@ class Plan:
 
     @property
     def num_rows(self) -> int:
-        """Files."""
+        """Number of files."""
         return sum(part.rows for part in self.parts)
 
     @property
@@ -130,13 +130,13 @@ class Plan:
         return Written(entry, content["skipped"])
 
     def record(self, piece: int, written: Written) -> None:
-        """Say that a piece is written: last, after its files."""
+        """Record that a piece is written; called last, after its files."""
         entry = vars(written.entry) if written.entry else None
         with atomic_write(self._piece_file(piece), durable=False) as file:
             file.write(json.dumps({"entry": entry, "skipped": written.skipped}).encode())
 
     def remove_leftovers(self) -> None:
-        """Remove what killed processes left in the plan, or of another one; nobody may be at work."""
+        """Remove what killed processes left in the plan, or in place of another one; no process may be at work."""
         for folder in (self.folder, self.folder / "pieces", self.folder / "scans"):
             remove_partial_files(folder)
         for folder in (self.folder / _SORTING, self.folder.with_name(PLAN_IN_WORK)):
@@ -278,7 +278,7 @@ class Texts:
         self._ends = (folder / f"{name[:-1]}_ends.bin").open("rb")
 
     def raw(self, row: int) -> bytes:
-        """The bytes of one."""
+        """The bytes of one text."""
         ends = os.pread(self._ends.fileno(), 16 if row else 8, 8 * max(0, row - 1))
         start = int.from_bytes(ends[:8], "little") if row else 0
         return os.pread(self._texts.fileno(), int.from_bytes(ends[-8:], "little") - start, start)

@@ -46,7 +46,7 @@ class Options:
         samples_per_shard: files listed for one shard.
         workers: processes.
         shuffle: seed of a permutation of the listing, None to keep it sorted.
-        force: replace a finished folder, or begin anew.
+        force: replace a finished folder, or start over.
         cleaning: which images are kept, and how.
         duplicates: "exact" leaves out files with the bytes of another, "near" also pictures that look like another;
             "keep" looks for none.
@@ -161,7 +161,7 @@ def _merge(home: Path) -> Manifest | None:
 def _finish(plan: Plan, target: Target, split: str, entries: list[ShardEntry]) -> Manifest:
     """Write the ledger and the manifest of a split."""
     folder = target.folder(split)
-    remove_partial_files(folder)  # all pieces are written, so nobody is at work
+    remove_partial_files(folder)  # all pieces are written, so no process is at work
     counts = write_ledger(folder / SKIPPED_NAME, _all_skipped(plan, split))
     settings = {key: value for key, value in plan.settings.items() if key not in ("name", "class_names")}
     classes = named(plan.classes, plan.settings.get("class_names", []))
@@ -174,7 +174,7 @@ def _finish(plan: Plan, target: Target, split: str, entries: list[ShardEntry]) -
 
 
 def rewrite(manifest: Manifest, name: str, source: str | None) -> None:
-    """Write one shard of a finished conversion anew.
+    """Rewrite one shard of a finished conversion.
 
     Args:
         manifest: of the conversion.

@@ -173,7 +173,7 @@ def is_held_out(key: bytes, share: float) -> bool:
 
 
 def _cut(folder: Path, rows: int) -> None:
-    """Shorten the files of a plan to so many rows: what lies beyond was left by an update that was killed."""
+    """Truncate the files of a plan to `rows` rows: what lies beyond was left by an update that was killed."""
     if not rows:
         return
     for name, width in (("labels", 4), ("sizes", 8), ("order", 8), ("place_ends", 8), ("key_ends", 8)):
@@ -208,7 +208,7 @@ def _class_of(source: Source, found: Found, labels: str) -> str:
             f"{source.location}: {printable(source.name(found.place))} is not in a class folder below it, which "
             f"--labels folder needs; move it into one, or convert without labels (a list: with --labels column:NAME)"
         )
-    # Not `printable`: two folders that differ in what is no text would become one class.
+    # Not `printable`: two folders whose names differ only in undecodable bytes would become one class.
     return os.fsencode(found.folder).decode("utf-8", "backslashreplace")
 
 
@@ -293,7 +293,7 @@ class _TextFile:
         self._place = self._texts.tell()
 
     def add(self, text: bytes) -> None:
-        """Append one."""
+        """Append one text."""
         self._texts.write(text)
         self._place += len(text)
         self._ends.write(self._place.to_bytes(8, "little"))

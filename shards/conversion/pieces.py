@@ -40,7 +40,7 @@ def _scan_piece(plan: Plan, cleaning: Cleaning, look: bool, piece: int) -> int:
     rows, found = plan.rows(piece), []
     for row, content in _contents(plan.source, rows):
         if isinstance(content, OSError):
-            continue  # writing its piece will say so
+            continue  # reported when its piece is written
         numbers = fingerprint(content.payload, cleaning, look=look)
         if numbers is not None:
             found.append((row.number, *numbers))
@@ -76,7 +76,7 @@ def _is_written(plan: Plan, target: Target, piece: int) -> bool:
 
 
 def _write_piece(plan: Plan, target: Target, cleaning: Cleaning, piece: int) -> int:
-    """Write the shard of a piece and say so in the plan; returns how many files it had."""
+    """Write the shard of a piece and record it in the plan; returns how many files it had."""
     rows, split = plan.rows(piece), plan.split(piece)
     tar = target.folder(split) / f"{shard_name(plan, split)}-{piece:06d}.tar"
     for leftover in tar.parent.glob(f".{tar.stem}.*.writing"):

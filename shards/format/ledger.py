@@ -1,4 +1,4 @@
-"""The list of what was left out: Parquet, a row a file with `source`, `reason` and, of a duplicate, what it `repeats`.
+"""The list of what was left out: Parquet, one row per file: `source`, `reason` and, for a duplicate, what it `repeats`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The format of a shard folder: one manifest, and beside every tar an index of its samples.
 
     NAME-000000.tar                        plain WebDataset: KEY.png [KEY.cls] ...
-    NAME-000000.index.safetensors          one column an attribute, one row a sample
+    NAME-000000.index.safetensors          one column per attribute, one row per sample
     manifest.json                          written last: a folder with a manifest is whole
 """
 
@@ -139,7 +139,7 @@ def write_manifest(manifest: Manifest) -> None:
 def check_files(manifest: Manifest, part: int = 0, parts: int = 1) -> None:
     """Check that every tar and index is there, with the bytes and the samples listed; reads no more than headers.
 
-    With `parts`, only every so many shards, from number `part` on: others check the rest.
+    With `parts`, only every `parts`-th shard, from number `part` on: other processes check the rest.
 
     Raises:
         InputError: naming the first file that is not as the manifest says.

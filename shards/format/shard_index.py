@@ -36,7 +36,7 @@ class KeyColumn(Protocol):
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The samples of one shard, a column an attribute.
+    """The samples of one shard, one column per attribute.
 
     Attributes:
         keys: WebDataset keys.
@@ -66,7 +66,7 @@ class ShardIndex:
 
 @dataclass(frozen=True)
 class _PackedKeys:
-    """Keys as one blob, decoded one by one: opening an index must not cost a string a sample."""
+    """Keys as one blob, decoded one by one: opening an index must not cost one string per sample."""
 
     _blob: np.ndarray
     _ends: np.ndarray

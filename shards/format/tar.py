@@ -143,7 +143,7 @@ class _Waiting:
             yield self._release()
 
     def rest(self) -> Iterator[TarSample]:
-        """Those that still wait."""
+        """The samples that still wait."""
         while self._samples:
             yield self._release()
 

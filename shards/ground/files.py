@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or absent."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 def naming(path: Path, *, instead_of: Path | None = None) -> Iterator[None]:
     """Give errors of the system the name of the file, or folder, that is being written.
 
-    What fails in the middle of a file does not know its name; a temporary name, `instead_of`, would tell nobody.
+    An error in the middle of a file does not know its name, and a temporary name, `instead_of`, would help no one.
     """
     try:
         yield
@@ -91,10 +91,10 @@ def at_work_in(folder: Path, *, with_others: bool) -> Iterator[None]:
 
     Args:
         folder: made if needed.
-        with_others: whether others may write there too, who say so as well.
+        with_others: whether other processes may write there too, if they pass this as well.
 
     Raises:
-        InputError: somebody is at work there already.
+        InputError: another process is at work there already.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
@@ -129,7 +129,7 @@ _WRITE = 2  # SYNC_FILE_RANGE_WRITE of <fcntl.h>
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what `atomic_write` left in a folder when its process was killed; nobody else may write there."""
+    """Remove what `atomic_write` left in a folder when its process was killed; no other process may write there."""
     for partial in folder.glob(".*.writing"):
         if not partial.is_dir():
             partial.unlink(missing_ok=True)

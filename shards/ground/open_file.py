@@ -13,7 +13,7 @@ from shards.ground.files import naming
 
 
 class OpenFile:
-    """A file, open for as long as somebody holds this. Threads, and processes that are forked, may share it.
+    """A file that stays open as long as this object lives. Threads and forked processes may share it.
 
     Attributes:
         path: the file.

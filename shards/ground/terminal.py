@@ -16,7 +16,7 @@ from typing import Any
 from shards.ground.errors import line_of
 
 CLOSED_PIPE = 141
-"""Exit code where nobody reads the output any more, as shells have it for SIGPIPE."""
+"""Exit code if the reader of the output is gone, as shells report SIGPIPE."""
 
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code of a command that Ctrl-C ended; of SIGTERM and SIGHUP it is 128 and their number."""
@@ -53,7 +53,7 @@ def run(command: Callable[[list[str] | None], int], argv: list[str] | None) -> i
 
 
 def _is_unread() -> bool:
-    """Whether stdout is a pipe that nobody reads any more."""
+    """Whether stdout is a pipe whose reader is gone."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), select.POLLOUT)
@@ -102,7 +102,7 @@ class _Output(io.FileIO):
 
 
 class _Messages(io.FileIO):
-    """Messages that cannot be written (their disk is full, nobody reads them any more) are lost; the work goes on."""
+    """Messages that cannot be written (the disk is full, the reader is gone) are lost; the work continues."""
 
     def write(self, data: Any) -> int:
         """Write what can be; returns as if that were all."""

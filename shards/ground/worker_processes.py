@@ -66,7 +66,7 @@ def over(
         raise InputError(f"{what}; free some, or run the same command again with fewer --workers: finished work "
                          f"stays") from error
     finally:
-        # Those that are in the middle of an item would hold up whoever interrupts the command.
+        # Processes in the middle of an item would delay the end of an interrupted command.
         for process in set(multiprocessing.active_children()) - before:
             process.kill()
             process.join()

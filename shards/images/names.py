@@ -38,7 +38,7 @@ _OTHER_SUFFIXES = frozenset({
 
 
 def suffix_of(name: str) -> str:
-    """`a.b.PNG` to `png`."""
+    """The suffix of a name in lower case: `png` for `a.b.PNG`."""
     return name.rpartition(".")[2].lower()
 
 
@@ -48,12 +48,12 @@ def is_image(name: str) -> bool:
 
 
 def why_no_image(name: str, begin: Callable[[int], bytes] | None = None) -> str:
-    """Why a file is no image, as far as can be told before it is read; empty if it may be one.
+    """Why a file is not an image, as far as can be told before it is read; empty if it may be one.
 
     Args:
         name: its suffix says what most files are.
-        begin: reads so many of its first bytes, which say what the others are. None if that costs a request: then
-            the others may be images, and reading them will tell.
+        begin: reads the first n bytes of it, which show what other files are. None if that costs a request: then they
+            may be images, and reading them will tell.
     """
     suffix = suffix_of(name)
     if suffix in IMAGE_SUFFIXES:

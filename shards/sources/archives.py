@@ -169,7 +169,7 @@ class TarSource:
         return f"{where['tar']}:{where['member']}" if "member" in where else where["tar"]
 
     def identity(self, place: str) -> str:
-        """See `Source`: a tar that was written anew has the same samples in other places."""
+        """See `Source`: a rewritten tar has the same samples in other places."""
         return self.name(place)
 
     def reads(self, place: str) -> int:

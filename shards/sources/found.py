@@ -11,7 +11,7 @@ TORN = "a torn tar: what follows in it is lost"
 NAMED = {TORN: "restore them, then add what they held with --update, or index again",
          LINK: "links to folders are not followed; move their folders there, or convert what they lead to",
          BROKEN: "bring back what they lead to, then add it with --update, or index again"}
-"""Reasons that may cost many images at once, so that whoever converts is told by name, and what to do."""
+"""Reasons that may cost many images at once, with what to do about them; a warning then names the files."""
 
 _BESIDE = {"__MACOSX": "what macOS packs beside a file", ".ipynb_checkpoints": "a notebook's copy of a file"}
 """Folders that programs make beside the user's, by name."""

@@ -40,11 +40,11 @@ class Source(Protocol):
         ...
 
     def name(self, place: str) -> str:
-        """For people."""
+        """The name of a file, for people."""
         ...
 
     def identity(self, place: str) -> str:
-        """What a file keeps when the source is written anew: the same for the same file, or for what replaced it."""
+        """What stays the same when the source is rewritten: equal for the same file, or for what replaced it."""
         ...
 
     def reads(self, place: str) -> int:

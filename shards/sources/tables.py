@@ -96,7 +96,7 @@ class ListSource:
         folder, name = self._find(path)
         try:
             size = folder.size(name)
-        except (OSError, ValueError):  # reading it will say so
+        except (OSError, ValueError):  # reported when it is read
             size = -1
         label = str(row[self._label_column]) if self._label_column else ""
         key = f"{number:010d}_{FreshKeys().of_file(path.rpartition('/')[2])}"
@@ -141,7 +141,7 @@ class ListSource:
 
 
 def _json(value: dict[str, Any]) -> str:
-    """JSON as people write it, unless that is no text (half of a character): then spelled out."""
+    """JSON as people write it; with escapes if it would not be valid text (half of a character)."""
     plain = _plain(value)
     text = json.dumps(plain, ensure_ascii=False, default=str)
     try:

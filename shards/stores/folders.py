@@ -16,7 +16,7 @@ STORE_READS = 32
 """Files of a store that a process reads at a time: each takes as long as the store needs to answer, not as we do."""
 
 LINK, BROKEN = "a link to a folder", "a link that leads nowhere"
-"""Why an entry of a folder is not read, if it is no plain file."""
+"""Why an entry of a folder is not read, if it is not a plain file."""
 
 _NO_FILE = "not a regular file"
 
@@ -79,7 +79,7 @@ def open_folder(location: str) -> LocalFolder | StoreFolder:
 
 
 class LocalFolder:
-    """On a disk."""
+    """A folder on a disk."""
 
     reads = 1
 
@@ -119,7 +119,7 @@ class LocalFolder:
 
 
 class StoreFolder:
-    """Behind a URL (see store.py).
+    """A folder behind a URL (see store.py).
 
     Raises:
         InputError: no such store, or one that cannot list.
@@ -174,11 +174,11 @@ class _StoreFile(io.RawIOBase):
         self._place, self._start, self._block, self._ahead = 0, 0, b"", _READ_AHEAD
 
     def readable(self) -> bool:
-        """It is."""
+        """True: see io.IOBase."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """True: see io.IOBase."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:

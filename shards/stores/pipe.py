@@ -1,4 +1,4 @@
-"""Output of commands of the shell, for WebDataset's `pipe:`. What they start ends with them, and with whoever asked."""
+"""Output of shell commands, for WebDataset's `pipe:`. What they start ends with them, and with their reader."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(command: str, write: Callable[[bytes], object], stall_s: float) -> None:
         OSError: it failed; or what `write` raises.
     """
     watched, held = os.pipe()
-    # The command may outlive a process that is killed. So `cat` waits until nobody holds the pipe any more, and then
+    # The command may outlive a process that is killed. So `cat` waits until no process holds the pipe, and then
     # ends all of the group. The command is in a shell of its own: it may `wait` for its jobs, of which `cat` is none.
     script = f"(cat /dev/fd/{watched}; kill -9 0) >/dev/null 2>&1 & exec sh -c {shlex.quote(command)}"
     try:

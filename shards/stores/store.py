@@ -31,12 +31,12 @@ REQUEST_BYTES = 16 * 2**20
 """Bytes asked for at a time; what has arrived is kept when a later request fails."""
 
 _SLOWEST_UPLOAD = 2**20
-"""Bytes a second below which an upload counts as standing still."""
+"""Bytes per second below which an upload counts as stalled."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
 
 _SPEAKS_AFTER_S, _SPEAKS_EVERY_S = 3.0, 30.0
-"""A store that fails for so long is spoken of, and now and then after that."""
+"""A store that fails for this long is logged, and again from time to time after that."""
 
 _OBJECT_STORES = ("s3://", "s3a://", "gs://", "gcs://")
 
@@ -252,7 +252,7 @@ class Store:
         self.__init__(**state)
 
     def begin_in_process(self) -> None:
-        """Connect anew in a process that was forked. What it inherited must not be closed, not even by being forgotten:
+        """Reconnect in a forked process. What it inherited must not be closed, not even by being garbage-collected:
         its event loop shares the parent's epoll, and would take the parent's connections out of it.
         """
         if not self._command:

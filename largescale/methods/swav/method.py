@@ -112,7 +112,7 @@ class SwAV(EmbeddingMethod):
 
     @classmethod
     def diagnose(cls, config: Config, before: Row, row: Row) -> str:
-        """Collapse, in words."""
+        """A warning in words if this looks like collapse."""
         return observe.diagnose(config, _settings(config), before, row)
 
     @classmethod
