@@ -17,7 +17,7 @@ from largescale.config.value_types import types_of
 from shards.ground.errors import InputError
 
 _PREFIX = "ConfigOf_"
-_SHARED = {"optim": OptimConfig, "parallel": ParallelConfig, "evaluate": EvaluateConfig}
+_SHARED: dict[str, Any] = {"optim": OptimConfig, "parallel": ParallelConfig, "evaluate": EvaluateConfig}
 """Groups that have the settings of all their owners."""
 
 

@@ -9,10 +9,14 @@ from typing import Any, get_args, get_origin, get_type_hints
 _FORMS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
-@cache
-def types_of(schema: type) -> dict[str, Any]:
+def types_of(schema: Any) -> dict[str, Any]:
     """The type of each field of a dataclass."""
-    hints = get_type_hints(schema)
+    return _types_of(schema)
+
+
+@cache
+def _types_of(schema: Any) -> dict[str, Any]:
+    hints = get_type_hints(schema)  # slow, and of a schema that does not change
     return {item.name: hints[item.name] for item in fields(schema)}
 
 

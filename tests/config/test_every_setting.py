@@ -12,14 +12,16 @@ import yaml
 
 from largescale.config import CropGroup, augment_of_group, load_config
 from largescale.config.names import all_keys
+from largescale.config.reference import every_key
 from largescale.config.setting import declared
-from largescale.config.slots import schema_for
-from largescale.config.value_types import misfit_of_type
+from largescale.config.slots import method_names, schema_for
+from largescale.config.value_types import misfit_of_type, types_of
 from largescale.config.yaml_file import NotReadable, parse
 from shards.ground.errors import InputError
 from tests.conftest import ROOT
 
 TINY = ROOT / "tests/tiny.yaml"
+SMALL = ROOT / "configs/small"
 SCHEMA = schema_for("swav")
 
 HOSTILE = [
@@ -29,12 +31,13 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("place, key", list(enumerate(all_keys(SCHEMA))))
-def test_a_value_is_taken_or_refused_by_the_name_of_its_key(place, key):
+@pytest.mark.parametrize("place, key, method", [
+    (place, key.name, key.method) for place, key in enumerate(every_key())])
+def test_a_value_is_taken_or_refused_by_the_name_of_its_key(place, key, method):
     """Every value for every key would take minutes, so each key meets one and each value some keys."""
     value = HOSTILE[place % len(HOSTILE)]
     try:
-        load_config(TINY, ["data.shards=x", f"{key}={value}"])
+        load_config(TINY if method in ("", "swav") else SMALL / f"{method}.yaml", ["data.shards=x", f"{key}={value}"])
     except InputError as error:
         message = str(error)
         # A value that fits may not fit another key, such as a queue its batch; then both are named.
@@ -62,7 +65,12 @@ def every_field(schema: type) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("schema, item, hint", every_field(SCHEMA), ids=lambda value: getattr(value, "name", ""))
+FIELDS = every_field(SCHEMA) + [
+    field for method in method_names() if method != "swav"
+    for field in every_field(types_of(schema_for(method))["method"])]
+
+
+@pytest.mark.parametrize("schema, item, hint", FIELDS, ids=lambda value: getattr(value, "name", ""))
 def test_it_says_what_it_means_and_how_far_it_goes(schema, item, hint):
     setting = declared(item)
     assert setting.help.endswith(".") and len(setting.help) > 5
@@ -70,7 +78,7 @@ def test_it_says_what_it_means_and_how_far_it_goes(schema, item, hint):
         assert setting.at_least is not None or setting.above is not None, f"{item.name} has no lower bound"
 
 
-@pytest.mark.parametrize("schema, item, hint", every_field(SCHEMA), ids=lambda value: getattr(value, "name", ""))
+@pytest.mark.parametrize("schema, item, hint", FIELDS, ids=lambda value: getattr(value, "name", ""))
 def test_checking_any_value_of_any_type_says_something_or_nothing(schema, item, hint):
     for value in [*every_value(HOSTILE), b"x", 10**400, -(10**400), math.inf, [10**400], object()]:
         assert isinstance(misfit_of_type(value, hint), str)
@@ -78,7 +86,7 @@ def test_checking_any_value_of_any_type_says_something_or_nothing(schema, item, 
 
 
 def test_what_one_setting_needs_is_another():
-    for _, item, _ in every_field(SCHEMA):
+    for _, item, _ in FIELDS:
         if used_if := declared(item).used_if:
             assert used_if.partition("=")[0] in all_keys(SCHEMA), item.name
 
