@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from largescale.cli import main
 from largescale.config import load_config
 from largescale.config.recipes import find_recipe, packaged
 from shards.ground.errors import InputError
@@ -42,6 +43,15 @@ def test_a_recipe_of_ones_own_can_extend_a_packaged_one(tmp_path):
     (tmp_path / "wrong.yaml").write_text("extends: swav/nothing\nname: mine\n")
     with pytest.raises(InputError, match=r"wrong.yaml: extends=swav/nothing: no such configuration file beside it"):
         load_config("wrong.yaml")
+
+
+def test_commands_take_the_name_of_a_recipe(capsys):
+    assert main(["pretrain", NAME, "data.shards=nothing"]) == 2
+    assert "error: nothing: no such folder" in capsys.readouterr().err
+    assert main(["config", "train.epochs", NAME]) == main(["config", "optim", "demo"]) == 0
+    assert "value    800" in capsys.readouterr().out
+    assert main(["status", "demo", "run.dir=mine"]) == 85
+    assert capsys.readouterr().out.startswith("mine: not started")
 
 
 @pytest.mark.parametrize("given, expected", [
