@@ -177,7 +177,7 @@ def describe(config: Config) -> tuple[dict[str, object], list[str]]:
     """What follows from a configuration, for `--print`: sizes, steps, what happens when, parameters.
 
     Returns:
-        Facts by name, and what does not fit into the run, a line each.
+        Facts by name, and a line for everything that does not fit the run.
 
     Raises:
         InputError: as `pretrain` would before its first step.

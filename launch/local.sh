@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pretrain on this machine: one rank a GPU, or two ranks where there is none.
+# Pretrain on this machine: one rank per GPU, or two ranks if there is none.
 #
 #   launch/local.sh configs/demo.yaml [key=value ...]        RANKS=4 launch/local.sh ... sets their number
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""Actions that may hang forever, such as those of a store that does not answer, given a limit."""
+"""Time limits for actions that may hang forever, such as requests to a store that does not answer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Result = TypeVar("Result")
 
 
 class TookTooLong(Exception):
-    """An action did not end within its time."""
+    """An action did not end within its time limit."""
 
 
 def within(limit_s: float, action: Callable[[], Result]) -> Result:
-    """The result of an action, which runs in a thread; one that takes too long is left to itself.
+    """Run an action in a thread and return its result; an action that takes too long is abandoned.
 
     Raises:
         TookTooLong: after `limit_s`.
@@ -28,7 +28,7 @@ def within(limit_s: float, action: Callable[[], Result]) -> Result:
         except BaseException as error:
             outcome.set_exception(error)
 
-    # A daemon: the process must be able to leave while it hangs.
+    # A daemon, so that the process can exit while it hangs.
     threading.Thread(target=work, name="bounded", daemon=True).start()
     try:
         return outcome.result(limit_s)

@@ -1,9 +1,9 @@
-"""Copies what is published to the mirror, behind the training and never in its way.
+"""Copies published checkpoints to the mirror, behind the training and never in its way.
 
 A thread of each rank goes through rounds: rank 0 compares the mirror with the run's folder and names what is missing,
-every rank copies its part of the files, and rank 0 makes the copy whole. A round begins with every save, so what one
-could not copy the next makes up for; while the store is away, rounds are passed over for longer and longer. Every
-request has a limit, so a store that hangs ends a round like one that is away.
+every rank copies its part of the files, and rank 0 marks the copy whole. Every save starts a round, so what one round
+missed is copied by the next; while the store is away, rounds are skipped for longer and longer. Every
+request has a time limit, so a store that hangs ends a round like one that is away.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from largescale.checkpoint.together import FailedOnARank, on_all, on_first
 _log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 30.0, 1800.0
-"""Between two tries while the store is away; doubled with each."""
+"""Pause between tries while the store is away; doubled with each."""
 _LAST_PAUSES_S = (0.0, 2.0, 10.0)
-"""Before the tries of a round that has to succeed."""
+"""Pauses before the tries of a round that has to succeed."""
 
 
 class Copier:
-    """Keeps the mirror as the run's folder is.
+    """Keeps the mirror in step with the run's folder.
 
     Args:
         mirror: the copies.
         folder: the run's `checkpoints`.
-        verify: raises where the folder is another training's by now; called on rank 0 before anything is removed.
+        verify: raises if the folder belongs to another training by now; called on rank 0 before anything is removed.
 
     Collectives: every rank must make one; it makes a gloo group.
     """
@@ -50,14 +50,14 @@ class Copier:
         self._last: Future[str] = Future()
         self._last.set_result("")
         self._thread: threading.Thread | None = None
-        # Of rank 0: copies that are known to be whole, failures in a row, and when to try again.
+        # On rank 0: copies known to be whole, consecutive failures, and when to try again.
         self._whole: set[bytes] = set()
         self._failures, self._next_try = 0, 0.0
 
     def begin(self, *, insist: bool = False) -> None:
-        """Begin a round after those before it; with `insist` try at once, and again.
+        """Start a round after any earlier ones; with `insist` try at once, and repeatedly.
 
-        Collectives: every rank must call it as often as the others; its thread then exchanges on its own group.
+        Collectives: every rank must call it equally often; the thread then communicates on its own group.
         """
         self._last = Future()
         self._rounds.put((insist, self._last))
@@ -66,7 +66,7 @@ class Copier:
             self._thread.start()
 
     def wait(self) -> str:
-        """Return when all rounds are through: why the last one failed, empty if it did not; the same on all ranks."""
+        """Wait for all rounds; returns why the last one failed, empty if it did not. The same on all ranks."""
         return self._last.result()
 
     def _work(self) -> None:
@@ -74,7 +74,7 @@ class Copier:
             insist, outcome = self._rounds.get()
             try:
                 outcome.set_result(self._round(insist))
-            except BaseException as error:  # the group is broken: a rank is gone
+            except BaseException as error:  # the group is broken, since a rank is gone
                 outcome.set_result(str(error))
 
     def _round(self, insist: bool) -> str:
@@ -98,7 +98,7 @@ class Copier:
         return complaint
 
     def _missing(self, insist: bool) -> list[str] | None:
-        """Checkpoints that the mirror lacks, newest first; None for a round that is passed over."""
+        """Checkpoints that the mirror lacks, newest first; None if the round is skipped."""
         later = not self._rounds.empty() or time.monotonic() < self._next_try
         if later and not insist:
             return None
@@ -114,7 +114,7 @@ class Copier:
         return [name for name, mark in marks.items() if mark not in self._whole]
 
     def _copy(self, path: Path) -> None:
-        """Copy one checkpoint, unless it is removed meanwhile: newer ones are then on their way."""
+        """Copy one checkpoint, unless it is removed meanwhile, in which case newer ones are on their way."""
         checkpoint = on_first(self._group, lambda: self._begin(path))
         if checkpoint is None:
             return
@@ -153,7 +153,7 @@ class Copier:
 
 
 def _marks(checkpoint: Checkpoint) -> bytes:
-    """Tells a checkpoint from any other of the same step, and from itself with other roll-backs."""
+    """Distinguishes a checkpoint from any other of the same step, and from itself with other rollbacks."""
     digest = hashlib.sha256(checkpoint.path.name.encode())
     for name in (PROGRESS, ROLLBACKS):
         digest.update(b"\0" + (bytes_of(checkpoint.path / name) or b""))

@@ -9,8 +9,8 @@
       step-00002000/
       latest                                            names the newest whole one, for people and scripts
 
-A folder is written under a temporary name, made durable and then renamed, so whatever has a final name is whole. What
-happens to it later (a disk that loses bits, a hand that cuts a file) shows in its checksums. Nothing in a checkpoint is
+A folder is written under a temporary name, made durable and then renamed, so whatever has a final name is whole. Later
+damage (a disk that loses bits, a truncated file) shows in the checksums. Nothing in a checkpoint is
 executed or unpickled.
 """
 
@@ -57,13 +57,13 @@ class Checkpoint:
 
     @property
     def content_hash(self) -> str:
-        """Identifies what it holds, from the checksums that it was written with; reads no weights."""
+        """Identifies its content by the checksums it was written with; reads no weights."""
         files = sorted(self.progress["files"].items())
         lines = "".join(f"{name} {stamp['size']} {stamp['sha256']}\n" for name, stamp in files)
         return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
     def damage(self, rank: int = 0, world_size: int = 1) -> str:
-        """What is wrong with its files, empty if nothing is. Each of several ranks looks at its part of the files.
+        """What is wrong with its files, empty if nothing is. Each of several ranks checks its part of the files.
 
         Raises:
             PermissionError: this user may not read them; they may be whole.
@@ -89,7 +89,7 @@ def stamp_of(path: Path) -> FileStamp:
 
 
 def open_checkpoint(path: Path) -> Checkpoint | None:
-    """The checkpoint in a folder; None where its mark is missing or damaged. Files are not looked at.
+    """The checkpoint in a folder; None if its mark is missing or damaged. Files are not checked.
 
     Raises:
         PermissionError: this user may not read it; it may be whole.
@@ -107,7 +107,7 @@ def open_checkpoint(path: Path) -> Checkpoint | None:
 
 
 def folder_of(folder: Path, step: int) -> Path:
-    """The checkpoint of a step among those of a run."""
+    """The folder of a step's checkpoint, in a run's folder of checkpoints."""
     return folder / f"step-{step:08d}"
 
 
@@ -118,18 +118,18 @@ def named_steps(folder: Path) -> list[int]:
 
 
 def newest_first(folder: Path) -> list[Checkpoint]:
-    """The checkpoints of a run by their marks; `Checkpoint.damage` says whether their files are as they were."""
+    """The checkpoints of a run by their marks, newest first; `Checkpoint.damage` tells whether files are intact."""
     found = {step: open_checkpoint(folder_of(folder, step)) for step in named_steps(folder)}
     return [checkpoint for step, checkpoint in found.items() if checkpoint is not None and checkpoint.step == step]
 
 
 def find_latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run whose files are as they were written, None where there is none."""
+    """The newest checkpoint of a run whose files are intact, None if there is none."""
     return next((checkpoint for checkpoint in newest_first(folder) if not checkpoint.damage()), None)
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a process that was killed has half written or half removed, and let `latest` name the newest."""
+    """Remove what a killed process has half written or half removed, and make `latest` name the newest."""
     for leftover in folder.glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     remove_partial_files(folder)
@@ -142,7 +142,7 @@ def begin(folder: Path, step: int, owner: int = 0) -> Path:
     """An empty folder to write a checkpoint into.
 
     Args:
-        owner: number of the run folder's owner: a rank that a former one left behind must not write into this folder.
+        owner: number of the run folder's owner: a rank left behind by a former owner must not write into this folder.
     """
     temporary = folder / f".step-{step:08d}.{owner}.writing"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -154,7 +154,7 @@ def publish(temporary: Path, progress: dict[str, Any], files: Mapping[str, FileS
     """Give a folder, whose files are durable, its final name.
 
     Raises:
-        OSError: a file is not there, or not of its size: ranks have written to different places.
+        OSError: a file is missing or has the wrong size: ranks have written to different places.
     """
     _wait_for_files(temporary, files)
     stamps = {name: {"size": stamp.size, "sha256": stamp.sha256} for name, stamp in sorted(files.items())}
@@ -170,7 +170,7 @@ def publish(temporary: Path, progress: dict[str, Any], files: Mapping[str, FileS
 
 
 def _wait_for_files(folder: Path, files: Mapping[str, FileStamp]) -> None:
-    """Return when all files that ranks say they have written are here; a network file system may show them late."""
+    """Wait until all files that ranks reported are visible here; a network file system may show them late."""
     deadline = time.monotonic() + _PATIENCE_S
     for name, stamp in sorted(files.items()):
         while (size := _size_of(folder / name)) != stamp.size:
@@ -183,7 +183,7 @@ def _wait_for_files(folder: Path, files: Mapping[str, FileStamp]) -> None:
 
 
 def bytes_of(path: Path) -> bytes | None:
-    """What a small file holds; None where there is none."""
+    """The content of a small file; None if there is no such file."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -191,7 +191,7 @@ def bytes_of(path: Path) -> bytes | None:
 
 
 def _size_of(path: Path) -> int:
-    """In bytes; -1 where there is no such file."""
+    """Size in bytes; -1 if there is no such file."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -199,9 +199,9 @@ def _size_of(path: Path) -> int:
 
 
 def remove_old(folder: Path, *, keep: int, keep_every: int) -> None:
-    """Remove all checkpoints but the newest `keep` and those of every `keep_every`-th step (0: none of these).
+    """Remove all checkpoints except the newest `keep` and those at multiples of `keep_every` steps (0: none of these).
 
-    Called after the newest is durable, so what is left is never less than that one.
+    Called only once the newest is durable, so at least that one is always left.
     """
     for checkpoint in newest_first(folder)[keep:]:
         if not (keep_every and checkpoint.step % keep_every == 0):
@@ -214,7 +214,7 @@ def _point_latest_to(checkpoint: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    # Renamed first: a removal that is interrupted must not leave half a checkpoint under a final name.
+    # Renamed first: an interrupted removal must not leave half a checkpoint under a final name.
     doomed = path.with_name(f".{path.name}.removing")
     os.replace(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)

@@ -1,6 +1,6 @@
 """A second home for checkpoints: any store that fsspec knows (s3://, gs://, abfs://, sftp://, a second disk).
 
-What is published in the run's folder is copied there (see `checkpoint/copier.py`), `progress.json` last, which makes
+Published checkpoints are copied there (see `checkpoint/copier.py`), `progress.json` last, which makes
 the copy whole. A run whose folder has nothing newer fetches from there before it continues.
 """
 
@@ -30,17 +30,17 @@ from shards.ground.errors import InputError
 _log = logging.getLogger(__name__)
 
 _ANSWER_S = 60.0
-"""A store that is silent for so long is away."""
+"""A store that is silent for this long is away."""
 _SLOWEST = 1e6
-"""Bytes a second that a copy of a file makes at least."""
+"""Lowest rate at which a file is expected to be copied, bytes per second."""
 
 
 class MirrorAway(Exception):
-    """The store did not do what it was asked to; the message says why, in one line."""
+    """The store did not do what it was asked to; the message is one line that says why."""
 
 
 class OfAnotherRun(MirrorAway):
-    """The store holds copies of another run, which must be neither taken over nor replaced."""
+    """The store holds copies of another run, which must be neither used nor replaced."""
 
 
 class Mirror:
@@ -49,8 +49,8 @@ class Mirror:
     Args:
         url: folder in a store; its credentials come from the environment, as the store's library documents.
         answer_s: time without an answer after which the store counts as away.
-        other_run: given what `progress.json` of a copy holds, says what shows that it is of another run; empty if
-            nothing does.
+        other_run: given the content of a copy's `progress.json`, says why it belongs to another run; empty if
+            it does not.
 
     Raises:
         InputError: a scheme that fsspec does not know, or whose library is not installed.
@@ -73,7 +73,7 @@ class Mirror:
         """Steps of the whole copies, newest first.
 
         Raises:
-            MirrorAway: the store cannot be asked, as in the methods below.
+            MirrorAway: the store cannot be used, as in the methods below.
             OfAnotherRun: the newest copy is of another run.
         """
         marks = self._ask(lambda: (self._fs.invalidate_cache(), self._fs.glob(f"{self._root}/step-*/{PROGRESS}"))[1])
@@ -84,17 +84,17 @@ class Mirror:
         return steps
 
     def _require_ours(self, name: str) -> None:
-        with suppress(ValueError):  # a mark that cannot be read is for `fetch_newer` to refuse
+        with suppress(ValueError):  # `fetch_newer` refuses a mark that cannot be read
             if other := self._other_run(json.loads(self._read(name, PROGRESS) or b"")):
                 raise OfAnotherRun(f"{name} there belongs to another run: {other}. Use another mirror for each run")
 
     def holds(self, checkpoint: Checkpoint) -> bool:
-        """Whether the copy of a checkpoint, which has to be whole, is one of what stands here."""
+        """Whether the mirror has a whole copy of this very checkpoint."""
         return all(self._read(checkpoint.path.name, name) == bytes_of(checkpoint.path / name)
                    for name in (PROGRESS, ROLLBACKS))
 
     def begin(self, checkpoint: Checkpoint) -> None:
-        """Make room for a copy: what bears its name is whole no longer."""
+        """Make room for a copy: whatever has its name no longer counts as whole."""
         folder = f"{self._root}/{checkpoint.path.name}"
         self._ask(lambda: self._fs.makedirs(folder, exist_ok=True))
         for name in (PROGRESS, ROLLBACKS):
@@ -107,7 +107,7 @@ class Mirror:
             self._ask(lambda source=source, target=target: self._fs.put_file(source, target), stamp["size"])
 
     def complete(self, checkpoint: Checkpoint) -> None:
-        """Make a copy whole whose files are all there."""
+        """Mark a copy as whole, once all its files are there."""
         for name in (ROLLBACKS, PROGRESS):
             content = bytes_of(checkpoint.path / name)
             target = f"{self._root}/{checkpoint.path.name}/{name}"
@@ -115,7 +115,7 @@ class Mirror:
                 self._ask(lambda target=target, content=content: self._fs.pipe_file(target, content))
 
     def remove_but(self, kept: set[int]) -> None:
-        """Remove copies of steps before the newest kept one that are not kept."""
+        """Remove copies of steps that are not kept and lie before the newest kept one."""
         for step in self.steps():
             if step not in kept and step < max(kept, default=0):
                 folder = f"{self._root}/step-{step:08d}"
@@ -123,10 +123,10 @@ class Mirror:
                 self._ask(lambda folder=folder: self._fs.rm(folder, recursive=True))
 
     def fetch_newer(self, folder: Path) -> None:
-        """Bring the newest copy to the run's folder, unless that has it or something newer. By one process.
+        """Fetch the newest copy to the run's folder, unless that is as new. Called by one process.
 
         Raises:
-            MirrorAway: the store cannot be asked.
+            MirrorAway: the store cannot be used.
             InputError: the copy lists a file outside of its folder or is not one of ours.
         """
         steps, here = self.steps(), newest_first(folder)
@@ -152,7 +152,7 @@ class Mirror:
         os.replace(temporary, folder / name)
 
     def _read(self, name: str, file: str) -> bytes | None:
-        """A small file of a copy; None where there is none."""
+        """A small file of a copy; None if there is no such file."""
         try:
             return self._ask(lambda: self._fs.cat_file(f"{self._root}/{name}/{file}"))
         except _Missing:
@@ -167,7 +167,7 @@ class Mirror:
             return within(self._answer_s + num_bytes / _SLOWEST, request)
         except FileNotFoundError as error:
             raise _Missing(_line(error)) from error
-        except Exception as error:  # every store's library has errors of its own
+        except Exception as error:  # every store's library raises its own kinds of errors
             raise MirrorAway(_line(error)) from error
 
 

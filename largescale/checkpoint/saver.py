@@ -1,8 +1,8 @@
 """Saving behind the training loop: stage, write, publish, each rank its own pieces.
 
-The loop waits for the little that changes in a forward pass (statistics, queue), and before its next update for what is
-left of the copy of weights and optimizer state, which runs while forward and backward do. A thread then writes the copy
-with exchanges on a process group of its own, so that they never meet those of the training.
+The loop only waits for what a forward pass changes (statistics, queue), and, before its next update, for what is
+left of the copy of weights and optimizer state, which runs during forward and backward. A thread then writes the copy
+with collectives on its own process group, so that they never interleave with those of the training.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class SaveFailed(Exception):
-    """A checkpoint could not be written; those before it are as they were."""
+    """A checkpoint could not be written; earlier ones are untouched."""
 
 
 class Saver:
@@ -41,9 +41,9 @@ class Saver:
         folder: the run's `checkpoints` folder.
         keep: newest checkpoints to keep.
         keep_every: also keep those at multiples of this many steps; 0 keeps none of these.
-        background: write while the training goes on.
+        background: write while training continues.
         owner: number of the run folder's owner, see run/lease.py.
-        verify: raises where the folder is another's by now; called on rank 0 before anything is published.
+        verify: raises if the folder belongs to another training by now; called on rank 0 before anything is published.
         published: called with the step on every rank once its checkpoint is published; must not raise.
         device: of the tensors to save.
 
@@ -70,10 +70,10 @@ class Saver:
         Args:
             state: tensors by canonical name; DTensors are written by the ranks that hold them, others once.
             progress: JSON values, with `step`: how many steps are done.
-            until_update: names of the tensors that stay as they are until the caller has called `wait_staged`.
+            until_update: names of the tensors that do not change before the caller has called `wait_staged`.
 
         Raises:
-            SaveFailed: the save before this one did not get through, or without `background` this one.
+            SaveFailed: the previous save failed, or, without `background`, this one.
 
         Collectives: every rank must call it. In the training's groups none (but for HSDP's first save on CUDA).
         """
@@ -100,20 +100,20 @@ class Saver:
             self.wait()
 
     def wait_staged(self) -> None:
-        """Return when everything that `save` was given has been copied; to be called before weights change."""
+        """Wait until everything given to `save` has been copied; to be called before weights change."""
         self._staged.result()
 
     def wait(self) -> None:
-        """Return when the last save is published.
+        """Wait until the last save is published.
 
         Raises:
-            SaveFailed: it did not get through; the same on all ranks. It is said once.
+            SaveFailed: it failed; on all ranks alike, and only once per failure.
         """
         written, self._written = self._written, _done()
         written.result()
 
     def _copy(self, state: dict[str, Tensor], names: set[str]) -> None:
-        """Bring tensors to the buffers in host memory, on CUDA by a stream of its own."""
+        """Copy tensors to the buffers in host memory, on CUDA in a separate stream."""
         with torch.no_grad(), torch.cuda.stream(self._stream):
             for name in sorted(names):
                 self._buffers[name].copy_(_local(state[name]), non_blocking=True)
@@ -121,7 +121,7 @@ class Saver:
                 self._stream.synchronize()
 
     def _buffer(self, name: str, value: Tensor) -> Tensor:
-        """The tensor to write: the like of `value`, on a buffer in host memory that is used again and again."""
+        """The tensor to write: like `value`, on a buffer in host memory that is reused by every save."""
         local = _local(value)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:
@@ -142,7 +142,7 @@ class Saver:
         return self._meshes[mesh]
 
     def _write(self, staged: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        """Write, publish, remove old ones. Collectives: on the saver's own group; every rank's thread calls it."""
+        """Write, publish, and remove old ones. Collectives: on the saver's own group; every rank's thread calls it."""
         started, group, step = time.perf_counter(), self._group, progress["step"]
         temporary = None
         try:

@@ -1,7 +1,7 @@
 """Loading: every rank reads its own pieces, however many ranks and whichever strategy wrote the checkpoint.
 
-A tensor is stored under its canonical name with its place in the whole, so what one sharding has written another can
-read. How a checkpoint lies on disk: `checkpoint/folder.py`; how it gets there: `checkpoint/saver.py`.
+A tensor is stored under its canonical name with its place in the whole, so any sharding can read what another has
+written. How a checkpoint lies on disk: `checkpoint/folder.py`; how it gets there: `checkpoint/saver.py`.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _log = logging.getLogger(__name__)
 
 
 def agree_on_latest(folder: Path, device: torch.device) -> Checkpoint | None:
-    """The newest checkpoint whose files are as they were written, the same one on all ranks; None for a new run.
+    """The newest checkpoint whose files are intact, the same one on all ranks; None for a new run.
 
-    The ranks share the work of comparing checksums. A damaged one is named in a warning and passed over.
+    The ranks share the work of comparing checksums. A damaged checkpoint is named in a warning and skipped.
 
     Raises:
         InputError: there are checkpoints, but all of them are damaged.
 
     Collectives: every rank must call it; one broadcast, and one all-reduce per checkpoint that is checked.
     """
-    # By their names: one whose mark is unreadable is damaged, it does not make this a new run.
+    # By their names: a checkpoint with an unreadable mark is damaged, but this is not a new run.
     steps: list[list[int]] = [named_steps(folder)]
     dist.broadcast_object_list(steps, src=0, device=device)
     complaint = ""
@@ -65,7 +65,7 @@ def shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor in a checkpoint, by canonical name.
 
     Raises:
-        InputError: a file is not what its name says.
+        InputError: a file is not safetensors.
     """
     try:
         stored = HuggingFaceStorageReader(str(checkpoint.path)).read_metadata().state_dict_metadata

@@ -16,10 +16,10 @@ class FailedOnARank(Exception):
 
 
 def on_all(group: dist.ProcessGroup, action: Callable[[], Any]) -> list[Any]:
-    """Do something on every rank and bring the results together.
+    """Do something on every rank and gather the results.
 
     Raises:
-        FailedOnARank: on all ranks, where it failed on one.
+        FailedOnARank: on all ranks, if it failed on any.
 
     Collectives: every rank of the group must call it; one all-gather of objects.
     """
@@ -37,12 +37,12 @@ def on_all(group: dist.ProcessGroup, action: Callable[[], Any]) -> list[Any]:
 
 
 def on_first(group: dist.ProcessGroup, action: Callable[[], Any]) -> Any:
-    """Do something on rank 0 alone; its result. Otherwise as `on_all`."""
+    """Do something only on rank 0; every rank gets the result. Otherwise like `on_all`."""
     return on_all(group, lambda: action() if dist.get_rank() == 0 else None)[0]
 
 
 def _root_cause(error: BaseException) -> str:
-    """The line that helps: torch wraps what happened on any rank into an exception that prints all tracebacks."""
+    """The one helpful line: torch wraps a rank's error in an exception that prints all tracebacks."""
     if isinstance(error, CheckpointException):
         return "; ".join(str(failure[0]) for failure in error.failures.values())
     return line_of(error)

@@ -1,7 +1,7 @@
 """Writes a rank's pieces of a checkpoint as one safetensors file, straight from the tensors' memory.
 
-torch's own writer copies everything twice while it holds the interpreter, so that training stands still meanwhile. Here
-pieces go to the file and into its checksum bit by bit, in calls that let other threads run. What is written is what
+torch's own writer copies everything twice while holding the interpreter lock, so that training stalls meanwhile. Here
+pieces go to the file and into its checksum in small parts, by calls that let other threads run. The result is what
 torch's `HuggingFaceStorageReader` reads: https://huggingface.co/docs/safetensors, with the place of each piece in its
 whole under the key DCP_SHARDING_INFO.
 """
@@ -59,9 +59,9 @@ def write_pieces(path: Path, pieces: Mapping[str, tuple[Tensor, list[int]]]) -> 
     """Write pieces of tensors, each with its offsets in the whole, to a durable safetensors file.
 
     Raises:
-        OSError: the file cannot be written; what there is of it stays.
+        OSError: the file cannot be written; what was written stays.
     """
-    # Wide types first, so that every piece begins at a multiple of its type's size.
+    # Wide types first, so that every piece starts at a multiple of its type's size.
     names = sorted(pieces, key=lambda name: (-pieces[name][0].element_size(), name))
     checksum, size = hashlib.sha256(), 0
     with path.open("wb", buffering=0) as file:

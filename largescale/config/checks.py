@@ -34,7 +34,7 @@ def validate(config: Config) -> None:
             "above 0, or train.steps above 0")
     limit, margin = config.run.time_limit_s, config.run.stop_before_s
     require(limit == 0 or limit > margin, "run.time_limit_s", f"{limit:g}",
-            f"more than run.stop_before_s={margin:g}, the time it saves and stops before that, or 0 for no limit")
+            f"more than run.stop_before_s={margin:g}, within which it saves and stops, or 0 for no limit")
     require(config.evaluate.size <= config.evaluate.resize, "evaluate.size", config.evaluate.size,
             f"at most evaluate.resize={config.evaluate.resize}, the shorter side it is cut from")
 

@@ -1,4 +1,4 @@
-"""The images of a batch: read, decoded once, cut into all their views, written to the buffers they are sent from."""
+"""The images of a batch: read, decoded once, cropped into all views, written to the buffers they are sent from."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from largescale.data.reader import SampleError, ShardReader
 from shards.ground.errors import InputError
 from shards.images.orientation import UPRIGHT
 
-_TOO_LARGE = "more than data.max_pixels"  # the reason that settings fix, not files
+_TOO_LARGE = "more than data.max_pixels"  # the one reason fixed by a setting, not by restoring files
 
 _BOX_PURPOSE, _AUGMENT_PURPOSE = 1, 2  # keep the random numbers of the two uses apart
 
 ORDER_BLOCK = 2048
-"""Samples whose ids a process computes at once, some steps ahead: one at a time costs as much as reading the sample."""
+"""Samples whose ids a process computes at once, some steps ahead: one at a time would cost as much as reading them."""
 
 
 @dataclass
 class Buffers:
-    """Where one batch is put together; carved from one piece of memory that is used again and again.
+    """Where one batch is assembled; carved from one piece of memory that is reused.
 
     Attributes:
         views: uint8 [num, B, 3, S, S] a crop group, channels last in memory.
@@ -79,18 +79,18 @@ class Buffers:
 
 @dataclass
 class Part:
-    """What is known about a part of a batch when its views are in the buffers.
+    """What is known about a part of a batch once its views are in the buffers.
 
     Attributes:
-        ids: sample ids in order, those of substitutes where a sample was unreadable.
+        ids: sample ids in order, with substitutes in place of unreadable samples.
         keys: their WebDataset keys, if asked for (audit).
-        skipped: a row for each unreadable sample met (shard, key, offset, reason), once however often it was met.
+        skipped: one row per unreadable sample met (shard, key, offset, reason), however often it was met.
         substituted: rows of the batch whose sample was unreadable.
-        seconds: that all threads together spent, by what they did: read, decode, crop.
+        seconds: spent by all threads together, by activity: read, decode, crop.
         counters: of the shard caches.
-        error: set when the part cannot be made, in a line for the user.
-        no_memory: set when memory ran out, in a line.
-        bug: set when making it failed as it never should: the traceback.
+        error: set when the part cannot be made: one line for the user.
+        no_memory: set when memory ran out: one line for the user.
+        bug: set when making it failed unexpectedly: the traceback.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -105,9 +105,9 @@ class Part:
 
 
 class Unreadable:
-    """The unreadable samples that a part of a batch met, so that its rows do not read them one after the other.
+    """The unreadable samples met by a part of a batch, so that its other rows do not read them again.
 
-    Forgotten with the part: which sample stands in for another may not depend on what a process has seen before.
+    Forgotten with the part: which sample stands in for another must not depend on what a process has seen before.
     """
 
     def __init__(self, reader: ShardReader) -> None:
@@ -115,12 +115,12 @@ class Unreadable:
         self.reasons: dict[int, str] = {}
 
     def rows(self) -> list[dict[str, Any]]:
-        """What the ledger says of each."""
+        """The ledger's row for each."""
         return [{**self._reader.describe(sample_id), "reason": reason}
                 for sample_id, reason in sorted(self.reasons.items())]
 
     def all_of(self, tried: list[int]) -> str:
-        """The line for the user where nothing could stand in for a sample: what is wrong with most of those tried."""
+        """The line for the user if no sample could stand in for another: what is wrong with most of those tried."""
         kinds = Counter(_TOO_LARGE if _TOO_LARGE in self.reasons[one] else self.reasons[one] for one in tried)
         kind, num = kinds.most_common(1)[0]
         example = next(one for one in tried if kind in self.reasons[one])
@@ -150,14 +150,14 @@ class BatchMaker:
         self._block = lru_cache(maxsize=2)(self._samples_of_block)
 
     def samples(self, step: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and epochs of the samples that belong into these rows of this rank's batch of `step`: int64 [rows]."""
+        """Ids and epochs of the samples in these rows of this rank's batch of `step`: int64 [rows]."""
         first, last, _ = rows.indices(len(self.places))
         num_steps = max(1, ORDER_BLOCK // max(1, last - first))
         ids, epochs = self._block(step // num_steps * num_steps, num_steps, first, last)
         return ids[step % num_steps], epochs[step % num_steps]
 
     def make(self, step: int, rows: slice, buffers: Buffers, threads: ThreadPoolExecutor | None) -> Part:
-        """Fill these rows of the buffers. A user's errors are returned in the part."""
+        """Fill these rows of the buffers. Errors that the user can fix are returned in the part."""
         part = Part(seconds={"read": 0.0, "decode": 0.0, "crop": 0.0})
         ids, epochs = self.samples(step, rows)
         draws = self._box_draws(ids, epochs)

@@ -1,8 +1,8 @@
-"""Shards of a store on a local disk: fetched whole, verified, shared by the processes of a node, evicted by need.
+"""A store's shards on a local disk: fetched whole, verified, shared by the processes of a node, evicted by need.
 
     CACHE/NAME-FINGERPRINT/photos-000012.tar     whole and verified, with its index beside it
-    CACHE/NAME-FINGERPRINT/.photos-000012.part   on its way; a later fetch goes on from there
-    CACHE/NAME-FINGERPRINT/.photos-000012.room   of its length: what it will take is taken
+    CACHE/NAME-FINGERPRINT/.photos-000012.part   on its way; a later fetch continues from there
+    CACHE/NAME-FINGERPRINT/.photos-000012.room   as long as the shard: its room is taken
     CACHE/NAME-FINGERPRINT/.photos-000012.lock   held by the one process of the node that fetches it
     CACHE/NAME-FINGERPRINT/.photos-000012.away   why a process that waited for it gave up: the next one asks only once
 
@@ -35,14 +35,14 @@ from shards.ground.pauses import pause
 from shards.stores.store import Missing, Store, Torn
 
 FETCH_ATTEMPTS = 3
-"""Fetches of a shard that is not there, or not with the bytes of the manifest, before it counts as lost."""
+"""Fetches of a shard that is missing, or does not match the manifest, before it counts as lost."""
 
 _MISSING_PAUSE_S = 1.0
-"""Before a shard that is not there is asked for again, doubled after that: stores that have just been started, or are
-being copied to, soon have what they deny now."""
+"""Pause before a missing shard is asked for again, then doubled: stores that have just started, or are being copied
+to, may soon have it."""
 
 NEVER = 2**62
-"""The step at which a shard is read next that is not read again."""
+"""Next step of a shard that is not read again."""
 
 NextUse = Callable[[int], int] | None
 
@@ -53,7 +53,7 @@ _ROOM_PAUSE_S = 0.2
 
 
 class ShardLost(InputError):
-    """A shard cannot be had, or is not the one of the manifest; the reason is its message."""
+    """A shard cannot be fetched, or is not the one in the manifest; the message is the reason."""
 
 
 _counting = threading.Lock()
@@ -64,7 +64,7 @@ class Counters:
     """What a process did with the cache.
 
     Attributes:
-        hits, misses: shards that were here when they were to be read, and that were not.
+        hits, misses: shards that were here when needed, and that were not.
         fetched_bytes: of shards.
         evicted: shards.
     """
@@ -80,7 +80,7 @@ class Counters:
             setattr(self, name, getattr(self, name) + amount)
 
     def take(self) -> dict[str, int]:
-        """What was counted since the last call."""
+        """The counts since the last call."""
         with _counting:
             taken = dict(vars(self))
             vars(self).update(dict.fromkeys(taken, 0))
@@ -89,12 +89,12 @@ class Counters:
 
 @dataclass
 class ShardCache:
-    """The local copies of one store's shards. Can be sent to other processes; threads may share it.
+    """The local copies of one store's shards. Can be sent to other processes and shared by threads.
 
     Attributes:
         store: where the shards are.
         manifest: of the shards; its root is the folder in the cache.
-        capacity: bytes that the whole cache may take.
+        capacity: largest size of the whole cache in bytes.
     """
 
     store: Store
@@ -110,18 +110,18 @@ class ShardCache:
         self, shard: int, next_use: NextUse = None, status: Callable[[str], None] = lambda text: None, *,
         patient: bool = False,
     ) -> bool:
-        """Make sure that a shard is here.
+        """Make sure that a shard is in the cache.
 
         Args:
             shard: its number in the manifest.
-            next_use: the step at which a shard of this manifest is read next, or NEVER; those that are read later
-                than `shard` may be evicted for it. None: those that were opened longest ago.
-            status: told what is being done, in words.
+            next_use: the step at which a shard of this manifest is read next, or NEVER; shards that are read later
+                than `shard` may be evicted for it. None: those opened longest ago.
+            status: called with what is being done, in words.
             patient: the shard is not needed yet: return False if there is no room before others have been read;
                 otherwise room is made, at the cost of other runs, and waited for.
 
         Raises:
-            ShardLost: the store does not have it, or not with the bytes of the manifest.
+            ShardLost: the store does not have it, or it does not match the manifest.
             InputError: the store is away, the cache's disk is full or cannot be written to, or there is no room.
         """
         tar = self.manifest.tar_path(shard)
@@ -148,7 +148,7 @@ class ShardCache:
             raise InputError(disk_trouble(self.manifest.root, error)) from error
 
     def touch(self, shard: int) -> None:
-        """Say that the shard is in use, to other runs that share the cache."""
+        """Tell other runs that share the cache that the shard is in use."""
         with suppress(OSError):
             os.utime(self.manifest.tar_path(shard))
 
@@ -191,7 +191,7 @@ class ShardCache:
                 if attempt + 1 < FETCH_ATTEMPTS:
                     pause(_MISSING_PAUSE_S * 2**attempt)
                 continue
-            # The index comes first: a tar that is here has its index.
+            # The index comes first, so that a tar which is here has its index.
             write(index_path(tar), index)
             os.replace(part, tar)
             sync_folder(tar.parent)
@@ -236,7 +236,7 @@ class ShardCache:
             pause(_ROOM_PAUSE_S)
 
     def _take_room(self, shard: int, next_use: NextUse, *, urgent: bool = False) -> bool:
-        """Evict until a shard fits, and take the room; False if what is left is needed before it, or on its way.
+        """Evict until a shard fits, and take the room; False if what is left is needed sooner, or on its way.
 
         One process at a time takes room, so the capacity holds at every moment.
         """
@@ -251,7 +251,7 @@ class ShardCache:
             return True
 
     def _evict_one(self, shard: int, next_use: NextUse, *, urgent: bool = False) -> bool:
-        """Remove the shard that is needed last, if that is later than `shard`; with `urgent` also those of others."""
+        """Remove the shard needed last, if that is later than `shard`; with `urgent` also other runs' shards."""
         number = {entry.name: place for place, entry in enumerate(self.manifest.shards)}
         foreign, own = [], []
         for other in held(self.manifest.root.parent):
@@ -274,7 +274,7 @@ class ShardCache:
 
 
 class _Wrong(Exception):
-    """A tar, or its index, is not the one of the manifest."""
+    """A tar, or its index, is not the one in the manifest."""
 
 
 def open_cache(store: Store, manifest: Manifest, folder: Path, capacity_gb: float) -> ShardCache:
@@ -284,7 +284,7 @@ def open_cache(store: Store, manifest: Manifest, folder: Path, capacity_gb: floa
         store: where the shards are.
         manifest: its root becomes a folder below `folder`.
         folder: shared by all runs of this node.
-        capacity_gb: 0 is half of what the disk has free, or the cache already takes.
+        capacity_gb: 0 is half of what the disk has free or the cache already takes.
 
     Raises:
         InputError: the folder cannot be written to.
@@ -295,7 +295,7 @@ def open_cache(store: Store, manifest: Manifest, folder: Path, capacity_gb: floa
         with tempfile.NamedTemporaryFile(dir=root, prefix=".probe-") as probe:
             probe.write(b"x")
             probe.flush()
-        for away in root.glob(".*.away"):  # the store has just answered
+        for away in root.glob(".*.away"):  # outdated, since the store has just answered
             away.unlink(missing_ok=True)
         free = shutil.disk_usage(root).free + sum(other.num_bytes for other in held(folder) if other.here)
     except OSError as error:
@@ -305,7 +305,7 @@ def open_cache(store: Store, manifest: Manifest, folder: Path, capacity_gb: floa
 
 
 def default_folder() -> Path:
-    """Where the cache is if nothing else is said: this user's folder on the node's temporary disk."""
+    """The default cache: this user's folder on the node's temporary disk."""
     return Path(tempfile.gettempdir()) / f"largescale-shards-{os.getuid()}"
 
 

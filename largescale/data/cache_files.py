@@ -1,4 +1,4 @@
-"""Files of the shard cache, and locks, that the processes of a node share."""
+"""Files and locks of the shard cache, which the processes of a node share."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Held(NamedTuple):
 
 
 def held(folder: Path) -> list[Held]:
-    """The shards of all folders of a cache. One on its way counts with the room that was taken for it.
+    """The shards in all folders of a cache. One on its way counts with the room taken for it.
 
-    It takes room, then becomes a tar, then gives the room back; so rooms are looked at first and tars last, and none is
+    It takes room, then becomes a tar, then gives the room back; so rooms are listed first and tars last, and none is
     missed while it turns from one into the other.
     """
     found: dict[Path, Held] = {}
@@ -44,17 +44,17 @@ def held(folder: Path) -> list[Held]:
 
 
 def part_of(tar: Path) -> Path:
-    """Where a shard is put together before it is here."""
+    """Where a shard is assembled before it is complete."""
     return tar.with_name(f".{tar.stem}.part")
 
 
 def room_of(tar: Path) -> Path:
-    """The mark that room is taken for a shard: a file of its length that takes none on the disk."""
+    """The mark that room is taken for a shard: a sparse file of its length."""
     return tar.with_name(f".{tar.stem}.room")
 
 
 def recent(path: Path, seconds: float) -> str:
-    """The text of a file that is not older than that; empty if there is none."""
+    """The text of a file that is at most `seconds` old; empty if there is none."""
     try:
         return path.read_text() if time.time() - path.stat().st_mtime < seconds else ""
     except FileNotFoundError:
@@ -62,14 +62,14 @@ def recent(path: Path, seconds: float) -> str:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file that is whole as soon as it is there."""
+    """Write a file that is whole as soon as it exists."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     temporary.write_bytes(content)
     os.replace(temporary, path)
 
 
 def disk_trouble(root: Path, error: OSError) -> str:
-    """Why the cache cannot be written, for its user."""
+    """Why the cache cannot be written, in a line for the user."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (f"{root}: the disk of the shard cache is full; make room, lower data.cache_gb, or set data.cache to a "
                 f"folder on a larger disk")
@@ -86,7 +86,7 @@ def _is_locked(descriptor: int) -> bool:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that one process (or thread) of the node can hold; it ends with its holder."""
+    """Hold a lock that only one process (or thread) of the node can hold; it ends with its holder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:

@@ -1,4 +1,4 @@
-"""What a stream reads: one shard folder, or several that are mixed by weights, here or in a store, whole or in part."""
+"""What a stream reads: one shard folder or several mixed by weights, here or in a store, whole or in part."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ START_PATIENCE_S = 60.0
 """Patience with a store at the start: shorter than later on, since the user is probably still watching."""
 
 NUMBERS_MARK = "# numbers"
-"""First line of a subset file in text whose lines are sample numbers; without it they are keys."""
+"""First line of a text subset file whose lines are sample numbers; without it they are keys."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Corpus:
         weight: its share of a batch, relative to the others.
         subset: the samples that are used, sorted numbers within the manifest, int64; None uses all.
         cache: the local copies, if the folder is in a store.
-        patience_s: how long a folder that is away is waited for; what is in a store has the store's.
+        patience_s: how long to wait for a folder that is away; a store has its own patience.
     """
 
     manifest: Manifest
@@ -60,7 +60,7 @@ class Corpus:
         return f"{self.manifest.fingerprint}/{xxhash.xxh3_128_hexdigest(np.ascontiguousarray(self.subset))}"
 
     def check_files(self, part: int = 0, parts: int = 1) -> None:
-        """Check a part of the shards for being there and whole; those of a store are checked when they arrive.
+        """Check that a part of the shards is there and whole; shards in a store are checked when they arrive.
 
         Raises:
             InputError: naming the first file that is not as the manifest says.
@@ -100,10 +100,10 @@ def open_corpus(location: str, data: DataConfig) -> Corpus:
 
 
 def fingerprint(corpora: list[Corpus]) -> str:
-    """Identifies what a run is trained on; of a single whole folder its manifest's fingerprint."""
+    """Identifies what a run is trained on; for a single whole folder, its manifest's fingerprint."""
     if len(corpora) == 1:
         return corpora[0].fingerprint()
-    least = min(corpus.weight for corpus in corpora)  # what weights say is their ratio: 2 to 2 is 1 to 1
+    least = min(corpus.weight for corpus in corpora)  # only the ratio of weights counts: 2 to 2 is 1 to 1
     text = "\n".join(f"{corpus.fingerprint()} {round(corpus.weight / least, 9)}" for corpus in corpora)
     return xxhash.xxh3_128_hexdigest(text.encode())
 
@@ -113,7 +113,7 @@ def read_subset(path: str, corpus: Corpus) -> np.ndarray:
 
     Args:
         path: `.npy` with sample numbers (kept on disk, so that any number costs no memory), or a text file of a
-            WebDataset key a line; of a sample number a line where its first line is `# numbers`. Nothing is guessed:
+            WebDataset key per line, or a sample number per line if its first line is `# numbers`. Nothing is guessed:
             keys may be all digits (those of img2dataset and COCO are), and sample 139 is not the one of key 139. Keys
             are looked up in every index: with many shards use numbers.
 
@@ -151,7 +151,7 @@ def _numbers_of_array(path: str) -> np.ndarray:
 
 
 def _rising(numbers: np.ndarray, block: int = 2**22) -> bool:
-    """Whether every number is larger than the one before, looked at in pieces."""
+    """Whether every number is larger than the one before, checked block by block."""
     return all((np.diff(numbers[start : start + block + 1]) > 0).all() for start in range(0, len(numbers), block))
 
 

@@ -1,7 +1,7 @@
 """Brings the shards of stores into the cache before they are read: the order is known, so nothing is guessed.
 
-One process a rank fetches what this rank will read, next first, several shards at a time, as long as what it evicts for
-that is needed later. It only saves time: a reader that meets a shard which is not there fetches it itself.
+One process per rank fetches what the rank will read, next first, several shards at a time, as long as what it evicts
+for them is needed later. It only saves time: a reader that finds a shard missing fetches it itself.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from shards.ground.errors import InputError
 
 _PAUSE_S = 0.2
 _AFTER_FAILURE_S = 30.0
-"""A shard that could not be fetched is tried again after that time, unless its reader did so before."""
+"""A shard that could not be fetched is retried after this time, unless its reader did so before."""
 
 _RESTART_S = 10.0
-"""Between two starts of a process that ends again and again."""
+"""Pause between restarts of a process that keeps dying."""
 
 _COUNTED = ("fetched_bytes", "evicted")
-"""What a fetcher counts. Hits and misses are those of the readers: did it come in time?"""
+"""What a fetcher counts. Hits and misses are counted by the readers: did the shard arrive in time?"""
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Needs:
         self._step, self._next = -1, np.empty(0, np.int64)
 
     def upcoming(self, streams: np.ndarray) -> Uses:
-        """Reads by these streams that are not over, by their first step, to the end of the next epoch."""
+        """Unfinished reads by these streams, sorted by first step, to the end of the next epoch."""
         step = self._position.get()
         epochs = [order.epoch(step) for order in self._order.orders]
         if self._uses is None or epochs != self._epochs:
@@ -64,7 +64,7 @@ class Needs:
         return self._uses.of_streams(streams).from_step(step)
 
     def next_use(self, shard: int) -> int:
-        """The step at which this node reads a shard next; the present one if it is being read, NEVER if not."""
+        """The step at which this node reads a shard next: the current one if it is being read, NEVER if none."""
         step = self._position.get()
         if step != self._step:
             uses = self.upcoming(self._streams)
@@ -91,7 +91,7 @@ class Fetcher:
         self._start()
 
     def attend(self) -> dict[str, int]:
-        """To be called now and then: start it again if it was killed.
+        """Restart the process if it was killed; to be called from time to time.
 
         Returns:
             What it has counted since the last call.
@@ -107,7 +107,7 @@ class Fetcher:
         return dict(zip(_COUNTED, new, strict=True))
 
     def close(self) -> None:
-        """End it; what it had half fetched stays for the next one."""
+        """End the process; what it had half fetched stays for the next one."""
         self._process.kill()
         self._process.join()
 

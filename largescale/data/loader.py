@@ -1,6 +1,6 @@
 """Loader processes that fill a ring of shared buffers, step after step.
 
-Every process makes the same rows of every batch, with threads: reading, decoding and resizing release the
+Every process makes the same rows of every batch, using threads: reading, decoding and resizing release the
 interpreter's lock. A batch is whole when each process has sent its part; that is all the coordination there is. The
 ring is allocated once and, for a GPU, page-locked once.
 """
@@ -33,7 +33,7 @@ from shards.ground.errors import InputError
 
 _STATUS_BYTES = 256
 _MAX_THREADS = 4
-"""Beyond that the threads of a process wait for the interpreter's lock."""
+"""With more, the threads of a process only wait for the interpreter's lock."""
 
 _LESS_LOADING = "lower data.workers, data.threads or data.prefetch, or data.max_pixels if images are that large"
 
@@ -43,15 +43,15 @@ _log = logging.getLogger(__name__)
 
 
 class LoaderDied(Exception):
-    """A loader process ended by itself; the message says which and how."""
+    """A loader process died; the message says which and how."""
 
 
 @contextmanager
 def starting(key: str) -> Iterator[None]:
-    """Around the start of processes, whose number `key` sets.
+    """Wrap the start of processes whose number `key` sets.
 
     Raises:
-        InputError: the system does not let them start.
+        InputError: the system refuses to start them.
     """
     try:
         yield
@@ -65,14 +65,14 @@ def starting(key: str) -> Iterator[None]:
 
 
 class Shared:
-    """Memory that a process shares with those that it forks; anonymous, so /dev/shm need not hold it."""
+    """Memory that a process shares with its forked children; anonymous, so it does not need room in /dev/shm."""
 
     def __init__(self, num_bytes: int) -> None:
         self._map = mmap.mmap(-1, max(1, num_bytes))
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
 
     def pin(self) -> None:
-        """Page-lock the memory, so that copies to a GPU run beside its work."""
+        """Page-lock the memory, so that copies to a GPU overlap with its work."""
         cudart = torch.cuda.cudart()
         torch.cuda.check_error(cudart.cudaHostRegister(self.bytes.data_ptr(), self.bytes.numel(), 0))
 
@@ -90,7 +90,7 @@ class StatusBoard:
             self.write(process, "starting")
 
     def write(self, process: int, text: str) -> None:
-        """Replace the words of a process."""
+        """Set the words of a process."""
         line = text.encode()[: _STATUS_BYTES - 1].ljust(_STATUS_BYTES, b"\0")
         self._rows[process] = torch.frombuffer(bytearray(line), dtype=torch.uint8)
 
@@ -100,7 +100,7 @@ class StatusBoard:
 
 
 class Position:
-    """The data step that the training takes next, known to all processes of this rank."""
+    """The data step that the training takes next, shared with all processes of this rank."""
 
     def __init__(self) -> None:
         self._value = Shared(8).bytes.view(torch.int64)
@@ -115,7 +115,7 @@ class Position:
 
 
 class Loader:
-    """Batches of given data steps, in order, from `processes` loader processes, or from this one if there are none.
+    """Batches of the given data steps, in order, from `processes` loader processes, or from this one if there are none.
 
     Args:
         maker: what makes them.
@@ -123,7 +123,7 @@ class Loader:
         processes, threads: number of loader processes, and of threads in each.
         slots: batches that are made ahead.
         position: told the step that is taken.
-        stall_s: a process that sends nothing for so long is named in the log.
+        stall_s: a process that sends nothing for this long is named in the log.
         pin: page-lock the buffers.
     """
 
@@ -154,10 +154,10 @@ class Loader:
             self._memory.pin()
 
     def take(self) -> tuple[int, Buffers, list[Part], int]:
-        """The next batch, in buffers that stay as they are until `release`.
+        """The next batch, in buffers that are not reused before `release`.
 
         Returns:
-            Its data step, its buffers, its parts in order, and how many batches were ready besides it.
+            Its data step, buffers and parts in order, and how many more batches were ready.
 
         Raises:
             LoaderDied: a loader process ended.
@@ -178,7 +178,7 @@ class Loader:
         return bool(self._processes) and all(process.ready(self._taken) > 0 for process in self._processes)
 
     def release(self) -> None:
-        """Give back the buffers of the oldest batch that was taken and not given back yet."""
+        """Give back the buffers of the oldest batch still taken."""
         for process in self._processes:
             process.free_slots.release()
 
@@ -199,7 +199,7 @@ class _LoaderProcess:
         self, number: int, maker: BatchMaker, steps: Iterable[int], ring: list[Buffers], rows: slice, threads: int,
         board: StatusBoard,
     ) -> None:
-        # A fork starts in milliseconds where a fresh interpreter needs seconds to import torch; the child touches no
+        # A fork starts in milliseconds, while a fresh interpreter needs seconds to import torch; the child touches no
         # CUDA, no collective, and no thread of its parent.
         context = multiprocessing.get_context("fork")
         self.number, self._board = number, board
@@ -235,7 +235,7 @@ class _LoaderProcess:
         return self._received.popleft()
 
     def ready(self, number: int) -> int:
-        """How many parts from batch `number` on are there."""
+        """How many parts from batch `number` on have arrived."""
         while not self._ended and self._connection.poll():
             try:
                 self._received.append(self._connection.recv())
@@ -287,7 +287,7 @@ def _load(
     number: int, maker: BatchMaker, steps: Iterable[int], ring: list[Buffers], rows: slice, num_threads: int,
     board: StatusBoard, free_slots: Any, sender: Connection,
 ) -> None:
-    """Two batches in the making, so that no thread waits for the last image of one."""
+    """Make two batches at a time, so that no thread waits for the last image of one."""
     torch.set_num_threads(1)
     maker.reader.begin_in_process(lambda text: board.write(number, text))
     threads = ThreadPoolExecutor(num_threads)
@@ -314,13 +314,13 @@ def _load(
 
 
 def choose_counts(processes: int, threads: int, *, local_ranks: int, on_gpu: bool) -> tuple[int, int]:
-    """Loader processes and threads of a rank, chosen by the CPUs it may use where the configuration leaves it open.
+    """Loader processes and threads per rank, chosen by the available CPUs where the configuration leaves them open.
 
     Args:
         processes: as configured, -1 to choose.
         threads: as configured, 0 to choose.
         local_ranks: ranks on this node, which share its CPUs.
-        on_gpu: else the training needs the CPUs itself, and one process with few threads loads.
+        on_gpu: if not, training itself needs the CPUs, so one process with few threads loads.
     """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cpus = max(1, available // local_ranks)

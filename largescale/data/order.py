@@ -2,7 +2,7 @@
 
 The epoch's order in four lines:
 
-1. the N mod B samples (B = global batch) that fill no batch are left out: in turn, so that over many epochs every
+1. the N mod B samples (B = global batch) that do not fill a batch are left out: in turn, so that over many epochs every
    sample is used equally often, or once less;
 2. the shards are permuted by (seed, epoch) and laid end to end without those samples, and the positions are cut into C
    canonical streams of equal length;
@@ -27,7 +27,7 @@ from largescale.data.random import hash_coordinates, permute
 from shards.ground.errors import InputError
 
 VERSION = 2
-"""Of the order, kept in checkpoints. Version 1 left out the last positions: with one shard, always the same samples."""
+"""Version of the order, kept in checkpoints. Version 1 left out the last positions: with one shard, always the same."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Uses:
-    """When shards are read: a row for each stretch of a stream that lies in one shard, by its first step.
+    """When shards are read: one row per stretch of a stream that lies in one shard, sorted by first step.
 
     Attributes:
         shard, stream: numbers, int64 [N].
-        first_step, end_step: the steps that may read it there, the last one exclusive, int64 [N].
+        first_step, end_step: the steps that may read it there, the end exclusive, int64 [N].
     """
 
     shard: np.ndarray
@@ -70,9 +70,9 @@ class Uses:
         return self._rows(self.end_step > step)
 
     def peak_bytes(self, shard_bytes: np.ndarray, ahead: int = 0) -> int:
-        """Bytes of all shards read at the same time, at most, by readers that are up to `ahead` steps ahead."""
+        """Most bytes of shards read at the same time, by readers up to `ahead` steps ahead."""
         sizes = shard_bytes[self.shard]
-        times = np.concatenate([self.end_step, self.first_step - ahead])  # at equal times the ends come first
+        times = np.concatenate([self.end_step, self.first_step - ahead])  # at equal times, ends come first
         change = np.concatenate([-sizes, sizes])
         return int(np.cumsum(change[np.argsort(times, kind="stable")]).max(initial=0))
 
@@ -94,9 +94,9 @@ class Order:
     Args:
         shard_sizes: samples of each shard, in the manifest's order.
         seed: the run's seed.
-        global_batch: images a step over all ranks.
+        global_batch: images per step over all ranks.
         streams: canonical streams; divides global_batch.
-        shuffle_window: positions of a stream that are shuffled among each other.
+        shuffle_window: positions of a stream that are shuffled together.
 
     Raises:
         InputError: when there are fewer samples than one global batch.
@@ -187,12 +187,12 @@ class Order:
 
 
 class Mixture:
-    """The order of one or several corpora: a global batch takes its share from each.
+    """The order of one or more corpora: a global batch takes its share from each.
 
     Args:
         shard_sizes: samples of each shard, for each corpus.
-        weights: share of each corpus in every batch, relative to each other; they are met in steps of 1 / streams,
-            and every corpus has one stream at least.
+        weights: relative share of each corpus in every batch; rounded to steps of 1 / streams,
+            and every corpus has at least one stream.
         seed, global_batch, streams, shuffle_window: as for `Order`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Waiting for a shard folder on a disk or network that is away for a moment, as a store is waited for."""
+"""Waits for a shard folder whose disk or network is away for a moment, as for a store."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FolderPatience:
         self._began, self._pause, self._spoke = time.monotonic(), _FIRST_PAUSE_S, False
 
     def is_away(self) -> bool:
-        """Whether the whole folder cannot be seen, rather than one of its files."""
+        """Whether the whole folder is missing, rather than one of its files."""
         try:
             (self.root / MANIFEST_NAME).stat()
         except OSError:
@@ -38,7 +38,7 @@ class FolderPatience:
         return False
 
     def check(self, why: str) -> None:
-        """Warn once where the folder has been away for seconds. InputError: it has been away for `patience_s`."""
+        """Warn once if the folder has been away for seconds. InputError: it has been away for `patience_s`."""
         away_s = time.monotonic() - self._began
         if away_s + self._pause > self.patience_s:
             raise InputError(f"{self.root}: away for {away_s:.0f} s ({why}); mount its disk or network again, or raise "

@@ -28,7 +28,7 @@ OPEN_SHARDS = 64
 OPEN_ATTEMPTS = 3
 
 _LOST_S, _LONGEST_LOST_S = 60.0, 1800.0
-"""A lost shard is tried again after the first time, then after twice as long each, up to the second."""
+"""A lost shard is retried after the first time, then after twice as long each time, up to the second."""
 
 _log = logging.getLogger(__name__)
 
@@ -38,11 +38,11 @@ often have as well, and then the whole shard."""
 
 
 class SampleError(Exception):
-    """One sample cannot be used; the reason is its message. The stream counts it and takes a substitute."""
+    """One sample cannot be used; the message is the reason. The stream counts it and takes a substitute."""
 
 
 class RawSample(NamedTuple):
-    """The stored bytes of one image, and its size in pixels as its header has it."""
+    """The stored bytes of one image, and its size in pixels according to its header."""
 
     payload: bytes
     width: int
@@ -50,7 +50,7 @@ class RawSample(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """Why a shard is lost, and when (monotonic clock) and after which pause it is tried again."""
+    """Why a shard is lost, when (monotonic clock) it is retried, and after what pause."""
 
     reason: str
     retry_at: float
@@ -75,7 +75,7 @@ class ShardReader:
     Args:
         corpora: what is read.
         next_use: the step at which a shard is read next, or `cache.NEVER`; None where the order is not known.
-        status: told what is being waited for, in words.
+        status: called with what is being waited for, in words.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class ShardReader:
         return {"shard": name, "key": index.key(row), "offset": int(index.offset[row])}
 
     def remedy(self, sample_id: int) -> str:
-        """What a user may do about unreadable samples of the corpus that a sample belongs to."""
+        """What the user can do about unreadable samples in the corpus of this sample."""
         corpus, _ = self._corpus(self.locate(sample_id)[0])
         if corpus.cache is None:
             return f"run `shards verify {corpus.manifest.root}`"
@@ -191,7 +191,7 @@ class ShardReader:
         return corpus.cache is None or corpus.cache.has(number)
 
     def fetch_ahead(self, shard: int) -> bool:
-        """Fetch a shard into its cache, if there is room for it; False if there is none before others have been read.
+        """Fetch a shard into its cache, if there is room; False if there is none before others have been read.
 
         Raises:
             ShardLost, InputError: as `ShardCache.get`.
@@ -199,7 +199,7 @@ class ShardReader:
         return self._make_present(shard, patient=True)
 
     def take_counters(self) -> dict[str, int]:
-        """What the caches did since the last call: hits, misses, bytes fetched, evicted shards."""
+        """Counts of the caches since the last call: hits, misses, bytes fetched, evicted shards."""
         taken = {"hits": 0, "misses": 0, "fetched_bytes": 0, "evicted": 0}
         for corpus in self.corpora:
             if corpus.cache is not None:
@@ -213,7 +213,7 @@ class ShardReader:
         return self.corpora[number], shard - self._first_shards[number]
 
     def _is_lost(self, shard: int) -> bool:
-        """Whether a shard is lost, and it is not yet time to try it again."""
+        """Whether a shard is lost and not yet due for a retry."""
         lost = self._lost.get(shard)
         return lost is not None and time.monotonic() < lost.retry_at
 

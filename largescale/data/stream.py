@@ -36,12 +36,12 @@ class Batch:
     """What one rank trains on in one step.
 
     Attributes:
-        step: the data step (see `largescale/run/rollback.py` where it differs from the step of the run).
-        ids: sample ids in order, int64 [B]; those of substitutes where a sample was unreadable.
+        step: the data step (`largescale/run/rollback.py` explains when it differs from the step of the run).
+        ids: sample ids in order, int64 [B]; with substitutes in place of unreadable samples.
         keys: their WebDataset keys, if asked for (audit).
         views: augmented, one tensor [num * B, 3, S, S] a crop group, view after view.
         facts: of `Views`.
-        skipped: a row for each unreadable sample met (shard, key, offset, reason).
+        skipped: one row per unreadable sample met (shard, key, offset, reason).
         substituted: positions of the batch whose own sample was unreadable.
         costs: what making it took, see `_costs`.
     """
@@ -70,7 +70,7 @@ class Stream:
         dtype: of the augmented views; they are computed in float32 at least.
 
     Raises:
-        InputError: shards that are missing or too few; a batch that the ranks do not divide; a cache that is too small.
+        InputError: missing or too few shards; a batch not divisible by the ranks; a cache that is too small.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Stream:
         return views, facts
 
     def check_files(self) -> None:
-        """Check this rank's part of the shards for being there and whole.
+        """Check that this rank's part of the shards is there and whole.
 
         Raises:
             InputError: naming the first file that is not as its manifest says.
@@ -151,7 +151,7 @@ class Stream:
             yield from self._loaded(data_steps)
             return
         fetcher = Fetcher(self.corpora, self._needs, self._own_streams, self.data.fetches)
-        before = self.batches.reader.take_counters()  # of looking up keys; else each loader process would say it again
+        before = self.batches.reader.take_counters()  # of key look-ups; otherwise each loader process would report them
         with closing(fetcher), closing(self._loaded(data_steps)) as batches:
             for batch in batches:
                 for name, value in (*fetcher.attend().items(), *before.items()):
@@ -169,7 +169,7 @@ class Stream:
             yield from (_on_gpu if self.device.type == "cuda" else _on_cpu)(self, loader, len(data_steps))
 
     def _node_streams(self) -> np.ndarray:
-        """Streams that the ranks of this node read; all where it is not known which ranks these are."""
+        """Streams that the ranks of this node read; all if it is not known which ranks these are."""
         local, first = self._local_ranks, self._rank - self._local_rank
         ranks = range(first, first + local) if local and first >= 0 else range(self._world_size)
         batch, accumulate = self._config.train.global_batch, self._config.train.accumulate

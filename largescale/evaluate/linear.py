@@ -112,7 +112,7 @@ def _train(
     weights = x.new_zeros(width + 1, len(rates) * num_classes)
     momenta = torch.zeros_like(weights)
     rate = torch.tensor(rates).repeat_interleave(num_classes)
-    batch_size = min(batch_size, max(1, num_samples // 4))  # few samples still get some updates an epoch
+    batch_size = min(batch_size, max(1, num_samples // 4))  # few samples still get some updates per epoch
     steps_per_epoch = num_samples // batch_size
     for epoch in range(epochs):
         order = torch.randperm(num_samples, generator=generator)

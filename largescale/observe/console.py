@@ -23,7 +23,7 @@ def configure_logging(rank: int, world_size: int) -> None:
 
 
 class Progress:
-    """Formats one console line a logged step, with the time that is left at the run's own pace."""
+    """Formats one console line per logged step, with the time left at the run's own pace."""
 
     def __init__(self, first_step: int, num_steps: int, brief: Callable[[Row], str]) -> None:
         """`brief` says what a method adds behind the loss."""

@@ -24,8 +24,8 @@ class Meter:
 
     Args:
         method: says which signs there are, and what they mean.
-        global_batch: images a step over all ranks.
-        num_samples: images of an epoch.
+        global_batch: images per step over all ranks.
+        num_samples: images per epoch.
         device: where the signs are summed.
         loss_scale: that of the run, to be logged with fp16.
     """

@@ -73,7 +73,7 @@ class Board:
 
 
 class MetricsLog:
-    """Writes the metrics of a run on rank 0: one object a logged step, the same scalars to TensorBoard."""
+    """Writes the metrics of a run on rank 0: one object per logged step, the same scalars to TensorBoard."""
 
     def __init__(self, run_dir: Path, first_step: int) -> None:
         self._lines = JsonLines(run_dir / METRICS)

@@ -87,7 +87,7 @@ class LARS(Optimizer):
     Attributes:
         flat_layouts: layouts of the parameters that are flat tensors; their norms are summed over `flat_group`.
 
-    Collectives of `step`: none for whole parameters; for sharded ones one all-reduce of 2 numbers a parameter over
+    Collectives of `step`: none for whole parameters; for sharded ones one all-reduce of 2 numbers per parameter over
     the ranks that share them, which all of them must reach.
     """
 
@@ -152,7 +152,7 @@ class LARS(Optimizer):
         return state["momentum_buffer"]
 
     def _whole_norms(self, groups: list[_Pieces]) -> list[tuple[Tensor, Tensor]]:
-        """Norms of the whole parameters of each group, and of their gradients, two vectors a group."""
+        """Norms of the whole parameters of each group, and of their gradients, two vectors per group."""
         tensors = [t for pieces in groups for t in pieces.weights] + [t for pieces in groups for t in pieces.grads]
         parameters = [parameter for pieces in groups for parameter in pieces.parameters]
         sizes = [pieces.num_slots for pieces in groups]

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as precomputed arrays: one value a step, so they resume by indexing and plot as they are."""
+"""Learning-rate schedules as arrays: one value per step, so they resume by indexing and plot as they are."""
 
 from __future__ import annotations
 

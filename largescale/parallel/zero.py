@@ -94,7 +94,7 @@ class ZeroEngine(Engine):
 
     @torch.no_grad()
     def take_state(self, state: dict[str, Tensor]) -> None:
-        """Copy a loaded state into the flat tensors and the weights. Collectives: an all-gather a tensor."""
+        """Copy a loaded state into the flat tensors and the weights. Collectives: one all-gather per tensor."""
         for flat, number, name in self._places():
             self._copy_in(flat, state[f"model.{name}"], flat, number)
             for key, value in self.optimizer.state.get(flat, {}).items():
@@ -268,7 +268,7 @@ def deepspeed_config(config: Config, stage: int, method: Method) -> dict[str, An
     offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     sharding: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, "reduce_bucket_size": bucket}
     if stage == 3:
-        sharding |= {"sub_group_size": 10**12}  # one optimizer step, and one exchange of norms, a parameter group
+        sharding |= {"sub_group_size": 10**12}  # one optimizer step, and one exchange of norms, per parameter group
     elif not offloads(config):
         sharding |= {"compute_grad_norm": False}  # `Engine.check` has it
     if offloads(config):

@@ -14,7 +14,7 @@ class Gpu:
 
     Attributes:
         memory_gb: its memory.
-        tflops: dense half-precision matrix products (bfloat16; float16 where it has none), 10^12 a second.
+        tflops: dense half-precision matrix products (bfloat16; float16 if it has none), 10^12 per second.
         memory_gb_s: bandwidth of its memory.
         link_gb_s: to the other GPUs of its node, one direction.
         network_gb_s: to other nodes, its share of the node's adapters, one direction.

@@ -2,7 +2,7 @@
 
     config.yaml          fully resolved; running it again repeats the run
     environment.json     versions, git revision, devices
-    metrics.jsonl        one object a logged step
+    metrics.jsonl        one object per logged step
     tensorboard/         the same scalars
     audit/rank-*.jsonl   with data.audit=true: the keys that each rank trained on, step by step
     skipped/rank-*.jsonl unreadable images: step, shard, key, offset, reason

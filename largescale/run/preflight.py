@@ -50,7 +50,7 @@ class Findings:
     Attributes:
         problems: what it noticed by itself.
         clock_s: its clock just after a barrier.
-        bandwidth: bytes a second to its better neighbour.
+        bandwidth: bytes per second to its better neighbour.
         all_reduce_s: time of one all-reduce of `message_bytes` over all ranks.
     """
 
@@ -97,7 +97,7 @@ def preflight(config: Config) -> None:
 
 
 def judge(findings: list[Findings]) -> list[str]:
-    """What is wrong, a line a problem, each with rank and host; findings in rank order."""
+    """What is wrong: one line per problem, with rank and host; findings are in rank order."""
     complaints = []
     clock = statistics.median(found.clock_s for found in findings)
     bandwidth = statistics.median(found.bandwidth for found in findings)
@@ -155,7 +155,7 @@ def _local_shard_problems(manifest: Manifest) -> list[str]:
 
 
 def _measure_network(device: torch.device) -> tuple[float, float, int]:
-    """Bytes a second to the better of both neighbours, seconds of an all-reduce, its bytes."""
+    """Bytes per second to the better of both neighbours, seconds of an all-reduce, its bytes."""
     message = torch.ones(2**24 if device.type == "cuda" else 2**21, device=device)
     num_bytes = message.numel() * message.element_size()
     # Pairs (0,1) (2,3) ..., then (1,2) (3,4) ...: a slow rank is slow in both, its neighbours in one.

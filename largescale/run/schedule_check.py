@@ -58,7 +58,7 @@ class Length:
 
 
 def complaints(config: Config, length: Length) -> list[str]:
-    """What does not fit into the run, a line each; nothing where all does."""
+    """One line for each setting that does not fit the run's length."""
     return [*_of_warmup(config, length), *_of_method(config, length), *_of_saving(config, length),
             *_of_data(config, length)]
 

@@ -15,7 +15,7 @@ def class_names(texts: Iterable[str], before: tuple[str, ...] = (), *, numbers: 
     """Names of the classes in the order of their numbers: sorted.
 
     Args:
-        texts: one a file; empty for no class.
+        texts: one per file; empty for no class.
         before: those that are known already, which keep their numbers.
         numbers: texts may be the numbers of the classes, as in `cls` members of tars; they stay what they are, if all
             are written as a program writes numbers (7, not 007).
