@@ -10,6 +10,7 @@ from largescale.config import Config
 from largescale.config.setting import a_name
 from largescale.methods.method import Method
 from largescale.models.compile import compile_blocks
+from largescale.models.narrow import pick_in_narrow
 from largescale.models.recompute import recompute_activations
 from largescale.models.small_maps import multiply_small_maps
 from largescale.parallel import ddp, fairscale, fsdp, offload, zero
@@ -43,6 +44,7 @@ def build_engine(method: Method, config: Config, device: torch.device) -> Engine
     prepare(method, config, device)
     if device.type == "cpu":
         multiply_small_maps(method)
+        pick_in_narrow(method)
     method.to(None if drawn_in_pieces(config) else device, weights_dtype(config))
     engine = STRATEGIES[strategy].build(method, config, device)
     engine.follow(momentum=0.0)
