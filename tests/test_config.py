@@ -10,7 +10,7 @@ from largescale.config import Config, flatten, load_config, to_yaml
 from largescale.config.slots import schema_for
 from largescale.methods import METHODS
 from shards.ground.errors import InputError
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 RELIED_ON = """
     name run.dir run.seed run.log_every data.shards data.eval_shards data.audit data.workers data.crops

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 ROOMS = {
     "shards": ["ground", "images", "format", "stores", "sources", "cleaning", "conversion", "inspection", "public",

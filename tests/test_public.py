@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import largescale
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 NAMES = {"METHODS", "__version__", "load", "load_config", "pretrain"}
 

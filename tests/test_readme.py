@@ -12,7 +12,7 @@ import pytest
 import largescale.cli
 import shards.cli
 from largescale.config import load_config
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARSERS = {"largescale": largescale.cli._parser, "shards": shards.cli._parser}

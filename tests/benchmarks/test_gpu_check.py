@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, run_python
+from tests.helpers.commands import ROOT, run_python
 
 sys.path.append(str(ROOT / "benchmarks"))
 

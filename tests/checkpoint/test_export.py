@@ -22,7 +22,7 @@ from largescale.evaluate.extract import load_method
 from largescale.methods import build_method
 from largescale.models.backbones import _widths_on_the_host, build_backbone
 from shards.ground.errors import InputError
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 MODELS = {  # own ResNets of two blocks' kinds with fewer stages, torchvision's with a small stem, a RegNetY
     "own": ["model.backbone=resnet", "model.depths=[1,2]", "model.width=8", "model.stem=3x3s2"],

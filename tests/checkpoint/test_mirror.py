@@ -15,7 +15,7 @@ from shards.ground.errors import InputError
 from tests.helpers.commands import TINY
 from tests.helpers.launcher import pretrain, run_largescale
 from tests.helpers.runs import losses
-from tests.servers import s3_server
+from tests.helpers.servers import s3_server
 
 pytestmark = pytest.mark.distributed
 

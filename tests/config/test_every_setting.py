@@ -18,7 +18,7 @@ from largescale.config.slots import method_names, schema_for
 from largescale.config.value_types import misfit_of_type, types_of
 from largescale.config.yaml_file import NotReadable, parse
 from shards.ground.errors import InputError
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 TINY = ROOT / "tests/tiny.yaml"
 SMALL = ROOT / "configs/small"

@@ -8,7 +8,7 @@ from largescale.cli import main
 from largescale.config.explain import explain
 from largescale.config.reference import every_key, groups
 from shards.ground.errors import InputError
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 DEMO = str(ROOT / "configs/demo.yaml")
 

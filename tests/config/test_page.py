@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from largescale.cli import main
 from largescale.config.reference import every_key
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 COMMAND = "largescale config --markdown > docs/configuration.md"
 

@@ -8,7 +8,7 @@ from largescale.cli import main
 from largescale.config import load_config
 from largescale.config.recipes import find_recipe, packaged
 from shards.ground.errors import InputError
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 NAME = "swav/resnet50_800ep"
 

@@ -10,7 +10,7 @@ from largescale.config.data_settings import CropGroup
 from largescale.config.reference import every_key, groups
 from largescale.config.values import written
 from largescale.methods import METHODS
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -14,7 +14,7 @@ from largescale.evaluate.protocols import PROTOCOLS
 from largescale.optim.optimizers import OPTIMIZERS
 from largescale.parallel import batchnorm, ddp, engine, fairscale, fsdp, strategies, zero
 from shards.ground.errors import InputError
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 TINY = ROOT / "tests/tiny.yaml"
 

@@ -19,7 +19,7 @@ from largescale.data.cache_files import held, part_of, room_of
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
 from shards.stores.store import Store
-from tests.servers import WebServer, web_server
+from tests.helpers.servers import WebServer, web_server
 
 
 @pytest.fixture

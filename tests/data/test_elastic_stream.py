@@ -16,7 +16,7 @@ from largescale.data.order import Mixture, rank_places
 from largescale.data.stream import Stream
 from shards.format.manifest import Manifest, ShardEntry
 from shards.ground.errors import InputError
-from tests.data.test_stream import make_stream
+from tests.helpers.streams import make_stream
 
 RANKS = [1, 2, 3, 4, 6, 8]
 BATCH = 24

@@ -15,7 +15,7 @@ from largescale.data.stream import Stream
 from largescale.data.views import FACTS, Views
 from largescale.methods import METHODS
 from largescale.parallel.engine import Engine
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 PLAIN = ["data.mean=[0,0,0]", "data.std=[1,1,1]", "data.scaled_decode=0",
          "data.augment={rotate_degrees: 0, jitter: 0, gamma: 0, gain: 0, grayscale: 0, blur: 0, noise: 0, erase: 0}",

@@ -21,7 +21,7 @@ from largescale.data.reader import OPEN_ATTEMPTS, SampleError, ShardReader
 from largescale.data.stream import Stream
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
-from tests.data.test_stream import make_stream
+from tests.helpers.streams import make_stream
 
 
 def loaders() -> set[int]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.data.test_stream import make_stream
-from tests.servers import web_server
+from tests.helpers.commands import ROOT
+from tests.helpers.servers import web_server
+from tests.helpers.streams import make_stream
 
 SHARDS, SAMPLES_A_SHARD = 100_000, 10_000
 

@@ -26,9 +26,9 @@ from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
 from shards.stores import store as store_module
 from shards.stores.store import Missing, Store, Torn
-from tests.conftest import ROOT
-from tests.data.test_stream import make_stream
-from tests.servers import WebServer, web_server
+from tests.helpers.commands import ROOT
+from tests.helpers.servers import WebServer, web_server
+from tests.helpers.streams import make_stream
 
 
 @pytest.fixture

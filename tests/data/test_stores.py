@@ -22,9 +22,9 @@ from largescale.data.stream import Batch, Stream
 from shards.ground.errors import InputError
 from shards.stores import store as store_module
 from shards.stores.store import Store
-from tests.conftest import ROOT
-from tests.data.test_stream import make_stream
-from tests.servers import GcsServer, S3Server, WebServer, gcs_server, s3_server, web_server
+from tests.helpers.commands import ROOT
+from tests.helpers.servers import GcsServer, S3Server, WebServer, gcs_server, s3_server, web_server
+from tests.helpers.streams import make_stream
 
 pytestmark = pytest.mark.slow
 

@@ -8,30 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from largescale.config import Config, load_config
 from largescale.data.cache import ShardLost
 from largescale.data.corpora import Corpus
 from largescale.data.reader import ShardReader
-from largescale.data.stream import Stream
 from shards.format.manifest import read_manifest
 from shards.format.shard_index import read_index, write_index
 from shards.ground.errors import InputError
-from tests.conftest import ROOT
-
-
-def make_stream(folder: Path, *overrides: str, rank: int = 0, ranks: int = 1) -> Stream:
-    config: Config = load_config(ROOT / "tests" / "tiny.yaml", [f"data.shards={folder}", *overrides])
-    return Stream(config, rank=rank, world_size=ranks, device=torch.device("cpu"), dtype=torch.float64)
-
-
-def overwrite(folder: Path, shard: int, row: int) -> str:
-    """Overwrite the bytes of one image in its tar; returns its key."""
-    reader = ShardReader([Corpus(read_manifest(folder))])
-    index = reader._shard(shard)[1]
-    with reader.corpora[0].manifest.tar_path(shard).open("r+b") as file:
-        file.seek(int(index.offset[row]) + 20)
-        file.write(b"\xff" * 40)
-    return index.key(row)
+from tests.helpers.streams import make_stream, overwrite
 
 
 @pytest.fixture

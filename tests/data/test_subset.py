@@ -16,7 +16,7 @@ from shards.format.manifest import read_manifest
 from shards.format.shard_index import read_index, write_index
 from shards.format.tar import file_checksum
 from shards.ground.errors import InputError
-from tests.data.test_stream import make_stream, overwrite
+from tests.helpers.streams import make_stream, overwrite
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from largescale.config import AugmentConfig, augment_of_group, load_config
 from largescale.data import augment
 from largescale.data.augment import DRAWS, Augment
 from largescale.data.crops import BOX_DRAWS, BoxSampler, crop
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 
 @settings(max_examples=50, deadline=None)

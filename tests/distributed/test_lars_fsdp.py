@@ -11,9 +11,9 @@ from torch.distributed.tensor import DTensor
 from largescale.config import load_config
 from largescale.optim.lars import LARS
 from largescale.optim.optimizers import OPTIMIZERS
-from tests.conftest import ROOT
-from tests.distributed import test_strategies
+from tests.helpers.commands import ROOT
 from tests.helpers.ranks import Counted, run_ranks
+from tests.methods import harness
 
 pytestmark = pytest.mark.distributed
 
@@ -81,7 +81,7 @@ def losses_of_each_optimizer(strategy: str) -> dict[str, list[float]]:
         config = load_config(ROOT / "tests" / "strategies.yaml", [
             f"parallel.strategy={strategy}", f"optim.name={name}", "optim.lr=0.05", "optim.clip_grad_norm=0",
             "model.backbone=resnet", "model.stem=3x3s2", "model.depths=[1,1]", "model.width=8"])
-        found[name] = test_strategies.train(config, [], 3)["losses"]
+        found[name] = harness.train(config, 3)["losses"]
     return found
 
 

@@ -15,9 +15,9 @@ from largescale.models.initialise import initialise_pieces
 from largescale.parallel.engine import Engine
 from largescale.parallel.strategies import build_engine
 from shards.ground.errors import InputError
-from tests.conftest import ROOT
-from tests.distributed.test_strategies import views_of_step
+from tests.helpers.commands import ROOT
 from tests.helpers.ranks import run_ranks
+from tests.methods.harness import views_of_step
 
 pytestmark = pytest.mark.distributed
 

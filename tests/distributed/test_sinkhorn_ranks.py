@@ -6,8 +6,8 @@ import torch.distributed as dist
 from torch.nn.functional import normalize
 
 from largescale.methods.sinkhorn import sinkhorn
+from tests.helpers.codes import oracle
 from tests.helpers.ranks import Counted, run_ranks
-from tests.methods.test_sinkhorn import oracle
 
 pytestmark = pytest.mark.distributed
 

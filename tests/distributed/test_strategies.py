@@ -17,7 +17,7 @@ from largescale.config import Config, load_config
 from largescale.methods import build_method
 from largescale.models.backbones import REGNETS_Y
 from largescale.parallel.strategies import build_engine
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 from tests.helpers.ranks import run_ranks
 from tests.methods.harness import views_of_step, whole
 

@@ -14,7 +14,7 @@ from largescale.data.corpora import open_corpus
 from largescale.data.decode import decode
 from largescale.data.reader import ShardReader
 from largescale.evaluate.feature_set import FeatureSet
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 pytestmark = pytest.mark.slow
 

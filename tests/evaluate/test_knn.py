@@ -8,17 +8,7 @@ from torch.nn.functional import normalize
 from largescale.evaluate import knn
 from largescale.evaluate.feature_set import FeatureSet
 from shards.ground.errors import InputError
-
-CLASSES = ("a", "b", "c", "d")
-
-
-def features(num: int, seed: int, spread: float = 1.0) -> FeatureSet:
-    """Four overlapping clusters."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(4, (num,), generator=generator)
-    centres = torch.randn(4, 6, generator=torch.Generator().manual_seed(99))
-    rows = centres[labels] + spread * torch.randn(num, 6, generator=generator)
-    return FeatureSet(rows, labels, torch.arange(num), CLASSES)
+from tests.helpers.features import CLASSES, features
 
 
 def brute_force(train: FeatureSet, test: FeatureSet, k: int, temperature: float) -> float:

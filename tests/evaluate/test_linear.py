@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from largescale.evaluate.linear import linear_probe
 from shards.ground.errors import InputError
-from tests.evaluate.test_knn import features
+from tests.helpers.features import features
 
 SETTINGS = {"learning_rates": [0.01, 0.1, 1.0], "epochs": 30, "batch_size": 64, "weight_decay": 0.0, "seed": 0}
 

@@ -25,7 +25,7 @@ from largescale.observe import report_results
 from shards.format.manifest import read_manifest, write_manifest
 from shards.format.shard_index import read_index, write_index
 from shards.ground.errors import InputError
-from tests.conftest import ROOT, run_python
+from tests.helpers.commands import ROOT, run_python
 
 
 def checkpoint(step: int, digest: str) -> Checkpoint:

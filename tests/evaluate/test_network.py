@@ -10,7 +10,7 @@ import torch
 import largescale
 from largescale.evaluate.network import Network, load
 from shards.ground.errors import InputError
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 from tests.helpers.runs import final_state
 
 FIXTURE = ROOT / "tests/fixtures/run_before_contract"

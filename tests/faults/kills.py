@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from largescale.run.owner import newest_owner, parse_owner
-from tests.conftest import SAMPLE, run_python
+from tests.helpers.commands import SAMPLE, run_python
 from tests.helpers.runs import assert_same_end, log_of, move_elsewhere, rank_processes, started
 
 _RUN = ["checkpoint.every_steps=1", "checkpoint.keep=1", "checkpoint.keep_every=50", "train.precision=fp32",

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 SUBMIT = "launch/slurm/submit"
 

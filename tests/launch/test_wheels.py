@@ -18,7 +18,7 @@ from launch.wheels.__main__ import check, check_folder, gather, replace, write_l
 from launch.wheels.collect import by_name, closure, pip, write_stand_in
 from launch.wheels.target import Target
 from shards.ground.errors import InputError
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 ELSEWHERE = "3.12" if HERE != "3.12" else "3.13"

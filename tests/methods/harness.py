@@ -20,7 +20,7 @@ from largescale.data.views import Views
 from largescale.methods import METHODS, build_method
 from largescale.parallel.precision import weights_dtype
 from largescale.parallel.strategies import build_engine
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 STEPS = 4
 

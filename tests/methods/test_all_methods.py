@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from largescale.methods import METHODS
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 from tests.helpers.ranks import run_ranks
 from tests.methods.harness import STEPS, train_all
 

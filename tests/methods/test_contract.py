@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from largescale.methods import METHODS, table
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 from tests.helpers.ranks import run_ranks
 from tests.methods.harness import STEPS, train
 

@@ -11,7 +11,7 @@ from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.methods.mocov2 import MoCoV2
 from shards.ground.errors import InputError
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 MINI = ROOT / "tests/methods/mini/mocov2.yaml"
 BATCH = 6

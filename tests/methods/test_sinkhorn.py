@@ -8,16 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from largescale.methods.sinkhorn import sinkhorn
-
-
-def oracle(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Sinkhorn-Knopp on logarithms in float64, all rows in one process."""
-    logits = scores.double() / epsilon
-    row = torch.zeros_like(logits[..., :, :1])
-    for _ in range(iterations):
-        column = -torch.logsumexp(logits + row, dim=-2, keepdim=True)
-        row = -torch.logsumexp(logits + column, dim=-1, keepdim=True)
-    return torch.exp(logits + column + row)
+from tests.helpers.codes import oracle
 
 
 def cosines(num_rows: int, num_prototypes: int, seed: int, dim: int = 16) -> Tensor:

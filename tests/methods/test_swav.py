@@ -12,8 +12,8 @@ from largescale.methods.swav.method import SwAV
 from largescale.optim.optimizers import build_optimizer
 from largescale.optim.roles import set_rates
 from largescale.optim.schedules import cosine_with_warmup
-from tests.conftest import ROOT
-from tests.methods.test_sinkhorn import oracle
+from tests.helpers.codes import oracle
+from tests.helpers.commands import ROOT
 
 BATCH = 6
 

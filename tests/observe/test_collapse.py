@@ -14,7 +14,7 @@ from largescale.methods import build_method
 from largescale.methods.swav.observe import reachable_usage
 from largescale.observe.doctor import Doctor
 from largescale.observe.meter import Meter
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 HEALTHY = {"progress": 0.5, "loss_over_ln_k": 0.7, "assignment_entropy": 0.5, "prototype_usage": 0.9,
            "prototype_usage_reachable": 1.0}

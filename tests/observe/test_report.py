@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from largescale.cli import main
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")]
 

@@ -5,7 +5,7 @@ import pytest
 from largescale.config import DataConfig, load_config
 from largescale.observe.waiting import advice
 from largescale.pretrain import too_many_skipped
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 ROW = {"data_wait_s": 0.05, "step_s": 0.1, "augment_s": 0.0, "read_ms": 0.2, "decode_ms": 3.0, "crop_ms": 1.0}
 

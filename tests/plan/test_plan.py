@@ -13,7 +13,7 @@ import torch
 import torchvision
 
 from largescale.cli import main
-from largescale.config import Config, ModelConfig, load_config
+from largescale.config import ModelConfig, load_config
 from largescale.methods import build_method
 from largescale.models.backbones import build_backbone
 from largescale.parallel.strategies import build_engine
@@ -23,9 +23,10 @@ from largescale.plan.hardware import GPUS, Assumptions
 from largescale.plan.planner import Request, plan
 from largescale.plan.simulate import Simulation, local_bytes, simulate
 from largescale.plan.trace import WEIGHTS, Collective, Operator, StepTrace
-from tests.conftest import ROOT
-from tests.distributed.test_strategies import views_of_step
+from tests.helpers.commands import ROOT
+from tests.helpers.plans import configuration
 from tests.helpers.ranks import run_ranks
+from tests.methods.harness import views_of_step
 
 CASES = [
     (2, ["parallel.strategy=fsdp"]),
@@ -40,12 +41,6 @@ CASES = [
 
 
 SINKHORN = "Sinkhorn's marginals"
-
-
-def configuration(overrides: list[str]) -> Config:
-    small = ["model.backbone=resnet", "model.stem=3x3s2", "model.depths=[1,1]", "model.width=8", "train.precision=fp32",
-             "parallel.unit_min_parameters=0", "method.freeze_prototypes_steps=0", "method.queue=0"]
-    return load_config(ROOT / "tests" / "strategies.yaml", [*small, *overrides])
 
 
 def real_step(overrides: list[str]) -> dict[str, object]:

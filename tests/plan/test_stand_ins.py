@@ -22,9 +22,9 @@ from largescale.plan.fetching import Coordinator, Event, Parameter
 from largescale.plan.like_zero3 import _DEFAULTS
 from largescale.plan.simulate import local_bytes, simulate
 from largescale.plan.trace import WAITED, WEIGHTS, Collective, StepTrace
-from tests.distributed.test_strategies import views_of_step
+from tests.helpers.plans import configuration
 from tests.helpers.ranks import run_ranks
-from tests.plan.test_plan import configuration
+from tests.methods.harness import views_of_step
 
 REGNET = ["model.backbone=regnet_y_400mf", "model.stem=3x3s2"]
 LIMITS = {"stage3_param_persistence_threshold": 300, "stage3_prefetch_bucket_size": 1000,

@@ -17,7 +17,7 @@ from largescale.observe import waiting
 from largescale.pretrain import pretrain
 from largescale.run.advice import after_bad_step, after_failed_saves, new_run
 from largescale.run.failures import TrainingStopped
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 TINY = str(ROOT / "tests" / "tiny.yaml")
 SETTING = re.compile(r"\b[a-z_]+(?:\.[a-z_]+)?=[^\s;,]+")

@@ -10,7 +10,7 @@ import pytest
 from largescale.config import load_config, to_yaml
 from largescale.run.former import set_aside_former
 from largescale.run.status import write_status
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 
 def config(*overrides: str):

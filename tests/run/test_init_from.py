@@ -15,7 +15,7 @@ from largescale.checkpoint import sharded
 from largescale.checkpoint.folder import Checkpoint, find_latest
 from largescale.cli import main
 from largescale.config import load_config
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 pytestmark = pytest.mark.slow
 

@@ -20,8 +20,8 @@ from largescale.run.memory import footprint, host_bytes
 from largescale.run.memory_advice import _worded, memory_advice
 from largescale.run.status import read_status
 from shards.cli import main as shards
-from tests.conftest import ROOT, run_python
-from tests.data.test_stream import make_stream
+from tests.helpers.commands import ROOT, run_python
+from tests.helpers.streams import make_stream
 
 TINY = ROOT / "tests" / "tiny.yaml"
 LARGE = ["train.global_batch=128", "train.steps=1", "method.queue=0", "model.width=16", "train.precision=fp32",

@@ -10,7 +10,7 @@ from largescale.checkpoint.mirror import Mirror, OfAnotherRun
 from largescale.cli import main
 from largescale.config import flatten, load_config
 from largescale.run.same_run import other_run
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 TINY = str(ROOT / "tests" / "tiny.yaml")
 

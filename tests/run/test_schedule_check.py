@@ -10,7 +10,7 @@ from largescale.config import load_config
 from largescale.distributed import stopping
 from largescale.run.schedule_check import Length, complaints, facts
 from shards.ground.errors import InputError
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 TINY = "tests/tiny.yaml"
 SMALL_BATCH = "configs/swav/resnet50_400ep_bs256.yaml"

@@ -17,7 +17,7 @@ from largescale.run.owner import owner_path, parse_owner
 from largescale.run.start import start_in_status
 from largescale.run.status import read_status, status_of, write_status
 from shards.ground.errors import InputError
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ from shards.format.manifest import Manifest
 from shards.ground.errors import InputError
 from shards.inspection.index import index_folder
 from shards.inspection.verify import verify
-from tests.conftest import IN_MEMORY
+from tests.helpers.commands import IN_MEMORY
 from tests.shards.zoo import Specimen, zoo
 
 IMAGES_A_ROUND, TARS_A_ROUND = 40, 3

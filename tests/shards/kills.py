@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.images import write_photographs
 from shards.conversion.convert import Options, convert
 from shards.format.manifest import read_manifest
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 _OPTIONS = ["--name", "pile", "--labels", "folder", "--samples-per-shard", "7", "--shuffle", "5", "--workers", "2"]
 

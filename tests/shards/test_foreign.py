@@ -18,24 +18,8 @@ from shards.format.ledger import read_ledger
 from shards.inspection.index import index_folder
 from shards.inspection.verify import verify
 from shards.sources import archives
-from tests.shards.conversion.test_convert import image_bytes, stored_images
-
-PNG = [image_bytes(seed=number) for number in range(12)]
-
-
-def put(tar: tarfile.TarFile, name: str, payload: bytes = b"", **fields: object) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(payload)
-    for key, value in fields.items():
-        setattr(member, key, value)
-    tar.addfile(member, io.BytesIO(payload))
-
-
-def write(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, payload in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(payload)
-    return folder
+from tests.helpers.conversions import put, refusal, stored_images, write
+from tests.helpers.images import PNG, image_bytes
 
 
 def tar_of(name: str, payload: bytes) -> bytes:
@@ -47,13 +31,6 @@ def tar_of(name: str, payload: bytes) -> bytes:
 
 def ledger(folder: Path) -> dict[str, str]:
     return {row["source"]: row["reason"] for row in read_ledger(folder / "skipped.parquet")}
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line that a command is refused with."""
-    assert main([str(argument) for argument in arguments]) == 2
-    [line] = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
-    return line
 
 
 # -- Tars -------------------------------------------------------------------------------------------------------------

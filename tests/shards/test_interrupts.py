@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 LINE = {signal.SIGINT: r"error: interrupted.*\n",
         signal.SIGTERM: r"error: ended by SIGTERM; run the same command again\n"}

@@ -19,7 +19,8 @@ from shards.format.ledger import read_ledger
 from shards.images.formats import can_read, format_of
 from shards.inspection.index import index_folder
 from shards.inspection.verify import verify
-from tests.shards.conversion.test_convert import image_bytes, stored_images
+from tests.helpers.conversions import stored_images
+from tests.helpers.images import image_bytes
 
 pillow_heif = pytest.importorskip("pillow_heif")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.conftest import run_python
+from tests.helpers.commands import run_python
 
 LIMITED = """
 import os, resource, sys

@@ -21,7 +21,7 @@ from largescale.observe import gallery
 from shards.cleaning.rules import Cleaning
 from shards.conversion.convert import Options, convert
 from shards.inspection.verify import verify
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 from tests.shards.zoo import zoo
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageCms
 
-from tests.shards.images.test_orientation import exif_block, with_exif
+from tests.helpers.images import exif_block, with_exif
 from tests.shards.phones import TEN_BITS, deep_heic, forms, photograph, with_metadata
 
 HEIGHT, WIDTH = 32, 40

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.helpers.commands import TINY
+from tests.helpers.commands import ROOT, TINY
 from tests.helpers.launcher import pretrain
 
 LAUNCH = ROOT / "launch" / "slurm"

@@ -13,8 +13,7 @@ import pytest
 
 from largescale.checkpoint.folder import find_latest
 from largescale.run.owner import newest_owner
-from tests.conftest import ROOT
-from tests.helpers.commands import TINY
+from tests.helpers.commands import ROOT, TINY
 from tests.helpers.runs import assert_same_end, move_elsewhere
 from tests.slurm.conftest import LAUNCH
 

@@ -19,7 +19,7 @@ from shards.cli import main
 from shards.conversion.convert import Options, convert
 from shards.format.ledger import read_ledger
 from shards.images.reading import ImageError
-from tests.shards.conversion.test_convert import contents, stored_images
+from tests.helpers.conversions import contents, stored_images
 
 
 def jpeg(image: Image.Image, quality: int = 90) -> bytes:

@@ -22,7 +22,8 @@ from shards.conversion.convert import Options, convert
 from shards.format.ledger import read_ledger
 from shards.images.reading import ImageError, inspect, opened, to_rgb
 from shards.inspection.info import Tally
-from tests.shards.conversion.test_convert import image_bytes, stored_images
+from tests.helpers.conversions import stored_images
+from tests.helpers.images import image_bytes
 
 
 def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:

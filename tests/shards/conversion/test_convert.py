@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import os
 import signal
 import subprocess
@@ -9,10 +8,8 @@ import tarfile
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import webdataset
-from PIL import Image
 
 from shards.cli import main
 from shards.conversion.convert import Options, convert
@@ -21,14 +18,9 @@ from shards.format.manifest import read_manifest
 from shards.format.shard_index import read_index
 from shards.images.names import IMAGE_FORMATS
 from shards.inspection.index import index_folder
-from tests.conftest import ROOT
-
-
-def image_bytes(width: int = 9, height: int = 7, file_format: str = "PNG", seed: int = 0) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, file_format)
-    return buffer.getvalue()
+from tests.helpers.commands import ROOT
+from tests.helpers.conversions import contents, stored_images
+from tests.helpers.images import image_bytes
 
 
 @pytest.fixture
@@ -48,23 +40,6 @@ def photos(tmp_path: Path) -> Path:
         (source / name).write_bytes(payload)
     (source / "dog" / os.fsdecode(b"latin\xe9.png")).write_bytes(image_bytes(seed=9))
     return source
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Bytes of every file but those of the plan."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
-
-
-def stored_images(folder: Path) -> dict[str, bytes]:
-    """Bytes of every image by key, found through the indexes."""
-    manifest = read_manifest(folder)
-    found = {}
-    for number in range(len(manifest.shards)):
-        index, tar = read_index(manifest.index_path(number)), manifest.tar_path(number).read_bytes()
-        for row in range(len(index)):
-            start = int(index.offset[row])
-            found[index.key(row)] = tar[start : start + int(index.size[row])]
-    return found
 
 
 def test_keeps_the_bytes_of_every_readable_image_and_lists_the_others(photos, tmp_path):

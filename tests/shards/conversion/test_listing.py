@@ -18,8 +18,8 @@ from shards.format.manifest import read_manifest
 from shards.format.shard_index import read_index
 from shards.ground.errors import InputError
 from shards.inspection.index import index_folder
-from tests.shards.conversion.test_convert import stored_images
-from tests.shards.test_foreign import PNG, put, refusal, write
+from tests.helpers.conversions import put, refusal, stored_images, write
+from tests.helpers.images import PNG
 
 # -- Classes ----------------------------------------------------------------------------------------------------------
 

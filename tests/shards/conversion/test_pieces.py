@@ -15,8 +15,9 @@ from shards.conversion import pieces
 from shards.conversion.convert import Options, convert, merge
 from shards.ground.errors import InputError
 from shards.ground.files import at_work_in
-from tests.conftest import ROOT
-from tests.shards.conversion.test_convert import contents, image_bytes
+from tests.helpers.commands import ROOT
+from tests.helpers.conversions import contents
+from tests.helpers.images import image_bytes
 from tests.shards.kills import kill_again_and_again
 
 

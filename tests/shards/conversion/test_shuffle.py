@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shards.conversion import shuffle
-from tests.conftest import IN_MEMORY
+from tests.helpers.commands import IN_MEMORY
 
 
 @pytest.fixture

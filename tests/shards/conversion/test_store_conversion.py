@@ -22,9 +22,10 @@ from shards.conversion.convert import Options, convert, merge
 from shards.ground.errors import InputError
 from shards.stores import store as store_module
 from shards.stores.folders import StoreFolder
-from tests.conftest import ROOT
-from tests.servers import S3Server, StoreServer, WebServer, gcs_server, s3_server, web_server
-from tests.shards.conversion.test_convert import image_bytes, stored_images
+from tests.helpers.commands import ROOT
+from tests.helpers.conversions import stored_images
+from tests.helpers.images import image_bytes
+from tests.helpers.servers import S3Server, StoreServer, WebServer, gcs_server, s3_server, web_server
 
 pytestmark = pytest.mark.slow
 

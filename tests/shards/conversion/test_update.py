@@ -19,7 +19,8 @@ from shards.format.manifest import Manifest, read_manifest
 from shards.format.shard_index import read_index
 from shards.ground.errors import InputError
 from shards.inspection.verify import verify
-from tests.shards.conversion.test_convert import contents, image_bytes, stored_images
+from tests.helpers.conversions import contents, stored_images
+from tests.helpers.images import image_bytes
 
 
 def write(source: Path, names: list[str]) -> None:

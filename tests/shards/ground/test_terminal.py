@@ -11,8 +11,8 @@ import pytest
 
 from largescale.config import load_config
 from shards.cli import main
-from tests.conftest import ROOT
-from tests.shards.conversion.test_convert import image_bytes
+from tests.helpers.commands import ROOT
+from tests.helpers.images import image_bytes
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from shards.ground import worker_processes
 from shards.ground.errors import InputError
 from shards.ground.worker_processes import over
 from shards.sources.source import open_source
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 
 def square(number: int) -> int:

@@ -14,18 +14,7 @@ from PIL import Image, ImageOps
 
 from shards.images.orientation import TAG, UPRIGHT, first_of, of_exif, of_xmp, turned
 from shards.images.reading import read_rgb
-
-
-def exif_block(entries: list[tuple[int, int, int, bytes]], order: str = "<") -> bytes:
-    """EXIF of entries (tag, type, count, the four bytes of the value), as a JPEG has it."""
-    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, len(entries))
-    body = b"".join(struct.pack(order + "HHI", *entry[:3]) + entry[3] for entry in entries)
-    return b"Exif\0\0" + head + body + bytes(4)
-
-
-def with_exif(jpeg: bytes, *blocks: bytes) -> bytes:
-    segments = b"".join(b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block for block in blocks)
-    return jpeg[:2] + segments + jpeg[2:]
+from tests.helpers.images import exif_block, with_exif
 
 
 def picture() -> Image.Image:

@@ -17,7 +17,8 @@ from shards.ground.errors import InputError
 from shards.inspection import index
 from shards.inspection.index import index_folder
 from shards.inspection.verify import verify
-from tests.shards.test_foreign import PNG, put
+from tests.helpers.conversions import put
+from tests.helpers.images import PNG
 
 Members = list[tuple[str, bytes]]
 

@@ -13,7 +13,7 @@ from shards.cli import main
 from shards.format.manifest import read_manifest
 from shards.format.shard_index import read_index
 from shards.inspection.verify import verify
-from tests.shards.conversion.test_convert import contents
+from tests.helpers.conversions import contents
 
 
 @pytest.fixture

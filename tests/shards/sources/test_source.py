@@ -21,7 +21,8 @@ from shards.conversion.convert import Options, convert
 from shards.format.manifest import read_manifest
 from shards.format.shard_index import read_index
 from shards.ground.errors import InputError
-from tests.shards.conversion.test_convert import contents, image_bytes, stored_images
+from tests.helpers.conversions import contents, stored_images
+from tests.helpers.images import image_bytes
 
 IMAGES = {f"{name}/{number}.png": image_bytes(seed=10 * place + number)
           for place, name in enumerate(("cat", "dog")) for number in range(6)}
