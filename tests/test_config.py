@@ -1,3 +1,8 @@
+"""Covers: largescale/config/loading.py, largescale/config/merging.py
+
+Covers: largescale/config/loading.py, largescale/config/merging.py
+"""
+
 from __future__ import annotations
 
 import pickle

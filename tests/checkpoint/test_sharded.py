@@ -1,3 +1,8 @@
+"""Covers: largescale/checkpoint/saver.py, largescale/checkpoint/together.py
+
+Covers: largescale/checkpoint/saver.py, largescale/checkpoint/together.py
+"""
+
 from __future__ import annotations
 
 import json

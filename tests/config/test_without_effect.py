@@ -1,3 +1,8 @@
+"""Covers: largescale/config/checks.py, largescale/optim/adamw.py, largescale/optim/sgd.py
+
+Covers: largescale/config/checks.py, largescale/optim/adamw.py, largescale/optim/sgd.py
+"""
+
 from __future__ import annotations
 
 import inspect

@@ -1,3 +1,8 @@
+"""Covers: largescale/data/random.py
+
+Covers: largescale/data/random.py
+"""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,8 @@
+"""Covers: largescale/data/corpora.py, largescale/data/reader.py
+
+Covers: largescale/data/corpora.py, largescale/data/reader.py
+"""
+
 from __future__ import annotations
 
 import shutil

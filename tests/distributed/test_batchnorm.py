@@ -1,3 +1,8 @@
+"""Covers: largescale/parallel/batchnorm.py
+
+Covers: largescale/parallel/batchnorm.py
+"""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,8 @@
+"""Covers: largescale/optim/optimizers.py
+
+Covers: largescale/optim/optimizers.py
+"""
+
 from __future__ import annotations
 
 import pytest

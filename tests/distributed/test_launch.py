@@ -1,3 +1,8 @@
+"""Covers: largescale/distributed/rendezvous.py, largescale/processes.py
+
+Covers: largescale/distributed/rendezvous.py, largescale/processes.py
+"""
+
 from __future__ import annotations
 
 import re

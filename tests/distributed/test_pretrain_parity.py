@@ -1,4 +1,9 @@
-"""The real command on 1, 2 and 4 ranks, under each strategy and number of loader workers: the same run."""
+"""The real command on 1, 2 and 4 ranks, under each strategy and number of loader workers: the same run.
+
+Covers: largescale/models/compile.py, largescale/parallel/offload.py, largescale/pretrain.py
+
+Covers: largescale/models/compile.py, largescale/parallel/offload.py, largescale/pretrain.py
+"""
 
 from __future__ import annotations
 

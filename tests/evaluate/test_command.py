@@ -1,4 +1,9 @@
-"""`largescale evaluate` and `report` on a real small run."""
+"""`largescale evaluate` and `report` on a real small run.
+
+Covers: largescale/evaluate/feature_set.py, largescale/evaluate/measure.py, largescale/evaluate/protocols.py
+
+Covers: largescale/evaluate/feature_set.py, largescale/evaluate/measure.py, largescale/evaluate/protocols.py
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,8 @@
+"""Covers: largescale/methods/contrastive.py
+
+Covers: largescale/methods/contrastive.py
+"""
+
 from __future__ import annotations
 
 import math

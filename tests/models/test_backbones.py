@@ -1,3 +1,8 @@
+"""Covers: largescale/models/heads.py, largescale/models/unit_rows.py
+
+Covers: largescale/models/heads.py, largescale/models/unit_rows.py
+"""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,8 @@
+"""Covers: largescale/methods/swav/observe.py, largescale/observe/doctor.py, largescale/observe/meter.py
+
+Covers: largescale/methods/swav/observe.py, largescale/observe/doctor.py, largescale/observe/meter.py
+"""
+
 from __future__ import annotations
 
 import math

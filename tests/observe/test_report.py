@@ -1,4 +1,11 @@
-"""The report, as a real browser renders it."""
+"""The report, as a real browser renders it.
+
+Covers: largescale/evaluate/exemplars.py, largescale/observe/gallery.py, largescale/observe/html_parts.py,
+largescale/observe/plots.py
+
+Covers: largescale/evaluate/exemplars.py, largescale/observe/gallery.py, largescale/observe/html_parts.py,
+largescale/observe/plots.py, largescale/run/environment.py
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,8 @@
+"""Covers: largescale/observe/console.py
+
+Covers: largescale/observe/console.py
+"""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,11 @@
-"""The planner against real steps: the same collectives, bytes, operations and memory; and what it says of recipes."""
+"""The planner against real steps: the same collectives, bytes, operations and memory; and what it says of recipes.
+
+Covers: largescale/plan/changes.py, largescale/plan/estimate.py, largescale/plan/planner.py,
+largescale/plan/simulate.py, largescale/plan/table.py, largescale/plan/trace.py
+
+Covers: largescale/plan/changes.py, largescale/plan/estimate.py, largescale/plan/planner.py,
+largescale/plan/simulate.py, largescale/plan/table.py, largescale/plan/trace.py
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""Plans of DeepSpeed's and FairScale's strategies against real steps of these libraries."""
+"""Plans of DeepSpeed's and FairScale's strategies against real steps of these libraries.
+
+Covers: largescale/plan/fetching.py, largescale/plan/like_ddp.py, largescale/plan/like_fairscale.py,
+largescale/plan/like_zero.py, largescale/plan/like_zero12.py, largescale/plan/like_zero3.py,
+largescale/plan/module_calls.py, largescale/plan/stand_in.py
+
+Covers: largescale/plan/fetching.py, largescale/plan/like_ddp.py, largescale/plan/like_fairscale.py,
+largescale/plan/like_zero.py, largescale/plan/like_zero12.py, largescale/plan/like_zero3.py,
+largescale/plan/module_calls.py, largescale/plan/stand_in.py
+"""
 
 from __future__ import annotations
 

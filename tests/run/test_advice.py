@@ -1,4 +1,7 @@
-"""What a run says when it cannot go on is done to the letter, and works."""
+"""What a run says when it cannot go on is done to the letter, and works.
+
+Covers: largescale/run/environment.py
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,8 @@
+"""Covers: largescale/observe/spikes.py
+
+Covers: largescale/observe/spikes.py
+"""
+
 from __future__ import annotations
 
 from pathlib import Path

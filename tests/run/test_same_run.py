@@ -1,4 +1,9 @@
-"""What belongs to another run is neither continued nor replaced, wherever it lies."""
+"""What belongs to another run is neither continued nor replaced, wherever it lies.
+
+Covers: largescale/run/resume.py
+
+Covers: largescale/run/resume.py
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""A folder of everything that goes wrong, and what cleaning makes of it."""
+"""A folder of everything that goes wrong, and what cleaning makes of it.
+
+Covers: shards/inspection/info.py, shards/inspection/page.py
+
+Covers: shards/inspection/info.py, shards/inspection/page.py
+"""
 
 from __future__ import annotations
 

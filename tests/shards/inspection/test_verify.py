@@ -1,3 +1,8 @@
+"""Covers: shards/inspection/repair.py
+
+Covers: shards/inspection/repair.py
+"""
+
 from __future__ import annotations
 
 import errno

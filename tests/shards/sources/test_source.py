@@ -1,4 +1,9 @@
-"""Archives, tars and lists convert like folders; nothing of them becomes a path."""
+"""Archives, tars and lists convert like folders; nothing of them becomes a path.
+
+Covers: shards/ground/open_file.py, shards/sources/tables.py, shards/stores/pipe.py
+
+Covers: shards/ground/open_file.py, shards/sources/tables.py
+"""
 
 from __future__ import annotations
 
