@@ -53,8 +53,8 @@ def test_every_module_has_its_tests_or_a_line_that_says_where():
     elsewhere = {module for path in TESTS for module in covered(path)} | USED_ONCE
     missing = [module for module in MODULES if not own_test(module).exists() and module not in elsewhere]
     assert not missing, (
-        f"write {own_test(missing[0]).relative_to(ROOT)}, or name {missing[0]} in the paragraph `Covers:` of the docstring "
-        f"of the test file that covers it; the same for {missing[1:]}")
+        f"write {own_test(missing[0]).relative_to(ROOT)}, or name {missing[0]} in the paragraph `Covers:` of the file "
+        f"whose tests cover it; the same for {missing[1:]}")
 
 
 def test_what_is_said_to_be_covered_is_there_and_has_no_file_of_its_own():

@@ -74,7 +74,7 @@ GROUPS = 3  # of parameters: weights; biases and normalisation; prototypes
 LARS, NORMALIZE = 1, 1
 
 
-@pytest.mark.parametrize("strategy, ranks, overrides, expected", [
+COLLECTIVES = [
     ("ddp", 2, [], {"allreduce": 1}),
     ("ddp", 2, ["train.accumulate=2"], {"allreduce": 1}),
     ("fsdp", 2, [], {"allgather": 1 + 2 * SIZES * UNITS, "reduce_scatter": 1 + UNITS, "allreduce": LARS}),
@@ -95,15 +95,27 @@ LARS, NORMALIZE = 1, 1
     ("fairscale", 2, [], {"reduce": PARAMETERS, "broadcast": 2}),
     ("fairscale", 4, [], {"reduce": PARAMETERS, "broadcast": 4}),
     ("fairscale", 2, ["train.accumulate=2"], {"reduce": PARAMETERS, "broadcast": 2}),
-])
-def test_collectives_of_a_step(strategy, ranks, overrides, expected):
-    for counts in run_ranks(collectives, ranks, strategy, ["optim.name=lars", *overrides]):
-        assert counts == expected
+]
+"""Strategy, ranks, overrides, and collectives of a step."""
+
+
+def counted(cases: list[tuple[str, list[str]]]) -> list[dict[str, int]]:
+    return [collectives(strategy, ["optim.name=lars", *overrides]) for strategy, overrides in cases]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_collectives_of_a_step(ranks):
+    """All cases of so many ranks are run by the same processes, which start once."""
+    cases = [(strategy, overrides) for strategy, number, overrides, _ in COLLECTIVES if number == ranks]
+    expected = [counts for _, number, _, counts in COLLECTIVES if number == ranks]
+    for found in run_ranks(counted, ranks, cases, timeout_s=600):
+        for case, counts, right in zip(cases, found, expected, strict=True):
+            assert counts == right, case
 
 
 def test_zero3_gathers_layer_by_layer_and_reduces_once():
     own_norms = 3  # DeepSpeed's own overflow check and gradient norm cannot be switched off in stage 3
-    for counts in run_ranks(collectives, 2, "zero3", ["optim.name=lars"]):
+    for [counts] in run_ranks(counted, 2, [("zero3", [])]):
         assert counts.keys() == {"allgather", "allreduce", "reduce_scatter"}
         assert counts["reduce_scatter"] == 1
         assert counts["allreduce"] == 2 * LARS + NORMALIZE + own_norms
