@@ -1,7 +1,4 @@
-"""Covers: largescale/config/loading.py, largescale/config/merging.py
-
-Covers: largescale/config/loading.py, largescale/config/merging.py
-"""
+"""Covers: largescale/config/loading.py, largescale/config/merging.py"""
 
 from __future__ import annotations
 

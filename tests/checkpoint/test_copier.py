@@ -1,8 +1,6 @@
 """The mirror follows the run's folder behind the training, whatever happens to the store.
 
 Covers: largescale/checkpoint/bounded.py
-
-Covers: largescale/checkpoint/bounded.py
 """
 
 from __future__ import annotations

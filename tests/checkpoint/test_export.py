@@ -1,8 +1,6 @@
 """An exported backbone, loaded by a process that cannot import this project, gives the features of the run.
 
 Covers: largescale/checkpoint/torchvision_layout.py
-
-Covers: largescale/checkpoint/torchvision_layout.py
 """
 
 from __future__ import annotations

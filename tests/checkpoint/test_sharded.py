@@ -1,7 +1,4 @@
-"""Covers: largescale/checkpoint/saver.py, largescale/checkpoint/together.py
-
-Covers: largescale/checkpoint/saver.py, largescale/checkpoint/together.py
-"""
+"""Covers: largescale/checkpoint/saver.py, largescale/checkpoint/together.py"""
 
 from __future__ import annotations
 

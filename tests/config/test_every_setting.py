@@ -1,10 +1,7 @@
 """What holds for every setting of the schema, found by walking it: a new key is tested as soon as it is declared.
 
-Covers: largescale/config/names.py, largescale/config/setting.py, largescale/config/slots.py,
-largescale/config/value_types.py
-
-Covers: largescale/config/names.py, largescale/config/setting.py, largescale/config/slots.py,
-largescale/config/value_types.py
+Covers: largescale/config/data_settings.py, largescale/config/names.py, largescale/config/setting.py,
+largescale/config/slots.py, largescale/config/value_types.py
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Covers: largescale/config/checks.py, largescale/optim/adamw.py, largescale/optim/sgd.py
-
-Covers: largescale/config/checks.py, largescale/optim/adamw.py, largescale/optim/sgd.py
-"""
+"""Covers: largescale/config/checks.py, largescale/optim/adamw.py, largescale/optim/sgd.py"""
 
 from __future__ import annotations
 

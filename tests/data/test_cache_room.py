@@ -1,8 +1,6 @@
 """The cache keeps to its limit at every moment, whoever fetches and evicts at the same time.
 
 Covers: largescale/data/cache.py, largescale/data/cache_files.py
-
-Covers: largescale/data/cache.py, largescale/data/cache_files.py
 """
 
 from __future__ import annotations

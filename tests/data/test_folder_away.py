@@ -1,8 +1,6 @@
 """A shard folder that is away for a moment is waited for, and a lost shard is tried again.
 
 Covers: largescale/data/patience.py
-
-Covers: largescale/data/patience.py
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Loader processes: what they choose, how they end, and that nothing makes them start anew.
 
 Covers: largescale/data/batches.py
-
-Covers: largescale/data/batches.py
 """
 
 from __future__ import annotations

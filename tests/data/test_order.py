@@ -1,7 +1,4 @@
-"""Covers: largescale/data/random.py
-
-Covers: largescale/data/random.py
-"""
+"""Covers: largescale/data/random.py"""
 
 from __future__ import annotations
 

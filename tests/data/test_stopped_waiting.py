@@ -1,4 +1,7 @@
-"""A rank that is asked to stop does not sit out what it waits for, without loader processes too."""
+"""A rank that is asked to stop does not sit out what it waits for, without loader processes too.
+
+Covers: shards/ground/pauses.py
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from largescale.distributed import stopping
 from largescale.distributed.stopping import StoppedWaiting
 from shards.ground import pauses
 from shards.stores import store
-from tests.data.test_stream import make_stream
-from tests.servers import web_server
+from tests.helpers.servers import web_server
+from tests.helpers.streams import make_stream
 
 WAITS = ("data.store_patience_s=100000", "data.store_stall_s=100000")
 SAYS = "while waiting for data; steps since the last checkpoint will be repeated"

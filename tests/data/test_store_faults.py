@@ -1,7 +1,5 @@
 """Damage and outages of stores, one fault a test: what is fetched, how often, how long it is waited for.
 
-Covers: largescale/data/fetcher.py
-
 Covers: largescale/data/fetcher.py, shards/stores/pipe.py
 """
 

@@ -1,7 +1,4 @@
-"""Covers: largescale/data/corpora.py, largescale/data/reader.py
-
-Covers: largescale/data/corpora.py, largescale/data/reader.py
-"""
+"""Covers: largescale/data/corpora.py, largescale/data/reader.py"""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Covers: largescale/config/group_augment.py, largescale/data/augment.py, largescale/data/crops.py
-
-Covers: largescale/config/group_augment.py, largescale/data/augment.py, largescale/data/crops.py
-"""
+"""Covers: largescale/config/group_augment.py, largescale/data/augment.py, largescale/data/crops.py"""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Covers: largescale/parallel/batchnorm.py
-
-Covers: largescale/parallel/batchnorm.py
-"""
+"""Covers: largescale/parallel/batchnorm.py"""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Covers: largescale/optim/optimizers.py
-
-Covers: largescale/optim/optimizers.py
-"""
+"""Covers: largescale/optim/optimizers.py"""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Covers: largescale/distributed/rendezvous.py, largescale/processes.py
-
-Covers: largescale/distributed/rendezvous.py, largescale/processes.py
-"""
+"""Covers: largescale/distributed/rendezvous.py, largescale/processes.py"""
 
 from __future__ import annotations
 

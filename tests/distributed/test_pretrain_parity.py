@@ -1,8 +1,6 @@
 """The real command on 1, 2 and 4 ranks, under each strategy and number of loader workers: the same run.
 
 Covers: largescale/models/compile.py, largescale/parallel/offload.py, largescale/pretrain.py
-
-Covers: largescale/models/compile.py, largescale/parallel/offload.py, largescale/pretrain.py
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Networks that no rank ever holds: the same weights on any number of ranks, and the memory of a piece.
 
 Covers: largescale/models/initialise.py
-
-Covers: largescale/models/initialise.py
 """
 
 from __future__ import annotations

@@ -2,9 +2,6 @@
 
 Covers: largescale/parallel/ddp.py, largescale/parallel/fairscale.py, largescale/parallel/fsdp.py,
 largescale/parallel/strategies.py, largescale/parallel/strategy.py, largescale/parallel/zero.py
-
-Covers: largescale/parallel/ddp.py, largescale/parallel/fairscale.py, largescale/parallel/fsdp.py,
-largescale/parallel/strategies.py, largescale/parallel/strategy.py, largescale/parallel/zero.py
 """
 
 from __future__ import annotations

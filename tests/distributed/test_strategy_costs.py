@@ -1,8 +1,6 @@
 """What each strategy sends in a step, and what it holds between steps: no more than its design needs.
 
 Covers: largescale/parallel/engine.py
-
-Covers: largescale/parallel/engine.py
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """`largescale evaluate` and `report` on a real small run.
 
 Covers: largescale/evaluate/feature_set.py, largescale/evaluate/measure.py, largescale/evaluate/protocols.py
-
-Covers: largescale/evaluate/feature_set.py, largescale/evaluate/measure.py, largescale/evaluate/protocols.py
 """
 
 from __future__ import annotations

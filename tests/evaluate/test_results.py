@@ -1,8 +1,6 @@
 """Result files are shown as they were measured, or not at all.
 
 Covers: largescale/observe/report_results.py
-
-Covers: largescale/observe/report_results.py
 """
 
 from __future__ import annotations

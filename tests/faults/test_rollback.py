@@ -1,8 +1,6 @@
 """A step that cannot be used: what it takes to look into it is written, and the run goes on without that data.
 
 Covers: largescale/__main__.py, largescale/run/logs.py
-
-Covers: largescale/__main__.py, largescale/run/logs.py
 """
 
 from __future__ import annotations

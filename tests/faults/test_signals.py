@@ -1,8 +1,6 @@
 """Signals and the end of the job's time: the run saves, leaves with its code, and can go on.
 
 Covers: largescale/distributed/stopping.py, largescale/run/status_file.py
-
-Covers: largescale/distributed/stopping.py, largescale/run/status_file.py
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Nothing outside of `largescale/methods/` knows a method, and the guide's example is one.
 
 Covers: largescale/methods/method.py, largescale/methods/table.py
-
-Covers: largescale/methods/method.py, largescale/methods/table.py
 """
 
 from __future__ import annotations

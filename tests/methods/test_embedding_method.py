@@ -1,7 +1,4 @@
-"""Losses that span several micro-batches; that they are exact for every method is tested in test_all_methods.py.
-
-Covers: largescale/models/running_statistics.py
-"""
+"""Losses that span several micro-batches; that they are exact for every method is tested in test_all_methods.py."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Covers: largescale/methods/contrastive.py
-
-Covers: largescale/methods/contrastive.py
-"""
+"""Covers: largescale/methods/contrastive.py"""
 
 from __future__ import annotations
 

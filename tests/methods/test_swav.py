@@ -1,8 +1,5 @@
 """Covers: largescale/methods/prototypes.py, largescale/methods/swav/method.py, largescale/methods/swav/settings.py,
 largescale/optim/roles.py, largescale/optim/schedules.py
-
-Covers: largescale/methods/prototypes.py, largescale/methods/swav/method.py, largescale/methods/swav/settings.py,
-largescale/optim/roles.py, largescale/optim/schedules.py
 """
 
 from __future__ import annotations

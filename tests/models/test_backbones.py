@@ -1,7 +1,4 @@
-"""Covers: largescale/models/heads.py, largescale/models/unit_rows.py
-
-Covers: largescale/models/heads.py, largescale/models/unit_rows.py
-"""
+"""Covers: largescale/models/heads.py, largescale/models/unit_rows.py"""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Covers: largescale/methods/swav/observe.py, largescale/observe/doctor.py, largescale/observe/meter.py
-
-Covers: largescale/methods/swav/observe.py, largescale/observe/doctor.py, largescale/observe/meter.py
-"""
+"""Covers: largescale/methods/swav/observe.py, largescale/observe/doctor.py, largescale/observe/meter.py"""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
 """The report, as a real browser renders it.
 
 Covers: largescale/evaluate/exemplars.py, largescale/observe/gallery.py, largescale/observe/html_parts.py,
-largescale/observe/plots.py
-
-Covers: largescale/evaluate/exemplars.py, largescale/observe/gallery.py, largescale/observe/html_parts.py,
 largescale/observe/plots.py, largescale/run/environment.py
 """
 

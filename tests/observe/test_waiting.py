@@ -1,7 +1,4 @@
-"""Covers: largescale/observe/console.py
-
-Covers: largescale/observe/console.py
-"""
+"""Covers: largescale/observe/console.py"""
 
 from __future__ import annotations
 

@@ -2,9 +2,6 @@
 
 Covers: largescale/plan/changes.py, largescale/plan/estimate.py, largescale/plan/planner.py,
 largescale/plan/simulate.py, largescale/plan/table.py, largescale/plan/trace.py
-
-Covers: largescale/plan/changes.py, largescale/plan/estimate.py, largescale/plan/planner.py,
-largescale/plan/simulate.py, largescale/plan/table.py, largescale/plan/trace.py
 """
 
 from __future__ import annotations

@@ -3,10 +3,6 @@
 Covers: largescale/plan/fetching.py, largescale/plan/like_ddp.py, largescale/plan/like_fairscale.py,
 largescale/plan/like_zero.py, largescale/plan/like_zero12.py, largescale/plan/like_zero3.py,
 largescale/plan/module_calls.py, largescale/plan/stand_in.py
-
-Covers: largescale/plan/fetching.py, largescale/plan/like_ddp.py, largescale/plan/like_fairscale.py,
-largescale/plan/like_zero.py, largescale/plan/like_zero12.py, largescale/plan/like_zero3.py,
-largescale/plan/module_calls.py, largescale/plan/stand_in.py
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a run says when it cannot go on is done to the letter, and works.
-
-Covers: largescale/run/environment.py
-"""
+"""What a run says when it cannot go on is done to the letter, and works."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """One owner a folder, with real processes that die, stand still, or all come at once.
 
 Covers: largescale/run/owner.py
-
-Covers: largescale/run/owner.py
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Memory that really runs out: the line says what fits, and that does fit.
 
 Covers: largescale/distributed/out_of_memory.py, largescale/plan/what_fits.py, largescale/run/memory.py
-
-Covers: largescale/distributed/out_of_memory.py, largescale/plan/what_fits.py, largescale/run/memory.py
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Covers: largescale/observe/spikes.py
-
-Covers: largescale/observe/spikes.py
-"""
+"""Covers: largescale/observe/spikes.py"""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """What belongs to another run is neither continued nor replaced, wherever it lies.
 
 Covers: largescale/run/resume.py
-
-Covers: largescale/run/resume.py
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """What does not fit into a run's length is said with the numbers, and what is told to set instead is right.
 
 Covers: largescale/methods/milestone.py
-
-Covers: largescale/methods/milestone.py
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """What others made, or broke: odd archives and folders lose nothing without a row that says why.
 
 Covers: shards/format/ledger.py, shards/format/tar.py, shards/sources/archives.py, shards/sources/found.py
-
-Covers: shards/format/ledger.py, shards/format/tar.py, shards/sources/archives.py, shards/sources/found.py
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Suffixes lie: what is an image, and which, is decided by the content, wherever it lies.
 
 Covers: shards/images/formats.py, shards/images/heif.py
-
-Covers: shards/images/formats.py, shards/images/heif.py
 """
 
 from __future__ import annotations

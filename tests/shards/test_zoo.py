@@ -1,8 +1,6 @@
 """Conversion with every option, verification, training and evaluation agree on what is an image, and how it is seen.
 
 Covers: shards/images/jpeg.py, shards/images/png.py, shards/images/reading.py, shards/images/tiff.py
-
-Covers: shards/images/jpeg.py, shards/images/png.py, shards/images/reading.py, shards/images/tiff.py
 """
 
 from __future__ import annotations

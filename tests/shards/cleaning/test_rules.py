@@ -1,8 +1,6 @@
 """A folder of everything that goes wrong, and what cleaning makes of it.
 
 Covers: shards/inspection/info.py, shards/inspection/page.py
-
-Covers: shards/inspection/info.py, shards/inspection/page.py
 """
 
 from __future__ import annotations

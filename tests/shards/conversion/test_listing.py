@@ -1,8 +1,6 @@
 """Classes of any source, odd lists, and updates of what was written anew.
 
 Covers: shards/format/labels.py
-
-Covers: shards/format/labels.py
 """
 
 from __future__ import annotations

@@ -2,9 +2,6 @@
 
 Covers: shards/conversion/targets.py, shards/stores/folders.py, shards/stores/locate.py, shards/stores/store.py,
 shards/stores/store_errors.py
-
-Covers: shards/conversion/targets.py, shards/stores/folders.py, shards/stores/locate.py, shards/stores/store.py,
-shards/stores/store_errors.py
 """
 
 from __future__ import annotations

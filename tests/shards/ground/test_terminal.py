@@ -1,8 +1,6 @@
 """Commands in odd surroundings: nobody reads, streams are closed, the locale is not UTF-8, the shell left a `~`.
 
 Covers: shards/__main__.py, shards/cli.py, shards/ground/errors.py
-
-Covers: shards/__main__.py, shards/cli.py, shards/ground/errors.py
 """
 
 from __future__ import annotations

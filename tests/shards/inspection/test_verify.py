@@ -1,7 +1,4 @@
-"""Covers: shards/inspection/repair.py
-
-Covers: shards/inspection/repair.py
-"""
+"""Covers: shards/inspection/repair.py"""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """Archives, tars and lists convert like folders; nothing of them becomes a path.
 
-Covers: shards/ground/open_file.py, shards/sources/tables.py, shards/stores/pipe.py
-
 Covers: shards/ground/open_file.py, shards/sources/tables.py
 """
 
