@@ -15,6 +15,9 @@ shows its value in a recipe.
 In a recipe, write `optim: {lr: 0.6}`; on the command line, `optim.lr=0.6`. Elements of lists go by number:
 `data.crops.0.size=96`. A key that *may change* can have another value when a run is resumed; the others are fixed,
 since another value would make it another run.
+
+A recipe is a YAML file, or the name of one that comes with the package, such as `swav/resnet50_800ep`. It may start
+from another with `extends:`, which takes both too.
 """
 
 _MOST_NAMES = 12
