@@ -8,6 +8,7 @@ import torch
 from largescale.methods import METHODS
 from largescale.methods.embedding_method import SPANS, Embedded, EmbeddingMethod, Gradients
 from largescale.methods.method import Output
+from largescale.plan.simulate import simulate
 from shards.ground.errors import InputError
 from tests.helpers.ranks import run_ranks
 from tests.methods.harness import mini, train
@@ -64,6 +65,18 @@ def test_a_method_without_embeddings_refuses_a_loss_over_the_global_batch(monkey
         mini("simclr", "train.loss_spans=global_batch")
     with pytest.raises(InputError, match=r"train\.loss_spans=all: expected micro_batch or global_batch"):
         mini("simclr", "train.loss_spans=all")
+
+
+@pytest.mark.parametrize("method, exchange, expected", [
+    ("simclr", "rows of the batch", {"all-gather": 1, "reduce-scatter": 1}),
+    ("mocov2", "rows of the batch", {"all-gather": 1}),
+    ("swav", "Sinkhorn's marginals", {"all-reduce": 2 * 3}),  # heads of two sizes, three iterations
+])
+def test_a_loss_over_the_global_batch_is_exchanged_once_per_step(method, exchange, expected):
+    for spans, times in (("global_batch", 1), ("micro_batch", 4)):
+        step = simulate(mini(method, "train.accumulate=4", f"train.loss_spans={spans}", "train.precision=fp32"), 2)
+        found = {what.kind: count for what, count in step.counts.items() if what.of == exchange}
+        assert found == {kind: times * count for kind, count in expected.items()}
 
 
 def losses_in_bf16() -> list[float]:
