@@ -9,7 +9,7 @@ SAMPLE := data/fashion-mnist
 SHARDS := data/shards/fashion-mnist
 RUN ?= runs/demo
 TORCHRUN = OMP_NUM_THREADS=$(shell n=$$(( $$(nproc) / $(RANKS) )); echo $$(( n > 0 ? n : 1 ))) \
-	$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node=$(RANKS)
+	$(BIN)/python -m largescale.distributed.start_ranks --standalone --nproc-per-node=$(RANKS)
 # WHEELS=FOLDER installs from what `make wheels` put there, over the torch that $(PYTHON) has, without a network.
 PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --upgrade-strategy only-if-needed \
 	$(if $(WHEELS),--no-index --find-links '$(abspath $(WHEELS))')

@@ -12,4 +12,4 @@ gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
 ranks=${RANKS:-$((gpus > 0 ? gpus : 2))}
 cores=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > ranks ? cores / ranks : 1))}
-exec python -m torch.distributed.run --standalone --nproc-per-node="$ranks" -m largescale pretrain "$@"
+exec python -m largescale.distributed.start_ranks --standalone --nproc-per-node="$ranks" -m largescale pretrain "$@"

@@ -1,0 +1,46 @@
+"""`python -m largescale.distributed.start_ranks`: torchrun, with its arguments, and without its own traceback.
+
+What ranks say is theirs, tracebacks too; torchrun would add one of itself whenever a rank fails or a signal ends it.
+This one ends with the exit code of the rank that failed first, and says in a line which rank a signal has killed.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.run import main as torchrun
+
+from shards.ground.terminal import fail_line
+
+_WHY = {
+    signal.SIGKILL: "by hand, or by the kernel because memory ran out: lower train.global_batch, raise "
+                    "train.accumulate, or start fewer ranks on this machine",
+}
+_CRASHED = "a library crashed; PYTHONFAULTHANDLER=1 in the environment shows where"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Start ranks as torchrun does and wait for them; returns the exit code: of a signal 128 and its number."""
+    try:
+        torchrun(arguments)
+    except SignalException as asked:
+        return 128 + int(asked.sigval)
+    except ChildFailedError as failed:
+        return _of_first(*failed.get_first_failure())
+    return 0
+
+
+def _of_first(rank: int, failure: ProcessFailure) -> int:
+    if failure.exitcode >= 0:
+        return failure.exitcode  # it has said why
+    number = -failure.exitcode
+    why = _WHY.get(number, _CRASHED)
+    return fail_line(f"rank {rank} (pid {failure.pid}) was killed by {signal.Signals(number).name}; {why}",
+                     128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
