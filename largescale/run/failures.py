@@ -12,6 +12,7 @@ from largescale.distributed import stopping
 from largescale.distributed.out_of_memory import OutOfMemory, is_out_of_memory, line_of_limit, line_of_memory
 from shards.ground.errors import InputError, line_of
 
+_LOST_LINE = "lost another rank; that one's own lines say why, or the launcher's where it was killed"
 _LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl")
 
 
@@ -37,6 +38,8 @@ def reason_of(error: BaseException) -> str:
         return line_of_memory(error)
     if isinstance(error, OSError):
         return line_of(error)
+    if is_lost_rank(error):
+        return _LOST_LINE
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
@@ -53,7 +56,7 @@ def end_of(error: Exception) -> tuple[str, bool] | None:
     if isinstance(error, OSError):
         return line_of(error), True
     if is_lost_rank(error):
-        return f"lost another rank, which knows why ({' '.join(str(error).split())[:100]})", False
+        return _LOST_LINE, False
     return None
 
 

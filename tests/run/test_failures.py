@@ -43,3 +43,9 @@ def test_too_few_threads_are_a_line():
     assert end_of(error.value) == (f"can't start new thread; {THREADS}", True)
     assert end_of(RuntimeError(os.strerror(errno.EAGAIN)))[0] == f"Resource temporarily unavailable; {THREADS}"
     assert end_of(RuntimeError("a fault of the program")) is None
+
+
+def test_a_rank_that_lost_another_says_where_the_reason_is():
+    error = RuntimeError("[/src/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:6355. GLHF!")
+    says = "lost another rank; that one's own lines say why, or the launcher's where it was killed"
+    assert end_of(error) == (says, False) and reason_of(error) == says
