@@ -154,13 +154,14 @@ class Cleaning:
 
     def _pixels(self, payload: bytes, image: Image.Image) -> Image.Image | None:
         """The RGB image to encode; None for an image that keeps its bytes. ImageError: it is blank."""
-        profile, anew, pixels = profile_of(image), self._is_stored_anew(image), None
+        profile, anew = profile_of(image), self._is_stored_anew(image)
+        pixels: Image.Image | None = None
         may_shrink = image.format == "JPEG" and image.mode in ("L", "RGB") and not (profile and image.mode == "L")
         if self._is_large(image) and may_shrink:
             pixels = self._decoded_small(payload, image)
         if pixels is None and (anew or self.blank):
             pixels = self._reduced(upright_of(payload, image, srgb=anew))
-        if self.blank and is_blank(pixels):
+        if self.blank and pixels is not None and is_blank(pixels):
             raise ImageError("a single colour")
         return pixels if anew else None
 

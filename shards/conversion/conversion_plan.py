@@ -169,11 +169,11 @@ class Plan:
         found = self._duplicates
         numbers = np.array([row.number for row in rows], np.uint64)
         places = np.searchsorted(found[:, 0], numbers)
-        hits = np.flatnonzero(found[np.minimum(places, len(found) - 1), 0] == numbers) if len(found) else []
+        is_hit = found[np.minimum(places, len(found) - 1), 0] == numbers if len(found) else np.zeros(0, bool)
         return {
             rows[hit].number: (printable(self.source.name(self.places[int(found[places[hit], 1])])),
                                "a near duplicate" if found[places[hit], 2] else "a duplicate")
-            for hit in hits
+            for hit in np.flatnonzero(is_hit)
         }
 
     @cached_property

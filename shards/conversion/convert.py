@@ -139,7 +139,8 @@ def _merge(home: Path) -> Manifest | None:
         _require_all(home, missing, plan.num_pieces, "looked at")
         _find_duplicates(plan)
         return None
-    missing, why, entries = [], "all were held out", {split: [] for split in SPLITS}
+    entries: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
+    missing, why = [], "all were held out"
     for number in range(plan.num_pieces):
         written = plan.written(number)
         if written is None:

@@ -11,6 +11,7 @@ import posixpath
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -187,13 +188,13 @@ def _groups(file: BinaryIO, where: object, skipped: list[tuple[str, str]]) -> It
 
 def _looked_into(sample: TarSample, file: BinaryIO) -> TarSample:
     """A sample whose suffixes name no image, with those of its members that are images by their content."""
-    def begin(start: int, size: int) -> bytes:
+    def begin(start: int, size: int, _: int) -> bytes:
         file.seek(start)
         return file.read(min(size, HEAD_BYTES))
 
     if not sample.images():
         sample.unnamed = [suffix for suffix, span in sample.members.items()
-                          if not why_no_image(f".{suffix}", lambda _, span=span: begin(*span))]
+                          if not why_no_image(f".{suffix}", partial(begin, *span))]
     return sample
 
 
@@ -240,7 +241,8 @@ def index_tar(path: Path, *, decode: bool = False) -> TarContents:
         InputError: the tar is damaged or cut, or not sorted.
     """
     rows: list[IndexRow] = []
-    labels, skipped = [], []
+    labels: list[str] = []
+    skipped: list[tuple[str, str]] = []
     with naming(path), path.open("rb") as file:
         tar = OpenFile(path)
         if tar.size == 0:

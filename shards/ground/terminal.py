@@ -93,7 +93,7 @@ def prepare() -> None:
 class _Output(io.FileIO):
     """Standard output, which says that it is what cannot be written."""
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int | None:  # type: ignore[override]  # typeshed: io.FileIO itself returns this
         """See `io.RawIOBase`."""
         try:
             return super().write(data)

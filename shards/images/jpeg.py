@@ -50,7 +50,8 @@ def read_header(payload: bytes | memoryview) -> JpegHeader | None:
     """The header of a JPEG; None for what is none, or has stray bytes or a cut before its first scan."""
     if bytes(payload[:2]) != b"\xff\xd8":
         return None
-    header, exif, xmp, place = JpegHeader(), [], b"", 2
+    header, xmp, place = JpegHeader(), b"", 2
+    exif: list[bytes] = []
     while place + 4 <= len(payload) and payload[place] == 0xFF:
         marker = payload[place + 1]
         if marker == 0xFF or marker in _WITHOUT_LENGTH:

@@ -33,7 +33,7 @@ _XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 class Layout(NamedTuple):
     """How a TIFF directory is laid out: `struct` formats of its count, an entry (tag, type, count) and an offset."""
 
-    count: str
+    num_entries: str
     entry: str
     offset: str
 
@@ -48,7 +48,7 @@ class Entry(NamedTuple):
 
     tag: int
     kind: int
-    count: int
+    num_values: int
     place: int
 
 
@@ -64,25 +64,26 @@ def directory(block: bytes) -> tuple[Layout, int] | None:
 
 def entries(block: bytes, layout: Layout, start: int) -> Iterator[Entry]:
     """Those of the directory at `start`, up to where it is cut."""
-    first = start + struct.calcsize(layout.count)
+    first = start + struct.calcsize(layout.num_entries)
     if first > len(block):
         return
-    [count] = struct.unpack_from(layout.count, block, start)
+    [count] = struct.unpack_from(layout.num_entries, block, start)
     size = layout.entry_bytes
     for place in range(first, min(first + count * size, len(block) - size + 1), size):
-        yield Entry(*struct.unpack_from(layout.entry, block, place), place + struct.calcsize(layout.entry))
+        tag, kind, num_values = struct.unpack_from(layout.entry, block, place)
+        yield Entry(tag, kind, num_values, place + struct.calcsize(layout.entry))
 
 
 def number(block: bytes, layout: Layout, entry: Entry) -> float | None:
     """The first number of an entry, 0 where it holds text or bytes; None for unknown types and values that are cut."""
     form = _NUMBERS.get(entry.kind, "")
     size = struct.calcsize(layout.offset[0] + form) if form else 1
-    if (not form and entry.kind not in _TEXTS) or entry.count < 1:
+    if (not form and entry.kind not in _TEXTS) or entry.num_values < 1:
         return None
     place = entry.place
-    if size * entry.count > struct.calcsize(layout.offset):
+    if size * entry.num_values > struct.calcsize(layout.offset):
         [place] = struct.unpack_from(layout.offset, block, place)
-    if place + size * entry.count > len(block):
+    if place + size * entry.num_values > len(block):
         return None
     first, *divisor = struct.unpack_from(layout.offset[0] + form, block, place) if form else (0,)
     return first if not divisor else first / divisor[0] if divisor[0] else 0

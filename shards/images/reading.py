@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageCms, TiffImagePlugin, features
+from PIL import Image, ImageCms, ImageFile, TiffImagePlugin, features
 
 from shards.ground.errors import InputError
 from shards.images import jpeg, orientation
@@ -167,10 +167,10 @@ def _open(payload: bytes, name: str) -> Image.Image:
         image = Image.open(io.BytesIO(payload), formats=(plugin,))
     except Image.UnidentifiedImageError as error:
         if header and header.is_ordinary:  # then the other decoder may read it, which takes no tables amiss
-            image = Image.fromarray(jpeg.decode(payload, header))
-            image.format = "JPEG"
-            image.info.update(info)
-            return image
+            decoded = Image.fromarray(jpeg.decode(payload, header))
+            decoded.format = "JPEG"
+            decoded.info.update(info)
+            return decoded
         raise ImageError(_UNKNOWN_TIFF if name == "tiff" else _DAMAGED) from error
     image.info.update(info)
     if name == "tiff":
@@ -194,12 +194,14 @@ def _bare_tiff(payload: bytes) -> tuple[bytes, dict[str, object]]:
     }
 
 
-def _mend_tiff(image: Image.Image) -> None:
+def _mend_tiff(image: ImageFile.ImageFile) -> None:
     """libtiff gives numbers in the order of this machine; Pillow takes those with signs, and floats, for the file's."""
     [tile] = image.tile
+    if tile.codec_name != "libtiff" or not isinstance(tile.args, tuple):
+        return
     fixed = {"I;16S": "I;16NS", "I;16BS": "I;16NS", "I;32S": "I;32NS", "I;32BS": "I;32NS", "F;32F": "F;32NF",
-              "F;32BF": "F;32NF"}.get(tile.args[0])
-    if fixed and tile.codec_name == "libtiff":
+             "F;32BF": "F;32NF"}.get(tile.args[0])
+    if fixed:
         image.tile = [tile._replace(args=(fixed, *tile.args[1:]))]
 
 
@@ -207,7 +209,7 @@ def _gif_goes_on(payload: bytes) -> bool:
     """Whether a GIF has a second frame, be it a damaged one; looking for it would spoil an image that is in use."""
     try:
         with Image.open(io.BytesIO(payload), formats=("GIF",)) as image:
-            return bool(image.is_animated)
+            return bool(getattr(image, "is_animated", True))
     except Exception:
         return True
 
@@ -252,11 +254,13 @@ def is_plain(image: Image.Image) -> bool:
     Args:
         image: opened, and not decoded yet: what it is decoded to has 8 bits in any case.
     """
+    if not isinstance(image, ImageFile.ImageFile):  # a JPEG that Pillow does not read
+        return False
     return (image.mode in ("L", "RGB") and "transparency" not in image.info and not _is_deep(image)
             and image.format not in ("AVIF", "HEIF") and not is_animated(image) and orientation_of(image) == 1)
 
 
-def _is_deep(image: Image.Image) -> bool:
+def _is_deep(image: ImageFile.ImageFile) -> bool:
     """Whether a file has more than 8 bits a channel, of which Pillow keeps 8 where it has three channels."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8
@@ -264,7 +268,7 @@ def _is_deep(image: Image.Image) -> bool:
     how = [tile[3] for tile in image.tile]
     if image.format == "PPM":
         return any(isinstance(arguments, tuple) and arguments[1] > 255 for arguments in how)
-    return image.format == "PNG" and any(";16" in arguments for arguments in how)
+    return image.format == "PNG" and any(isinstance(arguments, str) and ";16" in arguments for arguments in how)
 
 
 def to_rgb(image: Image.Image, *, srgb: bool = False) -> Image.Image:

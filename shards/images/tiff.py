@@ -56,10 +56,10 @@ def bare_tiff(payload: bytes) -> Page | None:
     if found is None:
         return None
     layout, start = found
-    first = start + struct.calcsize(layout.count)
+    first = start + struct.calcsize(layout.num_entries)
     if first > len(payload):
         return None
-    [count] = struct.unpack_from(layout.count, payload, start)
+    [count] = struct.unpack_from(layout.num_entries, payload, start)
     all_entries = list(entries(payload, layout, start))
     end = first + count * layout.entry_bytes
     if len(all_entries) < count:
@@ -73,7 +73,7 @@ def bare_tiff(payload: bytes) -> Page | None:
     is_big = layout.offset.endswith("Q")
     header = payload[: 8 if is_big else 4] + struct.pack(layout.offset, offset)
     body = payload[len(header) :] + bytes(len(payload) % 2)
-    page = struct.pack(layout.count, len(raw)) + b"".join(raw) + bytes(struct.calcsize(layout.offset))
+    page = struct.pack(layout.num_entries, len(raw)) + b"".join(raw) + bytes(struct.calcsize(layout.offset))
     values = {entry.tag: value for entry in all_entries
               if entry.tag in (*_OF_THE_PICTURE, TAG) and (value := number(payload, layout, entry)) is not None}
     return Page(header + body + page, as_orientation(values.get(TAG, UPRIGHT)), any(next_page), values)

@@ -81,7 +81,7 @@ def _histogram(title: str, tally: Tally, unit: str) -> str:
     else:
         bins = np.geomspace(low, high * 1.0001, 40)
         axes.set_xscale("log")
-    axes.hist(tally.values, bins=bins, weights=tally.counts, color="#2f6fde")
+    axes.hist(tally.values, bins=bins.tolist(), weights=tally.counts, color="#2f6fde")
     axes.set_xlabel(f"{unit}; half of them from {tally.quantile(0.25):.3g} to {tally.quantile(0.75):.3g}")
     return _svg(figure, axes, title)
 
@@ -97,7 +97,7 @@ def _svg(figure: plt.Figure, axes: plt.Axes, title: str) -> str:
     axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
-    axes.xaxis.label.set_size(8)
+    axes.xaxis.label.set_fontsize(8)
     figure.tight_layout()
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg")

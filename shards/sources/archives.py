@@ -142,7 +142,8 @@ class TarSource:
             yield left_out(json.dumps({"tar": name}), reason)
         folders = FreshKeys()
         for name in self._names:
-            keys, key_folder, skipped = FreshKeys(), folders.of_folder(name.removesuffix(".tar")), []
+            keys, key_folder = FreshKeys(), folders.of_folder(name.removesuffix(".tar"))
+            skipped: list[tuple[str, str]] = []
             try:
                 with self._open(name) as file:
                     for sample in walk(file, f"{self._folder.location}/{name}", skipped):

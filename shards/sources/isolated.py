@@ -28,7 +28,9 @@ def rows_apart(rows: Callable[[], Iterator[Any]], where: str, context: BaseConte
         InputError: what `rows` raises; or the process cannot be started, or died.
     """
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(rows, sending), daemon=True)
+    process = context.Process(  # type: ignore[attr-defined]  # typeshed: on each kind of context, not on their base
+        target=_send, args=(rows, sending), daemon=True
+    )
     try:
         process.start()
     except OSError as error:

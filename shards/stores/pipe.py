@@ -37,6 +37,7 @@ def run(command: str, write: Callable[[bytes], object], stall_s: float) -> None:
             script, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, pass_fds=(watched,),
             start_new_session=True,
         ) as process:
+            assert process.stdout is not None
             try:
                 _copy(process.stdout.fileno(), write, stall_s)
                 code = _exit_code(process, stall_s)

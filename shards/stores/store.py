@@ -15,6 +15,7 @@ import shlex
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -113,7 +114,7 @@ class Store:
             while not self._command and (done := file.tell()) < size:
                 progress(done)
                 end = min(size, done + REQUEST_BYTES)
-                file.write(self._patiently(name, lambda start=done, end=end: self._range(name, start, end, rest=True)))
+                file.write(self._patiently(name, partial(self._range, name, done, end, rest=True)))
             file.flush()
             os.fsync(file.fileno())
 
@@ -145,7 +146,7 @@ class Store:
             Missing, InputError: as `read`.
         """
         where = self._path(folder).rstrip("/")
-        found = {}
+        found: dict[tuple[str, bool], tuple[str, bool, int]] = {}
         for entry in self._patiently(folder, lambda: self._fs.ls(where, detail=True)):
             name = self._plain(entry["name"].removeprefix(f"{where}/").rstrip("/"))
             is_folder, inside = entry["type"] == "directory", entry["name"].startswith(f"{where}/")
@@ -249,7 +250,7 @@ class Store:
         return {"url": self.url, "patience_s": self.patience_s, "stall_s": self.stall_s}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+        Store.__init__(self, **state)
 
     def begin_in_process(self) -> None:
         """Reconnect in a forked process. What it inherited must not be closed, not even by being garbage-collected:

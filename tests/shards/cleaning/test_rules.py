@@ -284,6 +284,15 @@ def test_colours_of_16_bits_are_not_plain():
     assert Cleaning(plain=True).apply(ppm, "ppm")[1] == "png"
 
 
+def test_a_jpeg_that_pillow_does_not_read_is_made_plain():
+    payload = encoded(Image.fromarray(ramp()), "JPEG", quality=95)
+    odd = payload[:2] + b"\xff\x01" + payload[2:]  # a marker without a meaning, which libjpeg skips
+    with pytest.raises(Image.UnidentifiedImageError):
+        Image.open(io.BytesIO(odd))
+    stored, suffix, _ = Cleaning(plain=True).apply(odd, "jpg")
+    assert suffix == "jpg" and Image.open(io.BytesIO(stored)).size == (64, 48)
+
+
 def test_a_transparent_colour_is_not_plain():
     payload = encoded(Image.new("RGB", (9, 9), (1, 2, 3)), "PNG", transparency=(1, 2, 3))
     stored, _, _ = Cleaning(plain=True).apply(payload, "png")
