@@ -15,7 +15,7 @@ PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --upgrade-s
 	$(if $(WHEELS),--no-index --find-links '$(abspath $(WHEELS))')
 .DEFAULT_GOAL := help
 
-.PHONY: help setup wheels pretrain test test-fast slurm-packages slurm-test kill-test bench gpu-check lint clean
+.PHONY: help setup wheels pretrain test test-fast slurm-packages slurm-test kill-test bench gpu-check lint types clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -95,8 +95,12 @@ bench: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/inst
 gpu-check: | $(VENV)/strategies  ## is it right and how fast on this machine's GPU, in at most 8 minutes (docs/gpu-check.md)
 	$(BIN)/python benchmarks/gpu_check.py
 
-lint: $(VENV)/with-tests  ## style checks
+lint: $(VENV)/with-tests  ## style checks and types
 	$(BIN)/ruff check largescale shards launch tests benchmarks
+	@$(MAKE) --no-print-directory types
+
+types: $(VENV)/with-tests  ## mypy over both packages (pyproject.toml says how strict)
+	$(BIN)/mypy
 
 clean:  ## remove converted data and runs (keeps .venv)
 	rm -rf data runs

@@ -247,11 +247,13 @@ def _plan(arguments: argparse.Namespace) -> None:
         sys.stderr.write(f"data.shards={config.data.shards}: cannot be counted here, so ImageNet's {IMAGENET:,} images "
                          f"are assumed; pass --images N\n")
     request = Request(arguments.gpus, arguments.gpu, arguments.gpus_per_node, images, arguments.price)
-    found = compare(config, request) if arguments.compare else plan(config, request)
-    if arguments.json:
-        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    if arguments.compare:
+        plans = compare(config, request)
+        text = json.dumps(plans, indent=1) if arguments.json else side_by_side(plans)
     else:
-        sys.stdout.write((side_by_side(found) if arguments.compare else table(found)) + "\n")
+        found = plan(config, request)
+        text = json.dumps(found, indent=1) if arguments.json else table(found)
+    sys.stdout.write(text + "\n")
 
 
 def _num_images(config: Any) -> int:

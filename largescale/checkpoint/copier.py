@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch.distributed as dist
 
@@ -45,7 +46,7 @@ class Copier:
 
     def __init__(self, mirror: Mirror, folder: Path, verify: Callable[[], None] = lambda: None) -> None:
         self.mirror, self.folder, self._verify = mirror, folder, verify
-        self._group = dist.new_group(backend="gloo")
+        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))  # every rank is in it
         self._rounds: queue.SimpleQueue[tuple[bool, Future[str]]] = queue.SimpleQueue()
         self._last: Future[str] = Future()
         self._last.set_result("")

@@ -13,6 +13,7 @@ import shutil
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ class Mirror:
         """Copy this part of a published checkpoint's files."""
         for name, stamp in sorted(checkpoint.progress["files"].items())[part::parts]:
             source, target = str(checkpoint.path / name), f"{self._root}/{checkpoint.path.name}/{name}"
-            self._ask(lambda source=source, target=target: self._fs.put_file(source, target), stamp["size"])
+            self._ask(partial(self._fs.put_file, source, target), stamp["size"])
 
     def complete(self, checkpoint: Checkpoint) -> None:
         """Mark a copy as whole, once all its files are there."""
@@ -112,7 +113,7 @@ class Mirror:
             content = bytes_of(checkpoint.path / name)
             target = f"{self._root}/{checkpoint.path.name}/{name}"
             if content is not None:
-                self._ask(lambda target=target, content=content: self._fs.pipe_file(target, content))
+                self._ask(partial(self._fs.pipe_file, target, content))
 
     def remove_but(self, kept: set[int]) -> None:
         """Remove copies of steps that are not kept and lie before the newest kept one."""
@@ -120,7 +121,7 @@ class Mirror:
             if step not in kept and step < max(kept, default=0):
                 folder = f"{self._root}/step-{step:08d}"
                 self._remove(f"{folder}/{PROGRESS}")
-                self._ask(lambda folder=folder: self._fs.rm(folder, recursive=True))
+                self._ask(partial(self._fs.rm, folder, recursive=True))
 
     def fetch_newer(self, folder: Path) -> None:
         """Fetch the newest copy to the run's folder, unless that is as new. Called by one process.
@@ -140,7 +141,7 @@ class Mirror:
         mark = self._read(name, PROGRESS) or b""
         for file, size in _files(mark, f"{self.url}/{name}").items():
             source, target = f"{self._root}/{name}/{file}", str(temporary / file)
-            self._ask(lambda source=source, target=target: self._fs.get_file(source, target), size)
+            self._ask(partial(self._fs.get_file, source, target), size)
         if (rollbacks := self._read(name, ROLLBACKS)) is not None:
             (temporary / ROLLBACKS).write_bytes(rollbacks)
         (temporary / PROGRESS).write_bytes(mark)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -56,7 +56,7 @@ class Saver:
     ) -> None:
         self.folder, self.keep, self.keep_every, self.background = folder, keep, keep_every, background
         self._owner, self._verify, self._published = owner, verify, published
-        self._group = dist.new_group(backend="gloo")
+        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))  # every rank is in it
         self._rank = dist.get_rank()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._buffers: dict[str, Tensor] = {}
@@ -83,10 +83,12 @@ class Saver:
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream())
         # What a forward pass changes is copied before this returns; otherwise the copy would mix two steps.
-        at_once = state.keys() - until_update if self.background else state.keys()
+        at_once = state.keys() - until_update if self.background else set(state)
         self._copy(state, at_once)
         later = state.keys() - at_once
-        self._staged, self._written = staging, writing = Future(), Future()
+        staging: Future[None] = Future()
+        writing: Future[None] = Future()
+        self._staged, self._written = staging, writing
 
         def work() -> None:
             _settle(staging, lambda: self._copy(state, later))
@@ -174,7 +176,7 @@ class Saver:
 
 
 def _local(value: Tensor) -> Tensor:
-    return value.detach().to_local() if isinstance(value, DTensor) else value.detach()
+    return (value.to_local() if isinstance(value, DTensor) else value).detach()
 
 
 def _done() -> Future[None]:

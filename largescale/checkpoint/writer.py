@@ -44,9 +44,11 @@ class PieceWriter(HuggingFaceStorageWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this rank's pieces. Called by torch."""
-        pieces = {
-            item.index.fqn: (planner.resolve_data(item), list(item.tensor_data.chunk.offsets)) for item in plan.items
-        }
+        pieces: dict[str, tuple[Tensor, list[int]]] = {}
+        for item in plan.items:
+            piece = planner.resolve_data(item)
+            assert isinstance(piece, Tensor) and item.tensor_data is not None, "the saver is given tensors alone"
+            pieces[item.index.fqn] = (piece, list(item.tensor_data.chunk.offsets))
         if pieces:
             name = f"shard-{plan.storage_data['shard_index']:05d}-model-00001-of-00001.safetensors"
             self.stamps[name] = write_pieces(self.folder / name, pieces)
@@ -91,4 +93,4 @@ def _header(names: list[str], pieces: Mapping[str, tuple[Tensor, list[int]]]) ->
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

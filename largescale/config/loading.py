@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -80,7 +80,7 @@ def _checked(merged: Merged, path: str) -> Config:
         if missing:
             raise InputError(f"{path}: {missing[0]} is not set; add it to the file or pass {missing[0]}=VALUE")
         OmegaConf.resolve(values)
-        config = OmegaConf.to_object(values)
+        config = cast(Config, OmegaConf.to_object(values))
         _expand_home(config)
     except InputError:
         raise

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import is_dataclass
 from functools import cache
-from typing import Any, get_origin
+from typing import Any, cast, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -64,7 +64,7 @@ class Merged:
 
     def __init__(self, schema: type[Config]) -> None:
         self.schema = schema
-        self.values = copy.deepcopy(_defaults(schema))
+        self.values = copy.deepcopy(_defaults(schema))  # type: ignore[arg-type]  # mypy: as if instances were the keys
         self._moved = types_of(schema)["method"].moved
 
     def apply(self, content: dict[str, Any], origin: str) -> set[str]:
@@ -100,7 +100,7 @@ class Merged:
         Returns:
             The key and what was expected; empty if all fit.
         """
-        content = OmegaConf.to_container(self.values)
+        content = cast(dict[str, Any], OmegaConf.to_container(self.values))
         leaves = list(self._leaves(content, self.schema, "", ""))
         for place, element in enumerate(content["data"]["crops"]):
             leaves += self._leaves(element, CropGroup, "", f"data.crops[{place}].")

@@ -6,7 +6,6 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
-from functools import cache
 from typing import Any
 
 from largescale.config.schema import Config
@@ -37,7 +36,6 @@ def likeliest(key: str, known: Sequence[str]) -> list[str]:
     return [*begun[:1], *elsewhere[:1]] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
 
 
-@cache
 def all_keys(schema: type[Config]) -> list[str]:
     """The dotted names of all keys, in schema order; those of a list's elements as LIST[0].KEY."""
     return [key for key, _, _ in declarations(schema)]
@@ -48,7 +46,7 @@ def declarations(schema: type, prefix: str = "") -> Iterator[tuple[str, Field[An
     hints = types_of(schema)
     for item in fields(schema):
         key, hint = f"{prefix}{item.name}", hints[item.name]
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             yield from declarations(hint, f"{key}.")
             continue
         yield key, item, hint

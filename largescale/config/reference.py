@@ -100,7 +100,8 @@ def groups() -> dict[str, str]:
     def visit(schema: type, prefix: str) -> None:
         hints = types_of(schema)
         for item in fields(schema):
-            if is_dataclass(hint := hints[item.name]):
+            hint = hints[item.name]
+            if isinstance(hint, type) and is_dataclass(hint):
                 found[f"{prefix}{item.name}"] = str(hint.__doc__).partition("\n")[0]
                 visit(hint, f"{prefix}{item.name}.")
 

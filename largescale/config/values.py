@@ -65,7 +65,7 @@ def corpus_settings(data: DataConfig) -> list[tuple[str, float, str]]:
     return settings
 
 
-def _is_corpus(row: dict[object, object]) -> bool:
+def _is_corpus(row: dict[Any, Any]) -> bool:
     weight = row.get("weight", 1.0)
     return (
         {"path"} <= set(row) <= {"path", "weight", "subset"}

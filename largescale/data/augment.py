@@ -48,7 +48,8 @@ class Augment:
     ) -> None:
         self.config, self.mean, self.std = config, mean, std
         self.dtype, self.out_dtype = dtype, out_dtype or dtype
-        self._everywhere, self._compiled = compiled, None
+        self._everywhere = compiled
+        self._compiled: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None
 
     @torch.no_grad()
     def __call__(self, views: Tensor, draws: Tensor) -> Tensor:

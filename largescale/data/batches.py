@@ -185,7 +185,7 @@ class BatchMaker:
         return self.order.samples(np.arange(step, step + num_steps)[:, None], self.places[first:last])
 
     def _fill(
-        self, sample_id: int, epoch: int, draws: np.ndarray, number: int, buffers: Buffers, unreadable: Unreadable
+        self, sample_id: int, epoch: np.int64, draws: np.ndarray, number: int, buffers: Buffers, unreadable: Unreadable
     ) -> tuple[int, dict[str, float]]:
         tried = []
         for candidate in islice(self.reader.candidates(sample_id), self.data.max_skipped_in_row):
@@ -198,7 +198,7 @@ class BatchMaker:
                 read = time.perf_counter()
                 image = EncodedImage(raw, max_pixels=self.data.max_pixels)
                 if candidate != sample_id:
-                    draws = self._box_draws(np.array([candidate]), epoch)[0]
+                    draws = self._box_draws(np.array([candidate]), np.array([epoch]))[0]
                 boxes = self._sample_boxes(draws, image.height, image.width)
                 factor = reduction(boxes, self._sizes, self.data.scaled_decode) if image.reducible else 1
                 pixels = image.decode(factor, self._scratch())

@@ -57,7 +57,7 @@ class Corpus:
         """Identifies the samples in use and their order."""
         if self.subset is None:
             return self.manifest.fingerprint
-        return f"{self.manifest.fingerprint}/{xxhash.xxh3_128_hexdigest(np.ascontiguousarray(self.subset))}"
+        return f"{self.manifest.fingerprint}/{xxhash.xxh3_128_hexdigest(np.ascontiguousarray(self.subset).data)}"
 
     def check_files(self, part: int = 0, parts: int = 1) -> None:
         """Check that a part of the shards is there and whole; shards in a store are checked when they arrive.

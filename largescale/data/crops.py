@@ -11,6 +11,8 @@ that they cut the same content, and the views that come out are turned.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -115,7 +117,7 @@ def turn(view: Tensor, orientation: int) -> None:
     view.copy_(turned.flip([side for side, flipped in ((-2, UPSIDE_DOWN), (-1, MIRRORED)) if orientation in flipped]))
 
 
-_resize = torch._C._nn._upsample_bilinear2d_aa
+_resize: Callable[..., Tensor] = torch._C._nn._upsample_bilinear2d_aa
 """What interpolate(..., mode="bilinear", antialias=True) calls; here without a result that would have to be copied."""
 
 

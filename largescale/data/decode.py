@@ -79,6 +79,7 @@ class EncodedImage:
             SampleError: the bytes cannot be decoded.
         """
         if self._pixels is None:
+            assert self._header is not None, "what has no header was decoded at once"
             num_bytes = 3 * -(-self.stored[0] // reduction) * -(-self.stored[1] // reduction)
             with _training_errors():
                 pixels = read_jpeg(self._payload, self._header, reduction, scratch.of(num_bytes) if scratch else None)
@@ -91,7 +92,7 @@ def decode(sample: RawSample, *, max_pixels: int) -> Tensor:
     return EncodedImage(sample, max_pixels=max_pixels).decode()
 
 
-def _read(payload: memoryview, max_pixels: int) -> np.ndarray:
+def _read(payload: bytes, max_pixels: int) -> np.ndarray:
     with _training_errors():
         return read_rgb(payload, max_pixels=max_pixels)
 

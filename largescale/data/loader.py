@@ -15,7 +15,7 @@ import os
 import signal
 import traceback
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
@@ -128,7 +128,7 @@ class Loader:
     """
 
     def __init__(
-        self, maker: BatchMaker, steps: Collection[int], *, processes: int, threads: int, slots: int,
+        self, maker: BatchMaker, steps: Iterable[int], *, processes: int, threads: int, slots: int,
         position: Position, stall_s: float, pin: bool,
     ) -> None:
         self._maker, self._steps, self._position, self._stall_s = maker, iter(steps), position, stall_s

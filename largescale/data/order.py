@@ -20,11 +20,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 
 from largescale.data.random import hash_coordinates, permute
 from shards.ground.errors import InputError
+
+Steps = TypeVar("Steps", int, np.ndarray)
 
 VERSION = 2
 """Version of the order, kept in checkpoints. Version 1 left out the last positions: with one shard, always the same."""
@@ -120,7 +123,7 @@ class Order:
         self.per_stream = global_batch // streams
         self._epoch_layout = lru_cache(maxsize=2)(self._layout)
 
-    def epoch(self, step: int | np.ndarray) -> int | np.ndarray:
+    def epoch(self, step: Steps) -> Steps:
         """The epoch that a global step belongs to, from 0."""
         return step // self.steps_per_epoch
 

@@ -40,7 +40,7 @@ def uniform(*coordinates: int | np.ndarray, num: int) -> np.ndarray:
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def permute(positions: np.ndarray, size: np.ndarray, key: np.ndarray, rounds: int = 6) -> np.ndarray:
+def permute(positions: np.ndarray, size: int | np.ndarray, key: np.ndarray, rounds: int = 6) -> np.ndarray:
     """A keyed permutation of [0, size) evaluated at `positions`, without materialising it.
 
     A balanced Feistel network on the next even power of two, cycle-walked back into the range: memory O(1),

@@ -8,10 +8,10 @@ number nor the number of ranks changes what a sample looks like.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Generator
+from collections.abc import Generator, Iterable, Sized
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -58,6 +58,10 @@ class Batch:
     def inputs(self) -> Views:
         """The part of the batch that the method sees."""
         return Views(self.views, self.ids.to(self.views[0].device, non_blocking=True), self.facts)
+
+
+class Steps(Sized, Iterable[int], Protocol):
+    """Data steps in the order in which they are trained on, and how many they are."""
 
 
 class Stream:
@@ -110,7 +114,8 @@ class Stream:
 
     def _augments(self, dtype: torch.dtype) -> list[Augment]:
         """How views are augmented, by crop group; equal settings share what is compiled."""
-        data, found = self.data, []
+        data = self.data
+        found: list[Augment] = []
         for place in range(len(data.crops)):
             config = augment_of_group(data, place)
             found.append(next((other for other in found if other.config == config), None) or Augment(
@@ -136,7 +141,7 @@ class Stream:
         for corpus in self.corpora:
             corpus.check_files(self._rank, self._world_size)
 
-    def __call__(self, data_steps: Collection[int]) -> Generator[Batch]:
+    def __call__(self, data_steps: Steps) -> Generator[Batch]:
         """Batches of these data steps, in this order, views augmented on the device; to be closed if left early.
 
         Raises:
@@ -159,7 +164,7 @@ class Stream:
                 before = {}
                 yield batch
 
-    def _loaded(self, data_steps: Collection[int]) -> Generator[Batch]:
+    def _loaded(self, data_steps: Steps) -> Generator[Batch]:
         processes, threads = self.counts
         loader = Loader(
             self.batches, data_steps, processes=processes, threads=threads, slots=self.data.prefetch,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -78,7 +79,7 @@ def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group, ctx.shape = group, rows.shape
         whole = rows.new_empty(dist.get_world_size(group) * len(rows), *rows.shape[1:])
         with exchanging("rows of the batch"):
@@ -86,7 +87,7 @@ class _GatherRows(torch.autograd.Function):
         return whole
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         piece = gradient.new_empty(ctx.shape)
         with exchanging("rows of the batch"):
             reduce_scatter(piece, gradient.contiguous(), ctx.group)

@@ -15,7 +15,7 @@ from torch.distributed.run import main as torchrun
 
 from shards.ground.terminal import fail_line
 
-_WHY = {
+_WHY: dict[int, str] = {
     signal.SIGKILL: "by hand, or by the kernel because memory ran out: lower train.global_batch, raise "
                     "train.accumulate, or start fewer ranks on this machine",
 }

@@ -149,7 +149,9 @@ def extract(
 def can_be_read(corpus: Corpus, config: Config, known: Tensor) -> bool:
     """Whether labelled samples other than `known`, which had to be left out, can be read by now."""
     missing = torch.ones(corpus.manifest.num_samples, dtype=torch.bool).scatter_(0, known, False).nonzero()
-    images = LabelledImages(corpus, config) if len(missing) else None
+    if len(missing) == 0:
+        return False
+    images = LabelledImages(corpus, config)
     return any(images.reader.label(number) >= 0 and images[number][2] is not None
                for number in missing.flatten().tolist())
 
@@ -191,7 +193,9 @@ def _check_finite(name: str, features: Tensor, shards: str) -> None:
 
 def _begin_in_worker(_: int) -> None:
     stopping.live_and_die_with_parent()
-    get_worker_info().dataset.reader.begin_in_process(lambda text: None)
+    worker = get_worker_info()
+    assert worker is not None and isinstance(worker.dataset, LabelledImages)
+    worker.dataset.reader.begin_in_process(lambda text: None)
 
 
 def pixels(images: Tensor) -> Tensor:

@@ -50,8 +50,8 @@ class FeatureSet:
         """
         try:
             with safe_open(path, framework="pt") as file:
-                tensors = [file.get_tensor(name) for name in ("features", "labels", "ids")]
+                features, labels, ids = (file.get_tensor(name) for name in ("features", "labels", "ids"))
                 about = json.loads(file.metadata()[_ABOUT])
-                return FeatureSet(*tensors, tuple(about["classes"]), about["made_from"])
+                return FeatureSet(features, labels, ids, tuple(about["classes"]), about["made_from"])
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: not readable ({error}); delete it and evaluate again") from error

@@ -58,9 +58,9 @@ def features_of_run(
         made["pixels", 0], made["pixels", 1] = drop_equal_channels(made["pixels", 0], made["pixels", 1])
     for (name, place), features in made.items():
         features.save(path_of(run_dir, name, PARTS[place]), wanted[name, place])
-    features = {**kept, **made}
-    _keep_exemplars(config, run_dir, networks, features["pretrained", 0], wanted["pretrained", 0])
-    return {name: features[name, 0] for name in names}, {name: features[name, 1] for name in names}
+    whole = {place: one for place, one in kept.items() if one is not None} | made
+    _keep_exemplars(config, run_dir, networks, whole["pretrained", 0], wanted["pretrained", 0])
+    return {name: whole[name, 0] for name in names}, {name: whole[name, 1] for name in names}
 
 
 def _stamp(name: str, place: int, config: Config, checkpoint: Checkpoint, shards: tuple[Stamp, Stamp]) -> Stamp:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -69,12 +70,12 @@ def linear_probe(
 
     order = torch.randperm(len(train), generator=generator)
     held, fit = order.tensor_split([max(1, int(len(train) * _HELD_OUT))])
-    settings = {"epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay, "generator": generator}
-    tried = _train(x[fit], train.labels[fit], num_classes, learning_rates, **settings)
+    trained = partial(_train, epochs=epochs, batch_size=batch_size, weight_decay=weight_decay, generator=generator)
+    tried = trained(x[fit], train.labels[fit], num_classes, learning_rates)
     sweep = {rate: _top_k(x[held], train.labels[held], w, 1) for rate, w in zip(learning_rates, tried, strict=True)}
 
     rate = max(sweep, key=lambda candidate: sweep[candidate])
-    weight = _train(x, train.labels, num_classes, [rate], **settings)[0]
+    weight = trained(x, train.labels, num_classes, [rate])[0]
     if not weight.isfinite().all():
         raise InputError(f"linear probe: diverged at learning rate {rate:g}, the best of evaluate.linear_rates="
                          f"{list(learning_rates)}; add smaller ones")
@@ -91,7 +92,7 @@ def _standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     mean, std = train.double().mean(0), train.double().std(0)
     constant = std <= torch.finfo(train.dtype).eps * mean.abs()
     scale = torch.where(constant, 0.0, 1 / std)
-    return tuple(((part.double() - mean) * scale).to(train.dtype) for part in (train, test))
+    return ((train.double() - mean) * scale).to(train.dtype), ((test.double() - mean) * scale).to(train.dtype)
 
 
 def _train(

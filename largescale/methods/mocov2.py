@@ -67,6 +67,7 @@ class MoCoV2(Contrastive):
 
     title = "MoCo v2"
     Settings = Settings
+    queue: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()

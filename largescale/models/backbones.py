@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torchvision
@@ -60,7 +60,7 @@ class ResNet(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.num_features = channels
+        self.width, self.num_features = width, channels
         _initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -96,10 +96,12 @@ def build_backbone(config: ModelConfig) -> tuple[nn.Module, int]:
 def stages(backbone: nn.Module) -> list[nn.Sequential]:
     """The stages of a backbone that `build_backbone` made, each a sequence of residual blocks."""
     if isinstance(backbone, ResNet):
-        return list(backbone.stages)
-    if isinstance(backbone, RegNet):
-        return list(backbone.trunk_output)
-    return [backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4]
+        found = backbone.stages.children()
+    elif isinstance(backbone, RegNet):
+        found = backbone.trunk_output.children()
+    else:
+        found = (backbone.get_submodule(f"layer{number}") for number in (1, 2, 3, 4))
+    return [cast(nn.Sequential, stage) for stage in found]
 
 
 def chosen_blocks(backbone: nn.Module, numbers: list[int], *, key: str) -> list[nn.Module]:
@@ -165,24 +167,24 @@ def _conv3x3(width: int, stride: int) -> nn.Conv2d:
 
 def _with_stem(network: ResNet, stem: str) -> tuple[ResNet, int]:
     if stem != "imagenet":
-        network.stem[0] = _conv3x3(network.stem[0].out_channels, 2 if stem == "3x3s2" else 1)
+        network.stem[0] = _conv3x3(network.width, 2 if stem == "3x3s2" else 1)
         network.stem[3] = nn.Identity()
     return network, network.num_features
 
 
-def _resnet_stem(network: nn.Module, stem: str) -> None:
+def _resnet_stem(network: torchvision.models.ResNet, stem: str) -> None:
     if stem != "imagenet":
         network.conv1 = _conv3x3(network.conv1.out_channels, 2 if stem == "3x3s2" else 1)
         network.maxpool = nn.Identity()
 
 
-def _regnet_stem(network: nn.Module, stem: str) -> None:
+def _regnet_stem(network: RegNet, stem: str) -> None:
     # RegNet's published stem is the 3x3 convolution of stride 2 already.
     if stem == "3x3":
         network.stem[0] = _conv3x3(network.stem[0].out_channels, 1)
 
 
-_STEMS: dict[str, Callable[[nn.Module, str], None]] = {"resnet": _resnet_stem, "regnet": _regnet_stem}
+_STEMS: dict[str, Callable[[Any, str], None]] = {"resnet": _resnet_stem, "regnet": _regnet_stem}
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -13,7 +13,7 @@ import math
 import torch
 import xxhash
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -45,8 +45,8 @@ def initialise_pieces(network: nn.Module, seed: int) -> None:
         for key, parameter in module.named_parameters(recurse=False):
             _keep_piece(parameter, _draw(module, key, tuple(parameter.shape), f"{seed} {name}.{key}"))
     for module in network.modules():
-        if hasattr(module, "finish_initialisation"):
-            module.finish_initialisation()
+        if finish := getattr(module, "finish_initialisation", None):
+            finish()
 
 
 def _draw(module: nn.Module, key: str, shape: tuple[int, ...], name: str) -> Tensor:
@@ -66,7 +66,7 @@ def _draw(module: nn.Module, key: str, shape: tuple[int, ...], name: str) -> Ten
 def _keep_piece(parameter: Tensor, whole: Tensor) -> None:
     if isinstance(parameter, DTensor):
         # FSDP2 cuts dimension 0 into equal chunks, the last ones of which may be short or empty.
-        [(mesh_dim, placement)] = [(dim, p) for dim, p in enumerate(parameter.placements) if p.is_shard()]
+        [(mesh_dim, placement)] = [(dim, p) for dim, p in enumerate(parameter.placements) if isinstance(p, Shard)]
         chunks = whole.chunk(parameter.device_mesh.size(mesh_dim), placement.dim)
         place = parameter.device_mesh.get_local_rank(mesh_dim)
         whole = chunks[place] if place < len(chunks) else whole.narrow(placement.dim, 0, 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from largescale.models.backbones import chosen_blocks
 from largescale.models.running_statistics import statistics_untouched
+
+_Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
+"""Around a block when it is computed, and when it is computed again."""
 
 
 def recompute_activations(backbone: nn.Module, numbers: list[int]) -> None:
@@ -30,11 +34,11 @@ def recompute_activations(backbone: nn.Module, numbers: list[int]) -> None:
         block.forward = partial(_checkpointed, block.forward, partial(_contexts, norms))
 
 
-def _checkpointed(forward: Callable[[Tensor], Tensor], contexts: Callable[[], object], x: Tensor) -> Tensor:
+def _checkpointed(forward: Callable[[Tensor], Tensor], contexts: Callable[[], _Contexts], x: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(x)
     return checkpoint(forward, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
-def _contexts(norms: list[_BatchNorm]) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+def _contexts(norms: list[_BatchNorm]) -> _Contexts:
     return nullcontext(), statistics_untouched(norms)

@@ -15,13 +15,15 @@ def statistics_untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
 
     Momentum 0 leaves running statistics as they are; without them torch would save other tensors for the backward pass.
     """
-    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in modules
-              if isinstance(norm, _BatchNorm) and norm.training]
-    for norm, _, _ in before:
+    norms = [(norm, norm.momentum) for norm in modules if isinstance(norm, _BatchNorm) and norm.training]
+    counts = [(norm.num_batches_tracked, norm.num_batches_tracked.clone()) for norm, _ in norms
+              if norm.num_batches_tracked is not None]
+    for norm, _ in norms:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum, count in before:
+        for norm, momentum in norms:
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+        for count, before in counts:
+            count.copy_(before)

@@ -7,6 +7,8 @@ not. The result differs in rounding alone, whatever the batch.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +34,7 @@ class SmallMapConv2d(nn.Conv2d):
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         # [K, C, 3, 3] to [K, 9 C], in the order of the patches: a copy, so that it is kept.
         matrix = weight.permute(0, 2, 3, 1).flatten(1)
         ctx.save_for_backward(x, matrix)
@@ -42,7 +44,7 @@ class _Product(torch.autograd.Function):
         return product.view(*patches.shape[:3], -1).permute(0, 3, 1, 2)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, matrix = ctx.saved_tensors
         patches = _patches(x, ctx.stride)
         rows = grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1])
@@ -66,7 +68,7 @@ def multiply_small_maps(network: nn.Module) -> None:
     """Replace the convolutions of a network on a CPU that may see small maps, keeping their parameters."""
     for name, child in network.named_children():
         if type(child) is nn.Conv2d and _can_multiply(child):
-            replacement = SmallMapConv2d(child.in_channels, child.out_channels, 3, child.stride, 1, bias=False,
+            replacement = SmallMapConv2d(child.in_channels, child.out_channels, 3, child.stride[0], 1, bias=False,
                                          device="meta")
             replacement.weight = child.weight
             setattr(network, name, replacement)

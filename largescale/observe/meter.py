@@ -56,8 +56,8 @@ class Meter:
         self._images += len(batch.ids)
         for name, value in batch.costs.items():
             self._costs[name] += value
-        for name, value in output.signs.items():
-            self._signs[name] += value
+        for name, sign in output.signs.items():
+            self._signs[name] += sign
 
     def summary(self) -> dict[str, Any]:
         """The interval's metrics, equal on all ranks but for times.

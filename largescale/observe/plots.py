@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
@@ -13,11 +13,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType  # matplotlib 3.8 has no such name yet
+
 INK, FAINT, ACCENT, SECOND = "#1f2933", "#9aa5b1", "#2f6fde", "#e08a1e"
 CLASS_COLOURS = ("#2f6fde", "#e08a1e", "#2a9d6f", "#d1495b", "#8f63c7", "#8a5a3b", "#e377b0", "#6b7280", "#b5a511",
                  "#1fa7b8")
 
-_STYLE: dict[str, Any] = {
+_STYLE: dict[RcKeyType, Any] = {
     "font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT,
     "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": "#e4e7eb", "grid.linewidth": 0.8, "axes.axisbelow": True, "axes.titlesize": 10.5,

@@ -203,7 +203,9 @@ def _neighbours(run_dir: Path, config: Config) -> tuple[str, str]:
 
 
 def _exemplars(run_dir: Path, config: Config) -> tuple[str, str]:
-    name = method_class(config).exemplars.name
+    shown = method_class(config).exemplars
+    assert shown is not None, "only called where the method has some"
+    name = shown.name
     kept = exemplars.load(exemplars.path_of(run_dir, name))
     if kept is None:
         raise InputError("Needs `largescale evaluate knn RUN`.")

@@ -109,7 +109,7 @@ class LARS(Optimizer):
         self.flat_layouts: dict[Tensor, FlatLayout] = {}
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure: a step has one backward
         """One update of all parameters that have a gradient."""
         if closure is not None:
             raise ValueError("LARS.step takes no closure")
@@ -158,12 +158,14 @@ class LARS(Optimizer):
         sizes = [pieces.num_slots for pieces in groups]
         if not parameters:
             return [(torch.empty(0), torch.empty(0)) for _ in groups]
-        squares = norms(tensors).square().view(2, -1) if tensors else None
         if any(parameter in self.flat_layouts for parameter in parameters):
-            squares = self._spread(squares, groups, parameters[0].device)
+            held = norms(tensors).square().view(2, -1) if tensors else None
+            squares = self._spread(held, groups, parameters[0].device)
             _sum_over(squares, self.flat_group)
-        elif (shards := shard_group(parameters)) is not None:
-            _sum_over(squares, shards)
+        else:
+            squares = norms(tensors).square().view(2, -1)
+            if (shards := shard_group(parameters)) is not None:
+                _sum_over(squares, shards)
         weight_norms, grad_norms = squares.sqrt()
         return list(zip(weight_norms.split(sizes), grad_norms.split(sizes), strict=True))
 
@@ -197,8 +199,10 @@ class _Pieces(NamedTuple):
 
     def add(self, slot: int, weight: Tensor, grad: Tensor, momentum: Tensor) -> None:
         # One entry in each of the fields `slots` to `momenta`: `step` relies on equal positions being the same piece.
-        for values, value in zip(self[1:5], (slot, weight, grad, momentum), strict=True):
-            values.append(value)
+        self.slots.append(slot)
+        self.weights.append(weight)
+        self.grads.append(grad)
+        self.momenta.append(momentum)
 
 
 def _trust_ratios(weight_norms: Tensor, grad_norms: Tensor, group: dict[str, Any]) -> Tensor:

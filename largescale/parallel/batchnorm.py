@@ -6,6 +6,8 @@ the fused kernels of ordinary BatchNorm, so it costs little more than those. On 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -23,7 +25,9 @@ class _SyncBatchNorm(torch.autograd.Function):
     """y = (x - mean) * invstd * weight + bias, with mean and variance over the rows of all ranks."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: dist.ProcessGroup | None):
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: dist.ProcessGroup | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         mean, var, count = _global_statistics(x, group)
         ctx.save_for_backward(x, weight, mean, var)
         ctx.eps, ctx.count, ctx.group = eps, count, group
@@ -31,7 +35,9 @@ class _SyncBatchNorm(torch.autograd.Function):
         return torch.nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), mean, var
 
     @staticmethod
-    def backward(ctx, grad: Tensor, _mean_grad: Tensor, _var_grad: Tensor):
+    def backward(
+        ctx: Any, grad: Tensor, _mean_grad: Tensor, _var_grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, weight, mean, var = ctx.saved_tensors
         # The kernel of evaluation mode gives the local sums of grad and grad * x_hat together with grad * invstd *
         # weight; training mode differs by a correction that is linear in x, made from the sums of all ranks.
@@ -87,6 +93,10 @@ class SyncBatchNorm(_BatchNorm):
     """
 
     group: dist.ProcessGroup | None = None
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.dim() < 2:
@@ -135,10 +145,10 @@ def average_statistics(module: nn.Module, group: dist.ProcessGroup | None = None
 
     Collectives: every rank of the group must call it; one all-reduce.
     """
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.running_mean is not None]
-    if not norms or dist.get_world_size(group) == 1:
+    buffers = [buffer for norm in module.modules() if isinstance(norm, _BatchNorm)
+               for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
+    if not buffers or dist.get_world_size(group) == 1:
         return
-    buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
     flat = torch.cat([buffer.flatten() for buffer in buffers])
     dist.all_reduce(flat, group=group)
     flat /= dist.get_world_size(group)

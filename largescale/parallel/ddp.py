@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -24,6 +25,8 @@ _SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS els
 class DDPEngine(Engine):
     """Whole copies; gradients are averaged in buckets behind the backward pass."""
 
+    wrapped: DistributedDataParallel
+
     def gradient_sync(self, last: bool) -> AbstractContextManager[object]:
         return nullcontext() if last else self.wrapped.no_sync()
 
@@ -32,11 +35,12 @@ def build(method: Method, config: Config, device: torch.device) -> Engine:
     """Wrap a method in DDP. Collectives: every rank must call it; rank 0's weights are sent to all."""
     # torch remarks that a 1x1 convolution has two equal layouts; nothing is to be done about it.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    options: dict[str, Any] = {_SYNC_BUFFERS: False}
     wrapped = DistributedDataParallel(
         method,
         device_ids=[device.index] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        **{_SYNC_BUFFERS: False},
+        **options,
     )
     optimizer = build_optimizer(method, method.roles(), config.optim)
     return DDPEngine(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from shards.ground.errors import InputError
 
 class FairScaleEngine(Engine):
     """`optimizer` is the one of this rank's own parameters; `oss` wraps it."""
+
+    wrapped: Any  # FairScale has no types
+    oss: Any
 
     def gradient_sync(self, last: bool) -> AbstractContextManager[object]:
         return nullcontext() if last else self.wrapped.no_sync()

@@ -12,12 +12,12 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from largescale.config import Config
@@ -65,8 +65,9 @@ class FSDPEngine(Engine):
 
     def gradient_sync(self, last: bool) -> AbstractContextManager[object]:
         # Until the last micro-batch gradients add up unsharded: memory for communication.
-        self.wrapped.set_requires_gradient_sync(last)
-        self.wrapped.set_is_last_backward(last)
+        sharded = cast(FSDPModule, self.wrapped)
+        sharded.set_requires_gradient_sync(last)
+        sharded.set_is_last_backward(last)
         return nullcontext()
 
 
@@ -146,6 +147,6 @@ def _units(method: nn.Module, min_parameters: int) -> list[nn.Module]:
 
 def _shard_norms(module: nn.Module, shared: dict[str, Any]) -> None:
     """Put the BatchNorms of a module that no inner unit has yet into one float32 unit: one gather for all."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and not hasattr(m, "unshard")]
+    norms: list[nn.Module] = [m for m in module.modules() if isinstance(m, _BatchNorm) and not hasattr(m, "unshard")]
     if norms:
         fully_shard(norms, mp_policy=_AS_STORED, reshard_after_forward=False, **shared)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -36,8 +36,25 @@ _BUCKET_ELEMENTS = 25_000_000
 """Gradients that DeepSpeed collects before it reduces them, where no single one is larger."""
 
 
+class Cut(nn.Parameter):
+    """For type checkers: what stage 3 adds to a parameter.
+
+    Attributes:
+        ds_numel, ds_shape: of the whole.
+        ds_tensor: this rank's piece, padded to `partition_numel()` elements.
+    """
+
+    ds_numel: int
+    ds_shape: torch.Size
+    ds_tensor: Tensor
+    partition_numel: Callable[[], int]
+
+
 class ZeroEngine(Engine):
     """`wrapped` is DeepSpeed's engine, `zero` its sharded optimizer around ours."""
+
+    wrapped: Any  # DeepSpeed has no types
+    zero: Any
 
     def __init__(self, *, stage: int, offload: bool, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -56,7 +73,7 @@ class ZeroEngine(Engine):
 
     def gradients(self) -> list[Tensor]:
         if self.offload:
-            return [flat.grad for flat in self.layouts]
+            return [flat.grad for flat in self.layouts if flat.grad is not None]
         return [grad for group in range(len(self.layouts)) for grad in self.zero.averaged_gradients[group]]
 
     def gradient_replicas(self) -> int:
@@ -65,8 +82,9 @@ class ZeroEngine(Engine):
     def pieces(self, parameter: Tensor) -> list[Tensor]:
         if self.stage < 3:
             return [parameter.detach()]
-        gathered = parameter.data.shape == parameter.ds_shape  # small ones stay whole, beside their pieces
-        return [parameter.ds_tensor.detach(), *([parameter.detach()] if gathered else [])]
+        cut = cast(Cut, parameter)
+        gathered = cut.data.shape == cut.ds_shape  # small ones stay whole, beside their pieces
+        return [cut.ds_tensor.detach(), *([cut.detach()] if gathered else [])]
 
     def step_optimizer(self) -> None:
         self.wrapped.step()
@@ -107,22 +125,22 @@ class ZeroEngine(Engine):
             self.zero.update_lp_params()
             return
         for flat, number, name in self._places():
-            parameter, layout = self.parameters_of[flat][number], self.layouts[flat]
+            parameter, layout = cast(Cut, self.parameters_of[flat][number]), self.layouts[flat]
             for fragment in layout.fragments:
                 if fragment.parameter == number:
                     parameter.ds_tensor.view(-1)[: fragment.numel].copy_(_stretch(flat, fragment))
             self._take_if_gathered(parameter, state[f"model.{name}"])
         for name, parameter in self._frozen_pieces():
             start, held = _own_stretch(parameter)
-            whole = state[f"model.{name}"].full_tensor().view(-1)
+            whole = _whole(state[f"model.{name}"]).view(-1)
             parameter.ds_tensor.view(-1)[:held].copy_(whole.narrow(0, start, held))
             self._take_if_gathered(parameter, state[f"model.{name}"])
 
     @staticmethod
-    def _take_if_gathered(parameter: nn.Parameter, value: DTensor) -> None:
+    def _take_if_gathered(parameter: nn.Parameter, value: Tensor) -> None:
         """Small parameters stay whole on every rank, beside their pieces."""
         if parameter.data.shape == value.shape:
-            parameter.data.copy_(value.full_tensor())
+            parameter.data.copy_(_whole(value))
 
     def _groups(self) -> list[list[nn.Parameter]]:
         return self.zero.fp16_groups if self.stage == 3 else self.zero.bit16_groups
@@ -133,13 +151,14 @@ class ZeroEngine(Engine):
             for number, parameter in enumerate(parameters):
                 yield flat, number, self.names[id(parameter)]
 
-    def _frozen_pieces(self) -> list[tuple[str, nn.Parameter]]:
+    def _frozen_pieces(self) -> list[tuple[str, Cut]]:
         """Parameters that are not trained, of which this rank holds a piece; in stages 1 and 2 they are whole."""
         if self.stage < 3:
             return []
-        return [(name, parameter) for name, parameter in self.method.named_parameters() if not parameter.requires_grad]
+        return [(name, cast(Cut, parameter)) for name, parameter in self.method.named_parameters()
+                if not parameter.requires_grad]
 
-    def _frozen(self, parameter: nn.Parameter) -> DTensor:
+    def _frozen(self, parameter: Cut) -> DTensor:
         """One of these as a DTensor cut along its first axis. Collectives: one all-reduce of the whole."""
         start, held = _own_stretch(parameter)
         whole = torch.zeros(parameter.ds_numel, dtype=parameter.dtype, device=self.all_ranks.device_type)
@@ -169,7 +188,7 @@ class ZeroEngine(Engine):
         )
 
     def _copy_in(self, values: Tensor, loaded: Tensor, flat: Tensor, number: int) -> None:
-        whole = loaded.full_tensor().view(-1)
+        whole = _whole(loaded).view(-1)
         for fragment in self.layouts[flat].fragments:
             if fragment.parameter == number:
                 _stretch(values, fragment).copy_(whole.narrow(0, fragment.start, fragment.numel))
@@ -204,7 +223,13 @@ def _normalize_rows(flat: Tensor, layout: FlatLayout) -> None:
         _stretch(flat, fragment).div_(lengths[own_rows])
 
 
-def _own_stretch(parameter: nn.Parameter) -> tuple[int, int]:
+def _whole(loaded: Tensor) -> Tensor:
+    """A tensor of a loaded state in one piece. Collectives: one all-gather."""
+    assert isinstance(loaded, DTensor)
+    return loaded.full_tensor()
+
+
+def _own_stretch(parameter: Cut) -> tuple[int, int]:
     """First element and number of elements that this rank holds of a parameter that stage 3 has cut."""
     start = min(rank() * parameter.partition_numel(), parameter.ds_numel)
     return start, min(parameter.partition_numel(), parameter.ds_numel - start)

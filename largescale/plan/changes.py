@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -100,7 +100,7 @@ def _sharding(config: Config, ranks: int) -> dict[str, object]:
     return {"parallel.strategy": "fsdp"} if ranks > 1 and parallel.strategy not in ("fsdp", "zero3") else {}
 
 
-def _changed(config: Config, *parts: dict[str, object]) -> tuple[list[str], Config]:
+def _changed(config: Config, *parts: Mapping[str, object]) -> tuple[list[str], Config]:
     """The overrides, as they are typed, and the configuration with them."""
     values = {key: value for part in parts for key, value in part.items()}
     for key, value in values.items():

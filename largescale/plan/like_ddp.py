@@ -44,6 +44,7 @@ class Buckets(StandIn):
 @torch.no_grad()
 def _move(place: Tensor, parameter: Tensor) -> None:
     """Bring a parameter's gradient to its place in the bucket."""
+    assert parameter.grad is not None
     if parameter.grad is not place:  # later micro-batches add to it there
         place.copy_(parameter.grad)
         parameter.grad = place

@@ -29,7 +29,9 @@ from largescale.processes import world_size
 
 
 class ShardedData(StandIn):
-    """In the place of both, on the rank that owns most."""
+    """In the place of both, on the rank that owns most; `inner` is the optimizer of what it owns."""
+
+    inner: torch.optim.Optimizer
 
     def __init__(self, method: Method, groups: list[dict[str, Any]]) -> None:
         super().__init__(method)
@@ -64,9 +66,12 @@ class ShardedData(StandIn):
     def _send(self, parameter: Tensor) -> None:
         if not self.synchronises:
             return
-        parameter.grad.mul_(1 / world_size())
+        gradient = parameter.grad
+        assert gradient is not None
+        gradient.mul_(1 / world_size())
         with exchanging(WEIGHTS):
-            dist.reduce(parameter.grad, dst=self.owners[parameter])
+            dist.reduce(gradient, dst=self.owners[parameter])
+        del gradient  # else it would still be held behind the next line
         if self.owners[parameter] != self.rank:
             parameter.grad = None
 

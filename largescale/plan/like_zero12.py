@@ -86,6 +86,7 @@ class Zero12(StandIn):
     def _collect(self, parameter: Tensor) -> None:
         if self._filled + parameter.numel() > self.bucket_size:
             self._reduce()
+        assert self._bucket is not None and parameter.grad is not None
         place = self._bucket.narrow(0, self._filled, parameter.numel())
         place.copy_(parameter.grad.view(-1))
         parameter.grad = place.view_as(parameter)
@@ -94,6 +95,7 @@ class Zero12(StandIn):
 
     def _reduce(self) -> None:
         if self._waiting:
+            assert self._bucket is not None
             summed = self._bucket.narrow(0, 0, self._filled).div_(world_size()).clone()
             with exchanging(WAITED):
                 dist.all_reduce(summed)
@@ -108,6 +110,7 @@ class Zero12(StandIn):
     def _keep(self, parameter: Tensor) -> None:
         if self._kept is None:
             self._kept = torch.empty(sum(p.numel() for group in self.own for p in group), dtype=parameter.dtype)
+        assert parameter.grad is not None
         place = self._kept.narrow(0, self._num_kept, parameter.numel())
         place.copy_(parameter.grad.view(-1))
         parameter.grad = place.view_as(parameter)
@@ -115,7 +118,7 @@ class Zero12(StandIn):
 
     def _finish_backward(self) -> None:
         self._reduce()
-        gradients = [[parameter.grad for parameter in group] for group in self.own]
+        gradients = [[parameter.grad for parameter in group if parameter.grad is not None] for group in self.own]
         if self._accumulated is None:
             self._accumulated = gradients
         else:
@@ -155,7 +158,7 @@ def _flat(parameters: list[Tensor]) -> Tensor:
     return in_one_piece(parameters, -(-sum(p.numel() for p in parameters) // unit) * unit)
 
 
-def _place(parameters: list[Tensor], numel: int) -> list[Tensor]:
+def _place(parameters: list[Any], numel: int) -> list[Tensor]:
     """Note on each parameter of a group where it lies in rank 0's stretch; returns those that lie in it."""
     own, start = [], 0
     for parameter in parameters:

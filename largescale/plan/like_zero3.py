@@ -9,7 +9,7 @@ is added to the trace of a step whose weights stay whole: two steps lie behind i
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from largescale.distributed.collectives import exchanging, reduce_scatter
 from largescale.methods.method import Method
+from largescale.parallel.zero import Cut
 from largescale.plan.fetching import Coordinator, Event, Parameter
 from largescale.plan.module_calls import tell_calls
 from largescale.plan.stand_in import Peaks, StandIn
@@ -62,7 +63,7 @@ class Zero3(StandIn):
         for group, flat in zip(inner.param_groups, self.fp32_partitioned_groups_flat, strict=True):
             group["params"] = [flat]
         for parameter in method.parameters():
-            _describe(parameter)
+            _describe(cast(Cut, parameter))
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._on_gradient)
         tell_calls(method, self._tell)
@@ -161,6 +162,7 @@ class Zero3(StandIn):
     def _on_gradient(self, parameter: Tensor) -> None:
         if self._filled + parameter.numel() > self.bucket.numel():
             self._reduce()
+        assert parameter.grad is not None
         self.bucket.narrow(0, self._filled, parameter.numel()).copy_(parameter.grad.view(-1))
         parameter.grad = None
         self._waiting.append(parameter)
@@ -199,7 +201,7 @@ def _piece(parameter: Tensor) -> int:
     return math.ceil(parameter.numel() / world_size())
 
 
-def _describe(parameter: Tensor) -> None:
+def _describe(parameter: Cut) -> None:
     """What the adapter asks DeepSpeed's parameters for."""
     size = _piece(parameter)
     parameter.ds_numel, parameter.ds_shape = parameter.numel(), parameter.shape

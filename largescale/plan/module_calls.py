@@ -34,12 +34,12 @@ class _Entering(torch.autograd.Function):
     """On a module's output: its backward pass is about to run."""
 
     @staticmethod
-    def forward(ctx, output: Tensor, calls: _Calls) -> Tensor:
+    def forward(ctx: Any, output: Tensor, calls: _Calls) -> Tensor:
         ctx.calls = calls
         return output.detach()
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         ctx.calls.tell("backward", ctx.calls.number)
         return gradient, None
 
@@ -48,13 +48,13 @@ class _Leaving(torch.autograd.Function):
     """On a module's input: its backward pass is over."""
 
     @staticmethod
-    def forward(ctx, received: Tensor, calls: _Calls) -> Tensor:
+    def forward(ctx: Any, received: Tensor, calls: _Calls) -> Tensor:
         ctx.calls = calls
         calls.gradients_due += 1
         return received.detach()
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         ctx.calls.gradients_due -= 1
         if ctx.calls.gradients_due == 0:
             ctx.calls.tell("done backward", ctx.calls.number)

@@ -79,8 +79,9 @@ def compare(config: Config, request: Request) -> list[dict[str, Any]]:
     found = []
     for strategy, replicate in [("ddp", 1), ("fsdp", 1), *(("fsdp", n) for n in copies), *((n, 1) for n in others)]:
         sharded_init = drawn_in_pieces(config) and strategy == "fsdp"
-        changed = replace(config, parallel=replace(
-            config.parallel, strategy=strategy, replicate=replicate, shard=0, sharded_init=sharded_init))
+        keys: dict[str, Any] = {
+            "strategy": strategy, "replicate": replicate, "shard": 0, "sharded_init": sharded_init}
+        changed = replace(config, parallel=replace(config.parallel, **keys))
         try:
             found.append(plan(changed, request, advise=False))
         except InputError as error:

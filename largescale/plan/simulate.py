@@ -163,7 +163,8 @@ def _passes(engine: Engine, views: Views, trace: StepTrace) -> tuple[int, int, i
     """Forward and backward; bytes that are kept in between, that are held at most, and of gradients."""
     before = trace.held()
     kept = [0]
-    engine.backward = _noting(engine.backward, lambda: kept.append(trace.held() - before))
+    backward = _noting(engine.backward, lambda: kept.append(trace.held() - before))
+    engine.backward = backward  # type: ignore[method-assign]  # of this engine alone, which is thrown away
     with trace:
         engine.forward_backward(views, 0)
     return max(kept), trace.lap(), local_bytes(engine.gradients())

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from largescale.checkpoint.folder import Checkpoint, newest_first
 from largescale.config import Config
@@ -42,7 +43,7 @@ def instead_of_changing(run: Path, key: str) -> str:
 
 
 def after_bad_step(
-    config: Config, *, step: int, trouble: str, rates: Sequence[float], checkpoints: Path, num_rollbacks: int
+    config: Config, *, step: int, trouble: str, rates: np.ndarray, checkpoints: Path, num_rollbacks: int
 ) -> str:
     """How a run that met a step which is not finite can go on.
 

@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from largescale.checkpoint import sharded
@@ -161,7 +162,7 @@ class RunFolder:
         }
         self.saving.save(engine, progress, final=final)
 
-    def stop_or_go_back(self, step: int, batch: Batch, output: Output, trouble: str, rates: Sequence[float]) -> None:
+    def stop_or_go_back(self, step: int, batch: Batch, output: Output, trouble: str, rates: np.ndarray) -> None:
         """After a step that cannot be used: write what it takes to look into it, and leave out its data if possible.
 
         Returns where the run is to go back to its last checkpoint.

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -163,7 +164,7 @@ def lease_of(config: Config) -> Iterator[Lease]:
         taken.append((leases[0].number, leases[0]._owner))
 
     on_rank_0(take)
-    message = [taken[0] if rank() == 0 else None]
+    message: list[Any] = [taken[0] if rank() == 0 else None]
     dist.broadcast_object_list(message, src=0)
     lease = leases[0] if leases else Lease(run_dir, *message[0])
     try:
@@ -185,13 +186,14 @@ def take_folder(run_dir: Path, *, lease_s: float, wait_s: float) -> Lease:
         InputError: its owner lives; names host, process and since when.
     """
     started = watched_since = time.monotonic()
-    watched, lives = None, False
+    watched: tuple[int, bytes] | None = None
+    lives = False
     while True:
         found = newest_owner(run_dir)
         owner = parse_owner(found[1]) if found else None
         if found != watched:
             # The same owner's file has changed before our eyes.
-            lives = bool(found and watched) and found[0] == watched[0]
+            lives = found is not None and watched is not None and found[0] == watched[0]
             watched, watched_since = found, time.monotonic()
             if found and not lives:
                 _log.info("%s belongs to %s; checking whether it is alive", run_dir, owner or "an unknown owner")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class DataSteps:
 
     def __iter__(self) -> Iterator[int]:
         step, data_step = 0, 0
-        for first, end in [*self.windows, (math.inf, math.inf)]:
+        for first, end in [*self.windows, (sys.maxsize, sys.maxsize)]:
             # Steps before this window, those before first_step passed over at once.
             ahead = min(max(0, self.first_step - step), max(0, first - data_step))
             step, data_step = step + ahead, data_step + ahead

@@ -44,6 +44,7 @@ class SwAV(EmbeddingMethod):
 
     title = "SwAV"
     Settings = Settings
+    queue: Tensor
     exemplars: ClassVar[Exemplars] = Exemplars("prototype", "What prototypes stand for")
 
     def __init__(self, config: Config) -> None:
