@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 RANKS ?= 2
-TEST_JOBS ?= 2
+TEST_JOBS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := data/fashion-mnist
