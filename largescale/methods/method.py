@@ -4,6 +4,7 @@ A method is an `nn.Module` that turns the views of a batch into a loss. What els
 of it goes on from step to step, what is worth watching and how that reads, it says in the members below; nothing
 outside of `largescale/methods/` knows a method by its name. Randomness must follow from the configuration, the step
 and sample ids, and whatever a step leaves for the next one must be in `state`: else a resumed run would not be exact.
+A method whose loss can span the micro-batches of a step is an `embedding_method.EmbeddingMethod`.
 """
 
 from __future__ import annotations
