@@ -130,5 +130,5 @@ def test_two_folders_are_mixed_by_weight(shard_folder, test_shard_folder):
 
 def test_more_corpora_than_streams_are_refused(shard_folder, tmp_path):
     folders = [str(shutil.copytree(shard_folder, tmp_path / str(number))) for number in range(5)]
-    with pytest.raises(InputError, match=r"lists 5 corpora, data\.streams=4"):
+    with pytest.raises(InputError, match=r"lists 5 corpora, which needs data\.streams >= 5, got 4"):
         make_stream(shard_folder, f"data.shards={folders}")

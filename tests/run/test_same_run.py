@@ -37,8 +37,8 @@ def before_groups_had_augmentation() -> dict:
     (progress("optim.lr=0.25"), "optim.lr is 0.25 there and 0.5 here"),
     (progress("init_from=runs/a"), "init_from is runs/a there and  here"),
     (progress(data="others"), "trained on other shards"),
-    ({"step": 5}, "no checkpoint of this version"),
-    ([], "no checkpoint of this version"),
+    ({"step": 5}, "not a checkpoint of this version"),
+    ([], "not a checkpoint of this version"),
 ])
 def test_another_run_is_told_by_what_decides_its_result(there, expected):
     assert other_run(there, load_config(TINY, ["data.shards=x"]), "these") == expected
@@ -57,7 +57,7 @@ def test_a_run_with_the_mirror_of_another_stops_before_it_touches_either(shard_f
     code = main(["pretrain", TINY, f"data.shards={shard_folder}", f"run.dir={tmp_path / 'run'}",
                  f"checkpoint.mirror={tmp_path / 'mirror'}"])
     line = capsys.readouterr().err.splitlines()[-1]
-    assert code == 2 and f"checkpoint.mirror={tmp_path / 'mirror'}: step-00000005 there is of another run" in line
+    assert code == 2 and f"checkpoint.mirror={tmp_path / 'mirror'}: step-00000005 there belongs to another run" in line
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert (there / "progress.json").read_text() == mark
 
@@ -68,6 +68,6 @@ def test_copies_of_another_run_that_come_later_stay_as_well(tmp_path):
     for step, seed in ((5, 0), (7, 1)):
         (tmp_path / f"step-0000000{step}").mkdir()
         (tmp_path / f"step-0000000{step}" / "progress.json").write_text(json.dumps({"step": step, "seed": seed}))
-    with pytest.raises(OfAnotherRun, match="step-00000007 there is of another run: seed 1"):
+    with pytest.raises(OfAnotherRun, match="step-00000007 there belongs to another run: seed 1"):
         mirror.remove_but({9})
     assert len(list(tmp_path.glob("step-*/progress.json"))) == 2
