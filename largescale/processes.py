@@ -1,4 +1,4 @@
-"""This process among the others: rank, world size, device, and the process group's life."""
+"""This process among the others: rank, world size, device, and the life of the process group."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from largescale.distributed.rendezvous import join
 from shards.ground.errors import InputError, line_of
 
 _JOIN_S, _JOIN_NODES_S = 50.0, 300.0
-"""Ranks of one node start within seconds of each other. On several, each reads its libraries from a file system that
-all share, and where nothing is cached yet that takes minutes, longer on some than on others."""
+"""Ranks on one node start within seconds of each other. On several nodes, each reads its libraries from a file system
+that all share; with a cold cache that takes minutes, longer on some nodes than on others."""
 
 
 def rank() -> int:
-    """This process's number, 0 when there is only one."""
+    """This process's rank, 0 if there is only one process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -78,13 +78,13 @@ def process_group(hang_timeout_s: float = 0, join_timeout_s: float = 0) -> Itera
     """Join the processes that torchrun or srun started (or be the only one) and leave in order; yields the device.
 
     Args:
-        hang_timeout_s: of the watchdog; collectives give up after twice that, so that it speaks first.
-        join_timeout_s: time for all ranks to come; 0 takes that of `join_time_s`.
+        hang_timeout_s: of the watchdog; collectives give up after twice that, so that the watchdog reports first.
+        join_timeout_s: time for all ranks to join; 0 uses `join_time_s`.
 
-    NCCL where GPUs are, gloo on CPU. A process that fails leaves at once: waiting for the others would hang.
+    NCCL on GPUs, gloo on CPUs. A process that fails exits at once: waiting for the others would hang.
 
     Raises:
-        InputError: the environment contradicts itself, or not all ranks meet; says which.
+        InputError: the environment contradicts itself, or not all ranks meet; the message says which.
         StoppedWaiting: a signal asked to stop while this rank waited for others.
     """
     launch = own_launch()
@@ -105,7 +105,7 @@ def process_group(hang_timeout_s: float = 0, join_timeout_s: float = 0) -> Itera
 
 
 def _device(launch: Launch | None) -> torch.device:
-    """The GPU of this rank: that of its number on the node, or the one that its launcher lets it see."""
+    """The GPU of this rank: the one with its number on the node, or the only one its launcher lets it see."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     # Where each task sees GPUs of its own, they are counted from 0 in each; that two ranks do not share one is checked
@@ -118,13 +118,13 @@ def _device(launch: Launch | None) -> torch.device:
 
 
 def join_time_s(launch: Launch) -> float:
-    """Time for all ranks to come, where it is left open."""
+    """Default time for all ranks to join."""
     several_nodes = 0 < launch.local_ranks < launch.world_size
     return _JOIN_NODES_S if several_nodes else _JOIN_S
 
 
 def _name(device: torch.device) -> str:
-    """What tells a GPU from all others; empty for a CPU, which ranks share."""
+    """Identifies a GPU among all others; empty for a CPU, which ranks share."""
     if device.type != "cuda":
         return ""
     uuid = str(torch.cuda.get_device_properties(device).uuid)

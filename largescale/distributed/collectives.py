@@ -1,4 +1,4 @@
-"""Exchanges between ranks that several parts of the package make, and their names for a plan.
+"""Exchanges between ranks that several parts of the package use, and their names for a plan.
 
 Every function takes equally large pieces from all ranks of a group, and every rank of the group must call it.
 """
@@ -18,7 +18,7 @@ _ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "al
 _REDUCE_SCATTER = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
 
 _named: list[str] = []
-"""What is exchanged within `exchanging`, innermost last."""
+"""What is being exchanged within `exchanging`, innermost last."""
 
 
 @contextmanager
@@ -32,12 +32,12 @@ def exchanging(what: str) -> Iterator[None]:
 
 
 def exchanged(otherwise: str) -> str:
-    """What is being exchanged; `otherwise` outside of `exchanging`."""
+    """What is being exchanged, or `otherwise` outside `exchanging`."""
     return _named[-1] if _named else otherwise
 
 
 def sum_over_ranks(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sums over all ranks of several tensors, in one message.
+    """Sum several tensors over all ranks, in one message.
 
     Args:
         parts: by name, the same names and shapes on every rank; any type of numbers.

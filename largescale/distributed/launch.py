@@ -1,4 +1,4 @@
-"""What torchrun or srun told this process about the ranks that it is one of."""
+"""What torchrun or srun told this process about its ranks."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from functools import cache
 from shards.ground.errors import InputError
 
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
-"""Numbers of SLURM's steps from here on are those of batch scripts and interactive shells, which srun did not start."""
+"""SLURM's step numbers from here on belong to batch scripts and interactive shells, which srun did not start."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launcher told one of several ranks.
+    """What a launcher told one rank of several.
 
     Attributes:
         rank, world_size: its number, and how many there are.
-        local_rank, local_ranks: the same on this node; `local_ranks` is 0 where it is not known.
+        local_rank, local_ranks: the same on this node; `local_ranks` is 0 if not known.
         address, port: where the ranks meet, on the machine of rank 0.
     """
 
@@ -40,7 +40,7 @@ class Launch:
 
 @cache
 def own_launch() -> Launch | None:
-    """`launch_of` the environment that this process was started with; libraries change it later.
+    """`launch_of` the environment this process was started with; libraries change it later.
 
     Raises:
         InputError: as it and `slurm_ranks` do.
@@ -50,9 +50,9 @@ def own_launch() -> Launch | None:
 
 
 def launch_of(environment: Mapping[str, str]) -> Launch | None:
-    """What torchrun (or `slurm_ranks`) set in the environment; None for a process that is the only one.
+    """What torchrun (or `slurm_ranks`) set in the environment; None for a single process.
 
-    MASTER_ADDR and MASTER_PORT alone make no ranks: job scripts export them for whatever they start.
+    MASTER_ADDR and MASTER_PORT alone do not make ranks: job scripts export them for everything they start.
 
     Raises:
         InputError: a variable is missing, or not what it should be.
@@ -89,12 +89,12 @@ def _number(environment: Mapping[str, str], name: str, least: int) -> int:
 
 
 def start_id() -> str:
-    """Names this start of the ranks: torchrun may keep its store over restarts, with addresses of the dead in it."""
+    """Names this start of the ranks: torchrun may keep its store over restarts, with addresses of dead ranks in it."""
     return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """What torchrun would have set, for a process that srun started; nothing for any other process.
+    """What torchrun would have set, for a process started by srun; nothing for other processes.
 
     The ranks of a step meet on its first node, at a port that follows from the job and step, so that two jobs on one
     node do not meet each other. MASTER_ADDR and MASTER_PORT may be set beforehand.
@@ -122,7 +122,7 @@ def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _first_address(nodes: str) -> str:
-    """The address of the first node of a list, as SLURM itself reaches it; its name where SLURM cannot be asked."""
+    """The address of the first node in a list, as SLURM itself reaches it; its name if SLURM cannot be asked."""
 
     def ask(*what: str) -> str:
         command = ["scontrol", "show", *what]

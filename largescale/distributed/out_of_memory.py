@@ -1,4 +1,4 @@
-"""Memory that ran out, of the host or of a GPU: how to know it, and a line that says which setting needs less."""
+"""Running out of memory, on the host or a GPU: how to detect it, and a line that says which setting needs less."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def line_of_memory(error: BaseException, advice: str = "") -> str:
-    """What ran out, in a line."""
+    """What ran out, in one line."""
     text = " ".join(_NOISE.sub("", own_words(error)).split())
     first = ". ".join(text.split(". ")[:2]).rstrip(".")[:200] or type(error).__name__
     return f"out of memory ({first}){'; ' * bool(advice)}{advice}"
 
 
 def own_words(error: BaseException) -> str:
-    """The message of an error, without the traceback in it that torch adds to those of worker processes."""
+    """The message of an error, without the traceback that torch adds to errors of worker processes."""
     text = str(error).strip()
     if "Traceback (most recent call last):" not in text:
         return text
@@ -56,7 +56,7 @@ def own_words(error: BaseException) -> str:
 
 
 def line_of_limit(error: BaseException) -> str:
-    """A limit of open files, or of processes, that was reached, in a line with the remedy; empty where none was."""
+    """A line for a limit on open files or processes that was reached, with the remedy; empty if none was."""
     if not isinstance(error, OSError | RuntimeError):  # libraries of C++ raise the latter with the system's words in it
         return ""
     limit = next((words for words in _LIMITS if words in str(error)), "")
@@ -67,7 +67,7 @@ def line_of_limit(error: BaseException) -> str:
 
 @contextmanager
 def memory_for(advice: str) -> Iterator[None]:
-    """Around what needs memory by a setting: should it run out, the line says what to lower.
+    """Wrap what needs memory because of a setting: if memory runs out, the line says what to lower.
 
     Raises:
         OutOfMemory: it did.

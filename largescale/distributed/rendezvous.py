@@ -1,6 +1,6 @@
 """How ranks find each other: the store that all of them reach.
 
-Nothing here waits for longer than it is told to, and each wait ends at once at a signal.
+Nothing here waits longer than it is told to, and every wait ends at once on a signal.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def join(launch: Launch, *, timeout_s: float, uses: str = "") -> dist.Store:
 
     Args:
         launch: this rank and where to meet.
-        timeout_s: time for all of them to come.
+        timeout_s: time for all of them to join.
         uses: a device that no two ranks of a host can share; empty for none.
 
     Returns:
-        The ranks' store, when all are there.
+        The ranks' store, once all are there.
 
     Raises:
-        InputError: they cannot meet; says why, and which ranks are missing if that is known.
+        InputError: they cannot meet; says why, and which ranks are missing, if known.
         StoppedWaiting: a signal asked to stop meanwhile.
 
     Collectives: every rank must call it.
@@ -92,7 +92,7 @@ def _absent(launch: Launch, store: dist.Store) -> str:
 
 
 def _shared_devices(ranks: list[tuple[str, str]]) -> str:
-    """What is wrong where ranks of a host have the same device; `ranks`: host and device of each."""
+    """What is wrong if ranks on a host have the same device; `ranks`: host and device of each."""
     first: dict[tuple[str, str], int] = {}
     for rank, (host, device) in enumerate(ranks):
         other = first.setdefault((host, device), rank)
@@ -103,7 +103,7 @@ def _shared_devices(ranks: list[tuple[str, str]]) -> str:
 
 
 def connect(launch: Launch, deadline: float) -> dist.Store:
-    """A connection of its own to the store of the ranks, which torchrun or rank 0 keeps; rank 0 opens it.
+    """A new connection to the ranks' store, which torchrun or rank 0 keeps; rank 0 opens it.
 
     Raises:
         InputError: nothing answers there; the name is unknown; the port is taken.
@@ -111,7 +111,7 @@ def connect(launch: Launch, deadline: float) -> dist.Store:
     """
     kept_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     opens = launch.rank == 0 and not kept_by_torchrun and launch.place not in _opened
-    # Rank 0 reaches what it has opened whatever its machine is called elsewhere.
+    # Rank 0 can reach what it opened itself, whatever its machine is called elsewhere.
     address = "localhost" if launch.rank == 0 and not kept_by_torchrun else launch.address
     if not opens:
         _wait_for_answer(launch, address, deadline)
@@ -132,7 +132,7 @@ def connect(launch: Launch, deadline: float) -> dist.Store:
 
 
 _opened: dict[str, dist.Store] = {}
-"""What this process keeps, for as long as it lives."""
+"""Stores this process keeps open for as long as it lives."""
 
 
 def _wait_for_answer(launch: Launch, address: str, deadline: float) -> None:
@@ -150,7 +150,7 @@ def _wait_for_answer(launch: Launch, address: str, deadline: float) -> None:
 
 
 def _until(deadline: float, doing: str) -> Iterator[bool]:
-    """Rounds until a deadline; True now and then, when it is time to say that it takes long."""
+    """Rounds until a deadline; True from time to time, when it is time to log that this takes long."""
     said = time.monotonic()
     while time.monotonic() < deadline:
         stopping.leave_if_asked(doing)

@@ -1,8 +1,8 @@
-"""Requests to stop: the scheduler's signals, Ctrl-C, a closed terminal, and the end of the time that the job may run.
+"""Requests to stop: the scheduler's signals, Ctrl-C, a closed terminal, and the job's time limit.
 
 While a run trains, a signal to any rank is only noted. The ranks agree at the end of a step (`Engine.check` carries
-each rank's wish), save a checkpoint and leave with exit code 85; the same command continues. Ctrl-C before the first
-step, and a second one at any time, end the process at once.
+each rank's request), save a checkpoint and exit with 85; the same command continues. Ctrl-C before the first
+step, or a second one at any time, ends the process at once.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from shards.ground.worker_processes import die_with_parent
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)
-"""Ctrl-C and a closed terminal; left ignored where the parent ignores them (nohup, the background of a script)."""
+"""Ctrl-C and a closed terminal; left ignored if the parent ignores them (nohup, the background of a script)."""
 INTERRUPTED = 130
-"""Exit code of a process that Ctrl-C ended, as shells have it."""
+"""Exit code of a process ended by Ctrl-C, as in shells."""
 
 _SAME_PRESS_S = 1.0
-"""A launcher may pass on the Ctrl-C that the terminal has sent to all its processes already."""
+"""A launcher may pass on a Ctrl-C that the terminal has already sent to all its processes."""
 _UNANSWERED_S = 5.0
-"""Time for the interpreter to act on Ctrl-C during the start; a call into a library may keep it from that for long."""
+"""Time for the interpreter to act on Ctrl-C during the start; a call into a library may block it for long."""
 _DATA_GRACE_S = 15.0
 """Time that a rank which is to stop goes on waiting for data, with which it could do its last step."""
 
@@ -47,17 +47,17 @@ class StoppedInOrder(Exception):
 
 
 class StoppedWaiting(StoppedInOrder):
-    """It was asked to stop while it waited for what did not come, and has saved nothing more."""
+    """It was asked to stop while waiting for something that did not come, and saved nothing more."""
 
 
 def listen() -> None:
-    """Note the signals from here on. To be called before anything slow is imported: until then they kill."""
+    """Note signals from here on. To be called before anything slow is imported: until then they kill."""
     for number in (*SIGNALS, *FROM_TERMINAL):
         if number in SIGNALS or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _note)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    # The interpreter runs `_note` only between two lines of Python; a thread hears of a signal whatever they do.
+    # The interpreter runs `_note` only between two lines of Python; a thread hears of a signal at any time.
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_listen_for_ctrl_c, args=(reading,), name="Ctrl-C", daemon=True).start()
     pauses.let_go_by(leave_without_data)
@@ -98,14 +98,14 @@ def _end_at_once(why: str) -> None:
 
 
 def say_last_words(state: str, why: str) -> None:
-    """To be called before a process ends by `os._exit` in the middle of its steps, as `in_steps` asked for."""
+    """Write the last words that `in_steps` asked for; to be called before `os._exit` in the middle of steps."""
     for tell in _last_words:
         with suppress(Exception):
             tell(state, why)
 
 
 def own_rank() -> int:
-    """The number that a launcher gave this process; 0 where there is none (or nonsense, which is refused later)."""
+    """The rank that a launcher gave this process; 0 if there is none (or nonsense, which is refused later)."""
     number = os.environ.get("RANK", "")
     return int(number) if number.isdecimal() else 0
 
@@ -119,10 +119,10 @@ def _say(text: str) -> None:
 
 @contextmanager
 def in_steps(last_words: Callable[[str, str], None]) -> Iterator[None]:
-    """While steps are done: Ctrl-C is a request like the others.
+    """While steps run, treat Ctrl-C as a request like the others.
 
     Args:
-        last_words: called with the run's state and the reason where the process ends without leaving this block.
+        last_words: called with the run's state and the reason if the process ends without leaving this block.
     """
     _training.set()
     _last_words.append(last_words)
@@ -136,9 +136,9 @@ def in_steps(last_words: Callable[[str, str], None]) -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Hold signals back while a process is forked, until `live_and_die_with_parent` ignores them there.
+    """Hold back signals while a process is forked, until `live_and_die_with_parent` ignores them there.
 
-    One that came in between would be written into the pipe that it shares with its parent, and count twice.
+    One that came in between would be written to the pipe shared with the parent, and count twice.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, *FROM_TERMINAL))
     try:
@@ -150,7 +150,7 @@ def held() -> Iterator[None]:
 def live_and_die_with_parent(*_: object) -> None:
     """For loader processes: leave signals to the rank that needs them for its last step, and be killed when it dies.
 
-    One that outlived its rank would keep the rank's connections open, and the others would wait for it.
+    A process that outlived its rank would keep the rank's connections open, and the other ranks would wait for it.
     """
     signal.set_wakeup_fd(-1)
     _received.clear()
@@ -170,7 +170,7 @@ def seconds_left(time_limit_s: float, started: float) -> float:
 
 
 def check_job_time(margin_s: float) -> None:
-    """Refuse a SLURM job whose whole time is within the margin: it would be queued again after every single step.
+    """Refuse a SLURM job whose whole time is within the margin: it would be requeued after every single step.
 
     Raises:
         InputError: naming both times.
@@ -197,7 +197,7 @@ def reason(left_s: float, margin_s: float) -> str:
 
 
 def leave_if_asked(doing: str, grace_s: float = 0.0) -> None:
-    """To be called now and then while this rank waits for what may never come, `doing` in words.
+    """Leave if a signal asked to; to be called from time to time while waiting for what may never come.
 
     Raises:
         StoppedWaiting: a signal asked to stop, more than `grace_s` ago, or the job's time ends.

@@ -1,6 +1,6 @@
-"""What to do about a run that cannot go on as it is: overrides that work from where it stands, ready to be typed.
+"""What to do about a run that cannot continue as it is: overrides that work from where it stands, ready to type.
 
-A run that is continued may not change what it computes, so "a lower rate" means a new run that starts from its weights.
+A resumed run may not change what it computes, so "a lower rate" means a new run that starts from its weights.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from largescale.parallel.precision import AUTOCAST
 from shards.ground.files import NO_ROOM
 
 _LOWER = 4
-"""What a learning rate is divided by that made the loss infinite; any smaller step is as likely to end there again."""
+"""Divides a learning rate that made the loss infinite; with a smaller factor the run may well end there again."""
 
 _OF_THE_BACKBONE = ("model.backbone", "model.stem", "model.depths", "model.width", "model.block")
-"""Settings with another value of which no weights can be taken over."""
+"""Settings whose change makes weights unusable for a new run."""
 
 
 def new_run(run: Path, checkpoint: Checkpoint | None = None) -> str:
-    """Overrides that start another run from the weights of this one, in a folder that is free."""
+    """Overrides that start another run from the weights of this one, in an unused folder."""
     free = next(path for number in itertools.count(2) if not (path := run.with_name(f"{run.name}-{number}")).exists())
     return f"init_from={checkpoint.path if checkpoint else run} run.dir={free}"
 
 
 def after_failed_saves(why: str) -> str:
-    """What to do where checkpoints cannot be saved: not every failure is a full disk's."""
+    """What to do if checkpoints cannot be saved: not every failure is a full disk."""
     full = any(os.strerror(number) in why for number in NO_ROOM)
     return f"{'make room there' if full else 'fix that'} and run the same command again"
 
 
 def instead_of_changing(run: Path, key: str) -> str:
-    """What to do where a run cannot go on with another value of a setting."""
+    """What to do if a run cannot continue with another value of a setting."""
     if key.startswith(_OF_THE_BACKBONE):
         return "use another run.dir"
     return f"start a new run from its weights: {new_run(run)}"
@@ -45,7 +45,7 @@ def instead_of_changing(run: Path, key: str) -> str:
 def after_bad_step(
     config: Config, *, step: int, trouble: str, rates: np.ndarray, checkpoints: Path, num_rollbacks: int
 ) -> str:
-    """How a run that met a step which is not finite can go on.
+    """How a run can continue after a step that was not finite.
 
     Args:
         config: of the run.
@@ -53,7 +53,7 @@ def after_bad_step(
         trouble: what was wrong, as `Engine.check` describes it.
         rates: the learning rate of every step.
         checkpoints: the run's folder of them.
-        num_rollbacks: how often it went back already.
+        num_rollbacks: how often it has gone back already.
     """
     run, saved = Path(config.run.dir), newest_first(checkpoints)
     data_is_bad, back = "views" in trouble, f"train.max_rollbacks={num_rollbacks + 1}"
@@ -67,7 +67,7 @@ def after_bad_step(
     again = f"run the same command with {back}, which leaves the data of such steps out"
     if data_is_bad:
         return f"The last checkpoint is good, the data is not: {again}"
-    # Weights that were saved just before the bad step may be what is bad.
+    # Weights saved just before the bad step may be the problem.
     before = next((checkpoint for checkpoint in saved if checkpoint.step < step), None)
     source = before or saved[0]
     rate = min(config.optim.lr / _LOWER, float(rates[source.step - 1]) or config.optim.lr)

@@ -17,11 +17,11 @@ _LOST = ("connection closed by peer", "connection reset by peer", "broken pipe",
 
 
 class TrainingStopped(Exception):
-    """The run cannot go on; its last checkpoint is whole and its message says what happened."""
+    """The run cannot continue; its last checkpoint is whole, and the message says what happened."""
 
 
 def is_lost_rank(error: BaseException) -> bool:
-    """Whether a rank fails because another one is gone, which knows why."""
+    """Whether a rank fails only because another one is gone; that one knows why."""
     if isinstance(error, dist.DistError):
         return True
     text = str(error).lower()
@@ -29,7 +29,7 @@ def is_lost_rank(error: BaseException) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """An error in a line, with its type where the text alone would not tell what happened."""
+    """An error in one line, with its type if the text alone would not explain it."""
     if isinstance(error, InputError | LoaderDied | OutOfMemory | TrainingStopped):
         return line_of(error)
     if limit := line_of_limit(error):
@@ -44,8 +44,8 @@ def reason_of(error: BaseException) -> str:
 
 
 def end_of(error: Exception) -> tuple[str, bool] | None:
-    """What a command says in a line where it ends with an error, and whether that is the user's to fix; None for a
-    fault of the program, whose traceback is needed.
+    """The line that a command ends with after an error, and whether the user can fix it; None for a bug, whose
+    traceback is needed.
     """
     if isinstance(error, TrainingStopped | LoaderDied | OutOfMemory):
         return str(error), False
@@ -62,11 +62,11 @@ def end_of(error: Exception) -> tuple[str, bool] | None:
 
 @contextmanager
 def told(write: Callable[[str, str], None], state: Callable[[], str]) -> Iterator[None]:
-    """However this block ends, it is written down; from any rank, as others may not know.
+    """Record how this block ends, whatever happens; on any rank, since others may not know.
 
     Args:
         write: given the run's state (`failed` or `stopped`) and the reason.
-        state: what is written down now. A rank that lost another one does not replace what that one wrote.
+        state: what is recorded now. A rank that lost another one does not overwrite what that one wrote.
     """
     with stopping.in_steps(write):
         try:

@@ -1,4 +1,4 @@
-"""A run begun again in the folder of a former one: what the former left there is set aside, not mixed or lost."""
+"""A new run in the folder of an earlier one: what the earlier one left is set aside, neither mixed nor lost."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from shards.ground.errors import InputError
 _log = logging.getLogger(__name__)
 
 _RESULTS = ("eval", "report.html", ROLLBACKS)
-"""What only a run that has had a checkpoint writes."""
+"""Files that only a run with a checkpoint writes."""
 _WRITTEN = (METRICS, "tensorboard", "audit", "skipped", "trouble", "stacks", "environment.json", "init.json",
             *_RESULTS, STATUS, "config.yaml")
 _UNDER_WAY = ".former.writing"
 
 
 def set_aside_former(run_dir: Path, config: Config) -> None:
-    """Move what a former run wrote to `former-N/`, for a run that begins at step 0 without a checkpoint.
+    """Move what an earlier run wrote to `former-N/`, for a run that starts at step 0 without a checkpoint.
 
     A run that was killed before its first checkpoint is not a former one: it simply starts again.
     """
     moving = run_dir / _UNDER_WAY
     if not moving.exists() and not _is_former(run_dir, config):
         return
-    moving.mkdir(exist_ok=True)  # where it is there, this was interrupted
+    moving.mkdir(exist_ok=True)  # it exists if this was interrupted
     for name in _WRITTEN:
         with suppress(FileNotFoundError):
             os.rename(run_dir / name, moving / name)
@@ -55,7 +55,7 @@ def _is_former(run_dir: Path, config: Config) -> bool:
 
 
 def _differs(path: Path, config: Config) -> bool:
-    """Whether it was another run that wrote a configuration."""
+    """Whether another run wrote this configuration."""
     try:
         before, now = flatten(load_config(path)), flatten(config)
     except (OSError, InputError):

@@ -1,8 +1,8 @@
 """`init_from`: a new run that starts from the weights of another one.
 
-Taken are parameters and BatchNorm statistics of the method, by name; step, optimizer and queue begin at zero, so
-length, schedule, rates, crops, strategy and images may all be others. The backbone must be the same. Of the rest, what
-has another shape (a head of another width, say) keeps its random weights, and a line names it.
+It takes the parameters and BatchNorm statistics of the method, by name; step, optimizer and queue start at zero, so
+length, schedule, rates, crops, strategy and images may all differ. The backbone must be the same. Anything else that
+has another shape (say, a head of another width) keeps its random weights, and a line names it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from largescale.processes import rank, together, world_size
 from shards.ground.errors import InputError
 
 FILE = "init.json"
-"""In the run's folder: what it started from."""
+"""File in the run's folder that records what it started from."""
 
 _BACKBONE = "model.backbone."
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def _shapes(config: Config, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]
 
 @contextmanager
 def _while_it_is_there(config: Config, checkpoint: Checkpoint) -> Iterator[None]:
-    """Read from a checkpoint that the run which it belongs to may remove."""
+    """Wrap reading a checkpoint that its own run may remove meanwhile."""
     try:
         yield
     except Exception as error:
@@ -86,7 +86,7 @@ def _while_it_is_there(config: Config, checkpoint: Checkpoint) -> Iterator[None]
 
 
 def require_unchanged(config: Config, before: Mapping[str, Any]) -> None:
-    """Refuse another `init_from` for a run that has begun.
+    """Refuse another `init_from` for a run that has started.
 
     Args:
         before: the values that the run was saved with, by key.
@@ -104,7 +104,7 @@ def require_unchanged(config: Config, before: Mapping[str, Any]) -> None:
 
 
 def source_of(where: str) -> Checkpoint | None:
-    """The newest checkpoint that `init_from` may mean, by its marks alone; None where there is none."""
+    """The newest checkpoint that `init_from` may mean, judging by marks only; None if there is none."""
     path = Path(where).expanduser()
     if (path / PROGRESS).is_file():
         return open_checkpoint(path)

@@ -40,9 +40,9 @@ from shards.ground.errors import InputError
 _log = logging.getLogger(__name__)
 
 _UNREADABLE_LEASE_S = 30.0
-"""Lease of an owner whose file cannot be read: it died, or writes it right now."""
+"""Lease of an owner whose file cannot be read: it died, or is writing it right now."""
 _RENEWALS = 10
-"""Within the time of a lease."""
+"""Renewals within the time of a lease."""
 
 
 class FolderLost(TrainingStopped):
@@ -50,10 +50,10 @@ class FolderLost(TrainingStopped):
 
 
 class Lease:
-    """A folder that belongs to this training. On rank 0 a thread renews it; other ranks only know its number.
+    """A folder that belongs to this training. On rank 0 a thread renews the lease; other ranks only know its number.
 
     Attributes:
-        number: of the owner's file; grows with every owner.
+        number: of the owner's file; higher with every owner.
         step: steps done, for `largescale status`.
     """
 
@@ -69,19 +69,19 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Return if the folder may be written to. Costs a look at the clock, and a renewal after a long silence.
+        """Return if the folder may be written to. Costs a look at the clock, and a renewal after a long pause.
 
         Raises:
             FolderLost: another training has it.
         """
         if self._thread is not None:
-            # This process may have been stopped for long: what then wakes up first must not be a write.
+            # This process may have been suspended for long: the first thing it does on waking must not be a write.
             if _clock() - self._renewed > self._owner.lease_s / 2:
                 self.renew()
             self._complain()
 
     def verify(self) -> None:
-        """Return if the folder itself says that it is this training's.
+        """Return if the folder itself says that it belongs to this training.
 
         Raises:
             FolderLost: another training has it.
@@ -96,7 +96,7 @@ class Lease:
         return found is None or found[0] < self.number or self._is_own(found[1])
 
     def renew(self) -> None:
-        """Show that this owner lives, or notice that it has lost the folder. A disk that is away or full is neither."""
+        """Show that this owner is alive, or notice that it lost the folder. A full or absent disk means neither."""
         with self._lock, suppress(OSError):
             if self._lost or not self.run_dir.is_dir():
                 return
@@ -104,7 +104,7 @@ class Lease:
                 self._lost = f"it now belongs to {_name_of(self.run_dir)}"
                 return
             try:
-                # Never created here: a file that is gone must not come back.
+                # Never created here: a file that was removed must not come back.
                 descriptor = os.open(owner_path(self.run_dir, self.number), os.O_RDWR)
             except FileNotFoundError:
                 self._lost = "the file that made it ours is gone"
@@ -122,7 +122,7 @@ class Lease:
             self._renewed = _clock()
 
     def release(self) -> None:
-        """Give the folder up, and remove it where it is empty."""
+        """Give up the folder, and remove it if it is empty."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join(self._owner.lease_s)  # a renewal may hang with its disk
@@ -137,7 +137,7 @@ class Lease:
             self.renew()
 
     def _is_own(self, content: bytes) -> bool:
-        # A renewal that a crash of the machine tore is not another's.
+        # A renewal torn by a machine crash does not mean another owner.
         owner = parse_owner(content)
         return owner is None or owner.token == self._owner.token
 
@@ -174,16 +174,16 @@ def lease_of(config: Config) -> Iterator[Lease]:
 
 
 def take_folder(run_dir: Path, *, lease_s: float, wait_s: float) -> Lease:
-    """Become the owner of a folder, which is made if needed, in this process.
+    """Become the owner of a folder, created if needed, in this process.
 
-    An owner that does not renew its lease is watched for as long as the lease is, by this process's own clock.
+    An owner that does not renew its lease is watched for the duration of the lease, by this process's own clock.
 
     Args:
-        lease_s: without a renewal for so long, others may take the folder from this process.
-        wait_s: how long to wait for an owner that lives.
+        lease_s: without a renewal for this long, others may take the folder from this process.
+        wait_s: how long to wait for an owner that is alive.
 
     Raises:
-        InputError: its owner lives; names host, process and since when.
+        InputError: its owner is alive; names host, process and start time.
     """
     started = watched_since = time.monotonic()
     watched: tuple[int, bytes] | None = None
@@ -217,7 +217,7 @@ def take_folder(run_dir: Path, *, lease_s: float, wait_s: float) -> Lease:
 
 
 def _claim(run_dir: Path, number: int, lease_s: float) -> Lease | None:
-    """Create an owner's file; None where another process was faster."""
+    """Create an owner's file; None if another process was faster."""
     pid = os.getpid()
     owner = Owner(
         token=secrets.token_hex(8), host=socket.gethostname(), machine=this_machine(), pid=pid,
@@ -238,7 +238,7 @@ def _claim(run_dir: Path, number: int, lease_s: float) -> Lease | None:
         raise
     finally:
         os.close(descriptor)
-    # Who saw an old list of the folder may have created a number below that of an owner who came meanwhile.
+    # A process with an outdated list of the folder may have created a lower number than a new owner's.
     numbers = owner_numbers(run_dir)
     if numbers[:1] != [number]:
         path.unlink(missing_ok=True)
@@ -260,5 +260,5 @@ def _name_of(run_dir: Path) -> str:
 
 
 def _clock() -> float:
-    """Seconds that also pass while the machine sleeps."""
+    """Seconds on a clock that also runs while the machine sleeps."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -1,4 +1,4 @@
-"""How much memory a rank could use on this machine, were it to begin again now."""
+"""How much memory a rank could use on this machine if it started again now."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from pathlib import Path
 import torch
 
 _FOR_THE_SYSTEM = 0.1
-"""Share of a machine's memory that ranks leave to it."""
+"""Fraction of a machine's memory that ranks leave free."""
 
 _NO_LIMIT = 2**60
-"""Control groups without a limit have one of about this size."""
+"""Control groups without a limit report about this size."""
 
 
 def gpu_bytes() -> int:
-    """Of the GPU that this rank uses, without what other processes hold."""
+    """Memory of this rank's GPU, without what other processes hold."""
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info()[0]
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a process takes of the host: bytes in memory, and of addresses."""
+    """Host memory of a process: resident bytes, and bytes of address space."""
 
     held: int
     mapped: int
 
 
 def footprint(pid: int | str = "self") -> Footprint:
-    """Of a process, as it is now."""
+    """The present footprint of a process."""
     return Footprint(*(_bytes_of(f"/proc/{pid}/status", name) for name in ("VmRSS", "VmSize")))
 
 
 def host_bytes(local_ranks: int, start: Footprint) -> int:
-    """Host memory for one of `local_ranks` ranks, which is at its `start` size: freed memory may not show yet."""
+    """Host memory that one of `local_ranks` ranks could use beyond its size at `start`; freed memory may not show."""
     freed = footprint().held - start.held
     total, free = (_bytes_of("/proc/meminfo", name) for name in ("MemTotal", "MemAvailable"))
-    # Other ranks may hold theirs still, or have given it back: neither may be more than there is.
+    # Other ranks may still hold their memory, or have freed it already: neither bound may be exceeded.
     found = [free + freed, total * (1 - _FOR_THE_SYSTEM) / local_ranks - start.held]
     found += [limit / local_ranks - start.held for limit in _control_groups()]
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -56,7 +56,7 @@ def _bytes_of(path: str, name: str) -> int:
 
 
 def _control_groups() -> Iterator[int]:
-    """Limits of the control groups that this process is in, of version 1 and 2."""
+    """Memory limits of this process's control groups, versions 1 and 2."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         number, controllers, path = line.split(":", 2)
         if number != "0" and controllers != "memory":

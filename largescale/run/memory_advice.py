@@ -1,6 +1,6 @@
-"""A training that ran out of memory: which setting would have fitted, by planning a step with it.
+"""A training that ran out of memory: finds the setting that would have fitted, by planning a step with it.
 
-What the step held is given back first, and what is free then counts. The planner runs in a process of its own, which
+What the step held is freed first, and what is free then counts. The planner runs in a separate process, which
 has a time limit, and whose failures are ignored.
 """
 
@@ -44,7 +44,7 @@ _OTHERWISE = ("lower train.global_batch, raise train.accumulate or set model.rec
 
 @contextmanager
 def memory_advice(config: Config) -> Iterator[None]:
-    """Around a training, without its process group: should memory run out, one rank says what would fit.
+    """Wrap a training, outside its process group: if memory runs out, one rank says what would fit.
 
     Raises:
         OutOfMemory: it did.
@@ -60,14 +60,14 @@ def memory_advice(config: Config) -> Iterator[None]:
         try:
             advice = _advice(config, start, on_gpu="cuda" in line.lower(), threads="thread" in line)
         except (Exception, KeyboardInterrupt):
-            advice = _OTHERWISE  # what happened first must be said, whatever happens here
+            advice = _OTHERWISE  # the original error must be reported, whatever happens here
         line = f"{line}{'; ' * bool(advice)}{advice}"
         _write_down(Path(config.run.dir), line)
         raise OutOfMemory(line) from error
 
 
 def _give_back(error: BaseException | None) -> None:
-    """Drop what the functions held that failed; their frames live as long as the error."""
+    """Drop what the failed functions held; their frames live as long as the error."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
@@ -75,7 +75,7 @@ def _give_back(error: BaseException | None) -> None:
 
 
 def _advice(config: Config, start: Footprint, *, on_gpu: bool, threads: bool) -> str:
-    """What to do, in a line; empty on a rank that leaves this to another."""
+    """What to do, in one line; empty on a rank that leaves this to another."""
     launch = own_launch()
     if launch is not None and not _is_first(launch):
         return ""
@@ -92,7 +92,7 @@ def _advice(config: Config, start: Footprint, *, on_gpu: bool, threads: bool) ->
 
 
 def _is_first(launch: Launch) -> bool:
-    """Whether no other rank of this start has run out of memory before, or none can be asked."""
+    """Whether this is the first rank of this start to run out of memory, or none can be asked."""
     try:
         store = dist.PrefixStore(f"memory/{start_id()}", connect(launch, time.monotonic() + _ASKING_S))
         return store.add("ran out", 1) == 1
@@ -101,7 +101,7 @@ def _is_first(launch: Launch) -> bool:
 
 
 def _search(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the planner wrote in the time that it had (see `plan/what_fits.py`)."""
+    """What the planner wrote in its time (see `plan/what_fits.py`)."""
     hidden = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -137,7 +137,7 @@ def _gigabytes(size: float) -> str:
 
 
 def _write_down(run_dir: Path, line: str) -> None:
-    """Replace the reason in the run's status, which was written before there was advice."""
+    """Update the reason in the run's status, which was written before there was advice."""
     with suppress(OSError, InputError):
         row = read_status(run_dir)
         if row and row["state"] == "failed" and line.startswith(str(row.get("reason"))) and not newest_owner(run_dir):

@@ -1,7 +1,7 @@
 """Who owns a run's folder: `owner-N.json`, made by the process that writes there; the highest N counts.
 
-The owner renews its file in place every few seconds. Others see that it lives by the file's change, so that no two
-clocks are ever compared; where they share its machine they also see that its process is gone.
+The owner renews its file in place every few seconds. Others see from the changes that it is alive, so no two
+clocks are ever compared; on the same machine they also see when its process is gone.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Owner:
 
     Attributes:
         token: random; tells this owner from any other of the same number.
-        machine: boot and process namespace in which `pid` means something; empty where that is not known.
-        process_start: of the process, in the clock ticks of /proc; tells it from a later one of the same number.
+        machine: boot and process namespace in which `pid` is valid; empty if not known.
+        process_start: of the process, in clock ticks of /proc; tells it from a later one with the same number.
         job: SLURM's number, if there is one.
         since: when it took the folder, by its own clock.
-        lease_s: without a renewal for so long, others may take the folder.
+        lease_s: without a renewal for this long, others may take the folder.
         renewals: so far.
         time: of the last renewal, seconds since the epoch by its own clock.
         step: steps done.
@@ -53,7 +53,7 @@ class Owner:
         return f"process {self.pid} on {self.host}{job}, since {self.since}"
 
     def is_dead(self) -> bool:
-        """Whether its process is known to be gone; False also where this machine cannot tell."""
+        """Whether its process is known to be gone; False also if this machine cannot tell."""
         return bool(self.machine) and self.machine == this_machine() and process_start(self.pid) != self.process_start
 
     def to_bytes(self) -> bytes:
@@ -77,13 +77,13 @@ def owner_numbers(run_dir: Path) -> list[int]:
 def newest_owner(run_dir: Path) -> tuple[int, bytes] | None:
     """Number and file of the present owner; None if the folder has no owner."""
     for number in owner_numbers(run_dir):
-        with suppress(FileNotFoundError):  # given up while we looked
+        with suppress(FileNotFoundError):  # released while we looked
             return number, owner_path(run_dir, number).read_bytes()
     return None
 
 
 def parse_owner(content: bytes) -> Owner | None:
-    """The owner in a file's content; None where it is half written or no owner's."""
+    """The owner described by a file's content; None if that is half written or something else."""
     try:
         values = json.loads(content)
         owner = Owner(**{field.name: values[field.name] for field in fields(Owner)})
@@ -94,7 +94,7 @@ def parse_owner(content: bytes) -> Owner | None:
 
 
 def this_machine() -> str:
-    """Names this boot of this machine and this process namespace; empty where there is no /proc."""
+    """Names this boot of this machine and this process namespace; empty without /proc."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -103,9 +103,9 @@ def this_machine() -> str:
 
 
 def process_start(pid: int) -> int:
-    """When a process of this machine started, in clock ticks since the boot; 0 where there is none, or a zombie."""
+    """When a process on this machine started, in clock ticks since boot; 0 if there is none, or a zombie."""
     try:
-        # The name, in parentheses, may hold anything.
+        # The name, in parentheses, may contain anything.
         state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0

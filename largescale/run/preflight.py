@@ -1,7 +1,7 @@
-"""Checks before a long run, on every rank of it: names the node that would spoil it.
+"""Checks before a long run, on every rank: names the node that would spoil it.
 
-Shards are opened and the network is built as the run would. Each rank says what it sees (GPUs, clock, free disk,
-shards) and exchanges data with its neighbours; rank 0 compares. The run's folder has to be one for all of them.
+Shards are opened and the network is built as in the run. Each rank reports what it sees (GPUs, clock, free disk,
+shards) and exchanges data with its neighbours; rank 0 compares. All ranks must share the run's folder.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from shards.format.manifest import Manifest
 from shards.ground.errors import InputError
 
 MAX_CLOCK_SKEW_S = 2.0
-"""Between a rank's clock and the median one."""
+"""Tolerated difference between a rank's clock and the median one."""
 MIN_SHARE_OF_BANDWIDTH = 0.5
-"""Of the median rank's: below it a rank is called slow."""
+"""Fraction of the median rank's bandwidth below which a rank is called slow."""
 
 _ROUNDS = 5
 _PROBED_SHARDS = 4
@@ -48,8 +48,8 @@ class Findings:
     """What one rank found.
 
     Attributes:
-        problems: what it noticed by itself.
-        clock_s: its clock just after a barrier.
+        problems: what it noticed on its own.
+        clock_s: its clock right after a barrier.
         bandwidth: bytes per second to its better neighbour.
         all_reduce_s: time of one all-reduce of `message_bytes` over all ranks.
     """
@@ -64,7 +64,7 @@ class Findings:
 
 
 def preflight(config: Config) -> None:
-    """Check what a run of this configuration needs; prints a table, and what does not fit its length, on rank 0.
+    """Check what a run of this configuration needs; on rank 0, print a table and what does not fit its length.
 
     Raises:
         InputError: something is wrong; names host and rank of each problem.
@@ -117,7 +117,7 @@ def judge(findings: list[Findings]) -> list[str]:
 
 
 def _disk_problems(config: Config, parameters: int) -> list[str]:
-    """Room for the checkpoints that are kept and one that is being written, in a folder that can be written to."""
+    """Check for room for the kept checkpoints and one being written, in a writable folder."""
     folder = Path(config.run.dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def _disk_problems(config: Config, parameters: int) -> list[str]:
         probe.unlink()
     except OSError as error:
         return [f"{folder}: cannot be written to ({error.strerror})"]
-    # Weights, and two moments of the optimizer at most, in fp32.
+    # Weights, and at most two optimizer moments, in fp32.
     needed = parameters * 4 * 3 * (config.checkpoint.keep + 1)
     free = shutil.disk_usage(folder).free
     if free < needed:

@@ -1,8 +1,8 @@
-"""Going back: after a step that cannot be used, on from the last checkpoint without the data that led there.
+"""Going back: after an unusable step, continue from the last checkpoint without the data that led there.
 
-Step t of a run uses data step t of the stream, plus as many as were left out before it. Windows that were left out are
+Step t of a run uses data step t of the stream plus the number of steps left out before it. Windows left out are
 kept in the run's `rollbacks.jsonl`, in every later checkpoint, and beside the checkpoint that the run went back to: so
-every later start leaves out the same, also one that has nothing but a checkpoint from the mirror.
+every later start leaves out the same, even one that only has a checkpoint from the mirror.
 
 Source: PaLM (arXiv 2204.02311, section 5.1) restarts before a spike and leaves out the batches around it.
 """
@@ -56,11 +56,11 @@ class Rollbacks:
         self._path = run_dir / ROLLBACKS
 
     def rows(self) -> list[dict[str, Any]]:
-        """All of them, oldest first."""
+        """All rollbacks, oldest first."""
         return _read(self._path)
 
     def windows(self) -> list[tuple[int, int]]:
-        """Data steps that are left out."""
+        """Windows of data steps that are left out."""
         return [(int(first), int(end)) for first, end in (row["without"] for row in self.rows())]
 
     def record(self, checkpoint: Checkpoint, *, step: int, data_step: int, window: int, why: str) -> None:
@@ -77,13 +77,13 @@ class Rollbacks:
         _write(self._path, rows)
 
     def settle(self, checkpoint: Checkpoint) -> None:
-        """Take over what a checkpoint says, before the run goes on from there.
+        """Adopt what a checkpoint says, before the run continues from there.
 
-        What the folder recorded beyond that stays: the run went back after the checkpoint was saved. A folder that
+        What the folder recorded beyond that is kept: the run went back after the checkpoint was saved. A folder that
         says something else has the rows of another history, or has lost its own.
 
         Raises:
-            InputError: a file of roll-backs is none.
+            InputError: a file is not a record of rollbacks.
         """
         inside = checkpoint.path / ROLLBACKS
         rows = _read(inside) if inside.exists() else list(checkpoint.progress.get("rollbacks", []))
@@ -94,7 +94,7 @@ class Rollbacks:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """All rows. The file is always written whole: what is none of them must not be passed over, it decides the data."""
+    """All rows. The file is always written whole, and it decides the data: nothing in it may be ignored."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:

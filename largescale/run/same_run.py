@@ -1,4 +1,4 @@
-"""Which configurations are one run's: what may differ when it is continued, and what shows that it is another run."""
+"""Which configurations belong to one run: what may differ when it is resumed, and what makes it another run."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from largescale.config import Config, flatten, free_keys, with_present_names
 
 
 def changed_setting(before: dict[str, Any], config: Config) -> str:
-    """The first setting that keeps a configuration from continuing one saved earlier; empty where none does.
+    """The first setting that keeps a configuration from continuing one saved earlier; empty if none does.
 
     Args:
-        before: all values by key, as a checkpoint holds them. Keys that it does not have yet are passed over.
+        before: all values by key, from a checkpoint. Keys that it does not have yet are skipped.
     """
     now, before = flatten(config), with_present_names(before, config)
     return next((key for key in sorted(now.keys() & before.keys() - free_keys(config)) if before[key] != now[key]), "")
 
 
 def other_run(progress: dict[str, Any], config: Config, fingerprint: str) -> str:
-    """What shows that a checkpoint is of another run, in words; empty where it can be continued.
+    """Why a checkpoint belongs to another run, in words; empty if this run can continue from it.
 
     Args:
         progress: of the checkpoint.

@@ -1,7 +1,7 @@
-"""The whole schedule against the length of the run: what would never happen, or too late to be of use.
+"""Checks the schedule against the length of the run: what would never happen, or too late to matter.
 
 A recipe is made for a number of steps. On fewer images, or for fewer epochs, warm-up, frozen weights, queues and saves
-may last longer than the run itself, which then learns little and says nothing. Each finding is a line with both numbers
+may last longer than the run itself, which then learns little, silently. Each finding is a line with both numbers
 and what to set.
 """
 
@@ -22,11 +22,11 @@ from largescale.processes import rank
 _log = logging.getLogger(__name__)
 
 LATEST = 0.5
-"""Share of a run by which warm-up is over and a method does all that it is set to do."""
+"""Fraction of a run by which warm-up should be over and everything in the method active."""
 SUGGESTED = 0.05
-"""Share of a run that is suggested instead; the published recipes spend 0.1 to 5% of theirs."""
+"""Fraction of a run suggested instead; published recipes spend 0.1 to 5%."""
 MOST_LEFT_OUT = 0.25
-"""Share of the images that an epoch may leave out because they fill no batch."""
+"""Fraction of the images that an epoch may leave out because they do not fill a batch."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Length:
         num_steps: of the whole run.
         steps_per_epoch: of one pass over all images.
         num_samples: images of all corpora.
-        left_out: images that an epoch leaves out, others in every epoch.
+        left_out: images that an epoch leaves out, different ones each epoch.
     """
 
     num_steps: int
@@ -53,7 +53,7 @@ class Length:
 
     @property
     def suggested(self) -> int:
-        """Steps to spend on what comes before the training proper."""
+        """Suggested number of steps for what comes before the training proper."""
         return int(SUGGESTED * self.num_steps)
 
 
@@ -64,7 +64,7 @@ def complaints(config: Config, length: Length) -> list[str]:
 
 
 def warn_of_schedule(config: Config, length: Length) -> None:
-    """Say on rank 0 what does not fit into the run, and which settings nothing uses."""
+    """Warn on rank 0 of what does not fit the run's length, and of settings without effect."""
     if rank() == 0:
         for complaint in [*without_effect(config), *complaints(config, length)]:
             _log.warning("%s", complaint)

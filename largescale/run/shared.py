@@ -1,4 +1,4 @@
-"""Whether `run.dir` is one folder for all ranks: what one of them writes there, the others must see."""
+"""Checks that `run.dir` is the same folder for all ranks: what one of them writes, the others must see."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from largescale.processes import rank, world_size
 from shards.ground.errors import InputError
 
 _PATIENCE_S = 10.0
-"""For network file systems, which may show a new file late."""
+"""Time for network file systems, which may show a new file late."""
 _NAMED_RANKS = 4
 
 
 def check_shared(run_dir: Path) -> None:
-    """Make sure that all ranks share the run's folder, which is made if needed.
+    """Make sure that all ranks share the run's folder, created if needed.
 
     Raises:
         InputError: a rank cannot write there, or has another folder of that name; names rank, host and path.
@@ -33,7 +33,7 @@ def check_shared(run_dir: Path) -> None:
 
 
 def unshared(run_dir: Path, patience_s: float = _PATIENCE_S) -> str:
-    """What keeps the ranks from sharing the run's folder, the same on all of them; empty if nothing does.
+    """What keeps the ranks from sharing the run's folder; empty if nothing does, and the same on all ranks.
 
     Every rank leaves a file there: rank 0 looks for those of all others, the others for that of rank 0.
 
@@ -58,7 +58,7 @@ def unshared(run_dir: Path, patience_s: float = _PATIENCE_S) -> str:
     facts = _gather((f"{where} has {run_dir.absolute()}", unseen))  # after this no rank looks for files any more
     with suppress(OSError):
         probes[rank()].unlink()
-        run_dir.rmdir()  # where it is empty
+        run_dir.rmdir()  # only succeeds if empty
     if complaints:
         return "; ".join(complaints[:_NAMED_RANKS])
     apart = sorted({number for number, (_, missing) in enumerate(facts) if missing} | set(facts[0][1]))
@@ -72,7 +72,7 @@ def unshared(run_dir: Path, patience_s: float = _PATIENCE_S) -> str:
 
 
 def _unseen(probes: list[Path], patience_s: float) -> list[int]:
-    """Places in a list of files that do not show up."""
+    """Positions in a list of files that do not show up."""
     deadline = time.monotonic() + patience_s
     while True:
         missing = [place for place, probe in enumerate(probes) if not probe.exists()]

@@ -1,4 +1,4 @@
-"""A start of a training that ends before its first step, in the run's status."""
+"""Records in the run's status a start that ends before its first step."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from shards.ground.errors import InputError
 def start_in_status(lease: Lease) -> Iterator[None]:
     """Record in `status.json` how a start ended that did no step; on any rank, since others may not know.
 
-    A run that is complete stays so, and a command that is refused where nothing was begun leaves nothing behind. What
-    the steps wrote about themselves (see `failures.told`) is not replaced.
+    A complete run stays complete, and a refused command leaves nothing behind if nothing had started. What
+    the steps recorded themselves (see `failures.told`) is kept.
     """
     before = _row(lease)
     try:

@@ -28,10 +28,10 @@ class RunStatus:
     """Where a run stands.
 
     Attributes:
-        state: not started, running, not running, stopped, failed, or complete; also what a later version may write.
-        since: when that was so, for people.
-        why: what else there is to say; may be empty.
-        saved: step of the newest checkpoint, None where there is none.
+        state: not started, running, not running, stopped, failed, or complete; or whatever a later version writes.
+        since: time of that state, for people.
+        why: more about the state; may be empty.
+        saved: step of the newest checkpoint, None if there is none.
     """
 
     state: str
@@ -58,7 +58,7 @@ def write_status(run_dir: Path, state: str, step: int, steps: int, **more: objec
 
 
 def read_status(run_dir: Path) -> dict[str, Any] | None:
-    """What `status.json` holds; None where there is none.
+    """The content of `status.json`; None if there is none.
 
     Raises:
         InputError: it is not a status.
@@ -79,7 +79,7 @@ def is_run(run_dir: Path) -> bool:
 
 
 def status_of(run_dir: Path) -> RunStatus:
-    """Where a run stands now, without a word from its processes.
+    """Where a run stands now, without asking its processes.
 
     Raises:
         InputError: its status.json cannot be read.
@@ -100,7 +100,7 @@ def status_of(run_dir: Path) -> RunStatus:
 
 
 def _by_owner(run_dir: Path, owner: Owner | None, since: str) -> tuple[str, str, str]:
-    """State, since when, and why, of a run that has not said how it ended."""
+    """State, since when, and why, for a run that has not recorded its end."""
     if owner is None:
         return "not running", since, "it ended without saying why"
     silent_s = time.time() - owner.time
@@ -118,7 +118,7 @@ def _by_owner(run_dir: Path, owner: Owner | None, since: str) -> tuple[str, str,
 
 
 def _renews(run_dir: Path, owner: Owner) -> bool:
-    """Whether an owner shows that it lives while we look; no two clocks are compared."""
+    """Whether an owner renews its lease while we watch; no two clocks are compared."""
     deadline = time.monotonic() + min(_WATCH_S, owner.lease_s / 2)  # some renewals
     while time.monotonic() < deadline:
         time.sleep(0.1)
@@ -129,7 +129,7 @@ def _renews(run_dir: Path, owner: Owner) -> bool:
 
 
 def _logged(run_dir: Path) -> int:
-    """Steps done by the last line of the metrics; 0 where there is none."""
+    """Steps done according to the last line of the metrics; 0 if there is none."""
     with suppress(OSError), (run_dir / METRICS).open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
         for line in reversed(file.read().splitlines()):

@@ -1,9 +1,9 @@
-"""Names the rank that a run waits for, when no step has ended for too long.
+"""Names the rank that a run is waiting for when no step has ended for too long.
 
-Each rank has a thread that tells the others where its training thread stands, through a connection of its own to the
+Each rank has a thread that tells the others where its training thread stands, through its own connection to the
 ranks' store. When one has not moved for `timeout_s`, all of them write the stacks of their threads (on CUDA also the
 record of NCCL's last collectives) to the run's folder `stacks/`, the lowest rank that answers says who is behind, and
-all leave with exit code 86; torchrun then starts them again (`--max-restarts`) from the last checkpoint.
+all exit with 86; torchrun then restarts them (`--max-restarts`) from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _log = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Watches the training thread, which made it.
+    """Watches the training thread, which creates it.
 
     Args:
         folder: where stacks go.
         timeout_s: time without a beat after which the run hangs; 0 watches nothing.
 
-    Collectives: none; every rank should make one, each talks to the store that torchrun or rank 0 keeps.
+    Collectives: none; every rank should create one, and each talks to the store that torchrun or rank 0 keeps.
     """
 
     def __init__(self, folder: Path, timeout_s: float) -> None:
@@ -107,7 +107,7 @@ class Watchdog:
 
 
 def position(thread: int) -> dict[str, Any]:
-    """Where a thread of this process stands: its innermost line outside of torch, and whether it waits for others."""
+    """Where a thread of this process stands: its innermost line outside torch, and whether it waits for other ranks."""
     frame, place, waits = sys._current_frames().get(thread), "", False
     while frame is not None:
         path = frame.f_code.co_filename
@@ -119,7 +119,7 @@ def position(thread: int) -> dict[str, Any]:
 
 
 def describe(reports: list[dict[str, Any] | None], timeout_s: float) -> str:
-    """One line that names the ranks which the others wait for.
+    """One line that names the ranks the others wait for.
 
     Args:
         reports: by rank: host, doing, place, waits; None for a rank that does not answer.
@@ -149,8 +149,8 @@ def _does(numbers: list[int]) -> str:
 
 
 def _flight_record() -> bytes:
-    """NCCL's record of the last collectives as JSON: what this rank has issued, and what has ended."""
-    # Not a public function; the record is switched on in `process_group`.
+    """NCCL's record of the last collectives as JSON: what this rank has issued, and what has finished."""
+    # Not a public function; recording is switched on in `process_group`.
     dump = getattr(torch._C._distributed_c10d, "_dump_nccl_trace_json", None)
     return dump(includeCollectives=True, onlyActive=False) if dump is not None else b"{}"
 

@@ -164,7 +164,7 @@ def test_a_result_without_a_stamp_is_refused_and_features_without_one_are_made_a
     (run.path / "eval/linear.json").write_text(json.dumps({"protocol": "linear", "results": {}}))
     caplog.clear()
     assert run.evaluate()["results"] == right
-    assert "pretrained-test in" in caplog.text and "are made again" in caplog.text
+    assert "recomputing the features of pretrained-test in" in caplog.text
     assert path.read_bytes() == good
     replace(features, features=torch.zeros_like(features.features)).save(path, {})  # no stamp
     assert run.evaluate()["results"] == right and path.read_bytes() == good
@@ -186,7 +186,7 @@ def test_normalisation_is_part_of_the_stamp_and_an_edited_config_is_not_believed
         edited = run.evaluate()
     finally:
         config.write_text(text)
-    assert "says model.width=32, the checkpoint was trained with 8, which is used" in edited["warnings"][0]
+    assert "has model.width=32, but the checkpoint was trained with 8, which is used" in edited["warnings"][0]
     assert edited["results"] == before["results"] and path.read_bytes() == features
 
 
