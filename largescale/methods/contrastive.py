@@ -1,4 +1,4 @@
-"""What methods share in which a view picks its partner among candidates: what is worth watching, and how it reads."""
+"""Shared by methods in which a view picks its partner among candidates: what to watch, and what it means."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Contrastive(EmbeddingMethod):
 
     @classmethod
     def diagnose(cls, config: Config, before: Row, row: Row) -> str:
-        """All embeddings in one place."""
+        """Warn if all embeddings are in one place."""
         if row.get("embedding_spread", 1.0) >= _ONE_PLACE or before.get("embedding_spread", 1.0) >= _ONE_PLACE:
             return ""
         return (f"embeddings are nearly equal (spread {row['embedding_spread']:.2%}): this looks like collapse. Try, "
@@ -86,6 +86,6 @@ class Contrastive(EmbeddingMethod):
 
     @classmethod
     def panels(cls, config: Config) -> list[Panel]:
-        """How well views find each other, and how far embeddings are apart."""
+        """How well views find each other, and how far apart embeddings are."""
         return [Panel("Views", {"share that pick their partner": "picked", "spread of embeddings": "embedding_spread"},
                       limits=(0, 1.05))]

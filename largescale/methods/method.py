@@ -1,9 +1,9 @@
-"""The contract of a method: it declares, and engine, meter, report, evaluation and planner obey.
+"""The contract of a method: it declares; engine, meter, report, evaluation and planner obey.
 
-A method is an `nn.Module` that turns the views of a batch into a loss. What else has to happen to its parameters, what
-of it goes on from step to step, what is worth watching and how that reads, it says in the members below; nothing
-outside of `largescale/methods/` knows a method by its name. Randomness must follow from the configuration, the step
-and sample ids, and whatever a step leaves for the next one must be in `state`: else a resumed run would not be exact.
+A method is an `nn.Module` that turns the views of a batch into a loss. The members below declare what else happens to
+its parameters, what it carries from step to step, what is worth watching and what that means; nothing outside
+`largescale/methods/` knows a method by name. Randomness must follow from the configuration, the step and sample ids,
+and whatever a step leaves for the next one must be in `state`; otherwise a resumed run would not be exact.
 A method whose loss can span the micro-batches of a step is an `embedding_method.EmbeddingMethod`.
 """
 
@@ -33,7 +33,7 @@ class Output(NamedTuple):
     Attributes:
         loss: scalar, the mean over this rank's images; the engine averages gradients over ranks and micro-batches.
         signs: detached, by the names that `Method.signs` declares.
-        evidence: detached tensors by name, kept on disk where the step turns out to be unusable.
+        evidence: detached tensors by name, kept on disk if the step turns out to be unusable.
     """
 
     loss: Tensor
@@ -43,7 +43,7 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class Sign:
-    """A value that a method puts out in every step, and how it is put together.
+    """A value that a method reports in every step, and how it is combined.
 
     Attributes:
         over: `mean` or, for booleans, `any`: over micro-batches, ranks and the steps between two logged ones.
@@ -58,11 +58,11 @@ class Sign:
 class Average:
     """A module whose weights are a running average of another's, as a teacher's are of its student's.
 
-    The engine averages, since only it knows masters and pieces: once per update, not where fp16 passes one over. At the
+    The engine averages, since only it knows masters and pieces: once per update, but not when fp16 skips one. At the
     start both are equal.
 
     Attributes:
-        student, teacher: names of modules with parameters of the same names and shapes; the teacher's take no gradient.
+        student, teacher: names of modules with parameters of equal names and shapes; the teacher's take no gradient.
         buffers: whether running statistics of BatchNorm are averaged too, for a teacher in evaluation mode.
     """
 
@@ -73,11 +73,11 @@ class Average:
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves of the report, from columns of metrics.jsonl.
+    """Curves in the report, from columns of metrics.jsonl.
 
     Attributes:
         title: above them.
-        columns: key of each curve by its label.
+        columns: the column of each curve, by its label.
         limits: of the vertical axis.
     """
 
@@ -88,10 +88,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Exemplars:
-    """Outputs of a head that are best explained by the images with the largest scores; a gallery of the report.
+    """Outputs of a head best explained by the images with the largest scores; a gallery in the report.
 
     Attributes:
-        name: of one of them: "prototype"; the file of scores is named after it.
+        name: what one of them is called, such as "prototype"; the file of scores is named after it.
         title: of the gallery.
     """
 
@@ -100,15 +100,15 @@ class Exemplars:
 
 
 class Method(nn.Module):
-    """What every method has; those that need nothing of a kind leave it as it is here.
+    """The base class of methods; a method overrides only what it needs.
 
     Attributes:
         title: its name as people write it.
         Settings: its keys under `method` in a configuration.
         backbone: what is evaluated and exported.
         num_features: width of its features.
-        signs: what `forward` puts out to be watched.
-        exemplars: set where `exemplar_scores` can be called.
+        signs: what `forward` reports to be watched.
+        exemplars: set if `exemplar_scores` is implemented.
     """
 
     title: ClassVar[str]
@@ -127,15 +127,15 @@ class Method(nn.Module):
         return self.backbone(images)
 
     def roles(self) -> Sequence[Role]:
-        """Which parameters are treated in a way of their own; of several roles that own one, the first holds."""
+        """Which parameters need special treatment; if several roles own one, the first counts."""
         return ()
 
     def averages(self) -> Sequence[Average]:
-        """Teachers and whom they follow."""
+        """The teachers and the students they follow."""
         return ()
 
     def average_momentum(self, step: int) -> float:
-        """Share that teachers keep of themselves after the update of a step."""
+        """Fraction of themselves that teachers keep after the update of a step."""
         raise NotImplementedError
 
     def after_update(self, step: int) -> None:
@@ -144,8 +144,8 @@ class Method(nn.Module):
         """
 
     def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
-        """What goes on from step to step beside parameters and buffers, each a DTensor over the mesh of all ranks, so
-        that it loads into another number of them.
+        """State carried from step to step besides parameters and buffers, as DTensors over the mesh of all ranks, so
+        that it loads into another number of ranks.
         """
         return {}
 
@@ -154,8 +154,8 @@ class Method(nn.Module):
 
         Args:
             loss: its mean.
-            signs: put together over the interval; of `any` a number above 0 is true.
-            num_images: different images that it has seen.
+            signs: combined over the interval; for `any`, a number above 0 means true.
+            num_images: different images seen in it.
         """
         return {name: float(value) for name, value in signs.items() if value.numel() == 1}
 
@@ -165,28 +165,28 @@ class Method(nn.Module):
 
     @classmethod
     def milestones(cls, config: Config) -> list[Milestone]:
-        """What the method begins to do in the course of a run."""
+        """What the method starts to do in the course of a run."""
         return []
 
     @classmethod
     def brief(cls, row: Row) -> str:
-        """What a console line says behind the loss; empty, or beginning with a space."""
+        """What a console line adds after the loss; empty, or starting with a space."""
         return ""
 
     @classmethod
     def diagnose(cls, config: Config, before: Row, row: Row) -> str:
-        """What looks wrong in a logged line and what to try; empty where nothing does.
+        """What looks wrong in a logged line and what to try; empty if nothing does.
 
         Args:
             config: of the run; advice starts from its settings.
             before: the line before it; empty for the first one.
-            row: the line. Either may be of another version, and lack what `measures` returns.
+            row: the line. Both may come from another version, and lack what `measures` returns.
         """
         return ""
 
     @classmethod
     def loss_references(cls, config: Config) -> dict[str, float]:
-        """Values of the loss that mean something, by what they mean; lines in the report's panel of the loss."""
+        """Meaningful values of the loss by their meaning; drawn as lines in the report's loss panel."""
         return {}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a method begins to do at a certain step, so that a run's length can be checked against it."""
+"""What a method starts to do at a certain step, so that a run's length can be checked against it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class Milestone:
 
     Attributes:
         key: the setting that decides when, in steps.
-        step: the first step that is trained in the new way; `delay` steps after the value of `key`.
+        step: the first step trained in the new way, `delay` steps after the value of `key`.
         what: the new way, as a clause: "prototypes train".
-        delay: steps that it takes besides.
-        without: override that does without it, where a run is too short for the delay alone.
+        delay: further steps it takes.
+        without: override that disables it, if a run is too short for the delay alone.
     """
 
     key: str

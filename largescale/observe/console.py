@@ -1,4 +1,4 @@
-"""Lines for people: where the run is, how fast, how long still."""
+"""Lines for people: where the run is, how fast, and how long it will take."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Progress:
     """Formats one console line per logged step, with the time left at the run's own pace."""
 
     def __init__(self, first_step: int, num_steps: int, brief: Callable[[Row], str]) -> None:
-        """`brief` says what a method adds behind the loss."""
+        """`brief` returns what the method adds after the loss."""
         self._brief = brief
         self._first, self._num_steps, self._started = first_step, num_steps, time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""Says in words when a run looks wrong; for the console and the report alike."""
+"""Warns in words when a run looks wrong; for the console and the report alike."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from largescale.methods import method_class
 from largescale.methods.method import Row
 
 WARMUP_SHARE = 0.1
-"""Share of the run during which every run looks collapsed."""
+"""Fraction at the start of a run during which every run looks collapsed."""
 
 
 class Doctor:
-    """Judges the lines of metrics.jsonl, one after the other, by what the method knows.
+    """Judges the lines of metrics.jsonl one by one, using what the method knows.
 
     Args:
         config: of the run; advice starts from its settings.
@@ -25,8 +25,8 @@ class Doctor:
         """What looks wrong and what to try, or an empty string.
 
         Args:
-            row: a line of metrics.jsonl. One without `progress` (the share of the run that is done) was written by
-                another version; nothing is said of it.
+            row: a line of metrics.jsonl. One without `progress` (the fraction of the run done) was written by
+                another version and is not judged.
         """
         before, self._before = self._before, row
         return "" if row.get("progress", 0.0) < WARMUP_SHARE else self._method.diagnose(self._config, before, row)

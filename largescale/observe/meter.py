@@ -1,4 +1,4 @@
-"""Sums up the steps between two logged ones: throughput, waiting, and the signs of the method."""
+"""Sums up the steps of a logging interval: throughput, waiting, and the signs of the method."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from largescale.parallel.precision import LossScale
 from largescale.processes import world_size
 
 _COSTS = ("read_s", "decode_s", "crop_s", "augment_s", "queue_depth", "hits", "misses", "fetched_bytes", "evicted")
-"""What batches cost, as the stream counts it."""
+"""Costs of batches, as counted by the stream."""
 
 
 class Meter:
     """Collects one logging interval.
 
     Args:
-        method: says which signs there are, and what they mean.
+        method: declares the signs and what they mean.
         global_batch: images per step over all ranks.
         num_samples: images per epoch.
         device: where the signs are summed.
-        loss_scale: that of the run, to be logged with fp16.
+        loss_scale: of the run, logged with fp16.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Meter:
         self._data_wait += data_wait
         self._loss += check.loss
         self._updates_skipped += check.overflow
-        self._skipped += batch.substituted  # not rows of the ledger: neighbours meet the same images
+        self._skipped += batch.substituted  # not rows of the ledger, since neighbours meet the same images
         self._images += len(batch.ids)
         for name, value in batch.costs.items():
             self._costs[name] += value
@@ -60,7 +60,7 @@ class Meter:
             self._signs[name] += sign
 
     def summary(self) -> dict[str, Any]:
-        """The interval's metrics, equal on all ranks but for times.
+        """The interval's metrics, equal on all ranks except for times.
 
         Collectives: every rank must call it; one all-reduce of 10 numbers and those of the signs.
         """

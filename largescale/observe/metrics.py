@@ -1,4 +1,4 @@
-"""What a run records: metrics.jsonl, TensorBoard, audit and ledger of skipped samples; each step once, ever.
+"""What a run records: metrics.jsonl, TensorBoard, audit and ledger of skipped samples; each step exactly once.
 
 After a resume at step t, lines of steps from t on (written by a process that then died) are dropped, so a resumed
 run's files equal those of one that was never interrupted.
@@ -104,7 +104,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def forget_from(run_dir: Path, step: int) -> None:
-    """Drop the lines of steps from `step` on in all of a run's JSON-lines files, before it continues there."""
+    """Drop lines for steps from `step` on in all of a run's JSON-lines files, before the run continues there."""
     for path in [run_dir / METRICS, *run_dir.glob("audit/*.jsonl"), *run_dir.glob("skipped/*.jsonl")]:
         if path.exists():
             kept = [row for row in read_lines(path) if row["step"] < step]

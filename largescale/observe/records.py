@@ -1,4 +1,4 @@
-"""Files that grow record by record and hold whole ones only, also where their disk is full or away for a while."""
+"""Files that grow record by record and only hold whole records, even if the disk is full or away for a while."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 MAX_WAITING = 100
-"""Records that wait to be written before the run gives up; a crash meanwhile would lose them."""
+"""Records that may wait to be written before the run gives up; a crash meanwhile would lose them."""
 
 _log = logging.getLogger(__name__)
 
@@ -14,8 +14,8 @@ _log = logging.getLogger(__name__)
 class Records:
     """A file that records are appended to, each written at once.
 
-    What cannot be written waits in memory and is written before the next record, so that a disk which is full for a
-    while costs a warning.
+    What cannot be written waits in memory and is written before the next record, so a disk that is full for a
+    while only costs a warning.
 
     Args:
         path: the file; its folder is made if needed.
@@ -32,7 +32,7 @@ class Records:
         """Write one record.
 
         Raises:
-            OSError: none could be written the last MAX_WAITING times.
+            OSError: the last MAX_WAITING writes all failed.
         """
         self._waiting.append(record)
         try:

@@ -1,7 +1,7 @@
 """`report.html`: one self-contained page that shows what a run did and learned.
 
-It is made from the run's files alone, so it can be made while the run still goes on; what is not there yet is said in
-a sentence.
+It is made only from the run's files, so it can be made while the run is still going; a sentence stands in for what is
+not there yet.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _MEMORY = 0.99
 FIRST_STEPS = 100
-"""Steps that make the average before anything is compared with it."""
+"""Steps that go into the average before anything is compared with it."""
 
 
 class SpikeWatch:
@@ -12,7 +12,7 @@ class SpikeWatch:
 
     Args:
         factor: a norm above factor x average is a spike; 0 never finds one.
-        state: `state` of an earlier watch, to go on from.
+        state: `state` of an earlier watch to continue from.
     """
 
     def __init__(self, factor: float, state: list[float] | None = None) -> None:
@@ -27,7 +27,7 @@ class SpikeWatch:
     def look(self, norm: float) -> str:
         """What is wrong with a step's gradient norm; empty if nothing is, and then it joins the average.
 
-        A norm of 0, that of an overflowed fp16 gradient, is passed over.
+        A norm of 0, that of an overflowed fp16 gradient, is skipped.
         """
         if norm == 0:
             return ""

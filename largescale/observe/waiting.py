@@ -1,4 +1,4 @@
-"""Who waits for whom, in a line: what holds the training up, and what to change."""
+"""One line on what holds up the training, and what to change."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 from largescale.config import DataConfig
 
 TOLERATED = 0.1
-"""Share of a step's time that may be spent waiting for data before it is worth a line."""
+"""Fraction of a step's time that may be spent waiting for data before it is worth a line."""
 
 
 def advice(row: dict[str, Any], data: DataConfig, counts: tuple[int, int]) -> str:
-    """What to change where the training waits for its data; empty if it does not.
+    """What to change if the training waits for its data; empty if it does not.
 
     Args:
         row: a line of metrics.jsonl.

@@ -1,4 +1,4 @@
-"""BatchNorm over the batch of all ranks, so that a run does not depend on how many ranks it is cut into.
+"""BatchNorm over the batch of all ranks, so that a run does not depend on the number of ranks.
 
 torch's SyncBatchNorm refuses CPU tensors. `SyncBatchNorm` here works on any device and in float64; it is built from
 the fused kernels of ordinary BatchNorm, so it costs little more than those. On CUDA torch's own is used.
@@ -81,7 +81,7 @@ def _global_statistics(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tens
     total = counts.sum()
     global_mean = (means * counts).sum(0) / total
     global_var = ((variances + (means - global_mean).square()) * counts).sum(0) / total
-    # Ranks hold equal pieces of the batch, so the count follows from shapes without a look at the device.
+    # Ranks hold equal pieces of the batch, so the count follows from shapes without reading from the device.
     return global_mean, global_var, count * world_size
 
 
@@ -134,7 +134,7 @@ def _synchronized(norm: _BatchNorm, group: dist.ProcessGroup | None) -> SyncBatc
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         setattr(replacement, name, getattr(norm, name))
     replacement.group = group
-    return replacement.train(norm.training)  # a teacher's may be in evaluation mode
+    return replacement.train(norm.training)  # a teacher may be in evaluation mode
 
 
 @torch.no_grad()
@@ -157,7 +157,7 @@ def average_statistics(module: nn.Module, group: dist.ProcessGroup | None = None
 
 
 def batchnorm_group(config: Config) -> dist.ProcessGroup | None:
-    """The neighbouring ranks whose batch statistics this rank shares; None for all, also where they are fewer.
+    """The neighbouring ranks whose batch statistics this rank shares; None for all, even if there are fewer.
 
     Raises:
         InputError: the size does not divide the ranks.

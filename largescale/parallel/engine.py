@@ -38,10 +38,10 @@ class StepCheck:
 
     Attributes:
         loss: mean over all ranks.
-        grad_norm: global norm of the whole gradient; 0 where it overflowed.
-        trouble: empty, or which ranks hold values that are not finite, and in which gradients.
+        grad_norm: global norm of the whole gradient; 0 if it overflowed.
+        trouble: empty, or which ranks hold non-finite values, and in which gradients.
         stop: a rank wants to stop after this step.
-        overflow: an fp16 gradient overflowed, as happens while the loss scale is found; `update` passes it over.
+        overflow: an fp16 gradient overflowed, as happens while the loss scale adapts; `update` skips it.
     """
 
     loss: float
@@ -146,8 +146,8 @@ class Engine:
     def check(self, views: Views, loss: Tensor, *, stop: bool = False) -> StepCheck:
         """Agree on loss, gradient norm, whether anything is not finite and whether to stop, in one exchange.
 
-        Views and loss are looked at before they met other ranks' values, so that the culprit can be named: behind
-        synchronised BatchNorm and a loss over all ranks one rank's NaN is everybody's.
+        Views and loss are checked before they mix with other ranks' values, so that the culprit can be named: after
+        synchronised BatchNorm and a loss over all ranks, one rank's NaN is on every rank.
 
         Collectives: every rank must call it; one all-reduce of 3 + 3 * world_size numbers. Where gradients alone are
         not finite, one more of a number per parameter.
@@ -218,14 +218,14 @@ class Engine:
         return {**self.model_state(), **self.optimizer_state(), **{f"extra.{k}": value for k, value in extra.items()}}
 
     def until_update(self, state: dict[str, Tensor]) -> set[str]:
-        """Names in a state of what only `update` changes; the rest may change in a forward pass."""
+        """Names of tensors that stay constant until `update`; the rest may change in a forward pass."""
         parameters = {f"model.{name}" for name, _ in self.method.named_parameters()}
         return {name for name in state if name in parameters or name.startswith("optimizer.")}
 
     # -- What a strategy may do differently -----------------------------------------------------------------------
 
     def gradient_sync(self, last: bool) -> AbstractContextManager[object]:
-        """Around a micro-batch: gradients are exchanged after the last one of a step only."""
+        """Wrap a micro-batch: gradients are exchanged only after the last one of a step."""
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
@@ -233,7 +233,7 @@ class Engine:
         loss.backward()
 
     def pieces(self, parameter: Tensor) -> list[Tensor]:
-        """What this rank holds of a parameter, to be changed in place; all copies of it."""
+        """This rank's pieces of a parameter, all copies of them, to be changed in place."""
         return [local_piece(parameter.detach())]
 
     def gradients(self) -> list[Tensor]:
@@ -284,7 +284,7 @@ class Engine:
                 self.optimizer.state[parameter][key] = value
 
     def take_state(self, state: dict[str, Tensor]) -> None:
-        """Use a state that a checkpoint was loaded into; here its tensors are the ones in use."""
+        """Use a state that a checkpoint was loaded into; here its tensors are already the ones in use."""
 
     def _describe_bad_gradients(self, device: torch.device) -> str:
         """Which parameters' gradients are not finite, on any rank. Collectives: one all-reduce of a number for each."""
@@ -294,7 +294,7 @@ class Engine:
             if parameter.grad is not None:
                 bad[place] = local_piece(parameter.grad).isfinite().all().logical_not()
         dist.all_reduce(bad)
-        # What is wrong spreads from the loss back to the first layer, so the last one is nearest to its source.
+        # Bad values spread from the loss back to the first layer, so the last layer is nearest to their source.
         names = [name for (name, _), is_bad in zip(named, bad.tolist(), strict=True) if is_bad]
         return f" ({len(names)} of {len(named)} parameters, nearest to the loss {names[-1]})" if names else ""
 
@@ -311,7 +311,7 @@ def state_keys(name: str, shapes: dict[str, tuple[int, ...]]) -> list[str]:
 
 
 def _describe_trouble(bad: Tensor) -> str:
-    """Which ranks hold what that is not finite, from flags [looked at, ranks]."""
+    """Which ranks hold which non-finite values, from flags [what was checked, ranks]."""
     parts = []
     for what, flags in zip(_LOOKED_AT, bad.tolist(), strict=True):
         ranks = [str(number) for number, flag in enumerate(flags) if flag]

@@ -61,8 +61,8 @@ def views_dtype(config: Config) -> torch.dtype:
 class LossScale:
     """A factor on the loss that keeps fp16 gradients from vanishing: halved when they overflow, doubled after a while.
 
-    Its patience ends with the factor: a gradient that is not finite even at the smallest one did not overflow for its
-    sake, and halving on would pass over every step to come.
+    There is a smallest factor: a gradient that is not finite even then did not overflow because of the
+    factor, and halving further would skip every step to come.
 
     Source: arXiv 1710.03740, section 3.2.
     """
@@ -81,11 +81,11 @@ class LossScale:
         return self.numbers[0]
 
     def can_shrink(self) -> bool:
-        """Whether a smaller factor may fix an overflow; reads one number back from the device."""
+        """Whether a smaller factor could prevent an overflow; reads one number back from the device."""
         return float(self.factor) > self.SMALLEST
 
     def step(self, overflowed: bool) -> None:
-        """Adapt to what a step showed."""
+        """Adapt the factor to whether a step overflowed."""
         factor, good_steps = self.numbers.tolist()
         if overflowed:
             factor, good_steps = factor / 2, 0

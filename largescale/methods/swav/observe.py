@@ -1,4 +1,4 @@
-"""What the numbers of a clustering method mean, and words for those that look like collapse."""
+"""What the numbers of a clustering method mean, and warnings for those that look like collapse."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from largescale.methods.method import Row
 from largescale.methods.swav.settings import Settings
 
 _UNIFORM_LOSS = (0.99, 1.01)
-"""Loss over ln K that uniform predictions have. A loss above is that of predictions that are sure and wrong, as those
-of a network that has just begun."""
+"""Loss over ln K of uniform predictions. A higher loss means predictions that are sure and wrong, as in a network that
+has just started."""
 
 _UNIFORM_CODES = 0.98
 _USED_OF_REACHABLE = 0.05
@@ -43,14 +43,14 @@ def reachable_usage(counts: Sequence[int], num_images: int) -> float:
 
 
 def diagnose(config: Config, settings: Settings, before: Row, row: Row) -> str:
-    """What looks wrong in a logged line, given the one before, and what to try; empty where nothing does."""
+    """What looks wrong in a logged line, given the one before, and what to try; empty if nothing does."""
     most = max(settings.counts)
-    # What may still be changed, from where the run is.
+    # What can still be changed, starting from the run's settings.
     sharper = [f"method.epsilon={0.6 * settings.epsilon:.2g}"] if settings.epsilon > _SHARPEST else []
     fewer = [f"method.prototypes={most // 2}"] if most >= _FEWEST else []
     queue = [] if settings.queue else [f"method.queue={_QUEUED_BATCHES * config.train.global_batch}"]
     slower = [f"optim.lr={config.optim.lr / 2:.2g}"]
-    # Twice, since a loss that falls from above passes ln K on its way.
+    # Twice in a row, since a loss that falls from above passes ln K on its way.
     if _is_uniform(row) and _is_uniform(before):
         return (
             f"the loss is {row['loss_over_ln_k']:.1%} of ln K, as if predictions were uniform: this looks like "
