@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 IN_THE_WHEEL = """
 import largescale, shards

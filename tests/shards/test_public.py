@@ -12,7 +12,7 @@ import pytest
 import shards
 from shards.cli import _parser, main
 from shards.ground.errors import InputError
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 NAMES = ["convert", "index", "open", "verify"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 NEEDED = ("numpy", "pillow", "simplejpeg", "xxhash", "safetensors", "fsspec", "pyarrow", "tqdm")
 """What of the dependencies in pyproject.toml is shards' own (and matplotlib, for the page of `info --html`)."""
