@@ -13,9 +13,10 @@ TORCHRUN = OMP_NUM_THREADS=$(shell n=$$(( $$(nproc) / $(RANKS) )); echo $$(( n >
 # WHEELS=FOLDER installs from what `make wheels` put there, over the torch that $(PYTHON) has, without a network.
 PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --upgrade-strategy only-if-needed \
 	$(if $(WHEELS),--no-index --find-links '$(abspath $(WHEELS))')
+CODE = largescale shards launch tests benchmarks
 .DEFAULT_GOAL := help
 
-.PHONY: help setup wheels pretrain test test-fast slurm-packages slurm-test kill-test bench gpu-check lint types clean
+.PHONY: help setup wheels pretrain test test-fast slurm-packages slurm-test kill-test bench gpu-check lint format types clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -95,9 +96,13 @@ bench: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/inst
 gpu-check: | $(VENV)/strategies  ## is it right and how fast on this machine's GPU, in at most 8 minutes (docs/gpu-check.md)
 	$(BIN)/python benchmarks/gpu_check.py
 
-lint: $(VENV)/with-tests  ## style checks and types
-	$(BIN)/ruff check largescale shards launch tests benchmarks
+lint: $(VENV)/with-tests  ## style, format and types
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 	@$(MAKE) --no-print-directory types
+
+format: $(VENV)/with-tests  ## lay the code out as `make lint` wants it
+	$(BIN)/ruff format $(CODE)
 
 types: $(VENV)/with-tests  ## mypy over both packages (pyproject.toml says how strict)
 	$(BIN)/mypy

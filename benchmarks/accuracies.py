@@ -16,8 +16,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
-COLUMNS = [f"{protocol} {network}" for protocol in ("knn", "linear")
-           for network in ("pretrained", "untrained", "pixels")]
+COLUMNS = [
+    f"{protocol} {network}" for protocol in ("knn", "linear") for network in ("pretrained", "untrained", "pixels")
+]
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,17 @@ def measure(variant: Variant, folder: Path, *, seed: int, ranks: int) -> dict[st
 
 def table(rows: list[dict[str, Any]], names: Sequence[str], *, of: str) -> str:
     """The results as Markdown: each seed, and the mean of each variant."""
-    lines = [f"| {of} | seed | " + " | ".join(COLUMNS) + " | training s | images/s |",
-             "|---|---|" + "---|" * (len(COLUMNS) + 2)]
+    lines = [
+        f"| {of} | seed | " + " | ".join(COLUMNS) + " | training s | images/s |",
+        "|---|---|" + "---|" * (len(COLUMNS) + 2),
+    ]
     for name in names:
         own = sorted((row for row in rows if row["variant"] == name), key=lambda row: row["seed"])
         for row in own:
             cells = [f"{row[column]:.2f}" for column in COLUMNS]
-            lines.append(f"| {name} | {row['seed']} | {' | '.join(cells)} | {row['train_s']:.0f} | "
-                         f"{row['images_per_s']:.0f} |")
+            lines.append(
+                f"| {name} | {row['seed']} | {' | '.join(cells)} | {row['train_s']:.0f} | {row['images_per_s']:.0f} |"
+            )
         if own:
             cells = [f"**{statistics.mean(row[column] for row in own):.2f}**" for column in COLUMNS]
             seconds, rate = (statistics.mean(row[key] for row in own) for key in ("train_s", "images_per_s"))
@@ -98,5 +102,6 @@ def main(
                 f"{arguments.ranks} ranks, torch {environment['torch']}. Top-1 in percent on 2,000 test images that no "
                 "choice was made on; bank and probe: the 10,000 training images; kNN with k = 20. One number's "
                 f"sampling error is about 0.8. The seconds include whatever else the machine did.{about}\n\n"
-                + table(rows, list(variants), of=of) + "\n"
+                + table(rows, list(variants), of=of)
+                + "\n"
             )

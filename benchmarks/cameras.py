@@ -29,8 +29,10 @@ _PHOTOGRAPHS = _BATCH = 8
 
 def measure_cameras(folder: Path, rounds: int) -> dict[str, list[float]]:
     """Milliseconds of CPU time an image, for each kind a list of `rounds`, taking turns; the pixels are the same."""
-    makers = {kind: _maker(folder / f"camera-{number}", orientation)
-              for number, (kind, orientation) in enumerate(KINDS.items())}
+    makers = {
+        kind: _maker(folder / f"camera-{number}", orientation)
+        for number, (kind, orientation) in enumerate(KINDS.items())
+    }
     spent: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for number in range(rounds + 1):
         for kind, make in makers.items():
@@ -62,11 +64,18 @@ def _maker(folder: Path, orientation: int | None) -> Callable[[int], None]:
         image.save(stored, "JPEG", quality=90, exif=exif)
         (source / f"{number}.jpg").write_bytes(stored.getvalue())
     convert(source, shards, Options("camera", cleaning=Cleaning(decode=False)))
-    config = Config(name="cameras", data=DataConfig(shards=str(shards), streams=1),
-                    train=TrainConfig(global_batch=_BATCH))
+    config = Config(
+        name="cameras", data=DataConfig(shards=str(shards), streams=1), train=TrainConfig(global_batch=_BATCH)
+    )
     corpora = open_corpora(config.data)
-    order = Mixture([corpora[0].shard_sizes()], [1.0], seed=0, global_batch=_BATCH, streams=1,
-                    shuffle_window=config.data.shuffle_window)
+    order = Mixture(
+        [corpora[0].shard_sizes()],
+        [1.0],
+        seed=0,
+        global_batch=_BATCH,
+        streams=1,
+        shuffle_window=config.data.shuffle_window,
+    )
     maker = BatchMaker(ShardReader(corpora), order, config, rank=0, world_size=1)
     memory = torch.empty(Buffers.num_bytes(config.data, _BATCH), dtype=torch.uint8)
     buffers = Buffers.carve(memory, config.data, _BATCH)

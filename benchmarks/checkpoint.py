@@ -45,8 +45,9 @@ def measure(rank: int, world_size: int, gigabytes: float, repeats: int, folder: 
         for number in range(_TENSORS)
     }
     savers = {
-        name: Saver(Path(folder) / name, keep=1, keep_every=0, background=name == "background",
-                    device=torch.device("cpu"))
+        name: Saver(
+            Path(folder) / name, keep=1, keep_every=0, background=name == "background", device=torch.device("cpu")
+        )
         for name in ("background", "foreground")
     }
     found: dict[str, list[float]] = {"background": [], "foreground": [], "written": [], "work": []}
@@ -119,18 +120,22 @@ def main() -> None:
     machine.pop("command")
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "checkpoint.json").write_text(json.dumps({"rows": rows, "environment": machine}, indent=1) + "\n")
-    lines = ["| ranks | pause of a background save | of a blocking save | pause / blocking | published after | work |",
-             "|---|---|---|---|---|---|"]
-    lines += [f"| {row['ranks']} | {row['pause_ms']:.0f} ms | {row['blocking_ms']:.0f} ms | {row['pause_share']:.1%} | "
-              f"{row['published_after_ms']:.0f} ms | {row['work']:.0%} |" for row in rows]
+    lines = [
+        "| ranks | pause of a background save | of a blocking save | pause / blocking | published after | work |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['ranks']} | {row['pause_ms']:.0f} ms | {row['blocking_ms']:.0f} ms | {row['pause_share']:.1%} | "
+        f"{row['published_after_ms']:.0f} ms | {row['work']:.0%} |"
+        for row in rows
+    ]
     (RESULTS / "checkpoint.md").write_text(
         "# What a checkpoint costs the training loop\n\n"
         f"`python benchmarks/checkpoint.py` on {time.strftime('%Y-%m-%d')}: {machine['processor']}, "
         f"{machine['cpu_cores']} cores, torch {machine['torch']}, gloo ranks on one machine and one disk, "
         f"{arguments.gigabytes:g} GB of state in all, steps of {_STEP_S:g} s; medians of {arguments.repeats} paired "
         "repeats, the slowest rank's. Checksums, flushing to disk and publishing are part of a save; "
-        "work: products of a step during a save, over one in peace.\n\n"
-        + "\n".join(lines) + "\n"
+        "work: products of a step during a save, over one in peace.\n\n" + "\n".join(lines) + "\n"
     )
 
 

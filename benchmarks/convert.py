@@ -153,8 +153,12 @@ def index(folder: Path, num_tars: int) -> dict[str, float]:
         os.link(first, inside / f"{number:04d}.tar")
     command = [sys.executable, "-c", INDEXED, str(inside)]
     seconds, own, worker = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-3:]
-    return {"samples": 20_000 * num_tars, "seconds": float(seconds), "peak_bytes": int(own),
-            "worker_bytes": int(worker)}
+    return {
+        "samples": 20_000 * num_tars,
+        "seconds": float(seconds),
+        "peak_bytes": int(own),
+        "worker_bytes": int(worker),
+    }
 
 
 def report(result: dict[str, Any]) -> str:
@@ -162,24 +166,57 @@ def report(result: dict[str, Any]) -> str:
     part = result["pass_through"]
     times, size = part["seconds"], part["bytes"]
     tar = statistics.median(times["tar"])
-    lines = [_head(part, f"{part['images']:,} generated JPEGs of {size / part['images'] / 1000:.0f} KB; medians of "
-                         f"{len(times['tar'])} rounds in turns."),
-             "", "| | seconds | MB/s | share of tar's speed |", "|---|---|---|---|"]
-    lines += [f"| {name} | {statistics.median(values):.2f} | {size / statistics.median(values) / 1e6:,.0f} | "
-              f"{tar / statistics.median(values):.0%} |" for name, values in times.items()]
+    lines = [
+        _head(
+            part,
+            f"{part['images']:,} generated JPEGs of {size / part['images'] / 1000:.0f} KB; medians of "
+            f"{len(times['tar'])} rounds in turns.",
+        ),
+        "",
+        "| | seconds | MB/s | share of tar's speed |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {statistics.median(values):.2f} | {size / statistics.median(values) / 1e6:,.0f} | "
+        f"{tar / statistics.median(values):.0%} |"
+        for name, values in times.items()
+    ]
     part = result["resize"]
-    lines += ["", _head(part, f"{part['images']} JPEGs of 3 megapixels, one core, CPU time; medians of "
-                              f"{len(part['speeds']['ours'])} rounds in turns."),
-              "", "| resize to 512 | images/s/core |", "|---|---|"]
+    lines += [
+        "",
+        _head(
+            part,
+            f"{part['images']} JPEGs of 3 megapixels, one core, CPU time; medians of "
+            f"{len(part['speeds']['ours'])} rounds in turns.",
+        ),
+        "",
+        "| resize to 512 | images/s/core |",
+        "|---|---|",
+    ]
     lines += [f"| {name} | {statistics.median(values):.1f} |" for name, values in part["speeds"].items()]
-    lines += ["", _head(result["many"], "Tiny PNGs."),
-              "", "| tiny files | planning, s | all, s (one process) | peak memory, MB |", "|---|---|---|---|"]
-    lines += [f"| {row['files']:,} | {row['planning_s']:.1f} | {row['all_s']:.0f} | {row['peak_bytes'] / 1e6:.1f} |"
-              for row in result["many"]["rows"]]
-    lines += ["", _head(result["index"], "Tars of 20,000 labelled samples of 200 bytes."),
-              "", "| samples indexed | s | peak memory, MB | of a worker, MB |", "|---|---|---|---|"]
-    lines += [f"| {row['samples']:,} | {row['seconds']:.0f} | {row['peak_bytes'] / 1e6:.0f} | "
-              f"{row['worker_bytes'] / 1e6:.0f} |" for row in result["index"]["rows"]]
+    lines += [
+        "",
+        _head(result["many"], "Tiny PNGs."),
+        "",
+        "| tiny files | planning, s | all, s (one process) | peak memory, MB |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['files']:,} | {row['planning_s']:.1f} | {row['all_s']:.0f} | {row['peak_bytes'] / 1e6:.1f} |"
+        for row in result["many"]["rows"]
+    ]
+    lines += [
+        "",
+        _head(result["index"], "Tars of 20,000 labelled samples of 200 bytes."),
+        "",
+        "| samples indexed | s | peak memory, MB | of a worker, MB |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['samples']:,} | {row['seconds']:.0f} | {row['peak_bytes'] / 1e6:.0f} | "
+        f"{row['worker_bytes'] / 1e6:.0f} |"
+        for row in result["index"]["rows"]
+    ]
     return "\n".join(lines)
 
 
@@ -203,8 +240,12 @@ def main() -> None:
         folder = Path(name)
         if arguments.only in (None, "pass_through"):
             size = write_photographs(folder / "photographs", arguments.images)
-            result["pass_through"] = {"on": measured_on(), "images": arguments.images, "bytes": size,
-                                      "seconds": pass_through(folder, arguments.rounds)}
+            result["pass_through"] = {
+                "on": measured_on(),
+                "images": arguments.images,
+                "bytes": size,
+                "seconds": pass_through(folder, arguments.rounds),
+            }
         if arguments.only in (None, "resize"):
             write_photographs(folder / "large", arguments.large, scale=3.4)
             large = [path.read_bytes() for path in sorted((folder / "large").iterdir())]

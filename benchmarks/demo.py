@@ -13,7 +13,8 @@ from benchmarks.accuracies import Variant, main
 VARIANTS = {
     "multi-crop (configs/demo.yaml)": Variant("configs/demo.yaml"),
     "two crops of 28 px, as many steps": Variant(
-        "configs/demo.yaml", ["data.crops=[{num: 2, size: 28, scale: [0.8, 1.0]}]"]),
+        "configs/demo.yaml", ["data.crops=[{num: 2, size: 28, scale: [0.8, 1.0]}]"]
+    ),
 }
 
 if __name__ == "__main__":

@@ -11,10 +11,19 @@ from __future__ import annotations
 
 from benchmarks.accuracies import ROOT, Variant, main
 
-VARIANTS = {path.stem: Variant(str(path.relative_to(ROOT)))
-            for path in sorted((ROOT / "configs" / "small").glob("*.yaml")) if path.stem != "base"}
+VARIANTS = {
+    path.stem: Variant(str(path.relative_to(ROOT)))
+    for path in sorted((ROOT / "configs" / "small").glob("*.yaml"))
+    if path.stem != "base"
+}
 
 if __name__ == "__main__":
-    main("methods", "Methods side by side", VARIANTS, of="method", description=__doc__,
-         about=" Nothing was tuned for these images: the recipes (configs/small) have the published values or their "
-               "equivalent at this size.")
+    main(
+        "methods",
+        "Methods side by side",
+        VARIANTS,
+        of="method",
+        description=__doc__,
+        about=" Nothing was tuned for these images: the recipes (configs/small) have the published values or their "
+        "equivalent at this size.",
+    )

@@ -103,11 +103,15 @@ def _synchronize(device: torch.device) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
-    lines = ["| rows a rank | prototypes | published ms | ours ms | times faster | error published | error ours |",
-             "|---|---|---|---|---|---|---|"]
-    lines += [f"| {CROPS} x {row['rows_a_rank']} | {row['prototypes']} | {row['published_ms']:.1f} | "
-              f"{row['ours_ms']:.1f} | {row['ratio']:.2f} | {row['published_error']:.1e} | {row['ours_error']:.1e} |"
-              for row in rows]
+    lines = [
+        "| rows a rank | prototypes | published ms | ours ms | times faster | error published | error ours |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {CROPS} x {row['rows_a_rank']} | {row['prototypes']} | {row['published_ms']:.1f} | "
+        f"{row['ours_ms']:.1f} | {row['ratio']:.2f} | {row['published_error']:.1e} | {row['ours_error']:.1e} |"
+        for row in rows
+    ]
     return "\n".join(lines)
 
 

@@ -43,8 +43,10 @@ def own_bytes() -> int:
 def thirds(sizes: list[int]) -> dict[str, float]:
     """Medians of the first, second and last third: flat memory has equal ones, whatever single looks show."""
     parts = np.array_split(np.asarray(sizes), 3)
-    return {f"bytes_{name}_third": float(np.median(part))
-            for name, part in zip(("first", "second", "last"), parts, strict=True)}
+    return {
+        f"bytes_{name}_third": float(np.median(part))
+        for name, part in zip(("first", "second", "last"), parts, strict=True)
+    }
 
 
 def main() -> None:
@@ -82,14 +84,22 @@ def main() -> None:
     machine = environment()
     machine.pop("command")
     result = {
-        "minutes": seconds / 60, "images": images, "images_per_s": images / seconds, "workers": arguments.workers,
-        "epochs": images / arguments.images, **thirds(sizes), "bytes": sizes, "environment": machine,
+        "minutes": seconds / 60,
+        "images": images,
+        "images_per_s": images / seconds,
+        "workers": arguments.workers,
+        "epochs": images / arguments.images,
+        **thirds(sizes),
+        "bytes": sizes,
+        "environment": machine,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "soak.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{images:,} images in {seconds / 60:.1f} minutes, {images / seconds:.0f} a second; median memory "
-          f"{result['bytes_first_third'] / 1e6:.1f} MB in the first third, "
-          f"{result['bytes_last_third'] / 1e6:.1f} MB in the last")
+    print(
+        f"{images:,} images in {seconds / 60:.1f} minutes, {images / seconds:.0f} a second; median memory "
+        f"{result['bytes_first_third'] / 1e6:.1f} MB in the first third, "
+        f"{result['bytes_last_third'] / 1e6:.1f} MB in the last"
+    )
 
 
 if __name__ == "__main__":

@@ -40,8 +40,11 @@ from largescale.run.environment import environment
 RESULTS = Path(__file__).resolve().parent / "results"
 SETTINGS = {
     "cpu": ["model.backbone=resnet18", "data.crops=[{num: 2, size: 96}, {num: 4, size: 48}]", "train.global_batch=32"],
-    "cuda": ["model.backbone=resnet50", "data.crops=[{num: 2, size: 224}, {num: 6, size: 96}]",
-             "train.global_batch=256"],
+    "cuda": [
+        "model.backbone=resnet50",
+        "data.crops=[{num: 2, size: 224}, {num: 6, size: 96}]",
+        "train.global_batch=256",
+    ],
 }
 PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("bf16",)}
 
@@ -52,8 +55,12 @@ def views(config: Config, device: torch.device) -> Views:
     """Random views of a batch, channels last, in the precision in which the stream delivers them."""
     generator = torch.Generator(device).manual_seed(0)
     shapes = [(group.num * config.train.global_batch, 3, group.size, group.size) for group in config.data.crops]
-    images = [torch.randn(shape, generator=generator, device=device).to(
-        precision.views_dtype(config), memory_format=torch.channels_last) for shape in shapes]
+    images = [
+        torch.randn(shape, generator=generator, device=device).to(
+            precision.views_dtype(config), memory_format=torch.channels_last
+        )
+        for shape in shapes
+    ]
     return Views.numbered(images, config.train.global_batch)
 
 
@@ -66,8 +73,12 @@ def reference(config: Config, device: torch.device) -> Step:
     return lambda: step(batch)
 
 
-def ours(config: Config, device: torch.device, change: Callable[[Engine, Config], None] | None = None,
-         weights: torch.memory_format = torch.preserve_format) -> Step:
+def ours(
+    config: Config,
+    device: torch.device,
+    change: Callable[[Engine, Config], None] | None = None,
+    weights: torch.memory_format = torch.preserve_format,
+) -> Step:
     """The step of the training loop, with something changed."""
     torch.manual_seed(0)
     engine = build_engine(build_method(config).to(memory_format=weights), config, device)
@@ -169,12 +180,17 @@ def measure(device: torch.device, batch: int, rounds: int) -> dict[str, Any]:
     for name in PRECISIONS[device.type]:
         config = configuration(SETTINGS[device.type], batch, name)
         precision.set_up(config, device)
-        steps = {what: build(configuration(SETTINGS[device.type], batch, name), device)
-                 for what, build in variants(device).items()}
+        steps = {
+            what: build(configuration(SETTINGS[device.type], batch, name), device)
+            for what, build in variants(device).items()
+        }
         result["losses"][name] = compare_losses({what: steps[what]() for what in ("plain", "ours")}, name)
         result["seconds"][name] = in_turns(steps, rounds, device)
-        result["config"] = {"backbone": config.model.backbone, "batch": config.train.global_batch,
-                            "crops": [f"{group.num} x {group.size}" for group in config.data.crops]}
+        result["config"] = {
+            "backbone": config.model.backbone,
+            "batch": config.train.global_batch,
+            "crops": [f"{group.num} x {group.size}" for group in config.data.crops],
+        }
     return result
 
 
@@ -215,8 +231,17 @@ def configuration(settings: list[str], batch: int, name: str) -> Config:
         file.write("name: step\ndata: {shards: unset}\n")
         file.flush()
         size = [f"train.global_batch={batch}"] if batch else []
-        return load_config(file.name, [*settings, *size, f"train.precision={name}", "optim.name=lars",
-                                       "method.freeze_prototypes_steps=0", "parallel.strategy=ddp"])
+        return load_config(
+            file.name,
+            [
+                *settings,
+                *size,
+                f"train.precision={name}",
+                "optim.name=lars",
+                "method.freeze_prototypes_steps=0",
+                "parallel.strategy=ddp",
+            ],
+        )
 
 
 def times_plain(seconds: dict[str, list[float]], what: str) -> float:
@@ -253,8 +278,9 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     flops = simulate(configuration(SETTINGS[device.type], arguments.batch, PRECISIONS[device.type][0]), 1).flops
     with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=0, world_size=1,
-                                init_method=f"file://{folder}/store")
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", rank=0, world_size=1, init_method=f"file://{folder}/store"
+        )
         result = measure(device, arguments.batch, arguments.rounds)
         dist.destroy_process_group()
     machine = environment()

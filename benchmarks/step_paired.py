@@ -60,9 +60,13 @@ class Version:
         git = ["git", "-C", str(tree), "log", "-1", "--format=%h"]
         self.commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _SERVER, str(batch), *PRECISIONS], cwd=tree,
+            [sys.executable, "-c", _SERVER, str(batch), *PRECISIONS],
+            cwd=tree,
             env={**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self.operators = {precision: int(self._answer()) for precision in PRECISIONS}
 
     def step(self, precision: str) -> tuple[float, float]:
@@ -88,8 +92,10 @@ def main() -> None:
     arguments = parser.parse_args()
     before, after = Version(arguments.before, arguments.batch), Version(ROOT, arguments.batch)
     versions = (before.commit, after.commit)
-    lines = ["| precision | operators of {} | of {} | {}, ms | {}, ms | after / before |".format(*versions, *versions),
-             "|---|---|---|---|---|---|"]
+    lines = [
+        "| precision | operators of {} | of {} | {}, ms | {}, ms | after / before |".format(*versions, *versions),
+        "|---|---|---|---|---|---|",
+    ]
     for precision in PRECISIONS:
         rows: list[tuple[float, float]] = []
         for number in range(arguments.rounds + WARM_UP):
@@ -113,8 +119,7 @@ def main() -> None:
         f"{platform.machine()}, Python {platform.python_version()}; ResNet-18, SwAV, batch {arguments.batch}, 2 x 96 + "
         f"4 x 48 px; {arguments.rounds} rounds in turns. Operators of torch in a step; CPU time on one thread, "
         "medians, and the median of the ratios "
-        "of the same round with the middle half of them.\n\n"
-        + "\n".join(lines) + "\n"
+        "of the same round with the middle half of them.\n\n" + "\n".join(lines) + "\n"
     )
 
 

@@ -68,32 +68,38 @@ class PillowBlur:
 def classic_views() -> list[Callable[[Image.Image], torch.Tensor]]:
     """The published chain of transforms, one for each view."""
     return [
-        transforms.Compose([
-            transforms.RandomResizedCrop(size, scale=scale),
-            transforms.RandomHorizontalFlip(),
-            transforms.RandomApply([transforms.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
-            transforms.RandomGrayscale(p=0.2),
-            PillowBlur(),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
-        ])
-        for num, size, scale in GROUPS for _ in range(num)
+        transforms.Compose(
+            [
+                transforms.RandomResizedCrop(size, scale=scale),
+                transforms.RandomHorizontalFlip(),
+                transforms.RandomApply([transforms.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
+                transforms.RandomGrayscale(p=0.2),
+                PillowBlur(),
+                transforms.ToTensor(),
+                transforms.Normalize(MEAN, STD),
+            ]
+        )
+        for num, size, scale in GROUPS
+        for _ in range(num)
     ]
 
 
 def v2_views() -> list[Callable[[torch.Tensor], torch.Tensor]]:
     """The same chain of torchvision's transforms v2, on uint8 tensors."""
     return [
-        v2.Compose([
-            v2.RandomResizedCrop(size, scale=scale, antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
-            v2.RandomGrayscale(p=0.2),
-            v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))], p=0.5),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(MEAN, STD),
-        ])
-        for num, size, scale in GROUPS for _ in range(num)
+        v2.Compose(
+            [
+                v2.RandomResizedCrop(size, scale=scale, antialias=True),
+                v2.RandomHorizontalFlip(),
+                v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
+                v2.RandomGrayscale(p=0.2),
+                v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))], p=0.5),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(MEAN, STD),
+            ]
+        )
+        for num, size, scale in GROUPS
+        for _ in range(num)
     ]
 
 
@@ -109,8 +115,14 @@ class Pipelines:
         config = Config(name="bench", data=DataConfig(shards=str(shards)), train=TrainConfig(global_batch=BATCH))
         corpora = open_corpora(config.data)
         self._reader = ShardReader(corpora)
-        order = Mixture([corpora[0].shard_sizes()], [1.0], seed=0, global_batch=BATCH, streams=config.data.streams,
-                        shuffle_window=config.data.shuffle_window)
+        order = Mixture(
+            [corpora[0].shard_sizes()],
+            [1.0],
+            seed=0,
+            global_batch=BATCH,
+            streams=config.data.streams,
+            shuffle_window=config.data.shuffle_window,
+        )
         self._maker = BatchMaker(self._reader, order, config, rank=0, world_size=1)
         memory = torch.empty(Buffers.num_bytes(config.data, BATCH), dtype=torch.uint8)
         self._buffers = Buffers.carve(memory, config.data, BATCH)
@@ -201,9 +213,12 @@ def measure(pipelines: Pipelines, rounds: int) -> dict[str, list[float]]:
 def table(speeds: dict[str, list[float]]) -> str:
     """The results as Markdown; ratios are medians of the rounds' ratios."""
     labels = {
-        "classic": "classic: Pillow + torchvision transforms, float views", "webdataset": "webdataset + transforms v2",
-        "ours": "ours: uint8 views, checksums verified", "photometrics": "(photometrics alone, if on this core)",
-        "decode": "decode alone: the limit", "read_ours": "ours, reading alone",
+        "classic": "classic: Pillow + torchvision transforms, float views",
+        "webdataset": "webdataset + transforms v2",
+        "ours": "ours: uint8 views, checksums verified",
+        "photometrics": "(photometrics alone, if on this core)",
+        "decode": "decode alone: the limit",
+        "read_ours": "ours, reading alone",
         "read_webdataset": "webdataset, reading alone",
     }
     lines = ["| pipeline | images/s/core | times classic | share of the limit |", "|---|---|---|---|"]
@@ -237,12 +252,20 @@ def main() -> None:
         cameras = measure_cameras(Path(folder), arguments.rounds)
     machine = environment()
     machine.pop("command")
-    ratios = {"ours / classic": ratio(speeds, "ours", "classic"), "ours / decode": ratio(speeds, "ours", "decode"),
-              "ours / webdataset": ratio(speeds, "ours", "webdataset"),
-              "reading, ours / webdataset": ratio(speeds, "read_ours", "read_webdataset")}
+    ratios = {
+        "ours / classic": ratio(speeds, "ours", "classic"),
+        "ours / decode": ratio(speeds, "ours", "decode"),
+        "ours / webdataset": ratio(speeds, "ours", "webdataset"),
+        "reading, ours / webdataset": ratio(speeds, "read_ours", "read_webdataset"),
+    }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    result = {"images_per_s_per_core": speeds, "camera_ms_per_image": cameras, "ratios": ratios,
-              "mean_bytes": size, "environment": machine}
+    result = {
+        "images_per_s_per_core": speeds,
+        "camera_ms_per_image": cameras,
+        "ratios": ratios,
+        "mean_bytes": size,
+        "environment": machine,
+    }
     (RESULTS / "stream.json").write_text(json.dumps(result, indent=1) + "\n")
     (RESULTS / "stream.md").write_text(
         "# The stream, images a second and core\n\n"

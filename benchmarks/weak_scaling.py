@@ -42,15 +42,24 @@ def planned(recipe: str, images: int, changes: list[str], gpus: int, gpu: str) -
     """One plan."""
     if "parallel.shard=64" in changes:
         changes = [f"parallel.shard={min(64, gpus)}", f"parallel.replicate={max(1, gpus // 64)}"]
-    config = load_config(ROOT / "configs" / recipe, [
-        *changes, f"train.global_batch={images * gpus}", f"parallel.batchnorm_group_size={min(64, gpus)}",
-    ], default_shards="unset")
+    config = load_config(
+        ROOT / "configs" / recipe,
+        [*changes, f"train.global_batch={images * gpus}", f"parallel.batchnorm_group_size={min(64, gpus)}"],
+        default_shards="unset",
+    )
     found = plan(config, Request(gpus, gpu), advise=False)
     step, sinkhorn = found["seconds"]["step"], found["seconds"]["of these Sinkhorn's marginals"]
-    return {"gpus": gpus, "fits": found["fits"], "needed_gb": found["memory_gb"]["needed"], "step_s": step,
-            "images_per_s": found["images_per_s"], "images_per_s_hidden": images * gpus / (step - sinkhorn),
-            "waits_s": found["seconds"]["collectives it waits for"], "behind_s":
-                found["seconds"]["collectives behind it"], "assumptions": found["assumptions"]}
+    return {
+        "gpus": gpus,
+        "fits": found["fits"],
+        "needed_gb": found["memory_gb"]["needed"],
+        "step_s": step,
+        "images_per_s": found["images_per_s"],
+        "images_per_s_hidden": images * gpus / (step - sinkhorn),
+        "waits_s": found["seconds"]["collectives it waits for"],
+        "behind_s": found["seconds"]["collectives behind it"],
+        "assumptions": found["assumptions"],
+    }
 
 
 def efficiency(rows: list[dict[str, Any]], key: str) -> list[float]:
@@ -61,14 +70,18 @@ def efficiency(rows: list[dict[str, Any]], key: str) -> list[float]:
 
 def report(found: dict[str, list[dict[str, Any]]]) -> str:
     """The table."""
-    lines = ["| network | GPUs | GB needed | step, ms | waits, ms | images/s | efficiency | with Sinkhorn hidden |",
-             "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| network | GPUs | GB needed | step, ms | waits, ms | images/s | efficiency | with Sinkhorn hidden |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name, rows in found.items():
-        for row, now, hidden in zip(rows, efficiency(rows, "images_per_s"), efficiency(rows, "images_per_s_hidden"),
-                                    strict=True):
+        for row, now, hidden in zip(
+            rows, efficiency(rows, "images_per_s"), efficiency(rows, "images_per_s_hidden"), strict=True
+        ):
             lines.append(
                 f"| {name} | {row['gpus']:,} | {row['needed_gb']:.1f} | {1e3 * row['step_s']:.0f} | "
-                f"{1e3 * row['waits_s']:.1f} | {row['images_per_s']:,.0f} | {now:.0%} | {hidden:.0%} |")
+                f"{1e3 * row['waits_s']:.1f} | {row['images_per_s']:,.0f} | {now:.0%} | {hidden:.0%} |"
+            )
     return "\n".join(lines)
 
 

@@ -110,8 +110,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--print", action="store_true", help="show the resolved configuration without training")
 
     command = _command(commands, "config", _config, "explain configuration keys, or show what a recipe sets")
-    command.add_argument("words", nargs="*", metavar="KEY|GROUP|CONFIG|key=value", help="a key or a group of keys, a "
-                         "recipe whose values to show, and overrides of it; with none of these: the groups")
+    command.add_argument(
+        "words",
+        nargs="*",
+        metavar="KEY|GROUP|CONFIG|key=value",
+        help="a key or a group of keys, a "
+        "recipe whose values to show, and overrides of it; with none of these: the groups",
+    )
     command.add_argument("--markdown", action="store_true", help="all keys, as in docs/configuration.md")
 
     command = _command(commands, "evaluate", _evaluate, "measure the frozen features of a run on labelled shards")
@@ -140,8 +145,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--gpu", default="h100", metavar="KIND", help="default h100; a wrong name lists all kinds")
     command.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="GPUs per node (default 8)")
     command.add_argument("--strategy", metavar="NAME", help="the same as parallel.strategy=NAME")
-    command.add_argument("--images", type=_count, metavar="N", help="images in the corpus (default: in the "
-                         "recipe's shards, or ImageNet's 1,281,167)")
+    command.add_argument(
+        "--images",
+        type=_count,
+        metavar="N",
+        help="images in the corpus (default: in the recipe's shards, or ImageNet's 1,281,167)",
+    )
     command.add_argument("--price", type=float, default=0.0, metavar="P", help="price per GPU-hour")
     command.add_argument("--compare", action="store_true", help="show the strategies side by side")
     command.add_argument("--json", action="store_true", help="print JSON")
@@ -166,7 +175,10 @@ def _command(
     summary: str,
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(
-        name, help=summary, description=summary, epilog=_EXAMPLES[name],
+        name,
+        help=summary,
+        description=summary,
+        epilog=_EXAMPLES[name],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -185,8 +197,9 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 
     if arguments.print:
         facts, complaints = describe(config)
-        lines = [f"{key}: {value:,}" if isinstance(value, int | float) else f"{key}: {value}"
-                 for key, value in facts.items()]
+        lines = [
+            f"{key}: {value:,}" if isinstance(value, int | float) else f"{key}: {value}" for key, value in facts.items()
+        ]
         sys.stdout.write(to_yaml(config) + "".join(f"# {line}\n" for line in lines))
         sys.stderr.write("".join(f"warning: {complaint}\n" for complaint in complaints))
     else:
@@ -214,8 +227,11 @@ def _sorted_out(words: list[str]) -> tuple[str, str, list[str]]:
     from largescale.config.recipes import packaged_recipe
 
     overrides = [word for word in words if "=" in word]
-    recipes = [word for word in words if "=" not in word
-               and ("/" in word or word.endswith((".yaml", ".yml")) or packaged_recipe(word))]
+    recipes = [
+        word
+        for word in words
+        if "=" not in word and ("/" in word or word.endswith((".yaml", ".yml")) or packaged_recipe(word))
+    ]
     keys = [word for word in words if word not in overrides and word not in recipes]
     for given, what in ((keys, "key or group"), (recipes, "recipe")):
         if len(given) > 1:
@@ -228,10 +244,16 @@ def _sorted_out(words: list[str]) -> tuple[str, str, list[str]]:
 def _say_of_copy(path: Path, run_dir: Path) -> None:
     """The config.yaml of a run folder that was copied or moved still names the old place."""
     here = path.parent
-    if path.name == "config.yaml" and (here / "checkpoints").is_dir() and here.resolve() != run_dir.resolve() \
-            and own_rank() <= 0:
-        sys.stderr.write(f"warning: {path} says run.dir={run_dir}, so the run continues there, not in {here}; to "
-                         f"continue here, pass run.dir={here}\n")
+    if (
+        path.name == "config.yaml"
+        and (here / "checkpoints").is_dir()
+        and here.resolve() != run_dir.resolve()
+        and own_rank() <= 0
+    ):
+        sys.stderr.write(
+            f"warning: {path} says run.dir={run_dir}, so the run continues there, not in {here}; to "
+            f"continue here, pass run.dir={here}\n"
+        )
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -244,8 +266,10 @@ def _plan(arguments: argparse.Namespace) -> None:
     images = arguments.images if arguments.images is not None else _num_images(config)
     if not images and arguments.images is None:
         images = IMAGENET
-        sys.stderr.write(f"data.shards={config.data.shards}: cannot be counted here, so ImageNet's {IMAGENET:,} images "
-                         f"are assumed; pass --images N\n")
+        sys.stderr.write(
+            f"data.shards={config.data.shards}: cannot be counted here, so ImageNet's {IMAGENET:,} images "
+            f"are assumed; pass --images N\n"
+        )
     request = Request(arguments.gpus, arguments.gpu, arguments.gpus_per_node, images, arguments.price)
     if arguments.compare:
         plans = compare(config, request)
@@ -280,8 +304,9 @@ def _export(arguments: argparse.Namespace) -> None:
     from largescale.checkpoint.export import export
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    done = export(_run_dir(arguments.run_dir), Path(arguments.out).expanduser(), format_name=arguments.format,
-                  step=arguments.step)
+    done = export(
+        _run_dir(arguments.run_dir), Path(arguments.out).expanduser(), format_name=arguments.format, step=arguments.step
+    )
     about = done.metadata
     sys.stdout.write(
         f"{done.path}: {about['architecture']} of step {about['step']}, {about['num_features']} features, "

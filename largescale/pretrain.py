@@ -55,10 +55,7 @@ def pretrain(config: Config) -> None:
     """
     started = time.time()
     stopping.check_job_time(config.run.stop_before_s)
-    with (
-        memory_advice(config),
-        process_group(config.run.hang_timeout_s, config.run.join_timeout_s) as device,
-    ):
+    with memory_advice(config), process_group(config.run.hang_timeout_s, config.run.join_timeout_s) as device:
         configure_logging(rank(), world_size())
         config = precision.resolve(config, device)
         precision.set_up(config, device)
@@ -93,8 +90,15 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     run.status.set("running", first_step, num_steps)
     _log.info(
         "%s: %d samples, %d steps of %d images (%d per epoch, which leaves out %d), %d ranks, %s, from step %d",
-        run.path, stream.order.num_samples, num_steps, config.train.global_batch, steps_per_epoch,
-        stream.order.left_out, world_size(), config.parallel.strategy, first_step,
+        run.path,
+        stream.order.num_samples,
+        num_steps,
+        config.train.global_batch,
+        steps_per_epoch,
+        stream.order.left_out,
+        world_size(),
+        config.parallel.strategy,
+        first_step,
     )
 
     warn_of_schedule(config, Length.of(stream))
@@ -104,9 +108,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     spikes, doctor = SpikeWatch(config.train.spike_factor, spike_state), Doctor(config)
     progress = Progress(first_step, num_steps, engine.method.brief)
     data_steps = DataSteps(first_step, num_steps, run.rollbacks.windows())
-    with (
-        run.status.failure(first_step, num_steps), closing(stream(data_steps)) as batches, run.watched() as watchdog,
-    ):
+    with run.status.failure(first_step, num_steps), closing(stream(data_steps)) as batches, run.watched() as watchdog:
         waiting_since = time.perf_counter()
         for step, batch in enumerate(batches, first_step):
             lr = float(rates[step])
@@ -134,9 +136,14 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                 measured = meter.summary()
                 num_skipped += measured.pop("skipped_in_interval")
                 row = {
-                    "step": step, "progress": done / num_steps, "epoch": done / steps_per_epoch,
-                    "images_seen": done * config.train.global_batch, "lr": lr, "grad_norm": check.grad_norm,
-                    "skipped_samples": num_skipped, **measured,
+                    "step": step,
+                    "progress": done / num_steps,
+                    "epoch": done / steps_per_epoch,
+                    "images_seen": done * config.train.global_batch,
+                    "lr": lr,
+                    "grad_norm": check.grad_norm,
+                    "skipped_samples": num_skipped,
+                    **measured,
                 }
                 run.record_metrics(row)
                 _log.info(progress.line(row))
@@ -207,5 +214,3 @@ def describe(config: Config) -> tuple[dict[str, object], list[str]]:
         "feature width": method.num_features,
     }
     return found, [*without_effect(config), *complaints(config, length)]
-
-

@@ -12,8 +12,10 @@ def main() -> int:
         raise
     except (ImportError, MemoryError, SystemError) as error:
         why = " ".join(str(error).split())[:200] or "out of memory"
-        text = (f"error: shards cannot be loaded ({why}); if memory is limited (`ulimit -v`), allow more, else "
-                f"reinstall it\n")
+        text = (
+            f"error: shards cannot be loaded ({why}); if memory is limited (`ulimit -v`), allow more, else "
+            f"reinstall it\n"
+        )
         os.write(2, text.encode("utf-8", "replace"))
         os._exit(2)  # not sys.exit: libarrow crashes at the end of a process that it was half loaded in
     except KeyboardInterrupt:

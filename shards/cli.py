@@ -14,14 +14,14 @@ from shards import public
 from shards.cleaning.rules import Cleaning
 from shards.conversion.conversion_plan import HOLDOUT
 from shards.conversion.convert import PLAN_ALONE, merge
+from shards.conversion.outcome import costly_reasons, summary
 from shards.format.labels import read_names
-from shards.format.ledger import SKIPPED_NAME, read_ledger
+from shards.format.ledger import SKIPPED_NAME
 from shards.format.manifest import Manifest
 from shards.ground import terminal
 from shards.ground.errors import InputError, line_of
 from shards.inspection.info import describe, gather
 from shards.inspection.repair import repair
-from shards.sources.found import NAMED
 from shards.stores.locate import manifest_at
 from shards.stores.store import is_url
 
@@ -51,8 +51,9 @@ def _main(argv: list[str] | None) -> int:
     except MemoryError:
         if arguments.debug:
             raise
-        return terminal.fail_line("out of memory; lower --workers, then run the same command again: finished work "
-                                  "is kept", USER_ERROR)
+        return terminal.fail_line(
+            "out of memory; lower --workers, then run the same command again: finished work is kept", USER_ERROR
+        )
 
 
 def _line(error: Exception) -> str:
@@ -60,8 +61,7 @@ def _line(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{error.filename or 'files'}: {error.strerror}; raise the limit (`ulimit -n`), or use fewer --workers"
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return (f"{line_of(error)}; make room or fix permissions, then run the same command again: finished work "
-                f"is kept")
+        return f"{line_of(error)}; make room or fix permissions, then run the same command again: finished work is kept"
     return str(error)
 
 
@@ -74,45 +74,88 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="shards", description="Make and inspect WebDataset shards.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = _command(commands, "convert", _convert, "turn a pile of images into shards",
-                       "shards convert photos/ data/photos --shuffle 0")
-    command.add_argument("source", metavar="SRC", type=_location,
-                         help="folder of images (searched recursively) or of tars, a .tar, a .zip, or a list: .csv, "
-                              ".jsonl, .parquet with a column `path`; a path, or a URL such as s3://bucket/folder")
+    command = _command(
+        commands,
+        "convert",
+        _convert,
+        "turn a pile of images into shards",
+        "shards convert photos/ data/photos --shuffle 0",
+    )
+    command.add_argument(
+        "source",
+        metavar="SRC",
+        type=_location,
+        help="folder of images (searched recursively) or of tars, a .tar, a .zip, or a list: .csv, "
+        ".jsonl, .parquet with a column `path`; a path, or a URL such as s3://bucket/folder",
+    )
     command.add_argument("out", metavar="OUT", type=_location, help="folder for the shards, or its URL")
-    command.add_argument("--work", metavar="DIR", type=_path,
-                         help="if OUT is a URL: local folder for the plan, and for shards until they are uploaded")
+    command.add_argument(
+        "--work",
+        metavar="DIR",
+        type=_path,
+        help="if OUT is a URL: local folder for the plan, and for shards until they are uploaded",
+    )
     command.add_argument("--name", help="first part of the shards' names (default: the name of OUT)")
-    command.add_argument("--labels", type=_labels, default="none", metavar="FROM",
-                         help="folder: the first folder below SRC; cls: the tars' own; column:NAME: of a list")
+    command.add_argument(
+        "--labels",
+        type=_labels,
+        default="none",
+        metavar="FROM",
+        help="folder: the first folder below SRC; cls: the tars' own; column:NAME: of a list",
+    )
     _class_names(command)
     command.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="default 10000")
-    command.add_argument("--shuffle", type=int, metavar="SEED",
-                         help="shuffle the files over the shards (folders are ordered, shards should not be)")
-    command.add_argument("--holdout", type=float, default=0.0, metavar="F",
-                         help="fraction of the images for OUT/holdout, by a hash of their names: stable as more come")
-    command.add_argument("--update", action="store_true",
-                         help="add shards for the images added to SRC since it was listed")
+    command.add_argument(
+        "--shuffle",
+        type=int,
+        metavar="SEED",
+        help="shuffle the files over the shards (folders are ordered, shards should not be)",
+    )
+    command.add_argument(
+        "--holdout",
+        type=float,
+        default=0.0,
+        metavar="F",
+        help="fraction of the images for OUT/holdout, by a hash of their names: stable as more come",
+    )
+    command.add_argument(
+        "--update", action="store_true", help="add shards for the images added to SRC since it was listed"
+    )
     command.add_argument("--force", action="store_true", help="replace the shards in OUT, or start over")
-    command.add_argument("--task", type=_task, metavar="I/N",
-                         help="write part I of N (from 0); `shards merge OUT` finishes when all are written; "
-                              "0/0 only makes the plan")
+    command.add_argument(
+        "--task",
+        type=_task,
+        metavar="I/N",
+        help="write part I of N (from 0); `shards merge OUT` finishes when all are written; 0/0 only makes the plan",
+    )
     _workers(command)
     _cleaning(command)
 
-    command = _command(commands, "merge", _merge, "finish a conversion written by tasks: write the manifest",
-                       "shards merge data/photos")
-    command.add_argument("folder", metavar="OUT", type=_path,
-                         help="folder of the shards; if they go to a URL, the --work folder")
+    command = _command(
+        commands,
+        "merge",
+        _merge,
+        "finish a conversion written by tasks: write the manifest",
+        "shards merge data/photos",
+    )
+    command.add_argument(
+        "folder", metavar="OUT", type=_path, help="folder of the shards; if they go to a URL, the --work folder"
+    )
 
-    command = _command(commands, "index", _index, "index tars made by other tools, so that they can be streamed",
-                       "shards index data/laion")
+    command = _command(
+        commands,
+        "index",
+        _index,
+        "index tars made by other tools, so that they can be streamed",
+        "shards index data/laion",
+    )
     command.add_argument("folder", metavar="DIR", type=_path, help="folder of tars")
     _class_names(command)
     _workers(command)
 
-    command = _command(commands, "verify", _verify, "check that shards are intact and every image decodes",
-                       "shards verify data/photos")
+    command = _command(
+        commands, "verify", _verify, "check that shards are intact and every image decodes", "shards verify data/photos"
+    )
     command.add_argument("folder", metavar="DIR", type=_location, help="shard folder, or its URL")
     command.add_argument("--no-decode", action="store_true", help="check checksums only, without decoding the images")
     command.add_argument("--repair", action="store_true", help="rewrite damaged shards from their source")
@@ -133,8 +176,9 @@ def _command(
     example: str,
 ) -> argparse.ArgumentParser:
     # launch/slurm/convert looks for options by their full names; it would miss abbreviated ones.
-    command = commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}",
-                                  allow_abbrev=False)
+    command = commands.add_parser(
+        name, help=summary, description=summary, epilog=f"example: {example}", allow_abbrev=False
+    )
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     command.set_defaults(run=run)
     return command
@@ -143,25 +187,50 @@ def _command(
 def _cleaning(command: argparse.ArgumentParser) -> None:
     rules = command.add_argument_group(f"which images to keep, and how ({SKIPPED_NAME} lists the others)")
     rules.add_argument("--min-side", type=int, default=0, metavar="PX", help="leave out images narrower or lower")
-    rules.add_argument("--max-pixels", type=int, default=Cleaning.max_pixels, metavar="N",
-                       help="leave out larger images without decoding them (default %(default)s; 0: no limit)")
+    rules.add_argument(
+        "--max-pixels",
+        type=int,
+        default=Cleaning.max_pixels,
+        metavar="N",
+        help="leave out larger images without decoding them (default %(default)s; 0: no limit)",
+    )
     rules.add_argument("--max-aspect", type=float, default=0.0, metavar="R", help="leave out longer or wider images")
     rules.add_argument("--no-blank", action="store_true", help="leave out images of a single colour")
     rules.add_argument("--no-animated", action="store_true", help="leave out images with several frames")
-    rules.add_argument("--duplicates", choices=["keep", "exact", "near"], default="keep",
-                       help="exact: leave out exact copies of another file; near: also images that look like another")
-    rules.add_argument("--radius", type=int, default=3, metavar="BITS",
-                       help="near: how many of the 64 bits of two images' hashes may differ (default 3)")
-    rules.add_argument("--max-side", type=int, default=0, metavar="PX",
-                       help="shrink larger images; all others keep their bytes")
-    rules.add_argument("--quality", type=int, default=90, metavar="Q",
-                       help="JPEG quality of the images written then (default 90)")
-    rules.add_argument("--plain", action="store_true",
-                       help="store CMYK, 16-bit, palette, transparent, rotated and animated images as upright RGB")
-    rules.add_argument("--srgb", action="store_true",
-                       help="re-encode images with a colour profile (all that is re-encoded is converted to sRGB)")
-    rules.add_argument("--no-decode", action="store_true",
-                       help="do not decode images that keep their bytes: faster, but damage shows only in training")
+    rules.add_argument(
+        "--duplicates",
+        choices=["keep", "exact", "near"],
+        default="keep",
+        help="exact: leave out exact copies of another file; near: also images that look like another",
+    )
+    rules.add_argument(
+        "--radius",
+        type=int,
+        default=3,
+        metavar="BITS",
+        help="near: how many of the 64 bits of two images' hashes may differ (default 3)",
+    )
+    rules.add_argument(
+        "--max-side", type=int, default=0, metavar="PX", help="shrink larger images; all others keep their bytes"
+    )
+    rules.add_argument(
+        "--quality", type=int, default=90, metavar="Q", help="JPEG quality of the images written then (default 90)"
+    )
+    rules.add_argument(
+        "--plain",
+        action="store_true",
+        help="store CMYK, 16-bit, palette, transparent, rotated and animated images as upright RGB",
+    )
+    rules.add_argument(
+        "--srgb",
+        action="store_true",
+        help="re-encode images with a colour profile (all that is re-encoded is converted to sRGB)",
+    )
+    rules.add_argument(
+        "--no-decode",
+        action="store_true",
+        help="do not decode images that keep their bytes: faster, but damage shows only in training",
+    )
 
 
 def _location(text: str) -> str:
@@ -186,25 +255,49 @@ def _task(text: str) -> tuple[int, int]:
 
 
 def _class_names(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--class-names", type=_path, metavar="FILE",
-                         help="names for numbered classes: one per line, class 0 first")
+    command.add_argument(
+        "--class-names", type=_path, metavar="FILE", help="names for numbered classes: one per line, class 0 first"
+    )
 
 
 def _workers(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N",
-                         help="number of processes (default: one per core)")
+    command.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="number of processes (default: one per core)",
+    )
 
 
 def _convert(arguments: argparse.Namespace) -> int:
     out: str = arguments.out
     manifest = public.convert(
-        arguments.source, out, name=arguments.name or "", labels=arguments.labels, class_names=_names(arguments),
-        samples_per_shard=arguments.samples_per_shard, shuffle=arguments.shuffle, holdout=arguments.holdout,
-        update=arguments.update, force=arguments.force, work=arguments.work, task=arguments.task,
-        duplicates=arguments.duplicates, radius=arguments.radius, min_side=arguments.min_side,
-        max_pixels=arguments.max_pixels, max_aspect=arguments.max_aspect, no_blank=arguments.no_blank,
-        no_animated=arguments.no_animated, max_side=arguments.max_side, quality=arguments.quality,
-        plain=arguments.plain, srgb=arguments.srgb, decode=not arguments.no_decode, workers=arguments.workers,
+        arguments.source,
+        out,
+        name=arguments.name or "",
+        labels=arguments.labels,
+        class_names=_names(arguments),
+        samples_per_shard=arguments.samples_per_shard,
+        shuffle=arguments.shuffle,
+        holdout=arguments.holdout,
+        update=arguments.update,
+        force=arguments.force,
+        work=arguments.work,
+        task=arguments.task,
+        duplicates=arguments.duplicates,
+        radius=arguments.radius,
+        min_side=arguments.min_side,
+        max_pixels=arguments.max_pixels,
+        max_aspect=arguments.max_aspect,
+        no_blank=arguments.no_blank,
+        no_animated=arguments.no_animated,
+        max_side=arguments.max_side,
+        quality=arguments.quality,
+        plain=arguments.plain,
+        srgb=arguments.srgb,
+        decode=not arguments.no_decode,
+        workers=arguments.workers,
     )
     if manifest is None:
         home = arguments.work or out
@@ -253,8 +346,10 @@ def _verify_folder(arguments: argparse.Namespace, folder: str) -> int:
     for problem in problems[:_SHOWN_PROBLEMS]:
         _say(str(problem))
     if problems and arguments.repair and is_url(folder):
-        raise InputError(f"{folder}: --repair fixes local folders; here, remove the manifest and the damaged "
-                         f"shards, and run the same conversion again, which writes what is missing")
+        raise InputError(
+            f"{folder}: --repair fixes local folders; here, remove the manifest and the damaged "
+            f"shards, and run the same conversion again, which writes what is missing"
+        )
     if problems and arguments.repair:
         for name in repair(manifest_at(folder), problems, arguments.source):
             _say(f"{name}: rewritten")
@@ -282,25 +377,14 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _say_finished(manifest: Manifest, location: str) -> None:
-    _say(_summary(manifest, location))
+    _say(summary(manifest, location))
     _warn(manifest, location)
     held_out = f"{location.rstrip('/')}/{HOLDOUT}"
     with suppress(InputError):  # there is none, or it is in a store, and this is the work folder
         if manifest.settings.get("holdout"):
-            _say(_summary(manifest_at(held_out), held_out))
+            _say(summary(manifest_at(held_out), held_out))
 
 
 def _warn(manifest: Manifest, location: str) -> None:
-    """Warn of anything that may have cost many images at once."""
-    for reason in manifest.skipped.keys() & NAMED.keys():
-        names = [row["source"] for row in read_ledger(manifest.root / SKIPPED_NAME) if row["reason"] == reason]
-        more = f" and {len(names) - _SHOWN_PROBLEMS} more" if len(names) > _SHOWN_PROBLEMS else ""
-        named = ", ".join(names[:_SHOWN_PROBLEMS])
-        sys.stderr.write(f"warning: {location}: {reason}: {named}{more}; {NAMED[reason]}\n")
-
-
-def _summary(manifest: Manifest, location: str) -> str:
-    text = (f"{location}: {manifest.num_samples:,} images in {len(manifest.shards):,} shards, "
-            f"{manifest.num_bytes:,} bytes, {len(manifest.classes)} classes")
-    skipped = sum(manifest.skipped.values())
-    return f"{text}, {skipped:,} files skipped (see {location.rstrip('/')}/{SKIPPED_NAME})" if skipped else text
+    for line in costly_reasons(manifest, location):
+        sys.stderr.write(f"warning: {line}\n")

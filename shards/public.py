@@ -84,15 +84,37 @@ def convert(
         raise InputError(f"--shuffle={shuffle}: expected a seed of 0 or more")
     if labels not in ("none", "folder", "cls") and not labels.startswith("column:"):
         raise InputError(f"--labels={labels}: expected none, folder, cls or column:NAME")
-    return convert_with(_location(source), _location(out), Options(
-        name=name or _name_of(_location(out)), labels=labels, class_names=list(class_names), holdout=holdout,
-        update=update, work=None if work is None else Path(work).expanduser(), samples_per_shard=samples_per_shard,
-        workers=_processes(workers), shuffle=shuffle, force=force, task=task, duplicates=duplicates, radius=radius,
-        cleaning=Cleaning(
-            min_side=min_side, max_pixels=max_pixels, max_aspect=max_aspect, blank=no_blank, animated=no_animated,
-            max_side=max_side, quality=quality, plain=plain, srgb=srgb, decode=decode,
+    return convert_with(
+        _location(source),
+        _location(out),
+        Options(
+            name=name or _name_of(_location(out)),
+            labels=labels,
+            class_names=list(class_names),
+            holdout=holdout,
+            update=update,
+            work=None if work is None else Path(work).expanduser(),
+            samples_per_shard=samples_per_shard,
+            workers=_processes(workers),
+            shuffle=shuffle,
+            force=force,
+            task=task,
+            duplicates=duplicates,
+            radius=radius,
+            cleaning=Cleaning(
+                min_side=min_side,
+                max_pixels=max_pixels,
+                max_aspect=max_aspect,
+                blank=no_blank,
+                animated=no_animated,
+                max_side=max_side,
+                quality=quality,
+                plain=plain,
+                srgb=srgb,
+                decode=decode,
+            ),
         ),
-    ))
+    )
 
 
 def index(folder: str | Path, *, class_names: Sequence[str] = (), workers: int | None = None) -> Manifest:

@@ -57,8 +57,21 @@ def test_shard_folder(tmp_path_factory: pytest.TempPathFactory, sample_images: P
 
 
 def _convert(source: Path, out: Path) -> Path:
-    run_python("-m", "shards", "convert", source, out, "--labels", "folder", "--shuffle", "0",
-               "--samples-per-shard", "40", "--workers", "1")
+    run_python(
+        "-m",
+        "shards",
+        "convert",
+        source,
+        out,
+        "--labels",
+        "folder",
+        "--shuffle",
+        "0",
+        "--samples-per-shard",
+        "40",
+        "--workers",
+        "1",
+    )
     return out
 
 
@@ -67,7 +80,11 @@ def tiny_overrides(shard_folder: Path, test_shard_folder: Path, tmp_path: Path) 
     """Overrides of configs/tests/tiny.yaml that point to the shards and to a fresh run folder."""
 
     def overrides(*extra: str, run: str = "run") -> list[str]:
-        return [f"data.shards={shard_folder}", f"data.eval_shards={test_shard_folder}",
-                f"run.dir={tmp_path / run}", *extra]
+        return [
+            f"data.shards={shard_folder}",
+            f"data.eval_shards={test_shard_folder}",
+            f"run.dir={tmp_path / run}",
+            *extra,
+        ]
 
     return overrides

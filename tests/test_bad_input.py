@@ -168,7 +168,8 @@ def test_evaluating_what_is_no_run(error_of, tmp_path):
 def test_evaluating_by_what_is_no_protocol_is_said_before_the_run_is_read(error_of, tmp_path):
     (tmp_path / "config.yaml").write_text("name: [")
     assert error_of("evaluate", "knm", tmp_path) == (
-        "error: largescale evaluate knm: expected one of knn, linear; did you mean knn?\n")
+        "error: largescale evaluate knm: expected one of knn, linear; did you mean knn?\n"
+    )
 
 
 def test_evaluating_on_shards_that_do_not_fit(error_of, tiny_overrides, tmp_path, sample_images):

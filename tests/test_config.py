@@ -66,10 +66,17 @@ def test_later_layers_win(tmp_path):
     assert config.run.dir == "runs/top"
 
 
-@pytest.mark.parametrize("overrides, epochs, steps", [
-    (["train.epochs=3"], 3, 0), (["train.steps=0", "train.epochs=3"], 3, 0), (["train={epochs: 2}"], 2, 0),
-    (["train.steps=3"], 100, 3), (["train.epochs=3", "train.steps=0"], 3, 0), ([], 100, 14),
-])
+@pytest.mark.parametrize(
+    "overrides, epochs, steps",
+    [
+        (["train.epochs=3"], 3, 0),
+        (["train.steps=0", "train.epochs=3"], 3, 0),
+        (["train={epochs: 2}"], 2, 0),
+        (["train.steps=3"], 100, 3),
+        (["train.epochs=3", "train.steps=0"], 3, 0),
+        ([], 100, 14),
+    ],
+)
 def test_epochs_given_later_count_against_a_recipes_steps(overrides, epochs, steps):
     train = load_config(ROOT / "tests/tiny.yaml", ["data.shards=x", *overrides]).train
     assert (train.epochs, train.steps) == (epochs, steps)
@@ -122,27 +129,30 @@ def test_every_recipe_is_valid(path):
     assert config.method.name == (path.stem if path.stem in METHODS else "swav")
 
 
-@pytest.mark.parametrize("override, expected", [
-    ("data.shards=[{path: a, weight: .inf}]", "expected finite numbers"),
-    ("data.shards=[{path: a, weight: true}]", "expected a folder or URL, or a list"),
-    ("data.shards=[{path: a, weight: 0}]", "expected a folder or URL, or a list"),
-    ("data.shards=[a, {path: ./a, weight: 3}]", "each folder once, or with a different subset each time"),
-    ("data.shards=[{path: s3://a/, subset: x}, {path: s3://a, subset: x}]", "s3://a: expected each folder once"),
-    ("data.cache_gb=.inf", "data.cache_gb=inf: expected finite numbers"),
-    ("data.store_stall_s=.inf", "data.store_stall_s=inf: expected finite numbers"),
-    ("run.hang_timeout_s=.inf", "run.hang_timeout_s=inf: expected finite numbers"),
-    ("run.hang_timeout_s=1e300", "run.hang_timeout_s=1e+300: expected at most 1e+06"),
-    ("optim.lr=.nan", "optim.lr=nan: expected finite numbers"),
-    ("data.crops=[{num: 2, ratio: [1, .inf]}]", "expected finite numbers"),
-    ("data.augment.blur_sigma=[1]", "data.augment.blur_sigma=[1.0]: expected [smallest, largest], above 0"),
-    ("data.augment.blur_sigma=[0, 1]", "data.augment.blur_sigma"),
-    ("data.augment.erase_side=[0.5, 0.2]", "data.augment.erase_side"),
-    ("data.augment.flip=1.5", "data.augment.flip=1.5: expected a probability from 0 to 1"),
-    ("data.augment.noise=-1", "data.augment.noise=-1.0: expected 0 or more"),
-    ("data.std=[0,0,0]", "data.std=[0.0, 0.0, 0.0]: expected three numbers above 0"),
-    ("model.depths=[]", "model.depths=[]: expected blocks per stage"),
-    ("parallel.replicate=2", "parallel.replicate=2: expected 1 with parallel.strategy=ddp"),
-])
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("data.shards=[{path: a, weight: .inf}]", "expected finite numbers"),
+        ("data.shards=[{path: a, weight: true}]", "expected a folder or URL, or a list"),
+        ("data.shards=[{path: a, weight: 0}]", "expected a folder or URL, or a list"),
+        ("data.shards=[a, {path: ./a, weight: 3}]", "each folder once, or with a different subset each time"),
+        ("data.shards=[{path: s3://a/, subset: x}, {path: s3://a, subset: x}]", "s3://a: expected each folder once"),
+        ("data.cache_gb=.inf", "data.cache_gb=inf: expected finite numbers"),
+        ("data.store_stall_s=.inf", "data.store_stall_s=inf: expected finite numbers"),
+        ("run.hang_timeout_s=.inf", "run.hang_timeout_s=inf: expected finite numbers"),
+        ("run.hang_timeout_s=1e300", "run.hang_timeout_s=1e+300: expected at most 1e+06"),
+        ("optim.lr=.nan", "optim.lr=nan: expected finite numbers"),
+        ("data.crops=[{num: 2, ratio: [1, .inf]}]", "expected finite numbers"),
+        ("data.augment.blur_sigma=[1]", "data.augment.blur_sigma=[1.0]: expected [smallest, largest], above 0"),
+        ("data.augment.blur_sigma=[0, 1]", "data.augment.blur_sigma"),
+        ("data.augment.erase_side=[0.5, 0.2]", "data.augment.erase_side"),
+        ("data.augment.flip=1.5", "data.augment.flip=1.5: expected a probability from 0 to 1"),
+        ("data.augment.noise=-1", "data.augment.noise=-1.0: expected 0 or more"),
+        ("data.std=[0,0,0]", "data.std=[0.0, 0.0, 0.0]: expected three numbers above 0"),
+        ("model.depths=[]", "model.depths=[]: expected blocks per stage"),
+        ("parallel.replicate=2", "parallel.replicate=2: expected 1 with parallel.strategy=ddp"),
+    ],
+)
 def test_values_out_of_range_are_refused_by_key(override, expected):
     with pytest.raises(InputError) as error:
         load_config(ROOT / "tests/tiny.yaml", ["data.shards=x", override])
@@ -166,9 +176,16 @@ def test_print_shows_what_follows_from_a_configuration(tiny_overrides, capsys, t
     assert main(["pretrain", str(ROOT / "tests/tiny.yaml"), *tiny_overrides(OF_FSDP_AS_ELSEWHERE), "--print"]) == 0
     text, complaints = capsys.readouterr()
     assert complaints == ""
-    for fact in ("# samples: 200", "# global batch: 16", "# steps: 14", "# samples left out per epoch: 8",
-                 "# views per image: 2 x 28 px + 1 x 20 px + 1 x 16 px", "# feature width: 16",
-                 "# warm-up: 2 steps, from 0 to 0.5", "# prototypes train: from step 2 of 14"):
+    for fact in (
+        "# samples: 200",
+        "# global batch: 16",
+        "# steps: 14",
+        "# samples left out per epoch: 8",
+        "# views per image: 2 x 28 px + 1 x 20 px + 1 x 16 px",
+        "# feature width: 16",
+        "# warm-up: 2 steps, from 0 to 0.5",
+        "# prototypes train: from step 2 of 14",
+    ):
         assert fact in text
     assert not (tmp_path / "run").exists()
     assert load_config_text(text).optim.lr == 0.5

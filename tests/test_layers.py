@@ -12,10 +12,37 @@ import pytest
 from tests.helpers.commands import ROOT
 
 ROOMS = {
-    "shards": ["ground", "images", "format", "stores", "sources", "cleaning", "conversion", "inspection", "public",
-               "cli", "__main__"],
-    "largescale": ["distributed", "processes", "config", "models", "data", "optim", "methods", "parallel", "checkpoint",
-                   "evaluate", "observe", "run", "plan", "pretrain", "cli", "__main__"],
+    "shards": [
+        "ground",
+        "images",
+        "format",
+        "stores",
+        "sources",
+        "cleaning",
+        "conversion",
+        "inspection",
+        "public",
+        "cli",
+        "__main__",
+    ],
+    "largescale": [
+        "distributed",
+        "processes",
+        "config",
+        "models",
+        "data",
+        "optim",
+        "methods",
+        "parallel",
+        "checkpoint",
+        "evaluate",
+        "observe",
+        "run",
+        "plan",
+        "pretrain",
+        "cli",
+        "__main__",
+    ],
 }
 """From the lowest to the highest. A room may import what stands before it, and nothing after it."""
 
@@ -95,7 +122,10 @@ def test_packages_hold_no_logic():
     """An `__init__` offers names: a reader looks for what is done in a file that says what."""
     for module, file in MODULES.items():
         if file.name == "__init__.py":
-            extra = [node for node in ast.parse(file.read_text()).body
-                     if not isinstance(node, ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign)
-                     and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))]
+            extra = [
+                node
+                for node in ast.parse(file.read_text()).body
+                if not isinstance(node, ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign)
+                and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+            ]
             assert not extra or module in ROOMS, f"{module}: {ast.unparse(extra[0])[:60]}"

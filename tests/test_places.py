@@ -14,8 +14,12 @@ from pathlib import Path
 from tests.helpers.commands import ROOT
 
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
-MODULES = [path.relative_to(ROOT) for package in ("largescale", "shards")
-           for path in sorted((ROOT / package).rglob("*.py")) if path.name != "__init__.py"]
+MODULES = [
+    path.relative_to(ROOT)
+    for package in ("largescale", "shards")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if path.name != "__init__.py"
+]
 USED_ONCE = {Path("shards/sample/make_sample.py")}
 """What made the files that are in this repository, from others that are not."""
 
@@ -54,7 +58,8 @@ def test_every_module_has_its_tests_or_a_line_that_says_where():
     missing = [module for module in MODULES if not own_test(module).exists() and module not in elsewhere]
     assert not missing, (
         f"write {own_test(missing[0]).relative_to(ROOT)}, or name {missing[0]} in the paragraph `Covers:` of the file "
-        f"whose tests cover it; the same for {missing[1:]}")
+        f"whose tests cover it; the same for {missing[1:]}"
+    )
 
 
 def test_what_is_said_to_be_covered_is_there_and_has_no_file_of_its_own():

@@ -47,8 +47,9 @@ def test_the_readme_has_commands_to_check():
 
 
 def test_the_readmes_recipe_for_own_images_can_be_used_as_it_is():
-    [(_, arguments)] = [one for command in commands(ROOT / "README.md") if (one := arguments_of(command))
-                        and one[1][0] == "pretrain"]
+    [(_, arguments)] = [
+        one for command in commands(ROOT / "README.md") if (one := arguments_of(command)) and one[1][0] == "pretrain"
+    ]
     config = load_config(ROOT / arguments[1], arguments[2:])
     assert config.data.shards == "data/photos" and config.method.queue == 0
 

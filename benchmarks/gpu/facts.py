@@ -25,11 +25,19 @@ def find(report: Report, context: Context) -> None:
     memory = torch.cuda.get_device_properties(0).total_memory if cuda else 0
     if cuda:
         hardware = f"{name}, {memory / 2**30:.0f} GiB; {hardware}"
-    facts = {"device": name if cuda else f"CPU ({machine['processor']})", "slug": slug(name),
-             "kind": "cuda" if cuda else "cpu", "memory_bytes": memory, "hardware": hardware,
-             "torch": torch.__version__, "torchvision": torchvision.__version__,
-             "python": platform.python_version(), "cuda": torch.version.cuda if cuda else None,
-             "cudnn": torch.backends.cudnn.version() if cuda else None, "revision": machine["git_revision"]}
+    facts = {
+        "device": name if cuda else f"CPU ({machine['processor']})",
+        "slug": slug(name),
+        "kind": "cuda" if cuda else "cpu",
+        "memory_bytes": memory,
+        "hardware": hardware,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda if cuda else None,
+        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        "revision": machine["git_revision"],
+    }
     (Path(context.folder) / FACTS).write_text(json.dumps(facts))
     device = torch.device(facts["kind"])
     side, count = (8192, 2**30) if cuda else (1024, 2**25)

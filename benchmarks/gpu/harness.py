@@ -139,7 +139,10 @@ def one_line(text: str, most: int = 300) -> str:
 
 
 def run(
-    cases: Sequence[Case], context: Context, minutes: float, publish: Callable[[Progress], None],
+    cases: Sequence[Case],
+    context: Context,
+    minutes: float,
+    publish: Callable[[Progress], None],
     say: Callable[[str], None],
 ) -> list[Row]:
     """Run cases within a time.
@@ -262,4 +265,3 @@ def _in_child(case: Case, context: Context, rows: str, log: str) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # threads of libraries must not hold up what is done
-

@@ -33,8 +33,12 @@ def compare(report: Report, context: Context) -> None:
     options = _options(context, shards)
     with process_group() as device:
         rate, processes = _stream_alone(context, options, device)
-    report.row("the stream alone, views on the device", images_per_s=rate, images_per_s_and_core=rate / cores,
-               loaders=processes)
+    report.row(
+        "the stream alone, views on the device",
+        images_per_s=rate,
+        images_per_s_and_core=rate / cores,
+        loaders=processes,
+    )
     _run(report, context, options)
 
 
@@ -49,18 +53,30 @@ def _shards(report: Report, context: Context, cores: int) -> Path:
     for number, payload in enumerate(stored * _COPIES):
         (folder / f"{number:06d}.jpg").write_bytes(payload)
     run_python(["-m", "shards", "convert", str(folder), str(shards), "--shuffle", "0"], check=True)
-    report.row(f"{count} photographs of {sum(map(len, stored)) / count / 1000:.0f} KB, {_COPIES} keys each, made",
-               seconds=time.perf_counter() - started)
+    report.row(
+        f"{count} photographs of {sum(map(len, stored)) / count / 1000:.0f} KB, {_COPIES} keys each, made",
+        seconds=time.perf_counter() - started,
+    )
     return shards
 
 
 def _options(context: Context, shards: Path) -> list[str]:
-    network = (["model={backbone: resnet, stem: 3x3s2, depths: [1, 1], width: 8}",
-                "method={hidden: [32], prototypes: 50}"] if context.small else ["model.backbone=resnet50"])
+    network = (
+        ["model={backbone: resnet, stem: 3x3s2, depths: [1, 1], width: 8}", "method={hidden: [32], prototypes: 50}"]
+        if context.small
+        else ["model.backbone=resnet50"]
+    )
     crops = "[{num: 2, size: 32}, {num: 2, size: 16}]" if context.small else "[{num: 2, size: 224}, {num: 6, size: 96}]"
     batch = 8 if context.small else 256
-    return [*network, f"data.crops={crops}", f"data.shards={shards}", f"train.global_batch={batch}",
-            f"train.steps={_steps(context)}", "optim.lr=0.3", "data.streams=8"]
+    return [
+        *network,
+        f"data.crops={crops}",
+        f"data.shards={shards}",
+        f"train.global_batch={batch}",
+        f"train.steps={_steps(context)}",
+        "optim.lr=0.3",
+        "data.streams=8",
+    ]
 
 
 def _steps(context: Context) -> int:
@@ -90,7 +106,13 @@ def _run(report: Report, context: Context, options: list[str]) -> None:
     if result.returncode:
         raise RuntimeError(f"exit code {result.returncode}: {result.stderr.strip().splitlines()[-1]}")
     row = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
-    report.row(f"a run, steps {every} to {2 * every}", images_per_s=row["images_per_s"], step_ms=1000 * row["step_s"],
-               waits_for_data_ms=1000 * row["data_wait_s"], share_waited=f"{row['data_wait_s'] / row['step_s']:.1%}",
-               decode_ms_an_image=row["decode_ms"], ready_batches=row["queue_depth"],
-               peak_GB=row["peak_memory_bytes"] / 1e9)
+    report.row(
+        f"a run, steps {every} to {2 * every}",
+        images_per_s=row["images_per_s"],
+        step_ms=1000 * row["step_s"],
+        waits_for_data_ms=1000 * row["data_wait_s"],
+        share_waited=f"{row['data_wait_s'] / row['step_s']:.1%}",
+        decode_ms_an_image=row["decode_ms"],
+        ready_batches=row["queue_depth"],
+        peak_GB=row["peak_memory_bytes"] / 1e9,
+    )

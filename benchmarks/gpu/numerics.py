@@ -42,9 +42,14 @@ def augmentation(report: Report, context: Context) -> None:
     off = (found.cpu().double() - expected).abs()
     # Where two channels are nearly equal, the hue's angle turns on round-off: a few pixels may differ.
     share = float((off > 1e-3).double().mean())
-    report.judge(f"compiled in float32 on {device.type} against eager in float64", share < 1e-3,
-                 "more than one pixel in a thousand is off by 0.001", largest=float(off.max()), mean=float(off.mean()),
-                 pixels_off=f"{share:.2%}")
+    report.judge(
+        f"compiled in float32 on {device.type} against eager in float64",
+        share < 1e-3,
+        "more than one pixel in a thousand is off by 0.001",
+        largest=float(off.max()),
+        mean=float(off.mean()),
+        pixels_off=f"{share:.2%}",
+    )
     report.judge("channels last in memory", found.is_contiguous(memory_format=torch.channels_last), "another layout")
     _waits(report, context, "compiled augmentation", lambda: chain(*on_device), most=0)
 
@@ -73,10 +78,16 @@ def _waits(report: Report, context: Context, what: str, action: Any, *, most: in
 def steps_that_wait(report: Report, context: Context) -> None:
     """A training step may wait once: to look at loss and gradients before the update."""
     with process_group() as device:
-        config = recipe(["model={backbone: resnet, stem: 3x3s2, depths: [1, 1], width: 8}",
-                         "method={hidden: [32], embedding: 16, prototypes: 30}",
-                         "data.crops=[{num: 2, size: 28}, {num: 1, size: 24}]",
-                         "train.global_batch=16", "train.precision=bf16", "parallel.strategy=ddp"])
+        config = recipe(
+            [
+                "model={backbone: resnet, stem: 3x3s2, depths: [1, 1], width: 8}",
+                "method={hidden: [32], embedding: 16, prototypes: 30}",
+                "data.crops=[{num: 2, size: 28}, {num: 1, size: 24}]",
+                "train.global_batch=16",
+                "train.precision=bf16",
+                "parallel.strategy=ddp",
+            ]
+        )
         precision.set_up(config, device)
         engine = build_engine(build_method(config), config, device)
         meter = Meter(engine.method, 16, 160, device)
@@ -138,8 +149,12 @@ def _ordinary(x: Tensor) -> dict[str, Tensor]:
     x = x.clone().requires_grad_()
     y = norm(x)
     y.backward(_slopes(y))
-    return {"output": y.detach(), "input gradient": x.grad, "weight gradient": norm.weight.grad,
-            "running variance": norm.running_var}
+    return {
+        "output": y.detach(),
+        "input gradient": x.grad,
+        "weight gradient": norm.weight.grad,
+        "running variance": norm.running_var,
+    }
 
 
 def _ours(x: Tensor) -> dict[str, Tensor]:
@@ -148,8 +163,12 @@ def _ours(x: Tensor) -> dict[str, Tensor]:
     y, _, var = _SyncBatchNorm.apply(x, weight, bias, 1e-5, None)
     y.backward(_slopes(y))
     count = x.numel() / x.shape[1]
-    return {"output": y, "input gradient": x.grad, "weight gradient": weight.grad,
-            "running variance": 0.9 + 0.1 * var * count / (count - 1)}
+    return {
+        "output": y,
+        "input gradient": x.grad,
+        "weight gradient": weight.grad,
+        "running variance": 0.9 + 0.1 * var * count / (count - 1),
+    }
 
 
 def _torchs(x: Tensor) -> dict[str, Tensor]:
@@ -178,8 +197,13 @@ def codes(report: Report, context: Context) -> None:
         exact = sinkhorn(scores.double(), **options)
         found = sinkhorn(scores.to(device), **options)
         largest = float((found.cpu().double() - exact).abs().max())
-        report.judge(f"epsilon {epsilon}, 2 x {rows} rows, {prototypes} prototypes", largest <= 1e-5,
-                     "beyond 1e-5", largest_error=largest, rows_sum_to_1_within=float((found.sum(-1) - 1).abs().max()))
+        report.judge(
+            f"epsilon {epsilon}, 2 x {rows} rows, {prototypes} prototypes",
+            largest <= 1e-5,
+            "beyond 1e-5",
+            largest_error=largest,
+            rows_sum_to_1_within=float((found.sum(-1) - 1).abs().max()),
+        )
 
 
 def blocks(report: Report, context: Context, what: str) -> None:
@@ -187,10 +211,15 @@ def blocks(report: Report, context: Context, what: str) -> None:
     small = context.small
     sizes = ["model.depths=[1]", "model.width=8"] if small else ["model.depths=[1, 1, 1, 1]", "model.width=64"]
     stages = "[1]" if small else "[1, 2, 3, 4]"
-    shared = ["model={backbone: resnet, block: bottleneck, stem: 3x3s2}",
-              "method={hidden: [32], embedding: 16, prototypes: 30}",
-              *sizes, f"data.crops=[{{num: 2, size: {16 if small else 96}}}]", "train.global_batch=16",
-              "train.precision=fp64", "parallel.strategy=ddp"]  # in fp32 a ReLU may open in one of them alone
+    shared = [
+        "model={backbone: resnet, block: bottleneck, stem: 3x3s2}",
+        "method={hidden: [32], embedding: 16, prototypes: 30}",
+        *sizes,
+        f"data.crops=[{{num: 2, size: {16 if small else 96}}}]",
+        "train.global_batch=16",
+        "train.precision=fp64",
+        "parallel.strategy=ddp",
+    ]  # in fp32 a ReLU may open in one of them alone
     with process_group() as device:
         plain, changed = (_step(recipe([*shared, *more]), device) for more in ([], [f"model.{what}={stages}"]))
         errors = {part: _error(changed[part], plain[part].double().cpu()) for part in plain}
@@ -205,5 +234,8 @@ def _step(config: Any, device: torch.device) -> dict[str, Tensor]:
     engine = build_engine(method, config, device)
     loss = engine.forward_backward(random_views(config, 0, device, torch.float64), 0).loss
     statistics = [value.flatten() for name, value in method.named_buffers() if name.endswith("running_var")]
-    return {"loss": loss[None], "gradient": torch.cat([grad.flatten() for grad in engine.gradients()]),
-            "running variances": torch.cat(statistics)}
+    return {
+        "loss": loss[None],
+        "gradient": torch.cat([grad.flatten() for grad in engine.gradients()]),
+        "running variances": torch.cat(statistics),
+    }

@@ -28,7 +28,7 @@ class Page:
     """
 
     def __init__(
-        self, folder: Path, facts: dict[str, Any], command: Sequence[str], minutes: float, rows: Sequence[Row] = (),
+        self, folder: Path, facts: dict[str, Any], command: Sequence[str], minutes: float, rows: Sequence[Row] = ()
     ) -> None:
         self.folder, self.facts, self.command, self.minutes = folder, facts, shlex.join(command), minutes
         self.rows = list(rows)
@@ -40,9 +40,16 @@ class Page:
         rows = [*self.rows, *progress.rows]
         self.folder.mkdir(parents=True, exist_ok=True)
         seconds = round(time.monotonic() - self._started, 1)
-        content = {"date": self._date, "command": self.command, "minutes": self.minutes, "seconds": seconds,
-                   "facts": self.facts, "seconds_of_cases": progress.seconds, "rows": [asdict(row) for row in rows],
-                   "to_come": [f"{case.section}: {case.name}" for case in progress.to_come]}
+        content = {
+            "date": self._date,
+            "command": self.command,
+            "minutes": self.minutes,
+            "seconds": seconds,
+            "facts": self.facts,
+            "seconds_of_cases": progress.seconds,
+            "rows": [asdict(row) for row in rows],
+            "to_come": [f"{case.section}: {case.name}" for case in progress.to_come],
+        }
         texts = {"json": json.dumps(content, indent=1) + "\n", "md": markdown(content, rows)}
         for suffix, text in texts.items():
             with atomic_write(self.folder / f"{self.name}.{suffix}") as file:
@@ -52,25 +59,35 @@ class Page:
 def markdown(content: dict[str, Any], rows: list[Row]) -> str:
     """The page."""
     facts, to_come = content["facts"], content["to_come"]
-    counts = {status: sum(row.status == status for row in rows)
-              for status in (OK, MEASURED, FAILED, NOT_INSTALLED, NEEDS_GPU, LEFT_OUT)}
+    counts = {
+        status: sum(row.status == status for row in rows)
+        for status in (OK, MEASURED, FAILED, NOT_INSTALLED, NEEDS_GPU, LEFT_OUT)
+    }
     lines = [
-        f"# GPU check: {facts['device']}", "",
+        f"# GPU check: {facts['device']}",
+        "",
         f"`{content['command']}` on {content['date']}: {facts['hardware']}, torch {facts['torch']}, torchvision "
         f"{facts['torchvision']}, Python {facts['python']}, revision {facts['revision']}. {content['seconds']:.0f} s "
-        f"of at most {60 * content['minutes']:.0f} s.", "",
+        f"of at most {60 * content['minutes']:.0f} s.",
+        "",
         ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "nothing yet",
     ]
     if to_come:
-        lines += ["", f"**Not at its end**: {len(to_come)} cases had not run when this was written: "
-                  f"{'; '.join(to_come)}."]
+        lines += [
+            "",
+            f"**Not at its end**: {len(to_come)} cases had not run when this was written: {'; '.join(to_come)}.",
+        ]
     lines += _failures(rows)
     for section in dict.fromkeys(row.section for row in rows):
         lines += ["", f"## {section}"]
         for name in dict.fromkeys(row.table for row in rows if row.section == section):
             lines += ["", f"### {name}", "", *_table([r for r in rows if r.section == section and r.table == name])]
-    lines += ["", "## Seconds of the cases", "",
-              ", ".join(f"{name} {seconds:.0f}" for name, seconds in content["seconds_of_cases"].items())]
+    lines += [
+        "",
+        "## Seconds of the cases",
+        "",
+        ", ".join(f"{name} {seconds:.0f}" for name, seconds in content["seconds_of_cases"].items()),
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -30,8 +30,11 @@ from largescale.processes import process_group
 _CROPS = "data.crops=[{num: 2, size: 224}, {num: 6, size: 96}]"
 _HEAD = {"resnet50": "[2048]", "regnet_y_16gf": "[3024]", "regnet_y_128gf": "[7392]"}
 _BATCHES = {"resnet50": (128, 256), "regnet_y_16gf": (48, 96), "regnet_y_128gf": (16, 32)}
-_SMALL = {"resnet50": "model={backbone: resnet, block: bottleneck, depths: [2, 1, 1], width: 32}",
-          "regnet_y_16gf": "model.backbone=regnet_y_400mf", "regnet_y_128gf": "model.backbone=regnet_y_400mf"}
+_SMALL = {
+    "resnet50": "model={backbone: resnet, block: bottleneck, depths: [2, 1, 1], width: 32}",
+    "regnet_y_16gf": "model.backbone=regnet_y_400mf",
+    "regnet_y_128gf": "model.backbone=regnet_y_400mf",
+}
 _TABLE = "Peak memory and time of a step, planned and measured"
 
 
@@ -45,7 +48,8 @@ def compare(report: Report, context: Context, network: str) -> None:
     with process_group() as device:
         for config, planned in zip(configs, plans, strict=True):
             what = f"{config.model.backbone}, batch {config.train.global_batch}" + (
-                ", recomputed" if config.model.recompute_stages else "")
+                ", recomputed" if config.model.recompute_stages else ""
+            )
             needed = planned["memory_gb"]["needed"]
             if device.type == "cuda" and needed > torch.cuda.mem_get_info()[0] / 1e9:
                 report.row(what, LEFT_OUT, f"the plan needs {needed:.1f} GB, which are not free", table=_TABLE)
@@ -58,9 +62,11 @@ def compare(report: Report, context: Context, network: str) -> None:
 
 def _configuration(context: Context, network: str, batch: int) -> Config:
     recompute = ["model.recompute_stages=[1,2,3,4]"] if network == "regnet_y_128gf" else []
-    sizes = ([_SMALL[network], "data.crops=[{num: 2, size: 64}, {num: 1, size: 32}]", "train.precision=fp32"]
-             if context.small else [f"model.backbone={network}", f"method.hidden={_HEAD[network]}", _CROPS,
-                                    "train.precision=bf16"])
+    sizes = (
+        [_SMALL[network], "data.crops=[{num: 2, size: 64}, {num: 1, size: 32}]", "train.precision=fp32"]
+        if context.small
+        else [f"model.backbone={network}", f"method.hidden={_HEAD[network]}", _CROPS, "train.precision=bf16"]
+    )
     return recipe([*sizes, *recompute, f"train.global_batch={batch}", "optim.name=lars", "parallel.strategy=ddp"])
 
 
@@ -77,8 +83,10 @@ def _engine(config: Config, device: torch.device) -> tuple[Engine, Views]:
         engine = build_engine(build_method(config), config, device)
     small = replace(config, train=replace(config.train, global_batch=1))
     batch = config.train.global_batch
-    images = [view.repeat(batch, 1, 1, 1).contiguous(memory_format=torch.channels_last)
-              for view in random_views(small, 0, device, precision.views_dtype(config)).images]
+    images = [
+        view.repeat(batch, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+        for view in random_views(small, 0, device, precision.views_dtype(config)).images
+    ]
     return engine, Views.numbered(images, batch)
 
 
@@ -107,10 +115,19 @@ def _on_gpu(report: Report, what: str, config: Config, planned: dict[str, Any], 
     peak = (torch.cuda.max_memory_allocated(device) - before) / 1e9
     reserved = torch.cuda.memory_reserved(device) / 1e9
     expected, expected_s = planned["memory_gb"]["peak of a step"], planned["seconds"]["step"]
-    report.row(what, table=_TABLE, planned_GB=expected, measured_GB=peak, memory_ratio=peak / expected,
-               reserved_GB=reserved, planned_ms=1000 * expected_s, measured_ms=1000 * seconds,
-               time_ratio=seconds / expected_s, images_per_s=config.train.global_batch / seconds,
-               MFU=f"{planned['flops'] / seconds / GPUS[planned['gpu']].tflops / 1e12:.1%}")
+    report.row(
+        what,
+        table=_TABLE,
+        planned_GB=expected,
+        measured_GB=peak,
+        memory_ratio=peak / expected,
+        reserved_GB=reserved,
+        planned_ms=1000 * expected_s,
+        measured_ms=1000 * seconds,
+        time_ratio=seconds / expected_s,
+        images_per_s=config.train.global_batch / seconds,
+        MFU=f"{planned['flops'] / seconds / GPUS[planned['gpu']].tflops / 1e12:.1%}",
+    )
     del engine, views
     torch.cuda.empty_cache()
 
@@ -120,13 +137,30 @@ def _on_cpu(report: Report, what: str, config: Config, planned: dict[str, Any], 
     engine, views = _engine(config, device)
     _step(engine, views)  # the optimizer's state is there from the second step on
     trace = StepTrace()
-    trace.watch(iter([*engine.method.parameters(), *engine.method.buffers(), *views.images,
-                      *(value for state in engine.optimizer.state.values() for value in state.values())]))
+    trace.watch(
+        iter(
+            [
+                *engine.method.parameters(),
+                *engine.method.buffers(),
+                *views.images,
+                *(value for state in engine.optimizer.state.values() for value in state.values()),
+            ]
+        )
+    )
     seconds = _seconds(engine, views, device, 1)
     with trace:
         _step(engine, views)
     expected, found = planned["memory_gb"]["peak of a step"], trace.lap() / 1e9
     flops = sum(operator.flops for operator in trace.operators)
-    report.judge(what, 0.9 <= found / expected <= 1.1 and flops == planned["flops"], "not what was planned",
-                 table=_TABLE, planned_GB=expected, measured_GB=found, memory_ratio=found / expected,
-                 planned_GFLOP=planned["flops"] / 1e9, measured_GFLOP=flops / 1e9, measured_ms=1000 * seconds)
+    report.judge(
+        what,
+        0.9 <= found / expected <= 1.1 and flops == planned["flops"],
+        "not what was planned",
+        table=_TABLE,
+        planned_GB=expected,
+        measured_GB=found,
+        memory_ratio=found / expected,
+        planned_GFLOP=planned["flops"] / 1e9,
+        measured_GFLOP=flops / 1e9,
+        measured_ms=1000 * seconds,
+    )

@@ -8,7 +8,12 @@ from __future__ import annotations
 import importlib
 from contextlib import suppress
 
-for _name in ("largescale.parallel.strategies", "largescale.run.folder", "largescale.data.stream",
-              "largescale.plan.planner", "largescale.observe.meter"):
+for _name in (
+    "largescale.parallel.strategies",
+    "largescale.run.folder",
+    "largescale.data.stream",
+    "largescale.plan.planner",
+    "largescale.observe.meter",
+):
     with suppress(ImportError):  # each case says what it lacks
         importlib.import_module(_name)

@@ -36,12 +36,19 @@ def kernels(report: Report, context: Context) -> None:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
     on_gpu = device.type == "cuda"
-    rows = [(event, event.self_device_time_total if on_gpu else event.self_cpu_time_total)
-            for event in found.key_averages() if not on_gpu or event.device_type.name == "CUDA"]
+    rows = [
+        (event, event.self_device_time_total if on_gpu else event.self_cpu_time_total)
+        for event in found.key_averages()
+        if not on_gpu or event.device_type.name == "CUDA"
+    ]
     total = sum(spent for _, spent in rows) or 1.0
     for event, spent in sorted(rows, key=lambda row: -row[1])[:10]:
-        report.row(event.key[:90], ms_a_step=spent / 1000 / STEPS, share=f"{spent / total:.1%}",
-                   calls_a_step=event.count // STEPS)
+        report.row(
+            event.key[:90],
+            ms_a_step=spent / 1000 / STEPS,
+            share=f"{spent / total:.1%}",
+            calls_a_step=event.count // STEPS,
+        )
     _keep(report, context, found)
 
 

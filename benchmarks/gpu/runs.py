@@ -27,19 +27,29 @@ ROOT = Path(__file__).resolve().parents[2]
 _CPU_MEMORY = 6 * 2**30
 """Address space of the run that is to run out of it, where there is no GPU."""
 
-_TINY = ["model={backbone: resnet, stem: 3x3s2, depths: [1, 1], width: 16}",
-         "method={hidden: [64], prototypes: 50}",
-         "data.crops=[{num: 2, size: 24}, {num: 1, size: 16}]", "optim.name=adamw", "optim.lr=0.001"]
-_RESNET = ["model.backbone=resnet50", "method={hidden: [512], prototypes: 300}", "data.crops=[{num: 2, size: 64}, "
-           "{num: 2, size: 48}]", "optim.name=lars", "optim.lr=0.3"]
+_TINY = [
+    "model={backbone: resnet, stem: 3x3s2, depths: [1, 1], width: 16}",
+    "method={hidden: [64], prototypes: 50}",
+    "data.crops=[{num: 2, size: 24}, {num: 1, size: 16}]",
+    "optim.name=adamw",
+    "optim.lr=0.001",
+]
+_RESNET = [
+    "model.backbone=resnet50",
+    "method={hidden: [512], prototypes: 300}",
+    "data.crops=[{num: 2, size: 64}, {num: 2, size: 48}]",
+    "optim.name=lars",
+    "optim.lr=0.3",
+]
 
 
 def staging(report: Report, context: Context) -> None:
     """A save in the background, while two more steps change everything, equals the state at its step bit for bit."""
     with process_group() as device:
         for strategy in ("ddp", "fsdp"):
-            config = recipe([*(_TINY if context.small else _RESNET), "train.global_batch=16",
-                             f"parallel.strategy={strategy}"])
+            config = recipe(
+                [*(_TINY if context.small else _RESNET), "train.global_batch=16", f"parallel.strategy={strategy}"]
+            )
             config = precision.resolve(config, device)
             precision.set_up(config, device)
             torch.manual_seed(0)
@@ -59,9 +69,14 @@ def staging(report: Report, context: Context) -> None:
             checkpoint = sharded.agree_on_latest(folder, device)
             sharded.load(checkpoint, loaded, no_dist=True)
             wrong = [name for name, value in before.items() if not torch.equal(loaded[name], value)]
-            report.judge(f"{strategy}: saved while steps go on", not wrong and moved > 0,
-                         f"{', '.join(wrong[:3])} differ" if wrong else "nothing had moved", tensors=len(before),
-                         differ_from_the_state=len(wrong), moved_meanwhile=moved)
+            report.judge(
+                f"{strategy}: saved while steps go on",
+                not wrong and moved > 0,
+                f"{', '.join(wrong[:3])} differ" if wrong else "nothing had moved",
+                tensors=len(before),
+                differ_from_the_state=len(wrong),
+                moved_meanwhile=moved,
+            )
 
 
 def _copy(value: torch.Tensor) -> torch.Tensor:
@@ -85,8 +100,17 @@ def resume(report: Report, context: Context) -> None:
     networks = {"AdamW": _TINY, **({} if context.small else {"ResNet-50 mini, LARS": _RESNET})}
     for name, network in networks.items():
         runs = [Path(context.folder) / f"resume-{len(name)}-{number}" for number in (0, 1)]
-        options = [*network, f"data.shards={shards}", "data.streams=4", "train.global_batch=16", "train.steps=6",
-                   "train.deterministic=true", "run.log_every=1", "checkpoint.every_steps=3", "checkpoint.keep=3"]
+        options = [
+            *network,
+            f"data.shards={shards}",
+            "data.streams=4",
+            "train.global_batch=16",
+            "train.steps=6",
+            "train.deterministic=true",
+            "run.log_every=1",
+            "checkpoint.every_steps=3",
+            "checkpoint.keep=3",
+        ]
         lines = [pretrain(context, [*options, f"run.dir={runs[0]}"])]
         lines.append(pretrain(context, [*options, f"run.dir={runs[1]}"], stop_after=3))
         lines.append(pretrain(context, [*options, f"run.dir={runs[1]}"]))
@@ -94,10 +118,18 @@ def resume(report: Report, context: Context) -> None:
         digests = [_digest(run / "checkpoints" / "step-00000006") if not any(codes[::2]) else "" for run in runs]
         losses = [_losses(run) for run in runs]
         same = digests[0] == digests[1] != "" and losses[0] == losses[1]
-        why = _said(next((line for line in lines[::2] if line.returncode), lines[-1])) if any(codes[::2]) else (
-            "weights or losses differ")
-        report.judge(f"{name}: stopped after 3 of 6 steps, against one in peace", same, why,
-                     losses_equal=losses[0] == losses[1], checkpoints_equal=digests[0] == digests[1])
+        why = (
+            _said(next((line for line in lines[::2] if line.returncode), lines[-1]))
+            if any(codes[::2])
+            else ("weights or losses differ")
+        )
+        report.judge(
+            f"{name}: stopped after 3 of 6 steps, against one in peace",
+            same,
+            why,
+            losses_equal=losses[0] == losses[1],
+            checkpoints_equal=digests[0] == digests[1],
+        )
 
 
 def _losses(run: Path) -> list[float]:
@@ -120,13 +152,15 @@ def _shards(context: Context, count: int, side: int) -> Path:
         for number in range(count):
             pixels = torch.randint(0, 256, (side, side, 3), dtype=torch.uint8, generator=generator)
             Image.fromarray(pixels.numpy()).save(images / f"{number:04d}.png")
-        run_python(["-m", "shards", "convert", str(images), str(shards), "--shuffle", "0", "--workers", "1"],
-                   check=True)
+        run_python(
+            ["-m", "shards", "convert", str(images), str(shards), "--shuffle", "0", "--workers", "1"], check=True
+        )
     return shards
 
 
-def pretrain(context: Context, options: list[str], *, stop_after: int = 0, address_space: int = 0,
-              ) -> subprocess.CompletedProcess[str]:
+def pretrain(
+    context: Context, options: list[str], *, stop_after: int = 0, address_space: int = 0
+) -> subprocess.CompletedProcess[str]:
     """`largescale pretrain` as a user gives it; `stop_after` kills it when it has saved that step."""
     recipe_path = Path(context.folder) / "recipe.yaml"
     recipe_path.write_text("name: check\ndata: {workers: 1}\n")
@@ -154,15 +188,23 @@ sys.exit(main(sys.argv[1:]))
 """The command, killed in the second step after the save of a step."""
 
 
-def run_python(arguments: list[str], *, check: bool = False, timeout_s: float = 120, address_space: int = 0,
-             ) -> subprocess.CompletedProcess[str]:
+def run_python(
+    arguments: list[str], *, check: bool = False, timeout_s: float = 120, address_space: int = 0
+) -> subprocess.CompletedProcess[str]:
     def limit() -> None:
         if address_space:
             resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=check, timeout=timeout_s,
-                          env=environment, preexec_fn=limit)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=check,
+        timeout=timeout_s,
+        env=environment,
+        preexec_fn=limit,
+    )
 
 
 def _said(result: subprocess.CompletedProcess[str]) -> str:
@@ -173,14 +215,27 @@ def _said(result: subprocess.CompletedProcess[str]) -> str:
 def out_of_memory(report: Report, context: Context) -> None:
     """A batch that is far too large ends with one line and the code of a run that had to stop."""
     shards, cuda = _shards(context, 96, side=40), context.device == "cuda"
-    big = ["model.backbone=resnet50", "train.global_batch=96", "data.streams=4", "train.precision=fp32",
-           f"data.crops=[{{num: {8 if cuda else 6}, size: {480 if cuda else 256}}}]", "train.steps=1",
-           f"data.shards={shards}", f"run.dir={Path(context.folder) / 'out-of-memory'}", "data.workers=0",
-           "run.hang_timeout_s=0", "data.augment={flip: 0, jitter: 0, grayscale: 0, blur: 0}"]
+    big = [
+        "model.backbone=resnet50",
+        "train.global_batch=96",
+        "data.streams=4",
+        "train.precision=fp32",
+        f"data.crops=[{{num: {8 if cuda else 6}, size: {480 if cuda else 256}}}]",
+        "train.steps=1",
+        f"data.shards={shards}",
+        f"run.dir={Path(context.folder) / 'out-of-memory'}",
+        "data.workers=0",
+        "run.hang_timeout_s=0",
+        "data.augment={flip: 0, jitter: 0, grayscale: 0, blur: 0}",
+    ]
     result = pretrain(context, big, address_space=0 if cuda else _CPU_MEMORY)
     lines = [line for line in result.stderr.splitlines() if "error" in line.lower()]
     said = lines[-1] if lines else _said(result)
     right = result.returncode != 0 and "Traceback" not in result.stderr and "memory" in said.lower()
-    report.judge("a batch that does not fit", right, f"exit code {result.returncode}, "
-                 f"{'a traceback, ' if 'Traceback' in result.stderr else ''}{said}", exit_code=result.returncode,
-                 line=said[:160])
+    report.judge(
+        "a batch that does not fit",
+        right,
+        f"exit code {result.returncode}, {'a traceback, ' if 'Traceback' in result.stderr else ''}{said}",
+        exit_code=result.returncode,
+        line=said[:160],
+    )

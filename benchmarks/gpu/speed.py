@@ -17,9 +17,12 @@ from largescale.parallel import precision
 from largescale.plan.simulate import simulate
 from largescale.processes import process_group
 
-SMALL = ["model={backbone: resnet, stem: 3x3s2, depths: [1], width: 8}",
-         "method={hidden: [32], embedding: 16, prototypes: 50}",
-         "data.crops=[{num: 2, size: 24}, {num: 2, size: 16}]", "train.global_batch=16"]
+SMALL = [
+    "model={backbone: resnet, stem: 3x3s2, depths: [1], width: 8}",
+    "method={hidden: [32], embedding: 16, prototypes: 50}",
+    "data.crops=[{num: 2, size: 24}, {num: 2, size: 16}]",
+    "train.global_batch=16",
+]
 _LEAVE_S = 15.0
 """What is kept of the time for measuring, when variants that take long to build are still to come."""
 
@@ -45,8 +48,15 @@ def steps(report: Report, context: Context) -> None:
     for name, times in seconds.items():
         middle = statistics.median(times)
         used = {"MFU": f"{flops / middle / peak:.1%}"} if peak else {}
-        report.row(name, ms=1000 * middle, times_plain=step.times_plain(seconds, name), images_per_s=batch / middle,
-                   TFLOP_per_s=flops / middle / 1e12, rounds=rounds, **used)
+        report.row(
+            name,
+            ms=1000 * middle,
+            times_plain=step.times_plain(seconds, name),
+            images_per_s=batch / middle,
+            TFLOP_per_s=flops / middle / 1e12,
+            rounds=rounds,
+            **used,
+        )
 
 
 def _built(report: Report, context: Context, device: torch.device) -> dict[str, step.Step]:

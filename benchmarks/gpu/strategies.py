@@ -32,22 +32,36 @@ from shards.ground.errors import InputError
 PRECISIONS = ("fp32", "bf16", "fp16")
 STEPS = 5
 
-_DEMO = ["model={backbone: resnet, stem: 3x3s2, depths: [1, 1, 1, 1], width: 32}",
-         "method={hidden: [256], embedding: 64, prototypes: 100}",
-         "data.crops=[{num: 2, size: 28}, {num: 1, size: 24}]", "optim.name=sgd", "optim.lr=0.2",
-         "optim.weight_decay=1e-4"]
+_DEMO = [
+    "model={backbone: resnet, stem: 3x3s2, depths: [1, 1, 1, 1], width: 32}",
+    "method={hidden: [256], embedding: 64, prototypes: 100}",
+    "data.crops=[{num: 2, size: 28}, {num: 1, size: 24}]",
+    "optim.name=sgd",
+    "optim.lr=0.2",
+    "optim.weight_decay=1e-4",
+]
 _RESNET = ["model.stem=imagenet", "optim.name=lars", "optim.lr=0.3", "optim.trust_coefficient=0.02"]
 NETWORKS = {
     False: {
         "demo": [*_DEMO, "train.global_batch=64"],
-        "ResNet-50 mini": [*_RESNET, "model.backbone=resnet50", "method.hidden=[512]", "method.prototypes=300",
-                           "data.crops=[{num: 2, size: 64}, {num: 1, size: 48}]", "train.global_batch=8"],
+        "ResNet-50 mini": [
+            *_RESNET,
+            "model.backbone=resnet50",
+            "method.hidden=[512]",
+            "method.prototypes=300",
+            "data.crops=[{num: 2, size: 64}, {num: 1, size: 48}]",
+            "train.global_batch=8",
+        ],
     },
     True: {
         "demo": [*_DEMO, "model.width=8", "train.global_batch=16"],
-        "ResNet-50 mini": [*_RESNET, "model={backbone: resnet, block: bottleneck, depths: [1, 1, 1, 1], width: 8}",
-                           "method={hidden: [32], embedding: 16, prototypes: 30}",
-                           "data.crops=[{num: 2, size: 48}, {num: 2, size: 32}]", "train.global_batch=8"],
+        "ResNet-50 mini": [
+            *_RESNET,
+            "model={backbone: resnet, block: bottleneck, depths: [1, 1, 1, 1], width: 8}",
+            "method={hidden: [32], embedding: 16, prototypes: 30}",
+            "data.crops=[{num: 2, size: 48}, {num: 2, size: 32}]",
+            "train.global_batch=8",
+        ],
     },
 }
 """By whether sizes are small: the demo's network, and bottleneck blocks behind the stem with pooling, under LARS."""
@@ -79,9 +93,12 @@ def recipe(overrides: list[str]) -> Config:
 def random_views(config: Config, step: int, device: torch.device, dtype: torch.dtype) -> Views:
     """Views of random images, channels last; the same for all devices and precisions."""
     generator = torch.Generator().manual_seed(1000 + step)
-    images = [torch.randn(group.num * config.train.global_batch, 3, group.size, group.size, generator=generator,
-                          dtype=torch.float64).to(device, dtype, memory_format=torch.channels_last)
-              for group in config.data.crops]
+    images = [
+        torch.randn(
+            group.num * config.train.global_batch, 3, group.size, group.size, generator=generator, dtype=torch.float64
+        ).to(device, dtype, memory_format=torch.channels_last)
+        for group in config.data.crops
+    ]
     return Views.numbered(images, config.train.global_batch)
 
 
@@ -136,8 +153,9 @@ def oracle(report: Report, context: Context) -> None:
         for network in NETWORKS[context.small]:
             config = configuration(context, network, "train.precision=fp64", "parallel.strategy=ddp")
             losses, weights = train(config, torch.device("cpu"))
-            tensors = {f"{moment} {name}": value
-                       for moment, state in enumerate(weights) for name, value in state.items()}
+            tensors = {
+                f"{moment} {name}": value for moment, state in enumerate(weights) for name, value in state.items()
+            }
             path = _oracle_path(context, network)
             safetensors.torch.save_file({**tensors, "losses": torch.tensor(losses, dtype=torch.float64)}, path)
             moved = _length(_differences(weights[-1], weights[0])) / _length(weights[0])
@@ -161,8 +179,12 @@ def compare(report: Report, context: Context, strategy: str) -> None:
                 except InputError as error:
                     # Missing libraries are not installed; what a strategy refuses, it says in one line, as it should.
                     missing = isinstance(error.__cause__, ImportError)
-                    report.row(what, NOT_INSTALLED if missing else OK,
-                               str(error.__cause__) if missing else f"refused: {error}", table=table)
+                    report.row(
+                        what,
+                        NOT_INSTALLED if missing else OK,
+                        str(error.__cause__) if missing else f"refused: {error}",
+                        table=table,
+                    )
                     continue
                 except Exception as error:
                     report.judge(what, False, f"{type(error).__name__}: {error}", table=table)
@@ -170,9 +192,17 @@ def compare(report: Report, context: Context, strategy: str) -> None:
                 errors = _errors(losses, weights, safetensors.torch.load_file(_oracle_path(context, network)))
                 bounds = BOUNDS[name]
                 fits = [error <= bound for error, bound in zip(errors, (*bounds, bounds[2]), strict=True)]
-                report.judge(what, all(fits), "beyond the bounds", table=table, first_loss=errors[0],
-                             change_in_a_step=errors[1], change_in_5_steps=errors[2], last_loss=errors[3],
-                             bounds=" / ".join(f"{bound:g}" for bound in bounds))
+                report.judge(
+                    what,
+                    all(fits),
+                    "beyond the bounds",
+                    table=table,
+                    first_loss=errors[0],
+                    change_in_a_step=errors[1],
+                    change_in_5_steps=errors[2],
+                    last_loss=errors[3],
+                    bounds=" / ".join(f"{bound:g}" for bound in bounds),
+                )
                 gc.collect()  # an engine is a circle of references, and holds memory of the device
 
 

@@ -149,8 +149,12 @@ class Copier:
         self._failures += 1
         self._next_try = time.monotonic() + pause_s
         if dist.get_rank() == 0:
-            _log.warning("%s; training continues, and its own checkpoints are whole. The first save after %d s tries "
-                         "again and copies what is missing", complaint, pause_s)
+            _log.warning(
+                "%s; training continues, and its own checkpoints are whole. The first save after %d s tries "
+                "again and copies what is missing",
+                complaint,
+                pause_s,
+            )
 
 
 def _marks(checkpoint: Checkpoint) -> bytes:

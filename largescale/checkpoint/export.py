@@ -27,8 +27,17 @@ FORMATS = ("torchvision",)
 VERSION = 1
 
 _BACKBONE = "model.backbone."
-_TOLD = ("name", "method.name", "model.", "data.mean", "data.std", "data.crops", "train.precision", "evaluate.resize",
-         "evaluate.size")
+_TOLD = (
+    "name",
+    "method.name",
+    "model.",
+    "data.mean",
+    "data.std",
+    "data.crops",
+    "train.precision",
+    "evaluate.resize",
+    "evaluate.size",
+)
 """Keys (or groups) of the run's configuration that travel with the weights."""
 
 _log = logging.getLogger(__name__)
@@ -69,13 +78,19 @@ def export(run_dir: Path, out: Path, *, format_name: str = "torchvision", step: 
     checkpoint = _choose(run_dir, step)
     config = checkpoint.progress["config"]
     known = {item.name for item in fields(ModelConfig)}
-    model = ModelConfig(**{key.removeprefix("model."): value for key, value in config.items()
-                           if key.startswith("model.") and key.removeprefix("model.") in known})
+    model = ModelConfig(
+        **{
+            key.removeprefix("model."): value
+            for key, value in config.items()
+            if key.startswith("model.") and key.removeprefix("model.") in known
+        }
+    )
     torchvision_layout.check(model)
     with torch.device("meta"):
         backbone, num_features = build_backbone(model)
-    tensors = {torchvision_layout.name_of(backbone, name): tensor
-               for name, tensor in _read(checkpoint, backbone).items()}
+    tensors = {
+        torchvision_layout.name_of(backbone, name): tensor for name, tensor in _read(checkpoint, backbone).items()
+    }
     stem_width = next(m for m in backbone.modules() if isinstance(m, nn.Conv2d)).out_channels
     metadata = {
         "format": "pt",  # what readers of other libraries look for
@@ -135,14 +150,15 @@ def _read(checkpoint: Checkpoint, backbone: nn.Module) -> dict[str, Tensor]:
     except Exception as error:
         if checkpoint.path.exists():
             raise
-        raise InputError(f"{checkpoint.path}: was removed while being read, since the run is still going; run the "
-                         f"command again, or raise checkpoint.keep") from error
+        raise InputError(
+            f"{checkpoint.path}: was removed while being read, since the run is still going; run the "
+            f"command again, or raise checkpoint.keep"
+        ) from error
     found = {name.removeprefix(_BACKBONE): value for name, value in stored.items()}
     bad = [name for name, value in found.items() if not value.isfinite().all()]
     if bad:
         _log.warning("%s: %s is not finite: these weights have diverged", checkpoint.path, bad[0])
-    return {name: (value.float() if value.is_floating_point() else value).contiguous()
-            for name, value in found.items()}
+    return {name: (value.float() if value.is_floating_point() else value).contiguous() for name, value in found.items()}
 
 
 def _stored_dtype(checkpoint: Checkpoint, tensor: Tensor) -> torch.dtype:

@@ -18,14 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from largescale.checkpoint.bounded import within
-from largescale.checkpoint.folder import (
-    PROGRESS,
-    ROLLBACKS,
-    Checkpoint,
-    bytes_of,
-    newest_first,
-    open_checkpoint,
-)
+from largescale.checkpoint.folder import PROGRESS, ROLLBACKS, Checkpoint, bytes_of, newest_first, open_checkpoint
 from shards.ground.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -58,7 +51,7 @@ class Mirror:
     """
 
     def __init__(
-        self, url: str, answer_s: float = _ANSWER_S, other_run: Callable[[dict[str, Any]], str] = lambda _: "",
+        self, url: str, answer_s: float = _ANSWER_S, other_run: Callable[[dict[str, Any]], str] = lambda _: ""
     ) -> None:
         # Imported late: most runs have no mirror.
         import fsspec
@@ -91,8 +84,9 @@ class Mirror:
 
     def holds(self, checkpoint: Checkpoint) -> bool:
         """Whether the mirror has a whole copy of this very checkpoint."""
-        return all(self._read(checkpoint.path.name, name) == bytes_of(checkpoint.path / name)
-                   for name in (PROGRESS, ROLLBACKS))
+        return all(
+            self._read(checkpoint.path.name, name) == bytes_of(checkpoint.path / name) for name in (PROGRESS, ROLLBACKS)
+        )
 
     def begin(self, checkpoint: Checkpoint) -> None:
         """Make room for a copy: whatever has its name no longer counts as whole."""

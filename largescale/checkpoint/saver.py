@@ -51,8 +51,16 @@ class Saver:
     """
 
     def __init__(
-        self, folder: Path, *, keep: int, keep_every: int, background: bool, device: torch.device,
-        owner: int = 0, verify: Callable[[], None] = lambda: None, published: Callable[[int], None] = lambda _: None,
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        keep_every: int,
+        background: bool,
+        device: torch.device,
+        owner: int = 0,
+        verify: Callable[[], None] = lambda: None,
+        published: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.folder, self.keep, self.keep_every, self.background = folder, keep, keep_every, background
         self._owner, self._verify, self._published = owner, verify, published

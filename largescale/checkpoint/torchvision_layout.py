@@ -26,8 +26,10 @@ def check(config: ModelConfig) -> None:
         InputError: more than four stages.
     """
     if config.backbone == "resnet" and len(config.depths) > _MOST_STAGES:
-        raise InputError(f"model.depths={config.depths}: torchvision's ResNet has {_MOST_STAGES} stages, this backbone "
-                         f"has {len(config.depths)}; it cannot be exported with torchvision's names")
+        raise InputError(
+            f"model.depths={config.depths}: torchvision's ResNet has {_MOST_STAGES} stages, this backbone "
+            f"has {len(config.depths)}; it cannot be exported with torchvision's names"
+        )
 
 
 def name_of(backbone: nn.Module, name: str) -> str:
@@ -95,8 +97,10 @@ def _resnet(depths: list[int], width: int, block: str, stem: str) -> str:
 
 
 def _small_stem(width: int, stride: int) -> list[str]:
-    return [f"model.conv1 = torch.nn.Conv2d(3, {width}, 3, {stride}, 1, bias=False)",
-            "model.maxpool = torch.nn.Identity()"]
+    return [
+        f"model.conv1 = torch.nn.Conv2d(3, {width}, 3, {stride}, 1, bias=False)",
+        "model.maxpool = torch.nn.Identity()",
+    ]
 
 
 def _code(lines: list[str]) -> str:

@@ -16,14 +16,7 @@ from largescale.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from largescale.config.values import (
-    corpus_names,
-    corpus_settings,
-    flatten,
-    require,
-    to_yaml,
-    with_present_names,
-)
+from largescale.config.values import corpus_names, corpus_settings, flatten, require, to_yaml, with_present_names
 
 __all__ = [
     "PRECISIONS",

@@ -30,20 +30,33 @@ def validate(config: Config) -> None:
     _check_unused(config)
     corpus_settings(config.data)
     config.method.check(config)
-    require(config.train.steps > 0 or config.train.epochs > 0, "train.epochs", config.train.epochs,
-            "above 0, or train.steps above 0")
+    require(
+        config.train.steps > 0 or config.train.epochs > 0,
+        "train.epochs",
+        config.train.epochs,
+        "above 0, or train.steps above 0",
+    )
     limit, margin = config.run.time_limit_s, config.run.stop_before_s
-    require(limit == 0 or limit > margin, "run.time_limit_s", f"{limit:g}",
-            f"more than run.stop_before_s={margin:g}, within which it saves and stops, or 0 for no limit")
-    require(config.evaluate.size <= config.evaluate.resize, "evaluate.size", config.evaluate.size,
-            f"at most evaluate.resize={config.evaluate.resize}, the shorter side it is cut from")
+    require(
+        limit == 0 or limit > margin,
+        "run.time_limit_s",
+        f"{limit:g}",
+        f"more than run.stop_before_s={margin:g}, within which it saves and stops, or 0 for no limit",
+    )
+    require(
+        config.evaluate.size <= config.evaluate.resize,
+        "evaluate.size",
+        config.evaluate.size,
+        f"at most evaluate.resize={config.evaluate.resize}, the shorter side it is cut from",
+    )
 
 
 def without_effect(config: Config) -> list[str]:
     """A line for each setting that was changed although nothing in this configuration uses it."""
     return [
         *(
-            f"{key}={value} has no effect: it is only used with {used_if}" if "=" in used_if
+            f"{key}={value} has no effect: it is only used with {used_if}"
+            if "=" in used_if
             else f"{key}={value} has no effect without {used_if}"
             for key, item, value in settings_of(config)
             if (used_if := declared(item).used_if) and value != default_of(item) and not holds(config, used_if)
@@ -111,8 +124,9 @@ def _check_unused(config: Config) -> None:
         setting, default = declared(item), default_of(item)
         if setting.refused_elsewhere and value != default and not holds(config, setting.used_if):
             choice, owners = setting.used_if.partition("=")[0], enumerated(setting.owners, "or")
-            require(False, key, value, f"{written(default)} with {choice}={value_at(config, choice)}; only {owners} "
-                                       f"has it")
+            require(
+                False, key, value, f"{written(default)} with {choice}={value_at(config, choice)}; only {owners} has it"
+            )
 
 
 def _check_batch(config: Config) -> None:
@@ -123,12 +137,20 @@ def _check_batch(config: Config) -> None:
 
 def _check_loss_spans(config: Config) -> None:
     spans, possible = config.train.loss_spans, config.method.loss_spans
-    require(spans in possible, "train.loss_spans", spans,
-            f"{' or '.join(possible)} with method.name={config.method.name}, whose loss needs more than embeddings")
+    require(
+        spans in possible,
+        "train.loss_spans",
+        spans,
+        f"{' or '.join(possible)} with method.name={config.method.name}, whose loss needs more than embeddings",
+    )
 
 
 def _check_model(config: Config) -> None:
     model = config.model
     both = sorted(set(model.compile_stages) & set(model.recompute_stages))
-    require(not both, "model.compile_stages", model.compile_stages,
-            f"none of model.recompute_stages={model.recompute_stages}")
+    require(
+        not both,
+        "model.compile_stages",
+        model.compile_stages,
+        f"none of model.recompute_stages={model.recompute_stages}",
+    )

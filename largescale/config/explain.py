@@ -28,8 +28,11 @@ def overview() -> str:
 
 def of_recipe(config: Config) -> str:
     """The values of a configuration that differ from the defaults."""
-    lines = [_setting_line(key, config) for key in _keys_under(config)
-             if "[" not in key.name and _value(key, config) != key.default]
+    lines = [
+        _setting_line(key, config)
+        for key in _keys_under(config)
+        if "[" not in key.name and _value(key, config) != key.default
+    ]
     return "\n".join(["Values that differ from the defaults:", "", *(f"  {line}" for line in lines)])
 
 
@@ -74,9 +77,14 @@ def _unknown(what: str, config: Config | None) -> str:
 
 def _block(key: Key, config: Config | None) -> str:
     """Everything about a key."""
-    facts = {"default": key.default, "values": key.values, "used": key.used,
-             "resume": "may change: a run can continue with another value" if key.setting.free
-             else "fixed: a run continues with the value it started with"}
+    facts = {
+        "default": key.default,
+        "values": key.values,
+        "used": key.used,
+        "resume": "may change: a run can continue with another value"
+        if key.setting.free
+        else "fixed: a run continues with the value it started with",
+    }
     if config is not None:
         without = "" if _has_effect(key, config) else ", without effect here"
         facts = {"value": _value(key, config) + without, **facts}
@@ -109,8 +117,9 @@ def _setting_line(key: Key, config: Config | None) -> str:
 
 def _value(key: Key, config: Config) -> str:
     """The value of a key in a configuration; those of all elements if it is in a list."""
-    return ", ".join(written(value) for name, _, value in settings_of(config)
-                     if re.sub(r"\[\d+\]", "[0]", name) == key.name)
+    return ", ".join(
+        written(value) for name, _, value in settings_of(config) if re.sub(r"\[\d+\]", "[0]", name) == key.name
+    )
 
 
 def _has_effect(key: Key, config: Config) -> bool:
@@ -119,5 +128,11 @@ def _has_effect(key: Key, config: Config) -> bool:
 
 def _wrapped(text: str, *, first: str) -> list[str]:
     """Lines of a text; those after the first are indented to its start."""
-    return textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent=" " * len(first),
-                         break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=first,
+        subsequent_indent=" " * len(first),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -19,7 +19,9 @@ def augment_of_group(data: DataConfig, place: int) -> AugmentConfig:
     try:
         merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(data.augment), own))
     except (OmegaConfBaseException, ValueError) as error:
-        raise InputError(f"data.crops[{place}].augment={own}: expected keys and values of data.augment "
-                         f"({str(error).splitlines()[0]})") from error
+        raise InputError(
+            f"data.crops[{place}].augment={own}: expected keys and values of data.augment "
+            f"({str(error).splitlines()[0]})"
+        ) from error
     assert isinstance(merged, AugmentConfig)
     return merged

@@ -46,8 +46,10 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, default
         _let_epochs_count(values, merged.apply(content, f"{origin}: "))
     keys = {key for one in given for key in merged.override(one)}
     if {"train.epochs", "train.steps"} <= keys and values.train.steps != 0:
-        raise InputError(f"train.epochs={values.train.epochs:g} train.steps={values.train.steps}: expected only "
-                         f"one, since both set the length of the run; leave the other out")
+        raise InputError(
+            f"train.epochs={values.train.epochs:g} train.steps={values.train.steps}: expected only "
+            f"one, since both set the length of the run; leave the other out"
+        )
     _let_epochs_count(values, keys)
     if default_shards and OmegaConf.is_missing(values.data, "shards"):
         values.data.shards = default_shards
@@ -95,9 +97,16 @@ def _checked(merged: Merged, path: str) -> Config:
 
 def _expand_home(config: Config) -> None:
     """Replace `~` in paths by the home folder: the shell does so neither in files nor after `key=`."""
-    for owner, name in ((config.run, "dir"), (config.data, "shards"), (config.data, "subset"), (config.data, "cache"),
-                        (config.data, "eval_shards"), (config.evaluate, "train_shards"), (config, "init_from"),
-                        (config.checkpoint, "mirror")):
+    for owner, name in (
+        (config.run, "dir"),
+        (config.data, "shards"),
+        (config.data, "subset"),
+        (config.data, "cache"),
+        (config.data, "eval_shards"),
+        (config.evaluate, "train_shards"),
+        (config, "init_from"),
+        (config.checkpoint, "mirror"),
+    ):
         setattr(owner, name, _at_home(getattr(owner, name)))
 
 

@@ -87,8 +87,11 @@ class Merged:
             if not isinstance(value, dict):
                 raise InputError(f"{key} is a group of keys, not a value; set {key}.KEY")
             groups = self._with_present_names({key: value}, "")
-            return self._set_all(leaf for name, content in groups.items()
-                                 for leaf in self._leaves(content, self._hint(name), "", f"{name}."))
+            return self._set_all(
+                leaf
+                for name, content in groups.items()
+                for leaf in self._leaves(content, self._hint(name), "", f"{name}.")
+            )
         if given.text.strip() == "" or (hint is str and isinstance(value, int | float)):
             value = given.text  # a run may be named 007 or 1e3
         self._set(self.values, key, key, value, hint, "")
@@ -158,8 +161,10 @@ class Merged:
             if not OmegaConf.is_list(present) or not part.isdecimal():
                 raise InputError(f"unknown key {key}: {parent} is not a group of keys")
             if int(part) >= len(present):
-                raise InputError(f"unknown key {key}: {parent} has {len(present)} elements, from 0; set the whole "
-                                 f"list, {parent}=[...]")
+                raise InputError(
+                    f"unknown key {key}: {parent} has {len(present)} elements, from 0; set the whole "
+                    f"list, {parent}=[...]"
+                )
             hint = hint.__args__[0] if hasattr(hint, "__args__") else Any
         return hint
 
@@ -184,8 +189,9 @@ class Merged:
         expected = misfit_of_type(value, hint)
         try:
             if not expected and (group := element_group(hint)):
-                value = [self._element(element, group, f"{key}[{place}].", origin)
-                         for place, element in enumerate(value)]
+                value = [
+                    self._element(element, group, f"{key}[{place}].", origin) for place, element in enumerate(value)
+                ]
             if not expected and get_origin(hint) is dict and isinstance(value, dict):
                 self._element(value, AugmentConfig, f"{key}.", origin)
             if not expected:

@@ -37,8 +37,10 @@ def markdown() -> str:
 
 
 def _table(keys: Iterable[Key]) -> str:
-    rows = [f"| `{key.name}` | {_cell(key.default)} | {_values(key)} | {_cell(key.meaning)} | {key.on_resume} |"
-            for key in keys]
+    rows = [
+        f"| `{key.name}` | {_cell(key.default)} | {_values(key)} | {_cell(key.meaning)} | {key.on_resume} |"
+        for key in keys
+    ]
     return "\n".join(["| key | default | values | meaning | on resume |", "|---|---|---|---|---|", *rows])
 
 

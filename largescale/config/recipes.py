@@ -23,8 +23,10 @@ def find_recipe(given: str | Path) -> Path:
     if found := packaged_recipe(given):
         return found
     near = did_you_mean(_name(given), packaged())
-    raise InputError(f"{given}: no such configuration file, and no recipe of this name{near}"
-                     + ("" if near else f"; there are {', '.join(packaged())}"))
+    raise InputError(
+        f"{given}: no such configuration file, and no recipe of this name{near}"
+        + ("" if near else f"; there are {', '.join(packaged())}")
+    )
 
 
 def packaged_recipe(given: str | Path) -> Path | None:

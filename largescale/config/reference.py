@@ -112,8 +112,7 @@ def groups() -> dict[str, str]:
 @cache
 def earlier_names() -> dict[str, str]:
     """Renamed keys by their old names."""
-    return {old: new for method in method_names()
-            for old, new in types_of(schema_for(method))["method"].moved.items()}
+    return {old: new for method in method_names() for old, new in types_of(schema_for(method))["method"].moved.items()}
 
 
 def _limits(setting: Setting) -> str:

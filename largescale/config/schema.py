@@ -17,7 +17,6 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16", "fp64")
 MOST_STEPS = 10**12
 
 
-
 @dataclass
 class RunConfig:
     """The run: its folder, its seed, what it logs, how long it may take and wait."""
@@ -26,23 +25,45 @@ class RunConfig:
     seed: int = setting(0, "Seed of all random choices: weights, order, views.", at_least=0, at_most=2**62)
     log_every: int = setting(50, "Steps between log lines (metrics.jsonl and console).", at_least=1, free=True)
     hang_timeout_s: float = setting(
-        1800, "Seconds without progress before the run names the rank that is behind and exits; 0 waits forever.",
-        at_least=0, at_most=LONGEST_WAIT_S, free=True)
+        1800,
+        "Seconds without progress before the run names the rank that is behind and exits; 0 waits forever.",
+        at_least=0,
+        at_most=LONGEST_WAIT_S,
+        free=True,
+    )
     join_timeout_s: float = setting(
-        0, "Seconds for all ranks to join at the start; 0 is 50 s on one node and 300 s on several, where a cold start "
-        "takes longer.", at_least=0, at_most=LONGEST_WAIT_S, free=True)
+        0,
+        "Seconds for all ranks to join at the start; 0 is 50 s on one node and 300 s on several, where a cold start "
+        "takes longer.",
+        at_least=0,
+        at_most=LONGEST_WAIT_S,
+        free=True,
+    )
     time_limit_s: float = setting(
-        0, "Wall-clock limit in seconds; 0 uses SLURM's limit, if any.",
-        at_least=0, at_most=LONGEST_RUN_S, free=True)
+        0, "Wall-clock limit in seconds; 0 uses SLURM's limit, if any.", at_least=0, at_most=LONGEST_RUN_S, free=True
+    )
     stop_before_s: float = setting(
-        120, "Seconds before the time limit at which the run saves and stops; must be less than it.", at_least=0,
-        at_most=LONGEST_RUN_S, free=True)
+        120,
+        "Seconds before the time limit at which the run saves and stops; must be less than it.",
+        at_least=0,
+        at_most=LONGEST_RUN_S,
+        free=True,
+    )
     lease_s: float = setting(
-        30, "Seconds without a sign of life from the training that owns the folder before another may take it over. An "
-        "owner on this machine whose process is gone is not waited for.", above=0, at_most=3600, free=True)
+        30,
+        "Seconds without a sign of life from the training that owns the folder before another may take it over. An "
+        "owner on this machine whose process is gone is not waited for.",
+        above=0,
+        at_most=3600,
+        free=True,
+    )
     owner_wait_s: float = setting(
-        10, "Seconds to wait for another training in the same folder to end before giving up.",
-        at_least=0, at_most=LONGEST_WAIT_S, free=True)
+        10,
+        "Seconds to wait for another training in the same folder to end before giving up.",
+        at_least=0,
+        at_most=LONGEST_WAIT_S,
+        free=True,
+    )
 
 
 @dataclass
@@ -50,26 +71,46 @@ class ModelConfig:
     """The backbone."""
 
     backbone: str = setting(
-        "resnet50", "A torchvision resnet* / wide_resnet* / regnet_* name; resnet50w2, w4, w5 (SwAV's); regnet_y_64gf, "
+        "resnet50",
+        "A torchvision resnet* / wide_resnet* / regnet_* name; resnet50w2, w4, w5 (SwAV's); regnet_y_64gf, "
         "256gf, 10b (SEER's); or `resnet` with the depths and width below.",
-        table="largescale.models.backbones:available")
+        table="largescale.models.backbones:available",
+    )
     stem: str = setting(
-        "imagenet", "`imagenet` as published, `3x3s2` or `3x3`: one 3x3 convolution (stride 2 or 1), no pooling.",
-        one_of=("imagenet", "3x3s2", "3x3"))
+        "imagenet",
+        "`imagenet` as published, `3x3s2` or `3x3`: one 3x3 convolution (stride 2 or 1), no pooling.",
+        one_of=("imagenet", "3x3s2", "3x3"),
+    )
     depths: list[int] = setting(
-        [2, 2, 2, 2], "Blocks per stage, for `resnet`.", at_least=1, at_most=1000, min_length=1,
-        used_if="model.backbone=resnet", expected="blocks per stage, at least 1 and at most 1000")
+        [2, 2, 2, 2],
+        "Blocks per stage, for `resnet`.",
+        at_least=1,
+        at_most=1000,
+        min_length=1,
+        used_if="model.backbone=resnet",
+        expected="blocks per stage, at least 1 and at most 1000",
+    )
     width: int = setting(
-        64, "Channels of the first stage, for `resnet`; doubled at each stage.", at_least=1, at_most=2**20,
-        used_if="model.backbone=resnet")
+        64,
+        "Channels of the first stage, for `resnet`; doubled at each stage.",
+        at_least=1,
+        at_most=2**20,
+        used_if="model.backbone=resnet",
+    )
     block: str = setting(
-        "basic", "`basic` or `bottleneck`, for `resnet`.", one_of=("basic", "bottleneck"),
-        used_if="model.backbone=resnet")
+        "basic",
+        "`basic` or `bottleneck`, for `resnet`.",
+        one_of=("basic", "bottleneck"),
+        used_if="model.backbone=resnet",
+    )
     recompute_stages: list[int] = setting(
-        [], "Stages (from 1) whose activations are recomputed in the backward pass instead of stored (checkpointing).",
-        free=True)
+        [],
+        "Stages (from 1) whose activations are recomputed in the backward pass instead of stored (checkpointing).",
+        free=True,
+    )
     compile_stages: list[int] = setting(
-        [], "Stages (from 1) whose blocks go through torch.compile; none of the recomputed ones.", free=True)
+        [], "Stages (from 1) whose blocks go through torch.compile; none of the recomputed ones.", free=True
+    )
 
 
 @dataclass
@@ -113,9 +154,11 @@ class OptimConfig:
     warmup_epochs: float = setting(0.0, "Epochs of linear warm-up.", at_least=0, at_most=1e9)
     weight_decay: float = setting(1e-6, "Fraction of each weight added to its gradient.", at_least=0, at_most=1e6)
     exclude_bias_and_norm: bool = setting(
-        True, "No weight decay and no LARS scaling for biases and normalisation parameters.")
+        True, "No weight decay and no LARS scaling for biases and normalisation parameters."
+    )
     clip_grad_norm: float = setting(
-        0.0, "Clip the global gradient norm to this; 0 does not clip.", at_least=0, at_most=1e30)
+        0.0, "Clip the global gradient norm to this; 0 does not clip.", at_least=0, at_most=1e30
+    )
 
 
 @dataclass
@@ -124,32 +167,50 @@ class TrainConfig:
 
     epochs: float = setting(100.0, "Passes over all images, if `steps` is 0.", at_least=0, at_most=1e9)
     steps: int = setting(
-        0, "Optimizer steps; 0 derives them from epochs. Setting `epochs` in a later file or override resets it to 0.",
-        at_least=0, at_most=MOST_STEPS)
+        0,
+        "Optimizer steps; 0 derives them from epochs. Setting `epochs` in a later file or override resets it to 0.",
+        at_least=0,
+        at_most=MOST_STEPS,
+    )
     global_batch: int = setting(256, "Images per step over all ranks.", at_least=1, at_most=2**31)
     accumulate: int = setting(
-        1, "Micro-batches that each step is split into, one after the other: less memory, the same images per step. "
+        1,
+        "Micro-batches that each step is split into, one after the other: less memory, the same images per step. "
         "BatchNorm sees one micro-batch of all ranks at a time; so does the loss, unless train.loss_spans says "
         "otherwise.",
-        at_least=1, at_most=2**31)
+        at_least=1,
+        at_most=2**31,
+    )
     loss_spans: str = setting(
-        "micro_batch", "What the loss compares when train.accumulate is above 1: `micro_batch`, or `global_batch`, as "
+        "micro_batch",
+        "What the loss compares when train.accumulate is above 1: `micro_batch`, or `global_batch`, as "
         "if the step were not split, at the price of one more forward pass per step.",
-        one_of=("micro_batch", "global_batch"))
+        one_of=("micro_batch", "global_batch"),
+    )
     precision: str = setting(
-        "auto", "Precision to compute in; auto is bf16 on CUDA and fp32 elsewhere.",
-        one_of=PRECISIONS)
-    deterministic: bool = setting(
-        False, "Use only algorithms that give the same bits every time (on CUDA; slower).")
+        "auto", "Precision to compute in; auto is bf16 on CUDA and fp32 elsewhere.", one_of=PRECISIONS
+    )
+    deterministic: bool = setting(False, "Use only algorithms that give the same bits every time (on CUDA; slower).")
     spike_factor: float = setting(
-        0.0, "Treat a gradient norm of this many times its running average as not finite; 0 never does.",
-        at_least=0, at_most=1e30)
+        0.0,
+        "Treat a gradient norm of this many times its running average as not finite; 0 never does.",
+        at_least=0,
+        at_most=1e30,
+    )
     max_rollbacks: int = setting(
-        0, "How often the run may go back to its last checkpoint after a non-finite step before it stops.",
-        at_least=0, free=True)
+        0,
+        "How often the run may go back to its last checkpoint after a non-finite step before it stops.",
+        at_least=0,
+        free=True,
+    )
     rollback_window: int = setting(
-        10, "Steps of data to leave out after going back, up to and including the bad one.", at_least=1,
-        at_most=MOST_STEPS, used_if="train.max_rollbacks", free=True)
+        10,
+        "Steps of data to leave out after going back, up to and including the bad one.",
+        at_least=1,
+        at_most=MOST_STEPS,
+        used_if="train.max_rollbacks",
+        free=True,
+    )
 
 
 @dataclass
@@ -161,10 +222,16 @@ class ParallelConfig:
 
     strategy: str = setting("ddp", "How the model is spread over ranks.", table=owners, free=True)
     sync_batchnorm: bool = setting(
-        True, "Compute batch statistics over all ranks, so that results do not depend on how many there are.")
+        True, "Compute batch statistics over all ranks, so that results do not depend on how many there are."
+    )
     batchnorm_group_size: int = setting(
-        0, "Neighbouring ranks that share batch statistics; 0, or more than there are, means all.",
-        at_least=0, at_most=2**31, used_if="parallel.sync_batchnorm", free=True)
+        0,
+        "Neighbouring ranks that share batch statistics; 0, or more than there are, means all.",
+        at_least=0,
+        at_most=2**31,
+        used_if="parallel.sync_batchnorm",
+        free=True,
+    )
 
 
 @dataclass
@@ -172,16 +239,25 @@ class CheckpointConfig:
     """When checkpoints are written, which are kept, and where they are copied."""
 
     every_steps: int = setting(
-        1000, "Steps between checkpoints; 0 saves only at the end.", at_least=0, at_most=MOST_STEPS, free=True)
+        1000, "Steps between checkpoints; 0 saves only at the end.", at_least=0, at_most=MOST_STEPS, free=True
+    )
     keep: int = setting(3, "How many of the newest checkpoints to keep.", at_least=1, free=True)
     keep_every: int = setting(
-        0, "Also keep checkpoints at multiples of this many steps; 0 keeps none of these.", at_least=0,
-        at_most=MOST_STEPS, free=True)
+        0,
+        "Also keep checkpoints at multiples of this many steps; 0 keeps none of these.",
+        at_least=0,
+        at_most=MOST_STEPS,
+        free=True,
+    )
     mirror: str = setting(
-        "", "Folder in a store (s3://..., anything fsspec knows) to copy checkpoints to, and to fetch them from if the "
-        "run's folder has none as new.", free=True)
+        "",
+        "Folder in a store (s3://..., anything fsspec knows) to copy checkpoints to, and to fetch them from if the "
+        "run's folder has none as new.",
+        free=True,
+    )
     background: bool = setting(
-        True, "Write while training continues, from a copy of the state in host memory.", free=True)
+        True, "Write while training continues, from a copy of the state in host memory.", free=True
+    )
 
 
 @dataclass
@@ -192,7 +268,8 @@ class EvaluateConfig:
     chosen_by: ClassVar[str] = ""  # the command says which
 
     train_shards: str = setting(
-        "", "Labelled shard folder for the kNN bank and the linear probe; empty uses data.shards.", free=True)
+        "", "Labelled shard folder for the kNN bank and the linear probe; empty uses data.shards.", free=True
+    )
     resize: int = setting(256, "Shorter side before the centre crop.", at_least=1, at_most=16384, free=True)
     size: int = setting(224, "Side of the centre crop; at most evaluate.resize.", at_least=1, at_most=16384, free=True)
     batch: int = setting(256, "Images per forward pass.", at_least=1, at_most=2**20, free=True)
@@ -202,8 +279,7 @@ class EvaluateConfig:
 @dataclass
 class Config:
     name: str = setting("???", "Name of the run.", min_length=1, free=True)
-    init_from: str = setting(
-        "", "Folder of a run, or of one of its checkpoints, whose weights a new run starts from.")
+    init_from: str = setting("", "Folder of a run, or of one of its checkpoints, whose weights a new run starts from.")
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

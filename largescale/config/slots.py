@@ -32,8 +32,9 @@ def schema_for(method: str) -> type[Config]:
     if settings is None:
         raise InputError(f"method.name={method}: expected {a_name(method, _methods())}")
     groups = {"method": settings, **{name: _with_all_settings(name) for name in _SHARED}}
-    return _made(f"{_PREFIX}{method}", (Config,), [
-        (name, group, field(default_factory=group)) for name, group in groups.items()])
+    return _made(
+        f"{_PREFIX}{method}", (Config,), [(name, group, field(default_factory=group)) for name, group in groups.items()]
+    )
 
 
 @cache
@@ -41,8 +42,11 @@ def _with_all_settings(group: str) -> Any:
     """The class of a group with the keys of all its owners."""
     base = _SHARED[group]
     by_owner = {name: entry.Settings for name, entry in table_at(base.owners).items()}
-    parts = [part for part in dict.fromkeys(by_owner.values())
-             if not any(part is not other and issubclass(other, part) for other in by_owner.values())]
+    parts = [
+        part
+        for part in dict.fromkeys(by_owner.values())
+        if not any(part is not other and issubclass(other, part) for other in by_owner.values())
+    ]
     own: list[tuple[str, Any, Field[Any]]] = []
     for part in parts:
         hints, taken = types_of(part), {name for name, _, _ in own} | {item.name for item in fields(base)}
@@ -57,8 +61,11 @@ def _owned(item: Field[Any], owners: tuple[str, ...], chosen_by: str) -> Field[A
     """The field of a key that some owners have."""
     used_if = f"{chosen_by}={'|'.join(owners)}" if chosen_by else ""
     metadata = {"setting": replace(declared(item), owners=owners, used_if=used_if)}
-    made: Field[Any] = field(default=item.default, metadata=metadata) if not callable(item.default_factory) \
+    made: Field[Any] = (
+        field(default=item.default, metadata=metadata)
+        if not callable(item.default_factory)
         else field(default_factory=item.default_factory, metadata=metadata)
+    )
     return made
 
 

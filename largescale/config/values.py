@@ -69,8 +69,11 @@ def _is_corpus(row: dict[Any, Any]) -> bool:
     weight = row.get("weight", 1.0)
     return (
         {"path"} <= set(row) <= {"path", "weight", "subset"}
-        and isinstance(row["path"], str) and row["path"] != "" and isinstance(row.get("subset", ""), str)
-        and type(weight) in (int, float) and 0 < weight <= _LARGEST_WEIGHT
+        and isinstance(row["path"], str)
+        and row["path"] != ""
+        and isinstance(row.get("subset", ""), str)
+        and type(weight) in (int, float)
+        and 0 < weight <= _LARGEST_WEIGHT
     )
 
 
@@ -82,8 +85,12 @@ def _reject_twice(settings: list[tuple[str, float, str]]) -> None:
         by_place.setdefault(place, []).append(subset)
     for place, subsets in by_place.items():
         alone = len(subsets) == 1 or ("" not in subsets and len(set(subsets)) == len(subsets))
-        require(alone, "data.shards", place, "each folder once, or with a different subset each time; to use it "
-                                             "more than others, raise its weight")
+        require(
+            alone,
+            "data.shards",
+            place,
+            "each folder once, or with a different subset each time; to use it more than others, raise its weight",
+        )
 
 
 def corpus_names(data: DataConfig) -> str:

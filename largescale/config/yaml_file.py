@@ -68,8 +68,10 @@ def _check(node: yaml.Node, within: tuple[int, ...], sizes: dict[int, int]) -> i
     if id(node) in sizes:
         return sizes[id(node)]
     if node.tag not in _PLAIN_TAGS:
-        raise NotReadable(f"line {_line(node)}: {node.tag.removeprefix('tag:yaml.org,2002:')}: only plain values "
-                          f"(text, numbers, true and false, lists, mappings) are allowed")
+        raise NotReadable(
+            f"line {_line(node)}: {node.tag.removeprefix('tag:yaml.org,2002:')}: only plain values "
+            f"(text, numbers, true and false, lists, mappings) are allowed"
+        )
     if isinstance(node, yaml.MappingNode):
         _reject_twice(node)
     size = 1 + sum(_check(child, (*within, id(node)), sizes) for child in _children(node))
@@ -93,7 +95,8 @@ def _reject_twice(node: yaml.MappingNode) -> None:
             raise NotReadable(f"line {_line(key)}: a list or mapping cannot be a key")
         if key.value in lines:
             raise NotReadable(
-                f"{key.value} appears twice, in lines {lines[key.value]} and {_line(key)}; keep one of them")
+                f"{key.value} appears twice, in lines {lines[key.value]} and {_line(key)}; keep one of them"
+            )
         lines[key.value] = _line(key)
 
 

@@ -21,9 +21,30 @@ DRAWS = 32
 """Uniform numbers per view (a few are spare, so that a new transform does not move the others)."""
 
 # Which draw decides what. Only append: if a number moved, all views would change, and no run could be resumed.
-(_FLIP, _ANGLE, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER, _GAMMA, _GRAY, _BLUR, _SIGMA,
- _NOISE_STD, _NOISE_KEY, _ERASE, _ERASE_H, _ERASE_W, _ERASE_TOP, _ERASE_LEFT, _ERASE_GREY, _GAIN, _SOLARISE) = (
-    0, 1, 2, 3, 4, 5, 6, slice(7, 11), 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24)
+(
+    _FLIP,
+    _ANGLE,
+    _JITTER,
+    _BRIGHTNESS,
+    _CONTRAST,
+    _SATURATION,
+    _HUE,
+    _ORDER,
+    _GAMMA,
+    _GRAY,
+    _BLUR,
+    _SIGMA,
+    _NOISE_STD,
+    _NOISE_KEY,
+    _ERASE,
+    _ERASE_H,
+    _ERASE_W,
+    _ERASE_TOP,
+    _ERASE_LEFT,
+    _ERASE_GREY,
+    _GAIN,
+    _SOLARISE,
+) = (0, 1, 2, 3, 4, 5, 6, slice(7, 11), 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24)
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -43,8 +64,14 @@ class Augment:
     """
 
     def __init__(
-        self, config: AugmentConfig, mean: list[float], std: list[float], dtype: torch.dtype,
-        out_dtype: torch.dtype | None = None, *, compiled: bool = False,
+        self,
+        config: AugmentConfig,
+        mean: list[float],
+        std: list[float],
+        dtype: torch.dtype,
+        out_dtype: torch.dtype | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         self.config, self.mean, self.std = config, mean, std
         self.dtype, self.out_dtype = dtype, out_dtype or dtype
@@ -128,11 +155,14 @@ class Augment:
         """One rectangle of uniform grey."""
         side, (low, high) = x.shape[-1], self.config.erase_side
         sides = [(low + draws[:, draw] * (high - low)) * side for draw in (_ERASE_H, _ERASE_W)]
-        starts = [draws[:, draw] * (side - length) for draw, length in
-                  zip((_ERASE_TOP, _ERASE_LEFT), sides, strict=True)]
+        starts = [
+            draws[:, draw] * (side - length) for draw, length in zip((_ERASE_TOP, _ERASE_LEFT), sides, strict=True)
+        ]
         place = torch.arange(side, device=x.device) + 0.5
-        rows, columns = ((place >= start[:, None]) & (place < (start + length)[:, None])
-                         for start, length in zip(starts, sides, strict=True))
+        rows, columns = (
+            (place >= start[:, None]) & (place < (start + length)[:, None])
+            for start, length in zip(starts, sides, strict=True)
+        )
         inside = (rows[:, :, None] & columns[:, None, :])[:, None]
         erased = inside & _per_sample(draws[:, _ERASE] < self.config.erase)
         return torch.where(erased, _per_sample(uniforms[:, _ERASE_GREY]), x)

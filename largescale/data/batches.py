@@ -116,20 +116,21 @@ class Unreadable:
 
     def rows(self) -> list[dict[str, Any]]:
         """The ledger's row for each."""
-        return [{**self._reader.describe(sample_id), "reason": reason}
-                for sample_id, reason in sorted(self.reasons.items())]
+        return [
+            {**self._reader.describe(sample_id), "reason": reason} for sample_id, reason in sorted(self.reasons.items())
+        ]
 
     def all_of(self, tried: list[int]) -> str:
         """The line for the user if no sample could stand in for another: what is wrong with most of those tried."""
         kinds = Counter(_TOO_LARGE if _TOO_LARGE in self.reasons[one] else self.reasons[one] for one in tried)
         kind, num = kinds.most_common(1)[0]
         example = next(one for one in tried if kind in self.reasons[one])
-        remedy = ("raise it" if kind == _TOO_LARGE else
-                  f"{self._reader.remedy(example)}, or raise data.max_skipped_in_row")
+        remedy = (
+            "raise it" if kind == _TOO_LARGE else f"{self._reader.remedy(example)}, or raise data.max_skipped_in_row"
+        )
         failed = "" if num == len(tried) else f"; {num} of them failed with"
         shard = self._reader.describe(example)["shard"]
-        return (f"{shard}: {len(tried)} consecutive samples cannot be read{failed}: "
-                f"{self.reasons[example]}; {remedy}")
+        return f"{shard}: {len(tried)} consecutive samples cannot be read{failed}: {self.reasons[example]}; {remedy}"
 
 
 class BatchMaker:
@@ -143,9 +144,9 @@ class BatchMaker:
         )
         groups_of_views = [group for group in config.data.crops for _ in range(group.num)]
         self._sizes = np.array([group.size for group in groups_of_views])
-        self._sample_boxes = BoxSampler(*(
-            np.array([getattr(group, name) for group in groups_of_views]) for name in ("scale", "ratio")
-        ))
+        self._sample_boxes = BoxSampler(
+            *(np.array([getattr(group, name) for group in groups_of_views]) for name in ("scale", "ratio"))
+        )
         self._own = threading.local()
         self._block = lru_cache(maxsize=2)(self._samples_of_block)
 
@@ -165,8 +166,12 @@ class BatchMaker:
         try:
             for used, seconds in (threads.map if threads else map)(
                 lambda number, sample_id, epoch, draws: self._fill(
-                    int(sample_id), epoch, draws, number, buffers, unreadable),
-                numbers, ids, epochs, draws,
+                    int(sample_id), epoch, draws, number, buffers, unreadable
+                ),
+                numbers,
+                ids,
+                epochs,
+                draws,
             ):
                 part.ids.append(used)
                 for name, spent in seconds.items():

@@ -107,7 +107,11 @@ class ShardCache:
         return self.manifest.tar_path(shard).exists()
 
     def get(
-        self, shard: int, next_use: NextUse = None, status: Callable[[str], None] = lambda text: None, *,
+        self,
+        shard: int,
+        next_use: NextUse = None,
+        status: Callable[[str], None] = lambda text: None,
+        *,
         patient: bool = False,
     ) -> bool:
         """Make sure that a shard is in the cache.
@@ -310,8 +314,9 @@ def default_folder() -> Path:
 
 
 def _at(manifest: Manifest, root: Path) -> Manifest:
-    return Manifest(root, manifest.name, manifest.shards, manifest.classes, manifest.source, manifest.settings,
-                    manifest.skipped)
+    return Manifest(
+        root, manifest.name, manifest.shards, manifest.classes, manifest.source, manifest.settings, manifest.skipped
+    )
 
 
 def _check(path: Path, entry: ShardEntry) -> None:

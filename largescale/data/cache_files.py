@@ -71,8 +71,10 @@ def write(path: Path, content: bytes) -> None:
 def disk_trouble(root: Path, error: OSError) -> str:
     """Why the cache cannot be written, in a line for the user."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (f"{root}: the disk of the shard cache is full; make room, lower data.cache_gb, or set data.cache to a "
-                f"folder on a larger disk")
+        return (
+            f"{root}: the disk of the shard cache is full; make room, lower data.cache_gb, or set data.cache to a "
+            f"folder on a larger disk"
+        )
     return f"{root}: the shard cache cannot be written ({error.strerror or error}); set data.cache to another folder"
 
 

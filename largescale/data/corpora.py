@@ -161,8 +161,9 @@ def _numbers_of_lines(path: str, corpus: Corpus) -> np.ndarray:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a text file ({error}); expected one key per line, or .npy") from error
     if lines and lines[0] == NUMBERS_MARK:
-        return np.array(sorted({_number(path, place, line) for place, line in enumerate(lines, 1)
-                                if line and place > 1}), object)
+        return np.array(
+            sorted({_number(path, place, line) for place, line in enumerate(lines, 1) if line and place > 1}), object
+        )
     return _numbers_of_keys(path, {line for line in lines if line}, corpus)
 
 
@@ -170,8 +171,10 @@ def _number(path: str, place: int, line: str) -> int:
     try:
         return int(line)
     except ValueError as error:
-        raise InputError(f"{path}:{place}: {line[:80]!r} is not a sample number, but the first line is "
-                         f"{NUMBERS_MARK!r}; remove that line if this is a file of keys") from error
+        raise InputError(
+            f"{path}:{place}: {line[:80]!r} is not a sample number, but the first line is "
+            f"{NUMBERS_MARK!r}; remove that line if this is a file of keys"
+        ) from error
 
 
 def _numbers_of_keys(path: str, wanted: set[str], corpus: Corpus) -> np.ndarray:
@@ -194,7 +197,7 @@ def _numbers_of_keys(path: str, wanted: set[str], corpus: Corpus) -> np.ndarray:
 def describe(corpora: list[Corpus], stream_counts: list[int]) -> list[dict[str, Any]]:
     """Name, samples and share of a batch of each corpus, for people."""
     streams = sum(stream_counts)
-    return [{"name": corpus.manifest.name, "samples": int(corpus.shard_sizes().sum()), "share": count / streams}
-            for corpus, count in zip(corpora, stream_counts, strict=True)]
-
-
+    return [
+        {"name": corpus.manifest.name, "samples": int(corpus.shard_sizes().sum()), "share": count / streams}
+        for corpus, count in zip(corpora, stream_counts, strict=True)
+    ]

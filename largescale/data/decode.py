@@ -60,8 +60,10 @@ class EncodedImage:
             self._pixels = _read(sample.payload, max_pixels)
             self.stored = self._pixels.shape[:2]
         if sorted(self.stored) != sorted((sample.height, sample.width)):
-            raise SampleError(f"decodes to {self.stored[1]} x {self.stored[0]} pixels, the index says "
-                              f"{sample.width} x {sample.height}")
+            raise SampleError(
+                f"decodes to {self.stored[1]} x {self.stored[0]} pixels, the index says "
+                f"{sample.width} x {sample.height}"
+            )
         self.height, self.width = self.stored[::-1] if self.orientation in SIDEWAYS else self.stored
 
     def decode(self, reduction: int = 1, scratch: Scratch | None = None) -> Tensor:

@@ -133,8 +133,11 @@ def _serve(corpora: list[Corpus], needs: Needs, streams: np.ndarray, fetches: in
         uses = needs.upcoming(streams)
         now = time.monotonic()
         shards = dict.fromkeys(uses.shard.tolist())
-        wanted = (shard for shard in shards if rests.get(shard, 0) < now and shard not in coming.values()
-                  and not reader.is_present(shard))
+        wanted = (
+            shard
+            for shard in shards
+            if rests.get(shard, 0) < now and shard not in coming.values() and not reader.is_present(shard)
+        )
         while len(coming) < fetches and (shard := next(wanted, None)) is not None:
             coming[pool.submit(reader.fetch_ahead, shard)] = shard
         done, _ = wait(coming, timeout=_PAUSE_S, return_when=FIRST_COMPLETED)
@@ -155,8 +158,10 @@ def _serve(corpora: list[Corpus], needs: Needs, streams: np.ndarray, fetches: in
 
 def working_set(order: Mixture, corpora: list[Corpus], streams: np.ndarray, ahead: int) -> int:
     """Bytes of the shards in stores that these streams read at the same time, at most, up to `ahead` steps ahead."""
-    sizes = np.concatenate([
-        np.array([shard.num_bytes if corpus.cache is not None else 0 for shard in corpus.manifest.shards], np.int64)
-        for corpus in corpora
-    ])
+    sizes = np.concatenate(
+        [
+            np.array([shard.num_bytes if corpus.cache is not None else 0 for shard in corpus.manifest.shards], np.int64)
+            for corpus in corpora
+        ]
+    )
     return order.uses(0).of_streams(streams).peak_bytes(sizes, ahead)

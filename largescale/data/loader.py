@@ -58,9 +58,12 @@ def starting(key: str) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOMEM:
             raise
-        what = (f"/dev/shm: {error.strerror}, which the locks of loader processes need; make it writable (containers: "
-                f"--shm-size)" if error.errno in _NO_SHM else
-                f"loader processes cannot be started ({error.strerror}); raise the limit (`ulimit -u`, `-n`)")
+        what = (
+            f"/dev/shm: {error.strerror}, which the locks of loader processes need; make it writable (containers: "
+            f"--shm-size)"
+            if error.errno in _NO_SHM
+            else f"loader processes cannot be started ({error.strerror}); raise the limit (`ulimit -u`, `-n`)"
+        )
         raise InputError(f"{what}, or set {key}=0") from error
 
 
@@ -128,18 +131,30 @@ class Loader:
     """
 
     def __init__(
-        self, maker: BatchMaker, steps: Iterable[int], *, processes: int, threads: int, slots: int,
-        position: Position, stall_s: float, pin: bool,
+        self,
+        maker: BatchMaker,
+        steps: Iterable[int],
+        *,
+        processes: int,
+        threads: int,
+        slots: int,
+        position: Position,
+        stall_s: float,
+        pin: bool,
     ) -> None:
         self._maker, self._steps, self._position, self._stall_s = maker, iter(steps), position, stall_s
         batch = len(maker.places)
         size = Buffers.num_bytes(maker.data, batch, maker.facts)
         self._slots = slots + 1 if processes else 1  # one more, which the training holds
-        with memory_for(f"for {self._slots} loaded batches of {size / 1e9:.2f} GB: lower data.prefetch={slots} or "
-                        f"train.global_batch"):
+        with memory_for(
+            f"for {self._slots} loaded batches of {size / 1e9:.2f} GB: lower data.prefetch={slots} or "
+            f"train.global_batch"
+        ):
             self._memory, self._pinned = Shared(self._slots * size), pin
-        self._ring = [Buffers.carve(self._memory.bytes[slot * size : (slot + 1) * size], maker.data, batch, maker.facts)
-                      for slot in range(self._slots)]
+        self._ring = [
+            Buffers.carve(self._memory.bytes[slot * size : (slot + 1) * size], maker.data, batch, maker.facts)
+            for slot in range(self._slots)
+        ]
         self._taken = 0
         self._threads = ThreadPoolExecutor(threads) if threads > 1 and not processes else None
         self._processes: list[_LoaderProcess] = []
@@ -149,7 +164,8 @@ class Loader:
             with memory_for(f"for loader processes: lower data.workers={processes}"), starting("data.workers"):
                 for number, (first, last) in enumerate(pairwise(bounds)):
                     self._processes.append(
-                        _LoaderProcess(number, maker, steps, self._ring, slice(first, last), threads, board))
+                        _LoaderProcess(number, maker, steps, self._ring, slice(first, last), threads, board)
+                    )
         if pin:  # after the processes are forked: page-locked memory need not be there in a child
             self._memory.pin()
 
@@ -196,7 +212,13 @@ class _LoaderProcess:
     """One loader process, seen from the training process."""
 
     def __init__(
-        self, number: int, maker: BatchMaker, steps: Iterable[int], ring: list[Buffers], rows: slice, threads: int,
+        self,
+        number: int,
+        maker: BatchMaker,
+        steps: Iterable[int],
+        ring: list[Buffers],
+        rows: slice,
+        threads: int,
         board: StatusBoard,
     ) -> None:
         # A fork starts in milliseconds, while a fresh interpreter needs seconds to import torch; the child touches no
@@ -208,8 +230,10 @@ class _LoaderProcess:
         self._received: deque[Part] = deque()
         self._first, self._ended = 0, False
         self._process = context.Process(
-            target=_serve, args=(number, maker, steps, ring, rows, threads, board, self.free_slots, sender),
-            name=f"loader {number}", daemon=True,
+            target=_serve,
+            args=(number, maker, steps, ring, rows, threads, board, self.free_slots, sender),
+            name=f"loader {number}",
+            daemon=True,
         )
         with stopping.held():
             self._process.start()
@@ -266,8 +290,15 @@ class _LoaderProcess:
 
 
 def _serve(
-    number: int, maker: BatchMaker, steps: Iterable[int], ring: list[Buffers], rows: slice, num_threads: int,
-    board: StatusBoard, free_slots: Any, sender: Connection,
+    number: int,
+    maker: BatchMaker,
+    steps: Iterable[int],
+    ring: list[Buffers],
+    rows: slice,
+    num_threads: int,
+    board: StatusBoard,
+    free_slots: Any,
+    sender: Connection,
 ) -> None:
     """The life of a loader process."""
     stopping.live_and_die_with_parent()
@@ -284,8 +315,15 @@ def _failed(number: int, error: Exception) -> Part:
 
 
 def _load(
-    number: int, maker: BatchMaker, steps: Iterable[int], ring: list[Buffers], rows: slice, num_threads: int,
-    board: StatusBoard, free_slots: Any, sender: Connection,
+    number: int,
+    maker: BatchMaker,
+    steps: Iterable[int],
+    ring: list[Buffers],
+    rows: slice,
+    num_threads: int,
+    board: StatusBoard,
+    free_slots: Any,
+    sender: Connection,
 ) -> None:
     """Make two batches at a time, so that no thread waits for the last image of one."""
     torch.set_num_threads(1)

@@ -82,8 +82,10 @@ class Uses:
     @staticmethod
     def joined(parts: list[Uses]) -> Uses:
         """All rows, by their first step."""
-        rows = [np.concatenate([getattr(part, name) for part in parts])
-                for name in ("shard", "stream", "first_step", "end_step")]
+        rows = [
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("shard", "stream", "first_step", "end_step")
+        ]
         by_first_step = np.argsort(rows[2], kind="stable")
         return Uses(*(column[by_first_step] for column in rows))
 
@@ -203,14 +205,25 @@ class Mixture:
     """
 
     def __init__(
-        self, shard_sizes: list[np.ndarray], weights: list[float], *, seed: int, global_batch: int, streams: int,
+        self,
+        shard_sizes: list[np.ndarray],
+        weights: list[float],
+        *,
+        seed: int,
+        global_batch: int,
+        streams: int,
         shuffle_window: int,
     ) -> None:
         self.per_stream = global_batch // streams
         self.stream_counts = _share_streams(weights, streams)
         self.orders = [
-            Order(sizes, seed=seed + number, global_batch=count * self.per_stream, streams=count,
-                  shuffle_window=shuffle_window)
+            Order(
+                sizes,
+                seed=seed + number,
+                global_batch=count * self.per_stream,
+                streams=count,
+                shuffle_window=shuffle_window,
+            )
             for number, (sizes, count) in enumerate(zip(shard_sizes, self.stream_counts, strict=True))
         ]
         self.num_samples = sum(order.num_samples for order in self.orders)
@@ -250,8 +263,14 @@ class Mixture:
         for number, order in enumerate(self.orders):
             for epoch in (order.epoch(step), order.epoch(step) + 1):
                 found = order.uses(epoch)
-                parts.append(Uses(found.shard + self._first_shards[number], found.stream + self._first_streams[number],
-                                  found.first_step, found.end_step))
+                parts.append(
+                    Uses(
+                        found.shard + self._first_shards[number],
+                        found.stream + self._first_streams[number],
+                        found.first_step,
+                        found.end_step,
+                    )
+                )
         return Uses.joined(parts)
 
     def streams_at(self, places: np.ndarray) -> np.ndarray:
@@ -262,8 +281,9 @@ class Mixture:
 def _share_streams(weights: list[float], streams: int) -> list[int]:
     """Streams of each corpus: one each, and the rest by largest remainder."""
     if len(weights) > streams:
-        raise InputError(f"data.shards lists {len(weights)} corpora, which needs data.streams >= {len(weights)}, got "
-                         f"{streams}")
+        raise InputError(
+            f"data.shards lists {len(weights)} corpora, which needs data.streams >= {len(weights)}, got {streams}"
+        )
     wanted = np.asarray(weights, np.float64) / sum(weights) * streams
     counts = np.maximum(1, np.floor(wanted)).astype(int)
     while counts.sum() != streams:

@@ -41,8 +41,10 @@ class FolderPatience:
         """Warn once if the folder has been away for seconds. InputError: it has been away for `patience_s`."""
         away_s = time.monotonic() - self._began
         if away_s + self._pause > self.patience_s:
-            raise InputError(f"{self.root}: away for {away_s:.0f} s ({why}); mount its disk or network again, or raise "
-                             f"data.store_patience_s={self.patience_s:g}")
+            raise InputError(
+                f"{self.root}: away for {away_s:.0f} s ({why}); mount its disk or network again, or raise "
+                f"data.store_patience_s={self.patience_s:g}"
+            )
         if away_s > _SPEAKS_AFTER_S and not self._spoke:
             self._spoke = True
             _log.warning("%s: away for %.0f s; waiting for it, up to %.0f s", self.root, away_s, self.patience_s)

@@ -79,7 +79,9 @@ class ShardReader:
     """
 
     def __init__(
-        self, corpora: Sequence[Corpus], next_use: Callable[[int], int] | None = None,
+        self,
+        corpora: Sequence[Corpus],
+        next_use: Callable[[int], int] | None = None,
         status: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.corpora, self.next_use, self.status = list(corpora), next_use, status
@@ -265,8 +267,10 @@ class ShardReader:
                 else:
                     failed += 1
                     if failed == attempts:
-                        raise ShardLost(f"{why}, after {failed} attempts; restore it, then run `shards verify "
-                                        f"{corpus.manifest.root}`") from error
+                        raise ShardLost(
+                            f"{why}, after {failed} attempts; restore it, then run `shards verify "
+                            f"{corpus.manifest.root}`"
+                        ) from error
             patience.pause()
 
     def _opened(self, shard: int) -> tuple[OpenFile, ShardIndex]:
@@ -274,8 +278,10 @@ class ShardReader:
         entry, path = corpus.manifest.shards[number], corpus.manifest.tar_path(number)
         tar = OpenFile(path)
         if tar.size != entry.num_bytes:
-            raise ShardLost(f"{path}: is {tar.size:,} bytes, the manifest says {entry.num_bytes:,}: it was truncated "
-                            f"or replaced; restore it, then run `shards verify {corpus.manifest.root}`")
+            raise ShardLost(
+                f"{path}: is {tar.size:,} bytes, the manifest says {entry.num_bytes:,}: it was truncated "
+                f"or replaced; restore it, then run `shards verify {corpus.manifest.root}`"
+            )
         return tar, self._index(shard)
 
     def _entry_path(self, shard: int) -> Path:

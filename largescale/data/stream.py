@@ -77,9 +77,7 @@ class Stream:
         InputError: missing or too few shards; a batch not divisible by the ranks; a cache that is too small.
     """
 
-    def __init__(
-        self, config: Config, *, rank: int, world_size: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, config: Config, *, rank: int, world_size: int, device: torch.device, dtype: torch.dtype) -> None:
         self.corpora = open_corpora(config.data)
         self.fingerprint = fingerprint(self.corpora)
         self.order = Mixture(
@@ -98,11 +96,14 @@ class Stream:
         self._local_rank = launch.local_rank if launch else 0
         self._local_ranks = launch.local_ranks if launch else int(world_size == 1)
         self.counts = choose_counts(
-            config.data.workers, config.data.threads, local_ranks=max(1, self._local_ranks),
+            config.data.workers,
+            config.data.threads,
+            local_ranks=max(1, self._local_ranks),
             on_gpu=device.type == "cuda",
         )
-        own_places = rank_places(config.train.global_batch, accumulate=config.train.accumulate, rank=rank,
-                                 world_size=world_size)
+        own_places = rank_places(
+            config.train.global_batch, accumulate=config.train.accumulate, rank=rank, world_size=world_size
+        )
         self._own_streams = self.order.streams_at(own_places)
         node_streams = self._node_streams()
         self._check_cache(node_streams)
@@ -118,14 +119,18 @@ class Stream:
         found: list[Augment] = []
         for place in range(len(data.crops)):
             config = augment_of_group(data, place)
-            found.append(next((other for other in found if other.config == config), None) or Augment(
-                config, data.mean, data.std, torch.promote_types(dtype, torch.float32), dtype))
+            found.append(
+                next((other for other in found if other.config == config), None)
+                or Augment(config, data.mean, data.std, torch.promote_types(dtype, torch.float32), dtype)
+            )
         return found
 
     def augmented(self, buffers: Buffers) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Views and facts, of buffers on the device with views [num * B, 3, S, S] and draws [num * B, DRAWS]."""
-        views = [augment(pixels, draws)
-                 for augment, pixels, draws in zip(self.augments, buffers.views, buffers.draws, strict=True)]
+        views = [
+            augment(pixels, draws)
+            for augment, pixels, draws in zip(self.augments, buffers.views, buffers.draws, strict=True)
+        ]
         facts = {} if buffers.boxes is None else {"boxes": buffers.boxes}
         if "flips" in self.batches.facts:
             flips = [augment.flips(draws) for augment, draws in zip(self.augments, buffers.draws, strict=True)]
@@ -167,8 +172,14 @@ class Stream:
     def _loaded(self, data_steps: Steps) -> Generator[Batch]:
         processes, threads = self.counts
         loader = Loader(
-            self.batches, data_steps, processes=processes, threads=threads, slots=self.data.prefetch,
-            position=self._position, stall_s=self.data.store_stall_s, pin=self.device.type == "cuda",
+            self.batches,
+            data_steps,
+            processes=processes,
+            threads=threads,
+            slots=self.data.prefetch,
+            position=self._position,
+            stall_s=self.data.store_stall_s,
+            pin=self.device.type == "cuda",
         )
         with closing(loader):
             yield from (_on_gpu if self.device.type == "cuda" else _on_cpu)(self, loader, len(data_steps))
@@ -178,8 +189,11 @@ class Stream:
         local, first = self._local_ranks, self._rank - self._local_rank
         ranks = range(first, first + local) if local and first >= 0 else range(self._world_size)
         batch, accumulate = self._config.train.global_batch, self._config.train.accumulate
-        places = [rank_places(batch, accumulate=accumulate, rank=number, world_size=self._world_size)
-                  for number in ranks if number < self._world_size]
+        places = [
+            rank_places(batch, accumulate=accumulate, rank=number, world_size=self._world_size)
+            for number in ranks
+            if number < self._world_size
+        ]
         return self.order.streams_at(np.concatenate(places))
 
     def _check_cache(self, node_streams: np.ndarray) -> None:
@@ -198,9 +212,13 @@ def _on_cpu(stream: Stream, loader: Loader, num_steps: int) -> Generator[Batch]:
         step, buffers, parts, depth = loader.take()
         _raise_errors(parts)
         started = time.perf_counter()
-        views, facts = stream.augmented(Buffers(
-            [pixels.flatten(0, 1) for pixels in buffers.views], [draws.flatten(0, 1) for draws in buffers.draws],
-            None if buffers.boxes is None else buffers.boxes.clone()))
+        views, facts = stream.augmented(
+            Buffers(
+                [pixels.flatten(0, 1) for pixels in buffers.views],
+                [draws.flatten(0, 1) for draws in buffers.draws],
+                None if buffers.boxes is None else buffers.boxes.clone(),
+            )
+        )
         loader.release()
         yield _batch(step, views, facts, parts, depth, time.perf_counter() - started)
 

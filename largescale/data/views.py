@@ -35,6 +35,8 @@ class Views(NamedTuple):
         have the right form.
         """
         device, num_views = images[0].device, sum(map(len, images)) // batch
-        empty = {"boxes": torch.ones(num_views, batch, 4, dtype=torch.int64, device=device),
-                 "flips": torch.zeros(num_views, batch, dtype=torch.bool, device=device)}
+        empty = {
+            "boxes": torch.ones(num_views, batch, 4, dtype=torch.int64, device=device),
+            "flips": torch.zeros(num_views, batch, dtype=torch.bool, device=device),
+        }
         return Views(images, torch.arange(batch, device=device), {name: empty[name] for name in facts})

@@ -72,13 +72,21 @@ def launch_of(environment: Mapping[str, str]) -> Launch | None:
         return None
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if not environment.get(name):
-            raise InputError(f"{name} is not set but WORLD_SIZE={world_size} is: name the host of rank 0 and a free "
-                             f"port there, or start the ranks with torchrun")
+            raise InputError(
+                f"{name} is not set but WORLD_SIZE={world_size} is: name the host of rank 0 and a free "
+                f"port there, or start the ranks with torchrun"
+            )
     port = _number(environment, "MASTER_PORT", 1)
     if port > 65535:
         raise InputError(f"MASTER_PORT={port}: expected a port from 1 to 65535")
-    return Launch(rank, world_size, _number(environment, "LOCAL_RANK", 0), _number(environment, "LOCAL_WORLD_SIZE", 0),
-                  environment["MASTER_ADDR"], port)
+    return Launch(
+        rank,
+        world_size,
+        _number(environment, "LOCAL_RANK", 0),
+        _number(environment, "LOCAL_WORLD_SIZE", 0),
+        environment["MASTER_ADDR"],
+        port,
+    )
 
 
 def _number(environment: Mapping[str, str], name: str, least: int) -> int:
@@ -117,8 +125,10 @@ def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
             "MASTER_PORT": environment.get("MASTER_PORT") or str(20000 + (job * 16 + step) % 40000),
         }
     except (KeyError, ValueError) as error:
-        raise InputError(f"SLURM_STEP_NUM_TASKS={tasks} is set in the environment, but not everything else that srun "
-                         f"sets ({error}): start ranks with srun, or unset it for a single process") from error
+        raise InputError(
+            f"SLURM_STEP_NUM_TASKS={tasks} is set in the environment, but not everything else that srun "
+            f"sets ({error}): start ranks with srun, or unset it for a single process"
+        ) from error
 
 
 def _first_address(nodes: str) -> str:

@@ -22,8 +22,15 @@ _LIMITS = {
     THREADS: MORE_THREADS,
 }
 
-_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory",
-              THREADS, "bad_alloc", "alloc_failed")
+_NO_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    THREADS,
+    "bad_alloc",
+    "alloc_failed",
+)
 _NOISE = re.compile(r"\[enforce fail at [^]]*\] *(err == 0\.)? *|Error code \d+ \(.*?\)")
 
 

@@ -81,8 +81,10 @@ def _verdict(launch: Launch, store: dist.Store, deadline: float, timeout_s: floa
 
 
 def _too_late(launch: Launch, store: dist.Store, timeout_s: float) -> str:
-    return (f"{_absent(launch, store)} of {launch.world_size} did not join within run.join_timeout_s={timeout_s:g} "
-            f"({launch.place}): check their logs, and whether they can reach this address")
+    return (
+        f"{_absent(launch, store)} of {launch.world_size} did not join within run.join_timeout_s={timeout_s:g} "
+        f"({launch.place}): check their logs, and whether they can reach this address"
+    )
 
 
 def _absent(launch: Launch, store: dist.Store) -> str:
@@ -97,8 +99,9 @@ def _shared_devices(ranks: list[tuple[str, str]]) -> str:
     for rank, (host, device) in enumerate(ranks):
         other = first.setdefault((host, device), rank)
         if device and other != rank:
-            return (f"ranks {other} and {rank} on {host} would share a GPU ({device}): start one rank per GPU on that "
-                    f"host")
+            return (
+                f"ranks {other} and {rank} on {host} would share a GPU ({device}): start one rank per GPU on that host"
+            )
     return ""
 
 
@@ -117,15 +120,21 @@ def connect(launch: Launch, deadline: float) -> dist.Store:
         _wait_for_answer(launch, address, deadline)
     try:
         store = dist.TCPStore(
-            address, launch.port, is_master=opens, wait_for_workers=False,
+            address,
+            launch.port,
+            is_master=opens,
+            wait_for_workers=False,
             timeout=timedelta(seconds=max(1.0, deadline - time.monotonic())),
         )
     except (dist.DistError, RuntimeError) as error:
         if opens:
-            raise InputError(f"MASTER_PORT={launch.port}: cannot be opened on {socket.gethostname()} "
-                             f"({_first_sentence(error)}); choose another port, or stop what uses it") from error
-        raise InputError(f"{launch.place}: what answers there is not rank 0 ({_first_sentence(error)}); choose another "
-                         f"port") from error
+            raise InputError(
+                f"MASTER_PORT={launch.port}: cannot be opened on {socket.gethostname()} "
+                f"({_first_sentence(error)}); choose another port, or stop what uses it"
+            ) from error
+        raise InputError(
+            f"{launch.place}: what answers there is not rank 0 ({_first_sentence(error)}); choose another port"
+        ) from error
     if opens:
         _opened[launch.place] = store
     return store

@@ -17,7 +17,7 @@ from shards.ground.terminal import fail_line
 
 _WHY: dict[int, str] = {
     signal.SIGKILL: "by hand, or by the kernel because memory ran out: lower train.global_batch, raise "
-                    "train.accumulate, or start fewer ranks on this machine",
+    "train.accumulate, or start fewer ranks on this machine"
 }
 _CRASHED = "a library crashed; PYTHONFAULTHANDLER=1 in the environment shows where"
 
@@ -38,8 +38,9 @@ def _of_first(rank: int, failure: ProcessFailure) -> int:
         return failure.exitcode  # it has said why
     number = -failure.exitcode
     why = _WHY.get(number, _CRASHED)
-    return fail_line(f"rank {rank} (pid {failure.pid}) was killed by {signal.Signals(number).name}; {why}",
-                     128 + number)
+    return fail_line(
+        f"rank {rank} (pid {failure.pid}) was killed by {signal.Signals(number).name}; {why}", 128 + number
+    )
 
 
 if __name__ == "__main__":

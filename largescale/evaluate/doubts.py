@@ -75,8 +75,10 @@ def _same_images(train: Corpus, test: Corpus) -> str:
     if not shared:
         return ""
     which = "all" if shared == total else f"{shared:,} of the"
-    return (f"{which} {total:,} test images are among the labelled training images too, byte for byte: the accuracy "
-            f"is inflated; use other data.eval_shards or evaluate.train_shards")
+    return (
+        f"{which} {total:,} test images are among the labelled training images too, byte for byte: the accuracy "
+        f"is inflated; use other data.eval_shards or evaluate.train_shards"
+    )
 
 
 def _trained_on(config: Config, train: Corpus, test: Corpus) -> str:
@@ -89,8 +91,12 @@ def _trained_on(config: Config, train: Corpus, test: Corpus) -> str:
                 shared += num_shared(pretraining, test)
         except (InputError, OSError):
             pass  # evaluation does not need them
-    return f"{shared:,} of the test images are among those the network was pretrained on (data.shards), without " \
-           f"their labels" if shared else ""
+    return (
+        f"{shared:,} of the test images are among those the network was pretrained on (data.shards), without "
+        f"their labels"
+        if shared
+        else ""
+    )
 
 
 def _unknown_classes(train: FeatureSet, test: FeatureSet) -> str:
@@ -98,8 +104,10 @@ def _unknown_classes(train: FeatureSet, test: FeatureSet) -> str:
     if not missing:
         return ""
     num = int(torch.isin(test.labels, torch.tensor(missing)).sum())
-    return (f"{len(missing)} classes of the test images ({train.classes[missing[0]]}, ...) have no labelled training "
-            f"image: {num:,} of {len(test):,} test images cannot be classified correctly")
+    return (
+        f"{len(missing)} classes of the test images ({train.classes[missing[0]]}, ...) have no labelled training "
+        f"image: {num:,} of {len(test):,} test images cannot be classified correctly"
+    )
 
 
 def _small_classes(train: FeatureSet) -> str:
@@ -107,5 +115,7 @@ def _small_classes(train: FeatureSet) -> str:
     fewest, k = int(counts[counts > 0].min()), min(KNN_HEADLINE_K, len(train))
     if fewest >= k:
         return ""
-    return (f"the smallest class has {fewest} labelled training images, fewer than the k = {k} neighbours that vote: "
-            f"its images can be outvoted by others; check smaller k")
+    return (
+        f"the smallest class has {fewest} labelled training images, fewer than the k = {k} neighbours that vote: "
+        f"its images can be outvoted by others; check smaller k"
+    )

@@ -112,10 +112,14 @@ def extract(
         InputError: no sample can be used, or a network's features are not finite.
     """
     manifest, images = corpus.manifest, LabelledImages(corpus, config)
-    processes, threads = choose_counts(config.data.workers, config.data.threads, local_ranks=1,
-                                       on_gpu=device.type == "cuda")
+    processes, threads = choose_counts(
+        config.data.workers, config.data.threads, local_ranks=1, on_gpu=device.type == "cuda"
+    )
     loader = DataLoader(
-        images, batch_size=config.evaluate.batch, num_workers=processes * threads, collate_fn=_collate,
+        images,
+        batch_size=config.evaluate.batch,
+        num_workers=processes * threads,
+        collate_fn=_collate,
         worker_init_fn=_begin_in_worker,
     )
     mean = torch.tensor(config.data.mean, device=device)[:, None, None]
@@ -137,10 +141,16 @@ def extract(
     if len(all_ids) == 0:
         raise InputError(f"{manifest.root}: no sample has a label and can be read")
     if len(all_ids) < len(images):
-        _log.warning("%s: %d of %d samples are left out, without a label or unreadable",
-                     manifest.root, len(images) - len(all_ids), len(images))
-    sets = {name: FeatureSet(torch.cat(parts), all_labels, all_ids, tuple(manifest.classes))
-            for name, parts in features.items()}
+        _log.warning(
+            "%s: %d of %d samples are left out, without a label or unreadable",
+            manifest.root,
+            len(images) - len(all_ids),
+            len(images),
+        )
+    sets = {
+        name: FeatureSet(torch.cat(parts), all_labels, all_ids, tuple(manifest.classes))
+        for name, parts in features.items()
+    }
     for name, one in sets.items():
         _check_finite(name, one.features, manifest.root.name)
     return sets
@@ -152,8 +162,9 @@ def can_be_read(corpus: Corpus, config: Config, known: Tensor) -> bool:
     if len(missing) == 0:
         return False
     images = LabelledImages(corpus, config)
-    return any(images.reader.label(number) >= 0 and images[number][2] is not None
-               for number in missing.flatten().tolist())
+    return any(
+        images.reader.label(number) >= 0 and images[number][2] is not None for number in missing.flatten().tolist()
+    )
 
 
 def _batches(loader: DataLoader[Any], config: Config) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:

@@ -124,9 +124,7 @@ class _Networks:
         return self.method.encode
 
 
-def _keep_exemplars(
-    config: Config, run_dir: Path, networks: _Networks, train: FeatureSet, made_from: Stamp
-) -> None:
+def _keep_exemplars(config: Config, run_dir: Path, networks: _Networks, train: FeatureSet, made_from: Stamp) -> None:
     shown = method_class(config).exemplars
     if shown is None:
         return

@@ -25,9 +25,11 @@ class Settings(EvaluateConfig):
     """Keys under `evaluate`."""
 
     knn_neighbours: list[int] = setting(
-        [10, 20, 50, 100, 200], "Values of k: how many neighbours vote.", at_least=1, min_length=1, free=True)
+        [10, 20, 50, 100, 200], "Values of k: how many neighbours vote.", at_least=1, min_length=1, free=True
+    )
     knn_temperature: float = setting(
-        0.07, "A neighbour's vote weighs exp(cosine / temperature).", at_least=1e-6, at_most=1e6, free=True)
+        0.07, "A neighbour's vote weighs exp(cosine / temperature).", at_least=1e-6, at_most=1e6, free=True
+    )
 
 
 @torch.no_grad()

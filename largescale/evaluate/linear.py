@@ -32,8 +32,13 @@ class Settings(EvaluateConfig):
     linear_epochs: int = setting(100, "Epochs of the linear probe.", at_least=1, at_most=10**6, free=True)
     linear_batch: int = setting(512, "Images per step of the linear probe.", at_least=1, at_most=2**31, free=True)
     linear_rates: list[float] = setting(
-        [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0], "Learning rates the linear probe tries.", above=0, at_most=1e9,
-        min_length=1, free=True)
+        [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0],
+        "Learning rates the linear probe tries.",
+        above=0,
+        at_most=1e9,
+        min_length=1,
+        free=True,
+    )
     linear_weight_decay: float = setting(0.0, "Weight decay of the linear probe.", at_least=0, at_most=1e6, free=True)
 
 
@@ -77,8 +82,10 @@ def linear_probe(
     rate = max(sweep, key=lambda candidate: sweep[candidate])
     weight = trained(x, train.labels, num_classes, [rate])[0]
     if not weight.isfinite().all():
-        raise InputError(f"linear probe: diverged at learning rate {rate:g}, the best of evaluate.linear_rates="
-                         f"{list(learning_rates)}; add smaller ones")
+        raise InputError(
+            f"linear probe: diverged at learning rate {rate:g}, the best of evaluate.linear_rates="
+            f"{list(learning_rates)}; add smaller ones"
+        )
     top5 = _top_k(x_test, test.labels, weight, 5) if num_classes > 5 else None
     return LinearResult(_top_k(x_test, test.labels, weight, 1), top5, rate, sweep)
 
@@ -134,4 +141,3 @@ def _top_k(x: Tensor, labels: Tensor, weight: Tensor, k: int) -> float:
         return 0.0  # diverged: the largest of NaNs means nothing
     scores = x @ weight[:-1] + weight[-1]
     return float((scores.topk(k, dim=1).indices == labels[:, None]).any(1).double().mean())
-

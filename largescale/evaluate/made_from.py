@@ -64,16 +64,25 @@ def network_stamp(config: Config) -> Stamp:
 def images_stamp(config: Config) -> Stamp:
     """How an image becomes the input of a network."""
     return {
-        "resize": config.evaluate.resize, "size": config.evaluate.size, "mean": list(config.data.mean),
-        "std": list(config.data.std), "max_pixels": config.data.max_pixels, "precision": "fp32",
+        "resize": config.evaluate.resize,
+        "size": config.evaluate.size,
+        "mean": list(config.data.mean),
+        "std": list(config.data.std),
+        "max_pixels": config.data.max_pixels,
+        "precision": "fp32",
     }
 
 
 def result_stamp(config: Config, checkpoint: Checkpoint, train: Stamp, test: Stamp) -> Stamp:
     """All that an accuracy depends on but for the settings of its protocol."""
     return {
-        "version": VERSION, "weights": weights_stamp(checkpoint), "network": network_stamp(config),
-        "seed": config.run.seed, "images": images_stamp(config), "train_shards": train, "test_shards": test,
+        "version": VERSION,
+        "weights": weights_stamp(checkpoint),
+        "network": network_stamp(config),
+        "seed": config.run.seed,
+        "images": images_stamp(config),
+        "train_shards": train,
+        "test_shards": test,
     }
 
 

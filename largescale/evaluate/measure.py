@@ -59,15 +59,22 @@ def evaluate(protocol: str, run_dir: Path, overrides: list[str]) -> str:
         if not override.startswith(_USED):
             _log.warning("%s has no effect on an evaluation: %s is measured as it was trained", override, run_dir)
     checkpoint, record = read_newest(
-        run_dir, lambda checkpoint: (checkpoint, _measure(protocol, run_dir, checkpoint, overrides)))
+        run_dir, lambda checkpoint: (checkpoint, _measure(protocol, run_dir, checkpoint, overrides))
+    )
     path = write_result(run_dir, record)
     for sentence in record["warnings"]:
         _log.warning("%s", sentence)
-    _log.info("checkpoint of step %d, %d test images of %s, %d training images of %s; %s", checkpoint.step,
-              record["num_test"], record["test_shards"], record["num_train"], record["train_shards"], path)
+    _log.info(
+        "checkpoint of step %d, %d test images of %s, %d training images of %s; %s",
+        checkpoint.step,
+        record["num_test"],
+        record["test_shards"],
+        record["num_train"],
+        record["train_shards"],
+        path,
+    )
     return "\n".join(
-        f"{protocol:>7}  {NETWORKS[name]:<24} top-1 {result['top1']:6.2%}"
-        for name, result in record["results"].items()
+        f"{protocol:>7}  {NETWORKS[name]:<24} top-1 {result['top1']:6.2%}" for name, result in record["results"].items()
     )
 
 
@@ -111,8 +118,11 @@ def config_of(checkpoint: Checkpoint, run_dir: Path, overrides: list[str]) -> tu
     written, saved = flatten(config), with_present_names(checkpoint.progress["config"], config)
     about_weights = [key for key in written if key.startswith(_OF_THE_CHECKPOINT) and key not in _FREE]
     edited = {key: saved[key] for key in about_weights if key in saved and saved[key] != written[key]}
-    lines = [f"{path} has {key}={written[key]}, but the checkpoint was trained with {value}, which is used; pass "
-             f"{key}=... to override it" for key, value in edited.items()]
+    lines = [
+        f"{path} has {key}={written[key]}, but the checkpoint was trained with {value}, which is used; pass "
+        f"{key}=... to override it"
+        for key, value in edited.items()
+    ]
     given = {override.split("=", 1)[0] for override in overrides}
     return (
         load_config(path, [*(f"{key}={json.dumps(value)}" for key, value in edited.items()), *overrides]),
@@ -146,8 +156,10 @@ def _labelled_shards(config: Config) -> tuple[tuple[Corpus, Corpus], tuple[str, 
     """Training and test shards, and where they are."""
     # Both folders first: a missing one must not cost the time of the other.
     locations = config.evaluate.train_shards or config.data.shards, config.data.eval_shards
-    shards = (labelled_corpus(locations[0], "evaluate.train_shards", config),
-              labelled_corpus(locations[1], "data.eval_shards", config))
+    shards = (
+        labelled_corpus(locations[0], "evaluate.train_shards", config),
+        labelled_corpus(locations[1], "data.eval_shards", config),
+    )
     _check_same_classes(shards[0].manifest, shards[1].manifest)
     return shards, locations
 
@@ -168,6 +180,8 @@ def _left_out(shards: tuple[Corpus, Corpus], features: tuple[FeatureSet, Feature
     for corpus, found in zip(shards, features, strict=True):
         total = corpus.manifest.num_samples
         if len(found) < total:
-            lines.append(f"{total - len(found):,} of {total:,} samples of {corpus.manifest.name} are left out: "
-                         f"unlabelled or unreadable")
+            lines.append(
+                f"{total - len(found):,} of {total:,} samples of {corpus.manifest.name} are left out: "
+                f"unlabelled or unreadable"
+            )
     return lines

@@ -66,8 +66,10 @@ def load(run_or_checkpoint: str | Path) -> Network:
         return read_newest(path, _network_of)
     checkpoint = open_checkpoint(path)
     if checkpoint is None:
-        raise InputError(f"{path}: no run and no checkpoint here; pass the folder that pretrain wrote, or one of those "
-                         f"in its checkpoints/")
+        raise InputError(
+            f"{path}: no run and no checkpoint here; pass the folder that pretrain wrote, or one of those "
+            f"in its checkpoints/"
+        )
     if damage := checkpoint.damage():
         raise InputError(f"{checkpoint.path}: {damage}; take another checkpoint")
     return _network_of(checkpoint)

@@ -23,8 +23,11 @@ def _knn(train: FeatureSet, test: FeatureSet, config: knn.Settings) -> dict[str,
     headline = min(KNN_HEADLINE_K, len(train))
     possible = [k for k in config.knn_neighbours if k <= len(train)]
     if len(possible) < len(config.knn_neighbours):
-        _log.info("evaluate.knn_neighbours=%s: the bank has %d images, larger k are left out",
-                  config.knn_neighbours, len(train))
+        _log.info(
+            "evaluate.knn_neighbours=%s: the bank has %d images, larger k are left out",
+            config.knn_neighbours,
+            len(train),
+        )
     neighbours = sorted({headline, *possible})
     by_k = knn_accuracy(train, test, num_neighbours=neighbours, temperature=config.knn_temperature)
     return {"top1": by_k[headline], "num_neighbours": headline, "top1_by_k": {str(k): v for k, v in by_k.items()}}
@@ -32,12 +35,18 @@ def _knn(train: FeatureSet, test: FeatureSet, config: knn.Settings) -> dict[str,
 
 def _linear(train: FeatureSet, test: FeatureSet, config: linear.Settings) -> dict[str, Any]:
     result = linear_probe(
-        train, test,
-        learning_rates=config.linear_rates, epochs=config.linear_epochs, batch_size=config.linear_batch,
-        weight_decay=config.linear_weight_decay, seed=0,
+        train,
+        test,
+        learning_rates=config.linear_rates,
+        epochs=config.linear_epochs,
+        batch_size=config.linear_batch,
+        weight_decay=config.linear_weight_decay,
+        seed=0,
     )
     return {
-        "top1": result.top1, "top5": result.top5, "learning_rate": result.learning_rate,
+        "top1": result.top1,
+        "top5": result.top5,
+        "learning_rate": result.learning_rate,
         "sweep": {str(rate): accuracy for rate, accuracy in result.sweep.items()},
     }
 

@@ -92,8 +92,11 @@ def _replaced(weights: dict[str, Any], checkpoints: list[Checkpoint]) -> bool:
 
 def _name(record: Record) -> str:
     test = re.sub(r"[^\w.-]+", "-", record["made_from"]["test_shards"]["name"])[:60]
-    own = {key: value for key, value in record["settings"].items() if key not in _NOT_MEASURED_BY
-           and (key == "baselines" or key.startswith(f"{record['protocol']}_"))}
+    own = {
+        key: value
+        for key, value in record["settings"].items()
+        if key not in _NOT_MEASURED_BY and (key == "baselines" or key.startswith(f"{record['protocol']}_"))
+    }
     stamp = identity({"made_from": record["made_from"], "settings": own})
     return f"{record['protocol']}-{test}-step-{record['checkpoint_step']:08d}-{stamp}"
 

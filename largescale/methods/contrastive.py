@@ -25,16 +25,24 @@ class ContrastiveSettings(MethodConfig):
     loss_spans: ClassVar[tuple[str, ...]] = SPANS
 
     hidden: list[int] = setting(
-        [2048], "Hidden widths of the projection head.", at_least=1, at_most=2**24,
-        expected="widths of at least 1 and at most 16777216")
+        [2048],
+        "Hidden widths of the projection head.",
+        at_least=1,
+        at_most=2**24,
+        expected="widths of at least 1 and at most 16777216",
+    )
     embedding: int = setting(128, "Dimension in which views are compared.", at_least=1, at_most=2**24)
     temperature: float = setting(0.1, "Divides cosines before the softmax.", at_least=1e-6, at_most=1e6)
 
     def check(self, config: Config) -> None:
         """An image has two views, of one size or of two."""
         views = sum(group.num for group in config.data.crops)
-        require(views == 2, "data.crops", f"{views} views",
-                f"two views in all with method.name={self.name}, such as [{{num: 2, size: 224}}]")
+        require(
+            views == 2,
+            "data.crops",
+            f"{views} views",
+            f"two views in all with method.name={self.name}, such as [{{num: 2, size: 224}}]",
+        )
 
 
 def contrastive_signs(embedding: int) -> dict[str, Sign]:
@@ -68,8 +76,10 @@ class Contrastive(EmbeddingMethod):
 
     def measures(self, loss: float, signs: dict[str, Tensor], num_images: int) -> dict[str, float]:
         """How often the partner was picked, and 1 - |mean of the unit embeddings|^2, which is 0 if all are equal."""
-        return {"picked": float(signs["picked"]),
-                "embedding_spread": max(0.0, 1 - float(signs["mean_embedding"].square().sum()))}
+        return {
+            "picked": float(signs["picked"]),
+            "embedding_spread": max(0.0, 1 - float(signs["mean_embedding"].square().sum())),
+        }
 
     @classmethod
     def brief(cls, row: Row) -> str:
@@ -81,11 +91,18 @@ class Contrastive(EmbeddingMethod):
         """Warn if all embeddings are in one place."""
         if row.get("embedding_spread", 1.0) >= _ONE_PLACE or before.get("embedding_spread", 1.0) >= _ONE_PLACE:
             return ""
-        return (f"embeddings are nearly equal (spread {row['embedding_spread']:.2%}): this looks like collapse. Try, "
-                f"in another run.dir, optim.lr={config.optim.lr / 2:.2g} or a longer optim.warmup_epochs")
+        return (
+            f"embeddings are nearly equal (spread {row['embedding_spread']:.2%}): this looks like collapse. Try, "
+            f"in another run.dir, optim.lr={config.optim.lr / 2:.2g} or a longer optim.warmup_epochs"
+        )
 
     @classmethod
     def panels(cls, config: Config) -> list[Panel]:
         """How well views find each other, and how far apart embeddings are."""
-        return [Panel("Views", {"share that pick their partner": "picked", "spread of embeddings": "embedding_spread"},
-                      limits=(0, 1.05))]
+        return [
+            Panel(
+                "Views",
+                {"share that pick their partner": "picked", "spread of embeddings": "embedding_spread"},
+                limits=(0, 1.05),
+            )
+        ]

@@ -45,11 +45,17 @@ class Settings(ContrastiveSettings):
 
     temperature: float = setting(0.2, "Divides cosines before the softmax.", at_least=1e-6, at_most=1e6)
     momentum: float = setting(
-        0.999, "Fraction of its weights that the key network keeps per step; 0.99 for short runs.", at_least=0,
-        at_most=1)
+        0.999,
+        "Fraction of its weights that the key network keeps per step; 0.99 for short runs.",
+        at_least=0,
+        at_most=1,
+    )
     queue: int = setting(
-        65536, "Keys of earlier steps to pick from; a multiple of train.global_batch, fewer than the images.",
-        at_least=1, at_most=2**40)
+        65536,
+        "Keys of earlier steps to pick from; a multiple of train.global_batch, fewer than the images.",
+        at_least=1,
+        at_most=2**40,
+    )
 
     def check(self, config: Config) -> None:
         """An image has two views; the queue holds whole batches."""
@@ -77,8 +83,11 @@ class MoCoV2(Contrastive):
         self._piece = self._batch // self._micro_batches // world_size()
         self.backbone, self.num_features = build_backbone(config.model)
         self.projection = projection_head(self.num_features, self.config.hidden, self.config.embedding, batchnorm=False)
-        self.teacher = nn.ModuleDict({"backbone": copy.deepcopy(self.backbone),
-                                      "projection": copy.deepcopy(self.projection)}).requires_grad_(False).eval()
+        self.teacher = (
+            nn.ModuleDict({"backbone": copy.deepcopy(self.backbone), "projection": copy.deepcopy(self.projection)})
+            .requires_grad_(False)
+            .eval()
+        )
         self.signs = contrastive_signs(self.config.embedding)
         self.register_buffer("queue", torch.zeros(self.config.queue, self.config.embedding), persistent=False)
         self._fresh: list[Tensor] = []
@@ -134,8 +143,10 @@ class MoCoV2(Contrastive):
 
     def averages(self) -> list[Average]:
         """The teacher follows in weights and running statistics."""
-        return [Average("backbone", "teacher.backbone", buffers=True),
-                Average("projection", "teacher.projection", buffers=True)]
+        return [
+            Average("backbone", "teacher.backbone", buffers=True),
+            Average("projection", "teacher.projection", buffers=True),
+        ]
 
     def average_momentum(self, step: int) -> float:
         """The same in all steps."""

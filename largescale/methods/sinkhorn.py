@@ -36,12 +36,7 @@ _RANGE_EXPONENT = 600.0
 
 @torch.no_grad()
 def sinkhorn(
-    scores: Tensor,
-    *,
-    epsilon: float,
-    iterations: int,
-    group: dist.ProcessGroup | None = None,
-    check_range: bool = True,
+    scores: Tensor, *, epsilon: float, iterations: int, group: dist.ProcessGroup | None = None, check_range: bool = True
 ) -> Tensor:
     """Assignments of samples to prototypes under the equal-partition constraint.
 
@@ -114,9 +109,7 @@ def _products(matrices: Tensor, vectors: Tensor) -> Tensor:
     return torch.stack([torch.mv(matrix, vector) for matrix, vector in zip(matrices, vectors, strict=True)])
 
 
-def _log_column_sums(
-    logits: Tensor, wire: torch.dtype, reach: float, group: dist.ProcessGroup | None
-) -> Tensor:
+def _log_column_sums(logits: Tensor, wire: torch.dtype, reach: float, group: dist.ProcessGroup | None) -> Tensor:
     """log of the sums of exp(logits) over the rows of all ranks: [A, B_local, K] to [A, K].
 
     `reach` is the largest logit of a cosine. Logarithms up to that are cut into ranges: a rank adds exp(its logarithm -

@@ -29,8 +29,9 @@ def pick_in_narrow(network: nn.Module) -> None:
     """Replace the convolutions of a network on a CPU that this is about, keeping their parameters."""
     for name, child in network.named_children():
         if type(child) is nn.Conv2d and _is_narrow(child):
-            replacement = NarrowConv2d(child.in_channels, child.out_channels, 1, (child.stride[0], child.stride[1]),
-                                       bias=False, device="meta")
+            replacement = NarrowConv2d(
+                child.in_channels, child.out_channels, 1, (child.stride[0], child.stride[1]), bias=False, device="meta"
+            )
             replacement.weight = child.weight
             setattr(network, name, replacement)
         else:
@@ -38,5 +39,11 @@ def pick_in_narrow(network: nn.Module) -> None:
 
 
 def _is_narrow(conv: nn.Conv2d) -> bool:
-    return (conv.kernel_size == (1, 1) and conv.stride != (1, 1) and conv.padding == (0, 0) and conv.groups == 1
-            and conv.bias is None and conv.in_channels < _SAFE_CHANNELS)
+    return (
+        conv.kernel_size == (1, 1)
+        and conv.stride != (1, 1)
+        and conv.padding == (0, 0)
+        and conv.groups == 1
+        and conv.bias is None
+        and conv.in_channels < _SAFE_CHANNELS
+    )

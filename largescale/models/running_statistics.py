@@ -16,8 +16,11 @@ def statistics_untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
     Momentum 0 leaves running statistics as they are; without them torch would save other tensors for the backward pass.
     """
     norms = [(norm, norm.momentum) for norm in modules if isinstance(norm, _BatchNorm) and norm.training]
-    counts = [(norm.num_batches_tracked, norm.num_batches_tracked.clone()) for norm, _ in norms
-              if norm.num_batches_tracked is not None]
+    counts = [
+        (norm.num_batches_tracked, norm.num_batches_tracked.clone())
+        for norm, _ in norms
+        if norm.num_batches_tracked is not None
+    ]
     for norm, _ in norms:
         norm.momentum = 0.0
     try:

@@ -68,8 +68,9 @@ def multiply_small_maps(network: nn.Module) -> None:
     """Replace the convolutions of a network on a CPU that may see small maps, keeping their parameters."""
     for name, child in network.named_children():
         if type(child) is nn.Conv2d and _can_multiply(child):
-            replacement = SmallMapConv2d(child.in_channels, child.out_channels, 3, child.stride[0], 1, bias=False,
-                                         device="meta")
+            replacement = SmallMapConv2d(
+                child.in_channels, child.out_channels, 3, child.stride[0], 1, bias=False, device="meta"
+            )
             replacement.weight = child.weight
             setattr(network, name, replacement)
         else:
@@ -77,5 +78,12 @@ def multiply_small_maps(network: nn.Module) -> None:
 
 
 def _can_multiply(conv: nn.Conv2d) -> bool:
-    return (conv.kernel_size == (3, 3) and conv.padding == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1
-            and conv.bias is None and conv.stride[0] == conv.stride[1] and conv.in_channels >= _FEWEST_CHANNELS)
+    return (
+        conv.kernel_size == (3, 3)
+        and conv.padding == (1, 1)
+        and conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.bias is None
+        and conv.stride[0] == conv.stride[1]
+        and conv.in_channels >= _FEWEST_CHANNELS
+    )

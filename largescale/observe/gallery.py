@@ -53,8 +53,10 @@ def exemplars(scores: torch.Tensor, ids: torch.Tensor, bank: ShardReader, seed: 
     lines = []
     for output in chosen.tolist():
         best = scores[:, output].topk(min(NEAREST_IMAGES, len(ids)))
-        cells = [_figure(bank, int(ids[row]), f"{value:.2f}", "plain")
-                 for value, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        cells = [
+            _figure(bank, int(ids[row]), f"{value:.2f}", "plain")
+            for value, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
         lines.append(f'<div class="strip"><div class="name">#{output}</div>{"".join(cells)}</div>')
     return "".join(lines)
 

@@ -31,7 +31,11 @@ class Meter:
     """
 
     def __init__(
-        self, method: Method, global_batch: int, num_samples: int, device: torch.device,
+        self,
+        method: Method,
+        global_batch: int,
+        num_samples: int,
+        device: torch.device,
         loss_scale: LossScale | None = None,
     ) -> None:
         self._loss_scale = loss_scale if loss_scale and loss_scale.enabled else None
@@ -43,8 +47,10 @@ class Meter:
         self._started, self._steps, self._data_wait, self._loss, self._skipped = time.perf_counter(), 0, 0.0, 0.0, 0
         self._costs = dict.fromkeys(_COSTS, 0.0)
         self._images, self._updates_skipped = 0, 0
-        self._signs = {name: torch.zeros(sign.shape, device=self._device, dtype=torch.float64)
-                       for name, sign in self._method.signs.items()}
+        self._signs = {
+            name: torch.zeros(sign.shape, device=self._device, dtype=torch.float64)
+            for name, sign in self._method.signs.items()
+        }
 
     def add(self, output: Output, check: StepCheck, data_wait: float, batch: Batch) -> None:
         """Add one step to the interval."""
@@ -64,13 +70,18 @@ class Meter:
 
         Collectives: every rank must call it; one all-reduce of 10 numbers and those of the signs.
         """
-        sums = sum_over_ranks({
-            "skipped": torch.tensor(float(self._skipped), device=self._device),
-            "costs": torch.tensor(list(self._costs.values()), device=self._device, dtype=torch.float64), **self._signs,
-        })
+        sums = sum_over_ranks(
+            {
+                "skipped": torch.tensor(float(self._skipped), device=self._device),
+                "costs": torch.tensor(list(self._costs.values()), device=self._device, dtype=torch.float64),
+                **self._signs,
+            }
+        )
         costs = dict(zip(_COSTS, sums["costs"].tolist(), strict=True))
-        signs = {name: sums[name] / (self._steps * world_size() if sign.over == "mean" else 1)
-                 for name, sign in self._method.signs.items()}
+        signs = {
+            name: sums[name] / (self._steps * world_size() if sign.over == "mean" else 1)
+            for name, sign in self._method.signs.items()
+        }
         loss = self._loss / self._steps
         seconds = time.perf_counter() - self._started
         skipped, images = round(float(sums["skipped"])), self._images * world_size()
@@ -103,5 +114,3 @@ def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-

@@ -17,15 +17,42 @@ if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType  # matplotlib 3.8 has no such name yet
 
 INK, FAINT, ACCENT, SECOND = "#1f2933", "#9aa5b1", "#2f6fde", "#e08a1e"
-CLASS_COLOURS = ("#2f6fde", "#e08a1e", "#2a9d6f", "#d1495b", "#8f63c7", "#8a5a3b", "#e377b0", "#6b7280", "#b5a511",
-                 "#1fa7b8")
+CLASS_COLOURS = (
+    "#2f6fde",
+    "#e08a1e",
+    "#2a9d6f",
+    "#d1495b",
+    "#8f63c7",
+    "#8a5a3b",
+    "#e377b0",
+    "#6b7280",
+    "#b5a511",
+    "#1fa7b8",
+)
 
 _STYLE: dict[RcKeyType, Any] = {
-    "font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT,
-    "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.color": "#e4e7eb", "grid.linewidth": 0.8, "axes.axisbelow": True, "axes.titlesize": 10.5,
-    "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False, "svg.fonttype": "none",
-    "svg.hashsalt": "largescale", "lines.linewidth": 1.8, "figure.facecolor": "none", "axes.facecolor": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e7eb",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "largescale",
+    "lines.linewidth": 1.8,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
 }
 
 
@@ -86,8 +113,9 @@ def feature_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) 
         for number, name in enumerate(classes):
             of_class = points[labels == number]
             colour = CLASS_COLOURS[number % len(CLASS_COLOURS)]
-            axes.scatter(of_class[:, 0], of_class[:, 1], s=7, color=colour, alpha=0.75, linewidths=0, label=name,
-                         rasterized=True)
+            axes.scatter(
+                of_class[:, 0], of_class[:, 1], s=7, color=colour, alpha=0.75, linewidths=0, label=name, rasterized=True
+            )
         axes.set_xticks([])
         axes.set_yticks([])
         for spine in axes.spines.values():

@@ -41,8 +41,12 @@ class Records:
             if len(self._waiting) >= MAX_WAITING:
                 raise OSError(error.errno, f"{error.strerror}, {MAX_WAITING} times in a row", str(self.path)) from error
             if len(self._waiting) == 1:
-                _log.warning("%s: %s; will retry with each of the next %d records, then stop the run",
-                             self.path, error.strerror, MAX_WAITING)
+                _log.warning(
+                    "%s: %s; will retry with each of the next %d records, then stop the run",
+                    self.path,
+                    error.strerror,
+                    MAX_WAITING,
+                )
 
     def close(self) -> None:
         """Write what waits and close the file.

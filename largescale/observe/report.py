@@ -49,8 +49,12 @@ def write_report(run_dir: Path) -> Path:
         InputError: not the folder of a run.
     """
     run = _read(run_dir)
-    sections = [_training(run), report_results.accuracy(run_dir, run.results),
-                report_results.images(run_dir, run.config), _settings(run)]
+    sections = [
+        _training(run),
+        report_results.accuracy(run_dir, run.results),
+        report_results.images(run_dir, run.config),
+        _settings(run),
+    ]
     style = Path(__file__).with_name("report.css").read_text()
     title = html.escape(run.config.name)
     page = (
@@ -123,23 +127,32 @@ def _training(run: _Run) -> str:
     panels = [
         plots.curves("Loss", steps, {"loss": column("loss")}, references=method.loss_references(run.config)),
         plots.curves("Learning rate", steps, {"learning rate": column("lr")}),
-        *(plots.curves(panel.title, steps, {label: column(key) for label, key in panel.columns.items()},
-                       ylim=panel.limits) for panel in method.panels(run.config)),
+        *(
+            plots.curves(
+                panel.title, steps, {label: column(key) for label, key in panel.columns.items()}, ylim=panel.limits
+            )
+            for panel in method.panels(run.config)
+        ),
         plots.curves("Gradient norm", steps, {"gradient norm": column("grad_norm")}),
         plots.curves("Images per second, all ranks", steps, {"images/s": column("images_per_s")}),
-        plots.curves("Seconds per step", steps, {
-            "whole step": column("step_s"), "waiting for data": column("data_wait_s"),
-        }),
-        plots.curves("Making an image's views, ms of one loader thread", steps, {
-            "read and verify": column("read_ms"), "decode": column("decode_ms"), "crop": column("crop_ms"),
-        }),
-        plots.curves("Batches ready" + ", and shards found in the cache" * cached, steps, {
-            "batches ready besides the one taken": column("queue_depth"),
-            **({"share of shards found": column("cache_hit_rate")} if cached else {}),
-        }),
+        plots.curves(
+            "Seconds per step", steps, {"whole step": column("step_s"), "waiting for data": column("data_wait_s")}
+        ),
+        plots.curves(
+            "Making an image's views, ms of one loader thread",
+            steps,
+            {"read and verify": column("read_ms"), "decode": column("decode_ms"), "crop": column("crop_ms")},
+        ),
+        plots.curves(
+            "Batches ready" + ", and shards found in the cache" * cached,
+            steps,
+            {
+                "batches ready besides the one taken": column("queue_depth"),
+                **({"share of shards found": column("cache_hit_rate")} if cached else {}),
+            },
+        ),
     ]
-    seconds = sum(row["step_s"] * (row["step"] - before) for row, before in
-                  zip(rows, [-1, *steps[:-1]], strict=True))
+    seconds = sum(row["step_s"] * (row["step"] - before) for row, before in zip(rows, [-1, *steps[:-1]], strict=True))
     ranks = run.environment.get("world_size", "?")
     text = (
         f"{rows[-1]['images_seen'] / seconds:,.0f} images/s over {format_seconds(seconds)} of training on "

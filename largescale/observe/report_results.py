@@ -56,8 +56,10 @@ def notes(run_dir: Path, results: Results) -> list[str]:
 
 def _refused(names: list[str]) -> str:
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-    return (f"Not shown: {', '.join(names[:2])}{more}, changed or damaged since, or written by another version that "
-            f"did not say what was measured. Run `largescale evaluate` again, or remove them.")
+    return (
+        f"Not shown: {', '.join(names[:2])}{more}, changed or damaged since, or written by another version that "
+        f"did not say what was measured. Run `largescale evaluate` again, or remove them."
+    )
 
 
 def accuracy(run_dir: Path, results: Results) -> str:
@@ -65,18 +67,24 @@ def accuracy(run_dir: Path, results: Results) -> str:
     title = "What it learned"
     if not results.newest:
         return section(title, "", missing("Not measured yet; `largescale evaluate knn RUN` does it."))
-    bars = plots.accuracy_bars({
-        PROTOCOLS.get(protocol, protocol): {NAMES[name]: result["top1"] for name, result in record["results"].items()}
-        for protocol, record in results.newest.items()
-    })
-    on = " ".join(f"{PROTOCOLS.get(protocol, protocol)}: {_measured_on(record)}."
-                  for protocol, record in results.newest.items())
+    bars = plots.accuracy_bars(
+        {
+            PROTOCOLS.get(protocol, protocol): {
+                NAMES[name]: result["top1"] for name, result in record["results"].items()
+            }
+            for protocol, record in results.newest.items()
+        }
+    )
+    on = " ".join(
+        f"{PROTOCOLS.get(protocol, protocol)}: {_measured_on(record)}." for protocol, record in results.newest.items()
+    )
     text = f"Frozen features. {on} The probe's learning rate was chosen without the test images."
-    table = "".join(_rows(run_dir, record, _settings_that_differ(results.all, record["protocol"]))
-                    for record in results.all)
+    table = "".join(
+        _rows(run_dir, record, _settings_that_differ(results.all, record["protocol"])) for record in results.all
+    )
     many = "s" * (len(results.all) != 1)
     details = (
-        f'<details><summary>All numbers, of {len(results.all)} measurement{many}</summary><table><tr><th>protocol</th>'
+        f"<details><summary>All numbers, of {len(results.all)} measurement{many}</summary><table><tr><th>protocol</th>"
         f'<th>features</th><th>test images</th><th>training images</th><th class="number">step</th>'
         f'<th class="number">top-1, %</th></tr>{table}</table></details>'
     )
@@ -86,8 +94,11 @@ def accuracy(run_dir: Path, results: Results) -> str:
 def images(run_dir: Path, config: Config) -> str:
     """Neighbours, the method's exemplars and map, of the features that are there."""
     shown = method_class(config).exemplars
-    parts = (("Nearest neighbours", _neighbours), *(((shown.title, _exemplars),) if shown else ()),
-             ("Map of the features", _map))
+    parts = (
+        ("Nearest neighbours", _neighbours),
+        *(((shown.title, _exemplars),) if shown else ()),
+        ("Map of the features", _map),
+    )
     return "".join(_section_of(title, part, run_dir, config) for title, part in parts)
 
 
@@ -104,7 +115,8 @@ def _tile(protocol: str, record: Record) -> str:
     versus = "".join(
         f'<div class="versus"><b{"" if own >= other["top1"] else " class=worse"}>'
         f"{100 * (own - other['top1']):+.1f} points</b> against {NAMES[name]} ({100 * other['top1']:.1f} %)</div>"
-        for name, other in results.items() if name != "pretrained"
+        for name, other in results.items()
+        if name != "pretrained"
     )
     return (
         f'<div class="tile"><div class="what">{html.escape(PROTOCOLS.get(protocol, protocol))} top-1, frozen features'
@@ -115,14 +127,19 @@ def _tile(protocol: str, record: Record) -> str:
 
 def _measured_on(record: Record) -> str:
     train, test = record["made_from"]["train_shards"], record["made_from"]["test_shards"]
-    return (f"{record['num_test']:,} test images of {test['name']}, {record['num_train']:,} labelled training images "
-            f"of {train['name']}, checkpoint of step {record['checkpoint_step']:,}")
+    return (
+        f"{record['num_test']:,} test images of {test['name']}, {record['num_train']:,} labelled training images "
+        f"of {train['name']}, checkpoint of step {record['checkpoint_step']:,}"
+    )
 
 
 def _settings(record: Record) -> dict[str, Any]:
     """What may tell a measurement from another one of the same shards and checkpoint."""
-    own = {key.removeprefix(f"{record['protocol']}_").replace("_", " "): value
-           for key, value in record["settings"].items() if key.startswith(f"{record['protocol']}_")}
+    own = {
+        key.removeprefix(f"{record['protocol']}_").replace("_", " "): value
+        for key, value in record["settings"].items()
+        if key.startswith(f"{record['protocol']}_")
+    }
     images = {key: value for key, value in record["made_from"]["images"].items() if key != "precision"}
     # Those of the sweep are rows of their own.
     return {**images, **{key: value for key, value in own.items() if key not in ("neighbours", "rates")}}
@@ -197,8 +214,10 @@ def _neighbours(run_dir: Path, config: Config) -> tuple[str, str]:
     if train.made_from["weights"] != test.made_from["weights"] or train.made_from["images"] != test.made_from["images"]:
         raise InputError("Features of training and test images are of different networks; evaluate again.")
     bank, queries = (_reader(part.made_from["shards"], config) for part in (train, test))
-    text = (f"Random test images of {_of(test.made_from)} (left), and the training images of "
-            f"{train.made_from['shards']['name']} whose features are nearest. Green: same class.")
+    text = (
+        f"Random test images of {_of(test.made_from)} (left), and the training images of "
+        f"{train.made_from['shards']['name']} whose features are nearest. Green: same class."
+    )
     return text, gallery.neighbours(train, test, bank, queries, config.run.seed)
 
 
@@ -226,6 +245,7 @@ def _map(run_dir: Path, config: Config) -> tuple[str, str]:
     features = torch.nn.functional.normalize(test.features[chosen], dim=1).numpy()
     points = TSNE(init="pca", random_state=0, perplexity=30, max_iter=500).fit_transform(features)
     picture = plots.feature_map(points, test.labels[chosen].numpy(), test.classes)
-    text = (f"t-SNE of {len(chosen):,} test images of {_of(test.made_from)}, by cosine; classes were not known in "
-            f"training.")
+    text = (
+        f"t-SNE of {len(chosen):,} test images of {_of(test.made_from)}, by cosine; classes were not known in training."
+    )
     return text, f'<div class="wide">{picture}</div>'

@@ -14,8 +14,13 @@ class Settings(OptimConfig):
     """Keys under `optim`."""
 
     betas: list[float] = setting(
-        [0.9, 0.999], "Decay rates of the running averages of the gradient and its square.", at_least=0, below=1,
-        length=2, expected="two numbers, each at least 0 and below 1")
+        [0.9, 0.999],
+        "Decay rates of the running averages of the gradient and its square.",
+        at_least=0,
+        below=1,
+        length=2,
+        expected="two numbers, each at least 0 and below 1",
+    )
 
 
 def options(settings: Settings) -> dict[str, Any]:

@@ -38,8 +38,8 @@ class Settings(sgd.Settings):
     """Keys under `optim`: those of SGD with momentum, and how far a layer moves."""
 
     trust_coefficient: float = setting(
-        0.001, "Length of an update relative to that of its weights, before the learning rate.", above=0,
-        at_most=1e6)
+        0.001, "Length of an update relative to that of its weights, before the learning rate.", above=0, at_most=1e6
+    )
 
 
 def options(settings: Settings) -> dict[str, Any]:
@@ -103,8 +103,14 @@ class LARS(Optimizer):
         trust_coefficient: float = 0.001,
         eps: float = 1e-8,
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay,
-                    "trust_coefficient": trust_coefficient, "eps": eps, "scaled": True}
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+            "eps": eps,
+            "scaled": True,
+        }
         super().__init__(params, defaults)
         self.flat_layouts: dict[Tensor, FlatLayout] = {}
 

@@ -46,8 +46,11 @@ class Role:
 
 def parameters_with(network: nn.Module, roles: Sequence[Role], what: str) -> list[Tensor]:
     """Parameters whose role has a property: `unit_rows` or `float32`."""
-    return [parameter for name, parameter in network.named_parameters()
-            if (role := role_of(name, roles)) is not None and getattr(role, what)]
+    return [
+        parameter
+        for name, parameter in network.named_parameters()
+        if (role := role_of(name, roles)) is not None and getattr(role, what)
+    ]
 
 
 def role_of(name: str, roles: Sequence[Role]) -> Role | None:
@@ -64,9 +67,15 @@ def parameter_groups(network: nn.Module, roles: Sequence[Role], config: OptimCon
         if parameter.requires_grad:
             owned[role_of(name, roles) or (weights if parameter.dim() > 1 else small_ones)].append(parameter)
     return [
-        {"params": parameters, "weight_decay": config.weight_decay if role.decay else 0.0, "scaled": role.scaled,
-         "role": role, "frozen": False}
-        for role, parameters in owned.items() if parameters
+        {
+            "params": parameters,
+            "weight_decay": config.weight_decay if role.decay else 0.0,
+            "scaled": role.scaled,
+            "role": role,
+            "frozen": False,
+        }
+        for role, parameters in owned.items()
+        if parameters
     ]
 
 

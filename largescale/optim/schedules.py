@@ -7,9 +7,7 @@ import numpy as np
 from largescale.config import Config, OptimConfig
 
 
-def cosine_with_warmup(
-    *, peak: float, final: float, start: float, warmup_steps: int, num_steps: int
-) -> np.ndarray:
+def cosine_with_warmup(*, peak: float, final: float, start: float, warmup_steps: int, num_steps: int) -> np.ndarray:
     """Linear from `start` to `peak` over the warm-up, then half a cosine from `peak` to `final`: float64 [num_steps].
 
     Source: SwAV's published recipe (arXiv 2006.09882, appendix A).

@@ -14,7 +14,8 @@ class Settings(OptimConfig):
     """Keys under `optim`."""
 
     momentum: float = setting(
-        0.9, "Fraction of the previous update that is kept.", at_least=0, below=1, expected="at least 0 and below 1")
+        0.9, "Fraction of the previous update that is kept.", at_least=0, below=1, expected="at least 0 and below 1"
+    )
 
 
 def options(settings: Settings) -> dict[str, Any]:

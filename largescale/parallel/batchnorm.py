@@ -42,7 +42,15 @@ class _SyncBatchNorm(torch.autograd.Function):
         # The kernel of evaluation mode gives the local sums of grad and grad * x_hat together with grad * invstd *
         # weight; training mode differs by a correction that is linear in x, made from the sums of all ranks.
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            grad.contiguous(memory_format=_layout(x)), x, weight, mean, var, None, None, False, ctx.eps,
+            grad.contiguous(memory_format=_layout(x)),
+            x,
+            weight,
+            mean,
+            var,
+            None,
+            None,
+            False,
+            ctx.eps,
             [True, True, True],
         )
         sums = torch.cat([grad_weight, grad_bias])
@@ -145,8 +153,13 @@ def average_statistics(module: nn.Module, group: dist.ProcessGroup | None = None
 
     Collectives: every rank of the group must call it; one all-reduce.
     """
-    buffers = [buffer for norm in module.modules() if isinstance(norm, _BatchNorm)
-               for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
+    buffers = [
+        buffer
+        for norm in module.modules()
+        if isinstance(norm, _BatchNorm)
+        for buffer in (norm.running_mean, norm.running_var)
+        if buffer is not None
+    ]
     if not buffers or dist.get_world_size(group) == 1:
         return
     flat = torch.cat([buffer.flatten() for buffer in buffers])
@@ -168,8 +181,11 @@ def batchnorm_group(config: Config) -> dist.ProcessGroup | None:
     if size == 0 or size >= ranks:
         return None
     if size < 0 or ranks % size:
-        offers = [f"{divisor} ({batchnorm_images(config, divisor, ranks):g} images)"
-                  for divisor in range(1, ranks) if ranks % divisor == 0]
+        offers = [
+            f"{divisor} ({batchnorm_images(config, divisor, ranks):g} images)"
+            for divisor in range(1, ranks)
+            if ranks % divisor == 0
+        ]
         raise InputError(
             f"parallel.batchnorm_group_size={size}: does not divide {ranks} ranks; choose {', '.join(offers)} or 0 "
             f"({batchnorm_images(config, 0, ranks):g} images), a divisor or all ranks"

@@ -37,13 +37,14 @@ def build(method: Method, config: Config, device: torch.device) -> Engine:
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     options: dict[str, Any] = {_SYNC_BUFFERS: False}
     wrapped = DistributedDataParallel(
-        method,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        **options,
+        method, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True, **options
     )
     optimizer = build_optimizer(method, method.roles(), config.optim)
     return DDPEngine(
-        wrapped=wrapped, method=method, optimizer=optimizer, config=config, device=device,
+        wrapped=wrapped,
+        method=method,
+        optimizer=optimizer,
+        config=config,
+        device=device,
         autocast_dtype=AUTOCAST.get(config.train.precision),
     )

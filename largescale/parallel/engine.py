@@ -126,19 +126,27 @@ class Engine:
         for name, sign in self.method.signs.items():
             values = torch.stack([output.signs[name] for output in outputs])
             signs[name] = values.any(0) if sign.over == "any" else values.mean(0)
-        evidence = {f"{name}.{number}": value for number, output in enumerate(outputs)
-                    for name, value in output.evidence.items()}
+        evidence = {
+            f"{name}.{number}": value
+            for number, output in enumerate(outputs)
+            for name, value in output.evidence.items()
+        }
         return Output(torch.stack([output.loss for output in outputs]).mean(), signs, evidence)
 
     def micro_batches(self, views: Views) -> list[Views]:
         """Cut the views of a step into those of its micro-batches, channels last in memory."""
-        cut = [images.unflatten(0, (num, self.accumulate, -1))
-               for num, images in zip(self._views_per_group, views.images, strict=True)]
+        cut = [
+            images.unflatten(0, (num, self.accumulate, -1))
+            for num, images in zip(self._views_per_group, views.images, strict=True)
+        ]
         ids = views.ids.view(self.accumulate, -1)
         facts = {name: values.unflatten(1, (self.accumulate, -1)) for name, values in views.facts.items()}
         return [
-            Views([images[:, number].flatten(0, 1).contiguous(memory_format=torch.channels_last) for images in cut],
-                  ids[number], {name: values[:, number] for name, values in facts.items()})
+            Views(
+                [images[:, number].flatten(0, 1).contiguous(memory_format=torch.channels_last) for images in cut],
+                ids[number],
+                {name: values[:, number] for name, values in facts.items()},
+            )
             for number in range(self.accumulate)
         ]
 
@@ -160,13 +168,15 @@ class Engine:
         size = world_size()
         bad = torch.zeros(len(_LOOKED_AT), size, dtype=torch.float64, device=loss.device)
         bad[:, rank()] = torch.stack([views_sum, loss.double(), grad_square]).isfinite().logical_not().double()
-        sums = sum_over_ranks({
-            "loss": loss.double() / size,
-            "grad_square": grad_square / self.gradient_replicas(),
-            # Written by a kernel; copied to the device, it would make the host wait for it.
-            "stop": torch.full((), stop, dtype=torch.float64, device=loss.device),
-            "bad": bad,
-        })
+        sums = sum_over_ranks(
+            {
+                "loss": loss.double() / size,
+                "grad_square": grad_square / self.gradient_replicas(),
+                # Written by a kernel; copied to the device, it would make the host wait for it.
+                "stop": torch.full((), stop, dtype=torch.float64, device=loss.device),
+                "bad": bad,
+            }
+        )
         mean_loss, square, stops = float(sums["loss"]), float(sums["grad_square"]), bool(sums["stop"] > 0)
         norm = math.sqrt(max(0.0, square)) if math.isfinite(square) else math.nan
         trouble = _describe_trouble(sums["bad"])
@@ -279,8 +289,7 @@ class Engine:
                 shape = shapes[f"optimizer.{name}.{key}"]
                 whole = shape == tuple(parameter.shape)
                 # Fused AdamW counts its steps where the parameter is.
-                value = (torch.zeros_like(parameter.detach()) if whole
-                         else torch.zeros(shape, device=parameter.device))
+                value = torch.zeros_like(parameter.detach()) if whole else torch.zeros(shape, device=parameter.device)
                 self.optimizer.state[parameter][key] = value
 
     def take_state(self, state: dict[str, Tensor]) -> None:

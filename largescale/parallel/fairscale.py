@@ -50,10 +50,13 @@ class FairScaleEngine(Engine):
     def prepare_optimizer_state(self, shapes: dict[str, tuple[int, ...]]) -> None:
         own = {id(p) for p in self.own_parameters()}
         names = {name for name, p in self.method.named_parameters() if id(p) in own}
-        super().prepare_optimizer_state({
-            f"optimizer.{name}.{key}": shapes[f"optimizer.{name}.{key}"] for name in names
-            for key in state_keys(name, shapes)
-        })
+        super().prepare_optimizer_state(
+            {
+                f"optimizer.{name}.{key}": shapes[f"optimizer.{name}.{key}"]
+                for name in names
+                for key in state_keys(name, shapes)
+            }
+        )
 
 
 def build(method: Method, config: Config, device: torch.device) -> Engine:
@@ -72,12 +75,18 @@ def build(method: Method, config: Config, device: torch.device) -> Engine:
     oss = OSS(parameter_groups(method, method.roles(), config.optim), optim=optimizer_class, **options)
     pass_over_frozen_groups(oss.optim)
     wrapped = ShardedDataParallel(
-        method, oss, broadcast_buffers=False,
+        method,
+        oss,
+        broadcast_buffers=False,
         reduce_buffer_size=0,  # its buffers go wrong where a group is frozen first and free later
     )
     wrapped.refresh_trainable()  # else in the first forward pass, which may have no graph to put its hooks on
     engine = FairScaleEngine(
-        wrapped=wrapped, method=method, optimizer=oss.optim, config=config, device=device,
+        wrapped=wrapped,
+        method=method,
+        optimizer=oss.optim,
+        config=config,
+        device=device,
         autocast_dtype=AUTOCAST.get(config.train.precision),
     )
     engine.oss = oss

@@ -41,17 +41,31 @@ class Settings(offload.Settings):
     """Keys under `parallel`."""
 
     replicate: int = setting(
-        1, "Copies of the sharded model (HSDP); gradients are averaged over them. Neighbouring ranks share a copy, so "
-        "that one copy can fit a node.", at_least=1, at_most=2**31, refused_elsewhere=True, free=True)
+        1,
+        "Copies of the sharded model (HSDP); gradients are averaged over them. Neighbouring ranks share a copy, so "
+        "that one copy can fit a node.",
+        at_least=1,
+        at_most=2**31,
+        refused_elsewhere=True,
+        free=True,
+    )
     shard: int = setting(
-        0, "Ranks that a copy is sharded over; 0 is all ranks / replicate.", at_least=0, at_most=2**31, free=True)
+        0, "Ranks that a copy is sharded over; 0 is all ranks / replicate.", at_least=0, at_most=2**31, free=True
+    )
     reshard_after_forward: bool = setting(True, "Free gathered parameters after the forward pass.", free=True)
     unit_min_parameters: int = setting(
-        2_000_000, "Gather blocks with fewer parameters with the whole model instead of one by one.",
-        at_least=0, free=True)
+        2_000_000,
+        "Gather blocks with fewer parameters with the whole model instead of one by one.",
+        at_least=0,
+        free=True,
+    )
     sharded_init: bool = setting(
-        False, "Never build the whole network on any rank: each draws only the pieces it holds. The weights differ "
-        "from a whole draw, but are the same on any number of ranks.", refused_elsewhere=True, free=True)
+        False,
+        "Never build the whole network on any rank: each draws only the pieces it holds. The weights differ "
+        "from a whole draw, but are the same on any number of ranks.",
+        refused_elsewhere=True,
+        free=True,
+    )
 
 
 def settings(config: Config) -> Settings:
@@ -72,7 +86,9 @@ class FSDPEngine(Engine):
 
 
 def build(
-    method: Method, config: Config, device: torch.device,
+    method: Method,
+    config: Config,
+    device: torch.device,
     make_real: Callable[[nn.Module, torch.device, int], None] = materialise,
 ) -> Engine:
     """Shard a method; one on the meta device gets its memory and weights then, from `make_real`.

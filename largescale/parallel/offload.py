@@ -13,7 +13,8 @@ class Settings(ParallelConfig):
     """Keys under `parallel`."""
 
     cpu_offload: bool = setting(
-        False, "Keep sharded parameters and optimizer state in host memory, and update them there.", free=True)
+        False, "Keep sharded parameters and optimizer state in host memory, and update them there.", free=True
+    )
 
 
 def offloads(config: Config) -> bool:

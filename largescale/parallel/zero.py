@@ -155,8 +155,11 @@ class ZeroEngine(Engine):
         """Parameters that are not trained, of which this rank holds a piece; in stages 1 and 2 they are whole."""
         if self.stage < 3:
             return []
-        return [(name, cast(Cut, parameter)) for name, parameter in self.method.named_parameters()
-                if not parameter.requires_grad]
+        return [
+            (name, cast(Cut, parameter))
+            for name, parameter in self.method.named_parameters()
+            if not parameter.requires_grad
+        ]
 
     def _frozen(self, parameter: Cut) -> DTensor:
         """One of these as a DTensor cut along its first axis. Collectives: one all-reduce of the whole."""
@@ -243,11 +246,19 @@ def _layouts(zero: Any, stage: int) -> dict[Tensor, FlatLayout]:
     """What each flat tensor of this rank holds, in the order of the parameter groups."""
     if stage < 3:
         return {
-            flat: FlatLayout([p.shape for p in parameters], [
-                Fragment(number, p._hp_mapping.hp_fragment_address.start, p._hp_mapping.lp_fragment_address.start,
-                         p._hp_mapping.lp_fragment_address.numel)
-                for number, p in enumerate(parameters) if p._hp_mapping is not None
-            ])
+            flat: FlatLayout(
+                [p.shape for p in parameters],
+                [
+                    Fragment(
+                        number,
+                        p._hp_mapping.hp_fragment_address.start,
+                        p._hp_mapping.lp_fragment_address.start,
+                        p._hp_mapping.lp_fragment_address.numel,
+                    )
+                    for number, p in enumerate(parameters)
+                    if p._hp_mapping is not None
+                ],
+            )
             for flat, parameters in zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True)
         }
     layouts = {}
@@ -279,8 +290,13 @@ def build(method: Method, config: Config, device: torch.device, *, stage: int) -
         model=method, optimizer=optimizer, config=deepspeed_config(config, stage, method), dist_init_required=False
     )
     return ZeroEngine(
-        stage=stage, offload=offloads(config), wrapped=wrapped, method=method, optimizer=optimizer,
-        config=config, device=device,
+        stage=stage,
+        offload=offloads(config),
+        wrapped=wrapped,
+        method=method,
+        optimizer=optimizer,
+        config=config,
+        device=device,
         autocast_dtype=AUTOCAST.get(config.train.precision),
     )
 

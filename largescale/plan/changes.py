@@ -37,8 +37,7 @@ class Change:
 
 
 def fitting_changes(
-    config: Config, ranks: int, before: Simulation, *, available: float,
-    needed: Callable[[Config, Simulation], float],
+    config: Config, ranks: int, before: Simulation, *, available: float, needed: Callable[[Config, Simulation], float]
 ) -> Iterator[Change]:
     """Try `changes` until one fits, which is the last; each is simulated, which may take seconds.
 
@@ -52,7 +51,8 @@ def fitting_changes(
     lasting = before.weights + before.gradients + before.optimizer + before.buffers
     for overrides, changed in changes(config, ranks):
         smaller = (changed.train.global_batch * config.train.accumulate) / (
-            config.train.global_batch * changed.train.accumulate)
+            config.train.global_batch * changed.train.accumulate
+        )
         same_otherwise = replace(changed, train=config.train) == config
         if same_otherwise and lasting + (before.peak - lasting) * smaller > _HOPE * available:
             continue
@@ -75,10 +75,16 @@ def changes(config: Config, ranks: int) -> Iterator[tuple[list[str], Config]]:
     for chosen in together:
         yield _changed(config, *chosen)
     batch, micro_batches = config.train.global_batch, config.train.accumulate
-    lighter = [{"train.accumulate": factor * micro_batches} for factor in _FACTORS
-               if batch % (ranks * factor * micro_batches) == 0]
-    smaller = [{"train.global_batch": batch // factor} for factor in _FACTORS
-               if batch % factor == 0 and batch // factor % (ranks * micro_batches) == 0]
+    lighter = [
+        {"train.accumulate": factor * micro_batches}
+        for factor in _FACTORS
+        if batch % (ranks * factor * micro_batches) == 0
+    ]
+    smaller = [
+        {"train.global_batch": batch // factor}
+        for factor in _FACTORS
+        if batch % factor == 0 and batch // factor % (ranks * micro_batches) == 0
+    ]
     for family in (lighter, smaller):
         for chosen in ([], together[-1]) if together else ([],):
             for one in family:

@@ -43,12 +43,17 @@ class Estimate:
 def estimate(step: Simulation, gpu: Gpu, gpus_per_node: int, assume: Assumptions) -> Estimate:
     """How long a step takes and whether it fits."""
     compute = sum(
-        max(operator.flops / (gpu.tflops * 1e12 * assume.math),
-            operator.moved / (gpu.memory_gb_s * 1e9 * assume.bandwidth), assume.launch_us * 1e-6)
+        max(
+            operator.flops / (gpu.tflops * 1e12 * assume.math),
+            operator.moved / (gpu.memory_gb_s * 1e9 * assume.bandwidth),
+            assume.launch_us * 1e-6,
+        )
         for operator in step.operators
     )
-    times = {what: count * collective_s(what, step.sent[what] / count, gpu, gpus_per_node, assume)
-             for what, count in step.counts.items()}
+    times = {
+        what: count * collective_s(what, step.sent[what] / count, gpu, gpus_per_node, assume)
+        for what, count in step.counts.items()
+    }
     hidden = sum(seconds for what, seconds in times.items() if what.of == WEIGHTS)
     waits: dict[str, float] = {}
     for what, seconds in times.items():
@@ -57,8 +62,16 @@ def estimate(step: Simulation, gpu: Gpu, gpus_per_node: int, assume: Assumptions
     blocking = sum(waits.values())
     seconds = max(compute, hidden) + blocking
     memory = step.peak / 1e9 + assume.reserve_gb
-    return Estimate(compute, hidden, blocking, waits, seconds, memory, memory <= gpu.memory_gb * (1 - assume.slack),
-                    step.flops / seconds / (gpu.tflops * 1e12))
+    return Estimate(
+        compute,
+        hidden,
+        blocking,
+        waits,
+        seconds,
+        memory,
+        memory <= gpu.memory_gb * (1 - assume.slack),
+        step.flops / seconds / (gpu.tflops * 1e12),
+    )
 
 
 def collective_s(what: Collective, size: float, gpu: Gpu, gpus_per_node: int, assume: Assumptions) -> float:

@@ -108,8 +108,9 @@ class Coordinator:
     def _begin(self) -> None:
         self._drop_in_flight()
         if self._mode == "record":
-            self._uses = [(parameter, use) for use, module in enumerate(self._order)
-                          for parameter in sorted(self.members[module])]
+            self._uses = [
+                (parameter, use) for use, module in enumerate(self._order) for parameter in sorted(self.members[module])
+            ]
         self._mode = "record" if self._mode == "unused" else "complete"
         self._reset()
 
@@ -193,7 +194,7 @@ class Coordinator:
         """Those of some parameters that are used within the next `reuse` elements."""
         found: set[int] = set()
         passed = 0
-        for module in self._order[self._step:]:
+        for module in self._order[self._step :]:
             if passed >= self.reuse:
                 break
             found |= parameters.intersection(self.members[module])

@@ -53,5 +53,11 @@ def _move(place: Tensor, parameter: Tensor) -> None:
 def build(method: Method, config: Config, device: torch.device, fake: FakeTensorMode) -> Engine:
     """The bare method in the engine of all strategies."""
     optimizer = build_optimizer(method, method.roles(), config.optim)
-    return Engine(wrapped=Buckets(method), method=method, optimizer=optimizer, config=config, device=device,
-                  autocast_dtype=AUTOCAST.get(config.train.precision))
+    return Engine(
+        wrapped=Buckets(method),
+        method=method,
+        optimizer=optimizer,
+        config=config,
+        device=device,
+        autocast_dtype=AUTOCAST.get(config.train.precision),
+    )

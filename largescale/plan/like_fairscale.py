@@ -50,8 +50,10 @@ class ShardedData(StandIn):
 
     def own_groups(self) -> list[dict[str, Any]]:
         """The parameter groups with this rank's parameters alone."""
-        return [{**group, "params": [p for p in group["params"] if self.owners[p] == self.rank]}
-                for group in self.param_groups]
+        return [
+            {**group, "params": [p for p in group["params"] if self.owners[p] == self.rank]}
+            for group in self.param_groups
+        ]
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -108,7 +110,13 @@ def build(method: Method, config: Config, device: torch.device, fake: FakeTensor
         optimizer = optimizer_class(oss.own_groups(), **options)
     pass_over_frozen_groups(optimizer)
     oss.inner = optimizer
-    engine = fairscale.FairScaleEngine(wrapped=oss, method=method, optimizer=optimizer, config=config, device=device,
-                               autocast_dtype=AUTOCAST.get(config.train.precision))
+    engine = fairscale.FairScaleEngine(
+        wrapped=oss,
+        method=method,
+        optimizer=optimizer,
+        config=config,
+        device=device,
+        autocast_dtype=AUTOCAST.get(config.train.precision),
+    )
     engine.oss = oss
     return engine

@@ -29,7 +29,18 @@ def build(method: Method, config: Config, device: torch.device, fake: FakeTensor
     optimizer = build_optimizer(method, method.roles(), config.optim)
     settings = zero.deepspeed_config(config, stage, method)["zero_optimization"]
     with fake:
-        wrapped = (Zero3(method, optimizer, config.train.accumulate, settings) if stage == 3 else
-                   Zero12(method, optimizer, stage, config.train.accumulate, settings))
-    return zero.ZeroEngine(stage=stage, offload=False, wrapped=wrapped, method=method, optimizer=optimizer,
-                           config=config, device=device, autocast_dtype=AUTOCAST.get(config.train.precision))
+        wrapped = (
+            Zero3(method, optimizer, config.train.accumulate, settings)
+            if stage == 3
+            else Zero12(method, optimizer, stage, config.train.accumulate, settings)
+        )
+    return zero.ZeroEngine(
+        stage=stage,
+        offload=False,
+        wrapped=wrapped,
+        method=method,
+        optimizer=optimizer,
+        config=config,
+        device=device,
+        autocast_dtype=AUTOCAST.get(config.train.precision),
+    )

@@ -34,8 +34,9 @@ class Zero12(StandIn):
         settings: `zero_optimization` of DeepSpeed's configuration.
     """
 
-    def __init__(self, method: Method, inner: torch.optim.Optimizer, stage: int, accumulate: int,
-                 settings: dict[str, Any]) -> None:
+    def __init__(
+        self, method: Method, inner: torch.optim.Optimizer, stage: int, accumulate: int, settings: dict[str, Any]
+    ) -> None:
         super().__init__(method)
         self.optimizer, self.inner, self.stage, self.accumulate = self, inner, stage, accumulate
         self.bucket_size = settings["reduce_bucket_size"]
@@ -43,8 +44,9 @@ class Zero12(StandIn):
         self.flats = [_flat(group) for group in self.bit16_groups]
         self.stretches = [flat.narrow(0, 0, flat.numel() // world_size()) for flat in self.flats]
         self.single_partition_of_fp32_groups = [nn.Parameter(stretch.clone()) for stretch in self.stretches]
-        self.own = [_place(group, stretch.numel())
-                    for group, stretch in zip(self.bit16_groups, self.stretches, strict=True)]
+        self.own = [
+            _place(group, stretch.numel()) for group, stretch in zip(self.bit16_groups, self.stretches, strict=True)
+        ]
         self.averaged_gradients: dict[int, list[Tensor]] = {}
         self._accumulated: list[list[Tensor]] | None = None
         self._bucket: Tensor | None = None

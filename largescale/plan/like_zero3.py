@@ -28,8 +28,12 @@ _LEARNING_STEPS = 2
 _BYTES = 4
 """Of an element: the adapter keeps weights in fp32 in every precision that it permits."""
 
-_DEFAULTS = {"param_persistence_threshold": 100_000, "prefetch_bucket_size": 50_000_000,
-             "max_reuse_distance": 1_000_000_000, "max_live_parameters": 1_000_000_000}
+_DEFAULTS = {
+    "param_persistence_threshold": 100_000,
+    "prefetch_bucket_size": 50_000_000,
+    "max_reuse_distance": 1_000_000_000,
+    "max_live_parameters": 1_000_000_000,
+}
 """DeepSpeed's, of the options that the adapter leaves alone; elements."""
 
 
@@ -55,8 +59,11 @@ class Zero3(StandIn):
         self.bucket, self._filled = torch.empty(settings["reduce_bucket_size"]), 0
         self.gradient_pieces = torch.empty(sum(sizes))
         self.averaged_gradients = self._views()
-        self._piece_of = {parameter: piece for number, group in enumerate(self.fp16_groups)
-                          for parameter, piece in zip(group, self.averaged_gradients[number], strict=True)}
+        self._piece_of = {
+            parameter: piece
+            for number, group in enumerate(self.fp16_groups)
+            for parameter, piece in zip(group, self.averaged_gradients[number], strict=True)
+        }
         self._waiting: list[Tensor] = []
         self._events: list[Event] = []
         self._micro = 0
@@ -149,8 +156,13 @@ class Zero3(StandIn):
         numbers = {parameter: number for number, parameter in enumerate(self.method.parameters())}
         sizes = [Parameter(p.numel(), _piece(p) * world_size(), self._stays(p)) for p in numbers]
         members = [[numbers[p] for p in module.parameters(recurse=False)] for module in self.method.modules()]
-        return Coordinator(sizes, members, prefetch=self.settings["prefetch_bucket_size"],
-                           reuse=self.settings["max_reuse_distance"], live=self.settings["max_live_parameters"])
+        return Coordinator(
+            sizes,
+            members,
+            prefetch=self.settings["prefetch_bucket_size"],
+            reuse=self.settings["max_reuse_distance"],
+            live=self.settings["max_live_parameters"],
+        )
 
     def _stays(self, parameter: Tensor) -> bool:
         return parameter.numel() <= self.settings["param_persistence_threshold"]

@@ -79,8 +79,7 @@ def compare(config: Config, request: Request) -> list[dict[str, Any]]:
     found = []
     for strategy, replicate in [("ddp", 1), ("fsdp", 1), *(("fsdp", n) for n in copies), *((n, 1) for n in others)]:
         sharded_init = drawn_in_pieces(config) and strategy == "fsdp"
-        keys: dict[str, Any] = {
-            "strategy": strategy, "replicate": replicate, "shard": 0, "sharded_init": sharded_init}
+        keys: dict[str, Any] = {"strategy": strategy, "replicate": replicate, "shard": 0, "sharded_init": sharded_init}
         changed = replace(config, parallel=replace(config.parallel, **keys))
         try:
             found.append(plan(changed, request, advise=False))
@@ -110,29 +109,54 @@ def _describe(config: Config, request: Request, step: Simulation, guess: Estimat
     gpu, batch = gpu_named(request.gpu), config.train.global_batch
     steps = config.train.steps or max(1, int(request.images // batch * config.train.epochs))
     hours = steps * guess.step_s / 3600
-    parts = {"weights": step.weights, "gradients": step.gradients, "optimizer": step.optimizer,
-             "buffers": step.buffers, "views": step.views, "kept for the backward pass": step.kept}
+    parts = {
+        "weights": step.weights,
+        "gradients": step.gradients,
+        "optimizer": step.optimizer,
+        "buffers": step.buffers,
+        "views": step.views,
+        "kept for the backward pass": step.kept,
+    }
     return {
-        "recipe": config.name, "strategy": _strategy(config), "precision": config.train.precision,
-        "gpus": request.gpus, "gpu": request.gpu, "global_batch": batch, "batch_per_gpu": batch // request.gpus,
-        "accumulate": config.train.accumulate, "parameters": step.parameters,
-        "memory_gb": {**{name: size / 1e9 for name, size in parts.items()}, "peak of a step": step.peak / 1e9,
-                      "reserve": request.assume.reserve_gb, "needed": guess.memory_gb, "of the GPU": gpu.memory_gb},
+        "recipe": config.name,
+        "strategy": _strategy(config),
+        "precision": config.train.precision,
+        "gpus": request.gpus,
+        "gpu": request.gpu,
+        "global_batch": batch,
+        "batch_per_gpu": batch // request.gpus,
+        "accumulate": config.train.accumulate,
+        "parameters": step.parameters,
+        "memory_gb": {
+            **{name: size / 1e9 for name, size in parts.items()},
+            "peak of a step": step.peak / 1e9,
+            "reserve": request.assume.reserve_gb,
+            "needed": guess.memory_gb,
+            "of the GPU": gpu.memory_gb,
+        },
         "fits": guess.fits,
         "collectives": [
             {"kind": what.kind, "ranks": what.ranks, "of": what.of, "count": count, "bytes": step.sent[what]}
             for what, count in sorted(step.counts.items())
         ],
-        "flops": step.flops, "bytes_moved": sum(operator.moved for operator in step.operators),
-        "seconds": {"compute": guess.compute_s, "collectives behind it": guess.hidden_s,
-                    "collectives it waits for": guess.blocking_s,
-                    **{f"of these {what}": seconds for what, seconds in sorted(guess.waits_s.items())},
-                    "step": guess.step_s},
+        "flops": step.flops,
+        "bytes_moved": sum(operator.moved for operator in step.operators),
+        "seconds": {
+            "compute": guess.compute_s,
+            "collectives behind it": guess.hidden_s,
+            "collectives it waits for": guess.blocking_s,
+            **{f"of these {what}": seconds for what, seconds in sorted(guess.waits_s.items())},
+            "step": guess.step_s,
+        },
         "utilisation": guess.utilisation,
-        "images_per_s": batch / guess.step_s, "images_per_s_per_node":
-            batch / guess.step_s / max(1, request.gpus / request.gpus_per_node),
-        "images": request.images, "steps": steps, "epochs_per_day": 86400 / guess.step_s * batch / request.images,
-        "hours": hours, "gpu_hours": hours * request.gpus, "cost": hours * request.gpus * request.price,
+        "images_per_s": batch / guess.step_s,
+        "images_per_s_per_node": batch / guess.step_s / max(1, request.gpus / request.gpus_per_node),
+        "images": request.images,
+        "steps": steps,
+        "epochs_per_day": 86400 / guess.step_s * batch / request.images,
+        "hours": hours,
+        "gpu_hours": hours * request.gpus,
+        "cost": hours * request.gpus * request.price,
         "assumptions": {**asdict(request.assume), "gpus_per_node": request.gpus_per_node, **asdict(gpu)},
     }
 
@@ -147,8 +171,11 @@ def _advice(config: Config, request: Request, step: Simulation) -> str:
     """The first change that makes a recipe fit."""
     reserve = request.assume.reserve_gb * 1e9
     available = gpu_named(request.gpu).memory_gb * (1 - request.assume.slack) * 1e9
-    tried = list(fitting_changes(config, request.gpus, step, available=available,
-                                 needed=lambda _, changed: changed.peak + reserve))
+    tried = list(
+        fitting_changes(
+            config, request.gpus, step, available=available, needed=lambda _, changed: changed.peak + reserve
+        )
+    )
     best = min(tried, key=lambda change: change.needed, default=None)
     if best is None:
         return "use more or larger GPUs"

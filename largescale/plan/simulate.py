@@ -136,8 +136,10 @@ def _build(config: Config, fake: FakeTensorMode) -> Engine:
 
 def _step(engine: Engine, config: Config, ranks: int) -> Simulation:
     batch = config.train.global_batch // ranks
-    images = [torch.empty(group.num * batch, 3, group.size, group.size, dtype=views_dtype(config))
-             for group in config.data.crops]
+    images = [
+        torch.empty(group.num * batch, 3, group.size, group.size, dtype=views_dtype(config))
+        for group in config.data.crops
+    ]
     views = Views.numbered(images, batch, config.method.facts)
     parameters, buffers = list(engine.method.parameters()), list(engine.method.buffers())
     wrapped = engine.wrapped if isinstance(engine.wrapped, StandIn) else StandIn(engine.method)
@@ -151,11 +153,18 @@ def _step(engine: Engine, config: Config, ranks: int) -> Simulation:
     peaks = wrapped.settle(trace, Peaks(kept, passes, trace.lap()))
     optimizer = local_bytes(value for state in engine.optimizer.state.values() for value in state.values())
     return Simulation(
-        weights=weights, gradients=gradients, optimizer=optimizer, buffers=local_bytes(buffers),
-        views=local_bytes(images), kept=peaks.kept,
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        buffers=local_bytes(buffers),
+        views=local_bytes(images),
+        kept=peaks.kept,
         # The optimizer's state is there from the second step on, in the backward pass too.
         peak=max(peaks.passes + optimizer, peaks.update),
-        counts=trace.counts, sent=trace.sent, operators=trace.operators, parameters=sum(p.numel() for p in parameters),
+        counts=trace.counts,
+        sent=trace.sent,
+        operators=trace.operators,
+        parameters=sum(p.numel() for p in parameters),
     )
 
 
@@ -180,5 +189,8 @@ def _noting(function: Callable[..., Any], note: Callable[[], object]) -> Callabl
 
 def local_bytes(tensors: Any) -> int:
     """Bytes of tensors, of sharded ones those of this rank's piece."""
-    return sum(tensor.to_local().nbytes if isinstance(tensor, DTensor) else tensor.nbytes
-               for tensor in tensors if isinstance(tensor, Tensor))
+    return sum(
+        tensor.to_local().nbytes if isinstance(tensor, DTensor) else tensor.nbytes
+        for tensor in tensors
+        if isinstance(tensor, Tensor)
+    )

@@ -19,8 +19,10 @@ def table(found: dict[str, Any]) -> str:
         *([f"  {found['advice']}"] if "advice" in found else []),
         "",
         "collectives per step                     ranks   count         MB",
-        *(f"  {row['kind']:<15}{row['of']:<23}{row['ranks']:>6}{row['count']:>8}{row['bytes'] / 1e6:>11,.1f}"
-          for row in found["collectives"]),
+        *(
+            f"  {row['kind']:<15}{row['of']:<23}{row['ranks']:>6}{row['count']:>8}{row['bytes'] / 1e6:>11,.1f}"
+            for row in found["collectives"]
+        ),
         "",
         "one step on one GPU",
         f"  {found['flops'] / 1e12:.2f} TFLOP, {found['bytes_moved'] / 1e9:,.0f} GB moved by {found['gpu']}'s kernels",
@@ -41,11 +43,13 @@ def table(found: dict[str, Any]) -> str:
 
 def side_by_side(plans: list[dict[str, Any]]) -> str:
     """Several plans, one row each."""
-    lines = [f"{'strategy':<18}{'GB needed':>10}{'fits':>6}{'step, ms':>10}{'images/s':>10}{'MB sent':>10}"
-             f"{'GPU-hours':>11}"]
+    lines = [
+        f"{'strategy':<18}{'GB needed':>10}{'fits':>6}{'step, ms':>10}{'images/s':>10}{'MB sent':>10}{'GPU-hours':>11}"
+    ]
     lines += [
-        f"{found['strategy']:<18}{found['left_out']}" if "left_out" in found else
-        f"{found['strategy']:<18}{found['memory_gb']['needed']:>10.1f}{'yes' if found['fits'] else 'no':>6}"
+        f"{found['strategy']:<18}{found['left_out']}"
+        if "left_out" in found
+        else f"{found['strategy']:<18}{found['memory_gb']['needed']:>10.1f}{'yes' if found['fits'] else 'no':>6}"
         f"{1e3 * found['seconds']['step']:>10.1f}{found['images_per_s']:>10,.0f}"
         f"{sum(row['bytes'] for row in found['collectives']) / 1e6:>10,.0f}{found['gpu_hours']:>11,.0f}"
         for found in plans

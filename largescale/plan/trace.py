@@ -29,9 +29,15 @@ WAITED = "weights, waited for"
 Unnamed exchanges are WEIGHTS: only the strategies' libraries communicate outside `exchanging`.
 """
 
-_KINDS = {"allreduce": "all-reduce", "allgather": "all-gather", "_allgather": "all-gather",
-          "reduce_scatter": "reduce-scatter", "_reduce_scatter": "reduce-scatter", "reduce_": "reduce",
-          "broadcast_": "broadcast"}
+_KINDS = {
+    "allreduce": "all-reduce",
+    "allgather": "all-gather",
+    "_allgather": "all-gather",
+    "reduce_scatter": "reduce-scatter",
+    "_reduce_scatter": "reduce-scatter",
+    "reduce_": "reduce",
+    "broadcast_": "broadcast",
+}
 """By how the operator's name begins."""
 
 
@@ -101,8 +107,9 @@ class StepTrace(TorchDispatchMode):
         most, self.peak = self.peak, 0
         return most
 
-    def __torch_dispatch__(self, function: Any, types: Any, arguments: tuple[Any, ...] = (),
-                           options: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # it dispatches its local tensor once more
         result = function(*arguments, **(options or {}))

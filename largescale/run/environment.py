@@ -36,7 +36,10 @@ def environment() -> dict[str, Any]:
 def _git_revision() -> str:
     result = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return result.stdout.strip() or "not a git checkout"
 

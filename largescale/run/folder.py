@@ -69,8 +69,14 @@ class RunFolder:
         self.rollbacks, self.logs, self.status = Rollbacks(self.path), Logs(self.path), StatusFile(self.path, lease)
         url, is_other = config.checkpoint.mirror, partial(other_run, config=config, fingerprint=fingerprint)
         self._mirror = Mirror(url, other_run=is_other) if url else None
-        self.saving = Saving(config.checkpoint, self.checkpoints, lease=lease, device=device, mirror=self._mirror,
-                             published=self.status.saved)
+        self.saving = Saving(
+            config.checkpoint,
+            self.checkpoints,
+            lease=lease,
+            device=device,
+            mirror=self._mirror,
+            published=self.status.saved,
+        )
         self._fingerprint, self._device, self._lease = fingerprint, device, lease
         self._init: dict[str, Any] = {}
         self._resumed: Checkpoint | None = None
@@ -156,9 +162,16 @@ class RunFolder:
         Collectives: every rank must call it.
         """
         progress = {
-            "step": done, "skipped": num_skipped, "spikes": spikes, "data": self._fingerprint, "order": order.VERSION,
-            "rollbacks": self.rollbacks.rows(), "world_size": world_size(), "config": flatten(self.config),
-            "strategy": self.config.parallel.strategy, "init": self._init,
+            "step": done,
+            "skipped": num_skipped,
+            "spikes": spikes,
+            "data": self._fingerprint,
+            "order": order.VERSION,
+            "rollbacks": self.rollbacks.rows(),
+            "world_size": world_size(),
+            "config": flatten(self.config),
+            "strategy": self.config.parallel.strategy,
+            "init": self._init,
         }
         self.saving.save(engine, progress, final=final)
 
@@ -177,8 +190,14 @@ class RunFolder:
         if self._goes_back(step, batch, trouble):
             self.logs.close()
             return
-        way_on = after_bad_step(self.config, step=step, trouble=trouble, rates=rates, checkpoints=self.checkpoints,
-                                num_rollbacks=len(self.rollbacks.rows()))
+        way_on = after_bad_step(
+            self.config,
+            step=step,
+            trouble=trouble,
+            rates=rates,
+            checkpoints=self.checkpoints,
+            num_rollbacks=len(self.rollbacks.rows()),
+        )
         raise TrainingStopped(f"step {step}: {trouble}; stopped before the update. {way_on}")
 
     def end(self, state: str, step: int, num_steps: int) -> None:
@@ -209,13 +228,20 @@ class RunFolder:
         checkpoint = sharded.agree_on_latest(self.checkpoints, self._device)
         if checkpoint is None:
             return False
-        _log.warning("step %d: %s; going back to step %d, %d of at most %d times", step, trouble, checkpoint.step,
-                     number, self.config.train.max_rollbacks)
+        _log.warning(
+            "step %d: %s; going back to step %d, %d of at most %d times",
+            step,
+            trouble,
+            checkpoint.step,
+            number,
+            self.config.train.max_rollbacks,
+        )
         barrier()  # all ranks have counted
         if rank() == 0:
             self._lease.verify()
-            self.rollbacks.record(checkpoint, step=step, data_step=batch.step, why=trouble,
-                                  window=self.config.train.rollback_window)
+            self.rollbacks.record(
+                checkpoint, step=step, data_step=batch.step, why=trouble, window=self.config.train.rollback_window
+            )
         barrier()
         if complaint := self.saving.wait_copies(insist=True):
             _log.warning("%s; going back without a copy of what is left out", complaint)

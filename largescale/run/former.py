@@ -17,8 +17,19 @@ _log = logging.getLogger(__name__)
 
 _RESULTS = ("eval", "report.html", ROLLBACKS)
 """Files that only a run with a checkpoint writes."""
-_WRITTEN = (METRICS, "tensorboard", "audit", "skipped", "trouble", "stacks", "environment.json", "init.json",
-            *_RESULTS, STATUS, "config.yaml")
+_WRITTEN = (
+    METRICS,
+    "tensorboard",
+    "audit",
+    "skipped",
+    "trouble",
+    "stacks",
+    "environment.json",
+    "init.json",
+    *_RESULTS,
+    STATUS,
+    "config.yaml",
+)
 _UNDER_WAY = ".former.writing"
 
 
@@ -38,8 +49,11 @@ def set_aside_former(run_dir: Path, config: Config) -> None:
     while (former := run_dir / f"former-{number}").exists():
         number += 1
     os.rename(moving, former)
-    _log.warning("%s: the checkpoints of an earlier run are gone, so this run starts over; what else that run left "
-                 "is in %s", run_dir, former)
+    _log.warning(
+        "%s: the checkpoints of an earlier run are gone, so this run starts over; what else that run left is in %s",
+        run_dir,
+        former,
+    )
 
 
 def _is_former(run_dir: Path, config: Config) -> bool:

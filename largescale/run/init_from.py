@@ -58,12 +58,21 @@ def take_weights(engine: Engine, config: Config, device: torch.device) -> dict[s
     if rank() == 0:
         _log.info("starts from the weights of %s: %d tensors", checkpoint.path, len(taken))
         if differ:
-            _log.warning("not taken from there, random instead: %s", "; ".join(
-                f"{name.removeprefix('model.')} ({_shape(found.get(name))} there, {_shape(needed.get(name))} here)"
-                for name in differ))
-    return {"init_from": config.init_from, "checkpoint": str(checkpoint.path), "step": checkpoint.step,
-            "sha256": _sha256(checkpoint), "taken": len(taken),
-            "not_taken": [name.removeprefix("model.") for name in differ]}
+            _log.warning(
+                "not taken from there, random instead: %s",
+                "; ".join(
+                    f"{name.removeprefix('model.')} ({_shape(found.get(name))} there, {_shape(needed.get(name))} here)"
+                    for name in differ
+                ),
+            )
+    return {
+        "init_from": config.init_from,
+        "checkpoint": str(checkpoint.path),
+        "step": checkpoint.step,
+        "sha256": _sha256(checkpoint),
+        "taken": len(taken),
+        "not_taken": [name.removeprefix("model.") for name in differ],
+    }
 
 
 def _shapes(config: Config, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
@@ -120,8 +129,10 @@ def require_source(where: str) -> None:
     if source_of(where) is None:
         path = Path(where).expanduser()
         what = "no checkpoint there" if path.is_dir() else "a file" if path.exists() else "no such folder"
-        raise InputError(f"init_from={where}: {what}; pass the folder of a run that has saved, or one of its "
-                         f"checkpoints (RUN/checkpoints/step-...)")
+        raise InputError(
+            f"init_from={where}: {what}; pass the folder of a run that has saved, or one of its "
+            f"checkpoints (RUN/checkpoints/step-...)"
+        )
 
 
 def _open(where: str, device: torch.device) -> Checkpoint:

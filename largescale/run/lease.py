@@ -113,9 +113,7 @@ class Lease:
                 if not self._is_own(os.pread(descriptor, 4096, 0)):
                     self._lost = f"it now belongs to {_name_of(self.run_dir)}"
                     return
-                self._owner = replace(
-                    self._owner, renewals=self._owner.renewals + 1, time=time.time(), step=self.step
-                )
+                self._owner = replace(self._owner, renewals=self._owner.renewals + 1, time=time.time(), step=self.step)
                 os.pwrite(descriptor, self._owner.to_bytes(), 0)
             finally:
                 os.close(descriptor)
@@ -220,9 +218,15 @@ def _claim(run_dir: Path, number: int, lease_s: float) -> Lease | None:
     """Create an owner's file; None if another process was faster."""
     pid = os.getpid()
     owner = Owner(
-        token=secrets.token_hex(8), host=socket.gethostname(), machine=this_machine(), pid=pid,
-        process_start=process_start(pid), job=os.environ.get("SLURM_JOB_ID", ""),
-        since=time.strftime("%Y-%m-%d %H:%M:%S"), lease_s=lease_s, time=time.time(),
+        token=secrets.token_hex(8),
+        host=socket.gethostname(),
+        machine=this_machine(),
+        pid=pid,
+        process_start=process_start(pid),
+        job=os.environ.get("SLURM_JOB_ID", ""),
+        since=time.strftime("%Y-%m-%d %H:%M:%S"),
+        lease_s=lease_s,
+        time=time.time(),
     )
     path = owner_path(run_dir, number)
     run_dir.mkdir(parents=True, exist_ok=True)

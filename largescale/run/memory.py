@@ -61,8 +61,9 @@ def _control_groups() -> Iterator[int]:
         number, controllers, path = line.split(":", 2)
         if number != "0" and controllers != "memory":
             continue
-        root, name = (("/sys/fs/cgroup", "memory.max") if number == "0"
-                      else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"))
+        root, name = (
+            ("/sys/fs/cgroup", "memory.max") if number == "0" else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        )
         parts = path.strip("/").split("/")
         for depth in range(len(parts) + 1):
             with suppress(OSError, ValueError):

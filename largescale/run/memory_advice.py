@@ -38,8 +38,10 @@ LIMIT_S = 20.0
 
 _ASKING_S = 5.0
 
-_OTHERWISE = ("lower train.global_batch, raise train.accumulate or set model.recompute_stages; `largescale plan` says "
-              "what a step needs with each")
+_OTHERWISE = (
+    "lower train.global_batch, raise train.accumulate or set model.recompute_stages; `largescale plan` says "
+    "what a step needs with each"
+)
 
 
 @contextmanager
@@ -107,8 +109,15 @@ def _search(request: dict[str, Any]) -> list[dict[str, Any]]:
     environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "largescale.plan.what_fits"]
     try:
-        said = subprocess.run(command, input=json.dumps(request).encode(), stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, env=environment, timeout=LIMIT_S, check=False).stdout
+        said = subprocess.run(
+            command,
+            input=json.dumps(request).encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            timeout=LIMIT_S,
+            check=False,
+        ).stdout
     except subprocess.TimeoutExpired as late:
         said = late.stdout or b""
     return [json.loads(line) for line in said.splitlines(keepends=True) if line.endswith(b"\n")]
@@ -120,11 +129,15 @@ def _worded(config: Config, rows: list[dict[str, Any]], available: int) -> str:
         return _OTHERWISE
     best = min(tried, key=lambda row: row["needed"])
     overrides = " ".join(best["overrides"])
-    there = f"`largescale plan` says {_gigabytes(best['needed'])} instead of {_gigabytes(rows[0]['needed'])} GB, " \
-            f"{_gigabytes(available)} GB are available"
+    there = (
+        f"`largescale plan` says {_gigabytes(best['needed'])} instead of {_gigabytes(rows[0]['needed'])} GB, "
+        f"{_gigabytes(available)} GB are available"
+    )
     if not best["fits"]:
-        return (f"no change tried fits, not even {overrides} ({there}); use more memory, or more ranks with "
-                f"parallel.strategy=fsdp")
+        return (
+            f"no change tried fits, not even {overrides} ({there}); use more memory, or more ranks with "
+            f"parallel.strategy=fsdp"
+        )
     if not {override.partition("=")[0] for override in best["overrides"]} <= free_keys(config):
         run = Path(config.run.dir)
         if newest_first(run / "checkpoints"):

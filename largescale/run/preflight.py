@@ -80,7 +80,12 @@ def preflight(config: Config) -> None:
         bandwidth, all_reduce_s, message_bytes = _measure_network(device)
         barrier()
         own = Findings(
-            socket.gethostname(), torch.cuda.device_count(), problems, time.time(), bandwidth, all_reduce_s,
+            socket.gethostname(),
+            torch.cuda.device_count(),
+            problems,
+            time.time(),
+            bandwidth,
+            all_reduce_s,
             message_bytes,
         )
         findings: list[Findings | None] = [None] * world_size()
@@ -201,8 +206,11 @@ def _gigabytes(bandwidth: float) -> str:
 
 def _table(findings: list[Findings | None]) -> str:
     lines = [f"{'rank':>5}  {'host':<24} {'GPUs':>4}  {'neighbours':>12}\n"]
-    lines += [f"{number:>5}  {found.host:<24} {found.gpus:>4}  {_gigabytes(found.bandwidth):>7} GB/s\n"
-              for number, found in enumerate(findings) if found is not None]
+    lines += [
+        f"{number:>5}  {found.host:<24} {found.gpus:>4}  {_gigabytes(found.bandwidth):>7} GB/s\n"
+        for number, found in enumerate(findings)
+        if found is not None
+    ]
     slowest = max(found.all_reduce_s for found in findings if found is not None)
     size = findings[0].message_bytes if findings[0] is not None else 0
     lines.append(f"all-reduce of {size / 1e6:.0f} MB over {len(findings)} ranks: {slowest * 1e3:.1f} ms\n")

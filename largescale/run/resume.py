@@ -80,14 +80,22 @@ def warn_of_changes(checkpoint: Checkpoint, config: Config) -> None:
     if rank() > 0:
         return
     if checkpoint.progress.get("order", 1) != order.VERSION:
-        _log.warning("%s: saved by a version with another order of the samples; unless train.global_batch divides "
-                     "them, the current epoch may use some twice and others never; later epochs are exact",
-                     config.run.dir)
+        _log.warning(
+            "%s: saved by a version with another order of the samples; unless train.global_batch divides "
+            "them, the current epoch may use some twice and others never; later epochs are exact",
+            config.run.dir,
+        )
     was, now = _statistics_images(checkpoint, config)
     if was != now:
-        _log.warning("%s: BatchNorm statistics were over %g images and now are over %g (%d ranks, now %d); "
-                     "the loss may shift a little", config.run.dir, was, now, checkpoint.progress["world_size"],
-                     world_size())
+        _log.warning(
+            "%s: BatchNorm statistics were over %g images and now are over %g (%d ranks, now %d); "
+            "the loss may shift a little",
+            config.run.dir,
+            was,
+            now,
+            checkpoint.progress["world_size"],
+            world_size(),
+        )
 
 
 def _statistics_images(checkpoint: Checkpoint, config: Config) -> tuple[float, float]:

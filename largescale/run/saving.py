@@ -58,12 +58,26 @@ class Saving:
     Collectives: every rank must make one; it makes gloo groups.
     """
 
-    def __init__(self, config: CheckpointConfig, checkpoints: Path, *, lease: Lease, device: torch.device,
-                 mirror: Mirror | None, published: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        checkpoints: Path,
+        *,
+        lease: Lease,
+        device: torch.device,
+        mirror: Mirror | None,
+        published: Callable[[int], None],
+    ) -> None:
         self._config, self._checkpoints, self._lease, self._told = config, checkpoints, lease, published
         self._saver = Saver(
-            checkpoints, keep=config.keep, keep_every=config.keep_every, background=config.background, device=device,
-            owner=lease.number, verify=lease.verify, published=self._published,
+            checkpoints,
+            keep=config.keep,
+            keep_every=config.keep_every,
+            background=config.background,
+            device=device,
+            owner=lease.number,
+            verify=lease.verify,
+            published=self._published,
         )
         self._copier = Copier(mirror, checkpoints, lease.verify) if mirror is not None else None
         self._failed = 0

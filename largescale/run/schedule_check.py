@@ -59,8 +59,12 @@ class Length:
 
 def complaints(config: Config, length: Length) -> list[str]:
     """One line for each setting that does not fit the run's length."""
-    return [*_of_warmup(config, length), *_of_method(config, length), *_of_saving(config, length),
-            *_of_data(config, length)]
+    return [
+        *_of_warmup(config, length),
+        *_of_method(config, length),
+        *_of_saving(config, length),
+        *_of_data(config, length),
+    ]
 
 
 def warn_of_schedule(config: Config, length: Length) -> None:
@@ -81,11 +85,14 @@ def facts(config: Config, length: Length) -> dict[str, str]:
     return {
         "warm-up": f"{warmup:,} steps, from {optim.warmup_lr:g} to {optim.lr:g}" if warmup else "none",
         "learning rate of the last step": f"{last:.3g}",
-        **{milestone.what: f"from step {milestone.step:,} of {steps:,}" if milestone.step < steps else "never"
-           for milestone in method_class(config).milestones(config)},
+        **{
+            milestone.what: f"from step {milestone.step:,} of {steps:,}" if milestone.step < steps else "never"
+            for milestone in method_class(config).milestones(config)
+        },
         "saves": f"{often}; the newest {save.keep} are kept",
         "logs": f"every {run.log_every:,} steps",
-        "time limit": f"{run.time_limit_s:g} s, saves and stops {run.stop_before_s:g} s before" if run.time_limit_s
+        "time limit": f"{run.time_limit_s:g} s, saves and stops {run.stop_before_s:g} s before"
+        if run.time_limit_s
         else "none but SLURM's",
     }
 
@@ -95,8 +102,10 @@ def _of_warmup(config: Config, length: Length) -> Iterator[str]:
     if warmup > LATEST * steps:
         what = "the rate rises to the last step" if warmup >= steps else "little is left to train at full rate"
         epochs = SUGGESTED * steps / length.steps_per_epoch
-        yield (f"optim.warmup_epochs={config.optim.warmup_epochs:g} is {warmup:,} of the run's {steps:,} steps: {what}"
-               f"; set optim.warmup_epochs={epochs:.2g}, or train longer")
+        yield (
+            f"optim.warmup_epochs={config.optim.warmup_epochs:g} is {warmup:,} of the run's {steps:,} steps: {what}"
+            f"; set optim.warmup_epochs={epochs:.2g}, or train longer"
+        )
 
 
 def _of_method(config: Config, length: Length) -> Iterator[str]:
@@ -107,8 +116,11 @@ def _of_method(config: Config, length: Length) -> Iterator[str]:
 
 def _late(milestone: Milestone, length: Length) -> str:
     steps = length.num_steps
-    when = f"{milestone.what} only from step {milestone.step:,} of {steps:,}" if milestone.step < steps else (
-        f"{milestone.what} from step {milestone.step:,} on, and the run has {steps:,}, so never")
+    when = (
+        f"{milestone.what} only from step {milestone.step:,} of {steps:,}"
+        if milestone.step < steps
+        else (f"{milestone.what} from step {milestone.step:,} on, and the run has {steps:,}, so never")
+    )
     value = min(length.suggested, int(LATEST * steps) - milestone.delay)
     remedy = f"{milestone.key}={value}" if value >= 0 else milestone.without
     return f"{milestone.key}={milestone.step - milestone.delay}: {when}; set {remedy}, or train longer"
@@ -118,28 +130,42 @@ def _of_saving(config: Config, length: Length) -> Iterator[str]:
     save, train, steps = config.checkpoint, config.train, length.num_steps
     first, sooner = save.every_steps or steps, max(1, steps // 5)
     if save.every_steps >= steps:
-        yield (f"checkpoint.every_steps={save.every_steps}: the run has {steps:,} steps and is saved only at its end: "
-               f"if killed, it starts over; set checkpoint.every_steps={sooner}, or 0 if that is intended")
+        yield (
+            f"checkpoint.every_steps={save.every_steps}: the run has {steps:,} steps and is saved only at its end: "
+            f"if killed, it starts over; set checkpoint.every_steps={sooner}, or 0 if that is intended"
+        )
     if save.keep_every and save.every_steps and save.keep_every % save.every_steps:
         multiple = -(-save.keep_every // save.every_steps) * save.every_steps
-        yield (f"checkpoint.keep_every={save.keep_every}: only steps that checkpoint.every_steps={save.every_steps} "
-               f"divides are saved; set checkpoint.keep_every={multiple}")
+        yield (
+            f"checkpoint.keep_every={save.keep_every}: only steps that checkpoint.every_steps={save.every_steps} "
+            f"divides are saved; set checkpoint.keep_every={multiple}"
+        )
     if train.max_rollbacks and first >= steps:
-        yield (f"train.max_rollbacks={train.max_rollbacks}: there is nothing to go back to before the first save, at "
-               f"step {first:,} of {steps:,}; set checkpoint.every_steps={sooner}")
+        yield (
+            f"train.max_rollbacks={train.max_rollbacks}: there is nothing to go back to before the first save, at "
+            f"step {first:,} of {steps:,}; set checkpoint.every_steps={sooner}"
+        )
     if train.spike_factor and steps <= FIRST_STEPS:
-        yield (f"train.spike_factor={train.spike_factor:g}: looks for spikes from step {FIRST_STEPS} on, and the run "
-               f"has {steps:,}; set train.spike_factor=0, or train longer")
+        yield (
+            f"train.spike_factor={train.spike_factor:g}: looks for spikes from step {FIRST_STEPS} on, and the run "
+            f"has {steps:,}; set train.spike_factor=0, or train longer"
+        )
     if config.run.log_every > steps and first >= steps:
-        yield (f"run.log_every={config.run.log_every}: the run has {steps:,} steps and logs only its last one; set "
-               f"run.log_every={max(1, steps // 20)}")
+        yield (
+            f"run.log_every={config.run.log_every}: the run has {steps:,} steps and logs only its last one; set "
+            f"run.log_every={max(1, steps // 20)}"
+        )
 
 
 def _of_data(config: Config, length: Length) -> Iterator[str]:
     batch, per_stream = config.train.global_batch, config.train.global_batch // config.data.streams
     if length.left_out > MOST_LEFT_OUT * length.num_samples:
-        yield (f"train.global_batch={batch}: an epoch leaves out {length.left_out:,} of {length.num_samples:,} images, "
-               f"which do not fill a batch (different ones each epoch); set a smaller train.global_batch")
+        yield (
+            f"train.global_batch={batch}: an epoch leaves out {length.left_out:,} of {length.num_samples:,} images, "
+            f"which do not fill a batch (different ones each epoch); set a smaller train.global_batch"
+        )
     if config.data.shuffle_window <= per_stream < length.steps_per_epoch * per_stream:
-        yield (f"data.shuffle_window={config.data.shuffle_window}: a batch takes {per_stream} images of a stream, so "
-               f"it consists of neighbours in the shards; set data.shuffle_window={100 * per_stream} or more")
+        yield (
+            f"data.shuffle_window={config.data.shuffle_window}: a batch takes {per_stream} images of a stream, so "
+            f"it consists of neighbours in the shards; set data.shuffle_window={100 * per_stream} or more"
+        )

@@ -67,8 +67,10 @@ def unshared(run_dir: Path, patience_s: float = _PATIENCE_S) -> str:
         return ""
     named = "; ".join(facts[number][0] for number in [0, *apart[:_NAMED_RANKS]])
     more = f"; {len(apart) - _NAMED_RANKS} more ranks" if len(apart) > _NAMED_RANKS else ""
-    return (f"run.dir={run_dir}: the ranks do not share it ({named}{more}); put it on a file system that all nodes "
-            f"share, and pass its absolute path")
+    return (
+        f"run.dir={run_dir}: the ranks do not share it ({named}{more}); put it on a file system that all nodes "
+        f"share, and pass its absolute path"
+    )
 
 
 def _unseen(probes: list[Path], patience_s: float) -> list[int]:

@@ -33,9 +33,14 @@ def start_in_status(lease: Lease) -> Iterator[None]:
             row = row or {"step": 0, "steps": 0}
             with suppress(OSError):
                 if lease.still_ours():
-                    write_status(lease.run_dir, "stopped" if stopped else "failed", row["step"], row["steps"],
-                                 saved=row.get("saved"), reason=str(error) or "interrupted" if stopped
-                                 else reason_of(error))
+                    write_status(
+                        lease.run_dir,
+                        "stopped" if stopped else "failed",
+                        row["step"],
+                        row["steps"],
+                        saved=row.get("saved"),
+                        reason=str(error) or "interrupted" if stopped else reason_of(error),
+                    )
         raise
 
 

@@ -89,8 +89,12 @@ class Watchdog:
             faulthandler.dump_traceback(file, all_threads=True)
         if torch.cuda.is_available():
             (self.folder / f"rank-{rank():05d}.nccl.json").write_bytes(_flight_record())
-        own = {"host": socket.gethostname(), "doing": self._doing, **position(self._watched),
-               "still_s": time.monotonic() - self._since}
+        own = {
+            "host": socket.gethostname(),
+            "doing": self._doing,
+            **position(self._watched),
+            "still_s": time.monotonic() - self._since,
+        }
         reports: list[dict[str, Any] | None] = [None] * world_size()
         reports[rank()] = own
         with suppress(dist.DistError):

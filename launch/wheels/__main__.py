@@ -64,8 +64,10 @@ def check_folder(folder: Path) -> None:
 
 def write_listing(folder: Path, target: Target, extras: list[str]) -> None:
     """Write requirements.txt: every wheel's name, version and sha256, in the form that pip installs from."""
-    lines = [f"{TITLE}[{','.join(extras)}] for {target}. To install exactly these, torch being there:",
-             "#   pip install --no-index --find-links FOLDER --no-deps -r FOLDER/requirements.txt"]
+    lines = [
+        f"{TITLE}[{','.join(extras)}] for {target}. To install exactly these, torch being there:",
+        "#   pip install --no-index --find-links FOLDER --no-deps -r FOLDER/requirements.txt",
+    ]
     for name, wheel in by_name(folder).items():
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
         lines.append(f"{name}=={parse_wheel_filename(wheel.name)[1]} --hash=sha256:{digest}")
@@ -96,8 +98,9 @@ def gather(folder: Path, target: Target, extras: list[str], include_torch: bool 
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def fill(out: Path, earlier: Path, target: Target, extras: list[str], absent: tuple[str, ...], project: Path,
-         work: Path) -> None:
+def fill(
+    out: Path, earlier: Path, target: Target, extras: list[str], absent: tuple[str, ...], project: Path, work: Path
+) -> None:
     """Put the wheels of the project and all it needs into `out`; those named in `absent` are left to the cluster."""
     settings = tomllib.loads((project / "pyproject.toml").read_text())
     own = build_project(project, settings, work)
@@ -117,8 +120,9 @@ def fill(out: Path, earlier: Path, target: Target, extras: list[str], absent: tu
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m launch.wheels", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.wheels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--python-version", default=f"{sys.version_info.major}.{sys.version_info.minor}")
     parser.add_argument("--platform", default=f"linux_{platform.machine()}")
@@ -127,8 +131,12 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         folder = arguments.folder.resolve()
-        gather(folder, Target(arguments.python_version, arguments.platform),
-               [extra for extra in arguments.extras.split(",") if extra], arguments.include_torch)
+        gather(
+            folder,
+            Target(arguments.python_version, arguments.platform),
+            [extra for extra in arguments.extras.split(",") if extra],
+            arguments.include_torch,
+        )
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

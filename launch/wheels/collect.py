@@ -35,9 +35,12 @@ NO_COMPILED_OPS = {"DS_BUILD_OPS": "0", "BUILD_CUDA_EXTENSIONS": "0"}
 def pip(command: str, *arguments: object) -> None:
     """Run pip, naming each package that it downloads. Raises InputError with pip's last error."""
     words = [sys.executable, "-m", "pip", "--disable-pip-version-check", command, *map(str, arguments)]
-    with (tempfile.TemporaryFile("w+") as words_of_error,
-          subprocess.Popen(words, env={**os.environ, **NO_COMPILED_OPS}, text=True,
-                           stdout=subprocess.PIPE, stderr=words_of_error) as process):
+    with (
+        tempfile.TemporaryFile("w+") as words_of_error,
+        subprocess.Popen(
+            words, env={**os.environ, **NO_COMPILED_OPS}, text=True, stdout=subprocess.PIPE, stderr=words_of_error
+        ) as process,
+    ):
         for line in process.stdout:
             fetched = re.match(r"\s*(?:Downloading|Processing|Using cached) (\S+\.whl)(?!\S)", line)
             if fetched and STAND_IN not in fetched[1]:
@@ -88,8 +91,17 @@ def write_stand_in(requirement: Requirement, folder: Path) -> str:
 def build_sources(wanted: list[Requirement], sources: list[object], target: Target, out: Path) -> list[str]:
     """Build what pip finds no wheel of into `out`; returns the names of those that run on this machine only."""
     report = out / "report.json"
-    pip("install", "--quiet", "--dry-run", "--ignore-installed", "--prefer-binary", "--report", report,
-        *sources, *wanted)
+    pip(
+        "install",
+        "--quiet",
+        "--dry-run",
+        "--ignore-installed",
+        "--prefer-binary",
+        "--report",
+        report,
+        *sources,
+        *wanted,
+    )
     foreign = []
     for item in json.loads(report.read_text())["install"]:
         name, version = item["metadata"]["name"], item["metadata"]["version"]
@@ -138,12 +150,23 @@ def download(wanted: list[Requirement], sources: list[object], target: Target, w
         foreign = build_sources(wanted, sources, target, work)
         shutil.rmtree(out, ignore_errors=True)
         try:
-            pip("download", "--only-binary=:all:", "--python-version", target.python, *tags, *sources,
-                "--dest", out, *wanted)
+            pip(
+                "download",
+                "--only-binary=:all:",
+                "--python-version",
+                target.python,
+                *tags,
+                *sources,
+                "--dest",
+                out,
+                *wanted,
+            )
         except InputError as error:
             compiled = f" (only as source with compiled code: {', '.join(foreign)})" if foreign else ""
-            raise InputError(f"{error}{compiled}, for {target}: run make wheels with that Python on such a machine "
-                             "(PYTHON=python3.NN), or leave out what needs it (EXTRAS=...)") from error
+            raise InputError(
+                f"{error}{compiled}, for {target}: run make wheels with that Python on such a machine "
+                "(PYTHON=python3.NN), or leave out what needs it (EXTRAS=...)"
+            ) from error
         wheels = by_name(out)
         needed, missing = closure(wheels, wanted, target)
         wanted = wanted + missing

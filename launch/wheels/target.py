@@ -63,8 +63,14 @@ class Target:
         """The environment to evaluate a requirement's marker in; an unknown patch level counts as 0."""
         full = self.python if self.python != self.minor else f"{self.minor}.0"
         return {
-            **default_environment(), "python_version": self.minor, "python_full_version": full,
-            "implementation_version": full, "implementation_name": "cpython",
-            "platform_python_implementation": "CPython", "os_name": "posix", "sys_platform": "linux",
-            "platform_system": "Linux", "platform_machine": self.machine,
+            **default_environment(),
+            "python_version": self.minor,
+            "python_full_version": full,
+            "implementation_version": full,
+            "implementation_name": "cpython",
+            "platform_python_implementation": "CPython",
+            "os_name": "posix",
+            "sys_platform": "linux",
+            "platform_system": "Linux",
+            "platform_machine": self.machine,
         }

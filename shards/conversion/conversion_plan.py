@@ -171,8 +171,10 @@ class Plan:
         places = np.searchsorted(found[:, 0], numbers)
         is_hit = found[np.minimum(places, len(found) - 1), 0] == numbers if len(found) else np.zeros(0, bool)
         return {
-            rows[hit].number: (printable(self.source.name(self.places[int(found[places[hit], 1])])),
-                               "a near duplicate" if found[places[hit], 2] else "a duplicate")
+            rows[hit].number: (
+                printable(self.source.name(self.places[int(found[places[hit], 1])])),
+                "a near duplicate" if found[places[hit], 2] else "a duplicate",
+            )
             for hit in np.flatnonzero(is_hit)
         }
 
@@ -239,8 +241,15 @@ def open_plan(home: Path, source: Source | None = None) -> Plan:
         content = json.loads(path.read_text(encoding="utf-8"))
         settings = content["settings"]
         source = source or open_source(content["source"], label_column=label_column(settings["labels"]))
-        return Plan(home / PLAN, source, content["target"], settings, tuple(Part(**part) for part in content["parts"]),
-                    tuple(content["classes"]), content["fingerprint"])
+        return Plan(
+            home / PLAN,
+            source,
+            content["target"],
+            settings,
+            tuple(Part(**part) for part in content["parts"]),
+            tuple(content["classes"]),
+            content["fingerprint"],
+        )
     except FileNotFoundError:
         text = f"{home}: no conversion was planned here; start with `shards convert SRC {home}`, or its --task 0/N"
         raise InputError(text) from None

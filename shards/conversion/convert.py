@@ -166,8 +166,15 @@ def _finish(plan: Plan, target: Target, split: str, entries: list[ShardEntry]) -
     counts = write_ledger(folder / SKIPPED_NAME, _all_skipped(plan, split))
     settings = {key: value for key, value in plan.settings.items() if key not in ("name", "class_names")}
     classes = named(plan.classes, plan.settings.get("class_names", []))
-    manifest = Manifest(folder, shard_name(plan, split), tuple(entries), classes,
-                        _last_name(plan.source.location), settings, dict(counts))
+    manifest = Manifest(
+        folder,
+        shard_name(plan, split),
+        tuple(entries),
+        classes,
+        _last_name(plan.source.location),
+        settings,
+        dict(counts),
+    )
     target.check(manifest, split)
     write_manifest(manifest)
     target.publish(split, [folder / SKIPPED_NAME, folder / MANIFEST_NAME])
@@ -262,8 +269,10 @@ def _plan(source: Source, target: Target, options: Options) -> Plan:
         return plan
     if options.update:
         updated, gone = update_plan(plan)
-        sys.stderr.write(f"{source.location}: {updated.num_rows - plan.num_rows:,} new files; {gone:,} of the "
-                         f"{plan.num_rows:,} listed before are gone, but their samples are kept\n")
+        sys.stderr.write(
+            f"{source.location}: {updated.num_rows - plan.num_rows:,} new files; {gone:,} of the "
+            f"{plan.num_rows:,} listed before are gone, but their samples are kept\n"
+        )
         return updated
     check_listing(plan)
     return plan
@@ -282,8 +291,10 @@ def _check_options(options: Options) -> None:
     if not 0 <= options.holdout < 1:
         raise InputError(f"--holdout={options.holdout}: expected a fraction from 0 to less than 1")
     if options.force and options.task not in (None, PLAN_ALONE):
-        raise InputError("--force with --task I/N would start over under the other tasks; pass it to --task 0/0, which "
-                         "makes the plan, and to no other")
+        raise InputError(
+            "--force with --task I/N would start over under the other tasks; pass it to --task 0/0, which "
+            "makes the plan, and to no other"
+        )
     if options.force and options.update:
         raise InputError("--force starts over, --update adds: choose one")
     if options.task not in (None, PLAN_ALONE) and not 0 <= options.task[0] < options.task[1]:
@@ -302,8 +313,9 @@ def _check_target(source: str, target: Target, options: Options) -> None:
             f"replace them"
         )
     if options.force and not planned and target.is_finished() and _is_of_others(target):
-        raise InputError(f"{out}: holds tars that were indexed, not converted, which --force would remove; choose "
-                         f"another folder")
+        raise InputError(
+            f"{out}: holds tars that were indexed, not converted, which --force would remove; choose another folder"
+        )
     may_clear = options.force and isinstance(target, StoreTarget)
     if not planned and not may_clear and (strangers := target.strangers()):
         other = f", or pass the --work of their conversion (not {target.home})" if is_url(out) else ""
@@ -330,6 +342,14 @@ def _last_name(location: str) -> str:
 
 def _settings(options: Options) -> dict[str, Any]:
     """The options that decide about bytes."""
-    return {"name": options.name, "labels": options.labels, "samples_per_shard": options.samples_per_shard,
-            "shuffle": options.shuffle, "duplicates": options.duplicates, "radius": options.radius,
-            "holdout": options.holdout, "class_names": options.class_names, **asdict(options.cleaning)}
+    return {
+        "name": options.name,
+        "labels": options.labels,
+        "samples_per_shard": options.samples_per_shard,
+        "shuffle": options.shuffle,
+        "duplicates": options.duplicates,
+        "radius": options.radius,
+        "holdout": options.holdout,
+        "class_names": options.class_names,
+        **asdict(options.cleaning),
+    }

@@ -107,10 +107,15 @@ def _add_listing(plan: Plan) -> int:
     counts = {TRAIN: 0, HOLDOUT: 0}
     reasons: Counter[str] = Counter()
     named: list[str] = []
-    with (_TextFile(folder, "places") as places, _TextFile(folder, "keys") as keys,
-          (folder / "classes.new").open("wb") as labels, (folder / "sizes.bin").open("ab") as sizes,
-          (folder / f"{TRAIN}.new").open("wb") as train, (folder / f"{HOLDOUT}.new").open("wb") as holdout,
-          atomic_write(folder / "others.jsonl") as others):
+    with (
+        _TextFile(folder, "places") as places,
+        _TextFile(folder, "keys") as keys,
+        (folder / "classes.new").open("wb") as labels,
+        (folder / "sizes.bin").open("ab") as sizes,
+        (folder / f"{TRAIN}.new").open("wb") as train,
+        (folder / f"{HOLDOUT}.new").open("wb") as holdout,
+        atomic_write(folder / "others.jsonl") as others,
+    ):
         for found in _listed(source, plan.settings):
             if not _add(digest, found):
                 others.write((json.dumps(_left_out(source, found)) + "\n").encode())
@@ -134,19 +139,29 @@ def _add_listing(plan: Plan) -> int:
         why = ", ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common(3))
         remedy = next((NAMED[reason] for reason in reasons if reason in NAMED), "pass the folder that holds them")
         such = f"; {', '.join(named)}" if named else ""
-        raise InputError(f"{source.location}: no images below this folder ({reasons.total()} other files"
-                         f"{f': {why}' if why else ''}{such}); {remedy}")
+        raise InputError(
+            f"{source.location}: no images below this folder ({reasons.total()} other files"
+            f"{f': {why}' if why else ''}{such}); {remedy}"
+        )
     classes = class_names(numbers, plan.classes, numbers=plan.settings["labels"] == "cls")
     if plan.settings["labels"] != "none" and not classes:
-        raise InputError(f"{source.location}: none of its images has a class; --labels {plan.settings['labels']} does "
-                         f"not fit; see `shards convert --help`")
+        raise InputError(
+            f"{source.location}: none of its images has a class; --labels {plan.settings['labels']} does "
+            f"not fit; see `shards convert --help`"
+        )
     _append_labels(folder, numbers, classes)
     _append_order(plan)
     if added:
         (folder / "duplicates.bin").unlink(missing_ok=True)  # new ones may repeat old ones, or each other
     parts = [*plan.parts, *(Part(split, rows) for split, rows in counts.items() if rows)]
-    content = {"source": source.location, "target": plan.target, "settings": plan.settings, "classes": classes,
-               "parts": [vars(part) for part in parts], "fingerprint": digest.hexdigest()}
+    content = {
+        "source": source.location,
+        "target": plan.target,
+        "settings": plan.settings,
+        "classes": classes,
+        "parts": [vars(part) for part in parts],
+        "fingerprint": digest.hexdigest(),
+    }
     with atomic_write(folder / "plan.json") as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())  # all ASCII: paths need not be text
     return known.num_gone() if known else 0
@@ -254,10 +269,15 @@ class _Known:
         changed = [row for row in same or rows if not same or self._sizes[row] != -1]  # -1: it was not there
         if changed:
             name = printable(self._source.name(found.place))
-            how = (f"was {self._sizes[changed[0]]:,} bytes and is {found.size:,} now" if same else
-                   "is not as it was listed (other columns in the list, another place in the tar)")
-            raise InputError(f"{self._source.location}: {name} {how}; --update only adds files; for changed ones start "
-                             f"over with --force")
+            how = (
+                f"was {self._sizes[changed[0]]:,} bytes and is {found.size:,} now"
+                if same
+                else "is not as it was listed (other columns in the list, another place in the tar)"
+            )
+            raise InputError(
+                f"{self._source.location}: {name} {how}; --update only adds files; for changed ones start "
+                f"over with --force"
+            )
         return False
 
     def free(self, key: str) -> str:

@@ -55,9 +55,7 @@ def write_pieces(plan: Plan, target: Target, pieces: range, cleaning: Cleaning, 
     _over_pieces(partial(_write_piece, plan, target, cleaning), plan, pieces, todo, workers, "convert")
 
 
-def _over_pieces(
-    do: Callable[[int], int], plan: Plan, pieces: range, todo: list[int], workers: int, what: str
-) -> None:
+def _over_pieces(do: Callable[[int], int], plan: Plan, pieces: range, todo: list[int], workers: int, what: str) -> None:
     """Do something for the pieces that are left, in several processes, with a bar that counts files."""
     total, left = (sum(plan.num_rows_of(piece) for piece in part) for part in (pieces, todo))
     places = (plan.source.location, plan.target)
@@ -90,6 +88,7 @@ def _write_piece(plan: Plan, target: Target, cleaning: Cleaning, piece: int) -> 
 
 def _contents(source: Source, rows: list[Row]) -> Iterator[tuple[Row, Content | OSError]]:
     """The files of some rows, in order; from a store many at a time."""
+
     def read(row: Row) -> Content | OSError:
         try:
             return source.read(row.place)

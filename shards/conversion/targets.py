@@ -73,8 +73,9 @@ class StoreTarget:
 
     def __init__(self, url: str, home: Path) -> None:
         self.home, self.location = home, url.rstrip("/")
-        self._stores = {split: Store(self.location if split == TRAIN else f"{self.location}/{split}")
-                        for split in SPLITS}
+        self._stores = {
+            split: Store(self.location if split == TRAIN else f"{self.location}/{split}") for split in SPLITS
+        }
         self._sizes: dict[str, dict[str, int]] = {}
 
     def folder(self, split: str) -> Path:

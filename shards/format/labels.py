@@ -57,5 +57,9 @@ def named(classes: tuple[str, ...], names: list[str]) -> tuple[str, ...]:
 
 
 def _is_number(text: str) -> bool:
-    return len(text) <= len(str(_MOST_NUMBERS)) and text.isdecimal() and str(int(text)) == text and (
-        int(text) < _MOST_NUMBERS)
+    return (
+        len(text) <= len(str(_MOST_NUMBERS))
+        and text.isdecimal()
+        and str(int(text)) == text
+        and (int(text) < _MOST_NUMBERS)
+    )

@@ -1,5 +1,4 @@
-"""The list of what was left out: Parquet, one row per file: `source`, `reason` and, for a duplicate, what it `repeats`.
-"""
+"""The list of what was left out, in Parquet: `source`, `reason` and, for a duplicate, what it `repeats`."""
 
 from __future__ import annotations
 

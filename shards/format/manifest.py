@@ -3,6 +3,8 @@
     NAME-000000.tar                        plain WebDataset: KEY.png [KEY.cls] ...
     NAME-000000.index.safetensors          one column per attribute, one row per sample
     manifest.json                          written last: a folder with a manifest is whole
+
+The index is in shard_index.py.
 """
 
 from __future__ import annotations
@@ -103,8 +105,13 @@ def parse_manifest(content: bytes, root: Path, *, where: str) -> Manifest:
         if read["version"] != FORMAT_VERSION:
             raise InputError(f"{where}: format version {read['version']}, this program reads {FORMAT_VERSION}")
         manifest = Manifest(
-            root, str(read["name"]), tuple(_entry(row) for row in read["shards"]), tuple(read["classes"]),
-            str(read["source"]), dict(read["settings"]), dict(read["skipped"]),
+            root,
+            str(read["name"]),
+            tuple(_entry(row) for row in read["shards"]),
+            tuple(read["classes"]),
+            str(read["source"]),
+            dict(read["settings"]),
+            dict(read["skipped"]),
         )
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
@@ -127,8 +134,13 @@ def write_manifest(manifest: Manifest) -> None:
         "skipped": dict(sorted(manifest.skipped.items())),
         "classes": list(manifest.classes),
         "shards": [
-            {"name": s.name, "samples": s.num_samples, "bytes": s.num_bytes, "checksum": s.checksum,
-             **({"index": s.index_checksum} if s.index_checksum else {})}
+            {
+                "name": s.name,
+                "samples": s.num_samples,
+                "bytes": s.num_bytes,
+                "checksum": s.checksum,
+                **({"index": s.index_checksum} if s.index_checksum else {}),
+            }
             for s in manifest.shards
         ],
     }
@@ -165,8 +177,9 @@ def check_files(manifest: Manifest, part: int = 0, parts: int = 1) -> None:
 
 
 def _entry(row: dict[str, Any]) -> ShardEntry:
-    return ShardEntry(str(row["name"]), int(row["samples"]), int(row["bytes"]), str(row["checksum"]),
-                      str(row.get("index", "")))
+    return ShardEntry(
+        str(row["name"]), int(row["samples"]), int(row["bytes"]), str(row["checksum"]), str(row.get("index", ""))
+    )
 
 
 def _reject_paths(where: str, manifest: Manifest) -> None:

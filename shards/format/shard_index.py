@@ -16,8 +16,13 @@ from shards.ground.files import atomic_write
 INDEX_SUFFIX = ".index.safetensors"
 
 _COLUMNS = {
-    "offset": np.uint64, "size": np.uint64, "width": np.uint32, "height": np.uint32, "format": np.uint8,
-    "checksum": np.uint64, "label": np.int32,
+    "offset": np.uint64,
+    "size": np.uint64,
+    "width": np.uint32,
+    "height": np.uint32,
+    "format": np.uint8,
+    "checksum": np.uint64,
+    "label": np.int32,
 }
 
 
@@ -97,9 +102,7 @@ def read_index(path: Path) -> ShardIndex:
     """
     try:
         columns = load_file(path)
-        index = ShardIndex(
-            _PackedKeys(columns["keys"], columns["key_ends"]), *(columns[name] for name in _COLUMNS)
-        )
+        index = ShardIndex(_PackedKeys(columns["keys"], columns["key_ends"]), *(columns[name] for name in _COLUMNS))
     except (OSError, SafetensorError, KeyError) as error:
         raise InputError(f"{path}: not a readable index ({error}); run {how_to_mend(path.parent)}") from error
     lengths = {len(index.keys), *(len(columns[name]) for name in _COLUMNS)}

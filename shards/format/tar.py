@@ -58,7 +58,6 @@ class TarSample:
         found = [suffix for suffix in self.members if suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
         return sorted(found or self.unnamed, key=lambda suffix: ("." in suffix, suffix not in STORED_SUFFIXES))
 
-
     def completes(self, other: TarSample) -> bool:
         """Whether another group of members of the same key is the rest of this sample, and not one more sample."""
         return self.members.keys().isdisjoint(other.members) and not (self.images() and other.images())
@@ -188,13 +187,15 @@ def _groups(file: BinaryIO, where: object, skipped: list[tuple[str, str]]) -> It
 
 def _looked_into(sample: TarSample, file: BinaryIO) -> TarSample:
     """A sample whose suffixes name no image, with those of its members that are images by their content."""
+
     def begin(start: int, size: int, _: int) -> bytes:
         file.seek(start)
         return file.read(min(size, HEAD_BYTES))
 
     if not sample.images():
-        sample.unnamed = [suffix for suffix, span in sample.members.items()
-                          if not why_no_image(f".{suffix}", partial(begin, *span))]
+        sample.unnamed = [
+            suffix for suffix, span in sample.members.items() if not why_no_image(f".{suffix}", partial(begin, *span))
+        ]
     return sample
 
 
@@ -260,8 +261,9 @@ def index_tar(path: Path, *, decode: bool = False) -> TarContents:
             except ImageError as error:
                 skipped.append((key, str(error)))
                 continue
-            rows.append(IndexRow(key, *place, facts.width, facts.height, facts.format,
-                                 xxhash.xxh3_64_intdigest(payload)))
+            rows.append(
+                IndexRow(key, *place, facts.width, facts.height, facts.format, xxhash.xxh3_64_intdigest(payload))
+            )
             start, size = sample.members.get("cls", (0, 0))
             labels.append(tar.read(start, size).decode("utf-8", "replace").strip())
     return TarContents(index_of_rows(rows), labels, [(as_text(name), reason) for name, reason in skipped])
@@ -276,8 +278,13 @@ def index_of_rows(rows: list[IndexRow]) -> ShardIndex:
     """The index of these samples, without labels."""
     keys, offset, size, width, height, image_format, checksum = zip(*rows, strict=True) if rows else ((),) * 7
     return ShardIndex(
-        keys, np.array(offset, np.uint64), np.array(size, np.uint64), np.array(width, np.uint32),
-        np.array(height, np.uint32), np.array(image_format, np.uint8), np.array(checksum, np.uint64),
+        keys,
+        np.array(offset, np.uint64),
+        np.array(size, np.uint64),
+        np.array(width, np.uint32),
+        np.array(height, np.uint32),
+        np.array(image_format, np.uint8),
+        np.array(checksum, np.uint64),
         np.full(len(rows), -1, np.int32),
     )
 

@@ -49,8 +49,17 @@ class ShardWriter:
             parts.append(header(f"{key}.{suffix}", len(payload)))
             if suffix == image:
                 start = self.num_bytes + sum(map(len, parts))
-                self._rows.append(IndexRow(key, start, len(payload), facts.width, facts.height, facts.format,
-                                           xxhash.xxh3_64_intdigest(payload)))
+                self._rows.append(
+                    IndexRow(
+                        key,
+                        start,
+                        len(payload),
+                        facts.width,
+                        facts.height,
+                        facts.format,
+                        xxhash.xxh3_64_intdigest(payload),
+                    )
+                )
                 self._labels.append(label)
             parts += (payload, bytes(-len(payload) % _BLOCK))
         self._write(b"".join(parts))

@@ -115,8 +115,12 @@ class _Messages(io.FileIO):
 def _text(raw: io.FileIO, before: Any, *, by_line: bool = False) -> io.TextIOWrapper:
     """A stream of text like the one before, if it was open."""
     # Names of files need not be text in its encoding.
-    return io.TextIOWrapper(io.BufferedWriter(raw), encoding=before.encoding if before else "utf-8",
-                            errors="backslashreplace", line_buffering=by_line or raw.isatty())
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=before.encoding if before else "utf-8",
+        errors="backslashreplace",
+        line_buffering=by_line or raw.isatty(),
+    )
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -145,8 +149,9 @@ def _loads_a_library(frame: FrameType | None) -> bool:
 
 def _end_at_once() -> None:
     ended = Ended(_asked[-1])
-    os._exit(fail_line("interrupted; run the same command again" if ended.code == INTERRUPTED else str(ended),
-                       ended.code))
+    os._exit(
+        fail_line("interrupted; run the same command again" if ended.code == INTERRUPTED else str(ended), ended.code)
+    )
 
 
 def _unraisable(what: Any) -> None:

@@ -59,12 +59,15 @@ def over(
         else:
             yield from _in_pool(do, items, min(workers, len(items)), context)
     except BrokenProcessPool as error:
-        raise InputError("a worker process was killed, most likely by the kernel because memory ran out; run the same "
-                         "command again with fewer --workers: finished work is kept") from error
+        raise InputError(
+            "a worker process was killed, most likely by the kernel because memory ran out; run the same "
+            "command again with fewer --workers: finished work is kept"
+        ) from error
     except MemoryError as error:
         what = f"memory ran out ({error})" if str(error) else "memory ran out"
-        raise InputError(f"{what}; free some, or run the same command again with fewer --workers: finished work "
-                         f"stays") from error
+        raise InputError(
+            f"{what}; free some, or run the same command again with fewer --workers: finished work stays"
+        ) from error
     finally:
         # Processes in the middle of an item would delay the end of an interrupted command.
         for process in set(multiprocessing.active_children()) - before:
@@ -91,10 +94,14 @@ def _in_pool(
 def _why_not_started(error: OSError | RuntimeError, workers: int) -> str:
     why = error.strerror if isinstance(error, OSError) else str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOENT):
-        return (f"/dev/shm: {why}, so worker processes cannot be started; make room there (a container may "
-                f"need --shm-size), or use --workers 1")
-    return (f"{workers} worker processes cannot be started ({why}); use fewer --workers, or raise the limit "
-            f"(`ulimit -n`, `ulimit -u`)")
+        return (
+            f"/dev/shm: {why}, so worker processes cannot be started; make room there (a container may "
+            f"need --shm-size), or use --workers 1"
+        )
+    return (
+        f"{workers} worker processes cannot be started ({why}); use fewer --workers, or raise the limit "
+        f"(`ulimit -n`, `ulimit -u`)"
+    )
 
 
 _in_process: Callable[[Any], Any]

@@ -77,8 +77,9 @@ def read_header(payload: bytes | memoryview) -> JpegHeader | None:
     return None
 
 
-def decode(payload: bytes | memoryview, header: JpegHeader, reduction: int = 1, buffer: np.ndarray | None = None
-           ) -> np.ndarray:
+def decode(
+    payload: bytes | memoryview, header: JpegHeader, reduction: int = 1, buffer: np.ndarray | None = None
+) -> np.ndarray:
     """Pixels of an ordinary JPEG as it is stored, uint8 [H, W, 3], sides divided by `reduction` and rounded up.
 
     Raises:
@@ -86,8 +87,9 @@ def decode(payload: bytes | memoryview, header: JpegHeader, reduction: int = 1, 
     """
     shape = (-(-header.height // reduction), -(-header.width // reduction))
     try:
-        pixels = simplejpeg.decode_jpeg(payload, colorspace="RGB", min_height=shape[0], min_width=shape[1],
-                                        min_factor=reduction, buffer=buffer)
+        pixels = simplejpeg.decode_jpeg(
+            payload, colorspace="RGB", min_height=shape[0], min_width=shape[1], min_factor=reduction, buffer=buffer
+        )
     except Exception as error:  # of subsamplings that it has no name for, KeyError
         raise ValueError(str(error)) from error
     if pixels.shape[:2] != shape:

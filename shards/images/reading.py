@@ -143,8 +143,10 @@ def opened(payload: bytes, *, max_pixels: int = MAX_PIXELS, foreign: bool = Fals
     except (ImageError, InputError):
         raise
     except MemoryError as error:
-        raise InputError(f"not enough memory for an image of {size[0]} x {size[1]} pixels: give fewer --workers or "
-                         f"threads, free memory, or leave such images out with --max-pixels") from error
+        raise InputError(
+            f"not enough memory for an image of {size[0]} x {size[1]} pixels: give fewer --workers or "
+            f"threads, free memory, or leave such images out with --max-pixels"
+        ) from error
     except Exception as error:  # a decoder may raise anything, and it is this image's, not the command's
         raise ImageError(_DAMAGED) from error
 
@@ -188,7 +190,9 @@ def _bare_tiff(payload: bytes) -> tuple[bytes, dict[str, object]]:
     if kind == 2 and bits == 8:  # Pillow takes them for numbers from 0 to 255
         raise ImageError(_UNKNOWN_TIFF)
     return page.payload, {
-        _ORIENTATION: page.orientation, _HAS_MORE: page.has_more, _UNSIGNED: kind == 1,
+        _ORIENTATION: page.orientation,
+        _HAS_MORE: page.has_more,
+        _UNSIGNED: kind == 1,
         _WHITE_IS_ZERO: page.numbers.get(PHOTOMETRIC, 0) == 0 and bits > 8,
         _TOP: 4095.0 if bits == 12 else 32767.0 if kind == 2 and bits == 16 else 65535.0,
     }
@@ -199,8 +203,14 @@ def _mend_tiff(image: ImageFile.ImageFile) -> None:
     [tile] = image.tile
     if tile.codec_name != "libtiff" or not isinstance(tile.args, tuple):
         return
-    fixed = {"I;16S": "I;16NS", "I;16BS": "I;16NS", "I;32S": "I;32NS", "I;32BS": "I;32NS", "F;32F": "F;32NF",
-             "F;32BF": "F;32NF"}.get(tile.args[0])
+    fixed = {
+        "I;16S": "I;16NS",
+        "I;16BS": "I;16NS",
+        "I;32S": "I;32NS",
+        "I;32BS": "I;32NS",
+        "F;32F": "F;32NF",
+        "F;32BF": "F;32NF",
+    }.get(tile.args[0])
     if fixed:
         image.tile = [tile._replace(args=(fixed, *tile.args[1:]))]
 
@@ -256,8 +266,14 @@ def is_plain(image: Image.Image) -> bool:
     """
     if not isinstance(image, ImageFile.ImageFile):  # a JPEG that Pillow does not read
         return False
-    return (image.mode in ("L", "RGB") and "transparency" not in image.info and not _is_deep(image)
-            and image.format not in ("AVIF", "HEIF") and not is_animated(image) and orientation_of(image) == 1)
+    return (
+        image.mode in ("L", "RGB")
+        and "transparency" not in image.info
+        and not _is_deep(image)
+        and image.format not in ("AVIF", "HEIF")
+        and not is_animated(image)
+        and orientation_of(image) == 1
+    )
 
 
 def _is_deep(image: ImageFile.ImageFile) -> bool:
@@ -305,8 +321,12 @@ def upright_of(payload: bytes, image: Image.Image, *, srgb: bool = False) -> Ima
 def upright(image: Image.Image, turn: int) -> Image.Image:
     """An image turned as its orientation says; no metadata are looked at, or written."""
     method = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
     }.get(turn)
     return image if method is None else image.transpose(method)

@@ -15,10 +15,37 @@ from shards.images.orientation import TAG, UPRIGHT, as_orientation, directory, e
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANES = 256, 257, 258, 259, 262, 277, 284
 EXTRA_SAMPLES, SAMPLE_FORMAT, PROFILE = 338, 339, 34675
-_OF_THE_PICTURE = frozenset({
-    WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANES, EXTRA_SAMPLES, SAMPLE_FORMAT,
-    266, 273, 278, 279, 292, 293, 317, 320, 322, 323, 324, 325, 347, 529, 530, 531, 532, PROFILE,
-})
+_OF_THE_PICTURE = frozenset(
+    {
+        WIDTH,
+        HEIGHT,
+        BITS,
+        COMPRESSION,
+        PHOTOMETRIC,
+        SAMPLES,
+        PLANES,
+        EXTRA_SAMPLES,
+        SAMPLE_FORMAT,
+        266,
+        273,
+        278,
+        279,
+        292,
+        293,
+        317,
+        320,
+        322,
+        323,
+        324,
+        325,
+        347,
+        529,
+        530,
+        531,
+        532,
+        PROFILE,
+    }
+)
 """In the second line: fill order, strips, fax options, predictor, palette, tiles, JPEG tables, YCbCr."""
 
 
@@ -66,14 +93,22 @@ def bare_tiff(payload: bytes) -> Page | None:
         return None
     next_page = payload[end : end + struct.calcsize(layout.offset)]
     size = layout.entry_bytes
-    kept = sorted({entry.tag: entry for entry in all_entries if entry.tag in _OF_THE_PICTURE
-                   and (entry.tag != PROFILE or entry.kind in (1, 7))}.values())
+    kept = sorted(
+        {
+            entry.tag: entry
+            for entry in all_entries
+            if entry.tag in _OF_THE_PICTURE and (entry.tag != PROFILE or entry.kind in (1, 7))
+        }.values()
+    )
     raw = [payload[entry.place - struct.calcsize(layout.entry) :][:size] for entry in kept]
     offset = len(payload) + len(payload) % 2
     is_big = layout.offset.endswith("Q")
     header = payload[: 8 if is_big else 4] + struct.pack(layout.offset, offset)
     body = payload[len(header) :] + bytes(len(payload) % 2)
     page = struct.pack(layout.num_entries, len(raw)) + b"".join(raw) + bytes(struct.calcsize(layout.offset))
-    values = {entry.tag: value for entry in all_entries
-              if entry.tag in (*_OF_THE_PICTURE, TAG) and (value := number(payload, layout, entry)) is not None}
+    values = {
+        entry.tag: value
+        for entry in all_entries
+        if entry.tag in (*_OF_THE_PICTURE, TAG) and (value := number(payload, layout, entry)) is not None
+    }
     return Page(header + body + page, as_orientation(values.get(TAG, UPRIGHT)), any(next_page), values)

@@ -72,8 +72,10 @@ def index_folder(folder: Path, *, workers: int, given_names: list[str] | None = 
     if not tars:
         raise InputError(f"{folder}: no .tar files in it; `shards convert` makes them from images")
     if (folder / "plan").is_dir():
-        raise InputError(f"{folder}: was made by `shards convert`, and would lose its class names and the list of what "
-                         f"was left out; `shards verify {folder} --repair` repairs it")
+        raise InputError(
+            f"{folder}: was made by `shards convert`, and would lose its class names and the list of what "
+            f"was left out; `shards verify {folder} --repair` repairs it"
+        )
     (folder / _DRAFTS).mkdir(exist_ok=True)
     with at_work_in(folder, with_others=False):
         manifest = _index(folder, tars, workers, given_names or [])

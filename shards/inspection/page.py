@@ -57,12 +57,17 @@ def write_page(facts: Facts, path: Path) -> None:
     ]
     shards = "1 shard" if len(manifest.shards) == 1 else f"{len(manifest.shards):,} shards"
     intro = f"{manifest.num_samples:,} images in {shards}, {manifest.num_bytes / 1e9:,.2f} GB, from {manifest.source}"
-    sections = [_section("What is there", f'<div class="grid">{"".join(panels)}</div>'), _classes(facts),
-                _section(f"{len(facts.examples)} images, at random", _sheet(_examples(facts))),
-                _skipped(facts)]
-    page = (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(manifest.name)}</title>'
-            f"<style>{_STYLE}</style><main><h1>{html.escape(manifest.name)}</h1><p>{html.escape(intro)}</p>"
-            f"{''.join(sections)}</main></html>\n")
+    sections = [
+        _section("What is there", f'<div class="grid">{"".join(panels)}</div>'),
+        _classes(facts),
+        _section(f"{len(facts.examples)} images, at random", _sheet(_examples(facts))),
+        _skipped(facts),
+    ]
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(manifest.name)}</title>'
+        f"<style>{_STYLE}</style><main><h1>{html.escape(manifest.name)}</h1><p>{html.escape(intro)}</p>"
+        f"{''.join(sections)}</main></html>\n"
+    )
     with atomic_write(path) as file:
         file.write(page.encode("utf-8", "replace"))
 
@@ -102,7 +107,7 @@ def _svg(figure: plt.Figure, axes: plt.Axes, title: str) -> str:
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg")
     plt.close(figure)
-    return f"<div>{drawn.getvalue()[drawn.getvalue().index('<svg'):]}</div>"
+    return f"<div>{drawn.getvalue()[drawn.getvalue().index('<svg') :]}</div>"
 
 
 def _classes(facts: Facts) -> str:
@@ -116,16 +121,20 @@ def _classes(facts: Facts) -> str:
 def _examples(facts: Facts) -> list[tuple[str, bytes]]:
     """Captions and bytes of the images that were chosen at random."""
     folder = open_folder(facts.location)
-    return [(f"{example.shard}, {example.number}", folder.read_spans(example.shard, [example.span])[0])
-            for example in facts.examples]
+    return [
+        (f"{example.shard}, {example.number}", folder.read_spans(example.shard, [example.span])[0])
+        for example in facts.examples
+    ]
 
 
 def _skipped(facts: Facts) -> str:
     counts = facts.manifest.skipped
     if not counts:
         return ""
-    rows = "".join(f'<tr><td>{html.escape(reason)}</td><td class="number">{count:,}</td></tr>'
-                   for reason, count in sorted(counts.items(), key=lambda item: -item[1]))
+    rows = "".join(
+        f'<tr><td>{html.escape(reason)}</td><td class="number">{count:,}</td></tr>'
+        for reason, count in sorted(counts.items(), key=lambda item: -item[1])
+    )
     return _section("What was left out", f"<table>{rows}</table>{_sheet(_skipped_images(facts))}")
 
 
@@ -143,8 +152,12 @@ def _skipped_images(facts: Facts) -> list[tuple[str, bytes]]:
     except InputError:
         return []
     share = max(1, SHOWN_SKIPPED // max(1, len(by_reason)))
-    return [(f"{reason}: {name}", payload) for reason, names in by_reason.items() for name in names[:share]
-            if (payload := _read_small(Path(source.location, name)))]
+    return [
+        (f"{reason}: {name}", payload)
+        for reason, names in by_reason.items()
+        for name in names[:share]
+        if (payload := _read_small(Path(source.location, name)))
+    ]
 
 
 def _read_small(path: Path) -> bytes:
@@ -162,8 +175,10 @@ def _sheet(images: list[tuple[str, bytes]]) -> str:
     for caption, payload in images:
         text = html.escape(caption)
         if drawn := _thumbnail(payload):
-            figures.append(f'<figure><img alt="" src="data:image/jpeg;base64,{drawn}">'
-                           f'<figcaption title="{text}">{text}</figcaption></figure>')
+            figures.append(
+                f'<figure><img alt="" src="data:image/jpeg;base64,{drawn}">'
+                f'<figcaption title="{text}">{text}</figcaption></figure>'
+            )
     return f'<div class="sheet">{"".join(figures)}</div>' if figures else ""
 
 

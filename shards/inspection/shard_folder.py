@@ -116,8 +116,15 @@ class ShardFolder(Sequence[Sample]):
 
     def _sample(self, shard: ShardEntry, index: ShardIndex, row: int, payload: bytes) -> Sample:
         if xxhash.xxh3_64_intdigest(payload) != index.checksum.item(row):
-            raise InputError(f"{self.location}/{shard.name}: {index.key(row)} is damaged; run `shards verify "
-                             f"{self.location}`")
+            raise InputError(
+                f"{self.location}/{shard.name}: {index.key(row)} is damaged; run `shards verify {self.location}`"
+            )
         label = index.label.item(row)
-        return Sample(index.key(row), payload, IMAGE_FORMATS[index.format.item(row)], index.width.item(row),
-                      index.height.item(row), label if label >= 0 else None)
+        return Sample(
+            index.key(row),
+            payload,
+            IMAGE_FORMATS[index.format.item(row)],
+            index.width.item(row),
+            index.height.item(row),
+            label if label >= 0 else None,
+        )

@@ -46,11 +46,21 @@ def verify(location: str | Path, *, workers: int, decode: bool) -> tuple[Manifes
     location = str(location)
     manifest = manifest_at(location)
     check = partial(_verify_shard, location, manifest.classes, decode)
-    found = list(tqdm(over(check, manifest.shards, workers, process_context(location)), total=len(manifest.shards),
-                      unit="shard", desc="verify", leave=False))
+    found = list(
+        tqdm(
+            over(check, manifest.shards, workers, process_context(location)),
+            total=len(manifest.shards),
+            unit="shard",
+            desc="verify",
+            leave=False,
+        )
+    )
     listed = {shard.name for shard in manifest.shards}
-    strangers = [Problem(name, "", "not in the manifest") for name in names_at(location)
-                 if name.endswith(".tar") and name not in listed]
+    strangers = [
+        Problem(name, "", "not in the manifest")
+        for name in names_at(location)
+        if name.endswith(".tar") and name not in listed
+    ]
     return manifest, [problem for problems in found for problem in problems] + strangers
 
 

@@ -191,8 +191,11 @@ class TarSource:
             yield left_out(json.dumps({"tar": tar, "key": sample.key, "image": "*"}), reason)
             return
         image, *others = images
-        kept = {suffix: span for suffix, span in sample.members.items()
-                if suffix == image or (suffix != "cls" and suffix not in others)}
+        kept = {
+            suffix: span
+            for suffix, span in sample.members.items()
+            if suffix == image or (suffix != "cls" and suffix not in others)
+        }
         place = json.dumps({"tar": tar, "key": sample.key, "image": image, "members": kept})
         label = _bytes_at(file, *sample.members.get("cls", (0, 0))).decode("utf-8", "replace").strip()
         key = f"{key_folder}/{keys.of_folder(sample.key)}"

@@ -8,15 +8,18 @@ from dataclasses import dataclass, field
 from shards.stores.folders import BROKEN, LINK
 
 TORN = "a torn tar: what follows in it is lost"
-NAMED = {TORN: "restore them, then add what they held with --update, or index again",
-         LINK: "links to folders are not followed; move their folders there, or convert what they lead to",
-         BROKEN: "bring back what they lead to, then add it with --update, or index again"}
+NAMED = {
+    TORN: "restore them, then add what they held with --update, or index again",
+    LINK: "links to folders are not followed; move their folders there, or convert what they lead to",
+    BROKEN: "bring back what they lead to, then add it with --update, or index again",
+}
 """Reasons that may cost many images at once, with what to do about them; a warning then names the files."""
 
 _BESIDE = {"__MACOSX": "what macOS packs beside a file", ".ipynb_checkpoints": "a notebook's copy of a file"}
 """Folders that programs make beside the user's, by name."""
 
 HIDDEN = "in a hidden folder, which is no class"
+
 
 @dataclass(frozen=True)
 class Found:

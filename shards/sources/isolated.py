@@ -34,8 +34,10 @@ def rows_apart(rows: Callable[[], Iterator[Any]], where: str, context: BaseConte
     try:
         process.start()
     except OSError as error:
-        raise InputError(f"{where}: a process that reads it cannot be started ({error.strerror}); free memory, or "
-                         f"raise the limit (`ulimit -u`)") from error
+        raise InputError(
+            f"{where}: a process that reads it cannot be started ({error.strerror}); free memory, or "
+            f"raise the limit (`ulimit -u`)"
+        ) from error
     sending.close()
     try:
         while (block := receiving.recv()) is not None:
@@ -65,8 +67,12 @@ def _send(rows: Callable[[], Iterator[Any]], sending: Connection) -> None:
 
 def _why_dead(where: str, exit_code: int) -> str:
     if exit_code == -signal.SIGKILL:
-        return (f"{where}: the process that read it was killed, most likely by the kernel because memory ran out; free "
-                f"some, or write the list as .csv or .jsonl, which need next to none")
+        return (
+            f"{where}: the process that read it was killed, most likely by the kernel because memory ran out; free "
+            f"some, or write the list as .csv or .jsonl, which need next to none"
+        )
     how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
-    return (f"{where}: cannot be read (it crashes the library that reads such files, {how}); it is damaged: write it "
-            f"again, or as .csv or .jsonl")
+    return (
+        f"{where}: cannot be read (it crashes the library that reads such files, {how}); it is damaged: write it "
+        f"again, or as .csv or .jsonl"
+    )

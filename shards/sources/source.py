@@ -72,8 +72,10 @@ def open_source(location: str | Path, *, label_column: str = "") -> Source:
     if not is_url(location) and not os.path.isdir(location):
         exists = os.path.exists(location)
         what = "neither a folder nor a file that can be converted" if exists else "no such folder or file"
-        raise InputError(f"{location}: {what}; pass a folder of images or of tars, a .zip, or a list "
-                         f"({', '.join(f'.{name}' for name in READERS)}); tars must be unpacked ones (.tar)")
+        raise InputError(
+            f"{location}: {what}; pass a folder of images or of tars, a .zip, or a list "
+            f"({', '.join(f'.{name}' for name in READERS)}); tars must be unpacked ones (.tar)"
+        )
     folder = open_folder(location)
     entries = folder.entries()
     if not any(_is_tar(entry) for entry in entries):
@@ -134,7 +136,6 @@ class FolderSource:
                 key = level.key_folder + level.files.of_file(entry.name)
                 yield Found(place, key, entry.size, folder=first_folder(place))
 
-
     def _why_no_image(self, place: str, entry: Entry) -> str:
         if self._folder.reads > 1:
             return why_no_image(entry.name) or (NO_IMAGE if self._is_unnamed_and_large(entry) else "")
@@ -164,8 +165,10 @@ def _check_tars_alone(location: str, entries: list[Entry]) -> None:
         is_known = entry.name in _BESIDE_TARS or entry.name.startswith(".")
         if (entry.is_folder and not is_known) or (not entry.is_folder and is_image(entry.name)):
             what = f"the folder {entry.name}" if entry.is_folder else f"the image {entry.name}"
-            raise InputError(f"{location}: holds tars ({tar}) and also {what}; move one of them elsewhere, and convert "
-                             f"each separately")
+            raise InputError(
+                f"{location}: holds tars ({tar}) and also {what}; move one of them elsewhere, and convert "
+                f"each separately"
+            )
 
 
 def _why_beside(entry: Entry) -> str:

@@ -42,8 +42,9 @@ class ListSource:
             try:
                 found = self._checked(number, row)
             except RecursionError as error:
-                raise InputError(f"{self.location}: row {number + 1} is nested too deeply; leave that column out of "
-                                 f"the list") from error
+                raise InputError(
+                    f"{self.location}: row {number + 1} is nested too deeply; leave that column out of the list"
+                ) from error
             yield found
         if number < 0:
             raise InputError(f"{self.location}: lists no files; expected a row for each, with a column `path`")
@@ -82,8 +83,10 @@ class ListSource:
         if not isinstance(row, dict) or not isinstance(row.get("path"), str):
             raise InputError(f"{self.location}: row {number + 1} has no `path`; expected a column of that name")
         if column := next((name for name, value in row.items() if _holds_bytes(value)), ""):
-            raise InputError(f"{self.location}: column `{column}` holds bytes, which JSON cannot hold; leave it out of "
-                             f"the list, or write it as text")
+            raise InputError(
+                f"{self.location}: column `{column}` holds bytes, which JSON cannot hold; leave it out of "
+                f"the list, or write it as text"
+            )
         if self._label_column and _plain(row.get(self._label_column)) in (None, ""):
             text = f"{self.location}: row {number + 1} has no `{self._label_column}`, which --labels asks for"
             raise InputError(text)
@@ -197,5 +200,7 @@ _APART = ("parquet",)
 """Lists that are read by libraries in C++, which damage may crash."""
 
 READERS: dict[str, Callable[[BinaryIO], Iterator[dict[str, Any]]]] = {
-    "csv": _read_csv, "jsonl": _read_json_lines, "parquet": _read_parquet,
+    "csv": _read_csv,
+    "jsonl": _read_json_lines,
+    "parquet": _read_parquet,
 }

@@ -33,10 +33,18 @@ def run(command: str, write: Callable[[bytes], object], stall_s: float) -> None:
     # ends all of the group. The command is in a shell of its own: it may `wait` for its jobs, of which `cat` is none.
     script = f"(cat /dev/fd/{watched}; kill -9 0) >/dev/null 2>&1 & exec sh -c {shlex.quote(command)}"
     try:
-        with tempfile.TemporaryFile() as errors, subprocess.Popen(
-            script, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, pass_fds=(watched,),
-            start_new_session=True,
-        ) as process:
+        with (
+            tempfile.TemporaryFile() as errors,
+            subprocess.Popen(
+                script,
+                shell=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                pass_fds=(watched,),
+                start_new_session=True,
+            ) as process,
+        ):
             assert process.stdout is not None
             try:
                 _copy(process.stdout.fileno(), write, stall_s)

@@ -161,8 +161,11 @@ class Store:
         if not self.url.startswith(_OBJECT_STORES):
             return []
         keys = self._patiently("/", lambda: self._fs.find(where, prefix="/", detail=True))
-        return [(key.removeprefix(f"{where}/"), _size_of(entry)) for key, entry in keys.items()
-                if key.startswith(f"{where}//") and not key.endswith("/")]
+        return [
+            (key.removeprefix(f"{where}/"), _size_of(entry))
+            for key, entry in keys.items()
+            if key.startswith(f"{where}//") and not key.endswith("/")
+        ]
 
     def put(self, source: Path, name: str) -> None:
         """Upload a file; it appears under its name when it is whole, as object stores do it.
@@ -291,8 +294,14 @@ class Store:
         now = time.monotonic()
         if seconds > _SPEAKS_AFTER_S and now - self._spoke > _SPEAKS_EVERY_S:
             self._spoke = now
-            _log.warning("%s/%s: no answer for %.0f s (%s); asking again, for up to %.0f s", self.url, name, seconds,
-                         what, self.patience_s)
+            _log.warning(
+                "%s/%s: no answer for %.0f s (%s); asking again, for up to %.0f s",
+                self.url,
+                name,
+                seconds,
+                what,
+                self.patience_s,
+            )
 
     def impatient(self) -> Store:
         """The same store by the same connection, asked once."""

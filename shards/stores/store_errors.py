@@ -42,8 +42,11 @@ def is_missing(error: Exception) -> bool:
 
 def is_denied(error: Exception) -> bool:
     """Whether asking again is of no use without other credentials."""
-    return (isinstance(error, PermissionError) or type(error).__name__ in _DENIED
-            or getattr(error, "status", None) in (401, 403))
+    return (
+        isinstance(error, PermissionError)
+        or type(error).__name__ in _DENIED
+        or getattr(error, "status", None) in (401, 403)
+    )
 
 
 def within(seconds: float, request: Callable[[], Any]) -> Any:

@@ -31,9 +31,15 @@ def case(name: str, limit_s: float = 60.0, **options: float) -> Case:
 
 def run(cases: list[Case], folder: Path, minutes: float = 1.0) -> tuple[list[Row], list[Progress]]:
     published: list[Progress] = []
-    rows = harness.run(cases, Context("cpu", False, str(folder), str(folder)), minutes,
-                       lambda progress: published.append(Progress(list(progress.rows), dict(progress.seconds),
-                                                                  list(progress.to_come))), lambda line: None)
+    rows = harness.run(
+        cases,
+        Context("cpu", False, str(folder), str(folder)),
+        minutes,
+        lambda progress: published.append(
+            Progress(list(progress.rows), dict(progress.seconds), list(progress.to_come))
+        ),
+        lambda line: None,
+    )
     return rows, published
 
 
@@ -58,8 +64,16 @@ def nothing_preloaded(monkeypatch):
 
 
 def test_whatever_a_case_does_the_next_one_runs(tmp_path):
-    cases = [case("raises"), case("aborts"), case("killed"), case("hangs", 1.5), case("lacks_a_library"),
-             case("silent"), Case("One", "missing", "gpu.no_such_module:x", 60), case("fine")]
+    cases = [
+        case("raises"),
+        case("aborts"),
+        case("killed"),
+        case("hangs", 1.5),
+        case("lacks_a_library"),
+        case("silent"),
+        Case("One", "missing", "gpu.no_such_module:x", 60),
+        case("fine"),
+    ]
     rows, published = run(cases, tmp_path)
     found = {(row.table, row.what): (row.status, row.reason) for row in rows}
     assert found["raises", "raises"] == ("failed", "ValueError: a wrong value")
@@ -82,7 +96,11 @@ def test_what_does_not_fit_into_the_time_is_left_out_and_what_is_short_still_run
     cases = [case("hangs", 600, worth_s=0.5), case("fine", 600), case("fine", 600, worth_s=1e-9)]
     rows, _ = run(cases, tmp_path, minutes=2 / 60)
     assert [(row.what, row.status) for row in rows] == [
-        ("what came before", "measured"), ("hangs", "failed"), ("fine", "left out"), ("fine", "left out")]
+        ("what came before", "measured"),
+        ("hangs", "failed"),
+        ("fine", "left out"),
+        ("fine", "left out"),
+    ]
     assert rows[1].reason == "ended at its limit of 2 s" and rows[2].reason == "no time left"
 
 
@@ -115,12 +133,24 @@ def test_the_page_says_what_failed_and_breaks_no_table(tmp_path):
 
 @pytest.mark.slow
 def test_every_case_runs_on_a_cpu(tmp_path):
-    result = run_python(ROOT / "benchmarks" / "gpu_check.py", "--device", "cpu", "--small", "--out", tmp_path,
-                        "--minutes", 25, timeout_s=1500)
+    result = run_python(
+        ROOT / "benchmarks" / "gpu_check.py",
+        "--device",
+        "cpu",
+        "--small",
+        "--out",
+        tmp_path,
+        "--minutes",
+        25,
+        timeout_s=1500,
+    )
     content = json.loads((tmp_path / "gpu_check_cpu.json").read_text())
     rows = [Row(**row) for row in content["rows"]]
-    assert [f"{row.table}, {row.what}: {row.reason}" for row in rows if row.status in ("failed", "left out")
-            and "compile" not in row.what] == []
+    assert [
+        f"{row.table}, {row.what}: {row.reason}"
+        for row in rows
+        if row.status in ("failed", "left out") and "compile" not in row.what
+    ] == []
     assert content["to_come"] == [] and list(content["seconds_of_cases"]) == [f"{c.section}: {c.name}" for c in CASES]
     assert len([row for row in rows if row.status == "needs a GPU"]) <= 8
     assert len([row for row in rows if row.section == CORRECTNESS and row.status == "ok"]) >= 40

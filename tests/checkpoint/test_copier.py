@@ -38,8 +38,11 @@ def disturbed(folder: str) -> dict[str, object]:
     found: dict[str, object] = {}
 
     def save(step: int, value: float = 1.0) -> str:
-        saver.save({"model.a": torch.full((40,), value), f"model.{dist.get_rank()}": torch.ones(3)}, {"step": step},
-                   until_update=set())
+        saver.save(
+            {"model.a": torch.full((40,), value), f"model.{dist.get_rank()}": torch.ones(3)},
+            {"step": step},
+            until_update=set(),
+        )
         saver.wait()
         copier.begin()
         return copier.wait()

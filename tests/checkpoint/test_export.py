@@ -29,8 +29,13 @@ from tests.helpers.commands import ROOT
 
 MODELS = {  # own ResNets of two blocks' kinds with fewer stages, torchvision's with a small stem, a RegNetY
     "own": ["model.backbone=resnet", "model.depths=[1,2]", "model.width=8", "model.stem=3x3s2"],
-    "bottleneck": ["model.backbone=resnet", "model.depths=[1,1,1]", "model.width=8", "model.block=bottleneck",
-                   "model.stem=imagenet"],
+    "bottleneck": [
+        "model.backbone=resnet",
+        "model.depths=[1,1,1]",
+        "model.width=8",
+        "model.block=bottleneck",
+        "model.stem=imagenet",
+    ],
     "resnet18": ["model.backbone=resnet18", "model.stem=3x3"],
     "regnet": ["model.backbone=regnet_y_400mf", "model.stem=imagenet"],
 }
@@ -87,8 +92,9 @@ def python_of_the_page() -> list[str]:
 
 
 def in_plain_torch(code: str, folder: Path, *arguments: str) -> str:
-    result = subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True,
-                            timeout=120, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
@@ -114,8 +120,20 @@ def test_plain_torch_gets_the_features_of_the_run_and_the_page_loads_a_file(tmp_
     assert told.startswith("torch.Size([2, 512]) 4\n") and "torchvision.models.resnet18()" in told
 
 
-@pytest.mark.parametrize("backbone", ["resnet50", "wide_resnet50_2", "resnext50_32x4d", "resnet50w2", "resnet50w5",
-                                      "regnet_x_400mf", "regnet_y_16gf", "regnet_y_64gf", "regnet_y_10b"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "resnet50",
+        "wide_resnet50_2",
+        "resnext50_32x4d",
+        "resnet50w2",
+        "resnet50w5",
+        "regnet_x_400mf",
+        "regnet_y_16gf",
+        "regnet_y_64gf",
+        "regnet_y_10b",
+    ],
+)
 @pytest.mark.parametrize("stem", ["imagenet", "3x3s2", "3x3"])
 def test_names_and_shapes_are_those_of_the_lines_that_build_it(backbone, stem):
     config = ModelConfig(backbone=backbone, stem=stem)
@@ -145,8 +163,9 @@ def test_the_newest_or_the_step_that_is_asked_for_is_exported(run, tmp_path):
     assert (newest.metadata["step"], older.metadata["step"]) == ("10", "5")
     tensors = load_file(older.path)
     assert {value.dtype for value in tensors.values()} == {torch.float32, torch.int64}
-    stored = load_method(config_of(MODELS["own"], "train.precision=fp64"),
-                         open_checkpoint(run / "checkpoints/step-00000005")).backbone.state_dict()
+    stored = load_method(
+        config_of(MODELS["own"], "train.precision=fp64"), open_checkpoint(run / "checkpoints/step-00000005")
+    ).backbone.state_dict()
     assert torch.equal(tensors["layer2.1.bn2.weight"], stored["stages.1.1.bn2.weight"])
     with safe_open(newest.path, framework="pt") as file:
         about = file.metadata()
@@ -157,8 +176,10 @@ def test_the_newest_or_the_step_that_is_asked_for_is_exported(run, tmp_path):
 
 def test_what_cannot_be_exported_is_a_line_and_leaves_no_file(run, tmp_path):
     out = tmp_path / "out.safetensors"
-    for arguments, words in (({"step": 7}, "no checkpoint of step 7; there are 10, 5"),
-                             ({"format_name": "timm"}, "--format=timm: this version exports torchvision")):
+    for arguments, words in (
+        ({"step": 7}, "no checkpoint of step 7; there are 10, 5"),
+        ({"format_name": "timm"}, "--format=timm: this version exports torchvision"),
+    ):
         with pytest.raises(InputError, match=re.escape(words)):
             export(run, out, **arguments)
     with pytest.raises(InputError, match="expected an output file ending in"):

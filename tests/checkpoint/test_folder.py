@@ -19,7 +19,8 @@ def saved(folder: Path, step: int) -> Path:
     (path / "a.safetensors").write_bytes(b"weights of %d" % step)
     stamp = stamp_of(path / "a.safetensors")
     (path / "progress.json").write_text(
-        json.dumps({"step": step, "files": {"a.safetensors": {"size": stamp.size, "sha256": stamp.sha256}}}))
+        json.dumps({"step": step, "files": {"a.safetensors": {"size": stamp.size, "sha256": stamp.sha256}}})
+    )
     return path
 
 

@@ -38,8 +38,11 @@ def test_a_run_goes_on_from_the_store_on_a_machine_that_has_nothing(store, tiny_
     shared = ["checkpoint.mirror=s3://runs/a", "parallel.strategy=fsdp"]
     pretrain(tiny_overrides(*shared), 2)
     run = tmp_path / "run"
-    kept = {f"step-{step:08d}/{path.name}" for step in (10, 14)
-            for path in (run / "checkpoints" / f"step-{step:08d}").iterdir()}
+    kept = {
+        f"step-{step:08d}/{path.name}"
+        for step in (10, 14)
+        for path in (run / "checkpoints" / f"step-{step:08d}").iterdir()
+    }
     assert names_in(store, "runs/a") == kept  # as here: the two newest, step 5 is gone
     # As if it had been stopped after step 10, and its machine were lost.
     store.rm("runs/a/step-00000014", recursive=True)
@@ -57,9 +60,14 @@ def test_half_a_copy_does_not_count(store, tiny_overrides, tmp_path):
     assert Mirror("s3://runs/b").steps() == [10]
 
 
-@pytest.mark.parametrize("files, says", [
-    ({"../../evil.safetensors": {"size": 1, "sha256": ""}}, "is not a checkpoint file"),
-    ({"code.py": {"size": 1, "sha256": ""}}, "is not a checkpoint file"), (None, "cannot be read")])
+@pytest.mark.parametrize(
+    "files, says",
+    [
+        ({"../../evil.safetensors": {"size": 1, "sha256": ""}}, "is not a checkpoint file"),
+        ({"code.py": {"size": 1, "sha256": ""}}, "is not a checkpoint file"),
+        (None, "cannot be read"),
+    ],
+)
 def test_a_foreign_copy_is_refused(store, tmp_path, files, says):
     store.pipe_file("runs/c/step-00000009/progress.json", json.dumps({"step": 9, "files": files}).encode())
     with pytest.raises(InputError, match=says):

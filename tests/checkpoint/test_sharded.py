@@ -22,15 +22,21 @@ pytestmark = pytest.mark.distributed
 
 
 def tensors() -> dict[str, torch.Tensor]:
-    return {"model.a": torch.arange(35.0).view(7, 5), "model.b": torch.arange(3.0, dtype=torch.float64),
-            "extra.step": torch.tensor(5)}
+    return {
+        "model.a": torch.arange(35.0).view(7, 5),
+        "model.b": torch.arange(3.0, dtype=torch.float64),
+        "extra.step": torch.tensor(5),
+    }
 
 
 def save_on_this_rank(folder: str, step: int, keep: int = 3, keep_every: int = 0) -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     whole = tensors()
-    state = {"model.a": distribute_tensor(whole["model.a"], mesh, [Shard(0)]),
-             "model.b": distribute_tensor(whole["model.b"], mesh, [Replicate()]), "extra.step": whole["extra.step"]}
+    state = {
+        "model.a": distribute_tensor(whole["model.a"], mesh, [Shard(0)]),
+        "model.b": distribute_tensor(whole["model.b"], mesh, [Replicate()]),
+        "extra.step": whole["extra.step"],
+    }
     saver = Saver(Path(folder), keep=keep, keep_every=keep_every, background=True, device=torch.device("cpu"))
     saver.save(state, {"step": step, "skipped": 0}, until_update=set(state))
     saver.wait_staged()
@@ -41,8 +47,11 @@ def save_on_this_rank(folder: str, step: int, keep: int = 3, keep_every: int = 0
 
 def load_on_this_rank(folder: str) -> dict[str, torch.Tensor]:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    state = {"model.a": distribute_tensor(torch.zeros(7, 5), mesh, [Shard(0)]),
-             "model.b": torch.zeros(3, dtype=torch.float64), "extra.step": torch.tensor(0)}
+    state = {
+        "model.a": distribute_tensor(torch.zeros(7, 5), mesh, [Shard(0)]),
+        "model.b": torch.zeros(3, dtype=torch.float64),
+        "extra.step": torch.tensor(0),
+    }
     checkpoint = sharded.agree_on_latest(Path(folder), torch.device("cpu"))
     assert checkpoint is not None
     sharded.load(checkpoint, state)

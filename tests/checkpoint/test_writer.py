@@ -18,8 +18,11 @@ DTYPES = list(writer._DTYPES)
 def pieces() -> dict[str, tuple[torch.Tensor, list[int]]]:
     generator = torch.Generator().manual_seed(0)
     found = {str(dtype): ((torch.randn(3, 5, generator=generator) * 9).to(dtype), [6, 0]) for dtype in DTYPES}
-    return found | {"scalar": (torch.tensor(7), []), "empty": (torch.zeros(0, 4), [12, 0]),
-                    "transposed": (torch.arange(6.0).view(2, 3).T, [0, 0])}
+    return found | {
+        "scalar": (torch.tensor(7), []),
+        "empty": (torch.zeros(0, 4), [12, 0]),
+        "transposed": (torch.arange(6.0).view(2, 3).T, [0, 0]),
+    }
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 2**24])

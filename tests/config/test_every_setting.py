@@ -29,14 +29,33 @@ SMALL = ROOT / "configs/small"
 SCHEMA = schema_for("swav")
 
 HOSTILE = [
-    "-1", "0", "1e400", ".nan", "-.inf", "''", "[]", "[0.9]", "{}", "123456789012345678901", "1" + 400 * "0", "true",
-    "null", "[null]", "[[1]]", "{a: 3}", "${name", "${nothing}", "2026-13-45", "!!binary aGk=", "1e-300", "a\0b",
+    "-1",
+    "0",
+    "1e400",
+    ".nan",
+    "-.inf",
+    "''",
+    "[]",
+    "[0.9]",
+    "{}",
+    "123456789012345678901",
+    "1" + 400 * "0",
+    "true",
+    "null",
+    "[null]",
+    "[[1]]",
+    "{a: 3}",
+    "${name",
+    "${nothing}",
+    "2026-13-45",
+    "!!binary aGk=",
+    "1e-300",
+    "a\0b",
     "[1, 2, 3, 4]",
 ]
 
 
-@pytest.mark.parametrize("place, key, method", [
-    (place, key.name, key.method) for place, key in enumerate(every_key())])
+@pytest.mark.parametrize("place, key, method", [(place, key.name, key.method) for place, key in enumerate(every_key())])
 def test_a_value_is_taken_or_refused_by_the_name_of_its_key(place, key, method):
     """Every value for every key would take minutes, so each key meets one and each value some keys."""
     value = HOSTILE[place % len(HOSTILE)]
@@ -70,8 +89,11 @@ def every_field(schema: type) -> list[Any]:
 
 
 FIELDS = every_field(SCHEMA) + [
-    field for method in method_names() if method != "swav"
-    for field in every_field(types_of(schema_for(method))["method"])]
+    field
+    for method in method_names()
+    if method != "swav"
+    for field in every_field(types_of(schema_for(method))["method"])
+]
 
 
 @pytest.mark.parametrize("schema, item, hint", FIELDS, ids=lambda value: getattr(value, "name", ""))
@@ -95,70 +117,76 @@ def test_what_one_setting_needs_is_another():
             assert used_if.partition("=")[0] in all_keys(SCHEMA), item.name
 
 
-@pytest.mark.parametrize("override, expected", [
-    ("run.seed=-1", "run.seed=-1: expected 0 or more"),
-    ("run.seed=123456789012345678901", "run.seed=123456789012345678901: expected a number of at most 64 bits"),
-    ("optim.betas=[0.9]", "optim.betas=[0.9]: expected two numbers, each at least 0 and below 1"),
-    ("optim.betas=[1.0, 1.0]", "optim.betas=[1.0, 1.0]: expected two numbers, each at least 0 and below 1"),
-    ("optim.momentum=7", "optim.momentum=7.0: expected at least 0 and below 1"),
-    ("optim.momentum=-1", "optim.momentum=-1.0"),
-    ("optim.trust_coefficient=0", "optim.trust_coefficient=0.0: expected above 0"),
-    ("optim.clip_grad_norm=-1", "optim.clip_grad_norm=-1.0: expected 0 or more"),
-    ("method.temperature=0", "method.temperature=0.0: expected at least 1e-06"),
-    ("evaluate.linear_batch=0", "evaluate.linear_batch=0: expected at least 1"),
-    ("evaluate.linear_epochs=0", "evaluate.linear_epochs=0: expected at least 1"),
-    ("evaluate.linear_rates=[]", "evaluate.linear_rates=[]: expected at least 1 value"),
-    ("evaluate.linear_rates=[0.1, 0]", "evaluate.linear_rates=[0.1, 0.0]: expected values, each above 0"),
-    ("evaluate.knn_neighbours=[0]", "evaluate.knn_neighbours=[0]: expected values, each at least 1"),
-    ("evaluate.knn_temperature=-0.1", "evaluate.knn_temperature=-0.1"),
-    ("evaluate.size=300", "evaluate.size=300: expected at most evaluate.resize=28"),
-    ("method.prototypes={a: 3}", "method.prototypes={'a': 3}: expected a number above 1"),
-    ("method.prototypes=[3, true]", "method.prototypes=[3, True]: expected a number above 1"),
-    ("method.hidden=256", "method.hidden=256: expected a list of whole numbers"),
-    ("data.crops={num: 2, size: 24}", "expected a list of {num, size, scale, ratio, augment}"),
-    ("data.crops=[{num: 2, sized: 24}]", "unknown key data.crops[0].sized; did you mean data.crops[0].size?"),
-    ("data.crops.0.augment.blur=2", "data.crops[0].augment.blur=2.0: expected a probability from 0 to 1"),
-    ("data.crops.0.augment.blurr=1", "unknown key data.crops.0.augment.blurr; did you mean data.augment.blur?"),
-    ("data.crops.0.augment={blurr: 1}", "data.crops.0.augment.blurr; did you mean data.augment.blur?"),
-    ("data.crops.0.augment={blur: [1]}", "data.crops.0.augment.blur=[1]: expected a number"),
-    ("data.crops.0.augment={blur_sigma: [2, 1]}", "data.crops[0].augment.blur_sigma=[2.0, 1.0]: expected [smallest,"),
-    ("data.crops=[{augment: {flip: -1}}]", "data.crops[0].augment.flip=-1.0: expected a probability from 0 to 1"),
-    ("data.crops=[{augment: {flip: a}}]", "data.crops[0].augment.flip=a: expected a number"),
-    ("data.crops=[{augment: {flip: null}}]", "data.crops[0].augment.flip=None: expected a number"),
-    ("data.crops=[{augment: 3}]", "data.crops[0].augment=3: expected {KEY: value, ...}"),
-    ("data.crops.0.augment=", "data.crops.0.augment=: expected {KEY: value, ...}"),
-    ("data.crops.0.augment=${name}", "data.crops[0].augment"),
-    ("data.crops.0.augment.blur=${name}", "data.crops[0].augment"),
-    ("data.augment.solarise_threshold=2", "data.augment.solarise_threshold=2.0: expected at most 1"),
-    ("data.crops.3.size=24", "data.crops has 3 elements"),
-    ("data.crops.-1.size=24", "unknown key data.crops.-1.size"),
-    ("optim.lr.0=1", "optim.lr is not a group of keys"),
-    ("train.deterministic=5", "train.deterministic=5: expected true or false"),
-    ("optim.lr=true", "optim.lr=True: expected a number"),
-    ("optim.lr=", "optim.lr=: expected a number"),
-    ("data.shards=null", "data.shards=None: expected a value, not null"),
-    ("data.shards=[{path: null}]", "expected a folder or URL"),
-    ("name=", "name=: expected a name"),
-    ("model.depths=${name}", "model.depths=${name}: expected a list of whole numbers"),
-    ("data.std=${run}", "data.std=${run}: expected a list of numbers"),
-    ("data.crops[1].scale=${name}", "data.crops[1].scale=${name}: expected a list of numbers"),
-    ("parallel.sharded_init=true", "parallel.sharded_init=True: expected false with parallel.strategy=ddp"),
-    ("parallel.batchnorm_group_size=-1", "parallel.batchnorm_group_size=-1: expected 0 or more"),
-    ("method.name=moco", "method.name=moco: expected one of swav"),
-    ("parallel.strategy=zero9", "parallel.strategy=zero9: expected one of ddp, fsdp, zero1"),
-    ("optim.name=adam", "optim.name=adam: expected one of lars, adamw, sgd"),
-    ("model.backbone=resnet51", "model.backbone=resnet51: expected one of resnet, resnet50w2"),
-    ("optim.owners=x", "unknown key optim.owners"),
-    ("method.moved=x", "unknown key method.moved"),
-    ("method.name=simclar", "method.name=simclar: expected one of swav, simclr, mocov2; did you mean simclr?"),
-    ("parallel.strategy=fdsp", "one of ddp, fsdp, zero1, zero2, zero3, fairscale; did you mean fsdp?"),
-    ("optim.name=adam", "optim.name=adam: expected one of lars, adamw, sgd; did you mean adamw?"),
-    ("model.backbone=resnet_50", "; did you mean resnet50?"),
-    ("model.stem=imagnet", "model.stem=imagnet: expected imagenet, 3x3s2 or 3x3; did you mean imagenet?"),
-    ("train.precision=bf-16", "expected auto, fp32, tf32, bf16, fp16 or fp64; did you mean bf16?"),
-    ("train.batch=32", "unknown key train.batch; did you mean train.global_batch or evaluate.batch?"),
-    ("train.seed=32", "unknown key train.seed; did you mean run.seed?"),
-])
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("run.seed=-1", "run.seed=-1: expected 0 or more"),
+        ("run.seed=123456789012345678901", "run.seed=123456789012345678901: expected a number of at most 64 bits"),
+        ("optim.betas=[0.9]", "optim.betas=[0.9]: expected two numbers, each at least 0 and below 1"),
+        ("optim.betas=[1.0, 1.0]", "optim.betas=[1.0, 1.0]: expected two numbers, each at least 0 and below 1"),
+        ("optim.momentum=7", "optim.momentum=7.0: expected at least 0 and below 1"),
+        ("optim.momentum=-1", "optim.momentum=-1.0"),
+        ("optim.trust_coefficient=0", "optim.trust_coefficient=0.0: expected above 0"),
+        ("optim.clip_grad_norm=-1", "optim.clip_grad_norm=-1.0: expected 0 or more"),
+        ("method.temperature=0", "method.temperature=0.0: expected at least 1e-06"),
+        ("evaluate.linear_batch=0", "evaluate.linear_batch=0: expected at least 1"),
+        ("evaluate.linear_epochs=0", "evaluate.linear_epochs=0: expected at least 1"),
+        ("evaluate.linear_rates=[]", "evaluate.linear_rates=[]: expected at least 1 value"),
+        ("evaluate.linear_rates=[0.1, 0]", "evaluate.linear_rates=[0.1, 0.0]: expected values, each above 0"),
+        ("evaluate.knn_neighbours=[0]", "evaluate.knn_neighbours=[0]: expected values, each at least 1"),
+        ("evaluate.knn_temperature=-0.1", "evaluate.knn_temperature=-0.1"),
+        ("evaluate.size=300", "evaluate.size=300: expected at most evaluate.resize=28"),
+        ("method.prototypes={a: 3}", "method.prototypes={'a': 3}: expected a number above 1"),
+        ("method.prototypes=[3, true]", "method.prototypes=[3, True]: expected a number above 1"),
+        ("method.hidden=256", "method.hidden=256: expected a list of whole numbers"),
+        ("data.crops={num: 2, size: 24}", "expected a list of {num, size, scale, ratio, augment}"),
+        ("data.crops=[{num: 2, sized: 24}]", "unknown key data.crops[0].sized; did you mean data.crops[0].size?"),
+        ("data.crops.0.augment.blur=2", "data.crops[0].augment.blur=2.0: expected a probability from 0 to 1"),
+        ("data.crops.0.augment.blurr=1", "unknown key data.crops.0.augment.blurr; did you mean data.augment.blur?"),
+        ("data.crops.0.augment={blurr: 1}", "data.crops.0.augment.blurr; did you mean data.augment.blur?"),
+        ("data.crops.0.augment={blur: [1]}", "data.crops.0.augment.blur=[1]: expected a number"),
+        (
+            "data.crops.0.augment={blur_sigma: [2, 1]}",
+            "data.crops[0].augment.blur_sigma=[2.0, 1.0]: expected [smallest,",
+        ),
+        ("data.crops=[{augment: {flip: -1}}]", "data.crops[0].augment.flip=-1.0: expected a probability from 0 to 1"),
+        ("data.crops=[{augment: {flip: a}}]", "data.crops[0].augment.flip=a: expected a number"),
+        ("data.crops=[{augment: {flip: null}}]", "data.crops[0].augment.flip=None: expected a number"),
+        ("data.crops=[{augment: 3}]", "data.crops[0].augment=3: expected {KEY: value, ...}"),
+        ("data.crops.0.augment=", "data.crops.0.augment=: expected {KEY: value, ...}"),
+        ("data.crops.0.augment=${name}", "data.crops[0].augment"),
+        ("data.crops.0.augment.blur=${name}", "data.crops[0].augment"),
+        ("data.augment.solarise_threshold=2", "data.augment.solarise_threshold=2.0: expected at most 1"),
+        ("data.crops.3.size=24", "data.crops has 3 elements"),
+        ("data.crops.-1.size=24", "unknown key data.crops.-1.size"),
+        ("optim.lr.0=1", "optim.lr is not a group of keys"),
+        ("train.deterministic=5", "train.deterministic=5: expected true or false"),
+        ("optim.lr=true", "optim.lr=True: expected a number"),
+        ("optim.lr=", "optim.lr=: expected a number"),
+        ("data.shards=null", "data.shards=None: expected a value, not null"),
+        ("data.shards=[{path: null}]", "expected a folder or URL"),
+        ("name=", "name=: expected a name"),
+        ("model.depths=${name}", "model.depths=${name}: expected a list of whole numbers"),
+        ("data.std=${run}", "data.std=${run}: expected a list of numbers"),
+        ("data.crops[1].scale=${name}", "data.crops[1].scale=${name}: expected a list of numbers"),
+        ("parallel.sharded_init=true", "parallel.sharded_init=True: expected false with parallel.strategy=ddp"),
+        ("parallel.batchnorm_group_size=-1", "parallel.batchnorm_group_size=-1: expected 0 or more"),
+        ("method.name=moco", "method.name=moco: expected one of swav"),
+        ("parallel.strategy=zero9", "parallel.strategy=zero9: expected one of ddp, fsdp, zero1"),
+        ("optim.name=adam", "optim.name=adam: expected one of lars, adamw, sgd"),
+        ("model.backbone=resnet51", "model.backbone=resnet51: expected one of resnet, resnet50w2"),
+        ("optim.owners=x", "unknown key optim.owners"),
+        ("method.moved=x", "unknown key method.moved"),
+        ("method.name=simclar", "method.name=simclar: expected one of swav, simclr, mocov2; did you mean simclr?"),
+        ("parallel.strategy=fdsp", "one of ddp, fsdp, zero1, zero2, zero3, fairscale; did you mean fsdp?"),
+        ("optim.name=adam", "optim.name=adam: expected one of lars, adamw, sgd; did you mean adamw?"),
+        ("model.backbone=resnet_50", "; did you mean resnet50?"),
+        ("model.stem=imagnet", "model.stem=imagnet: expected imagenet, 3x3s2 or 3x3; did you mean imagenet?"),
+        ("train.precision=bf-16", "expected auto, fp32, tf32, bf16, fp16 or fp64; did you mean bf16?"),
+        ("train.batch=32", "unknown key train.batch; did you mean train.global_batch or evaluate.batch?"),
+        ("train.seed=32", "unknown key train.seed; did you mean run.seed?"),
+    ],
+)
 def test_what_does_not_fit_is_refused_in_a_line_that_blames_the_override(override, expected):
     with pytest.raises(InputError) as error:
         load_config(TINY, ["data.shards=x", override])
@@ -166,24 +194,36 @@ def test_what_does_not_fit_is_refused_in_a_line_that_blames_the_override(overrid
     assert "tiny.yaml" not in str(error.value)
 
 
-@pytest.mark.parametrize("override, read", [
-    ("data.crops.0.size=24", lambda config: [group.size for group in config.data.crops] == [24, 20, 16]),
-    ("data.crops[1].scale=[0.1, 0.2]", lambda config: config.data.crops[1].scale == [0.1, 0.2]),
-    ("data.crops.2={num: 4}", lambda config: (config.data.crops[2].num, config.data.crops[2].size) == (4, 16)),
-    ("data.crops=[{num: 3, size: 8}]", lambda config: config.data.crops == [CropGroup(num=3, size=8)]),
-    ("data.crops.1.augment.blur=1", lambda config: [one.augment for one in config.data.crops][1:] == [{"blur": 1}, {}]),
-    ("data.crops.1.augment={blur: '0.5'}", lambda config: augment_of_group(config.data, 1).blur == 0.5),
-    ("data.crops.1.augment=${data.augment}", lambda config: augment_of_group(config.data, 1) == config.data.augment),
-    ("data.mean.1=0.25", lambda config: config.data.mean == [0.485, 0.25, 0.406]),
-    ("method.prototypes.1=30", lambda config: config.method.prototypes == [12, 30]),
-    ("optim.lr=1e-3", lambda config: config.optim.lr == 0.001),
-    ("optim={lr: 2, momentum: 0.5}", lambda config: (config.optim.lr, config.optim.momentum) == (2, 0.5)),
-    ("data.subset=", lambda config: config.data.subset == ""),
-    ("name=007", lambda config: (config.name, config.run.dir) == ("007", "runs/007")),
-    ("name=1e3", lambda config: config.name == "1e3"),
-    ("name=2026-01-31", lambda config: config.name == "2026-01-31"),
-    ("data.shards=[{path: a, weight: 1e-3}]", lambda config: config.data.shards == [{"path": "a", "weight": 0.001}]),
-])
+@pytest.mark.parametrize(
+    "override, read",
+    [
+        ("data.crops.0.size=24", lambda config: [group.size for group in config.data.crops] == [24, 20, 16]),
+        ("data.crops[1].scale=[0.1, 0.2]", lambda config: config.data.crops[1].scale == [0.1, 0.2]),
+        ("data.crops.2={num: 4}", lambda config: (config.data.crops[2].num, config.data.crops[2].size) == (4, 16)),
+        ("data.crops=[{num: 3, size: 8}]", lambda config: config.data.crops == [CropGroup(num=3, size=8)]),
+        (
+            "data.crops.1.augment.blur=1",
+            lambda config: [one.augment for one in config.data.crops][1:] == [{"blur": 1}, {}],
+        ),
+        ("data.crops.1.augment={blur: '0.5'}", lambda config: augment_of_group(config.data, 1).blur == 0.5),
+        (
+            "data.crops.1.augment=${data.augment}",
+            lambda config: augment_of_group(config.data, 1) == config.data.augment,
+        ),
+        ("data.mean.1=0.25", lambda config: config.data.mean == [0.485, 0.25, 0.406]),
+        ("method.prototypes.1=30", lambda config: config.method.prototypes == [12, 30]),
+        ("optim.lr=1e-3", lambda config: config.optim.lr == 0.001),
+        ("optim={lr: 2, momentum: 0.5}", lambda config: (config.optim.lr, config.optim.momentum) == (2, 0.5)),
+        ("data.subset=", lambda config: config.data.subset == ""),
+        ("name=007", lambda config: (config.name, config.run.dir) == ("007", "runs/007")),
+        ("name=1e3", lambda config: config.name == "1e3"),
+        ("name=2026-01-31", lambda config: config.name == "2026-01-31"),
+        (
+            "data.shards=[{path: a, weight: 1e-3}]",
+            lambda config: config.data.shards == [{"path": "a", "weight": 0.001}],
+        ),
+    ],
+)
 def test_an_override_is_taken_as_it_is_meant(override, read):
     assert read(load_config(TINY, ["data.shards=x", override]))
 

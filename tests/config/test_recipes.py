@@ -54,10 +54,13 @@ def test_commands_take_the_name_of_a_recipe(capsys):
     assert capsys.readouterr().out.startswith("mine: not started")
 
 
-@pytest.mark.parametrize("given, expected", [
-    ("swav/resnet50_800", "no recipe of this name; did you mean swav/resnet50_800ep?"),
-    ("zzzzz", "no recipe of this name; there are demo, "),
-])
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ("swav/resnet50_800", "no recipe of this name; did you mean swav/resnet50_800ep?"),
+        ("zzzzz", "no recipe of this name; there are demo, "),
+    ],
+)
 def test_what_is_neither_names_what_there_is(given, expected):
     with pytest.raises(InputError) as error:
         load_config(given)

@@ -35,10 +35,18 @@ def test_every_group_says_what_it_is_about():
         assert about.endswith(".") and "(" not in about, f"the class of {group} has no docstring"
 
 
-@pytest.mark.parametrize("value, expected", [
-    (True, "true"), ("", "''"), (1e-6, "1e-06"), (600.0, "600"), ([0.75, 4 / 3], "[0.75, 1.33333]"), (3000, "3000"),
-    (CropGroup(num=1, size=8), "{num: 1, size: 8, scale: [0.14, 1], ratio: [0.75, 1.33333], augment: {}}"),
-    ([{"path": "a", "weight": 1.0}], "[{path: a, weight: 1}]"),
-])
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        (True, "true"),
+        ("", "''"),
+        (1e-6, "1e-06"),
+        (600.0, "600"),
+        ([0.75, 4 / 3], "[0.75, 1.33333]"),
+        (3000, "3000"),
+        (CropGroup(num=1, size=8), "{num: 1, size: 8, scale: [0.14, 1], ratio: [0.75, 1.33333], augment: {}}"),
+        ([{"path": "a", "weight": 1.0}], "[{path: a, weight: 1}]"),
+    ],
+)
 def test_values_are_written_as_in_a_recipe(value, expected):
     assert written(value) == expected

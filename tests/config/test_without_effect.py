@@ -25,38 +25,50 @@ def lines_of(*overrides: str) -> list[str]:
     return without_effect(load_config(TINY, ["data.shards=x", *overrides]))
 
 
-@pytest.mark.parametrize("overrides, expected", [
-    (["parallel.strategy=ddp", "parallel.cpu_offload=true"],
-     "parallel.cpu_offload=True has no effect: it is only used with parallel.strategy=fsdp|zero1|zero2|zero3"),
-    (["parallel.strategy=fairscale", "parallel.cpu_offload=true"], "parallel.cpu_offload=True has no effect"),
-    (["parallel.strategy=zero2", "parallel.reshard_after_forward=false"], "parallel.reshard_after_forward=False"),
-    (["parallel.strategy=ddp", "parallel.shard=2"], "parallel.shard=2"),
-    (["parallel.sync_batchnorm=false", "parallel.batchnorm_group_size=2"],
-     "parallel.batchnorm_group_size=2 has no effect without parallel.sync_batchnorm"),
-    (["optim.name=adamw", "optim.momentum=0.5"], "optim.momentum=0.5 has no effect"),
-    (["optim.name=sgd", "optim.betas=[0.9, 0.99]"], "optim.betas=[0.9, 0.99] has no effect"),
-    (["optim.name=sgd", "optim.trust_coefficient=0.1"], "optim.trust_coefficient=0.1 has no effect"),
-    (["method.queue=0"], "method.queue_start_step=1 has no effect without method.queue"),
-    (["data.augment.jitter=0", "data.augment.hue=0.1"], "data.augment.hue=0.1 has no effect"),
-    (["model.backbone=resnet18"], "model.depths=[1, 1] has no effect: it is only used with model.backbone=resnet"),
-    (["data.crops.0.augment={jitter: 0, hue: 0.1}"],
-     "data.crops[0].augment.hue=0.1 has no effect without data.crops[0].augment.jitter"),
-    (["data.crops.1.augment.solarise_threshold=0.3"], "data.crops[1].augment.solarise_threshold=0.3 has no effect"),
-    (["train.rollback_window=3"], "train.rollback_window=3 has no effect without train.max_rollbacks"),
-])
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        (
+            ["parallel.strategy=ddp", "parallel.cpu_offload=true"],
+            "parallel.cpu_offload=True has no effect: it is only used with parallel.strategy=fsdp|zero1|zero2|zero3",
+        ),
+        (["parallel.strategy=fairscale", "parallel.cpu_offload=true"], "parallel.cpu_offload=True has no effect"),
+        (["parallel.strategy=zero2", "parallel.reshard_after_forward=false"], "parallel.reshard_after_forward=False"),
+        (["parallel.strategy=ddp", "parallel.shard=2"], "parallel.shard=2"),
+        (
+            ["parallel.sync_batchnorm=false", "parallel.batchnorm_group_size=2"],
+            "parallel.batchnorm_group_size=2 has no effect without parallel.sync_batchnorm",
+        ),
+        (["optim.name=adamw", "optim.momentum=0.5"], "optim.momentum=0.5 has no effect"),
+        (["optim.name=sgd", "optim.betas=[0.9, 0.99]"], "optim.betas=[0.9, 0.99] has no effect"),
+        (["optim.name=sgd", "optim.trust_coefficient=0.1"], "optim.trust_coefficient=0.1 has no effect"),
+        (["method.queue=0"], "method.queue_start_step=1 has no effect without method.queue"),
+        (["data.augment.jitter=0", "data.augment.hue=0.1"], "data.augment.hue=0.1 has no effect"),
+        (["model.backbone=resnet18"], "model.depths=[1, 1] has no effect: it is only used with model.backbone=resnet"),
+        (
+            ["data.crops.0.augment={jitter: 0, hue: 0.1}"],
+            "data.crops[0].augment.hue=0.1 has no effect without data.crops[0].augment.jitter",
+        ),
+        (["data.crops.1.augment.solarise_threshold=0.3"], "data.crops[1].augment.solarise_threshold=0.3 has no effect"),
+        (["train.rollback_window=3"], "train.rollback_window=3 has no effect without train.max_rollbacks"),
+    ],
+)
 def test_a_setting_that_nothing_uses_is_named(overrides, expected):
     assert any(expected in line for line in lines_of(*overrides))
 
 
-@pytest.mark.parametrize("overrides", [
-    [],
-    ["parallel.strategy=fsdp", "parallel.cpu_offload=true"],
-    ["parallel.strategy=zero3", "parallel.cpu_offload=true"],
-    ["parallel.cpu_offload=false"],
-    ["optim.name=adamw", "optim.momentum=0.9"],
-    ["data.augment.solarise_threshold=0.3", "data.crops.1.augment.solarise=0.2"],
-    ["data.crops.1.augment={solarise: 0.2, solarise_threshold: 0.3}"],
-])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["parallel.strategy=fsdp", "parallel.cpu_offload=true"],
+        ["parallel.strategy=zero3", "parallel.cpu_offload=true"],
+        ["parallel.cpu_offload=false"],
+        ["optim.name=adamw", "optim.momentum=0.9"],
+        ["data.augment.solarise_threshold=0.3", "data.crops.1.augment.solarise=0.2"],
+        ["data.crops.1.augment={solarise: 0.2, solarise_threshold: 0.3}"],
+    ],
+)
 def test_settings_in_use_and_defaults_are_not(overrides):
     lines = lines_of(*overrides)
     # The small recipe itself sets one for the tests that choose fsdp.
@@ -101,8 +113,9 @@ def test_strategies_read_what_is_declared(key):
     modules = {"ddp": ddp, "fsdp": fsdp, "zero1": zero, "zero2": zero, "zero3": zero, "fairscale": fairscale}
     # `offloads` is how strategies other than fsdp read it.
     reading = r"offloads\(config\)|ours\.cpu_offload\b" if key == "cpu_offload" else rf"\b(parallel|ours)\.{key}\b"
-    reads = {name for name, module in modules.items()
-             if re.search(reading, inspect.getsource(module).split('"""', 2)[2])}
+    reads = {
+        name for name, module in modules.items() if re.search(reading, inspect.getsource(module).split('"""', 2)[2])
+    }
     common = "".join(map(inspect.getsource, (engine, strategies, batchnorm)))
     if re.search(rf"config\.parallel\.{key}\b", common) and not reads:
         reads = set(modules)
@@ -115,15 +128,19 @@ def test_protocols_read_what_is_declared(protocol):
     source = inspect.getsource(PROTOCOLS[protocol].measure)
     assert ours and all(f"config.{key}" in source for key in ours)
     assert set(ours) == {item.name for item in fields(PROTOCOLS[protocol].Settings)} - {
-        item.name for item in fields(EvaluateConfig)}
+        item.name for item in fields(EvaluateConfig)
+    }
     others = [key for key in keys_of("evaluate") if key not in ours and f"config.{key}" in source]
     assert others == []
 
 
-@pytest.mark.parametrize("override, expected", [
-    ("parallel.replicate=2", "parallel.replicate=2: expected 1 with parallel.strategy=zero2; only fsdp has it"),
-    ("parallel.sharded_init=true", "expected false with parallel.strategy=zero2; only fsdp has it"),
-])
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("parallel.replicate=2", "parallel.replicate=2: expected 1 with parallel.strategy=zero2; only fsdp has it"),
+        ("parallel.sharded_init=true", "expected false with parallel.strategy=zero2; only fsdp has it"),
+    ],
+)
 def test_what_would_be_missed_is_refused_under_other_strategies(override, expected):
     with pytest.raises(InputError, match=expected):
         lines_of("parallel.strategy=zero2", override)

@@ -100,8 +100,14 @@ def test_a_shard_on_its_way_is_waited_for_not_overrun(web, tmp_path, monkeypatch
     coming.parent.mkdir(parents=True, exist_ok=True)
     with room_of(coming).open("wb") as room:
         room.truncate(shard_cache.manifest.shards[3].num_bytes)
-    reader = threading.Thread(target=shard_cache.get, args=(0, lambda shard: 0 if shard == 0 else NEVER, lambda text: (
-        said.set() if text.startswith("waiting for room") else None)))
+    reader = threading.Thread(
+        target=shard_cache.get,
+        args=(
+            0,
+            lambda shard: 0 if shard == 0 else NEVER,
+            lambda text: said.set() if text.startswith("waiting for room") else None,
+        ),
+    )
     reader.start()
     assert said.wait(20)
     time.sleep(0.1)

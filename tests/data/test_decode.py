@@ -21,9 +21,23 @@ def encoded(image: Image.Image, form: str, **options: object) -> RawSample:
     return RawSample(memoryview(buffer.getvalue()), image.width, image.height)
 
 
-@pytest.mark.parametrize("form, mode", [("PNG", "RGB"), ("PNG", "L"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "1"),
-                                        ("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("WEBP", "RGB"),
-                                        ("GIF", "P"), ("BMP", "RGB"), ("TIFF", "RGB")])
+@pytest.mark.parametrize(
+    "form, mode",
+    [
+        ("PNG", "RGB"),
+        ("PNG", "L"),
+        ("PNG", "P"),
+        ("PNG", "RGBA"),
+        ("PNG", "1"),
+        ("JPEG", "RGB"),
+        ("JPEG", "L"),
+        ("JPEG", "CMYK"),
+        ("WEBP", "RGB"),
+        ("GIF", "P"),
+        ("BMP", "RGB"),
+        ("TIFF", "RGB"),
+    ],
+)
 def test_every_format_becomes_rgb_bytes(form, mode):
     image = picture(mode)
     pixels = decode(encoded(image, form), max_pixels=10**6)

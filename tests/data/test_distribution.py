@@ -35,11 +35,16 @@ class PublishedBlur:
 
 
 def published_views(picture: np.ndarray) -> torch.Tensor:
-    chain = transforms.Compose([
-        transforms.RandomResizedCrop(SIZE, scale=SCALE), transforms.RandomHorizontalFlip(),
-        transforms.RandomApply([transforms.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8), transforms.RandomGrayscale(0.2),
-        PublishedBlur(), transforms.ToTensor(),
-    ])
+    chain = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(SIZE, scale=SCALE),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomApply([transforms.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
+            transforms.RandomGrayscale(0.2),
+            PublishedBlur(),
+            transforms.ToTensor(),
+        ]
+    )
     random.seed(0)
     torch.manual_seed(0)
     image = Image.fromarray(picture)
@@ -81,8 +86,10 @@ def test_views_are_distributed_as_the_published_ones(picture):
             assert abs(float(one.std() / other.std()) - 1) < 0.08, name
             # Largest distance of the two distribution functions (Kolmogorov-Smirnov), at a level of 1e-4.
             together = torch.cat([one, other]).sort().values
-            distance = (torch.searchsorted(one.sort().values, together, right=True)
-                        - torch.searchsorted(other.sort().values, together, right=True)).abs().max() / COUNT
+            distance = (
+                torch.searchsorted(one.sort().values, together, right=True)
+                - torch.searchsorted(other.sort().values, together, right=True)
+            ).abs().max() / COUNT
             assert float(distance) < 2.23 * (2 / COUNT) ** 0.5 + 0.015, f"{name}: {float(distance)}"
     grey = (views.std(1).amax((1, 2)) < 1e-4).float().mean()
     assert abs(float(grey) - 0.2) < 0.03
@@ -128,8 +135,10 @@ def test_a_reduced_decode_cannot_be_told_from_a_whole_one(factor):
         assert difference.abs().mean() < 1.6
 
 
-@pytest.mark.parametrize("smallest, margin, factor", [
-    (383, 2.0, 1), (384, 2.0, 2), (768, 2.0, 4), (1536, 2.0, 8), (4000, 2.0, 8), (4000, 0.0, 1), (192, 1.0, 2)])
+@pytest.mark.parametrize(
+    "smallest, margin, factor",
+    [(383, 2.0, 1), (384, 2.0, 2), (768, 2.0, 4), (1536, 2.0, 8), (4000, 2.0, 8), (4000, 0.0, 1), (192, 1.0, 2)],
+)
 def test_the_smallest_crop_decides(smallest, margin, factor):
     boxes = np.array([[0, 0, 5000, 5000], [0, 0, 5000, smallest]])
     assert reduction(boxes, np.array([224, 96]), margin) == factor

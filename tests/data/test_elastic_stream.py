@@ -32,15 +32,23 @@ def corpus(sizes: list[int], weight: float = 1.0, subset: np.ndarray | None = No
 
 @settings(max_examples=60, deadline=None)
 @given(
-    corpora=st.lists(st.tuples(sizes_of_a_corpus, st.floats(0.1, 10)), min_size=1, max_size=3), seed=st.integers(0, 9),
-    streams=st.sampled_from([4, 6, 8, 12, 24]), window=st.sampled_from([1, 7, 64, 10_000]), stop=st.integers(0, 30),
-    before=st.sampled_from(RANKS), after=st.sampled_from(RANKS),
+    corpora=st.lists(st.tuples(sizes_of_a_corpus, st.floats(0.1, 10)), min_size=1, max_size=3),
+    seed=st.integers(0, 9),
+    streams=st.sampled_from([4, 6, 8, 12, 24]),
+    window=st.sampled_from([1, 7, 64, 10_000]),
+    stop=st.integers(0, 30),
+    before=st.sampled_from(RANKS),
+    after=st.sampled_from(RANKS),
 )
-def test_a_change_of_ranks_at_any_stop_changes_no_step(
-    corpora, seed, streams, window, stop, before, after
-):
-    mixture = Mixture([np.array(sizes) for sizes, _ in corpora], [weight for _, weight in corpora], seed=seed,
-                      global_batch=BATCH, streams=streams, shuffle_window=window)
+def test_a_change_of_ranks_at_any_stop_changes_no_step(corpora, seed, streams, window, stop, before, after):
+    mixture = Mixture(
+        [np.array(sizes) for sizes, _ in corpora],
+        [weight for _, weight in corpora],
+        seed=seed,
+        global_batch=BATCH,
+        streams=streams,
+        shuffle_window=window,
+    )
     seen: dict[tuple[int, int], list[int]] = {}
     for step in range(40):
         ids, epochs = mixture.samples(step)
@@ -65,21 +73,37 @@ def test_a_change_of_ranks_at_any_stop_changes_no_step(
 @pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(
-    seed=st.integers(0, 3), start=st.integers(0, 20), before=st.sampled_from(RANKS), after=st.sampled_from(RANKS),
-    loaded=st.integers(0, 7), workers=st.integers(0, 4), threads=st.integers(1, 3),
+    seed=st.integers(0, 3),
+    start=st.integers(0, 20),
+    before=st.sampled_from(RANKS),
+    after=st.sampled_from(RANKS),
+    loaded=st.integers(0, 7),
+    workers=st.integers(0, 4),
+    threads=st.integers(1, 3),
     window=st.sampled_from([1, 16, 500]),
 )
 def test_the_views_do_not_depend_on_ranks_workers_threads_or_stops(
     shard_folder, seed, start, before, after, loaded, workers, threads, window
 ):
     """One rank has loader processes and threads, the others none: 64 processes would not show more than 8."""
-    overrides = ["train.global_batch=24", "data.streams=8", "method.queue=24", f"run.seed={seed}",
-                 f"data.shuffle_window={window}"]
+    overrides = [
+        "train.global_batch=24",
+        "data.streams=8",
+        "method.queue=24",
+        f"run.seed={seed}",
+        f"data.shuffle_window={window}",
+    ]
     whole = list(make_stream(shard_folder, *overrides)(range(start, start + 4)))
     for ranks, steps in ((before, range(start, start + 2)), (after, range(start + 2, start + 4))):
         loaders = [f"data.workers={workers}", f"data.threads={threads}"]
-        parts = [list(make_stream(shard_folder, *overrides, *(loaders if rank == loaded % ranks else []), rank=rank,
-                                  ranks=ranks)(steps)) for rank in range(ranks)]
+        parts = [
+            list(
+                make_stream(
+                    shard_folder, *overrides, *(loaders if rank == loaded % ranks else []), rank=rank, ranks=ranks
+                )(steps)
+            )
+            for rank in range(ranks)
+        ]
         for place, step in enumerate(steps):
             together = [part[place] for part in parts]
             assert [key for batch in together for key in batch.keys] == whole[step - start].keys
@@ -90,11 +114,21 @@ def test_the_views_do_not_depend_on_ranks_workers_threads_or_stops(
 
 
 @settings(max_examples=40, deadline=None)
-@given(corpora=st.lists(sizes_of_a_corpus, min_size=1, max_size=3), seed=st.integers(0, 5), step=st.integers(0, 60),
-       window=st.sampled_from([1, 7, 64, 10_000]))
+@given(
+    corpora=st.lists(sizes_of_a_corpus, min_size=1, max_size=3),
+    seed=st.integers(0, 5),
+    step=st.integers(0, 60),
+    window=st.sampled_from([1, 7, 64, 10_000]),
+)
 def test_the_shards_of_a_step_are_those_that_were_announced(corpora, seed, step, window):
-    mixture = Mixture([np.array(sizes) for sizes in corpora], [1.0] * len(corpora), seed=seed, global_batch=BATCH,
-                      streams=8, shuffle_window=window)
+    mixture = Mixture(
+        [np.array(sizes) for sizes in corpora],
+        [1.0] * len(corpora),
+        seed=seed,
+        global_batch=BATCH,
+        streams=8,
+        shuffle_window=window,
+    )
     ends = np.cumsum([size for sizes in corpora for size in sizes])
     shard_of = np.searchsorted(ends, mixture.samples(step)[0], side="right")
     stream_of = np.arange(BATCH) // mixture.per_stream
@@ -106,11 +140,14 @@ def test_the_shards_of_a_step_are_those_that_were_announced(corpora, seed, step,
     assert (np.diff(following.first_step) >= 0).all()
 
 
-@pytest.mark.parametrize("weights, streams, counts", [
-    ([1], 8, [8]), ([3, 1], 8, [6, 2]), ([0.7, 0.3], 64, [45, 19]), ([1000, 1], 8, [7, 1]), ([1, 1, 1], 8, [3, 3, 2])])
+@pytest.mark.parametrize(
+    "weights, streams, counts",
+    [([1], 8, [8]), ([3, 1], 8, [6, 2]), ([0.7, 0.3], 64, [45, 19]), ([1000, 1], 8, [7, 1]), ([1, 1, 1], 8, [3, 3, 2])],
+)
 def test_streams_are_shared_by_weight(weights, streams, counts):
-    mixture = Mixture([np.array([1000])] * len(weights), weights, seed=0, global_batch=192, streams=streams,
-                      shuffle_window=10)
+    mixture = Mixture(
+        [np.array([1000])] * len(weights), weights, seed=0, global_batch=192, streams=streams, shuffle_window=10
+    )
     assert mixture.stream_counts == counts
 
 

@@ -17,9 +17,14 @@ from largescale.methods import METHODS
 from largescale.parallel.engine import Engine
 from tests.helpers.commands import ROOT
 
-PLAIN = ["data.mean=[0,0,0]", "data.std=[1,1,1]", "data.scaled_decode=0",
-         "data.augment={rotate_degrees: 0, jitter: 0, gamma: 0, gain: 0, grayscale: 0, blur: 0, noise: 0, erase: 0}",
-         "data.crops.1.augment.flip=1", "data.crops.2.augment.flip=0"]
+PLAIN = [
+    "data.mean=[0,0,0]",
+    "data.std=[1,1,1]",
+    "data.scaled_decode=0",
+    "data.augment={rotate_degrees: 0, jitter: 0, gamma: 0, gain: 0, grayscale: 0, blur: 0, noise: 0, erase: 0}",
+    "data.crops.1.augment.flip=1",
+    "data.crops.2.augment.flip=0",
+]
 
 
 def make_stream(folder: Path, *overrides: str, rank: int = 0, ranks: int = 1) -> Stream:
@@ -53,8 +58,10 @@ def test_a_view_is_what_its_box_and_its_flip_say(shard_folder):
 @pytest.mark.usefixtures("asking")
 def test_facts_and_views_do_not_depend_on_ranks_processes_or_on_whether_they_are_asked_for(shard_folder, monkeypatch):
     whole = next(iter(make_stream(shard_folder)(range(1)))).inputs()
-    parts = [next(iter(make_stream(shard_folder, "data.workers=1", rank=rank, ranks=2)(range(1)))).inputs()
-             for rank in range(2)]
+    parts = [
+        next(iter(make_stream(shard_folder, "data.workers=1", rank=rank, ranks=2)(range(1)))).inputs()
+        for rank in range(2)
+    ]
     for name in FACTS:
         assert torch.equal(torch.cat([part.facts[name] for part in parts], dim=1), whole.facts[name])
     monkeypatch.setattr(MethodConfig, "facts", ())

@@ -19,8 +19,11 @@ def make(sizes, **changes) -> Order:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=12), seed=st.integers(0, 5), epoch=st.integers(0, 3),
-    streams=st.sampled_from([1, 2, 3, 4, 6, 8, 24]), window=st.sampled_from([1, 7, 64, 10_000]),
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=12),
+    seed=st.integers(0, 5),
+    epoch=st.integers(0, 3),
+    streams=st.sampled_from([1, 2, 3, 4, 6, 8, 24]),
+    window=st.sampled_from([1, 7, 64, 10_000]),
 )
 def test_each_sample_at_most_once_and_less_than_a_batch_left_out(sizes, seed, epoch, streams, window):
     if sum(sizes) < 24:
@@ -42,8 +45,9 @@ def test_ranks_cut_every_step_into_equal_pieces(ranks):
 
 
 def test_single_places_of_many_steps_are_those_of_the_whole_batches():
-    mixture = Mixture([np.array([30, 41, 9]), np.array([50])], [2.0, 1.0], seed=1, global_batch=24, streams=6,
-                      shuffle_window=16)
+    mixture = Mixture(
+        [np.array([30, 41, 9]), np.array([50])], [2.0, 1.0], seed=1, global_batch=24, streams=6, shuffle_window=16
+    )
     steps, places = np.arange(11), np.array([5, 23, 0, 16])
     ids, epochs = mixture.samples(steps[:, None], places)
     for step in steps:

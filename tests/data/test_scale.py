@@ -40,19 +40,46 @@ print(f"{seconds} {peak - before} {peak}")
 
 @pytest.mark.slow
 def test_a_billion_samples_start_in_seconds(tmp_path):
-    shards = [{"name": f"web-{i:06d}.tar", "samples": SAMPLES_A_SHARD, "bytes": 10**9, "checksum": f"xxh3-128:{i:032x}",
-               "index": f"xxh3-128:{i:032x}"} for i in range(SHARDS)]
-    manifest = {"version": 1, "name": "web", "source": "synthetic", "settings": {}, "skipped": {}, "classes": [],
-                "shards": shards}
+    shards = [
+        {
+            "name": f"web-{i:06d}.tar",
+            "samples": SAMPLES_A_SHARD,
+            "bytes": 10**9,
+            "checksum": f"xxh3-128:{i:032x}",
+            "index": f"xxh3-128:{i:032x}",
+        }
+        for i in range(SHARDS)
+    ]
+    manifest = {
+        "version": 1,
+        "name": "web",
+        "source": "synthetic",
+        "settings": {},
+        "skipped": {},
+        "classes": [],
+        "shards": shards,
+    }
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "manifest.json").write_text(json.dumps(manifest))
     with web_server(tmp_path / "served") as server:
-        overrides = [f"data.shards={server.url}", f"data.cache={tmp_path / 'cache'}", "data.cache_gb=5000",
-                     "train.global_batch=4096", "train.steps=0", "train.epochs=2", "data.streams=64",
-                     "data.shuffle_window=65536", "method.queue=0"]
+        overrides = [
+            f"data.shards={server.url}",
+            f"data.cache={tmp_path / 'cache'}",
+            "data.cache_gb=5000",
+            "train.global_batch=4096",
+            "train.steps=0",
+            "train.epochs=2",
+            "data.streams=64",
+            "data.shuffle_window=65536",
+            "method.queue=0",
+        ]
         result = subprocess.run(
             [sys.executable, "-c", START, str(ROOT / "tests" / "tiny.yaml"), *overrides],
-            env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
     assert result.returncode == 0, result.stderr
     seconds, grown, peak = map(float, result.stdout.split())

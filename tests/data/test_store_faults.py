@@ -187,8 +187,9 @@ def test_bytes_that_were_fetched_are_counted_once(web, tmp_path, workers):
 def test_bytes_of_looking_up_keys_are_counted_once(web, shard_folder, tmp_path):
     reader = ShardReader([Corpus(read_manifest(shard_folder))])
     (tmp_path / "keys").write_text("\n".join(map(reader.key, range(len(reader)))))
-    stream = make_stream(web.url, f"data.cache={tmp_path / 'cache'}", f"data.subset={tmp_path / 'keys'}",
-                         "data.workers=2")
+    stream = make_stream(
+        web.url, f"data.cache={tmp_path / 'cache'}", f"data.subset={tmp_path / 'keys'}", "data.workers=2"
+    )
     fetched = sum(batch.costs["fetched_bytes"] for batch in stream(range(1)))
     assert fetched == sum(count for name, count in web.sent.items() if name.endswith(".tar"))
 
@@ -221,9 +222,13 @@ def test_a_fetcher_that_is_killed_is_started_again(web, tmp_path, caplog, monkey
         fetching.close()
 
 
-@pytest.mark.parametrize("url, says", [
-    ("ftp://127.0.0.1:1/x", r"ftp://127.*:1/x: cannot be opened \(ConnectionRefusedError: .*\); check the address"),
-    ("s4://x/y", "s4://x/y: Protocol not known: s4; expected one such as s3://bucket/folder")])
+@pytest.mark.parametrize(
+    "url, says",
+    [
+        ("ftp://127.0.0.1:1/x", r"ftp://127.*:1/x: cannot be opened \(ConnectionRefusedError: .*\); check the address"),
+        ("s4://x/y", "s4://x/y: Protocol not known: s4; expected one such as s3://bucket/folder"),
+    ],
+)
 def test_a_url_that_cannot_be_opened_is_one_line_with_a_remedy(url, says):
     with pytest.raises(InputError, match=says):
         Store(url)

@@ -60,8 +60,9 @@ def expected(shard_folder: Path) -> list[Batch]:
 
 
 def remote(url: str, folder: Path, *overrides: str, **ranks: int) -> Stream:
-    return make_stream(url, f"data.cache={folder / 'cache'}", "data.store_patience_s=40", "data.store_stall_s=10",
-                       *overrides, **ranks)
+    return make_stream(
+        url, f"data.cache={folder / 'cache'}", "data.store_patience_s=40", "data.store_stall_s=10", *overrides, **ranks
+    )
 
 
 def assert_equal(batches: list[Batch], expected: list[Batch]) -> None:
@@ -114,8 +115,15 @@ def test_a_server_that_goes_away_for_a_while_is_waited_for(shard_folder, tmp_pat
     with s3_server() as server:
         server.upload(shard_folder, "photos")
         size = sum(path.stat().st_size for path in shard_folder.glob("*.tar"))
-        stream = remote("s3://photos", tmp_path, "data.workers=1", "data.prefetch=1", "data.shuffle_window=4",
-                        "data.streams=1", f"data.cache_gb={0.65 * size / 1e9}")
+        stream = remote(
+            "s3://photos",
+            tmp_path,
+            "data.workers=1",
+            "data.prefetch=1",
+            "data.shuffle_window=4",
+            "data.streams=1",
+            f"data.cache_gb={0.65 * size / 1e9}",
+        )
         local = list(make_stream(shard_folder, "data.shuffle_window=4", "data.streams=1")(STEPS))
         batches = []
         for batch in stream(STEPS):
@@ -204,14 +212,25 @@ def test_a_cache_that_cannot_be_written_is_refused(web, folder):
 
 
 def test_a_full_disk_is_one_line(web, tmp_path):
-    script = ("mount -t tmpfs -o size=32k none {cache} && exec {python} -m largescale pretrain {tiny} "
-              "data.shards={url} data.cache={cache} data.cache_gb=1 run.dir={run} train.steps=4")
+    script = (
+        "mount -t tmpfs -o size=32k none {cache} && exec {python} -m largescale pretrain {tiny} "
+        "data.shards={url} data.cache={cache} data.cache_gb=1 run.dir={run} train.steps=4"
+    )
     (tmp_path / "cache").mkdir()
-    command = script.format(cache=tmp_path / "cache", python=sys.executable, tiny=ROOT / "tests" / "tiny.yaml",
-                            url=web.url, run=tmp_path / "run")
+    command = script.format(
+        cache=tmp_path / "cache",
+        python=sys.executable,
+        tiny=ROOT / "tests" / "tiny.yaml",
+        url=web.url,
+        run=tmp_path / "run",
+    )
     result = subprocess.run(
-        ["unshare", "--mount", "--map-root-user", "sh", "-c", command], capture_output=True, text=True, timeout=120,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, check=False,
+        ["unshare", "--mount", "--map-root-user", "sh", "-c", command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        check=False,
     )
     assert result.returncode == 2, result.stderr
     assert "the disk of the shard cache is full; make room" in result.stderr and "Traceback" not in result.stderr
@@ -227,9 +246,14 @@ def test_commands_run_only_where_that_is_allowed(shard_folder, tmp_path, expecte
     assert_equal(list(remote(url, tmp_path)(STEPS)), expected)
 
 
-@pytest.mark.parametrize("url, says", [
-    ("nowhere://bucket", "nowhere://bucket: Protocol not known"), ("s3://photos/none", "no manifest.json there"),
-    ("s3://no-such-bucket", "no manifest.json there")])
+@pytest.mark.parametrize(
+    "url, says",
+    [
+        ("nowhere://bucket", "nowhere://bucket: Protocol not known"),
+        ("s3://photos/none", "no manifest.json there"),
+        ("s3://no-such-bucket", "no manifest.json there"),
+    ],
+)
 def test_a_store_that_cannot_be_used(s3, tmp_path, url, says):
     with pytest.raises(InputError, match=says):
         remote(url, tmp_path)
@@ -268,8 +292,13 @@ def test_a_shard_that_is_denied_at_first_is_asked_for_again(web, tmp_path, expec
 def test_whole_answers_to_range_requests_are_understood(shard_folder, tmp_path, monkeypatch):
     """Some servers ignore ranges; Python's own is one."""
     monkeypatch.setattr(store_module, "REQUEST_BYTES", 4096)
-    with subprocess.Popen([sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"], cwd=shard_folder,
-                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"],
+        cwd=shard_folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
         port = server.stdout.readline().split(" port ")[1].split()[0]
         tar = shard_folder / "train-000001.tar"
         Store(f"http://127.0.0.1:{port}").fetch(tar.name, tmp_path / "copy", tar.stat().st_size)

@@ -78,14 +78,22 @@ def test_substitutes_come_from_the_subset(shard_folder, tmp_path, chosen):
     assert bad not in used and used <= {keys[number] for number in chosen}
 
 
-@pytest.mark.parametrize("content, says", [
-    (None, "no such subset file"), ("", "lists no sample"),
-    ("# numbers\n3\n200\n", "lists sample 200, the corpus train has 0 to 199"),
-    ("# numbers\n-1\n3\n", "lists sample -1, the corpus train has 0 to 199"),
-    (f"# numbers\n{10**30}\n", f"lists sample {10**30}, the corpus"),
-    ("# numbers\n3\n\nx/7\n", r"subset\.txt:4: 'x/7' is not a sample number"),
-    ("3\n-1\n", "2 keys are not in train, such as -1; if these are sample numbers, make the first line '# numbers'"),
-    ("no/such-key\n", "1 keys are not in train, such as no/such-key")])
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (None, "no such subset file"),
+        ("", "lists no sample"),
+        ("# numbers\n3\n200\n", "lists sample 200, the corpus train has 0 to 199"),
+        ("# numbers\n-1\n3\n", "lists sample -1, the corpus train has 0 to 199"),
+        (f"# numbers\n{10**30}\n", f"lists sample {10**30}, the corpus"),
+        ("# numbers\n3\n\nx/7\n", r"subset\.txt:4: 'x/7' is not a sample number"),
+        (
+            "3\n-1\n",
+            "2 keys are not in train, such as -1; if these are sample numbers, make the first line '# numbers'",
+        ),
+        ("no/such-key\n", "1 keys are not in train, such as no/such-key"),
+    ],
+)
 def test_a_wrong_subset_is_refused(shard_folder, tmp_path, content, says):
     path = tmp_path / "subset.txt"
     if content is not None:
@@ -118,9 +126,14 @@ def test_lines_of_digits_are_keys_and_never_taken_for_numbers(digit_keys, tmp_pa
         make_stream(digit_keys, f"data.subset={path}")
 
 
-@pytest.mark.parametrize("array, says", [
-    (np.array([1, 2**63 + 7], np.uint64), f"lists sample {2**63 + 7}"), (np.array([-1, 3]), "lists sample -1"),
-    (np.array([1.0, 2.0]), "expected a one-dimensional .npy of integers.*, not float64")])
+@pytest.mark.parametrize(
+    "array, says",
+    [
+        (np.array([1, 2**63 + 7], np.uint64), f"lists sample {2**63 + 7}"),
+        (np.array([-1, 3]), "lists sample -1"),
+        (np.array([1.0, 2.0]), "expected a one-dimensional .npy of integers.*, not float64"),
+    ],
+)
 def test_a_wrong_array_is_refused(shard_folder, tmp_path, array, says):
     np.save(tmp_path / "subset.npy", array)
     with pytest.raises(InputError, match=says):

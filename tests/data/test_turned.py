@@ -67,7 +67,8 @@ def test_views_are_those_of_the_picture_turned_first(orientation):
     assert image.reducible and (image.height, image.width) == (HEIGHT, WIDTH)
     whole = image.decode()
     assert whole.shape == (3, HEIGHT, WIDTH) and image.stored == (
-        (WIDTH, HEIGHT) if orientation in SIDEWAYS else (HEIGHT, WIDTH))
+        (WIDTH, HEIGHT) if orientation in SIDEWAYS else (HEIGHT, WIDTH)
+    )
     exact, reduced = views(payload, 0, (0.2, 1.0)), views(payload, 2, (0.2, 1.0))
     straight = io.BytesIO()
     Image.fromarray(whole.permute(1, 2, 0).numpy()).save(straight, "PNG")

@@ -79,8 +79,10 @@ def test_a_share_of_views_is_solarised_by_a_draw_of_its_own():
     off = AugmentConfig(rotate_degrees=15, gamma=0.3, gain=0.2, noise=0.0, erase=0.5)
     views = torch.randint(0, 256, (500, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     draws = torch.rand(500, DRAWS, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    plain, some = (Augment(config, [0.0] * 3, [1.0] * 3, torch.float64)(views, draws)
-                   for config in (off, replace(off, solarise=0.2, solarise_threshold=0.0)))
+    plain, some = (
+        Augment(config, [0.0] * 3, [1.0] * 3, torch.float64)(views, draws)
+        for config in (off, replace(off, solarise=0.2, solarise_threshold=0.0))
+    )
     changed = (plain != some).flatten(1).any(1)
     assert abs(float(changed.double().mean()) - 0.2) < 0.05 and not changed[draws[:, 24] >= 0.2].any()
 

@@ -33,8 +33,12 @@ def train_step(net: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     y = net(x)
     slopes = torch.linspace(-1, 1, 5, dtype=torch.float64).view(1, -1, *[1] * (x.dim() - 2))
     (y * slopes * y.cos()).sum().backward()
-    return {"y": y.detach(), "x_grad": x.grad, **{f"grad.{n}": p.grad for n, p in net.named_parameters()},
-            **{f"buffer.{n}": b for n, b in net.named_buffers()}}
+    return {
+        "y": y.detach(),
+        "x_grad": x.grad,
+        **{f"grad.{n}": p.grad for n, p in net.named_parameters()},
+        **{f"buffer.{n}": b for n, b in net.named_buffers()},
+    }
 
 
 def on_this_rank(kind: str, channels_last: bool) -> tuple[dict[str, torch.Tensor], list[tuple[str, int]]]:

@@ -12,8 +12,15 @@ from tests.helpers.runs import losses, sample_sets
 
 pytestmark = pytest.mark.distributed
 
-DIVISIBLE = ["train.global_batch=12", "data.streams=12", "method.queue=24", "train.steps=16", "optim.lr=0.02",
-             "checkpoint.every_steps=4", "checkpoint.keep=9"]
+DIVISIBLE = [
+    "train.global_batch=12",
+    "data.streams=12",
+    "method.queue=24",
+    "train.steps=16",
+    "optim.lr=0.02",
+    "checkpoint.every_steps=4",
+    "checkpoint.keep=9",
+]
 """A batch that 1, 2, 3 and 4 ranks divide; 16 steps are an epoch of 200 samples."""
 
 CHAINS = {
@@ -31,8 +38,13 @@ def forget_checkpoints_after(run: Path, step: int) -> None:
 @pytest.mark.parametrize("precision, tolerance", [("fp64", 1e-8), ("fp32", 1e-5)])
 def test_a_run_is_handed_from_strategy_to_strategy(shard_folder, test_shard_folder, tmp_path, precision, tolerance):
     run = tmp_path / "run"
-    shared = [f"data.shards={shard_folder}", f"data.eval_shards={test_shard_folder}", *DIVISIBLE,
-              f"train.precision={precision}", f"run.dir={run}"]
+    shared = [
+        f"data.shards={shard_folder}",
+        f"data.eval_shards={test_shard_folder}",
+        *DIVISIBLE,
+        f"train.precision={precision}",
+        f"run.dir={run}",
+    ]
     before: list[float] = []
     for number, (strategy, ranks) in enumerate(CHAINS[precision]):
         forget_checkpoints_after(run, 4 * number)

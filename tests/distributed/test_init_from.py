@@ -63,8 +63,19 @@ def loss_of_source(source: Path) -> float:
 
 def test_the_first_loss_is_that_of_the_source(shard_folder, tmp_path):
     source = tmp_path / "run"
-    assert main(["pretrain", str(TINY), f"data.shards={shard_folder}", "train.precision=fp32", "train.steps=2",
-                 f"run.dir={source}"]) == 0
+    assert (
+        main(
+            [
+                "pretrain",
+                str(TINY),
+                f"data.shards={shard_folder}",
+                "train.precision=fp32",
+                "train.steps=2",
+                f"run.dir={source}",
+            ]
+        )
+        == 0
+    )
     [expected] = run_ranks(loss_of_source, 1, source)
     for name, (loss, step) in zip(CASES, run_ranks(first_losses, 2, source, list(CASES))[1], strict=True):
         assert loss == pytest.approx(expected, rel=1e-9 if "fp64" in CASES[name][0] else 1e-5), name

@@ -25,21 +25,25 @@ STEPS, BATCH = 10, 8
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     # 7 and 3 rows do not divide by 2 or 4: uneven and empty shards.
-    return nn.Sequential(nn.Conv2d(2, 7, 3), nn.ReLU(), nn.Flatten(), nn.Linear(7 * 16, 9), nn.ReLU(),
-                         nn.Linear(9, 3)).double()
+    return nn.Sequential(
+        nn.Conv2d(2, 7, 3), nn.ReLU(), nn.Flatten(), nn.Linear(7 * 16, 9), nn.ReLU(), nn.Linear(9, 3)
+    ).double()
 
 
 def optimizer(net: nn.Module) -> LARS:
     weights = [p for p in net.parameters() if p.dim() > 1]
     vectors = [p for p in net.parameters() if p.dim() == 1]
-    return LARS([{"params": weights, "weight_decay": 1e-3}, {"params": vectors, "scaled": False}], 0.7,
-                trust_coefficient=0.02)
+    return LARS(
+        [{"params": weights, "weight_decay": 1e-3}, {"params": vectors, "scaled": False}], 0.7, trust_coefficient=0.02
+    )
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(step)
-    return (torch.randn(BATCH, 2, 6, 6, generator=generator, dtype=torch.float64),
-            torch.randn(BATCH, 3, generator=generator, dtype=torch.float64))
+    return (
+        torch.randn(BATCH, 2, 6, 6, generator=generator, dtype=torch.float64),
+        torch.randn(BATCH, 3, generator=generator, dtype=torch.float64),
+    )
 
 
 def train(net: nn.Module, part: slice) -> list[list[tuple[str, int]]]:
@@ -80,9 +84,19 @@ def test_ten_steps_under_fsdp_equal_one_process(world_size):
 def losses_of_each_optimizer(strategy: str) -> dict[str, list[float]]:
     found = {}
     for name in OPTIMIZERS:
-        config = load_config(ROOT / "tests" / "strategies.yaml", [
-            f"parallel.strategy={strategy}", f"optim.name={name}", "optim.lr=0.05", "optim.clip_grad_norm=0",
-            "model.backbone=resnet", "model.stem=3x3s2", "model.depths=[1,1]", "model.width=8"])
+        config = load_config(
+            ROOT / "tests" / "strategies.yaml",
+            [
+                f"parallel.strategy={strategy}",
+                f"optim.name={name}",
+                "optim.lr=0.05",
+                "optim.clip_grad_norm=0",
+                "model.backbone=resnet",
+                "model.stem=3x3s2",
+                "model.depths=[1,1]",
+                "model.width=8",
+            ],
+        )
         found[name] = harness.train(config, 3)["losses"]
     return found
 

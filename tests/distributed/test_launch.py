@@ -14,8 +14,14 @@ from largescale.distributed.rendezvous import join
 from largescale.processes import join_time_s, name_of_gpu
 from shards.ground.errors import InputError
 
-STEP = {"SLURM_JOB_ID": "123", "SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9",
-        "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "gpu7,gpu9"}
+STEP = {
+    "SLURM_JOB_ID": "123",
+    "SLURM_STEP_ID": "2",
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NODELIST": "gpu7,gpu9",
+}
 
 
 def test_a_task_of_srun_knows_its_rank_and_where_to_meet():
@@ -30,14 +36,18 @@ def test_a_task_of_srun_knows_how_many_share_its_node(tasks, size):
 
 
 def test_steps_and_jobs_do_not_meet_each_other():
-    ports = {slurm_ranks({**STEP, "SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)})["MASTER_PORT"]
-             for job in (100, 101, 102) for step in range(3)}
+    ports = {
+        slurm_ranks({**STEP, "SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)})["MASTER_PORT"]
+        for job in (100, 101, 102)
+        for step in range(3)
+    }
     assert len(ports) == 9
 
 
-@pytest.mark.parametrize("environment", [
-    {}, {**STEP, "RANK": "0"}, {**STEP, "SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_JOB_ID": "123", "SLURM_NTASKS": "4"},
-])
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {**STEP, "RANK": "0"}, {**STEP, "SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_JOB_ID": "123", "SLURM_NTASKS": "4"}],
+)
 def test_torchrun_one_task_and_the_batch_script_are_left_alone(environment):
     assert slurm_ranks(environment) == {}
 
@@ -54,21 +64,28 @@ def test_what_torchrun_sets():
     assert launch_of({**RANKS, "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}) == Launch(1, 2, 1, 2, "127.0.0.1", 29500)
 
 
-@pytest.mark.parametrize("environment", [
-    {}, {"MASTER_ADDR": "node7", "MASTER_PORT": "29500"}, {"WORLD_SIZE": "1"}, {"RANK": "0", "WORLD_SIZE": "1"},
-])
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"MASTER_ADDR": "node7", "MASTER_PORT": "29500"}, {"WORLD_SIZE": "1"}, {"RANK": "0", "WORLD_SIZE": "1"}],
+)
 def test_an_address_alone_makes_no_ranks(environment):
     assert launch_of(environment) is None
 
 
-@pytest.mark.parametrize("change, expected", [
-    ({"WORLD_SIZE": None}, "RANK=1 is set in the environment but WORLD_SIZE is not"),
-    ({"RANK": None}, "WORLD_SIZE=2 is set in the environment but RANK is not"),
-    ({"RANK": "one"}, "RANK='one' in the environment: expected a whole number, at least 0"),
-    ({"RANK": "2"}, "RANK=2: expected less than WORLD_SIZE=2"),
-    ({"RANK": "-1"}, "RANK='-1'"), ({"WORLD_SIZE": "0"}, "WORLD_SIZE='0'"), ({"LOCAL_RANK": ""}, "LOCAL_RANK=''"),
-    ({"MASTER_ADDR": None}, "MASTER_ADDR is not set"), ({"MASTER_PORT": "65536"}, "MASTER_PORT=65536"),
-])
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ({"WORLD_SIZE": None}, "RANK=1 is set in the environment but WORLD_SIZE is not"),
+        ({"RANK": None}, "WORLD_SIZE=2 is set in the environment but RANK is not"),
+        ({"RANK": "one"}, "RANK='one' in the environment: expected a whole number, at least 0"),
+        ({"RANK": "2"}, "RANK=2: expected less than WORLD_SIZE=2"),
+        ({"RANK": "-1"}, "RANK='-1'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE='0'"),
+        ({"LOCAL_RANK": ""}, "LOCAL_RANK=''"),
+        ({"MASTER_ADDR": None}, "MASTER_ADDR is not set"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT=65536"),
+    ],
+)
 def test_an_environment_that_contradicts_itself_is_refused(change, expected):
     environment = {name: value for name, value in {**RANKS, **change}.items() if value is not None}
     with pytest.raises(InputError, match=re.escape(expected)):
@@ -88,6 +105,7 @@ def port() -> int:
 
 def outcomes(launches: list[Launch], uses: str = "", timeout_s: float = 20) -> list[str]:
     """What each rank says when it joins, a thread a rank; empty where all met."""
+
     def one(launch: Launch) -> str:
         try:
             join(launch, timeout_s=timeout_s, uses=uses)

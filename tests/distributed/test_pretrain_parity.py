@@ -69,8 +69,10 @@ def in_float32(reference, tmp_path_factory) -> tuple[list[str], list[float], Pat
     return overrides, losses(run), run
 
 
-@pytest.mark.parametrize("strategy, precision", [
-    ("ddp", "bf16"), ("fsdp", "bf16"), ("zero2", "bf16"), ("fairscale", "bf16"), ("ddp", "fp16")])
+@pytest.mark.parametrize(
+    "strategy, precision",
+    [("ddp", "bf16"), ("fsdp", "bf16"), ("zero2", "bf16"), ("fairscale", "bf16"), ("ddp", "fp16")],
+)
 def test_half_precision_stays_near_float32(in_float32, tmp_path, strategy, precision):
     overrides, expected, _ = in_float32
     run = tmp_path / "run"
@@ -108,8 +110,9 @@ def test_offloading_to_the_host_changes_nothing(in_float32, tmp_path, strategy):
     assert losses(run)[:3] == pytest.approx(expected[:3], rel=1e-5)
 
 
-@pytest.mark.parametrize("first, then", [
-    ("zero2", "fsdp"), ("fsdp", "zero3"), ("zero3", "fairscale"), ("fairscale", "zero1")])
+@pytest.mark.parametrize(
+    "first, then", [("zero2", "fsdp"), ("fsdp", "zero3"), ("zero3", "fairscale"), ("fairscale", "zero1")]
+)
 def test_a_run_goes_on_under_another_strategy(in_float32, tmp_path, first, then):
     overrides, expected, ddp = in_float32
     run = tmp_path / "run"
@@ -119,8 +122,9 @@ def test_a_run_goes_on_under_another_strategy(in_float32, tmp_path, first, then)
     pretrain([*overrides, f"run.dir={run}", f"parallel.strategy={then}"], 2)
     assert losses(run) == pytest.approx(expected, rel=1e-4)
     # Whichever strategies trained it, plain torch gets the same backbone.
-    ours, theirs = (load_file(export(folder, tmp_path / f"{number}.safetensors").path)
-                    for number, folder in enumerate((run, ddp)))
+    ours, theirs = (
+        load_file(export(folder, tmp_path / f"{number}.safetensors").path) for number, folder in enumerate((run, ddp))
+    )
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-3, msg=name)

@@ -30,9 +30,17 @@ TENTH = {"depth": 27, "w_0": 176, "w_a": 62.08, "w_m": 2.52, "group_width": 101}
 
 def configuration(*overrides: str) -> Config:
     REGNETS_Y["regnet_y_tenth"] = TENTH
-    return load_config(ROOT / "tests" / "strategies.yaml",
-                       ["parallel.strategy=fsdp", "parallel.sharded_init=true", "train.precision=fp32",
-                        "parallel.unit_min_parameters=0", "method.freeze_prototypes_steps=0", *overrides])
+    return load_config(
+        ROOT / "tests" / "strategies.yaml",
+        [
+            "parallel.strategy=fsdp",
+            "parallel.sharded_init=true",
+            "train.precision=fp32",
+            "parallel.unit_min_parameters=0",
+            "method.freeze_prototypes_steps=0",
+            *overrides,
+        ],
+    )
 
 
 def build(config: Config) -> Engine:
@@ -44,9 +52,9 @@ def weights(overrides: list[str]) -> dict[str, torch.Tensor]:
     return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()}
 
 
-@pytest.mark.parametrize("overrides", [
-    ["model.backbone=resnet", "model.depths=[1,1]", "model.width=6"], ["model.backbone=regnet_y_400mf"],
-])
+@pytest.mark.parametrize(
+    "overrides", [["model.backbone=resnet", "model.depths=[1,1]", "model.width=6"], ["model.backbone=regnet_y_400mf"]]
+)
 def test_weights_do_not_depend_on_the_ranks(overrides):
     [whole] = run_ranks(whole_state, 1, configuration(*overrides))
     for ranks, more in ((2, []), (3, []), (4, ["parallel.replicate=2"])):
@@ -71,8 +79,11 @@ def spreads(config: Config) -> dict[str, tuple[float, float]]:
     for name, value in usual.items():
         if value.float().std(correction=0) == 0:  # norms, their statistics, biases of zero
             assert torch.equal(drawn[name], value), name
-    return {name: (float(value.std()), float(drawn[name].std())) for name, value in usual.items()
-            if value.is_floating_point() and value.numel() > 2000}
+    return {
+        name: (float(value.std()), float(drawn[name].std()))
+        for name, value in usual.items()
+        if value.is_floating_point() and value.numel() > 2000
+    }
 
 
 @pytest.mark.parametrize("backbone", ["resnet50", "regnet_y_400mf", "resnet"])
@@ -103,16 +114,24 @@ def test_they_train_to_the_same_losses():
 
 def peak() -> tuple[int, int, int, int]:
     """Bytes of the whole network, of its largest block, of this rank's pieces, and peak memory of building them."""
-    config = configuration("model.backbone=regnet_y_tenth", "method.hidden=[64]", "method.prototypes=64",
-                           "method.head_batchnorm=false", "parallel.sync_batchnorm=false")
+    config = configuration(
+        "model.backbone=regnet_y_tenth",
+        "method.hidden=[64]",
+        "method.prototypes=64",
+        "method.head_batchnorm=false",
+        "parallel.sync_batchnorm=false",
+    )
     Path("/proc/self/clear_refs").write_text("5")  # forgets earlier peaks
     before = memory("VmRSS")
     engine = build(config)
     highest = memory("VmHWM") - before
     parameters = list(engine.method.parameters())
     pieces = sum(p.to_local().nbytes for p in parameters)
-    block = max(sum(p.numel() * 4 for p in module.parameters()) for module in engine.method.modules()
-                if isinstance(module, BLOCKS))
+    block = max(
+        sum(p.numel() * 4 for p in module.parameters())
+        for module in engine.method.modules()
+        if isinstance(module, BLOCKS)
+    )
     return sum(p.numel() * 4 for p in parameters), block, pieces, highest
 
 
@@ -136,9 +155,12 @@ def error_of(overrides: list[str]) -> str:
     return ""
 
 
-@pytest.mark.parametrize("override, says", [
-    ("parallel.strategy=ddp", "parallel.sharded_init=True: expected false with parallel.strategy=ddp; only fsdp"),
-    ("parallel.cpu_offload=true", "cannot be combined with parallel.cpu_offload"),
-])
+@pytest.mark.parametrize(
+    "override, says",
+    [
+        ("parallel.strategy=ddp", "parallel.sharded_init=True: expected false with parallel.strategy=ddp; only fsdp"),
+        ("parallel.cpu_offload=true", "cannot be combined with parallel.cpu_offload"),
+    ],
+)
 def test_what_does_not_go_with_it_is_one_line(override, says):
     assert says in run_ranks(error_of, 1, [override])[0]

@@ -61,8 +61,11 @@ def weak_and_strong_scores() -> torch.Tensor:
 
 
 def codes_of_uneven_ranges() -> torch.Tensor:
-    return sinkhorn(weak_and_strong_scores()[:, :20] if dist.get_rank() == 0 else weak_and_strong_scores()[:, 20:],
-                    epsilon=0.02, iterations=4)
+    return sinkhorn(
+        weak_and_strong_scores()[:, :20] if dist.get_rank() == 0 else weak_and_strong_scores()[:, 20:],
+        epsilon=0.02,
+        iterations=4,
+    )
 
 
 def test_ranks_whose_scores_differ_in_range_still_agree():

@@ -36,8 +36,13 @@ def test_the_code_of_the_rank_that_failed_first_and_nothing_more(started):
     assert started("exit 0") == (0, "")
 
 
-@pytest.mark.parametrize("name, why", [("KILL", "by hand, or by the kernel because memory ran out: lower"),
-                                       ("SEGV", "a library crashed; PYTHONFAULTHANDLER=1")])
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("KILL", "by hand, or by the kernel because memory ran out: lower"),
+        ("SEGV", "a library crashed; PYTHONFAULTHANDLER=1"),
+    ],
+)
 def test_a_rank_that_is_killed_is_named(started, name, why):
     code, said = started(f"if [ $RANK = 1 ]; then kill -{name} $$; fi; sleep 1000")
     assert code == 128 + signal.Signals[f"SIG{name}"] and said.count("\n") == 0
@@ -51,8 +56,9 @@ def test_a_signal_to_the_launcher_reaches_the_ranks(started, tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop, daemon=True).start()
-    script = (f"trap 'touch {tmp_path}/saved-$RANK; exit 85' TERM; touch {tmp_path}/up-$RANK; "
-              f"while :; do sleep 0.02; done")
+    script = (
+        f"trap 'touch {tmp_path}/saved-$RANK; exit 85' TERM; touch {tmp_path}/up-$RANK; while :; do sleep 0.02; done"
+    )
     code, said = started(script)
     assert code == 143 and "Traceback" not in said
     assert sorted(path.name for path in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]

@@ -48,8 +48,10 @@ CASES = [("resnet", "lars", 1), ("resnet", "adamw", 2), ("regnet", "lars", 2), (
 def case_config(case: tuple[str, str, int], *overrides: str) -> Config:
     network, optimizer, accumulate = case
     REGNETS_Y["regnet_y_short"] = SHORT
-    return load_config(ROOT / "tests" / "strategies.yaml", [
-        *NETWORKS[network], *OPTIMIZERS[optimizer], f"train.accumulate={accumulate}", *overrides])
+    return load_config(
+        ROOT / "tests" / "strategies.yaml",
+        [*NETWORKS[network], *OPTIMIZERS[optimizer], f"train.accumulate={accumulate}", *overrides],
+    )
 
 
 def calm(method: nn.Module) -> None:
@@ -82,7 +84,11 @@ def train(config: Config, snapshots: list[int], steps: int) -> dict[str, Any]:
 
 
 def train_cases(
-    cases: list[tuple[str, str, int]], strategy: str, precision: str, overrides: list[str], snapshots: list[int],
+    cases: list[tuple[str, str, int]],
+    strategy: str,
+    precision: str,
+    overrides: list[str],
+    snapshots: list[int],
     steps: int = STEPS,
 ) -> list[dict[str, Any]]:
     shared = [f"parallel.strategy={strategy}", f"train.precision={precision}", *overrides]
@@ -101,19 +107,28 @@ FOUR_RANKS = [("regnet", "lars", 2)]
 
 @pytest.fixture(scope="module")
 def one_process() -> dict[tuple[str, str, int], dict[str, Any]]:
-    return dict(zip(CASES, run_ranks(train_cases, 1, CASES, "ddp", "fp64", [], [STEPS_OF_FOUR, STEPS],
-                                     timeout_s=600)[0], strict=True))
+    return dict(
+        zip(
+            CASES,
+            run_ranks(train_cases, 1, CASES, "ddp", "fp64", [], [STEPS_OF_FOUR, STEPS], timeout_s=600)[0],
+            strict=True,
+        )
+    )
 
 
-@pytest.mark.parametrize("strategy, ranks, overrides, cases", [
-    ("ddp", 2, [], CASES),
-    ("fsdp", 2, [], CASES),
-    ("fairscale", 2, [], CASES),
-    ("ddp", 4, [], FOUR_RANKS),
-    ("fsdp", 4, ["parallel.reshard_after_forward=false"], FOUR_RANKS),
-    ("fsdp", 4, ["parallel.replicate=2"], [("regnet", "lars", 2), ("resnet", "adamw", 2)]),
-    ("fairscale", 4, [], FOUR_RANKS),
-], ids=["ddp-2", "fsdp-2", "fairscale-2", "ddp-4", "fsdp-4", "hsdp-2x2", "fairscale-4"])
+@pytest.mark.parametrize(
+    "strategy, ranks, overrides, cases",
+    [
+        ("ddp", 2, [], CASES),
+        ("fsdp", 2, [], CASES),
+        ("fairscale", 2, [], CASES),
+        ("ddp", 4, [], FOUR_RANKS),
+        ("fsdp", 4, ["parallel.reshard_after_forward=false"], FOUR_RANKS),
+        ("fsdp", 4, ["parallel.replicate=2"], [("regnet", "lars", 2), ("resnet", "adamw", 2)]),
+        ("fairscale", 4, [], FOUR_RANKS),
+    ],
+    ids=["ddp-2", "fsdp-2", "fairscale-2", "ddp-4", "fsdp-4", "hsdp-2x2", "fairscale-4"],
+)
 def test_float64_runs_equal_one_process(one_process, strategy, ranks, overrides, cases):
     steps = STEPS if ranks == 2 else STEPS_OF_FOUR
     results = run_ranks(train_cases, ranks, cases, strategy, "fp64", overrides, [steps], steps, timeout_s=600)

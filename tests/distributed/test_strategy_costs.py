@@ -24,8 +24,15 @@ from tests.methods.harness import views_of_step
 
 pytestmark = pytest.mark.distributed
 
-SMALL = ["model.backbone=resnet", "model.stem=3x3s2", "model.depths=[1,1]", "model.width=8",
-         "method.freeze_prototypes_steps=1", "train.precision=fp32", "parallel.unit_min_parameters=0"]
+SMALL = [
+    "model.backbone=resnet",
+    "model.stem=3x3s2",
+    "model.depths=[1,1]",
+    "model.width=8",
+    "method.freeze_prototypes_steps=1",
+    "train.precision=fp32",
+    "parallel.unit_min_parameters=0",
+]
 
 
 def build(strategy: str, overrides: list[str]) -> tuple[Config, Engine]:
@@ -48,8 +55,9 @@ def collectives(strategy: str, overrides: list[str]) -> dict[str, int]:
         one_step(config, engine, step)
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
         one_step(config, engine, 3)
-    counts = Counter(event.name.removeprefix("c10d::").strip("_") for event in recorded.events()
-                     if event.name.startswith("c10d::"))
+    counts = Counter(
+        event.name.removeprefix("c10d::").strip("_") for event in recorded.events() if event.name.startswith("c10d::")
+    )
     counts["allgather"] += counts.pop("_allgather_base", 0) + counts.pop("allgather_base", 0)
     counts["reduce_scatter"] += counts.pop("reduce_scatter_base", 0) + counts.pop("_reduce_scatter_base", 0)
     counts.subtract(shared)
@@ -57,12 +65,16 @@ def collectives(strategy: str, overrides: list[str]) -> dict[str, int]:
 
 
 def shared_collectives(config: Config, method: nn.Module) -> dict[str, int]:
-    norms = {part: sum(isinstance(m, _BatchNorm) for m in getattr(method, part).modules())
-             for part in ("backbone", "projection")}
+    norms = {
+        part: sum(isinstance(m, _BatchNorm) for m in getattr(method, part).modules())
+        for part in ("backbone", "projection")
+    }
     passes = norms["backbone"] * len(config.data.crops) + norms["projection"]
     micro_batches = config.train.accumulate
-    return {"allgather": passes * micro_batches,
-            "allreduce": (passes + config.method.sinkhorn_iterations) * micro_batches + 1}
+    return {
+        "allgather": passes * micro_batches,
+        "allreduce": (passes + config.method.sinkhorn_iterations) * micro_batches + 1,
+    }
 
 
 UNITS = 2  # residual blocks of the small network; the rest is one unit more
@@ -76,13 +88,25 @@ COLLECTIVES = [
     ("ddp", 2, [], {"allreduce": 1}),
     ("ddp", 2, ["train.accumulate=2"], {"allreduce": 1}),
     ("fsdp", 2, [], {"allgather": 1 + 2 * SIZES * UNITS, "reduce_scatter": 1 + UNITS, "allreduce": LARS}),
-    ("fsdp", 2, ["parallel.reshard_after_forward=false"],
-     {"allgather": 1 + SIZES * UNITS, "reduce_scatter": 1 + UNITS, "allreduce": LARS}),
-    ("fsdp", 4, ["parallel.replicate=2"],
-     {"allgather": 1 + 2 * SIZES * UNITS, "reduce_scatter": 1 + UNITS, "allreduce": LARS + 1 + UNITS}),
+    (
+        "fsdp",
+        2,
+        ["parallel.reshard_after_forward=false"],
+        {"allgather": 1 + SIZES * UNITS, "reduce_scatter": 1 + UNITS, "allreduce": LARS},
+    ),
+    (
+        "fsdp",
+        4,
+        ["parallel.replicate=2"],
+        {"allgather": 1 + 2 * SIZES * UNITS, "reduce_scatter": 1 + UNITS, "allreduce": LARS + 1 + UNITS},
+    ),
     # Gradients are exchanged in the last micro-batch alone, however many there are.
-    ("fsdp", 2, ["train.accumulate=4"],
-     {"allgather": 4 * (1 + 2 * SIZES * UNITS), "reduce_scatter": 1 + SIZES * UNITS, "allreduce": LARS}),
+    (
+        "fsdp",
+        2,
+        ["train.accumulate=4"],
+        {"allgather": 4 * (1 + 2 * SIZES * UNITS), "reduce_scatter": 1 + SIZES * UNITS, "allreduce": LARS},
+    ),
     # Weights and prototypes are two groups, so LARS has two exchanges of norms.
     ("zero1", 2, [], {"allreduce": 1 + 2 * LARS + NORMALIZE, "allgather": GROUPS}),
     ("zero1", 2, ["train.accumulate=2"], {"allreduce": 1 + 2 * LARS + NORMALIZE, "allgather": GROUPS}),
@@ -122,8 +146,16 @@ def test_zero3_gathers_layer_by_layer_and_reduces_once():
 def bytes_held(strategy: str) -> tuple[int, int, int]:
     """Bytes of all live tensors between two steps, of those and the gradients after a backward pass, of the weights."""
     before = live_bytes()
-    config, engine = build(strategy, ["model.backbone=resnet18", "optim.name=lars", "method.queue=0",
-                                      "train.precision=fp32", "method.freeze_prototypes_steps=0"])
+    config, engine = build(
+        strategy,
+        [
+            "model.backbone=resnet18",
+            "optim.name=lars",
+            "method.queue=0",
+            "train.precision=fp32",
+            "method.freeze_prototypes_steps=0",
+        ],
+    )
     weights = 4 * sum(p.numel() for p in build_method(config).parameters())
     for step in range(2):
         one_step(config, engine, step)
@@ -146,14 +178,17 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
-@pytest.mark.parametrize("strategy, between, gradients", [
-    ("ddp", lambda ranks: 2 + 1, lambda ranks: 0),  # weights, momentum, and gradient buckets that stay
-    ("fsdp", lambda ranks: 2 / ranks, lambda ranks: 1 / ranks),
-    ("zero1", lambda ranks: 1 + 2 / ranks, lambda ranks: 1 / ranks),  # weights; own fp32 weights and momentum
-    ("zero2", lambda ranks: 1 + 2 / ranks, lambda ranks: 1 / ranks),
-    ("zero3", lambda ranks: 1 + 4 / ranks, lambda ranks: 0),  # gradient bucket; weights twice, momentum, gradients
-    ("fairscale", lambda ranks: 1 + 1 / ranks, lambda ranks: 1 / ranks),
-])
+@pytest.mark.parametrize(
+    "strategy, between, gradients",
+    [
+        ("ddp", lambda ranks: 2 + 1, lambda ranks: 0),  # weights, momentum, and gradient buckets that stay
+        ("fsdp", lambda ranks: 2 / ranks, lambda ranks: 1 / ranks),
+        ("zero1", lambda ranks: 1 + 2 / ranks, lambda ranks: 1 / ranks),  # weights; own fp32 weights and momentum
+        ("zero2", lambda ranks: 1 + 2 / ranks, lambda ranks: 1 / ranks),
+        ("zero3", lambda ranks: 1 + 4 / ranks, lambda ranks: 0),  # gradient bucket; weights twice, momentum, gradients
+        ("fairscale", lambda ranks: 1 + 1 / ranks, lambda ranks: 1 / ranks),
+    ],
+)
 def test_memory_falls_with_the_ranks_where_it_should(strategy, between, gradients):
     for ranks in (2, 4):
         held = run_ranks(bytes_held, ranks, strategy)

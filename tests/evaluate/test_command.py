@@ -25,8 +25,14 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, shard_folder, test_shard_folder) -> Path:
     folder = tmp_path_factory.mktemp("evaluated") / "run"
-    overrides = [f"data.shards={shard_folder}", f"data.eval_shards={test_shard_folder}", f"run.dir={folder}",
-                 "train.precision=fp32", "data.mean=[0.3, 0.3, 0.3]", "data.std=[0.3, 0.3, 0.3]"]
+    overrides = [
+        f"data.shards={shard_folder}",
+        f"data.eval_shards={test_shard_folder}",
+        f"run.dir={folder}",
+        "train.precision=fp32",
+        "data.mean=[0.3, 0.3, 0.3]",
+        "data.std=[0.3, 0.3, 0.3]",
+    ]
     assert main(["pretrain", str(ROOT / "tests/tiny.yaml"), *overrides]) == 0
     assert main(["evaluate", "knn", str(folder)]) == 0
     assert main(["evaluate", "linear", str(folder)]) == 0
@@ -58,8 +64,9 @@ def test_the_table_names_what_was_measured(run, capsys):
     before = (run / "eval/features/pretrained-test.safetensors").stat().st_mtime_ns
     assert main(["evaluate", "knn", str(run), "evaluate.knn_neighbours=[3]"]) == 0
     text = capsys.readouterr().out
-    for line, name in zip(text.splitlines(), ("pretrained network", "same network, untrained", "raw pixels"),
-                          strict=True):
+    for line, name in zip(
+        text.splitlines(), ("pretrained network", "same network, untrained", "raw pixels"), strict=True
+    ):
         assert name in line and "top-1" in line
     assert (run / "eval/features/pretrained-test.safetensors").stat().st_mtime_ns == before  # made once
 

@@ -32,8 +32,9 @@ def test_scale_and_offset_of_features_do_not_matter():
 
 def test_random_labels_give_chance():
     generator = torch.Generator().manual_seed(0)
-    train, test = (replace(features(400, seed), labels=torch.randint(4, (400,), generator=generator))
-                   for seed in (0, 1))
+    train, test = (
+        replace(features(400, seed), labels=torch.randint(4, (400,), generator=generator)) for seed in (0, 1)
+    )
     assert linear_probe(train, test, **SETTINGS).top1 == pytest.approx(0.25, abs=0.08)
 
 
@@ -51,8 +52,10 @@ def test_a_feature_that_is_constant_in_training_decides_nothing(value):
     train, test = features(400, 0), features(200, 1)
     here = torch.full((400, 1), value)
     there = torch.linspace(-50, 50, 200)[:, None]  # a dead unit that comes alive on test images
-    wider = (replace(train, features=torch.cat([train.features, here], 1)),
-             replace(test, features=torch.cat([test.features, there], 1)))
+    wider = (
+        replace(train, features=torch.cat([train.features, here], 1)),
+        replace(test, features=torch.cat([test.features, there], 1)),
+    )
     assert linear_probe(*wider, **SETTINGS).top1 == linear_probe(train, test, **SETTINGS).top1
 
 

@@ -59,19 +59,36 @@ def test_the_stamp_of_shards_is_of_their_images_and_labels_not_of_their_place(te
 
 def test_shared_images_are_counted_however_the_shards_are_cut(sample_images, shard_folder, test_shard_folder, tmp_path):
     cut = tmp_path / "cut"
-    run_python("-m", "shards", "convert", sample_images / "test", cut, "--labels", "folder", "--shuffle", "3",
-               "--samples-per-shard", "33", "--workers", "1")
+    run_python(
+        "-m",
+        "shards",
+        "convert",
+        sample_images / "test",
+        cut,
+        "--labels",
+        "folder",
+        "--shuffle",
+        "3",
+        "--samples-per-shard",
+        "33",
+        "--workers",
+        "1",
+    )
     train, test, again = (Corpus(read_manifest(folder)) for folder in (shard_folder, test_shard_folder, cut))
     assert num_shared(test, test) == num_shared(test, again) == 100
     assert num_shared(train, test) == 0
     assert num_in_shared_shards(test.manifest, again.manifest) == 0  # what tars alone would say
     assert num_in_shared_shards(test.manifest, test.manifest) == 100
     some = FeatureSet(torch.zeros(20, 1), torch.arange(10).repeat(2), torch.arange(20), ("a",) * 10)
-    for pretraining, expected in ((cut, "100 of the test images are among those the network was pretrained on"),
-                                  (shard_folder, None), (tmp_path / "gone", None)):
+    for pretraining, expected in (
+        (cut, "100 of the test images are among those the network was pretrained on"),
+        (shard_folder, None),
+        (tmp_path / "gone", None),
+    ):
         config = load_config(ROOT / "tests/tiny.yaml", [f"data.shards={pretraining}"])
-        assert [line.split(" (")[0] for line in doubts("linear", config, (train, test), (some, some))] == \
-            [expected] * bool(expected)
+        assert [line.split(" (")[0] for line in doubts("linear", config, (train, test), (some, some))] == [
+            expected
+        ] * bool(expected)
 
 
 def test_features_that_are_not_numbers_are_refused(test_shard_folder):
@@ -102,8 +119,15 @@ def test_features_without_an_image_that_can_be_read_again_are_stale(test_shard_f
 def run(tmp_path_factory, shard_folder, test_shard_folder) -> SimpleNamespace:
     """A run that was evaluated on its shards; `train` and `evaluate` do it again with other settings."""
     folder = tmp_path_factory.mktemp("stamped") / "run"
-    recipe = [str(ROOT / "tests/tiny.yaml"), f"data.shards={shard_folder}", f"data.eval_shards={test_shard_folder}",
-              f"run.dir={folder}", "train.precision=fp32", "train.steps=4", "data.audit=false"]
+    recipe = [
+        str(ROOT / "tests/tiny.yaml"),
+        f"data.shards={shard_folder}",
+        f"data.eval_shards={test_shard_folder}",
+        f"run.dir={folder}",
+        "train.precision=fp32",
+        "train.steps=4",
+        "data.audit=false",
+    ]
 
     def train(*overrides: str) -> None:
         assert main(["pretrain", *recipe, *overrides]) == 0

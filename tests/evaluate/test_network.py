@@ -26,8 +26,11 @@ def network() -> Network:
 
 def test_it_holds_the_weights_of_the_checkpoint(network):
     assert network.step == 4 and network.num_features == 16
-    saved = {name.removeprefix("model."): tensor.float() for name, tensor in final_state(FIXTURE).items()
-             if name.startswith("model.")}
+    saved = {
+        name.removeprefix("model."): tensor.float()
+        for name, tensor in final_state(FIXTURE).items()
+        if name.startswith("model.")
+    }
     found = network.method.state_dict()
     assert saved and all(torch.equal(found[name].float(), tensor) for name, tensor in saved.items())
 

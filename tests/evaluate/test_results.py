@@ -15,14 +15,25 @@ from largescale.evaluate.results import read_results, write_result
 from largescale.observe import report_results
 
 
-def record(top1: float = 0.5, *, protocol: str = "knn", test: str = "test", measured: str = "2026-01-01",
-           size: int = 28) -> dict:
+def record(
+    top1: float = 0.5, *, protocol: str = "knn", test: str = "test", measured: str = "2026-01-01", size: int = 28
+) -> dict:
     shards = {"location": f"/data/{test}", "name": test, "fingerprint": test}
-    made_from = {"version": VERSION, "weights": {"step": 4, "hash": "a"}, "test_shards": shards, "train_shards": shards,
-                 "images": {"size": size}}
+    made_from = {
+        "version": VERSION,
+        "weights": {"step": 4, "hash": "a"},
+        "test_shards": shards,
+        "train_shards": shards,
+        "images": {"size": size},
+    }
     return {
-        "protocol": protocol, "settings": {"knn_temperature": 0.07}, "num_train": 9, "num_test": 3,
-        "measured": measured, "checkpoint_step": 4, "warnings": [],
+        "protocol": protocol,
+        "settings": {"knn_temperature": 0.07},
+        "num_train": 9,
+        "num_test": 3,
+        "measured": measured,
+        "checkpoint_step": 4,
+        "warnings": [],
         "results": {"pretrained": {"top1": top1, "top1_by_k": {"5": top1}}},
         "made_from": made_from,
     }

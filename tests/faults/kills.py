@@ -27,21 +27,24 @@ from largescale.run.owner import newest_owner, parse_owner
 from tests.helpers.commands import SAMPLE, run_python
 from tests.helpers.runs import assert_same_end, log_of, move_elsewhere, rank_processes, started
 
-_RUN = ["checkpoint.every_steps=1", "checkpoint.keep=1", "checkpoint.keep_every=50", "train.precision=fp32",
-        "parallel.strategy=fsdp", "data.workers=1", "run.lease_s=4"]
+_RUN = [
+    "checkpoint.every_steps=1",
+    "checkpoint.keep=1",
+    "checkpoint.keep_every=50",
+    "train.precision=fp32",
+    "parallel.strategy=fsdp",
+    "data.workers=1",
+    "run.lease_s=4",
+]
 _LONGEST_S = 2.5
 """Kills fall into the first seconds of training after a start."""
 _KILLS_A_LOST_MACHINE = 10
 """Of so many kills one leaves the lease of a machine that nobody can look into."""
-_MOMENTS = {
-    "publishing": ".step-*.writing/*progress.json*",
-    "removing": ".step-*.removing",
-}
+_MOMENTS = {"publishing": ".step-*.writing/*progress.json*", "removing": ".step-*.removing"}
 """What is in the folder of checkpoints at moments that chance seldom meets."""
 
 
-def kill_again_and_again(data: list[str], folder: Path, *, num_kills: int, seed: int,
-                         steps: int) -> dict[str, int]:
+def kill_again_and_again(data: list[str], folder: Path, *, num_kills: int, seed: int, steps: int) -> dict[str, int]:
     """Run to the end under kills, as many runs as it takes; asserts that each ends as the undisturbed one.
 
     Returns:
@@ -94,8 +97,9 @@ def _start_and_kill(overrides: list[str], run: Path, chance: random.Random, coun
         process.wait(90)
     left = list((run / "checkpoints").glob(".step-*"))
     counts["while saving"] += any(path.name.endswith(".writing") for path in left)
-    counts["while publishing"] += any((path / "progress.json").exists() for path in left
-                                      if path.name.endswith(".writing"))
+    counts["while publishing"] += any(
+        (path / "progress.json").exists() for path in left if path.name.endswith(".writing")
+    )
     counts["while removing"] += any(path.name.endswith(".removing") for path in left)
 
 
@@ -111,8 +115,12 @@ def _move_lease(run: Path) -> None:
 def _taken_over(log: Path) -> Counter[str]:
     """How the starts of a run came by its folder."""
     text = log.read_text()
-    return Counter({"leases of dead processes": text.count("(its process is gone)"),
-                    "leases that ran out": text.count("(silent for ")})
+    return Counter(
+        {
+            "leases of dead processes": text.count("(its process is gone)"),
+            "leases that ran out": text.count("(silent for "),
+        }
+    )
 
 
 def _is_there(folder: Path, pattern: str) -> bool:
@@ -146,8 +154,9 @@ def main() -> None:
         run_python("-m", "shards", "convert", images, folder / "shards", "--shuffle", "0", "--samples-per-shard", "200")
         data = [f"data.shards={folder / 'shards'}", "evaluate.baselines=false"]
         started_at = time.monotonic()
-        counts = kill_again_and_again(data, folder, num_kills=arguments.kills, seed=arguments.seed,
-                                      steps=arguments.steps)
+        counts = kill_again_and_again(
+            data, folder, num_kills=arguments.kills, seed=arguments.seed, steps=arguments.steps
+        )
     counts["minutes"] = round((time.monotonic() - started_at) / 60)
     sys.stdout.write(json.dumps(counts, indent=1) + "\n")
     if arguments.out:

@@ -76,9 +76,15 @@ def replace_by_pickle(piece: Path) -> None:
     piece.write_bytes(pickle.dumps(Malicious(piece.parents[2] / "executed")))
 
 
-@pytest.mark.parametrize("damage, says", [
-    (flip_a_bit, "is not what was written (SHA-256)"), (cut, "bytes instead of"), (lose, "No such file"),
-    (replace_by_pickle, "bytes instead of")])
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (flip_a_bit, "is not what was written (SHA-256)"),
+        (cut, "bytes instead of"),
+        (lose, "No such file"),
+        (replace_by_pickle, "bytes instead of"),
+    ],
+)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(finished, run, damage, says):
     data, expected = finished
     damage(piece_of(run, 10))
@@ -164,8 +170,14 @@ def pretrain_on_small_disk(data: list[str], run: Path, size: str) -> subprocess.
     (run / "checkpoints").mkdir(parents=True)
     arguments = " ".join(map(str, [TINY, *data, f"run.dir={run}", "checkpoint.every_steps=2", "train.steps=14"]))
     script = FULL_DISK.format(run=run, size=size, python=sys.executable, arguments=arguments)
-    return subprocess.run(["unshare", "--mount", "--map-root-user", "sh", "-c", script], env=environment(),
-                          capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "sh", "-c", script],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def test_a_full_disk_costs_no_earlier_checkpoint(finished, tmp_path):

@@ -80,8 +80,15 @@ def fp16_steps() -> dict[str, object]:
     views.images[1][0, 0, 0, 0] = float("nan") if dist.get_rank() == 0 else 0.0
     engine.loss_scale.numbers[0] = 2.0**16
     in_views = fp16_step(engine, views)[0]
-    return {"far": far, "recovered": recovered, "scale": float(engine.loss_scale.factor), "skipped": skipped,
-            "trouble": step[0].trouble, "untouched": step[1], "in views": in_views}
+    return {
+        "far": far,
+        "recovered": recovered,
+        "scale": float(engine.loss_scale.factor),
+        "skipped": skipped,
+        "trouble": step[0].trouble,
+        "untouched": step[1],
+        "in views": in_views,
+    }
 
 
 STAYS_BAD = "backbone.stages.1.0.conv1.weight"

@@ -60,7 +60,8 @@ def test_the_run_goes_back_and_leaves_the_data_out(tiny_overrides, tmp_path, str
     # Steps 0 to 6 as in the clean run, then its data of two steps later.
     expected = keys_of(clean)
     assert keys_of(run) == {step: expected[step + 2 * (step >= 7)] for step in range(12)} | {
-        step: keys_of(run)[step] for step in (12, 13)}
+        step: keys_of(run)[step] for step in (12, 13)
+    }
     assert all(bool(value.isfinite().all()) for value in final_state(run).values())
     if strategy == "fsdp":
         goes_on_from_the_mirror(tmp_path, tiny_overrides(*shared), expected=run)

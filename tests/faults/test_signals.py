@@ -78,7 +78,8 @@ def test_ctrl_c_once_stops_in_order_and_twice_at_once(tiny_overrides, tmp_path):
     assert interrupt(overrides, log, run, [0.5, 1.5], before=stall) == 130
     assert log.read_text().splitlines()[-2:] == [
         "stopping after this step, with a checkpoint; press Ctrl-C again to quit at once",
-        "error: interrupted twice; the same command continues from the last checkpoint"]
+        "error: interrupted twice; the same command continues from the last checkpoint",
+    ]
     assert json.loads((run / "status.json").read_text())["state"] == "stopped"
 
     # During the start, when nothing is to be saved.
@@ -90,9 +91,16 @@ def interrupt(overrides, log, run, pauses, before=lambda process: None) -> int:
     """Start a run, send Ctrl-C to all its processes after some pauses, once it trains if `run` is given; its code."""
     rows = run / "metrics.jsonl" if run else log
     known = rows.read_text().count("\n") if run and rows.exists() else 0
-    with log.open("w") as file, subprocess.Popen(
-            [sys.executable, "-m", "largescale", "pretrain", str(TINY), *overrides], stdout=file, stderr=file,
-            env=environment(), start_new_session=True) as process:
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            [sys.executable, "-m", "largescale", "pretrain", str(TINY), *overrides],
+            stdout=file,
+            stderr=file,
+            env=environment(),
+            start_new_session=True,
+        ) as process,
+    ):
         try:
             while not listens(process.pid) or (run and not has_rows(rows, known + 20)):
                 assert process.poll() is None, log.read_text()

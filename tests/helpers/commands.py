@@ -16,15 +16,21 @@ IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """Where small files that are made by the thousand cost nothing to make; None, as `tempfile` has it, for any place."""
 
 
-def run_python(*arguments: object, ranks: int = 1, cwd: Path | None = None, timeout_s: float = 300,
-               check: bool = True) -> subprocess.CompletedProcess[str]:
+def run_python(
+    *arguments: object, ranks: int = 1, cwd: Path | None = None, timeout_s: float = 300, check: bool = True
+) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS`, or torchrun with several ranks, as a user would."""
     launch = [sys.executable]
     if ranks > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     result = subprocess.run(
-        [*launch, *map(str, arguments)], cwd=cwd, env=environment(), capture_output=True, text=True,
-        timeout=timeout_s, check=False,
+        [*launch, *map(str, arguments)],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
     )
     return checked(result) if check else result
 
@@ -37,6 +43,5 @@ def environment() -> dict[str, str]:
 def checked(result: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
     """The result of a command, which must not have failed."""
     if result.returncode != 0:
-        pytest.fail(f"{result.args} exited with {result.returncode}:\n{result.stdout[-3000:]}\n"
-                    f"{result.stderr[-6000:]}")
+        pytest.fail(f"{result.args} exited with {result.returncode}:\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}")
     return result

@@ -23,8 +23,9 @@ _GRACE_S = 30.0
 """Time for ranks to leave after one of them has failed; torchrun gives them as much."""
 
 
-def run_largescale(*arguments: object, ranks: int = 1, timeout_s: float = 300, check: bool = True,
-                   entry: Callable[[], int] = main) -> subprocess.CompletedProcess[str]:
+def run_largescale(
+    *arguments: object, ranks: int = 1, timeout_s: float = 300, check: bool = True, entry: Callable[[], int] = main
+) -> subprocess.CompletedProcess[str]:
     """Run `largescale ARGUMENTS` on some ranks, without the seconds in which interpreter and launcher import torch.
 
     The helper does for the ranks what torchrun does: keeps their store, and ends them when one has failed. What a test
@@ -37,8 +38,10 @@ def run_largescale(*arguments: object, ranks: int = 1, timeout_s: float = 300, c
     # The store's port is free and stays its own; ranks that would open one might find it taken.
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False) if ranks > 1 else None
     with tempfile.TemporaryDirectory() as folder:
-        processes = [forking().Process(target=_rank, args=(entry, command, folder, _environment(store, rank, ranks)))
-                     for rank in range(ranks)]
+        processes = [
+            forking().Process(target=_rank, args=(entry, command, folder, _environment(store, rank, ranks)))
+            for rank in range(ranks)
+        ]
         for process in processes:
             process.start()
         code = _wait_for_all(processes, time.monotonic() + timeout_s)
@@ -56,9 +59,16 @@ def _environment(store: dist.TCPStore | None, rank: int, ranks: int) -> dict[str
     """With what torchrun sets for each of several ranks."""
     if store is None:
         return environment()
-    return {**environment(),
-            "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    return {
+        **environment(),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
 
 
 def _rank(entry: Callable[[], int], command: list[str], folder: str, environ: dict[str, str]) -> None:

@@ -5,6 +5,15 @@ Not DeepSpeed, which reads its environment while it is imported; what it imports
 
 from importlib import import_module
 
-for name in ("hypothesis", "pytest", "torch._inductor.compile_fx", "torch.utils.tensorboard", "fairscale",
-             "largescale.cli", "largescale.evaluate.measure", "largescale.pretrain", "largescale.run.preflight"):
+for name in (
+    "hypothesis",
+    "pytest",
+    "torch._inductor.compile_fx",
+    "torch.utils.tensorboard",
+    "fairscale",
+    "largescale.cli",
+    "largescale.evaluate.measure",
+    "largescale.pretrain",
+    "largescale.run.preflight",
+):
     import_module(name)

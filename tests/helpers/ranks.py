@@ -45,8 +45,9 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: object,
     return [outcomes[rank] for rank in range(world_size)]
 
 
-def _rank_main(function: Callable[..., Any], rank: int, world_size: int, folder: str,
-               arguments: tuple[object, ...]) -> None:
+def _rank_main(
+    function: Callable[..., Any], rank: int, world_size: int, folder: str, arguments: tuple[object, ...]
+) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'store'}", rank=rank, world_size=world_size)
     try:
@@ -61,8 +62,16 @@ def _rank_main(function: Callable[..., Any], rank: int, world_size: int, folder:
 class Counted:
     """Counts the collectives that a block issues through `torch.distributed`, with their sizes."""
 
-    NAMES = ("all_reduce", "all_gather_into_tensor", "all_gather_single", "all_gather", "broadcast", "barrier",
-             "reduce_scatter_tensor", "reduce_scatter_single")
+    NAMES = (
+        "all_reduce",
+        "all_gather_into_tensor",
+        "all_gather_single",
+        "all_gather",
+        "broadcast",
+        "barrier",
+        "reduce_scatter_tensor",
+        "reduce_scatter_single",
+    )
 
     def __enter__(self) -> Counted:
         self.calls: list[tuple[str, int]] = []

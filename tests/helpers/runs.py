@@ -21,19 +21,44 @@ from largescale.checkpoint.folder import find_latest
 from largescale.run.owner import owner_path, parse_owner
 from tests.helpers.commands import TINY, environment
 
-TIMES = {"images_per_s", "data_wait_s", "step_s", "peak_memory_bytes", "read_ms", "decode_ms", "crop_ms", "augment_s",
-         "queue_depth", "cache_hit_rate", "fetched_bytes"}
+TIMES = {
+    "images_per_s",
+    "data_wait_s",
+    "step_s",
+    "peak_memory_bytes",
+    "read_ms",
+    "decode_ms",
+    "crop_ms",
+    "augment_s",
+    "queue_depth",
+    "cache_hit_rate",
+    "fetched_bytes",
+}
 """Metrics that two equal runs need not share."""
 
 
 @contextmanager
-def started(overrides: list[str], run: Path, *, ranks: int = 2, launcher: tuple[str, ...] = ()) -> Iterator[
-        subprocess.Popen[bytes]]:
+def started(
+    overrides: list[str], run: Path, *, ranks: int = 2, launcher: tuple[str, ...] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
     """torchrun with some ranks in the background, its output in RUN.log; killed at the end if it still runs."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *launcher,
-               "-m", "largescale", "pretrain", str(TINY), *overrides]
-    with log_of(run).open("ab") as log, subprocess.Popen(
-            command, env=environment(), stdout=log, stderr=log, start_new_session=True) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+        *launcher,
+        "-m",
+        "largescale",
+        "pretrain",
+        str(TINY),
+        *overrides,
+    ]
+    with (
+        log_of(run).open("ab") as log,
+        subprocess.Popen(command, env=environment(), stdout=log, stderr=log, start_new_session=True) as process,
+    ):
         try:
             yield process
         finally:

@@ -114,8 +114,12 @@ class S3Server(StoreServer):
 
     def settings(self) -> dict[str, str]:
         """See `StoreServer`."""
-        return {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}", "AWS_ACCESS_KEY_ID": "test",
-                "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
 
 
 class GcsServer(StoreServer):
@@ -125,13 +129,23 @@ class GcsServer(StoreServer):
 
     def command(self) -> list[str]:
         """See `StoreServer`."""
-        return [sys.executable, "-m", "gcp_storage_emulator", "start", "--host=127.0.0.1", f"--port={self.port}",
-                "--in-memory"]
+        return [
+            sys.executable,
+            "-m",
+            "gcp_storage_emulator",
+            "start",
+            "--host=127.0.0.1",
+            f"--port={self.port}",
+            "--in-memory",
+        ]
 
     def settings(self) -> dict[str, str]:
         """See `StoreServer`. Asking for the kind of a bucket needs another protocol, which the server has not."""
-        return {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{self.port}", "GOOGLE_CLOUD_PROJECT": "test",
-                "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+        return {
+            "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{self.port}",
+            "GOOGLE_CLOUD_PROJECT": "test",
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        }
 
 
 @contextmanager

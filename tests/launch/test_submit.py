@@ -28,15 +28,18 @@ def test_a_chain_is_one_job_after_the_other():
     assert ["--dependency=singleton" in line for line in lines] == [False, True, True]
 
 
-@pytest.mark.parametrize("arguments, expected", [
-    (["configs/nowhere.yaml"], "no such configuration"),
-    (["configs/demo.yaml", "--setup", "nowhere.sh"], "no such file (--setup)"),
-    (["configs/demo.yaml", "--chain", "0"], "expected a number of jobs"),
-    (["configs/demo.yaml", "configs/demo.yaml"], "two configurations"),
-    (["configs/demo.yaml", "--nodes"], "--nodes needs a value"),
-    (["configs/demo.yaml", "--cores", "3"], "launch/slurm/submit CONFIG"),
-    ([], "launch/slurm/submit CONFIG"),
-])
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["configs/nowhere.yaml"], "no such configuration"),
+        (["configs/demo.yaml", "--setup", "nowhere.sh"], "no such file (--setup)"),
+        (["configs/demo.yaml", "--chain", "0"], "expected a number of jobs"),
+        (["configs/demo.yaml", "configs/demo.yaml"], "two configurations"),
+        (["configs/demo.yaml", "--nodes"], "--nodes needs a value"),
+        (["configs/demo.yaml", "--cores", "3"], "launch/slurm/submit CONFIG"),
+        ([], "launch/slurm/submit CONFIG"),
+    ],
+)
 def test_bad_input(arguments, expected):
     result = submit(*arguments)
     assert result.returncode == 2 and expected in result.stderr

@@ -24,14 +24,23 @@ HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 ELSEWHERE = "3.12" if HERE != "3.12" else "3.13"
 
 
-def write_wheel(folder: Path, name: str, version: str = "1.0", tag: str = "py3-none-any", fields: str = "",
-                requires: tuple[str, ...] = ()) -> Path:
+def write_wheel(
+    folder: Path,
+    name: str,
+    version: str = "1.0",
+    tag: str = "py3-none-any",
+    fields: str = "",
+    requires: tuple[str, ...] = (),
+) -> Path:
     info = f"{name}-{version}.dist-info"
     wheel = folder / f"{name}-{version}-{tag}.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(f"{name}.py", "")
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{fields}"
-                         + "".join(f"Requires-Dist: {one}\n" for one in requires))
+        archive.writestr(
+            f"{info}/METADATA",
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{fields}"
+            + "".join(f"Requires-Dist: {one}\n" for one in requires),
+        )
         archive.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n")
         archive.writestr(f"{info}/RECORD", "")
     return wheel
@@ -63,12 +72,15 @@ def test_what_is_compiled_here_is_for_here_alone():
     assert not any(tag.startswith("linux") for tag in Target(HERE, f"linux_{other}").tags())
 
 
-@pytest.mark.parametrize("python, platform, expected", [
-    ("3", "linux_x86_64", "PYTHON_VERSION=3: expected a version such as 3.12"),
-    ("312", "linux_x86_64", "PYTHON_VERSION=312"),
-    ("3.12", "linux", "PLATFORM=linux: expected linux_x86_64"),
-    ("3.12", "win_amd64", "PLATFORM=win_amd64"),
-])
+@pytest.mark.parametrize(
+    "python, platform, expected",
+    [
+        ("3", "linux_x86_64", "PYTHON_VERSION=3: expected a version such as 3.12"),
+        ("312", "linux_x86_64", "PYTHON_VERSION=312"),
+        ("3.12", "linux", "PLATFORM=linux: expected linux_x86_64"),
+        ("3.12", "win_amd64", "PLATFORM=win_amd64"),
+    ],
+)
 def test_a_target_that_is_none(python, platform, expected):
     with pytest.raises(InputError, match=expected):
         Target(python, platform)
@@ -78,10 +90,18 @@ def test_a_target_that_is_none(python, platform, expected):
 
 
 def test_the_closure_is_the_targets(tmp_path):
-    write_wheel(tmp_path, "house", requires=(
-        "wall[paint]>=1", f'old; python_version < "{ELSEWHERE}"', f'new; python_version >= "{ELSEWHERE}"',
-        'drive; sys_platform == "win32"', 'arm; platform_machine == "aarch64"', 'garden; extra == "garden"',
-    ))
+    write_wheel(
+        tmp_path,
+        "house",
+        requires=(
+            "wall[paint]>=1",
+            f'old; python_version < "{ELSEWHERE}"',
+            f'new; python_version >= "{ELSEWHERE}"',
+            'drive; sys_platform == "win32"',
+            'arm; platform_machine == "aarch64"',
+            'garden; extra == "garden"',
+        ),
+    )
     write_wheel(tmp_path, "wall", requires=('Paint_Shop; extra == "paint"', "house"))  # a circle
     for name in ("paint_shop", "old", "stray"):
         write_wheel(tmp_path, name)
@@ -164,8 +184,13 @@ def test_an_earlier_folder_gives_way_as_a_whole(tmp_path):
 
 
 def test_make_installs_from_wheels_alone():
-    shown = subprocess.run(["make", "--dry-run", "--always-make", "pretrain", "WHEELS=/some/wheels"], cwd=ROOT,
-                           capture_output=True, text=True, check=True).stdout.replace("\\\n", "")
+    shown = subprocess.run(
+        ["make", "--dry-run", "--always-make", "pretrain", "WHEELS=/some/wheels"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.replace("\\\n", "")
     installs = [line for line in shown.splitlines() if "pip install" in line]
     assert installs and all("--no-index --find-links '/some/wheels'" in line for line in installs)
     assert "-m venv --system-site-packages" in shown
@@ -186,8 +211,10 @@ def write_source(folder: Path, name: str, setup: str) -> None:
     project.mkdir(parents=True)
     (project / f"{name}.py").write_text("")
     (project / "code.c").write_text("#include <Python.h>\nPyMODINIT_FUNC PyInit_code(void) { return NULL; }\n")
-    (project / "setup.py").write_text("from setuptools import Extension, setup\n"
-                                      f"setup(name='{name}', version='1.0', py_modules=['{name}'], {setup})\n")
+    (project / "setup.py").write_text(
+        "from setuptools import Extension, setup\n"
+        f"setup(name='{name}', version='1.0', py_modules=['{name}'], {setup})\n"
+    )
     (project / "PKG-INFO").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     with tarfile.open(folder / f"{name}-1.0.tar.gz", "w:gz") as archive:
         archive.add(project, project.name)
@@ -213,7 +240,12 @@ def shelf(tmp_path, monkeypatch) -> Path:
 
 def write_project(folder: Path, *requires: str) -> Path:
     """A project that needs torch, with what an earlier build left in its checkout."""
-    for path, text in (("house/__init__.py", ""), ("build/lib/house/stale.py", ""), ("pyproject.toml", f"""
+    for path, text in (
+        ("house/__init__.py", ""),
+        ("build/lib/house/stale.py", ""),
+        (
+            "pyproject.toml",
+            f"""
         [build-system]
         requires = ["setuptools>=77"]
         build-backend = "setuptools.build_meta"
@@ -226,7 +258,9 @@ def write_project(folder: Path, *requires: str) -> Path:
         wall = ["bricks>=1"]
         [tool.setuptools.packages.find]
         include = ["house*"]
-        """)):
+        """,
+        ),
+    ):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)
     return folder
@@ -235,8 +269,14 @@ def write_project(folder: Path, *requires: str) -> Path:
 def python(venv: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a venv's Python without this machine's settings of pip."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
-    return subprocess.run([venv / "bin" / "python", *map(str, arguments)], cwd=venv, capture_output=True, text=True,
-                          env={**environment, "PIP_CONFIG_FILE": os.devnull}, check=False)
+    return subprocess.run(
+        [venv / "bin" / "python", *map(str, arguments)],
+        cwd=venv,
+        capture_output=True,
+        text=True,
+        env={**environment, "PIP_CONFIG_FILE": os.devnull},
+        check=False,
+    )
 
 
 @pytest.mark.slow

@@ -34,11 +34,14 @@ def views_of_step(config: Config, step: int) -> Views:
     """This rank's views of random images; which images does not depend on the number of ranks."""
     generator = torch.Generator().manual_seed(step)
     batch = config.train.global_batch
-    places = rank_places(batch, accumulate=config.train.accumulate, rank=dist.get_rank(),
-                         world_size=dist.get_world_size())
+    places = rank_places(
+        batch, accumulate=config.train.accumulate, rank=dist.get_rank(), world_size=dist.get_world_size()
+    )
     shapes = [(group.num, batch, 3, group.size, group.size) for group in config.data.crops]
-    images = [torch.randn(shape, generator=generator, dtype=torch.float64)[:, places].flatten(0, 1)
-              .to(weights_dtype(config)) for shape in shapes]
+    images = [
+        torch.randn(shape, generator=generator, dtype=torch.float64)[:, places].flatten(0, 1).to(weights_dtype(config))
+        for shape in shapes
+    ]
     return Views(images, torch.from_numpy(places))
 
 

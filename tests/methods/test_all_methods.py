@@ -34,9 +34,11 @@ def test_every_method_has_a_mini_recipe():
     assert {path.stem for path in (ROOT / "tests/methods/mini").glob("*.yaml")} == set(METHODS)
 
 
-@pytest.mark.parametrize("strategy, ranks, overrides", [
-    ("ddp", 2, []), ("fsdp", 2, []), ("fairscale", 2, []), ("ddp", 4, []), ("fsdp", 4, ["parallel.replicate=2"]),
-], ids=["ddp-2", "fsdp-2", "fairscale-2", "ddp-4", "hsdp-2x2"])
+@pytest.mark.parametrize(
+    "strategy, ranks, overrides",
+    [("ddp", 2, []), ("fsdp", 2, []), ("fairscale", 2, []), ("ddp", 4, []), ("fsdp", 4, ["parallel.replicate=2"])],
+    ids=["ddp-2", "fsdp-2", "fairscale-2", "ddp-4", "hsdp-2x2"],
+)
 def test_float64_runs_equal_one_process(one_process, strategy, ranks, overrides):
     ways = [[*way, f"parallel.strategy={strategy}", *overrides] for way in WAYS]
     found = run_ranks(train_all, ranks, ways, timeout_s=600)[0]
@@ -86,8 +88,10 @@ def test_batchnorm_sees_micro_batches_whatever_the_loss_spans():
         assert over_batch[name]["losses"] == pytest.approx(ranks[name]["losses"], rel=1e-9), name
         assert over_batch[name]["norms"] == pytest.approx(ranks[name]["norms"], rel=1e-9), name
     for name in METHODS:
-        counts = [{key: int(value) for key, value in way[name]["state"].items() if key.endswith("num_batches_tracked")}
-                  for way in (over_batch, cut)]
+        counts = [
+            {key: int(value) for key, value in way[name]["state"].items() if key.endswith("num_batches_tracked")}
+            for way in (over_batch, cut)
+        ]
         assert counts[0] == counts[1] and set(counts[0].values()) <= {0, STEPS * 2, STEPS * 4}, name
 
 
@@ -107,6 +111,14 @@ def test_deepspeed_equals_ddp_in_float32(stage):
             assert own["losses"][-1] == pytest.approx(expected["losses"][-1], rel=1e-2), (name, way)
             assert own["state"].keys() == expected["state"].keys()
             assert len(own["losses"]) == STEPS
-            weights = [torch.cat([run["state"][key].double().flatten() for key in sorted(expected["state"])
-                                  if key.startswith("model.") and "running" not in key]) for run in (own, expected)]
+            weights = [
+                torch.cat(
+                    [
+                        run["state"][key].double().flatten()
+                        for key in sorted(expected["state"])
+                        if key.startswith("model.") and "running" not in key
+                    ]
+                )
+                for run in (own, expected)
+            ]
             assert (weights[0] - weights[1]).norm() <= 1e-4 * weights[1].norm(), (name, way)

@@ -20,14 +20,23 @@ SINGLE = [(f"zero{stage}", "fp32") for stage in (1, 2, 3)]
 
 def follow(strategy: str, precision: str, accumulate: int) -> float:
     """Largest error, relative to the weights, of the teacher after some steps against the sum over its students."""
-    config = mini("mocov2", f"parallel.strategy={strategy}", f"train.precision={precision}",
-                  f"train.accumulate={accumulate}", f"method.momentum={MOMENTUM}", "optim.lr=0.5")
+    config = mini(
+        "mocov2",
+        f"parallel.strategy={strategy}",
+        f"train.precision={precision}",
+        f"train.accumulate={accumulate}",
+        f"method.momentum={MOMENTUM}",
+        "optim.lr=0.5",
+    )
     torch.manual_seed(0)
     engine = build_engine(build_method(config), config, torch.device("cpu"))
 
     def weights(of: str) -> dict[str, torch.Tensor]:
-        return {name.removeprefix(of): whole(value).double() for name, value in engine.state().items()
-                if name.startswith(of) and value.is_floating_point()}
+        return {
+            name.removeprefix(of): whole(value).double()
+            for name, value in engine.state().items()
+            if name.startswith(of) and value.is_floating_point()
+        }
 
     expected = weights("model.backbone.")
     assert all(torch.equal(value, expected[name]) for name, value in weights("model.teacher.backbone.").items())

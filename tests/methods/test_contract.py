@@ -41,8 +41,11 @@ def modules() -> list[Path]:
 
 
 def docstrings(tree: ast.Module) -> list[ast.Expr]:
-    return [node for node in ast.walk(tree) if isinstance(node, ast.Expr)
-            and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)]
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
 
 
 def code_with_a_method_in_it(path: Path) -> list[str]:
@@ -88,8 +91,10 @@ def train_example(path: Path, strategies: list[tuple[str, str]]) -> list[list[fl
     table.METHODS["example"] = module.Example
     losses = []
     for strategy, precision in strategies:
-        config = load_config(ROOT / "tests" / "mini.yaml", [
-            "method.name=example", f"parallel.strategy={strategy}", f"train.precision={precision}"])
+        config = load_config(
+            ROOT / "tests" / "mini.yaml",
+            ["method.name=example", f"parallel.strategy={strategy}", f"train.precision={precision}"],
+        )
         losses.append(train(config)["losses"])
     return losses
 

@@ -67,11 +67,14 @@ def test_a_method_without_embeddings_refuses_a_loss_over_the_global_batch(monkey
         mini("simclr", "train.loss_spans=all")
 
 
-@pytest.mark.parametrize("method, exchange, expected", [
-    ("simclr", "rows of the batch", {"all-gather": 1, "reduce-scatter": 1}),
-    ("mocov2", "rows of the batch", {"all-gather": 1}),
-    ("swav", "Sinkhorn's marginals", {"all-reduce": 2 * 3}),  # heads of two sizes, three iterations
-])
+@pytest.mark.parametrize(
+    "method, exchange, expected",
+    [
+        ("simclr", "rows of the batch", {"all-gather": 1, "reduce-scatter": 1}),
+        ("mocov2", "rows of the batch", {"all-gather": 1}),
+        ("swav", "Sinkhorn's marginals", {"all-reduce": 2 * 3}),  # heads of two sizes, three iterations
+    ],
+)
 def test_a_loss_over_the_global_batch_is_exchanged_once_per_step(method, exchange, expected):
     for spans, times in (("global_batch", 1), ("micro_batch", 4)):
         step = simulate(mini(method, "train.accumulate=4", f"train.loss_spans={spans}", "train.precision=fp32"), 2)
@@ -80,8 +83,16 @@ def test_a_loss_over_the_global_batch_is_exchanged_once_per_step(method, exchang
 
 
 def losses_in_bf16() -> list[float]:
-    return train(mini("simclr", "train.accumulate=2", "train.loss_spans=global_batch", "parallel.strategy=fsdp",
-                      "train.precision=bf16"), steps=3)["losses"]
+    return train(
+        mini(
+            "simclr",
+            "train.accumulate=2",
+            "train.loss_spans=global_batch",
+            "parallel.strategy=fsdp",
+            "train.precision=bf16",
+        ),
+        steps=3,
+    )["losses"]
 
 
 @pytest.mark.distributed

@@ -32,8 +32,9 @@ def embed(backbone: torch.nn.Module, projection: torch.nn.Module, images: torch.
     return normalize(projection(backbone(images)), dim=1)
 
 
-def naive_loss(queries: torch.Tensor, keys: torch.Tensor, queue: list[torch.Tensor],
-               temperature: float) -> torch.Tensor:
+def naive_loss(
+    queries: torch.Tensor, keys: torch.Tensor, queue: list[torch.Tensor], temperature: float
+) -> torch.Tensor:
     """A query at a time."""
     total = torch.zeros((), dtype=queries.dtype)
     for query, key in zip(queries, keys, strict=True):
@@ -56,8 +57,9 @@ def test_loss_gradient_and_queue_equal_the_naive_loop_over_steps():
         expected = naive_loss(embed(method.backbone, method.projection, first), keys, queue, method.config.temperature)
         torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
         students = [p for p in method.parameters() if p.requires_grad]
-        for ours, theirs in zip(torch.autograd.grad(loss, students), torch.autograd.grad(expected, students),
-                                strict=True):
+        for ours, theirs in zip(
+            torch.autograd.grad(loss, students), torch.autograd.grad(expected, students), strict=True
+        ):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
         place = step % 3 * BATCH
         queue[place : place + BATCH] = list(keys)
@@ -97,11 +99,14 @@ def test_the_teacher_stays_in_evaluation_mode():
     assert all(torch.equal(value, before[name]) for name, value in method.teacher.named_buffers())
 
 
-@pytest.mark.parametrize("overrides, words", [
-    (["method.queue=10"], "method.queue=10: expected a multiple of train.global_batch=6"),
-    (["data.crops=[{num: 3, size: 24}]"], "data.crops=3 views: expected two views in all with method.name=mocov2"),
-    (["method.momentum=1.5"], "method.momentum=1.5: expected"),
-])
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["method.queue=10"], "method.queue=10: expected a multiple of train.global_batch=6"),
+        (["data.crops=[{num: 3, size: 24}]"], "data.crops=3 views: expected two views in all with method.name=mocov2"),
+        (["method.momentum=1.5"], "method.momentum=1.5: expected"),
+    ],
+)
 def test_what_does_not_fit_is_refused(overrides, words):
     with pytest.raises(InputError) as refusal:
         build(*overrides)

@@ -48,8 +48,9 @@ def test_loss_and_gradient_equal_the_naive_loop(method, temperature):
     expected = naive_loss(normalize(method.projection(method.backbone(batch.images[0])), dim=1), temperature)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     parameters = [p for p in method.parameters() if p.requires_grad]
-    for ours, theirs in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters),
-                            strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 

@@ -20,8 +20,11 @@ def cosines(num_rows: int, num_prototypes: int, seed: int, dim: int = 16) -> Ten
 
 @settings(max_examples=40, deadline=None)
 @given(
-    num_rows=st.integers(1, 60), num_prototypes=st.integers(2, 40), seed=st.integers(0, 99),
-    epsilon=st.floats(0.01, 0.5), iterations=st.integers(1, 60),
+    num_rows=st.integers(1, 60),
+    num_prototypes=st.integers(2, 40),
+    seed=st.integers(0, 99),
+    epsilon=st.floats(0.01, 0.5),
+    iterations=st.integers(1, 60),
 )
 def test_equals_the_float64_oracle(num_rows, num_prototypes, seed, epsilon, iterations):
     scores = cosines(num_rows, num_prototypes, seed)

@@ -24,12 +24,15 @@ BATCH = 6
 
 def small(*overrides: str) -> tuple[Config, SwAV, list[torch.Tensor]]:
     """Three crop groups (2 + 1 + 1 views), two heads, no BatchNorm in evaluation mode's way."""
-    config = load_config(ROOT / "tests/tiny.yaml", ["data.shards=unused", f"train.global_batch={BATCH}",
-                                                    "data.streams=1", "method.queue=0", *overrides])
+    config = load_config(
+        ROOT / "tests/tiny.yaml",
+        ["data.shards=unused", f"train.global_batch={BATCH}", "data.streams=1", "method.queue=0", *overrides],
+    )
     torch.manual_seed(0)
     method = SwAV(config).double().eval()
-    views = [torch.randn(group.num * BATCH, 3, group.size, group.size, dtype=torch.float64)
-             for group in config.data.crops]
+    views = [
+        torch.randn(group.num * BATCH, 3, group.size, group.size, dtype=torch.float64) for group in config.data.crops
+    ]
     return config, method, views
 
 
@@ -39,8 +42,9 @@ def embeddings_by_view(method: SwAV, views: list[torch.Tensor]) -> list[torch.Te
     return [normalize(method.projection(method.backbone(view)), dim=1) for view in each]
 
 
-def naive_loss(config: Config, method: SwAV, views: list[torch.Tensor],
-               queue: list[torch.Tensor] | None = None) -> torch.Tensor:
+def naive_loss(
+    config: Config, method: SwAV, views: list[torch.Tensor], queue: list[torch.Tensor] | None = None
+) -> torch.Tensor:
     """Section 3 of the paper, one pair of views at a time."""
     heads = []
     for head in method.prototypes.heads:
@@ -87,8 +91,9 @@ def test_the_queue_joins_the_assignment_once_it_is_full_and_holds_the_newest():
 
 @pytest.mark.parametrize("optimizer", ["lars", "adamw", "sgd"])
 def test_prototypes_stay_during_the_first_steps_and_gather_no_momentum(optimizer):
-    config, method, views = small("method.freeze_prototypes_steps=2", f"optim.name={optimizer}",
-                                  "optim.weight_decay=0.1", "optim.momentum=0.9")
+    config, method, views = small(
+        "method.freeze_prototypes_steps=2", f"optim.name={optimizer}", "optim.weight_decay=0.1", "optim.momentum=0.9"
+    )
     steps = build_optimizer(method, method.roles(), config.optim)
     for step, frozen in ((0, True), (1, True), (2, False)):
         before = [p.detach().clone() for p in method.parameters()]

@@ -27,26 +27,38 @@ def test_torchvisions_networks_without_their_classifier(name, num_features, para
     assert backbone.eval()(torch.randn(2, 3, 64, 64)).shape == (2, num_features)
 
 
-@pytest.mark.parametrize("name, millions", [
-    # SwAV's table (arXiv 2006.09882, figure 2): 24, 94, 375 and 586 million.
-    ("resnet50w2", 93.9), ("resnet50w4", 375.4), ("resnet50w5", 586.5),
-    # SEER's (arXiv 2103.01988, table 1; 2202.08360), backbones alone.
-    ("regnet_y_32gf", 141.3), ("regnet_y_64gf", 276.5), ("regnet_y_128gf", 637.4), ("regnet_y_256gf", 1272.2),
-    ("regnet_y_10b", 9323.9),
-])
+@pytest.mark.parametrize(
+    "name, millions",
+    [
+        # SwAV's table (arXiv 2006.09882, figure 2): 24, 94, 375 and 586 million.
+        ("resnet50w2", 93.9),
+        ("resnet50w4", 375.4),
+        ("resnet50w5", 586.5),
+        # SEER's (arXiv 2103.01988, table 1; 2202.08360), backbones alone.
+        ("regnet_y_32gf", 141.3),
+        ("regnet_y_64gf", 276.5),
+        ("regnet_y_128gf", 637.4),
+        ("regnet_y_256gf", 1272.2),
+        ("regnet_y_10b", 9323.9),
+    ],
+)
 def test_large_networks_have_the_published_numbers_of_parameters(name, millions):
     with torch.device("meta"):
         backbone, _ = build_backbone(ModelConfig(backbone=name))
     assert sum(p.numel() for p in backbone.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
 
 
-@pytest.mark.parametrize("name, widths, depths", [
-    ("regnet_y_32gf", [232, 696, 1392, 3712], [2, 5, 12, 1]), ("regnet_y_64gf", [328, 984, 1968, 4920], [2, 5, 12, 1]),
-    ("regnet_y_128gf", [528, 1056, 2904, 7392], [2, 7, 17, 1]),
-    ("regnet_y_256gf", [746, 1492, 4103, 10444], [2, 7, 17, 1]),
-    ("regnet_y_10b", [2020, 4040, 11110, 28280], [2, 7, 17, 1]),
-    ("resnet50w4", [1024, 2048, 4096, 8192], [3, 4, 6, 3]),
-])
+@pytest.mark.parametrize(
+    "name, widths, depths",
+    [
+        ("regnet_y_32gf", [232, 696, 1392, 3712], [2, 5, 12, 1]),
+        ("regnet_y_64gf", [328, 984, 1968, 4920], [2, 5, 12, 1]),
+        ("regnet_y_128gf", [528, 1056, 2904, 7392], [2, 7, 17, 1]),
+        ("regnet_y_256gf", [746, 1492, 4103, 10444], [2, 7, 17, 1]),
+        ("regnet_y_10b", [2020, 4040, 11110, 28280], [2, 7, 17, 1]),
+        ("resnet50w4", [1024, 2048, 4096, 8192], [3, 4, 6, 3]),
+    ],
+)
 def test_large_networks_have_the_published_stages(name, widths, depths):
     with torch.device("meta"):
         backbone, num_features = build_backbone(ModelConfig(backbone=name))

@@ -18,8 +18,13 @@ from largescale.observe.doctor import Doctor
 from largescale.observe.meter import Meter
 from tests.helpers.commands import ROOT
 
-HEALTHY = {"progress": 0.5, "loss_over_ln_k": 0.7, "assignment_entropy": 0.5, "prototype_usage": 0.9,
-           "prototype_usage_reachable": 1.0}
+HEALTHY = {
+    "progress": 0.5,
+    "loss_over_ln_k": 0.7,
+    "assignment_entropy": 0.5,
+    "prototype_usage": 0.9,
+    "prototype_usage_reachable": 1.0,
+}
 
 
 CONFIG = load_config(ROOT / "tests/tiny.yaml", ["data.shards=unused"])
@@ -49,15 +54,21 @@ def test_each_sign_of_collapse_is_said_in_words_but_not_while_a_run_begins(sign,
     assert advice({**signs, "progress": 0.05}, {**signs, "progress": 0.05}) == ""
 
 
-@pytest.mark.parametrize("sign, overrides, expected", [
-    ("loss_over_ln_k", [], ["method.epsilon=0.03", "optim.lr=0.25"]),
-    ("loss_over_ln_k", ["method.epsilon=0.03"], ["method.epsilon=0.018", "optim.lr=0.25"]),
-    ("assignment_entropy", ["method.prototypes=300"], ["method.epsilon=0.03", "method.prototypes=150"]),
-    ("assignment_entropy", ["method.epsilon=0.005"], ["optim.lr=0.25"]),  # nothing sharper, no fewer than 12
-    ("prototype_usage", [], []),
-    ("prototype_usage", ["method.queue=0", "method.prototypes=[64,300]"],
-     ["method.prototypes=150", "method.queue=240"]),
-])
+@pytest.mark.parametrize(
+    "sign, overrides, expected",
+    [
+        ("loss_over_ln_k", [], ["method.epsilon=0.03", "optim.lr=0.25"]),
+        ("loss_over_ln_k", ["method.epsilon=0.03"], ["method.epsilon=0.018", "optim.lr=0.25"]),
+        ("assignment_entropy", ["method.prototypes=300"], ["method.epsilon=0.03", "method.prototypes=150"]),
+        ("assignment_entropy", ["method.epsilon=0.005"], ["optim.lr=0.25"]),  # nothing sharper, no fewer than 12
+        ("prototype_usage", [], []),
+        (
+            "prototype_usage",
+            ["method.queue=0", "method.prototypes=[64,300]"],
+            ["method.prototypes=150", "method.queue=240"],
+        ),
+    ],
+)
 def test_advice_starts_from_the_settings_of_the_run_and_is_accepted(sign, overrides, expected):
     signs = {"loss_over_ln_k": 1.0, "assignment_entropy": 0.99, "prototype_usage": 0.01}
     config = load_config(ROOT / "tests/tiny.yaml", ["data.shards=unused", *overrides])
@@ -76,8 +87,10 @@ def test_a_loss_above_ln_k_is_not_uniform_and_one_that_falls_past_it_is_no_alarm
 @pytest.mark.parametrize("counts, num_images", [([2000], 32), ([100], 64), ([12, 12], 16), ([3000], 10**6), ([2], 1)])
 def test_reachable_usage_is_what_random_draws_reach(counts, num_images):
     random = np.random.default_rng(0)
-    drawn = [sum(len(set(random.integers(0, count, min(num_images, 50 * count)).tolist())) for count in counts)
-             for _ in range(40)]
+    drawn = [
+        sum(len(set(random.integers(0, count, min(num_images, 50 * count)).tolist())) for count in counts)
+        for _ in range(40)
+    ]
     assert reachable_usage(counts, num_images) == pytest.approx(np.mean(drawn) / sum(counts), rel=0.05)
 
 
@@ -100,10 +113,17 @@ def alone(tmp_path):
 
 @pytest.mark.parametrize("planted, words", [("", ""), ("constant", "not told apart"), ("one place", "few places")])
 def test_a_planted_collapse_is_found_in_what_a_real_method_puts_out(alone, planted, words):
-    config = load_config(ROOT / "tests/tiny.yaml", [
-        "data.shards=unused", "method.prototypes=500", "train.precision=fp32", "method.queue=0", "method.embedding=32",
-        "method.epsilon=0.01",
-    ])
+    config = load_config(
+        ROOT / "tests/tiny.yaml",
+        [
+            "data.shards=unused",
+            "method.prototypes=500",
+            "train.precision=fp32",
+            "method.queue=0",
+            "method.embedding=32",
+            "method.epsilon=0.01",
+        ],
+    )
     torch.manual_seed(0)
     method = build_method(config)
     last = method.projection[-1]

@@ -22,8 +22,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("chromium") is N
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, shard_folder, test_shard_folder) -> Path:
     folder = tmp_path_factory.mktemp("reported") / "<run> & more"
-    overrides = [f"data.shards={shard_folder}", f"data.eval_shards={test_shard_folder}", f"run.dir={folder}",
-                 "train.precision=fp32", "name=a <b>bold</b> name"]
+    overrides = [
+        f"data.shards={shard_folder}",
+        f"data.eval_shards={test_shard_folder}",
+        f"run.dir={folder}",
+        "train.precision=fp32",
+        "name=a <b>bold</b> name",
+    ]
     assert main(["pretrain", str(ROOT / "tests/tiny.yaml"), *overrides]) == 0
     return folder
 
@@ -39,9 +44,21 @@ def in_browser(page: Path, tmp_path: Path, width: int = 1200) -> str:
     )
     probe.write_text(page.read_text().replace("</body>", script + "</body>"))
     result = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-         f"--window-size={width},2000", "--virtual-time-budget=5000", "--dump-dom", probe.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
+        [
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},2000",
+            "--virtual-time-budget=5000",
+            "--dump-dom",
+            probe.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
     return result.stdout
 

@@ -28,8 +28,9 @@ def test_equals_the_naive_loop(scaled):
     rng = np.random.default_rng(0)
     start, grads = rng.normal(size=(4, 3)), rng.normal(size=(6, 4, 3))
     parameter = nn.Parameter(torch.from_numpy(start.copy()))
-    lars = LARS([{"params": [parameter], "scaled": scaled, "weight_decay": 0.01}], 0.3, momentum=0.8,
-                trust_coefficient=0.05)
+    lars = LARS(
+        [{"params": [parameter], "scaled": scaled, "weight_decay": 0.01}], 0.3, momentum=0.8, trust_coefficient=0.05
+    )
     for grad in grads:
         parameter.grad = torch.from_numpy(grad)
         lars.step()

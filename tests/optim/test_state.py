@@ -16,4 +16,6 @@ def test_room_for_a_checkpoint_is_made_where_the_parameter_is():
     Engine.prepare_optimizer_state(SimpleNamespace(method=method, optimizer=optimizer), shapes)
     state = optimizer.state[method.weight]
     assert {name: (value.device.type, tuple(value.shape)) for name, value in state.items()} == {
-        "step": ("meta", ()), "exp_avg": ("meta", (2, 3))}
+        "step": ("meta", ()),
+        "exp_avg": ("meta", (2, 3)),
+    }

@@ -63,8 +63,14 @@ def real_step(overrides: list[str]) -> dict[str, object]:
     with trace:
         engine.step_optimizer()
     optimizer = local_bytes(value for state in engine.optimizer.state.values() for value in state.values())
-    return {"counts": trace.counts, "sent": trace.sent, "flops": sum(o.flops for o in trace.operators),
-            "weights": local_bytes(engine.method.parameters()), "gradients": gradients, "optimizer": optimizer}
+    return {
+        "counts": trace.counts,
+        "sent": trace.sent,
+        "flops": sum(o.flops for o in trace.operators),
+        "weights": local_bytes(engine.method.parameters()),
+        "gradients": gradients,
+        "optimizer": optimizer,
+    }
 
 
 @pytest.mark.distributed
@@ -137,8 +143,9 @@ def test_what_does_not_fit_is_named_with_the_change_that_helps():
     found = plan(recipe, Request(1, "v100-16"))
     assert not found["fits"] and found["memory_gb"]["needed"] > 16
     overrides, needed = re.fullmatch(r"(\S+) needs ([\d.]+) GB and fits", found["advice"]).groups()
-    changed = load_config(ROOT / "configs/swav/resnet50_800ep.yaml", ["train.global_batch=256", overrides],
-                          default_shards="unset")
+    changed = load_config(
+        ROOT / "configs/swav/resnet50_800ep.yaml", ["train.global_batch=256", overrides], default_shards="unset"
+    )
     again = plan(changed, Request(1, "v100-16"))
     assert again["fits"] and again["memory_gb"]["needed"] == pytest.approx(float(needed), abs=0.05)
 
@@ -187,29 +194,35 @@ def test_all_strategies_are_compared_and_their_libraries_are_not_needed(capsys, 
     assert "parallel.strategy=zero2 trains in fp32, tf32 or bf16" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options, says", [
-    (["--gpus", "0"], "expected at least 1"),
-    (["--gpus", "3"], "not divisible by 3 GPUs"),
-    (["--gpus", "2", "--gpu", "abacus"], "--gpu abacus: expected one of v100-16"),
-    (["--gpus", "2", "--strategy", "zero4"], "parallel.strategy=zero4: expected one of ddp, fsdp, zero1"),
-    (["--gpus", "2", "--strategy", "zero3"], "train.precision=fp64: parallel.strategy=zero3 trains in fp32"),
-    (["parallel.cpu_offload=true", "--gpus", "2", "--strategy", "fsdp"], "parallel.cpu_offload=true: host memory"),
-    (["--gpus", "3", "--compare"], "not divisible by 3 GPUs"),
-    (["parallel.batchnorm_group_size=3", "--gpus", "4"],
-     "parallel.batchnorm_group_size=3: does not divide 4 ranks; choose 1 (4 images), 2 (8 images) or 0 (16 images)"),
-    (["--gpus", "2", "--images", "-5"], "--images -5: expected at least 1"),
-    (["--gpus", "2", "--price", "nan"], "--price nan: expected a price"),
-    (["model.compile_stages=[9]", "--gpus", "2"], "model.compile_stages=[9]: expected stages from 1 to"),
-])
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (["--gpus", "0"], "expected at least 1"),
+        (["--gpus", "3"], "not divisible by 3 GPUs"),
+        (["--gpus", "2", "--gpu", "abacus"], "--gpu abacus: expected one of v100-16"),
+        (["--gpus", "2", "--strategy", "zero4"], "parallel.strategy=zero4: expected one of ddp, fsdp, zero1"),
+        (["--gpus", "2", "--strategy", "zero3"], "train.precision=fp64: parallel.strategy=zero3 trains in fp32"),
+        (["parallel.cpu_offload=true", "--gpus", "2", "--strategy", "fsdp"], "parallel.cpu_offload=true: host memory"),
+        (["--gpus", "3", "--compare"], "not divisible by 3 GPUs"),
+        (
+            ["parallel.batchnorm_group_size=3", "--gpus", "4"],
+            "parallel.batchnorm_group_size=3: does not divide 4 ranks; "
+            "choose 1 (4 images), 2 (8 images) or 0 (16 images)",
+        ),
+        (["--gpus", "2", "--images", "-5"], "--images -5: expected at least 1"),
+        (["--gpus", "2", "--price", "nan"], "--price nan: expected a price"),
+        (["model.compile_stages=[9]", "--gpus", "2"], "model.compile_stages=[9]: expected stages from 1 to"),
+    ],
+)
 def test_bad_requests_are_one_line(options, says, capsys):
     assert main(["plan", str(ROOT / "tests/tiny.yaml"), "data.shards=nowhere", *options]) == 2
     assert says in capsys.readouterr().err
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe, gpus, gpu", [
-    ("seer/regnety_10b", 496, "a100-40"), ("swav/resnet50_800ep", 64, "v100-16"),
-])
+@pytest.mark.parametrize(
+    "recipe, gpus, gpu", [("seer/regnety_10b", 496, "a100-40"), ("swav/resnet50_800ep", 64, "v100-16")]
+)
 def test_published_settings_fit(recipe, gpus, gpu):
     config = load_config(ROOT / f"configs/{recipe}.yaml", default_shards="unset")
     found = plan(config, Request(gpus, gpu))

@@ -32,8 +32,11 @@ from tests.helpers.ranks import run_ranks
 from tests.methods.harness import views_of_step
 
 REGNET = ["model.backbone=regnet_y_400mf", "model.stem=3x3s2"]
-LIMITS = {"stage3_param_persistence_threshold": 300, "stage3_prefetch_bucket_size": 1000,
-          "stage3_max_reuse_distance": 3000}
+LIMITS = {
+    "stage3_param_persistence_threshold": 300,
+    "stage3_prefetch_bucket_size": 1000,
+    "stage3_max_reuse_distance": 3000,
+}
 """So small that some parameters of the small networks are gathered ahead and freed again."""
 
 OVER_BATCH = ["train.accumulate=2", "train.loss_spans=global_batch"]
@@ -95,9 +98,16 @@ def real_step(overrides: list[str]) -> dict[str, object]:
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
         one_step(engine, views)
     optimizer = local_bytes(value for state in engine.optimizer.state.values() for value in state.values())
-    return {"counts": trace.counts, "sent": trace.sent, "flops": sum(o.flops for o in trace.operators),
-            "weights": local_bytes(weights_of(engine)), "gradients": gradients, "optimizer": optimizer,
-            "peak": trace.peak, "profiled": sum(event.name.startswith("c10d::") for event in recorded.events())}
+    return {
+        "counts": trace.counts,
+        "sent": trace.sent,
+        "flops": sum(o.flops for o in trace.operators),
+        "weights": local_bytes(weights_of(engine)),
+        "gradients": gradients,
+        "optimizer": optimizer,
+        "peak": trace.peak,
+        "profiled": sum(event.name.startswith("c10d::") for event in recorded.events()),
+    }
 
 
 def one_step(engine: Engine, views: Views) -> int:
@@ -111,8 +121,7 @@ def one_step(engine: Engine, views: Views) -> int:
 
 
 def live_tensors() -> list[Tensor]:
-    return [thing for thing in gc.get_objects()
-            if type(thing) in (Tensor, nn.Parameter) and thing.device.type == "cpu"]
+    return [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter) and thing.device.type == "cpu"]
 
 
 def weights_of(engine: Engine) -> list[Tensor]:
@@ -123,8 +132,11 @@ def weights_of(engine: Engine) -> list[Tensor]:
         return parameters
     if engine.stage < 3:
         return [*sharded.bit16_groups_flat, *sharded.single_partition_of_fp32_groups]
-    return [*(p.ds_tensor for p in parameters), *sharded.fp32_partitioned_groups_flat,
-            *(p.data for p in parameters if p.data.shape == p.ds_shape)]
+    return [
+        *(p.ds_tensor for p in parameters),
+        *sharded.fp32_partitioned_groups_flat,
+        *(p.data for p in parameters if p.data.shape == p.ds_shape),
+    ]
 
 
 @cache
@@ -173,10 +185,15 @@ def test_what_the_adapter_leaves_alone_is_as_deepspeed_has_it():
 
 def follow(reuse: int, prefetch: int) -> list[int]:
     """All-gathers of the third micro-batch of three modules that run forward and backward."""
-    coordinator = Coordinator([Parameter(100, 100, False)] * 3, [[0], [1], [2]], prefetch=prefetch, reuse=reuse,
-                              live=10**9)
-    one = [(f"{done}{way}", module) for way, order in (("forward", (0, 1, 2)), ("backward", (2, 1, 0)))
-           for module in order for done in ("", "done ")]
+    coordinator = Coordinator(
+        [Parameter(100, 100, False)] * 3, [[0], [1], [2]], prefetch=prefetch, reuse=reuse, live=10**9
+    )
+    one = [
+        (f"{done}{way}", module)
+        for way, order in (("forward", (0, 1, 2)), ("backward", (2, 1, 0)))
+        for module in order
+        for done in ("", "done ")
+    ]
     for _ in range(3):
         coordinator.gathers.clear()
         for what, module in [("begin", -1), *one, ("end", -1), ("update", -1)]:

@@ -38,25 +38,44 @@ def saved(run: Path, *steps: int) -> Path:
 RATES = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
 
 
-@pytest.mark.parametrize("steps, step, trouble, more, expected", [
-    ([], 3, "loss not finite on rank 0", [], ["optim.lr=0.12"]),
-    ([], 3, "loss not finite on rank 0", ["train.precision=fp16"], ["optim.lr=0.12", "train.precision=fp32"]),
-    ([], 4, "input views not finite on rank 0", [], ["checkpoint.every_steps=2", "train.max_rollbacks=3"]),
-    # The rate is a quarter, or the one that the good weights last had.
-    ([2, 3], 5, "loss not finite on rank 0", [],
-     ["init_from={run}", "run.dir={run}-2", "optim.lr=0.12", "train.max_rollbacks=3"]),
-    ([2], 5, "gradient not finite on rank 1", [],
-     ["init_from={run}", "run.dir={run}-2", "optim.lr=0.1", "train.max_rollbacks=3"]),
-    # Saved just before the bad step, weights may be bad themselves: those before are named.
-    ([2, 4], 4, "loss not finite on rank 0", [],
-     ["init_from={run}/checkpoints/step-00000002", "run.dir={run}-2", "optim.lr=0.1"]),
-    ([4], 5, "input views not finite on rank 0", [], ["train.max_rollbacks=3"]),
-])
+@pytest.mark.parametrize(
+    "steps, step, trouble, more, expected",
+    [
+        ([], 3, "loss not finite on rank 0", [], ["optim.lr=0.12"]),
+        ([], 3, "loss not finite on rank 0", ["train.precision=fp16"], ["optim.lr=0.12", "train.precision=fp32"]),
+        ([], 4, "input views not finite on rank 0", [], ["checkpoint.every_steps=2", "train.max_rollbacks=3"]),
+        # The rate is a quarter, or the one that the good weights last had.
+        (
+            [2, 3],
+            5,
+            "loss not finite on rank 0",
+            [],
+            ["init_from={run}", "run.dir={run}-2", "optim.lr=0.12", "train.max_rollbacks=3"],
+        ),
+        (
+            [2],
+            5,
+            "gradient not finite on rank 1",
+            [],
+            ["init_from={run}", "run.dir={run}-2", "optim.lr=0.1", "train.max_rollbacks=3"],
+        ),
+        # Saved just before the bad step, weights may be bad themselves: those before are named.
+        (
+            [2, 4],
+            4,
+            "loss not finite on rank 0",
+            [],
+            ["init_from={run}/checkpoints/step-00000002", "run.dir={run}-2", "optim.lr=0.1"],
+        ),
+        ([4], 5, "input views not finite on rank 0", [], ["train.max_rollbacks=3"]),
+    ],
+)
 def test_what_is_advised_after_a_bad_step(tmp_path, steps, step, trouble, more, expected):
     run = tmp_path / "run"
     config = load_config(TINY, ["data.shards=x", f"run.dir={run}", *more])
-    line = after_bad_step(config, step=step, trouble=trouble, rates=RATES, checkpoints=saved(run, *steps),
-                          num_rollbacks=2)
+    line = after_bad_step(
+        config, step=step, trouble=trouble, rates=RATES, checkpoints=saved(run, *steps), num_rollbacks=2
+    )
     assert [text.rstrip(".)") for text in SETTING.findall(line)] == [text.format(run=run) for text in expected]
 
 
@@ -85,8 +104,9 @@ def ends(shard_folder, capsys) -> Callable[..., tuple[int, str]]:
     """Runs the command; returns its exit code and its last line."""
 
     def run(*overrides: str) -> tuple[int, str]:
-        code = main(["pretrain", TINY, f"data.shards={shard_folder}", "train.precision=fp32", "data.audit=false",
-                     *overrides])
+        code = main(
+            ["pretrain", TINY, f"data.shards={shard_folder}", "train.precision=fp32", "data.audit=false", *overrides]
+        )
         return code, capsys.readouterr().err.splitlines()[-1]
 
     return run
@@ -94,8 +114,14 @@ def ends(shard_folder, capsys) -> Callable[..., tuple[int, str]]:
 
 @pytest.mark.slow
 def test_a_rate_that_is_too_high(ends, shard_folder, tmp_path):
-    overrides = [f"run.dir={tmp_path / 'run'}", "optim.name=sgd", "optim.warmup_epochs=0.4", "optim.warmup_lr=0.001",
-                 "checkpoint.every_steps=1", "train.steps=4"]
+    overrides = [
+        f"run.dir={tmp_path / 'run'}",
+        "optim.name=sgd",
+        "optim.warmup_epochs=0.4",
+        "optim.warmup_lr=0.001",
+        "checkpoint.every_steps=1",
+        "train.steps=4",
+    ]
     config = load_config(TINY, [f"data.shards={shard_folder}", "train.precision=fp32", "data.audit=false", *overrides])
     config.optim.lr = 1e30  # no recipe's: it must break in a step
     with pytest.raises(TrainingStopped, match="step 2: loss not finite") as stopped:

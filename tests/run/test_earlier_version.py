@@ -23,8 +23,14 @@ EXACT = ("loss", "grad_norm", "lr")
 def test_it_goes_on_to_the_same_end(shard_folder, test_shard_folder, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(FIXTURE / "checkpoints", run / "checkpoints")
-    run_largescale("pretrain", FIXTURE / "config.yaml", f"run.dir={run}", "parallel.strategy=ddp",
-                   f"data.shards={shard_folder}", f"data.eval_shards={test_shard_folder}")
+    run_largescale(
+        "pretrain",
+        FIXTURE / "config.yaml",
+        f"run.dir={run}",
+        "parallel.strategy=ddp",
+        f"data.shards={shard_folder}",
+        f"data.eval_shards={test_shard_folder}",
+    )
     expected = [json.loads(line) for line in (FIXTURE / "metrics.jsonl").read_text().splitlines()][4:]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == len(expected) == 6

@@ -27,8 +27,20 @@ SHORT = ["train.precision=fp32", "data.audit=false", "train.steps=2"]
 def source(tmp_path_factory, shard_folder) -> Path:
     """A complete run of two steps with checkpoints of both."""
     run = tmp_path_factory.mktemp("source") / "run"
-    assert main(["pretrain", TINY, f"data.shards={shard_folder}", *SHORT, "checkpoint.every_steps=1", f"run.dir={run}",
-                 'data.eval_shards=""']) == 0
+    assert (
+        main(
+            [
+                "pretrain",
+                TINY,
+                f"data.shards={shard_folder}",
+                *SHORT,
+                "checkpoint.every_steps=1",
+                f"run.dir={run}",
+                'data.eval_shards=""',
+            ]
+        )
+        == 0
+    )
     return run
 
 
@@ -38,8 +50,16 @@ def pretrain(shard_folder, tmp_path, capsys) -> Callable[..., tuple[int, str]]:
 
     def run(*overrides: object, folder: str = "new") -> tuple[int, str]:
         capsys.readouterr()
-        code = main(["pretrain", TINY, f"data.shards={shard_folder}", *SHORT, f"run.dir={tmp_path / folder}",
-                     *map(str, overrides)])
+        code = main(
+            [
+                "pretrain",
+                TINY,
+                f"data.shards={shard_folder}",
+                *SHORT,
+                f"run.dir={tmp_path / folder}",
+                *map(str, overrides),
+            ]
+        )
         return code, capsys.readouterr().err
 
     return run
@@ -86,8 +106,12 @@ def test_other_prototypes_are_said_and_stay_random(source, pretrain, tmp_path):
     assert "prototypes.heads.1.weight ([12, 8] there, [7, 8] here)" in line and line.count(" here)") == 1
     record = json.loads((tmp_path / "new" / "init.json").read_text())
     assert record["not_taken"] == ["prototypes.heads.1.weight"]
-    torch.testing.assert_close(weights(tmp_path / "new")["model.prototypes.heads.0.weight"],
-                               weights(source)["model.prototypes.heads.0.weight"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        weights(tmp_path / "new")["model.prototypes.heads.0.weight"],
+        weights(source)["model.prototypes.heads.0.weight"],
+        rtol=0,
+        atol=1e-6,
+    )
 
 
 def test_a_resumed_run_does_not_need_its_source(source, pretrain, tmp_path):
@@ -118,12 +142,17 @@ def test_a_checkpoint_may_be_named_and_a_damaged_one_is_passed_over(source, pret
     assert "starts from the weights of" in pretrain(named, "train.steps=1", folder="c")[1]
 
 
-@pytest.mark.parametrize("overrides, says", [
-    (["init_from=nothing"], "init_from=nothing: no such folder; pass the folder of a run that has saved"),
-    (["init_from={tmp}"], ": no checkpoint there; pass the folder of a run"),
-    (["init_from={source}", "model.width=16"], ": has another backbone: 30 tensors differ, such as "
-     "backbone.stages.0.0.bn1.bias; set model.width=8"),
-])
+@pytest.mark.parametrize(
+    "overrides, says",
+    [
+        (["init_from=nothing"], "init_from=nothing: no such folder; pass the folder of a run that has saved"),
+        (["init_from={tmp}"], ": no checkpoint there; pass the folder of a run"),
+        (
+            ["init_from={source}", "model.width=16"],
+            ": has another backbone: 30 tensors differ, such as backbone.stages.0.0.bn1.bias; set model.width=8",
+        ),
+    ],
+)
 def test_what_cannot_be_taken_is_one_line(source, pretrain, tmp_path, overrides, says):
     code, said = pretrain(*(text.format(source=source, tmp=tmp_path) for text in overrides))
     assert code == 2 and said.count("\n") == 1 and says in said
@@ -158,8 +187,10 @@ def test_a_complete_run_cannot_be_changed_but_says_what_works(source, pretrain, 
     run = Path(shutil.copytree(source, tmp_path / "run"))
     code, said = pretrain("train.steps=3", folder="run")
     assert code == 2 and "cannot continue, train.steps was 2 and is now 3" in said
-    assert "model.width was 8 and is now 4; set it back, or use another run.dir" in pretrain(
-        "model.width=4", folder="run")[1]
+    assert (
+        "model.width was 8 and is now 4; set it back, or use another run.dir"
+        in pretrain("model.width=4", folder="run")[1]
+    )
     assert main(["pretrain", str(run / "config.yaml")]) == 0  # a copy's configuration names the original
     assert f"says run.dir={source}, so the run continues there, not in {run}" in capsys.readouterr().err
     works = [word for word in said.split() if word.startswith(("init_from=", "run.dir="))]

@@ -27,8 +27,16 @@ from tests.helpers.commands import ROOT, run_python
 from tests.helpers.streams import make_stream
 
 TINY = ROOT / "tests" / "tiny.yaml"
-LARGE = ["train.global_batch=128", "train.steps=1", "method.queue=0", "model.width=16", "train.precision=fp32",
-         "data.crops=[{num: 2, size: 112}]", "data.audit=false", "run.hang_timeout_s=0"]
+LARGE = [
+    "train.global_batch=128",
+    "train.steps=1",
+    "method.queue=0",
+    "model.width=16",
+    "train.precision=fp32",
+    "data.crops=[{num: 2, size: 112}]",
+    "data.audit=false",
+    "run.hang_timeout_s=0",
+]
 
 
 @contextmanager
@@ -74,8 +82,11 @@ def test_a_step_that_does_not_fit_is_told_what_does_and_that_fits(tiny_overrides
     failed = run_python("-c", LIMITED, tmp_path / "first", *command, check=False)
     assert failed.returncode == 3, failed.stderr
     line = failed.stderr.splitlines()[-1]
-    advice = re.fullmatch(r"error: out of memory \(.*\); run the same command with (\S+), which fits "
-                          r"\(`largescale plan` says \S+ instead of \S+ GB, 0.\d GB are available\)", line)
+    advice = re.fullmatch(
+        r"error: out of memory \(.*\); run the same command with (\S+), which fits "
+        r"\(`largescale plan` says \S+ instead of \S+ GB, 0.\d GB are available\)",
+        line,
+    )
     assert advice, line
     status = read_status(tmp_path / "run")
     assert status["state"] == "failed" and status["reason"] == line.removeprefix("error: ")
@@ -89,7 +100,8 @@ def test_what_is_said_of_a_run_that_has_begun(tmp_path):
     fsdp = {"overrides": ["parallel.strategy=fsdp"], "needed": 6e9, "fits": True}
     assert _worded(config, [failed, accumulate], int(5.5e9)) == (
         "run the same command with train.accumulate=2, which fits (`largescale plan` says 5.0 instead of 9.0 GB, "
-        "5.5 GB are available)")
+        "5.5 GB are available)"
+    )
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000004"
     checkpoint.mkdir(parents=True)
     (checkpoint / "progress.json").write_text(json.dumps({"step": 4, "files": {"x": {"size": 0, "sha256": ""}}}))
@@ -135,10 +147,13 @@ def test_a_loader_process_without_memory_for_an_image_says_so(tmp_path):
 def test_the_line_is_short():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**50)
-    assert line_of_memory(caught.value) == ("out of memory (DefaultCPUAllocator: can't allocate memory: you tried to "
-                                            "allocate 4503599627370496 bytes)")
-    worker = MemoryError("Caught MemoryError in DataLoader worker process 0.\n"
-                         "Original Traceback (most recent call last):\n  File ...\nMemoryError: an image\n")
+    assert line_of_memory(caught.value) == (
+        "out of memory (DefaultCPUAllocator: can't allocate memory: you tried to allocate 4503599627370496 bytes)"
+    )
+    worker = MemoryError(
+        "Caught MemoryError in DataLoader worker process 0.\n"
+        "Original Traceback (most recent call last):\n  File ...\nMemoryError: an image\n"
+    )
     assert line_of_memory(worker, "lower x") == "out of memory (an image); lower x"
 
 

@@ -20,12 +20,15 @@ def cluster(**changes: object) -> list[Findings]:
     return nodes
 
 
-@pytest.mark.parametrize("changes, expected", [
-    ({"gpus": 7}, "rank 2 on n2: sees 7 GPUs, the others 8"),
-    ({"clock_s": 990.0}, "rank 2 on n2: its clock is -10.0 s off; set it (chrony, ntp)"),
-    ({"bandwidth": 3e9}, "rank 2 on n2: 3.00 GB/s to its neighbours, the median is 20.00"),
-    ({"problems": ["runs: disk"]}, "rank 2 on n2: runs: disk"),
-])
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"gpus": 7}, "rank 2 on n2: sees 7 GPUs, the others 8"),
+        ({"clock_s": 990.0}, "rank 2 on n2: its clock is -10.0 s off; set it (chrony, ntp)"),
+        ({"bandwidth": 3e9}, "rank 2 on n2: 3.00 GB/s to its neighbours, the median is 20.00"),
+        ({"problems": ["runs: disk"]}, "rank 2 on n2: runs: disk"),
+    ],
+)
 def test_the_bad_node_is_named(changes, expected):
     assert judge(cluster()) == []
     assert judge(cluster(**changes)) == [expected]
@@ -42,8 +45,14 @@ def test_ranks_measure_each_other(tiny_overrides):
 def test_a_missing_shard_and_a_full_disk_are_found(tiny_overrides, shard_folder, tmp_path):
     folder = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
     result = run_largescale(
-        "preflight", TINY, *tiny_overrides(), f"data.shards={folder}", "model.backbone=regnet_y_400mf",
-        "checkpoint.keep=1000000", check=False)
+        "preflight",
+        TINY,
+        *tiny_overrides(),
+        f"data.shards={folder}",
+        "model.backbone=regnet_y_400mf",
+        "checkpoint.keep=1000000",
+        check=False,
+    )
     assert result.returncode == 2 and "checkpoints need" in result.stderr
     next(folder.glob("*.tar")).unlink()
     result = run_largescale("preflight", TINY, *tiny_overrides(), f"data.shards={folder}", check=False)

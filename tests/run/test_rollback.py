@@ -14,7 +14,8 @@ from largescale.run.rollback import DataSteps, Rollbacks
 from shards.ground.errors import InputError
 
 windows_strategy = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 15)), max_size=5).map(
-    lambda pairs: [(first, first + length) for first, length in pairs])
+    lambda pairs: [(first, first + length) for first, length in pairs]
+)
 
 
 @given(windows_strategy, st.integers(0, 40), st.integers(0, 40))
@@ -58,9 +59,9 @@ def test_what_is_left_out_travels_with_the_checkpoint(tmp_path, caplog):
     assert other.rows() == here.rows() and "disagrees with" in caplog.text
 
 
-@pytest.mark.parametrize("row", [
-    "{}", "[1]", '{"without": [3, 4', '{"without": [3]}', '{"without": [4, 3]}', '{"without": ["a", "b"]}',
-])
+@pytest.mark.parametrize(
+    "row", ["{}", "[1]", '{"without": [3, 4', '{"without": [3]}', '{"without": [4, 3]}', '{"without": ["a", "b"]}']
+)
 def test_a_file_that_is_no_list_of_rollbacks_is_refused(tmp_path, row):
     (tmp_path / "rollbacks.jsonl").write_text(f"{row}\n")
     with pytest.raises(InputError, match="is not a record of a rollback"):

@@ -29,24 +29,28 @@ def before_groups_had_augmentation() -> dict:
     return {**progress(), "config": {**settings, "data.crops": groups}}
 
 
-@pytest.mark.parametrize("there, expected", [
-    (progress(), ""),
-    (before_groups_had_augmentation(), ""),
-    (progress("name=other", "run.dir=elsewhere", "parallel.strategy=fsdp", "checkpoint.keep=7"), ""),
-    ({**progress(), "config": {"run.seed": 0}}, ""),  # before there were other settings
-    (progress("optim.lr=0.25"), "optim.lr is 0.25 there and 0.5 here"),
-    (progress("init_from=runs/a"), "init_from is runs/a there and  here"),
-    (progress(data="others"), "trained on other shards"),
-    ({"step": 5}, "not a checkpoint of this version"),
-    ([], "not a checkpoint of this version"),
-])
+@pytest.mark.parametrize(
+    "there, expected",
+    [
+        (progress(), ""),
+        (before_groups_had_augmentation(), ""),
+        (progress("name=other", "run.dir=elsewhere", "parallel.strategy=fsdp", "checkpoint.keep=7"), ""),
+        ({**progress(), "config": {"run.seed": 0}}, ""),  # before there were other settings
+        (progress("optim.lr=0.25"), "optim.lr is 0.25 there and 0.5 here"),
+        (progress("init_from=runs/a"), "init_from is runs/a there and  here"),
+        (progress(data="others"), "trained on other shards"),
+        ({"step": 5}, "not a checkpoint of this version"),
+        ([], "not a checkpoint of this version"),
+    ],
+)
 def test_another_run_is_told_by_what_decides_its_result(there, expected):
     assert other_run(there, load_config(TINY, ["data.shards=x"]), "these") == expected
 
 
 def test_a_run_with_other_views_is_another():
-    assert other_run(progress("data.crops.0.augment.blur=1"), load_config(TINY, ["data.shards=x"]), "these") \
-        .startswith("data.crops is [{")
+    assert other_run(progress("data.crops.0.augment.blur=1"), load_config(TINY, ["data.shards=x"]), "these").startswith(
+        "data.crops is [{"
+    )
 
 
 def test_a_run_with_the_mirror_of_another_stops_before_it_touches_either(shard_folder, tmp_path, capsys):
@@ -54,8 +58,15 @@ def test_a_run_with_the_mirror_of_another_stops_before_it_touches_either(shard_f
     there.mkdir(parents=True)
     mark = json.dumps(progress("optim.lr=0.25"))
     (there / "progress.json").write_text(mark)
-    code = main(["pretrain", TINY, f"data.shards={shard_folder}", f"run.dir={tmp_path / 'run'}",
-                 f"checkpoint.mirror={tmp_path / 'mirror'}"])
+    code = main(
+        [
+            "pretrain",
+            TINY,
+            f"data.shards={shard_folder}",
+            f"run.dir={tmp_path / 'run'}",
+            f"checkpoint.mirror={tmp_path / 'mirror'}",
+        ]
+    )
     line = capsys.readouterr().err.splitlines()[-1]
     assert code == 2 and f"checkpoint.mirror={tmp_path / 'mirror'}: step-00000005 there belongs to another run" in line
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -44,26 +44,43 @@ def test_imagenets_recipe_on_three_thousand_images():
     frozen, queue = said(SMALL_BATCH, Length(1100, 11, 3000, 184), "train.epochs=100")
     assert frozen == (
         "method.freeze_prototypes_steps=5005: prototypes train from step 5,005 on, and the run has 1,100, so never; "
-        "set method.freeze_prototypes_steps=55, or train longer")
+        "set method.freeze_prototypes_steps=55, or train longer"
+    )
     assert queue == (
         "method.queue_start_step=75060: the queue takes part from step 75,075 on, and the run has 1,100, so never; set "
-        "method.queue_start_step=55, or train longer")
+        "method.queue_start_step=55, or train longer"
+    )
 
 
-@pytest.mark.parametrize("length, overrides, expected", [
-    (LONG, ["optim.warmup_epochs=20"], "optim.warmup_epochs=20 is 2,000 of the run's 2,000 steps: the rate rises to"),
-    (LONG, ["optim.warmup_epochs=15"], "1,500 of the run's 2,000 steps: little is left"),
-    (LONG, ["method.freeze_prototypes_steps=1001"], "prototypes train only from step 1,001 of 2,000"),
-    (LONG, ["method.queue=16000"], "the queue takes part only from step 1,001 of 2,000; set method.queue_start_step=0"),
-    (LONG, ["method.queue=17600"], "set method.queue=0, or train longer"),
-    (LONG, ["checkpoint.every_steps=2000"], "saved only at its end: if killed, it starts over"),
-    (LONG, ["checkpoint.keep_every=12"], "set checkpoint.keep_every=15"),
-    (LONG, ["checkpoint.every_steps=0", "train.max_rollbacks=1"], "there is nothing to go back to"),
-    (LONG, ["data.shuffle_window=4"], "a batch takes 4 images of a stream"),
-    (Length(100, 100, 1600), ["train.spike_factor=9"], "train.spike_factor=9: looks for spikes from step 100 on"),
-    (Length(100, 100, 1600), ["run.log_every=200", "checkpoint.every_steps=0"], "run.log_every=200: the run has 100"),
-    (Length(100, 1, 31, 15), ["optim.warmup_epochs=1"], "an epoch leaves out 15 of 31 images"),
-])
+@pytest.mark.parametrize(
+    "length, overrides, expected",
+    [
+        (
+            LONG,
+            ["optim.warmup_epochs=20"],
+            "optim.warmup_epochs=20 is 2,000 of the run's 2,000 steps: the rate rises to",
+        ),
+        (LONG, ["optim.warmup_epochs=15"], "1,500 of the run's 2,000 steps: little is left"),
+        (LONG, ["method.freeze_prototypes_steps=1001"], "prototypes train only from step 1,001 of 2,000"),
+        (
+            LONG,
+            ["method.queue=16000"],
+            "the queue takes part only from step 1,001 of 2,000; set method.queue_start_step=0",
+        ),
+        (LONG, ["method.queue=17600"], "set method.queue=0, or train longer"),
+        (LONG, ["checkpoint.every_steps=2000"], "saved only at its end: if killed, it starts over"),
+        (LONG, ["checkpoint.keep_every=12"], "set checkpoint.keep_every=15"),
+        (LONG, ["checkpoint.every_steps=0", "train.max_rollbacks=1"], "there is nothing to go back to"),
+        (LONG, ["data.shuffle_window=4"], "a batch takes 4 images of a stream"),
+        (Length(100, 100, 1600), ["train.spike_factor=9"], "train.spike_factor=9: looks for spikes from step 100 on"),
+        (
+            Length(100, 100, 1600),
+            ["run.log_every=200", "checkpoint.every_steps=0"],
+            "run.log_every=200: the run has 100",
+        ),
+        (Length(100, 1, 31, 15), ["optim.warmup_epochs=1"], "an epoch leaves out 15 of 31 images"),
+    ],
+)
 def test_each_thing_that_does_not_fit_is_said_and_what_it_says_helps(length, overrides, expected):
     [line] = said(TINY, length, *overrides)
     assert expected in line

@@ -87,8 +87,20 @@ def test_of_another_machine_signs_of_life_count_whatever_its_clock_says(owned):
         assert dead.startswith("not running since") and "on n7" in dead and "by its own clock" in dead
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"token": 1}', b"[" * 9999, {"time": 1e300}, {"time": math.inf},
-                                     {"time": 10**400}, {"lease_s": 1e9}, {"pid": "a"}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b'{"token": 1}',
+        b"[" * 9999,
+        {"time": 1e300},
+        {"time": math.inf},
+        {"time": 10**400},
+        {"lease_s": 1e9},
+        {"pid": "a"},
+    ],
+)
 def test_a_file_of_an_owner_that_is_damaged_is_nobodys(owned, content):
     run, lease = owned
     values = {**asdict(lease._owner), **content} if isinstance(content, dict) else {}

@@ -52,11 +52,30 @@ ROUND_S = 120
 """Seconds after which a round hangs."""
 
 RULES = (
-    Cleaning(), Cleaning(plain=True), Cleaning(max_side=24), Cleaning(srgb=True, blank=True), Cleaning(animated=True),
-    Cleaning(decode=False), Cleaning(plain=True, srgb=True, max_side=36, min_side=8, max_aspect=20),
+    Cleaning(),
+    Cleaning(plain=True),
+    Cleaning(max_side=24),
+    Cleaning(srgb=True, blank=True),
+    Cleaning(animated=True),
+    Cleaning(decode=False),
+    Cleaning(plain=True, srgb=True, max_side=36, min_side=8, max_aspect=20),
 )
-WORDS = (b"\xff", b"\0", b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff", b"\x80", b"Exif\0\0", b"II*\0", b"\xff\xd8",
-         b"\xff\xda", b"IDAT", b"IEND", b"acTL", b"ftyp", b"\0\0\0\0\0\0\0\0")
+WORDS = (
+    b"\xff",
+    b"\0",
+    b"\x7f\xff\xff\xff",
+    b"\xff\xff\xff\xff",
+    b"\x80",
+    b"Exif\0\0",
+    b"II*\0",
+    b"\xff\xd8",
+    b"\xff\xda",
+    b"IDAT",
+    b"IEND",
+    b"acTL",
+    b"ftyp",
+    b"\0\0\0\0\0\0\0\0",
+)
 
 
 def mutated(payload: bytes, rng: np.random.Generator, others: list[bytes]) -> bytes:
@@ -170,7 +189,8 @@ def fuzz_lists(seed: int, number: int, work: Path) -> int:
     parquet.write_table(pyarrow.Table.from_pylist(rows), table, compression=str(rng.choice(["none", "zstd"])))
     lists = {
         "csv": "\n".join([",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]).encode(),
-        "jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode(), "parquet": table.getvalue(),
+        "jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode(),
+        "parquet": table.getvalue(),
     }
     for suffix, payload in lists.items():
         (work / f"list.{suffix}").write_bytes(mutated(payload, rng, [b'"\r\n{},[]\\u00e9', b"PAR1\x15\x04"]))
@@ -178,8 +198,16 @@ def fuzz_lists(seed: int, number: int, work: Path) -> int:
     return len(lists)
 
 
-ROUNDS = (("images", fuzz_images), ("tars", fuzz_tars), ("images", fuzz_images), ("zips", fuzz_zip),
-          ("images", fuzz_images), ("tars", fuzz_tars), ("images", fuzz_images), ("lists", fuzz_lists))
+ROUNDS = (
+    ("images", fuzz_images),
+    ("tars", fuzz_tars),
+    ("images", fuzz_images),
+    ("zips", fuzz_zip),
+    ("images", fuzz_images),
+    ("tars", fuzz_tars),
+    ("images", fuzz_images),
+    ("lists", fuzz_lists),
+)
 
 
 @cache
@@ -217,6 +245,7 @@ def _check(folder: Path, num_samples: int, files: set[str], *, decoded: bool) ->
 @contextmanager
 def limit(seconds: int) -> Iterator[None]:
     """Raise in what takes longer: a hang in a library's C code is ended by nothing, and seen as no progress."""
+
     def ring(*_: object) -> None:
         raise TimeoutError(f"longer than {seconds} s")
 
@@ -252,8 +281,14 @@ def run(count: int, seed: int = 0, *, seconds: float = float("inf"), out: Path |
                 tried[kind] += 1
                 failures.append({"round": number, "kind": kind, "error": traceback.format_exc()[-1500:]})
         number += 1
-        result = {"seed": seed, "rounds": number, "tried": dict(tried), "seconds": round(time.monotonic() - started, 1),
-                  "asked": count, "failures": failures}
+        result = {
+            "seed": seed,
+            "rounds": number,
+            "tried": dict(tried),
+            "seconds": round(time.monotonic() - started, 1),
+            "asked": count,
+            "failures": failures,
+        }
         if out and (time.monotonic() - saved > 60 or sum(tried.values()) >= count):
             saved = time.monotonic()
             save(result, out)

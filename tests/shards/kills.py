@@ -1,6 +1,8 @@
 """Kills conversions at random moments and compares what comes of them with an undisturbed one.
 
     python -m tests.shards.kills --kills 50
+
+Prints how many of them met a conversion at work.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ def kill_again_and_again(source: Path, out: Path, *, kills: int, seed: int) -> i
     chance, met = random.Random(seed), 0
     command = [sys.executable, "-m", "shards", "convert", str(source), str(out), *_OPTIONS, "--force"]
     while met < kills:
-        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                              start_new_session=True) as process:
+        with subprocess.Popen(
+            command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        ) as process:
             deadline = time.monotonic() + chance.uniform(0.1, 0.9)
             while process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.005)
@@ -59,15 +62,19 @@ def main() -> None:
         folder = Path(name)
         for number in range(3):
             write_photographs(folder / "source" / f"class{number}", 40, seed=number)
-        convert(folder / "source", folder / "expected",
-                Options("pile", labels="folder", samples_per_shard=7, shuffle=5, workers=2))
+        convert(
+            folder / "source",
+            folder / "expected",
+            Options("pile", labels="folder", samples_per_shard=7, shuffle=5, workers=2),
+        )
         expected = {path.name: path.read_bytes() for path in (folder / "expected").iterdir() if path.is_file()}
         done = runs = 0
         while done < arguments.kills:
             out = folder / "out"
             shutil.rmtree(out, ignore_errors=True)
-            done += kill_again_and_again(folder / "source", out, kills=min(5, arguments.kills - done),
-                                         seed=arguments.seed + runs)
+            done += kill_again_and_again(
+                folder / "source", out, kills=min(5, arguments.kills - done), seed=arguments.seed + runs
+            )
             runs += 1
             assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == expected
             print(f"{done} of {arguments.kills} kills, {runs} conversions end as the undisturbed one", flush=True)

@@ -63,15 +63,25 @@ def odd_tar(tmp_path: Path) -> Path:
         put(tar, "d/1.mask.png", PNG[2])
         put(tar, "d/1.json", b"{}")
         put(tar, "d/notes.txt", b"no image")
-        put(tar, "d/sparse.png", PNG[3], pax_headers={
-            "GNU.sparse.map": f"0,{len(PNG[3])}", "GNU.sparse.size": "5000", "GNU.sparse.name": "d/sparse.png"})
+        put(
+            tar,
+            "d/sparse.png",
+            PNG[3],
+            pax_headers={
+                "GNU.sparse.map": f"0,{len(PNG[3])}",
+                "GNU.sparse.size": "5000",
+                "GNU.sparse.name": "d/sparse.png",
+            },
+        )
     return tmp_path / "tars"
 
 
 LOST = {
-    "odd.tar:d/soft.png": "a symbolic link in a tar", "odd.tar:d/pipe.png": "not a regular file",
+    "odd.tar:d/soft.png": "a symbolic link in a tar",
+    "odd.tar:d/pipe.png": "not a regular file",
     "odd.tar:d/lost.png": "a hard link in a tar that leads to no file before it",
-    "odd.tar:d/1.mask.png": "one more image of a sample", "odd.tar:d/sparse.png": "a sparse member of a tar",
+    "odd.tar:d/1.mask.png": "one more image of a sample",
+    "odd.tar:d/sparse.png": "a sparse member of a tar",
 }
 
 
@@ -184,8 +194,11 @@ def test_pipes_devices_and_links_to_folders_are_listed(tmp_path):
     (source / "folder").symlink_to("x")
     convert(source, tmp_path / "out", Options("out"))
     assert sorted(stored_images(tmp_path / "out").values()) == sorted([PNG[0], PNG[1], PNG[1]])
-    assert ledger(tmp_path / "out") == {"pipe.png": "not a regular file", "device.png": "not a regular file",
-                                        "folder": "a link to a folder"}
+    assert ledger(tmp_path / "out") == {
+        "pipe.png": "not a regular file",
+        "device.png": "not a regular file",
+        "folder": "a link to a folder",
+    }
 
 
 def test_a_conversion_that_leaves_out_links_to_folders_names_them(tmp_path, capsys):
@@ -208,13 +221,17 @@ def test_links_that_lead_nowhere_are_named_and_added_once_they_lead_somewhere(tm
     assert main(command) == 0
     nowhere = "a link that leads nowhere"
     assert f"{nowhere}: b.png, c, x.png, y.png; bring back what they lead to, then add" in capsys.readouterr().err
-    assert ledger(tmp_path / "out") == {**dict.fromkeys(("b.png", "c", "x.png", "y.png"), nowhere),
-                                        "loop": "a link to a folder"}
+    assert ledger(tmp_path / "out") == {
+        **dict.fromkeys(("b.png", "c", "x.png", "y.png"), nowhere),
+        "loop": "a link to a folder",
+    }
     write(tmp_path / "later", {"b.png": PNG[1]})
     assert main([*command, "--update"]) == 0 and main(["verify", str(tmp_path / "out")]) == 0
     assert stored_images(tmp_path / "out") == {"a": PNG[0], "b": PNG[1]}
-    assert ledger(tmp_path / "out") == {**dict.fromkeys(("x.png", "y.png"), nowhere),
-                                        **dict.fromkeys(("c", "loop"), "a link to a folder")}
+    assert ledger(tmp_path / "out") == {
+        **dict.fromkeys(("x.png", "y.png"), nowhere),
+        **dict.fromkeys(("c", "loop"), "a link to a folder"),
+    }
 
 
 def test_links_among_tars(tmp_path, capsys):
@@ -238,8 +255,14 @@ def test_links_among_tars(tmp_path, capsys):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_folders_of_programs_are_no_classes(tmp_path, packed):
-    files = {"cat/1.png": PNG[0], "dog/1.png": PNG[1], "__MACOSX/cat/._1.png": PNG[2], ".hidden/1.png": PNG[3],
-             ".ipynb_checkpoints/1.png": PNG[4], "cat/.ipynb_checkpoints/1.png": PNG[5]}
+    files = {
+        "cat/1.png": PNG[0],
+        "dog/1.png": PNG[1],
+        "__MACOSX/cat/._1.png": PNG[2],
+        ".hidden/1.png": PNG[3],
+        ".ipynb_checkpoints/1.png": PNG[4],
+        "cat/.ipynb_checkpoints/1.png": PNG[5],
+    }
     source = tmp_path / "pile.zip" if packed else write(tmp_path / "pile", files)
     if packed:
         with zipfile.ZipFile(source, "w") as archive:

@@ -14,8 +14,10 @@ import pytest
 
 from tests.helpers.commands import ROOT
 
-LINE = {signal.SIGINT: r"error: interrupted.*\n",
-        signal.SIGTERM: r"error: ended by SIGTERM; run the same command again\n"}
+LINE = {
+    signal.SIGINT: r"error: interrupted.*\n",
+    signal.SIGTERM: r"error: ended by SIGTERM; run the same command again\n",
+}
 BUSY = f"""
 import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
@@ -44,8 +46,9 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("whom", ["the command", "all its processes"])
 def test_a_command_with_processes(tmp_path, number, whom):
-    process = subprocess.Popen([sys.executable, "-c", BUSY], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-                               start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 60
     while len(workers := [int(path.name[7:]) for path in tmp_path.glob("worker-*")]) < 2:
         assert process.poll() is None and time.monotonic() < deadline
@@ -59,11 +62,19 @@ def test_a_command_with_processes(tmp_path, number, whom):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_real_commands_wherever_they_are(tmp_path, sample_images, number):
-    commands = [["shards", "convert", str(sample_images), str(tmp_path / "shards")],
-                ["largescale", "plan", str(ROOT / "configs/seer/regnety_10b.yaml"), "--gpus", "496"]]
+    commands = [
+        ["shards", "convert", str(sample_images), str(tmp_path / "shards")],
+        ["largescale", "plan", str(ROOT / "configs/seer/regnety_10b.yaml"), "--gpus", "496"],
+    ]
     for place, command in enumerate(commands):
-        process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   text=True, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
         while not handles(process.pid, number):
             assert process.poll() is None
             time.sleep(0.01)

@@ -28,18 +28,29 @@ from tests.helpers.images import image_bytes
 pillow_heif = pytest.importorskip("pillow_heif")
 
 FILES = {
-    "a.jfif": image_bytes(40, 30, "JPEG", seed=1), "b.jpe": image_bytes(40, 30, "JPEG", seed=2),
-    "c": image_bytes(40, 30, "JPEG", seed=3), "d.pgm": b"P5 4 3 255\n" + bytes(range(12)), "E.JPG": image_bytes(seed=5),
-    "f.dat": image_bytes(40, 30, "WEBP", seed=6), "g.heic": image_bytes(40, 30, "JPEG", seed=7),
-    "h.jp2": image_bytes(40, 30, "GIF", seed=8), "i.jpg": image_bytes(40, 30, seed=9),
+    "a.jfif": image_bytes(40, 30, "JPEG", seed=1),
+    "b.jpe": image_bytes(40, 30, "JPEG", seed=2),
+    "c": image_bytes(40, 30, "JPEG", seed=3),
+    "d.pgm": b"P5 4 3 255\n" + bytes(range(12)),
+    "E.JPG": image_bytes(seed=5),
+    "f.dat": image_bytes(40, 30, "WEBP", seed=6),
+    "g.heic": image_bytes(40, 30, "JPEG", seed=7),
+    "h.jp2": image_bytes(40, 30, "GIF", seed=8),
+    "i.jpg": image_bytes(40, 30, seed=9),
 }
 STORED = {"a.jpg", "b.jpg", "c.jpg", "d.ppm", "E.jpg", "f.webp", "g.jpg", "h.gif", "i.jpg"}
 OTHERS = {
-    "notes.txt": image_bytes(40, 30, seed=11), "k.xyz": b"not an image", "l": b"", "m.dng": b"II*\0" + bytes(99),
-    "n.jxl": b"\xff\x0a" + bytes(99), "o.jp2": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(99),
+    "notes.txt": image_bytes(40, 30, seed=11),
+    "k.xyz": b"not an image",
+    "l": b"",
+    "m.dng": b"II*\0" + bytes(99),
+    "n.jxl": b"\xff\x0a" + bytes(99),
+    "o.jp2": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(99),
 }
 REASONS = {
-    "notes.txt": "not an image file", "k.xyz": "not an image file", "l": "not an image file",
+    "notes.txt": "not an image file",
+    "k.xyz": "not an image file",
+    "l": "not an image file",
     "m.dng": "a camera's raw file: develop it to JPEG or TIFF first",
     "n.jxl": "format JPEG XL is not supported: convert it to PNG or JPEG first",
     "o.jp2": "format JPEG 2000 is not supported: convert it to PNG or JPEG first",
@@ -88,12 +99,17 @@ def test_the_content_decides_what_is_an_image(tmp_path, write):
     if write is write_list:
         names = {name.partition("_")[2] for name in names} - {name for name in names if name.endswith("json")}
     assert names == STORED
-    found = {row["source"].rpartition("/")[2].rpartition(":")[2]: row["reason"]
-             for row in read_ledger(tmp_path / "out" / "skipped.parquet")}
+    found = {
+        row["source"].rpartition("/")[2].rpartition(":")[2]: row["reason"]
+        for row in read_ledger(tmp_path / "out" / "skipped.parquet")
+    }
     if write is write_tar:  # of a sample without an image no member is named
         found = {key.removesuffix("*").removesuffix("."): reason for key, reason in found.items()}
-        expected = {name if name in ("n.jxl", "o.jp2") else name.partition(".")[0]: reason
-                    for name, reason in REASONS.items() if name != "m.dng"} | {"m": "not an image file"}
+        expected = {
+            name if name in ("n.jxl", "o.jp2") else name.partition(".")[0]: reason
+            for name, reason in REASONS.items()
+            if name != "m.dng"
+        } | {"m": "not an image file"}
     else:
         expected = REASONS | ({"k.xyz": "not an image", "l": "empty file"} if write is write_list else {})
     assert found == expected
@@ -113,7 +129,8 @@ def phone_photograph(form: str) -> bytes:
     exif[0x0112] = 6
     pillow_heif.register_heif_opener()
     Image.fromarray(np.stack([4 * columns, 5 * rows, rows + 2 * columns], 2).astype(np.uint8)).save(
-        stored, form, quality=95, exif=exif)
+        stored, form, quality=95, exif=exif
+    )
     return stored.getvalue()
 
 
@@ -128,7 +145,8 @@ def test_what_phones_write_becomes_jpegs_where_images_may_change(tmp_path, form,
     (tmp_path / "pile" / "other.png").write_bytes(image_bytes(40, 30))
     convert(tmp_path / "pile", tmp_path / "kept", Options("kept", duplicates="near"))
     assert [row["reason"] for row in read_ledger(tmp_path / "kept" / "skipped.parquet")] == [
-        f"format {name} needs shards convert --plain"]
+        f"format {name} needs shards convert --plain"
+    ]
     convert(tmp_path / "pile", tmp_path / "plain", Options("plain", duplicates="near", cleaning=Cleaning(plain=True)))
     with Image.open(io.BytesIO(stored_images(tmp_path / "plain")["photo"])) as stored:
         expected = ImageOps.exif_transpose(Image.open(io.BytesIO(payload))).convert("RGB")
@@ -140,6 +158,7 @@ def test_without_a_library_the_reason_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     can_read.cache_clear()
     from shards.images.formats import needs
+
     try:
         assert needs("HEIC") == "format HEIC needs pip install 'largescale[heif]' and shards convert --plain"
     finally:

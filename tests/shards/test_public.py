@@ -43,10 +43,27 @@ def test_importing_it_is_cheap():
 
 
 def test_functions_write_what_commands_write(images, tmp_path):
-    manifest = shards.convert(images, tmp_path / "a" / "photos", labels="folder", shuffle=3, samples_per_shard=16,
-                              workers=1)
-    assert main(["convert", str(images), str(tmp_path / "b" / "photos"), "--labels", "folder", "--shuffle", "3",
-                 "--samples-per-shard", "16", "--workers", "1"]) == 0
+    manifest = shards.convert(
+        images, tmp_path / "a" / "photos", labels="folder", shuffle=3, samples_per_shard=16, workers=1
+    )
+    assert (
+        main(
+            [
+                "convert",
+                str(images),
+                str(tmp_path / "b" / "photos"),
+                "--labels",
+                "folder",
+                "--shuffle",
+                "3",
+                "--samples-per-shard",
+                "16",
+                "--workers",
+                "1",
+            ]
+        )
+        == 0
+    )
     assert manifest.num_samples == 40 and len(manifest.shards) == 3
     for path in sorted((tmp_path / "a/photos").glob("photos-*")):
         assert path.read_bytes() == (tmp_path / "b/photos" / path.name).read_bytes()
@@ -74,19 +91,24 @@ def test_every_option_of_the_command_is_an_argument():
     assert options("convert") - {"no_decode"} == arguments("convert") - {"decode"}
     assert options("index") == arguments("index")
     assert options("verify") - {"folder", "no_decode", "repair", "source"} == arguments("verify") - {
-        "location", "decode"}
+        "location",
+        "decode",
+    }
 
 
-@pytest.mark.parametrize("call, expected", [
-    (lambda at: shards.convert(at, at.parent / "out", workers=0), "--workers=0: expected at least 1"),
-    (lambda at: shards.convert(at, at.parent / "out", shuffle=-1), "--shuffle=-1: expected a seed"),
-    (lambda at: shards.convert(at, at.parent / "out", labels="names"), "--labels=names: expected none, folder"),
-    (lambda at: shards.convert(at / "nothing", at.parent / "out"), "no such"),
-    (lambda at: shards.index(at, workers=1), "no .tar files in it"),
-    (lambda at: shards.index(at, workers=-1), "--workers=-1: expected at least 1"),
-    (lambda at: shards.verify(at), "no manifest.json"),
-    (lambda at: shards.open(at), "no manifest.json"),
-])
+@pytest.mark.parametrize(
+    "call, expected",
+    [
+        (lambda at: shards.convert(at, at.parent / "out", workers=0), "--workers=0: expected at least 1"),
+        (lambda at: shards.convert(at, at.parent / "out", shuffle=-1), "--shuffle=-1: expected a seed"),
+        (lambda at: shards.convert(at, at.parent / "out", labels="names"), "--labels=names: expected none, folder"),
+        (lambda at: shards.convert(at / "nothing", at.parent / "out"), "no such"),
+        (lambda at: shards.index(at, workers=1), "no .tar files in it"),
+        (lambda at: shards.index(at, workers=-1), "--workers=-1: expected at least 1"),
+        (lambda at: shards.verify(at), "no manifest.json"),
+        (lambda at: shards.open(at), "no manifest.json"),
+    ],
+)
 def test_what_cannot_be_done_is_an_input_error(images, call, expected):
     with pytest.raises(InputError) as error:
         call(images)

@@ -53,7 +53,12 @@ def packages(tmp_path_factory) -> Path:
 def test_every_command_works(packages, sample_images, tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     result = subprocess.run(  # -S: not the packages of this interpreter
-        [sys.executable, "-S", "-c", COMMANDS, sample_images / "test", tmp_path], cwd=tmp_path, capture_output=True,
-        text=True, timeout=300, env={**environment, "PYTHONPATH": str(packages)})
+        [sys.executable, "-S", "-c", COMMANDS, sample_images / "test", tmp_path],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**environment, "PYTHONPATH": str(packages)},
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "samples in 3 shards are intact" in result.stdout

@@ -24,9 +24,14 @@ from shards.inspection.verify import verify
 from tests.shards.zoo import Specimen, zoo
 
 RULES = {
-    "kept": Cleaning(), "plain": Cleaning(plain=True), "small": Cleaning(max_side=20), "srgb": Cleaning(srgb=True),
-    "blank": Cleaning(blank=True), "all": Cleaning(plain=True, srgb=True, max_side=36, blank=True),
-    "animated": Cleaning(animated=True), "headers": Cleaning(decode=False),
+    "kept": Cleaning(),
+    "plain": Cleaning(plain=True),
+    "small": Cleaning(max_side=20),
+    "srgb": Cleaning(srgb=True),
+    "blank": Cleaning(blank=True),
+    "all": Cleaning(plain=True, srgb=True, max_side=36, blank=True),
+    "animated": Cleaning(animated=True),
+    "headers": Cleaning(decode=False),
 }
 
 
@@ -55,8 +60,11 @@ def reader_of(folder: Path) -> tuple[ShardReader, LabelledImages]:
 def unreadable(folder: Path) -> dict[str, set[str]]:
     """Keys that cannot be read, by who says so."""
     reader, labelled = reader_of(folder)
-    found: dict[str, set[str]] = {"verify": {problem.key for problem in verify(folder, workers=1, decode=True)[1]},
-                                  "training": set(), "evaluation": set()}
+    found: dict[str, set[str]] = {
+        "verify": {problem.key for problem in verify(folder, workers=1, decode=True)[1]},
+        "training": set(),
+        "evaluation": set(),
+    }
     for number in range(len(reader)):
         try:
             EncodedImage(reader.read(number), max_pixels=10**9).decode()
@@ -70,8 +78,10 @@ def unreadable(folder: Path) -> dict[str, set[str]]:
 def stored(folder: Path) -> dict[str, np.ndarray]:
     """How training sees each image, by its key."""
     reader, _ = reader_of(folder)
-    return {reader.key(number): EncodedImage(reader.read(number), max_pixels=10**9).decode().permute(1, 2, 0).numpy()
-            for number in range(len(reader))}
+    return {
+        reader.key(number): EncodedImage(reader.read(number), max_pixels=10**9).decode().permute(1, 2, 0).numpy()
+        for number in range(len(reader))
+    }
 
 
 def box(pixels: np.ndarray) -> np.ndarray:

@@ -52,8 +52,14 @@ def shown_by(uri: str) -> tuple[tuple[int, ...], bytes]:
 
 def test_the_report_shows_what_can_be_read_and_nothing_else(shards, tmp_path):
     run = tmp_path / "run"
-    overrides = [f"data.shards={shards}", f"data.eval_shards={shards}", f"run.dir={run}", "train.steps=2",
-                 "train.precision=fp32", "evaluate.knn_neighbours=[3]"]
+    overrides = [
+        f"data.shards={shards}",
+        f"data.eval_shards={shards}",
+        f"run.dir={run}",
+        "train.steps=2",
+        "train.precision=fp32",
+        "evaluate.knn_neighbours=[3]",
+    ]
     assert main(["pretrain", str(ROOT / "tests/tiny.yaml"), *overrides]) == 0
     assert main(["evaluate", "knn", str(run)]) == 0
     assert main(["report", str(run)]) == 0
@@ -65,8 +71,10 @@ def test_the_report_shows_what_can_be_read_and_nothing_else(shards, tmp_path):
     for part in ("train", "test"):
         assert FeatureSet.load(run / f"eval/features/pretrained-{part}.safetensors").ids.tolist() == readable
 
-    seen = {number: picture(EncodedImage(reader.read(number), max_pixels=10**9).decode().permute(1, 2, 0).numpy())
-            for number in readable}
+    seen = {
+        number: picture(EncodedImage(reader.read(number), max_pixels=10**9).decode().permute(1, 2, 0).numpy())
+        for number in readable
+    }
     for number, expected in seen.items():
         assert shown_by(gallery._thumbnail(reader, number)) == expected, reader.key(number)
     shown = re.findall(r'<img src="(data:[^"]*)"', (run / "report.html").read_text())

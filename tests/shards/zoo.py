@@ -22,8 +22,16 @@ from tests.helpers.images import exif_block, with_exif
 from tests.shards.phones import TEN_BITS, deep_heic, forms, photograph, with_metadata
 
 HEIGHT, WIDTH = 32, 40
-TURNS = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.swapaxes(0, 1),
-         6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a.swapaxes(0, 1), 2), 8: np.rot90}
+TURNS = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a.swapaxes(0, 1), 2),
+    8: np.rot90,
+}
 """What each orientation does to an array, spelled out once more."""
 
 
@@ -108,9 +116,10 @@ def odd_exif(orientation: int) -> dict[str, list[bytes]]:
     return {
         "text": [exif_block([turn, (0x11A, 2, 3, b"72\0\0")])],
         "float": [exif_block([turn, (0x131, 11, 1, b"\0\0\xc0?")])],
-        "long": [exif_block([(0x112, 4, 1, struct.pack("<I", orientation))])], "twice": [exif(orientation), exif(1)],
-        "nested": [b"Exif\0\0" + exif(orientation)], "bigendian": [exif_block(
-            [(0x112, 3, 1, struct.pack(">HH", orientation, 0))], ">")],
+        "long": [exif_block([(0x112, 4, 1, struct.pack("<I", orientation))])],
+        "twice": [exif(orientation), exif(1)],
+        "nested": [b"Exif\0\0" + exif(orientation)],
+        "bigendian": [exif_block([(0x112, 3, 1, struct.pack(">HH", orientation, 0))], ">")],
         "lost": [exif_block([turn, (0x8769, 4, 1, b"\xff\xff\xff\x7f"), (0x10F, 2, 2**31, b"\xff" * 4)])],
         "unknown": [exif_block([turn, (0xFFFF, 99, 7, b"\1\2\3\4")])],
         "xmp": [b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="%d"/>' % orientation],
@@ -125,14 +134,16 @@ def _jpegs() -> Iterator[Specimen]:
             name = f"{colours}-{sampling}-{'progressive' if progressive else 'plain'}"
             yield Specimen(f"{name}.jpg", clean, pillows(clean), tolerance=1.5)
             for turn in range(2, 9):
-                yield Specimen(f"{name}-turned{turn}.jpg", with_exif(clean, exif(turn)), TURNS[turn](pillows(clean)),
-                               tolerance=1.5)
+                yield Specimen(
+                    f"{name}-turned{turn}.jpg", with_exif(clean, exif(turn)), TURNS[turn](pillows(clean)), tolerance=1.5
+                )
             yield Specimen(f"{name}-cut.jpg", clean[: len(clean) * 3 // 4], None, "damaged or cut image")
     clean = encoded(RGB, "JPEG", quality=95)
     for turn in (1, 3, 6):
         for name, blocks in odd_exif(turn).items():
-            yield Specimen(f"odd-{name}-{turn}.jpg", with_exif(clean, *blocks), TURNS[turn](pillows(clean)),
-                           tolerance=1.5)
+            yield Specimen(
+                f"odd-{name}-{turn}.jpg", with_exif(clean, *blocks), TURNS[turn](pillows(clean)), tolerance=1.5
+            )
     blocks = {"short": b"Exif\0\0", "garbage": b"Exif\0\0" + bytes(range(99)), "empty": b""}
     for name, block in blocks.items():
         yield Specimen(f"odd-{name}.jpg", with_exif(clean, block), pillows(clean), tolerance=1.5)
@@ -182,13 +193,19 @@ def _pngs() -> Iterator[Specimen]:
     clean = encoded(RGB, "PNG")
     long_text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(3 * 2**20)))
     odd = {
-        "longtext": (long_text, 1), "eXIf": (chunk(b"eXIf", exif(6)[6:]), 6),
-        "badtext": (chunk(b"tEXt", b"a\0b", checksum=7), 1), "private": (chunk(b"prVt", bytes(99)), 1),
+        "longtext": (long_text, 1),
+        "eXIf": (chunk(b"eXIf", exif(6)[6:]), 6),
+        "badtext": (chunk(b"tEXt", b"a\0b", checksum=7), 1),
+        "private": (chunk(b"prVt", bytes(99)), 1),
         "xmp": (chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="8"/>'), 8),
-        "rawprofile": (chunk(b"tEXt", b"Raw profile type exif\0\nexif\n      %d\n%s\n" % (
-            len(exif(3)), exif(3).hex().encode())), 3),
-        "badprofile": (chunk(b"iCCP", b"name\0\0garbage"), 1), "oddexif": (chunk(b"eXIf", b"II*\0garbage"), 1),
-        "badtime": (chunk(b"tIME", b"\1"), 1), "badphys": (chunk(b"pHYs", b""), 1),
+        "rawprofile": (
+            chunk(b"tEXt", b"Raw profile type exif\0\nexif\n      %d\n%s\n" % (len(exif(3)), exif(3).hex().encode())),
+            3,
+        ),
+        "badprofile": (chunk(b"iCCP", b"name\0\0garbage"), 1),
+        "oddexif": (chunk(b"eXIf", b"II*\0garbage"), 1),
+        "badtime": (chunk(b"tIME", b"\1"), 1),
+        "badphys": (chunk(b"pHYs", b""), 1),
     }
     for (name, (extra, turn)), at_end in itertools.product(odd.items(), (False, True)):
         if name == "badprofile" and at_end:
@@ -220,29 +237,59 @@ _UNKNOWN = "a kind of TIFF that is not supported"
 
 def _tiffs() -> Iterator[Specimen]:
     """Sample formats x photometric x planes x packing x byte order, as tifffile writes and reads them."""
-    kinds = [("uint", 8), ("uint", 16), ("uint", 32), ("uint", 64), ("int", 8), ("int", 16), ("int", 32), ("float", 16),
-             ("float", 32), ("float", 64)]
+    kinds = [
+        ("uint", 8),
+        ("uint", 16),
+        ("uint", 32),
+        ("uint", 64),
+        ("int", 8),
+        ("int", 16),
+        ("int", 32),
+        ("float", 16),
+        ("float", 32),
+        ("float", 64),
+    ]
     for (kind, bits), order, packing in itertools.product(kinds, "<>", (None, "zlib")):
         for photometric in ("minisblack", "miniswhite", "rgb", "rgba", "planes"):
             channels = {"rgb": 3, "rgba": 4, "planes": 3}.get(photometric, 1)
             data = numbers(kind, bits, channels)
             if photometric == "miniswhite":
                 data = data.max() - data
-            flat = data[..., 0] if channels == 1 else np.ascontiguousarray(
-                data.transpose(2, 0, 1)) if photometric == "planes" else data
+            flat = (
+                data[..., 0]
+                if channels == 1
+                else np.ascontiguousarray(data.transpose(2, 0, 1))
+                if photometric == "planes"
+                else data
+            )
             stored = io.BytesIO()
             tifffile.imwrite(
-                stored, flat, byteorder=order, compression=packing, metadata=None,
-                photometric="rgb" if channels > 1 else photometric, planarconfig="separate" if photometric == "planes"
-                else "contig" if channels > 1 else None, extrasamples=["unassalpha"] if channels == 4 else None)
+                stored,
+                flat,
+                byteorder=order,
+                compression=packing,
+                metadata=None,
+                photometric="rgb" if channels > 1 else photometric,
+                planarconfig="separate" if photometric == "planes" else "contig" if channels > 1 else None,
+                extrasamples=["unassalpha"] if channels == 4 else None,
+            )
             np.testing.assert_array_equal(tifffile.imread(io.BytesIO(stored.getvalue())), flat)
             seen = on_white(RGB, ALPHA) if channels == 4 else RGB if channels == 3 else as_rgb(GREY)
             name = f"{kind}{bits}-{photometric}-{'le' if order == '<' else 'be'}-{packing or 'raw'}.tif"
             is_known = _is_known(kind, bits, photometric, order)
-            yield Specimen(name, stored.getvalue(), seen if is_known else None, "" if is_known else _UNKNOWN,
-                           headers_are_whole=is_known)
-    layouts = {"tiles": {"tile": (16, 16)}, "strips": {"rowsperstrip": 7}, "big": {"bigtiff": True},
-               "predicted": {"predictor": True, "compression": "zlib"}}
+            yield Specimen(
+                name,
+                stored.getvalue(),
+                seen if is_known else None,
+                "" if is_known else _UNKNOWN,
+                headers_are_whole=is_known,
+            )
+    layouts = {
+        "tiles": {"tile": (16, 16)},
+        "strips": {"rowsperstrip": 7},
+        "big": {"bigtiff": True},
+        "predicted": {"predictor": True, "compression": "zlib"},
+    }
     for (name, layout), planes in itertools.product(layouts.items(), ("contig", "separate")):
         data, stored = numbers("uint", 16, 3), io.BytesIO()
         data = np.ascontiguousarray(data.transpose(2, 0, 1)) if planes == "separate" else data
@@ -257,14 +304,27 @@ def _is_known(kind: str, bits: int, photometric: str, order: str) -> bool:
     if photometric == "miniswhite":
         return (kind == "uint" and (bits == 8 or (bits == 16 and order == "<"))) or (kind, bits) == ("float", 32)
     return (kind, bits) in {("uint", 8), ("uint", 16), ("int", 16), ("int", 32), ("float", 32)} or (
-        kind, bits, order) == ("uint", 32, "<")
+        kind,
+        bits,
+        order,
+    ) == ("uint", 32, "<")
 
 
 def pages(*entries: tuple[int, int, int, int], second: bytes = b"", data: bytes = b"", bits: int = 8) -> bytes:
     """A grey TIFF with further entries, (tag, type, count, value), and a second page."""
     data = data or GREY.tobytes()
-    own = [(256, 3, 1, WIDTH), (257, 3, 1, HEIGHT), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8),
-           (277, 3, 1, 1), (278, 3, 1, HEIGHT), (279, 4, 1, len(data)), *entries]
+    own = [
+        (256, 3, 1, WIDTH),
+        (257, 3, 1, HEIGHT),
+        (258, 3, 1, bits),
+        (259, 3, 1, 1),
+        (262, 3, 1, 1),
+        (273, 4, 1, 8),
+        (277, 3, 1, 1),
+        (278, 3, 1, HEIGHT),
+        (279, 4, 1, len(data)),
+        *entries,
+    ]
     place = 8 + len(data)
     page = struct.pack("<H", len(own)) + b"".join(struct.pack("<HHII", *entry) for entry in sorted(own))
     end = struct.pack("<I", place + len(page) + 4 if second else 0)
@@ -276,9 +336,15 @@ def _pages() -> Iterator[Specimen]:
     yield Specimen("page-plain.tif", pages(), seen)
     for turn in range(2, 9):
         yield Specimen(f"page-turned{turn}.tif", pages((274, 3, 1, turn)), TURNS[turn](seen))
-    odd = {"text": (282, 2, 3, 0x3237), "xmp": (700, 3, 2, 0x10001), "float": (305, 11, 1, 0x3FC00000),
-           "lost": (306, 2, 2**31, 99), "unknown": (65000, 99, 3, 1), "profile": (34675, 3, 2, 7),
-           "private": (42112, 7, 4, 0)}
+    odd = {
+        "text": (282, 2, 3, 0x3237),
+        "xmp": (700, 3, 2, 0x10001),
+        "float": (305, 11, 1, 0x3FC00000),
+        "lost": (306, 2, 2**31, 99),
+        "unknown": (65000, 99, 3, 1),
+        "profile": (34675, 3, 2, 7),
+        "private": (42112, 7, 4, 0),
+    }
     for name, entry in odd.items():
         yield Specimen(f"page-{name}.tif", pages((274, 3, 1, 6), entry), TURNS[6](seen))
     second = struct.pack("<HHHII", 1, 259, 3, 1, 1) + bytes(4)
@@ -286,8 +352,9 @@ def _pages() -> Iterator[Specimen]:
         yield Specimen(f"page-second-{name}.tif", pages(second=further), seen, is_animated=True)
     whole = pages()
     yield Specimen("page-cut.tif", whole[:-30], None, "damaged or cut image", headers_are_whole=False)
-    yield Specimen("page-nowhere.tif", whole[:4] + b"\xff" * 4 + whole[8:], None, "damaged or cut image",
-                   headers_are_whole=False)
+    yield Specimen(
+        "page-nowhere.tif", whole[:4] + b"\xff" * 4 + whole[8:], None, "damaged or cut image", headers_are_whole=False
+    )
     colour = Image.fromarray(RGB)
     for mode in ("1", "P", "CMYK", "YCbCr"):
         payload = encoded(colour.quantize(64) if mode == "P" else colour.convert(mode), "TIFF")
@@ -368,15 +435,23 @@ def _phones() -> Iterator[Specimen]:
 
 def _no_images() -> Iterator[Specimen]:
     none = {
-        "empty.png": (b"", "empty file"), "page.jpg": (b"<html>404</html>", "not an image"),
+        "empty.png": (b"", "empty file"),
+        "page.jpg": (b"<html>404</html>", "not an image"),
         "script.gif": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image"),
         "film.jpg": (b"\0\0\0\x18ftypisom" + bytes(99), "not an image"),
-        "text.ppm": (b"P6 is a format", "damaged or cut image"), "zip.webp": (b"PK\3\4" + bytes(99), "not an image"),
-        "phone.jpg": (b"\0\0\0\x1cftypheic" + bytes(99), None), "phone.png": (b"\0\0\0\x1cftypavif" + bytes(99), None),
+        "text.ppm": (b"P6 is a format", "damaged or cut image"),
+        "zip.webp": (b"PK\3\4" + bytes(99), "not an image"),
+        "phone.jpg": (b"\0\0\0\x1cftypheic" + bytes(99), None),
+        "phone.png": (b"\0\0\0\x1cftypavif" + bytes(99), None),
         "film.jp2": (b"\0\0\0\x0cjP  \r\n\x87\n", "format JPEG 2000 is not supported: convert it to PNG or JPEG first"),
         "x.jxl": (b"\xff\x0a\0\0", "format JPEG XL is not supported: convert it to PNG or JPEG first"),
-        "bomb.png": (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 10**5, 10**5, 8, 2, 0, 0, 0))
-                     + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b""), "too many pixels"),
+        "bomb.png": (
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", struct.pack(">IIBBBBB", 10**5, 10**5, 8, 2, 0, 0, 0))
+            + chunk(b"IDAT", zlib.compress(bytes(99)))
+            + chunk(b"IEND", b""),
+            "too many pixels",
+        ),
     }
     for name, (payload, reason) in none.items():
         yield Specimen(name, payload, None, reason or "", headers_are_whole=False)

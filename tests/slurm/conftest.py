@@ -25,15 +25,26 @@ class Box:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = {**os.environ, "SLURM_BOX": str(folder / "slurm"), "SLURM_BOX_PORT": "17100",
-                            "SLURM_CONF": str(folder / "slurm" / "slurm.conf")}
+        self.environment = {
+            **os.environ,
+            "SLURM_BOX": str(folder / "slurm"),
+            "SLURM_BOX_PORT": "17100",
+            "SLURM_CONF": str(folder / "slurm" / "slurm.conf"),
+        }
         self.setup = folder / "setup.sh"
         self.setup.write_text(f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={ROOT} OMP_NUM_THREADS=1\n")
 
     def call(self, *command: object) -> str:
         """Run a command with this SLURM's environment; its output."""
-        result = subprocess.run(list(map(str, command)), env=self.environment, capture_output=True, text=True,
-                                timeout=120, cwd=self.folder, check=False)
+        result = subprocess.run(
+            list(map(str, command)),
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=self.folder,
+            check=False,
+        )
         assert result.returncode == 0, f"{command}:\n{result.stdout}{result.stderr}"
         return result.stdout
 
@@ -70,7 +81,8 @@ class Box:
             with suppress(OSError):
                 entries = dict(entry.partition("=")[::2] for entry in (process / "environ").read_text().split("\0"))
                 if entries.get("SLURM_CONF") == self.environment["SLURM_CONF"] and (
-                        entries.get("SLURM_JOB_ID") == number and "RANK" in entries):
+                    entries.get("SLURM_JOB_ID") == number and "RANK" in entries
+                ):
                     found.setdefault(int(entries["RANK"]), []).append(int(process.name))
         # Loader processes have their rank's environment, and were started later.
         return [min(found[rank]) for rank in sorted(found)]
@@ -113,8 +125,14 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
 @pytest.fixture(scope="session")
 def steady(tmp_path_factory, shard_folder, test_shard_folder) -> tuple[list[str], Path]:
     """Overrides of a run that takes some seconds, and the folder where it ran through without SLURM."""
-    overrides = [f"data.shards={shard_folder}", f"data.eval_shards={test_shard_folder}", "train.steps=80",
-                 "train.precision=fp32", "parallel.strategy=fsdp", "checkpoint.every_steps=10"]
+    overrides = [
+        f"data.shards={shard_folder}",
+        f"data.eval_shards={test_shard_folder}",
+        "train.steps=80",
+        "train.precision=fp32",
+        "parallel.strategy=fsdp",
+        "checkpoint.every_steps=10",
+    ]
     run = tmp_path_factory.mktemp("steady") / "undisturbed"
     pretrain([*overrides, f"run.dir={run}"], 2)
     return overrides, run

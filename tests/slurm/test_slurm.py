@@ -46,8 +46,15 @@ def test_a_job_runs_from_preflight_to_completion(box, steady, tmp_path):
     log = box.log(number)
     assert "all-reduce of 8 MB over 2 ranks" in log and f"job {number} start 0: complete" in log
     assert_same_end(run, expected)
-    output = box.call("sbatch", "--parsable", "--wait", f"--export=ALL,SETUP={box.setup}", "--output=evaluate.log",
-                      LAUNCH / "evaluate.sbatch", run)
+    output = box.call(
+        "sbatch",
+        "--parsable",
+        "--wait",
+        f"--export=ALL,SETUP={box.setup}",
+        "--output=evaluate.log",
+        LAUNCH / "evaluate.sbatch",
+        run,
+    )
     assert (run / "eval" / "knn.json").exists() and (run / "report.html").exists(), output
 
 
@@ -66,8 +73,15 @@ def test_a_signal_saves_and_queues_again(box, steady, tmp_path):
 def test_a_preempted_job_saves_and_goes_on_afterwards(box, steady, tmp_path):
     run = tmp_path / "run"
     number = start(box, steady, run)
-    urgent = box.call("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=urgent.log",
-                      "--wrap=sleep 3").strip()
+    urgent = box.call(
+        "sbatch",
+        "--parsable",
+        "--partition=urgent",
+        "--nodes=2",
+        "--exclusive",
+        "--output=urgent.log",
+        "--wrap=sleep 3",
+    ).strip()
     box.wait_for_end(urgent)
     assert re.search(r"stopped in order: stopped after step \d+ by SIG", box.log(number))
     box.wait_for_end(number)
@@ -112,29 +126,72 @@ def test_a_run_that_cannot_work_is_not_queued_again(box, steady, tmp_path):
 
 def test_srun_alone_starts_the_ranks(box, steady, tmp_path):
     overrides, expected = steady
-    box.call("srun", "--nodes=2", "--ntasks-per-node=1", f"--export=ALL,PYTHONPATH={ROOT},OMP_NUM_THREADS=1",
-             sys.executable, "-m", "largescale", "pretrain", TINY, *overrides, f"run.dir={tmp_path / 'run'}")
+    box.call(
+        "srun",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        f"--export=ALL,PYTHONPATH={ROOT},OMP_NUM_THREADS=1",
+        sys.executable,
+        "-m",
+        "largescale",
+        "pretrain",
+        TINY,
+        *overrides,
+        f"run.dir={tmp_path / 'run'}",
+    )
     assert_same_end(tmp_path / "run", expected)
 
 
 def test_conversion_as_a_job(box, sample_images, tmp_path):
     shards = tmp_path / "shards"
-    box.call("sbatch", "--wait", f"--export=ALL,SETUP={box.setup}", "--output=convert.log", LAUNCH / "convert.sbatch",
-             sample_images / "train", shards, "--samples-per-shard", "100")
+    box.call(
+        "sbatch",
+        "--wait",
+        f"--export=ALL,SETUP={box.setup}",
+        "--output=convert.log",
+        LAUNCH / "convert.sbatch",
+        sample_images / "train",
+        shards,
+        "--samples-per-shard",
+        "100",
+    )
     assert json.loads((shards / "manifest.json").read_text())["shards"]
 
 
 def test_conversion_as_a_job_array_gives_the_bytes_of_one_process(box, sample_images, tmp_path):
-    options = ["--name", "train", "--labels", "folder", "--samples-per-shard", "30", "--shuffle", "4",
-               "--duplicates", "near", "--radius", "2"]
+    options = [
+        "--name",
+        "train",
+        "--labels",
+        "folder",
+        "--samples-per-shard",
+        "30",
+        "--shuffle",
+        "4",
+        "--duplicates",
+        "near",
+        "--radius",
+        "2",
+    ]
     convert = [sys.executable, "-m", "shards", "convert", sample_images / "train", tmp_path / "one", *options]
     subprocess.run(convert, cwd=ROOT, check=True, capture_output=True)
-    submitted = box.call(LAUNCH / "convert", sample_images / "train", tmp_path / "array", "--tasks", "4", "--setup",
-                         box.setup, "--", *options)
+    submitted = box.call(
+        LAUNCH / "convert",
+        sample_images / "train",
+        tmp_path / "array",
+        "--tasks",
+        "4",
+        "--setup",
+        box.setup,
+        "--",
+        *options,
+    )
     last = submitted.split()[-1]
     box.wait(last, lambda: box.job(last, "JobState") == "COMPLETED")
-    one, array = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.is_file()}
-                  for name in ("one", "array"))
+    one, array = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.is_file()}
+        for name in ("one", "array")
+    )
     assert array == one and len(json.loads(one["manifest.json"])["shards"]) > 4
 
 

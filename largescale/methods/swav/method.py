@@ -58,8 +58,10 @@ class SwAV(EmbeddingMethod):
         )
         self.counts = settings.counts
         self.prototypes = Prototypes(settings.embedding, self.counts)
-        self.signs = {"assignment_entropy": Sign(), **{
-            f"used.{head}": Sign("any", (count,)) for head, count in enumerate(self.counts)}}
+        self.signs = {
+            "assignment_entropy": Sign(),
+            **{f"used.{head}": Sign("any", (count,)) for head, count in enumerate(self.counts)},
+        }
         # Queue: embeddings of the assign views of the last Q / B (micro-)batches, newest first: [A, Q / B, B_local, D].
         self.queue_steps = settings.queue // config.train.global_batch
         micro_batch = config.train.global_batch // config.train.accumulate
@@ -124,11 +126,17 @@ class SwAV(EmbeddingMethod):
     @classmethod
     def panels(cls, config: Config) -> list[Panel]:
         """Entropy of the codes and use of the prototypes."""
-        return [Panel("Assignments", {
-            "entropy of a code / ln K": "assignment_entropy",
-            "share of prototypes in use": "prototype_usage",
-            "share that this many images could reach": "prototype_usage_reachable",
-        }, limits=(0, 1.05))]
+        return [
+            Panel(
+                "Assignments",
+                {
+                    "entropy of a code / ln K": "assignment_entropy",
+                    "share of prototypes in use": "prototype_usage",
+                    "share that this many images could reach": "prototype_usage_reachable",
+                },
+                limits=(0, 1.05),
+            )
+        ]
 
     @classmethod
     def milestones(cls, config: Config) -> list[Milestone]:
@@ -136,14 +144,26 @@ class SwAV(EmbeddingMethod):
         settings = _settings(config)
         queue_steps = settings.queue // config.train.global_batch
         prototypes = Milestone("method.freeze_prototypes_steps", settings.freeze_prototypes_steps, "prototypes train")
-        queue = Milestone("method.queue_start_step", settings.queue_start_step + queue_steps, "the queue takes part",
-                          delay=queue_steps, without="method.queue=0")
+        queue = Milestone(
+            "method.queue_start_step",
+            settings.queue_start_step + queue_steps,
+            "the queue takes part",
+            delay=queue_steps,
+            without="method.queue=0",
+        )
         return [prototypes, queue] if queue_steps else [prototypes]
 
     def roles(self) -> list[Role]:
         """Prototypes keep unit length, stay in float32, since cosines feed Sinkhorn, and may begin to train later."""
-        return [Role("prototypes", "prototypes.*", frozen_until=self.config.freeze_prototypes_steps, unit_rows=True,
-                     float32=True)]
+        return [
+            Role(
+                "prototypes",
+                "prototypes.*",
+                frozen_until=self.config.freeze_prototypes_steps,
+                unit_rows=True,
+                float32=True,
+            )
+        ]
 
     def queue_is_full(self, step: int) -> bool:
         """Whether the queue takes part in the assignment of a step; it does so once it has been filled."""

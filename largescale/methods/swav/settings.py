@@ -16,30 +16,51 @@ class Settings(MethodConfig):
     """SwAV's keys under `method`."""
 
     moved: ClassVar[dict[str, str]] = {
-        f"model.{key}": f"method.{key}" for key in ("hidden", "head_batchnorm", "embedding", "prototypes")}
+        f"model.{key}": f"method.{key}" for key in ("hidden", "head_batchnorm", "embedding", "prototypes")
+    }
     loss_spans: ClassVar[tuple[str, ...]] = SPANS
 
     hidden: list[int] = setting(
-        [2048], "Hidden widths of the projection head.", at_least=1, at_most=2**24,
-        expected="widths of at least 1 and at most 16777216")
+        [2048],
+        "Hidden widths of the projection head.",
+        at_least=1,
+        at_most=2**24,
+        expected="widths of at least 1 and at most 16777216",
+    )
     head_batchnorm: bool = setting(True, "BatchNorm after each hidden layer of the projection head.")
     embedding: int = setting(128, "Dimension in which views are compared with prototypes.", at_least=1, at_most=2**24)
     prototypes: Any = setting(
-        3000, "Number of prototypes; a list makes several heads.", whole=True, at_least=2, at_most=2**31, min_length=1,
-        expected="a number above 1 (at most 2147483648), or a list of them")
+        3000,
+        "Number of prototypes; a list makes several heads.",
+        whole=True,
+        at_least=2,
+        at_most=2**31,
+        min_length=1,
+        expected="a number above 1 (at most 2147483648), or a list of them",
+    )
     temperature: float = setting(0.1, "Divides scores in the softmax of predictions.", at_least=1e-6, at_most=1e6)
     epsilon: float = setting(
-        0.05, "Entropy regularisation of the assignments: smaller is sharper.", at_least=1e-6, at_most=1e6)
+        0.05, "Entropy regularisation of the assignments: smaller is sharper.", at_least=1e-6, at_most=1e6
+    )
     sinkhorn_iterations: int = setting(
-        3, "Sinkhorn iterations per assignment, each with one all-reduce.", at_least=1, at_most=10_000)
+        3, "Sinkhorn iterations per assignment, each with one all-reduce.", at_least=1, at_most=10_000
+    )
     freeze_prototypes_steps: int = setting(
-        0, "Steps at the start that leave the prototypes as they are.", at_least=0, at_most=MOST_STEPS)
+        0, "Steps at the start that leave the prototypes as they are.", at_least=0, at_most=MOST_STEPS
+    )
     queue: int = setting(
-        0, "Samples of earlier steps that take part in the assignment; a multiple of train.global_batch.",
-        at_least=0, at_most=2**40)
+        0,
+        "Samples of earlier steps that take part in the assignment; a multiple of train.global_batch.",
+        at_least=0,
+        at_most=2**40,
+    )
     queue_start_step: int = setting(
-        0, "Step at which the queue starts to fill; it is used once full.", at_least=0, at_most=MOST_STEPS,
-        used_if="method.queue")
+        0,
+        "Step at which the queue starts to fill; it is used once full.",
+        at_least=0,
+        at_most=MOST_STEPS,
+        used_if="method.queue",
+    )
 
     @property
     def counts(self) -> list[int]:

@@ -50,7 +50,8 @@ def test_equal_bytes_are_kept_once(pile, tmp_path):
     assert manifest.num_samples == 18 and manifest.skipped == {"a duplicate": 3}
     # The first of the listing is kept, and "-" comes before ".".
     assert {(row["source"], row["repeats"]) for row in rows} == {
-        (f"{number:02d}.jpg", f"{number:02d}-copy.jpg") for number in (0, 4, 8)}
+        (f"{number:02d}.jpg", f"{number:02d}-copy.jpg") for number in (0, 4, 8)
+    }
 
 
 def test_pictures_that_look_alike_are_kept_once(pile, tmp_path):
@@ -76,8 +77,12 @@ def test_tasks_leave_out_duplicates_of_each_other(pile, tmp_path, capsys):
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 1000), count=st.integers(1, 300), radius=st.sampled_from([None, 0, 1, 3, 7]),
-       per_file=st.sampled_from([7, 100, 10_000]))
+@given(
+    seed=st.integers(0, 1000),
+    count=st.integers(1, 300),
+    radius=st.sampled_from([None, 0, 1, 3, 7]),
+    per_file=st.sampled_from([7, 100, 10_000]),
+)
 def test_the_duplicates_are_those_of_a_look_at_every_pair(tmp_path_factory, seed, count, radius, per_file):
     rng = np.random.default_rng(seed)
     folder = tmp_path_factory.mktemp("scans")
@@ -133,9 +138,14 @@ def test_what_the_rules_leave_out_is_no_original(tmp_path):
     assert manifest.skipped == {"too small": 1, "damaged or cut image": 1}
 
 
-@pytest.mark.parametrize(("rules", "reason"), [
-    (Cleaning(max_pixels=100), "too many pixels"), (Cleaning(max_aspect=1.1), "extreme aspect ratio"),
-    (Cleaning(blank=True), "a single colour")])
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [
+        (Cleaning(max_pixels=100), "too many pixels"),
+        (Cleaning(max_aspect=1.1), "extreme aspect ratio"),
+        (Cleaning(blank=True), "a single colour"),
+    ],
+)
 def test_the_scan_knows_the_rules(rules, reason):
     payload = jpeg(Image.new("RGB", (40, 30), (3, 3, 3)))
     with pytest.raises(ImageError, match=reason):
@@ -183,8 +193,9 @@ def test_hashes_that_many_pictures_share_are_compared_once(tmp_path, monkeypatch
     look[[7, 9]] = 1, 2**40
     Fingerprints(row, row, row, look).save(tmp_path / "scan")
     compared, compare = [], duplicates._near_in_group
-    monkeypatch.setattr(duplicates, "_near_in_group", lambda group, radius: compared.append(len(group))
-                        or compare(group, radius))
+    monkeypatch.setattr(
+        duplicates, "_near_in_group", lambda group, radius: compared.append(len(group)) or compare(group, radius)
+    )
     found = np.concatenate(list(find_duplicates([tmp_path / "scan"], tmp_path / "work", 3)))
     assert max(compared) == 3
     np.testing.assert_array_equal(found[:, 0], row[1:])

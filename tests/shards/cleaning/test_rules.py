@@ -43,6 +43,7 @@ def ramp(width: int = 64, height: int = 48) -> np.ndarray:
 
 def bomb() -> bytes:
     """A PNG of a few bytes that says it has ten thousand megapixels."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -68,19 +69,27 @@ def torture(tmp_path: Path) -> Path:
     deep = "deep/" * 40 + "deep"
     wide16 = Image.fromarray(ramp()[..., 0].astype(np.uint16) * 257)
     files = {
-        "fine.png": image_bytes(40, 30, seed=1), "fine.jpg": image_bytes(40, 30, "JPEG", seed=2),
+        "fine.png": image_bytes(40, 30, seed=1),
+        "fine.jpg": image_bytes(40, 30, "JPEG", seed=2),
         "photo.jpg": encoded(Image.fromarray(ramp(900, 600)), "JPEG", quality=92),
-        "cut.jpg": image_bytes(64, 64, "JPEG")[:900], "zero.png": b"",
+        "cut.jpg": image_bytes(64, 64, "JPEG")[:900],
+        "zero.png": b"",
         "suffix.png": image_bytes(40, 30, "JPEG", seed=3),
-        "page.jpg": b"<html>404</html>", "bomb.png": bomb(),
-        "cmyk.jpg": encoded(Image.fromarray(ramp()).convert("CMYK"), "JPEG", quality=95), "deep16.png": encoded(wide16),
-        "animated.gif": animation(), "turned.jpg": turned(),
+        "page.jpg": b"<html>404</html>",
+        "bomb.png": bomb(),
+        "cmyk.jpg": encoded(Image.fromarray(ramp()).convert("CMYK"), "JPEG", quality=95),
+        "deep16.png": encoded(wide16),
+        "animated.gif": animation(),
+        "turned.jpg": turned(),
         "clear.png": encoded(Image.fromarray(np.dstack([ramp(), 255 - ramp()[..., 0]]))),
-        "palette.png": encoded(Image.fromarray(ramp()).quantize(32)), "tiny.png": image_bytes(5, 50, seed=4),
+        "palette.png": encoded(Image.fromarray(ramp()).quantize(32)),
+        "tiny.png": image_bytes(5, 50, seed=4),
         "strip.png": image_bytes(300, 20, seed=5),
         "blank.jpg": encoded(Image.new("RGB", (50, 50), (9, 99, 200)), "JPEG"),
-        "ümläut 語.png": image_bytes(40, 30, seed=6), "same.name.png": image_bytes(40, 30, seed=7),
-        "same_name.png": image_bytes(40, 30, seed=8), f"{deep}/x.png": image_bytes(40, 30, seed=9),
+        "ümläut 語.png": image_bytes(40, 30, seed=6),
+        "same.name.png": image_bytes(40, 30, seed=7),
+        "same_name.png": image_bytes(40, 30, seed=8),
+        f"{deep}/x.png": image_bytes(40, 30, seed=9),
         "notes.txt": b"hello",
     }
     for name, payload in files.items():
@@ -100,8 +109,12 @@ def ledger(folder: Path) -> dict[str, str]:
 
 
 ALWAYS = {
-    "cut.jpg": "damaged or cut image", "zero.png": "empty file", "page.jpg": "not an image",
-    "bomb.png": "too many pixels", "notes.txt": "not an image file", "loop": "a link to a folder",
+    "cut.jpg": "damaged or cut image",
+    "zero.png": "empty file",
+    "page.jpg": "not an image",
+    "bomb.png": "too many pixels",
+    "notes.txt": "not an image file",
+    "loop": "a link to a folder",
     "loop.png": "a link to a folder",
     "nowhere.png": "a link that leads nowhere",
 }
@@ -120,8 +133,12 @@ def test_every_rule_leaves_out_what_it_says(torture, tmp_path):
     rules = Cleaning(min_side=10, max_aspect=10, blank=True, animated=True, max_pixels=500_000)
     convert(torture, tmp_path / "out", Options("pile", cleaning=rules))
     assert ledger(tmp_path / "out") == ALWAYS | {
-        "tiny.png": "too small", "strip.png": "extreme aspect ratio", "blank.jpg": "a single colour",
-        "animated.gif": "animated", "photo.jpg": "too many pixels"}
+        "tiny.png": "too small",
+        "strip.png": "extreme aspect ratio",
+        "blank.jpg": "a single colour",
+        "animated.gif": "animated",
+        "photo.jpg": "too many pixels",
+    }
 
 
 def test_unusual_images_become_plain_ones_that_look_the_same(torture, tmp_path):
@@ -148,8 +165,10 @@ def test_large_images_are_made_smaller_and_small_ones_not_touched(torture, tmp_p
     small = np.asarray(Image.open(io.BytesIO(stored["photo"])))
     assert small.shape == (171, 256, 3)
     expected = Image.fromarray(ramp(900, 600)).resize((256, 171), Image.Resampling.BOX)
-    smooth = [np.asarray(Image.fromarray(values).resize((32, 21), Image.Resampling.BOX)).astype(int)
-              for values in (small, np.asarray(expected))]
+    smooth = [
+        np.asarray(Image.fromarray(values).resize((32, 21), Image.Resampling.BOX)).astype(int)
+        for values in (small, np.asarray(expected))
+    ]
     assert np.abs(smooth[0] - smooth[1]).mean() < 4
     assert Image.open(io.BytesIO(stored["strip"])).size == (256, 17)
     untouched = {"turned", "cmyk", "deep16", "tiny", "blank", "palette", "animated"}
@@ -195,7 +214,8 @@ def test_a_page_shows_what_is_there_and_what_was_left_out(torture, tmp_path, cap
     for reason, shown in [*((reason, True) for reason in drawn), ("too many pixels", False), ("empty file", False)]:
         assert f"<td>{reason}</td>" in left_out and (f">{reason}: " in left_out) == shown, reason
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
-        "http://creativecommons.org", "").replace("https://matplotlib.org", "")
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
 
 
 def stray_bytes(payload: bytes) -> bytes:
@@ -225,17 +245,32 @@ def test_no_program_is_started_for_postscript_in_disguise(monkeypatch):
 
 
 def test_common_formats_that_shards_do_not_hold_have_a_reason_of_their_own():
-    for name, head in (("AVIF", b"\0\0\0\x1cftypavif"), ("HEIC", b"\0\0\0\x1cftypheic"),
-                       ("HEIC", b"\0\0\0\x1cftypmif1"), ("JPEG 2000", b"\0\0\0\x0cjP  \r\n\x87\n"),
-                       ("JPEG XL", b"\xff\x0a")):
+    for name, head in (
+        ("AVIF", b"\0\0\0\x1cftypavif"),
+        ("HEIC", b"\0\0\0\x1cftypheic"),
+        ("HEIC", b"\0\0\0\x1cftypmif1"),
+        ("JPEG 2000", b"\0\0\0\x0cjP  \r\n\x87\n"),
+        ("JPEG XL", b"\xff\x0a"),
+    ):
         for read in (lambda payload: Cleaning(decode=False).apply(payload, "jpg"), partial(inspect, decode=False)):
             with pytest.raises(ImageError, match=f"^format {name} (needs|is not supported)"):
                 read(head + bytes(99))
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("min_side", -1), ("max_side", -5), ("max_side", 70_000), ("max_pixels", -1), ("max_aspect", 0.5),
-    ("max_aspect", float("nan")), ("max_aspect", float("inf")), ("quality", 0), ("quality", 500)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("min_side", -1),
+        ("max_side", -5),
+        ("max_side", 70_000),
+        ("max_pixels", -1),
+        ("max_aspect", 0.5),
+        ("max_aspect", float("nan")),
+        ("max_aspect", float("inf")),
+        ("quality", 0),
+        ("quality", 500),
+    ],
+)
 def test_values_that_mean_nothing_are_refused(tmp_path, capsys, key, value):
     option = f"--{key.replace('_', '-')}"
     assert main(["convert", str(tmp_path), str(tmp_path / "out"), f"{option}={value}"]) == 2
@@ -275,8 +310,12 @@ def test_colours_of_16_bits_are_not_plain():
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    deep = (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 48, 16, 2, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    deep = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 48, 16, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
     stored, _, _ = Cleaning(plain=True).apply(deep, "png")
     assert stored[24] == 8, "bit depth of the header"
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(stored))), ramp())
@@ -354,8 +393,18 @@ def test_numbers_are_counted_shard_by_shard():
     assert abs(fractions.quantile(0.5) - 50) < 0.5
 
 
-@pytest.mark.parametrize("option", ["--radius=-1", "--radius=65", "--shuffle=-1", "--holdout=nan", "--holdout=1.5",
-                                    "--samples-per-shard=0", "--workers=0"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--radius=-1",
+        "--radius=65",
+        "--shuffle=-1",
+        "--holdout=nan",
+        "--holdout=1.5",
+        "--samples-per-shard=0",
+        "--workers=0",
+    ],
+)
 def test_options_out_of_range_are_one_line(tmp_path, capsys, option):
     assert main(["convert", str(tmp_path), str(tmp_path / "out"), option]) == 2
     error = capsys.readouterr().err

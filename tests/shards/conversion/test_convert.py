@@ -30,11 +30,17 @@ def photos(tmp_path: Path) -> Path:
     """Two classes, nested folders, several formats and awkward names, and files that are no images."""
     source = tmp_path / "photos"
     files = {
-        "cat/a.png": image_bytes(seed=1), "cat/a.jpg": image_bytes(file_format="JPEG", seed=2),
-        "cat/old/b.c.webp": image_bytes(5, 30, "WEBP", seed=3), "dog/ümläut 1.PNG": image_bytes(seed=4),
-        "dog/.hidden.bmp": image_bytes(file_format="BMP", seed=5), "dog/same+name.png": image_bytes(seed=6),
-        "dog/same-name.png": image_bytes(seed=7), "dog/same=name.png": image_bytes(seed=8),
-        "cat/notes.txt": b"not an image", "dog/empty.png": b"", "dog/text.jpg": b"<html>404</html>",
+        "cat/a.png": image_bytes(seed=1),
+        "cat/a.jpg": image_bytes(file_format="JPEG", seed=2),
+        "cat/old/b.c.webp": image_bytes(5, 30, "WEBP", seed=3),
+        "dog/ümläut 1.PNG": image_bytes(seed=4),
+        "dog/.hidden.bmp": image_bytes(file_format="BMP", seed=5),
+        "dog/same+name.png": image_bytes(seed=6),
+        "dog/same-name.png": image_bytes(seed=7),
+        "dog/same=name.png": image_bytes(seed=8),
+        "cat/notes.txt": b"not an image",
+        "dog/empty.png": b"",
+        "dog/text.jpg": b"<html>404</html>",
         "dog/cut.jpg": image_bytes(64, 64, "JPEG")[:900],
     }
     for name, payload in files.items():
@@ -53,7 +59,9 @@ def test_keeps_the_bytes_of_every_readable_image_and_lists_the_others(photos, tm
     assert len(stored) == manifest.num_samples == 9
     skipped = list(read_ledger(tmp_path / "out/skipped.parquet"))
     assert {row["source"]: row["reason"] for row in skipped} == {
-        "dog/empty.png": "empty file", "dog/text.jpg": "not an image", "dog/cut.jpg": "damaged or cut image",
+        "dog/empty.png": "empty file",
+        "dog/text.jpg": "not an image",
+        "dog/cut.jpg": "damaged or cut image",
         "cat/notes.txt": "not an image file",
     }
     assert sum(manifest.skipped.values()) == 4
@@ -146,8 +154,18 @@ def test_a_killed_conversion_leaves_no_manifest_and_goes_through_the_second_time
     payload = image_bytes(600, 600)
     for number in range(300):
         (source / f"{number:04d}.png").write_bytes(payload)
-    command = [sys.executable, "-m", "shards", "convert", str(source), str(out), "--samples-per-shard", "10",
-               "--workers", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "shards",
+        "convert",
+        str(source),
+        str(out),
+        "--samples-per-shard",
+        "10",
+        "--workers",
+        "2",
+    ]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True) as process:
         deadline = time.monotonic() + 60
         while len(list(out.glob("*.tar"))) < 3:

@@ -27,17 +27,20 @@ from tests.helpers.images import PNG
 # -- Classes ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("texts, before, numbers, names", [
-    (["2", "0"], (), True, ("0", "1", "2")),
-    (["10", "3"], ("0", "1"), True, tuple(map(str, range(11)))),
-    (["002", "000"], (), True, ("000", "002")),
-    (["3000000", "7"], (), True, ("3000000", "7")),
-    (["9" * 5000], (), True, ("9" * 5000,)),
-    (["\u0663", "1"], (), True, ("1", "\u0663")),
-    (["10", "2"], (), False, ("10", "2")),
-    (["10", "2"], ("7",), False, ("7", "10", "2")),
-    ([""], (), True, ()),
-])
+@pytest.mark.parametrize(
+    "texts, before, numbers, names",
+    [
+        (["2", "0"], (), True, ("0", "1", "2")),
+        (["10", "3"], ("0", "1"), True, tuple(map(str, range(11)))),
+        (["002", "000"], (), True, ("000", "002")),
+        (["3000000", "7"], (), True, ("3000000", "7")),
+        (["9" * 5000], (), True, ("9" * 5000,)),
+        (["\u0663", "1"], (), True, ("1", "\u0663")),
+        (["10", "2"], (), False, ("10", "2")),
+        (["10", "2"], ("7",), False, ("7", "10", "2")),
+        ([""], (), True, ()),
+    ],
+)
 def test_class_names(texts, before, numbers, names):
     assert class_names(texts, before, numbers=numbers) == names
 
@@ -78,8 +81,15 @@ def test_classes_are_the_first_folders_of_members_and_of_relative_paths(tmp_path
         assert convert(source, out, Options("out", labels="folder")).classes == ("cat", "dog")
 
 
-@pytest.mark.parametrize("labels, path", [("folder", "{tmp}/pile/cat/a.png"), ("folder", "https://host.invalid/a/b.png"),
-                                          ("folder", "../pile/cat/a.png"), ("cls", "cat/a.png")])
+@pytest.mark.parametrize(
+    "labels, path",
+    [
+        ("folder", "{tmp}/pile/cat/a.png"),
+        ("folder", "https://host.invalid/a/b.png"),
+        ("folder", "../pile/cat/a.png"),
+        ("cls", "cat/a.png"),
+    ],
+)
 def test_labels_that_a_source_does_not_have_are_refused(tmp_path, capsys, labels, path):
     source = write(tmp_path / "pile", {"cat/a.png": PNG[0]})
     (source / "list.csv").write_text(f"path\n{path.format(tmp=tmp_path)}\n")
@@ -101,8 +111,12 @@ def test_a_list_of_a_spreadsheet_and_of_file_urls(tmp_path):
 
 def test_rows_with_paths_that_cannot_be_are_listed(tmp_path):
     (tmp_path / "a.png").write_bytes(PNG[0])
-    rows = [{"path": "a\0.png"}, {"path": "b\ud800.png"}, {"path": "c\ud800.txt"},
-            {"path": "a.png", "text": "half a \ud83d, whole \u00e9"}]
+    rows = [
+        {"path": "a\0.png"},
+        {"path": "b\ud800.png"},
+        {"path": "c\ud800.txt"},
+        {"path": "a.png", "text": "half a \ud83d, whole \u00e9"},
+    ]
     (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     manifest = convert(tmp_path / "list.jsonl", tmp_path / "out", Options("out"))
     assert manifest.skipped == {"cannot be read: not a possible path": 2, "not an image file": 1}
@@ -110,17 +124,24 @@ def test_rows_with_paths_that_cannot_be_are_listed(tmp_path):
     assert json.loads(sample["json"]) == {"text": "half a \ud83d, whole \u00e9"}
 
 
-@pytest.mark.parametrize("name, content, says", [
-    ("a.csv", "", "lists no files; expected a row for each"),
-    ("a.csv", "path\n", "lists no files; expected a row for each"),
-    ("a.jsonl", "\n", "lists no files; expected a row for each"),
-    ("a.csv", 'path\n"a.png\nb.png\n', "line 3: unexpected end of data; is there an unclosed quote?"),
-    ("a.csv", 'path,text\na.png,"b"c\n', "line 2: ',' expected after"),
-    ("a.csv", "path,text\na.png,b, and c\n", "line 2: more columns than the header has"),
-    ("a.jsonl", '{"path": "a.png", "x": ' + "[" * 5000 + "]" * 5000 + "}", "cannot be read (maximum recursion depth"),
-    ("a.csv", "path\nhttp://[bad/a.png\n", "http://[bad: malformed URL"),
-    ("p.tar.gz", "x", "neither a folder nor a file that can be converted; pass a folder of images or of tars"),
-])
+@pytest.mark.parametrize(
+    "name, content, says",
+    [
+        ("a.csv", "", "lists no files; expected a row for each"),
+        ("a.csv", "path\n", "lists no files; expected a row for each"),
+        ("a.jsonl", "\n", "lists no files; expected a row for each"),
+        ("a.csv", 'path\n"a.png\nb.png\n', "line 3: unexpected end of data; is there an unclosed quote?"),
+        ("a.csv", 'path,text\na.png,"b"c\n', "line 2: ',' expected after"),
+        ("a.csv", "path,text\na.png,b, and c\n", "line 2: more columns than the header has"),
+        (
+            "a.jsonl",
+            '{"path": "a.png", "x": ' + "[" * 5000 + "]" * 5000 + "}",
+            "cannot be read (maximum recursion depth",
+        ),
+        ("a.csv", "path\nhttp://[bad/a.png\n", "http://[bad: malformed URL"),
+        ("p.tar.gz", "x", "neither a folder nor a file that can be converted; pass a folder of images or of tars"),
+    ],
+)
 def test_lists_that_cannot_be_used_are_one_line(tmp_path, capsys, name, content, says):
     (tmp_path / name).write_text(content)
     assert says in refusal(capsys, "convert", tmp_path / name, tmp_path / "out")

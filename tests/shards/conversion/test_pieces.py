@@ -50,8 +50,19 @@ def test_processes_do_not_change_a_byte(pile, tmp_path, expected):
 
 def test_tasks_in_any_order_and_a_merge_do_not_change_a_byte(pile, tmp_path, expected, capsys):
     out = tmp_path / "out"
-    command = ["convert", str(pile), str(out), "--name", "pile", "--labels", "folder", "--samples-per-shard", "7",
-               "--shuffle", "5"]
+    command = [
+        "convert",
+        str(pile),
+        str(out),
+        "--name",
+        "pile",
+        "--labels",
+        "folder",
+        "--samples-per-shard",
+        "7",
+        "--shuffle",
+        "5",
+    ]
     for task in (0, 3, 1):
         assert main([*command, "--task", f"{task}/4"]) == 0
     assert main(["merge", str(out)]) == 2

@@ -63,8 +63,11 @@ def expected(folder: Path) -> dict[str, bytes]:
 
 
 def files_below(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*")
-            if path.is_file() and "plan" not in path.relative_to(root).parts}
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and "plan" not in path.relative_to(root).parts
+    }
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +115,10 @@ def test_from_a_bucket_to_a_bucket(s3, tmp_path, expected, workers, capsys):
 
 
 def test_keys_that_no_folder_could_have_are_converted(s3, tmp_path):
-    images = {key: image_bytes(seed=number) for number, key in enumerate(
-        ("a.png", "/b.png", "/2020/c.png", "sub//d.png", "e.png", "e.png/f.png"))}
+    images = {
+        key: image_bytes(seed=number)
+        for number, key in enumerate(("a.png", "/b.png", "/2020/c.png", "sub//d.png", "e.png", "e.png/f.png"))
+    }
     for key, payload in images.items():
         s3.client().pipe_file(f"out/odd/{key}", payload)
     manifest = convert("s3://out/odd", tmp_path / "out", Options("odd"))
@@ -139,8 +144,19 @@ def test_tasks_write_to_a_bucket_and_what_is_lost_there_is_written_again(s3, fol
 
 
 def test_kills_leave_no_trace_in_a_bucket(s3, tmp_path, expected):
-    command = [sys.executable, "-m", "shards", "convert", "s3://raw/pile", "s3://out/killed", "--work", str(tmp_path),
-               "--workers", "2", *OPTIONS]
+    command = [
+        sys.executable,
+        "-m",
+        "shards",
+        "convert",
+        "s3://raw/pile",
+        "s3://out/killed",
+        "--work",
+        str(tmp_path),
+        "--workers",
+        "2",
+        *OPTIONS,
+    ]
     chance, met = random.Random(0), 0
     while met < 3:
         with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True) as process:
@@ -175,8 +191,12 @@ def test_commands_look_into_a_bucket(s3, folder, tmp_path, capsys):
 @pytest.mark.parametrize("fault", ["resets", "cuts"])
 @pytest.mark.parametrize("source", ["pile", "pile.zip", "tars", "list.csv"])
 def test_a_web_server_that_fails_now_and_then_gives_the_bytes_of_the_disk(web, folder, tmp_path, source, fault):
-    options = Options("photos", samples_per_shard=25, shuffle=1,
-                      labels={"tars": "cls", "list.csv": "column:kind"}.get(source, "folder"))
+    options = Options(
+        "photos",
+        samples_per_shard=25,
+        shuffle=1,
+        labels={"tars": "cls", "list.csv": "column:kind"}.get(source, "folder"),
+    )
     convert(folder / source, tmp_path / "expected", options)
     setattr(web, fault, 5)
     convert(f"{web.url}/{source}", tmp_path / "out", options)
@@ -198,8 +218,13 @@ def test_a_web_server_that_is_gone_ends_the_conversion_which_goes_on_later(folde
 
 
 def test_a_list_may_lead_to_several_stores(s3, web, folder, tmp_path):
-    paths = [f"{web.url}/pile/class%200/000.jpg", "s3://raw/pile/class 1/001.jpg", "pile/class 2/002.jpg",
-             "s3://raw/pile/gone.jpg", f"{web.url}/gone.jpg"]
+    paths = [
+        f"{web.url}/pile/class%200/000.jpg",
+        "s3://raw/pile/class 1/001.jpg",
+        "pile/class 2/002.jpg",
+        "s3://raw/pile/gone.jpg",
+        f"{web.url}/gone.jpg",
+    ]
     (folder / "mixed.jsonl").write_text("".join(json.dumps({"path": path}) + "\n" for path in paths))
     manifest = convert(folder / "mixed.jsonl", tmp_path / "out", Options("out"))
     assert manifest.num_samples == 3 and manifest.skipped == {"cannot be read: No such file or directory": 2}
@@ -224,19 +249,24 @@ def test_files_of_a_store_read_as_on_the_disk(web, folder):
             assert file.read(300) == content[start : start + 300]
 
 
-@pytest.mark.parametrize("source, out, more, says", [
-    ("{pile}", "s3://out/x", [], "needs --work DIR, a local folder"),
-    ("{pile}", "{tmp}/out", ["--work", "{tmp}/work"], "only for an OUT that is a URL"),
-    ("{pile}", "{web}/out", ["--work", "{tmp}/work"], "cannot be written to; choose a folder, or an object store"),
-    ("s3://raw/nothing", "{tmp}/out", [], "no such file; pass the URL of a folder"),
-    ("s3://raw/pile", "s3://raw/pile/out", ["--work", "{tmp}/work"], "lies inside s3://raw/pile"),
-    ("pipe:cat {name}", "{tmp}/out", [], "a command cannot be listed"),
-    ("nostore://raw", "{tmp}/out", [], "nostore"),
-    ("{web}/pile/notes.txt", "{tmp}/out", [], "error"),
-])
+@pytest.mark.parametrize(
+    "source, out, more, says",
+    [
+        ("{pile}", "s3://out/x", [], "needs --work DIR, a local folder"),
+        ("{pile}", "{tmp}/out", ["--work", "{tmp}/work"], "only for an OUT that is a URL"),
+        ("{pile}", "{web}/out", ["--work", "{tmp}/work"], "cannot be written to; choose a folder, or an object store"),
+        ("s3://raw/nothing", "{tmp}/out", [], "no such file; pass the URL of a folder"),
+        ("s3://raw/pile", "s3://raw/pile/out", ["--work", "{tmp}/work"], "lies inside s3://raw/pile"),
+        ("pipe:cat {name}", "{tmp}/out", [], "a command cannot be listed"),
+        ("nostore://raw", "{tmp}/out", [], "nostore"),
+        ("{web}/pile/notes.txt", "{tmp}/out", [], "error"),
+    ],
+)
 def test_bad_input_is_one_line(s3, web, folder, tmp_path, capsys, source, out, more, says):
-    texts = [text.replace("{pile}", str(folder / "pile")).replace("{tmp}", str(tmp_path)).replace("{web}", web.url)
-             for text in (source, out, *more)]
+    texts = [
+        text.replace("{pile}", str(folder / "pile")).replace("{tmp}", str(tmp_path)).replace("{web}", web.url)
+        for text in (source, out, *more)
+    ]
     assert main(["convert", *texts]) == 2
     [line] = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1:]
     assert line.startswith("error: ") and says in line

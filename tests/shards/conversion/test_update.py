@@ -183,8 +183,11 @@ def test_the_share_that_is_held_out_is_the_one_asked_for(share, seed):
 
 
 @settings(max_examples=15, deadline=None)
-@given(rounds=st.lists(st.sets(st.integers(0, 40), max_size=12), min_size=1, max_size=4),
-       shuffle=st.sampled_from([None, 1]), holdout=st.sampled_from([0.0, 0.4]))
+@given(
+    rounds=st.lists(st.sets(st.integers(0, 40), max_size=12), min_size=1, max_size=4),
+    shuffle=st.sampled_from([None, 1]),
+    holdout=st.sampled_from([0.0, 0.4]),
+)
 def test_any_number_of_updates_has_every_file_once(tmp_path_factory, rounds, shuffle, holdout):
     folder = tmp_path_factory.mktemp("updates")
     source, out = folder / "pile", folder / "out"
@@ -199,6 +202,7 @@ def test_any_number_of_updates_has_every_file_once(tmp_path_factory, rounds, shu
     plan = open_plan(out)
     rows = [row for piece in range(plan.num_pieces) for row in plan.rows(piece)]
     assert sorted(row.place for row in rows) == sorted(
-        os.path.relpath(path, source) for path in source.rglob("*.*") if path.is_file())
+        os.path.relpath(path, source) for path in source.rglob("*.*") if path.is_file()
+    )
     assert len({row.key for row in rows}) == len(rows)
     assert sorted(row.number for row in rows) == list(range(len(rows)))

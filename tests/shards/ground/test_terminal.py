@@ -32,8 +32,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shell(home: Path, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A line of bash with `shards` as a word of it."""
     return subprocess.run(
-        ["bash", "-c", f"set -o pipefail; shards() {{ {sys.executable} -m shards \"$@\"; }}; cd {ROOT}; {command}"],
-        env={**os.environ, "HOME": str(home), **environment}, capture_output=True, text=True, check=False, timeout=60)
+        ["bash", "-c", f'set -o pipefail; shards() {{ {sys.executable} -m shards "$@"; }}; cd {ROOT}; {command}'],
+        env={**os.environ, "HOME": str(home), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
 
 
 def test_output_that_nobody_reads_is_no_error(home):
@@ -67,21 +72,31 @@ def test_a_locale_without_utf8_is_no_error(home, tmp_path):
 @pytest.mark.skipif(os.system("unshare -rm true 2>/dev/null") != 0, reason="no mount namespaces here")
 def test_without_a_usable_dev_shm_a_line_says_so(home, tmp_path):
     read_only = "unshare -rm sh -c 'mount -t tmpfs -o ro none /dev/shm && exec \"$@\"' sh"
-    result = shell(home, f"{read_only} {sys.executable} -m largescale pretrain tests/tiny.yaml run.dir={tmp_path}/run "
-                         f"data.shards='{home}/süße-shards' data.workers=1 train.global_batch=2 method.queue=0 "
-                         f"data.streams=2")
+    result = shell(
+        home,
+        f"{read_only} {sys.executable} -m largescale pretrain tests/tiny.yaml run.dir={tmp_path}/run "
+        f"data.shards='{home}/süße-shards' data.workers=1 train.global_batch=2 method.queue=0 "
+        f"data.streams=2",
+    )
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1] == (
         "error: /dev/shm: Read-only file system, which the locks of loader processes need; make it writable "
-        "(containers: --shm-size), or set data.workers=0")
+        "(containers: --shm-size), or set data.workers=0"
+    )
 
 
 def test_a_home_that_the_shell_did_not_replace(home, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(home))
     assert main(["info", "~/süße-shards"]) == 0
-    config = load_config(ROOT / "tests" / "tiny.yaml", [
-        "data.shards=[{path: ~/a, weight: 2}, '~/b']", "run.dir=~/run", "checkpoint.mirror=~/m",
-        "data.eval_shards=~/e"])
+    config = load_config(
+        ROOT / "tests" / "tiny.yaml",
+        [
+            "data.shards=[{path: ~/a, weight: 2}, '~/b']",
+            "run.dir=~/run",
+            "checkpoint.mirror=~/m",
+            "data.eval_shards=~/e",
+        ],
+    )
     assert config.data.shards == [{"path": f"{home}/a", "weight": 2}, f"{home}/b"]
     assert (config.run.dir, config.checkpoint.mirror) == (f"{home}/run", f"{home}/m")
     assert config.data.eval_shards == f"{home}/e"

@@ -53,9 +53,14 @@ def test_too_little_memory_is_a_line(workers):
         list(over(need_memory, range(5), workers))
 
 
-@pytest.mark.parametrize("number, says", [
-    (errno.ENOSPC, "/dev/shm: No space left on device, .*--workers 1"), (errno.EMFILE, "ulimit -n"),
-    (errno.EAGAIN, "2 worker processes cannot be started .* fewer --workers")])
+@pytest.mark.parametrize(
+    "number, says",
+    [
+        (errno.ENOSPC, "/dev/shm: No space left on device, .*--workers 1"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EAGAIN, "2 worker processes cannot be started .* fewer --workers"),
+    ],
+)
 def test_processes_that_cannot_be_started_are_a_line(monkeypatch, number, says):
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -86,8 +91,14 @@ sys.exit(cli.main(["merge", "x"]))
 
 
 def test_an_interrupt_ends_at_once_with_a_line(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", INTERRUPTED], cwd=ROOT, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True, start_new_session=True) as command:
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as command:
         assert {command.stdout.readline().strip() for _ in range(2)} == {"0", "1"}
         os.killpg(command.pid, signal.SIGINT)
         _, stderr = command.communicate(timeout=60)  # far less than the workers would take
@@ -101,8 +112,14 @@ def test_too_few_open_files_are_a_line(tmp_path):
     command = f"{few} from shards.cli import main; raise SystemExit(main({arguments!r}))"
     for number in range(8):
         (tmp_path / "in" / f"{number}.jpg").write_bytes(b"x")
-    result = subprocess.run([sys.executable, "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False,
-                            env={**os.environ, "PYTHONPATH": str(ROOT)})
+    result = subprocess.run(
+        [sys.executable, "-c", command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert "Traceback" not in result.stderr and result.returncode == 2, result.stderr
 
 

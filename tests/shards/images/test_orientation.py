@@ -30,7 +30,8 @@ def jpeg_bytes(**options: object) -> bytes:
 
 
 ENTRY = st.tuples(
-    st.sampled_from([TAG, TAG, 0x10F, 0x11A, 0x131, 0x8769, 0xA000]), st.integers(0, 19),
+    st.sampled_from([TAG, TAG, 0x10F, 0x11A, 0x131, 0x8769, 0xA000]),
+    st.integers(0, 19),
     st.sampled_from([0, 1, 1, 1, 2, 3, 2**31]),
     st.one_of(st.integers(0, 9).map(lambda n: struct.pack("<HH", n, 0)), st.binary(min_size=4, max_size=4)),
 )
@@ -38,8 +39,12 @@ ENTRY = st.tuples(
 
 @settings(max_examples=100, deadline=None)
 @example(entries=[(0x10F, 5, 1, b"\0\0\0\1"), (TAG, 3, 1, b"\2\0\0\0")], order="<", tail=b"", cut=0)
-@given(entries=st.lists(ENTRY, max_size=4, unique_by=lambda entry: entry[0]), order=st.sampled_from("<>"),
-       tail=st.binary(max_size=20), cut=st.integers(0, 30))
+@given(
+    entries=st.lists(ENTRY, max_size=4, unique_by=lambda entry: entry[0]),
+    order=st.sampled_from("<>"),
+    tail=st.binary(max_size=20),
+    cut=st.integers(0, 30),
+)
 def test_it_is_pillows_wherever_that_does_not_raise(entries, order, tail, cut):
     block = exif_block(entries, order) + tail
     block = block[: len(block) - cut] if cut < 20 else block
@@ -76,22 +81,37 @@ SIX = (TAG, 3, 1, struct.pack("<HH", 6, 0))
 UPRIGHT_JPEG = jpeg_bytes()
 
 
-@pytest.mark.parametrize("blocks", [
-    [exif_block([SIX, (0x11A, 2, 3, b"72\0\0")])], [exif_block([SIX, (0x131, 11, 1, struct.pack("<f", 1.5))])],
-    [exif_block([SIX]), exif_block([(TAG, 3, 1, struct.pack("<HH", 3, 0))])], [b"Exif\0\0" + exif_block([SIX])],
-    [exif_block([SIX]), b"Exif\0\0garbage"], [b"Exif\0\0garbage!", exif_block([SIX])],
-    [exif_block([SIX, (0x8769, 4, 1, struct.pack("<I", 2**31))])], [exif_block([SIX, (0x10F, 99, 2**31, b"\xff" * 4)])],
-    [b'http://ns.adobe.com/xap/1.0/\0<rdf tiff:Orientation="6"/>'],
-    [exif_block([SIX]), b'http://ns.adobe.com/xap/1.0/\0<rdf tiff:Orientation="3"/>'],
-])
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        [exif_block([SIX, (0x11A, 2, 3, b"72\0\0")])],
+        [exif_block([SIX, (0x131, 11, 1, struct.pack("<f", 1.5))])],
+        [exif_block([SIX]), exif_block([(TAG, 3, 1, struct.pack("<HH", 3, 0))])],
+        [b"Exif\0\0" + exif_block([SIX])],
+        [exif_block([SIX]), b"Exif\0\0garbage"],
+        [b"Exif\0\0garbage!", exif_block([SIX])],
+        [exif_block([SIX, (0x8769, 4, 1, struct.pack("<I", 2**31))])],
+        [exif_block([SIX, (0x10F, 99, 2**31, b"\xff" * 4)])],
+        [b'http://ns.adobe.com/xap/1.0/\0<rdf tiff:Orientation="6"/>'],
+        [exif_block([SIX]), b'http://ns.adobe.com/xap/1.0/\0<rdf tiff:Orientation="3"/>'],
+    ],
+)
 def test_odd_metadata_do_not_keep_a_photograph_from_being_turned(blocks):
     payload = with_exif(UPRIGHT_JPEG, *blocks)
     np.testing.assert_array_equal(read_rgb(payload), np.rot90(read_rgb(UPRIGHT_JPEG), -1))
 
 
-@pytest.mark.parametrize("block", [
-    b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff" + bytes(9), b"Exif\0\0MM\0*", b"Exif\0\0" * 9,
-    exif_block([(TAG, 3, 1, struct.pack("<HH", 77, 0))]), exif_block([(TAG, 2, 1, b"6\0\0\0")])])
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\xff\xff\xff\xff" + bytes(9),
+        b"Exif\0\0MM\0*",
+        b"Exif\0\0" * 9,
+        exif_block([(TAG, 3, 1, struct.pack("<HH", 77, 0))]),
+        exif_block([(TAG, 2, 1, b"6\0\0\0")]),
+    ],
+)
 def test_what_says_nothing_leaves_a_photograph_as_it_is(block):
     np.testing.assert_array_equal(read_rgb(with_exif(UPRIGHT_JPEG, block)), read_rgb(UPRIGHT_JPEG))
 

@@ -36,8 +36,10 @@ def labels_of(folder: Path) -> dict[str, str]:
     manifest, found = read_manifest(folder), {}
     for number in range(len(manifest.shards)):
         rows = read_index(manifest.index_path(number))
-        found |= {rows.key(row): manifest.classes[label] if label >= 0 else ""
-                  for row, label in enumerate(rows.label.tolist())}
+        found |= {
+            rows.key(row): manifest.classes[label] if label >= 0 else ""
+            for row, label in enumerate(rows.label.tolist())
+        }
     return found
 
 
@@ -46,8 +48,11 @@ def ledger(folder: Path) -> dict[str, str]:
 
 
 def labelled(first: int, last: int) -> Members:
-    return [member for number in range(first, last)
-            for member in ((f"{number}.png", PNG[number]), (f"{number}.cls", b"cat" if number % 2 else b"dog"))]
+    return [
+        member
+        for number in range(first, last)
+        for member in ((f"{number}.png", PNG[number]), (f"{number}.cls", b"cat" if number % 2 else b"dog"))
+    ]
 
 
 CLASSES = {str(number): "cat" if number % 2 else "dog" for number in range(6)}

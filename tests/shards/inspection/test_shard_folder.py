@@ -40,7 +40,8 @@ def test_one_is_found_by_its_number(folder, stored):
     assert [sample.key for sample in folder[38:42]] == [sample.key for sample in samples[38:42]]
     for place in (folder, stored):
         assert [place[number] for number in (0, 39, 40, 199, -1, -200)] == [
-            samples[number] for number in (0, 39, 40, 199, -1, -200)]
+            samples[number] for number in (0, 39, 40, 199, -1, -200)
+        ]
     for number in (200, -201):
         with pytest.raises(IndexError):
             folder[number]

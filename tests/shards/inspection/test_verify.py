@@ -45,7 +45,8 @@ def test_what_a_disk_cannot_read_is_listed_and_the_rest_is_looked_at(folder, mon
     assert problems == [
         "train-000001.tar: checksum of the file differs from the manifest",
         "train-000001.tar: cannot be read (Input/output error)",
-        "train-000003.tar: missing"]
+        "train-000003.tar: missing",
+    ]
 
 
 def flip_a_byte_of_an_image(folder: Path) -> None:
@@ -159,9 +160,20 @@ def test_every_damage_is_found_and_named(folder, capsys, damage: Callable[[Path]
     assert named in captured.out
 
 
-REPAIRABLE = [flip_a_byte_of_an_image, change_a_label, flip_a_byte_of_an_image_header, flip_a_byte_of_a_header,
-              cut_in_half, cut_between_samples, cut_inside_a_sample,
-              zero_a_block, remove_a_tar, remove_an_index, damage_an_index, swap_two_shards]
+REPAIRABLE = [
+    flip_a_byte_of_an_image,
+    change_a_label,
+    flip_a_byte_of_an_image_header,
+    flip_a_byte_of_a_header,
+    cut_in_half,
+    cut_between_samples,
+    cut_inside_a_sample,
+    zero_a_block,
+    remove_a_tar,
+    remove_an_index,
+    damage_an_index,
+    swap_two_shards,
+]
 
 
 @pytest.mark.parametrize("damage", REPAIRABLE)

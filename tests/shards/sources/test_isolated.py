@@ -33,10 +33,14 @@ def test_all_rows_come_in_order(count):
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("end, says", [
-    ("a.parquet: cannot be read (no reason)", r"^a\.parquet: cannot be read \(no reason\)$"),
-    (signal.SIGSEGV, r"^a\.parquet: cannot be read \(it crashes the library .*SIGSEGV\); it is damaged: write"),
-    (signal.SIGKILL, r"^a\.parquet: the process that read it was killed, .*memory ran out; .* as \.csv or \.jsonl")])
+@pytest.mark.parametrize(
+    "end, says",
+    [
+        ("a.parquet: cannot be read (no reason)", r"^a\.parquet: cannot be read \(no reason\)$"),
+        (signal.SIGSEGV, r"^a\.parquet: cannot be read \(it crashes the library .*SIGSEGV\); it is damaged: write"),
+        (signal.SIGKILL, r"^a\.parquet: the process that read it was killed, .*memory ran out; .* as \.csv or \.jsonl"),
+    ],
+)
 def test_what_ends_the_process_is_a_line(end, says):
     found = rows_apart(partial(rows, 5000, end), "a.parquet", FORK)
     assert [next(found)["number"] for _ in range(4096)] == list(range(4096))

@@ -27,8 +27,11 @@ from shards.ground.errors import InputError
 from tests.helpers.conversions import contents, stored_images
 from tests.helpers.images import image_bytes
 
-IMAGES = {f"{name}/{number}.png": image_bytes(seed=10 * place + number)
-          for place, name in enumerate(("cat", "dog")) for number in range(6)}
+IMAGES = {
+    f"{name}/{number}.png": image_bytes(seed=10 * place + number)
+    for place, name in enumerate(("cat", "dog"))
+    for number in range(6)
+}
 
 
 def labels(folder: Path) -> dict[str, str]:
@@ -57,9 +60,14 @@ def test_a_zip_archive_gives_the_shards_of_its_folder(folder, tmp_path):
         convert(source, tmp_path / out, options)
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
     assert {name: data for name, data in one.items() if name != "manifest.json"} == {
-        name: data for name, data in two.items() if name != "manifest.json"}
-    assert convert(archive, tmp_path / "three", Options("pile", labels="folder", samples_per_shard=5, shuffle=2,
-                                                        workers=3)).num_samples == 12
+        name: data for name, data in two.items() if name != "manifest.json"
+    }
+    assert (
+        convert(
+            archive, tmp_path / "three", Options("pile", labels="folder", samples_per_shard=5, shuffle=2, workers=3)
+        ).num_samples
+        == 12
+    )
     assert contents(tmp_path / "three") == two
 
 
@@ -69,13 +77,21 @@ def test_tars_of_webdataset_keep_what_comes_with_an_image(tmp_path, select):
     theirs.mkdir()
     with webdataset.ShardWriter(str(theirs / "web-%03d.tar"), maxcount=5, verbose=0) as writer:
         for number, (name, payload) in enumerate(IMAGES.items()):
-            writer.write({"__key__": f"{number % 5:04d}", "png": payload, "cls": 7 + number % 2,
-                          "json": {"caption": name}, "txt": f"a picture of {name}"})
+            writer.write(
+                {
+                    "__key__": f"{number % 5:04d}",
+                    "png": payload,
+                    "cls": 7 + number % 2,
+                    "json": {"caption": name},
+                    "txt": f"a picture of {name}",
+                }
+            )
     manifest = convert(theirs, tmp_path / "out", Options("out", labels=select, samples_per_shard=4, shuffle=0))
     assert manifest.num_samples == 12 and len(manifest.shards) == 3
     assert set(stored_images(tmp_path / "out").values()) == set(IMAGES.values())
-    samples = list(webdataset.WebDataset([str(path) for path in sorted((tmp_path / "out").glob("*.tar"))],
-                                         shardshuffle=False))
+    samples = list(
+        webdataset.WebDataset([str(path) for path in sorted((tmp_path / "out").glob("*.tar"))], shardshuffle=False)
+    )
     for sample in samples:
         name = json.loads(sample["json"])["caption"]
         assert sample["png"] == IMAGES[name] and sample["txt"].decode() == f"a picture of {name}"
@@ -148,8 +164,9 @@ NO_DATE = pyarrow.table({"path": ["x.png"], "when": pyarrow.array([2**50], pyarr
 
 def test_empty_numbers_of_a_table_are_null_in_json(folder, tmp_path):
     name = next(iter(IMAGES))
-    (tmp_path / "list.parquet").write_bytes(parquet_of([
-        {"path": f"pile/{name}", "score": math.nan, "more": {"a": [1.5, math.inf]}}]))
+    (tmp_path / "list.parquet").write_bytes(
+        parquet_of([{"path": f"pile/{name}", "score": math.nan, "more": {"a": [1.5, math.inf]}}])
+    )
     convert(tmp_path / "list.parquet", tmp_path / "out", Options("out"))
     [sample] = webdataset.WebDataset([str(next((tmp_path / "out").glob("*.tar")))], shardshuffle=False)
 
@@ -159,20 +176,23 @@ def test_empty_numbers_of_a_table_are_null_in_json(folder, tmp_path):
     assert json.loads(sample["json"], parse_constant=refuse) == {"score": None, "more": {"a": [1.5, None]}}
 
 
-@pytest.mark.parametrize("name, content, arguments, says", [
-    ("a.zip", b"PK not a zip", [], "not a whole zip archive"),
-    ("a.csv", b"file\nx.png\n", [], "row 1 has no `path`"),
-    ("a.jsonl", b'{"path": "x.png"}\n{"path"', [], "cannot be read"),
-    ("a.jsonl", b'{"path": "x.png"}\n', ["--labels", "column:kind"], "row 1 has no `kind`"),
-    ("a.jsonl", b'{"path": "x.png", "kind": NaN}\n', ["--labels", "column:kind"], "row 1 has no `kind`"),
-    ("a.parquet", BYTES, [], "column `raw` holds bytes, which JSON cannot hold; leave it out of the list"),
-    ("a.parquet", b"PAR1 no", [], "cannot be read (Parquet file size is 7 bytes"),
-    ("a.parquet", stored_table(NO_DATE), [], "cannot be read (Python int too large"),
-    ("a.jsonl", b'{"path": "x.png", "n": %s}\n' % (b"9" * 5000), [], "cannot be read (Exceeds the limit"),
-    ("a.jsonl", b'{"path": "x.png", "n": %s%s}\n' % (b"[" * 900, b"]" * 900), [], "row 1 is nested too deeply"),
-    ("a.tar", b"x" * 2000, [], "not a whole tar"),
-    ("a.docx", b"x", [], "pass a folder of images or of tars, a .zip, or a list (.csv, .jsonl, .parquet)"),
-])
+@pytest.mark.parametrize(
+    "name, content, arguments, says",
+    [
+        ("a.zip", b"PK not a zip", [], "not a whole zip archive"),
+        ("a.csv", b"file\nx.png\n", [], "row 1 has no `path`"),
+        ("a.jsonl", b'{"path": "x.png"}\n{"path"', [], "cannot be read"),
+        ("a.jsonl", b'{"path": "x.png"}\n', ["--labels", "column:kind"], "row 1 has no `kind`"),
+        ("a.jsonl", b'{"path": "x.png", "kind": NaN}\n', ["--labels", "column:kind"], "row 1 has no `kind`"),
+        ("a.parquet", BYTES, [], "column `raw` holds bytes, which JSON cannot hold; leave it out of the list"),
+        ("a.parquet", b"PAR1 no", [], "cannot be read (Parquet file size is 7 bytes"),
+        ("a.parquet", stored_table(NO_DATE), [], "cannot be read (Python int too large"),
+        ("a.jsonl", b'{"path": "x.png", "n": %s}\n' % (b"9" * 5000), [], "cannot be read (Exceeds the limit"),
+        ("a.jsonl", b'{"path": "x.png", "n": %s%s}\n' % (b"[" * 900, b"]" * 900), [], "row 1 is nested too deeply"),
+        ("a.tar", b"x" * 2000, [], "not a whole tar"),
+        ("a.docx", b"x", [], "pass a folder of images or of tars, a .zip, or a list (.csv, .jsonl, .parquet)"),
+    ],
+)
 def test_sources_that_cannot_be_used_are_one_line(tmp_path, capsys, name, content, arguments, says):
     (tmp_path / name).write_bytes(content)
     assert main(["convert", str(tmp_path / name), str(tmp_path / "out"), *arguments]) == 2

@@ -1,0 +1,29 @@
+"""What a conversion came to, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shards.format.ledger import SKIPPED_NAME, read_ledger
+from shards.format.manifest import Manifest
+from shards.sources.found import NAMED
+
+_SHOWN_PROBLEMS = 50
+
+
+def costly_reasons(manifest: Manifest, location: str) -> Iterator[str]:
+    """A line for each reason that may have cost many images at once, naming the first few of what it cost."""
+    for reason in manifest.skipped.keys() & NAMED.keys():
+        names = [row["source"] for row in read_ledger(manifest.root / SKIPPED_NAME) if row["reason"] == reason]
+        more = f" and {len(names) - _SHOWN_PROBLEMS} more" if len(names) > _SHOWN_PROBLEMS else ""
+        yield f"{location}: {reason}: {', '.join(names[:_SHOWN_PROBLEMS])}{more}; {NAMED[reason]}"
+
+
+def summary(manifest: Manifest, location: str) -> str:
+    """Images, shards, bytes and classes of a folder, and how many files it left out."""
+    text = (
+        f"{location}: {manifest.num_samples:,} images in {len(manifest.shards):,} shards, "
+        f"{manifest.num_bytes:,} bytes, {len(manifest.classes)} classes"
+    )
+    skipped = sum(manifest.skipped.values())
+    return f"{text}, {skipped:,} files skipped (see {location.rstrip('/')}/{SKIPPED_NAME})" if skipped else text
