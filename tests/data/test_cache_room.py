@@ -127,5 +127,6 @@ def test_shards_that_others_are_reading_go_only_where_there_is_no_other_way(web,
 
 
 def test_a_shard_larger_than_the_cache_is_an_error(web, tmp_path):
-    with pytest.raises(InputError, match=r"no room for train-000001\.tar of .* GB; raise data\.cache_gb"):
+    line = r"no room for train-000001\.tar \(.* GB\) in a cache of .* GB; raise data\.cache_gb"
+    with pytest.raises(InputError, match=line):
         make_cache(web, tmp_path, 0.5).get(1)
