@@ -80,7 +80,7 @@ def test_real_commands_wherever_they_are(tmp_path, sample_images, number):
 
 
 def met_at_work(command: list[str], number: int) -> subprocess.Popen[str]:
-    """A command that listens to a signal; on a busy machine one may be done before it is looked at, and is run again."""
+    """A command that listens to a signal; one that is done before it is looked at (a busy machine) is run again."""
     for _ in range(20):
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
