@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--gpus", type=int, required=True, metavar="N", help="number of GPUs")
     command.add_argument("--gpu", default="h100", metavar="KIND", help="default h100; a wrong name lists all kinds")
     command.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="GPUs per node (default 8)")
-    command.add_argument("--strategy", metavar="NAME", help="the same as parallel.strategy=NAME")
+    command.add_argument("--strategy", metavar="NAME", help="the recipe under another parallel.strategy")
     command.add_argument(
         "--images",
         type=_count,
@@ -262,6 +262,8 @@ def _plan(arguments: argparse.Namespace) -> None:
     from largescale.plan.table import side_by_side, table
 
     strategy = [f"parallel.strategy={arguments.strategy}"] if arguments.strategy else []
+    if arguments.strategy not in (None, "fsdp"):  # what fsdp alone has, and a recipe may set for it
+        strategy += ["parallel.sharded_init=false", "parallel.replicate=1"]
     config = load_config(arguments.config, [*arguments.overrides, *strategy], default_shards="unset")
     images = arguments.images if arguments.images is not None else _num_images(config)
     if not images and arguments.images is None:

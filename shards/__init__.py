@@ -2,10 +2,11 @@
 
     import shards
 
-    shards.convert("photos", "data/photos", shuffle=0)
-    assert shards.verify("data/photos") == []
-    for sample in shards.open("data/photos"):
-        print(sample.key, sample.width, sample.height, len(sample.image))
+    if __name__ == "__main__":  # workers that read from a store load the program again
+        shards.convert("photos", "data/photos", shuffle=0)
+        assert shards.verify("data/photos") == []
+        for sample in shards.open("data/photos"):
+            print(sample.key, sample.width, sample.height, len(sample.image))
 
 Each name is imported when it is first used.
 """

@@ -14,6 +14,7 @@ from largescale.config.values import written
 from shards.ground.errors import InputError
 
 _WIDTH = 100
+_OF_GROUP = "data.crops[0].augment."
 
 
 def overview() -> str:
@@ -44,9 +45,15 @@ def explain(what: str, config: Config | None = None) -> str:
     """
     what = re.sub(r"[.\[](\d+|N)\]?(?=\.|$)", "[0]", what.strip())
     present = earlier_names().get(what, what)
+    of_group = present.startswith(_OF_GROUP)
+    if of_group:
+        present = "data.augment." + present.removeprefix(_OF_GROUP)
     keys = _keys_under(config)
     if found := [key for key in keys if key.name == present]:
-        note = [f"{what} is now called {present}."] if present != what else []
+        if of_group:
+            note = [f"{what} overrides {present} for the views of one crop group:"]
+        else:
+            note = [f"{what} is now called {present}."] if present != what else []
         return "\n\n".join([*note, *(_block(key, config) for key in found)])
     if what in groups():
         inside = [key for key in keys if key.name.startswith(f"{what}.")]

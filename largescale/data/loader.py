@@ -13,6 +13,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import time
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -244,10 +245,11 @@ class _LoaderProcess:
     def part(self, number: int, stall_s: float) -> Part:
         """This process's part of batch `number`; batches are asked for in order."""
         waited = said = 0.0
+        began = time.monotonic()
         while not self.ready(number):
             if self._ended:
                 raise LoaderDied(self._epitaph())
-            stopping.leave_without_data()
+            stopping.leave_without_data(began)
             if wait([self._connection], min(1.0, stall_s)):
                 continue
             waited += min(1.0, stall_s)

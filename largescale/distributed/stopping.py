@@ -38,6 +38,8 @@ _received: list[str] = []
 _since: list[float] = []
 _give_up_at: list[float] = []
 """When a rank that waits for data leaves because its time ends (monotonic clock)."""
+_grace_of_time = [0.0]
+"""How long it waits in any case, should a long step have taken it beyond that."""
 _training = threading.Event()
 _last_words: list[Callable[[str, str], None]] = []
 
@@ -190,27 +192,34 @@ def reason(left_s: float, margin_s: float) -> str:
         left_s: seconds that its job may still run.
         margin_s: of these are for stopping.
     """
-    _give_up_at[:] = [time.monotonic() + left_s - margin_s + min(_DATA_GRACE_S, margin_s / 2)]
+    _grace_of_time[0] = min(_DATA_GRACE_S, margin_s / 2)
+    _give_up_at[:] = [time.monotonic() + left_s - margin_s + _grace_of_time[0]]
     if _received:
         return _received[0]
     return "its time limit" if left_s < margin_s else ""
 
 
-def leave_if_asked(doing: str, grace_s: float = 0.0) -> None:
+def leave_if_asked(doing: str, grace_s: float = 0.0, waiting_since: float = 0.0) -> None:
     """Leave if a signal asked to; to be called from time to time while waiting for what may never come.
+
+    Args:
+        doing: what this rank waits for, in words.
+        grace_s: time that it may still take to come, from when it was asked to stop.
+        waiting_since: when the wait began, on the monotonic clock, if that was later: a long step is not a wait.
 
     Raises:
         StoppedWaiting: a signal asked to stop, more than `grace_s` ago, or the job's time ends.
     """
-    if _received and time.monotonic() - _since[0] >= grace_s:
+    if _received and time.monotonic() - max(_since[0], waiting_since) >= grace_s:
         raise StoppedWaiting(f"stopped by {_received[0]} while {doing}")
-    if _give_up_at and time.monotonic() >= _give_up_at[0]:
+    if _give_up_at and time.monotonic() >= max(_give_up_at[0], waiting_since + min(grace_s, _grace_of_time[0])):
         raise StoppedWaiting(f"stopped by the end of its time while {doing}")
 
 
-def leave_without_data() -> None:
+def leave_without_data(waiting_since: float = 0.0) -> None:
     """`leave_if_asked` for a rank that waits for its next batch, or for shards when it starts."""
     if _training.is_set():
-        leave_if_asked("waiting for data; steps since the last checkpoint will be repeated", _DATA_GRACE_S)
+        doing = "waiting for data; steps since the last checkpoint will be repeated"
+        leave_if_asked(doing, _DATA_GRACE_S, waiting_since)
     else:
         leave_if_asked("waiting for data")

@@ -77,5 +77,6 @@ def load(run_or_checkpoint: str | Path) -> Network:
 
 def _network_of(checkpoint: Checkpoint) -> Network:
     config = config_of_values(checkpoint.progress["config"], str(checkpoint.path))
-    with torch.random.fork_rng(devices=[]):  # building it draws weights, which the checkpoint replaces
+    # Building it draws weights, which the checkpoint replaces; the caller's random numbers are left alone.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
         return Network(config, checkpoint)

@@ -77,6 +77,6 @@ def told(write: Callable[[str, str], None], state: Callable[[], str]) -> Iterato
         except (stopping.StoppedInOrder, GeneratorExit):
             raise
         except BaseException as error:
-            if not is_lost_rank(error) or state() != "failed":
+            if not is_lost_rank(error) or state() not in ("failed", "stopped"):
                 write("failed", reason_of(error))
             raise

@@ -121,8 +121,6 @@ class Saving:
             self._saver.wait()
         except SaveFailed as error:
             self._count_failure(error, final)
-        else:
-            self._failed = 0
 
     @property
     def has_mirror(self) -> bool:
@@ -146,6 +144,7 @@ class Saving:
         return self._copier.wait()
 
     def _published(self, step: int) -> None:
+        self._failed = 0  # only here: that nothing is under way says nothing of the last save
         self._told(step)
         self.begin_copies()
 

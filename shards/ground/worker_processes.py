@@ -59,9 +59,11 @@ def over(
         else:
             yield from _in_pool(do, items, min(workers, len(items)), context)
     except BrokenProcessPool as error:
+        forks = (context or multiprocessing.get_context()).get_start_method() == "fork"
+        guard = "" if forks else '; a program that calls this needs `if __name__ == "__main__":` around it'
         raise InputError(
             "a worker process was killed, most likely by the kernel because memory ran out; run the same "
-            "command again with fewer --workers: finished work is kept"
+            f"command again with fewer --workers: finished work is kept{guard}"
         ) from error
     except MemoryError as error:
         what = f"memory ran out ({error})" if str(error) else "memory ran out"

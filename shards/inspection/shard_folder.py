@@ -16,7 +16,7 @@ from shards.ground.errors import InputError
 from shards.ground.open_file import OpenFile
 from shards.images.names import IMAGE_FORMATS
 from shards.stores.locate import fetched, manifest_at
-from shards.stores.store import Store, is_url
+from shards.stores.store import Missing, Store, is_url
 
 _FETCHED_AT_ONCE = 32
 
@@ -72,6 +72,8 @@ class ShardFolder(Sequence[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         for shard in self.manifest.shards:
             with fetched(self.location, [shard.name, index_path(Path(shard.name)).name]) as folder:
+                if not (folder / shard.name).is_file():
+                    raise InputError(f"{self.location}/{shard.name}: missing; restore it, or convert again")
                 index, tar = read_index(index_path(folder / shard.name)), OpenFile(folder / shard.name)
                 for row in range(len(index)):
                     payload = tar.read(index.offset.item(row), index.size.item(row))
@@ -94,7 +96,10 @@ class ShardFolder(Sequence[Sample]):
         row = number - int(self._ends[place]) + shard.num_samples
         start, size = index.offset.item(row), index.size.item(row)
         if is_url(self.location):
-            payload = Store(self.location).read_range(shard.name, start, start + size)
+            try:
+                payload = Store(self.location).read_range(shard.name, start, start + size)
+            except Missing as error:  # or torn
+                raise InputError(f"{error}; restore it, or convert again") from error
         else:
             payload = OpenFile(self.manifest.tar_path(place)).read(start, size)
         return self._sample(shard, index, row, payload)

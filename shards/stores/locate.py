@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -63,4 +64,6 @@ def names_at(location: str) -> list[str]:
 
 def process_context(*locations: str) -> BaseContext:
     """How to start processes: threads and connections of a store's library do not survive a fork."""
-    return multiprocessing.get_context("spawn" if any(map(is_url, locations)) else None)
+    if any(map(is_url, locations)):
+        return multiprocessing.get_context("spawn")
+    return multiprocessing.get_context("fork" if sys.platform == "linux" else None)  # else a script would begin again

@@ -64,6 +64,10 @@ def said(capsys):
         (["optim.lr", DEMO, "optim.lr=0.25"], ["value    0.25\n", "default  4.8"]),
         (["optim.momentum", DEMO], ["value    0.9, without effect here"]),
         (["data.crops.0.size", DEMO], ["value    28, 24\n"]),
+        (
+            ["data.crops.1.augment.blur"],
+            ["data.crops[0].augment.blur overrides data.augment.blur for the views of one crop group:", "default  0.5"],
+        ),
         (["data.shards", str(ROOT / "configs/swav/resnet50_800ep.yaml")], ["value    (not set)"]),
         (["optim"], ["optim: The optimizer", "  optim.lr = 4.8\n      Peak learning rate"]),
         (["optim", DEMO], ["  optim.lr = 0.002  (default 4.8)\n"]),

@@ -98,3 +98,18 @@ def test_processes_that_load_for_it_are_not_asked(training):
         pauses.pause(0.01)
         os._exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+@pytest.mark.parametrize("ask", [asked_long_ago, time_is_over])
+def test_a_long_step_is_not_a_wait(training, ask):
+    """A batch may still come after a step, or a save, that took longer than there was time left."""
+    ask()
+    with pytest.raises(StoppedWaiting):
+        stopping.leave_without_data(time.monotonic() - 20)
+    stopping.leave_without_data(time.monotonic())
+
+
+def test_a_reason_to_stop_is_no_answer_of_a_store(training):
+    asked_long_ago()
+    with pytest.raises(StoppedWaiting, match="SIGTERM"):
+        store.Store("memory://nowhere", patience_s=0)._patiently("x", lambda: 1 / 0)

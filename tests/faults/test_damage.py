@@ -1,6 +1,6 @@
 """Checkpoints that are damaged after they were written, foreign files in their place, and disks that fill up.
 
-Covers: largescale/run/folder.py, largescale/run/saving.py
+Covers: largescale/run/folder.py
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch.distributed as dist
 
-from largescale.run.failures import end_of, reason_of
+from largescale.run.failures import end_of, reason_of, told
 
 FILES = "Too many open files; raise the limit on open files (`ulimit -n`)"
 THREADS = "raise the limits on processes and memory (`ulimit -u`, `-v`), or lower data.workers, data.threads"
@@ -49,3 +49,13 @@ def test_a_rank_that_lost_another_says_where_the_reason_is():
     error = RuntimeError("[/src/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:6355. GLHF!")
     says = "lost another rank; that one's own lines say why, or the launcher's where it was killed"
     assert end_of(error) == (says, False) and reason_of(error) == says
+
+
+@pytest.mark.parametrize(
+    "written, last", [("failed", "failed: why"), ("stopped", "stopped: why"), ("running", "failed")]
+)
+def test_a_rank_that_lost_another_leaves_what_that_one_wrote(written, last):
+    said = [f"{written}: why"]
+    with pytest.raises(dist.DistError), told(lambda state, why: said.append(state), lambda: said[-1].partition(":")[0]):
+        raise dist.DistNetworkError("Connection closed by peer")
+    assert said[-1] == last

@@ -9,6 +9,7 @@ import pytest
 
 from shards.ground.errors import InputError
 from shards.inspection.shard_folder import ShardFolder
+from shards.stores.store import ALLOW_PIPE
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,27 @@ def test_a_sample_of_other_bytes_is_no_sample(folder, shard_folder, tmp_path):
     for read in (lambda: damaged[40], lambda: list(damaged)):
         with pytest.raises(InputError, match=r"is damaged; run `shards verify"):
             read()
+
+
+def test_what_a_store_has_lost_is_a_line_that_names_it(shard_folder):
+    memory = fsspec.filesystem("memory")
+    memory.put(str(shard_folder), "memory://damaged-folder", recursive=True)
+    damaged = ShardFolder("memory://damaged-folder")
+    first, second = (f"/damaged-folder/{shard.name}" for shard in damaged.manifest.shards[:2])
+    memory.pipe(first, memory.cat(first)[:1000])
+    memory.rm(second)
+    for number in (39, 40):
+        with pytest.raises(InputError, match=rf"memory://damaged-folder/train-00000{number // 40}.tar.*; restore it"):
+            damaged[number]
+    memory.put(str(shard_folder / damaged.manifest.shards[0].name), first)
+    with pytest.raises(InputError, match=r"memory://damaged-folder/train-000001.tar: missing; restore it"):
+        list(damaged)
+
+
+def test_a_command_serves_it_too(folder, shard_folder, monkeypatch):
+    monkeypatch.setenv(ALLOW_PIPE, "1")
+    served = ShardFolder(f"pipe:cat {shard_folder}/{{name}}")
+    assert served[41] == folder[41] and list(served)[41:43] == folder[41:43]
 
 
 def test_what_is_no_shard_folder_is_a_line(tmp_path):
