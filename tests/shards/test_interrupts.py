@@ -100,10 +100,10 @@ def met_at_work(command: list[str], number: int) -> subprocess.Popen[str]:
 
 
 def handles(pid: int, number: int) -> bool:
-    """Whether a command has begun to listen: Python itself has a handler of Ctrl-C from the start, of SIGHUP none."""
+    """Whether a command has begun to listen: Python itself has a handler of Ctrl-C from the start, of SIGTERM none."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return False
     caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
-    return bool(caught >> (signal.SIGHUP - 1) & 1 and caught >> (number - 1) & 1)
+    return bool(caught >> (signal.SIGTERM - 1) & 1 and caught >> (number - 1) & 1)
