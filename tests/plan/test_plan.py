@@ -181,6 +181,14 @@ def test_the_command_says_what_a_run_takes(capsys):
     assert "memory per GPU" in text and "fits" in text and "images/s" in text and "assumed: math 0.5" in text
 
 
+def test_another_strategy_is_planned_for_a_recipe_that_sets_what_fsdp_alone_has(capsys):
+    of_fsdp = ["parallel.strategy=fsdp", "parallel.sharded_init=true", "parallel.replicate=2"]
+    recipe = [str(ROOT / "tests/tiny.yaml"), "data.shards=nowhere", *of_fsdp, "--gpus", "4"]
+    for strategy in ("ddp", "fsdp"):
+        assert main(["plan", *recipe, "--strategy", strategy, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["strategy"] == ("ddp" if strategy == "ddp" else "fsdp, 2 copies")
+
+
 def test_all_strategies_are_compared_and_their_libraries_are_not_needed(capsys, monkeypatch):
     for library in ("deepspeed", "fairscale"):
         monkeypatch.setitem(sys.modules, library, None)
