@@ -24,6 +24,8 @@ def start_in_status(lease: Lease) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        if type(error) is StoppedInOrder:
+            raise  # all ranks stopped after a step, and rank 0 records it: maybe only after this one has looked
         row = _row(lease)
         began = row is not None or not isinstance(error, InputError | KeyboardInterrupt | StoppedInOrder)
         untold = row == before or (row is not None and row["state"] == "running")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from largescale.cli import main
+from largescale.distributed.stopping import StoppedInOrder, StoppedWaiting
 from largescale.run.lease import take_folder
 from largescale.run.owner import owner_path, parse_owner
 from largescale.run.start import start_in_status
@@ -152,6 +153,9 @@ def test_a_start_that_ends_before_its_first_step_is_in_the_status(tmp_path):
         write_status(tmp_path, "running", 7, 100, saved=5)  # by one that was killed
         assert start(InputError("optim.lr was 1 and is now 2")) == "failed 7/100 optim.lr was 1 and is now 2"
         assert start(KeyboardInterrupt()) == "stopped 7/100 interrupted"
+        write_status(tmp_path, "running", 7, 100, saved=5)  # rank 0 has not written yet that all stopped
+        assert start(StoppedInOrder("stopped after step 14 at another rank's request")) == "running 7/100 "
+        assert start(StoppedWaiting("stopped by SIGTERM while waiting for data")).startswith("stopped 7/100 stopped by")
         write_status(tmp_path, "complete", 100, 100)
         assert start(InputError("optim.lr was 1 and is now 2")).startswith("complete 100/100")
         write_status(tmp_path, "stopped", 7, 100)
