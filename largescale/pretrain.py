@@ -88,19 +88,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
         return True
     run.open_logs(first_step)
     run.status.set("running", first_step, num_steps)
-    _log.info(
-        "%s: %d samples, %d steps of %d images (%d per epoch, which leaves out %d), %d ranks, %s, from step %d",
-        run.path,
-        stream.order.num_samples,
-        num_steps,
-        config.train.global_batch,
-        steps_per_epoch,
-        stream.order.left_out,
-        world_size(),
-        config.parallel.strategy,
-        first_step,
-    )
-
+    _log.info("%s: %s, from step %d", run.path, _extent(config, stream), first_step)
     warn_of_schedule(config, Length.of(stream))
 
     # -- The loop ----------------------------------------------------------------------------------------------------
@@ -168,6 +156,16 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     run.end("complete", num_steps, num_steps)
     _log.info("%s is complete: %d steps, %d images unreadable", run.path, num_steps, num_skipped)
     return True
+
+
+def _extent(config: Config, stream: Stream) -> str:
+    """The size of a run, for its first line."""
+    order = stream.order
+    return (
+        f"{order.num_samples} samples, {stream.num_steps} steps of {config.train.global_batch} images "
+        f"({order.steps_per_epoch} per epoch, which leaves out {order.left_out}), {world_size()} ranks, "
+        f"{config.parallel.strategy}"
+    )
 
 
 def too_many_skipped(config: Config, num_skipped: int, rate: float) -> str:

@@ -13,6 +13,7 @@ from largescale.config import Config, MethodConfig, require
 from largescale.config.setting import setting
 from largescale.methods.embedding_method import SPANS, EmbeddingMethod
 from largescale.methods.method import Panel, Row, Sign
+from largescale.models.heads import hidden_widths
 
 _ONE_PLACE = 0.05
 """Spread of unit embeddings below which they all point the same way."""
@@ -24,13 +25,7 @@ class ContrastiveSettings(MethodConfig):
 
     loss_spans: ClassVar[tuple[str, ...]] = SPANS
 
-    hidden: list[int] = setting(
-        [2048],
-        "Hidden widths of the projection head.",
-        at_least=1,
-        at_most=2**24,
-        expected="widths of at least 1 and at most 16777216",
-    )
+    hidden: list[int] = hidden_widths()
     embedding: int = setting(128, "Dimension in which views are compared.", at_least=1, at_most=2**24)
     temperature: float = setting(0.1, "Divides cosines before the softmax.", at_least=1e-6, at_most=1e6)
 

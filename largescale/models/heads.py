@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
+
+from largescale.config.setting import setting
+
+
+def hidden_widths() -> Any:
+    """The setting of methods that have a projection head: a field of a dataclass."""
+    return setting(
+        [2048],
+        "Hidden widths of the projection head.",
+        at_least=1,
+        at_most=2**24,
+        expected="widths of at least 1 and at most 16777216",
+    )
 
 
 def projection_head(num_features: int, hidden: list[int], embedding: int, *, batchnorm: bool) -> nn.Sequential:

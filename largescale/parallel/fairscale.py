@@ -48,6 +48,7 @@ class FairScaleEngine(Engine):
         self.normalize_rows()
 
     def prepare_optimizer_state(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Make room for the state of this rank's own parameters alone."""
         own = {id(p) for p in self.own_parameters()}
         names = {name for name, p in self.method.named_parameters() if id(p) in own}
         super().prepare_optimizer_state(

@@ -9,6 +9,7 @@ from largescale.config.schema import MOST_STEPS, Config, MethodConfig
 from largescale.config.setting import setting
 from largescale.config.values import require
 from largescale.methods.embedding_method import SPANS
+from largescale.models.heads import hidden_widths
 
 
 @dataclass
@@ -20,13 +21,7 @@ class Settings(MethodConfig):
     }
     loss_spans: ClassVar[tuple[str, ...]] = SPANS
 
-    hidden: list[int] = setting(
-        [2048],
-        "Hidden widths of the projection head.",
-        at_least=1,
-        at_most=2**24,
-        expected="widths of at least 1 and at most 16777216",
-    )
+    hidden: list[int] = hidden_widths()
     head_batchnorm: bool = setting(True, "BatchNorm after each hidden layer of the projection head.")
     embedding: int = setting(128, "Dimension in which views are compared with prototypes.", at_least=1, at_most=2**24)
     prototypes: Any = setting(
