@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -60,8 +61,18 @@ def main(argv: list[str] | None = None) -> int:
     return terminal.run(_main, argv)
 
 
+def _parsed(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments; overrides may stand behind an option too, where argparse takes no more of them."""
+    arguments, left = _parser().parse_known_args(argv)
+    words: list[str] | None = getattr(arguments, "overrides", None)
+    if words is None or not all(re.match(r"[a-z][\w.\[\]]*=", word) for word in left):
+        return _parser().parse_args(argv)  # and say what is wrong
+    words += left
+    return arguments
+
+
 def _main(argv: list[str] | None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = _parsed(argv)
     try:
         return arguments.run(arguments) or 0
     except KeyboardInterrupt:

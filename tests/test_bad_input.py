@@ -183,3 +183,14 @@ def test_evaluating_on_shards_that_do_not_fit(error_of, tiny_overrides, tmp_path
     assert "bag is only in one of them" in error_of(*evaluate, f"data.eval_shards={fewer}")
     run_python("-m", "shards", "convert", tmp_path / "images", unlabelled)
     assert "have no labels" in error_of(*evaluate, f"data.eval_shards={unlabelled}")
+
+
+def test_overrides_may_stand_behind_an_option(shard_folder, capsys):
+    shards_and_steps = [f"data.shards={shard_folder}", "train.steps=7"]
+    for words in ([TINY, "--print", *shards_and_steps], [TINY, shards_and_steps[0], "--print", shards_and_steps[1]]):
+        assert main(["pretrain", *map(str, words)]) == 0
+        assert "steps: 7" in capsys.readouterr().out
+    for words in (["--prnt", "train.steps=7"], ["--print", "other.yaml"]):
+        with pytest.raises(SystemExit) as left:
+            main(["pretrain", str(TINY), *words])
+        assert left.value.code == 2 and "Traceback" not in capsys.readouterr().err
