@@ -30,6 +30,11 @@ NOT_INSTALLED, NEEDS_GPU = "not installed", "needs a GPU"
 FACTS = "facts.json"
 """Where the first case leaves what the machine is, in the folder of the run."""
 
+FAILURES = "gpu_check_failures.log"
+"""Beside the page: what the processes of cases that failed have said, tracebacks included."""
+_MOST_SAID = 20_000
+"""Characters kept of each."""
+
 PRELOAD = ["gpu.preload"]
 """What is imported before the cases' processes are forked."""
 
@@ -159,6 +164,7 @@ def run(
     """
     ends, progress = time.monotonic() + 60 * minutes, Progress([], {}, list(cases))
     publish(progress)
+    (Path(context.kept) / FAILURES).unlink(missing_ok=True)
     for case in cases:
         started, left = time.monotonic(), ends - time.monotonic()
         limit = min(left, case.limit_s * (3 if context.small else 1))
@@ -205,14 +211,28 @@ def run_case(case: Case, context: Context, limit_s: float) -> list[Row]:
     finally:
         _end(process)
     rows = _read_rows(rows_path)
+    if why := _trouble(ended, bool(rows), limit_s, log_path):
+        rows.append(Row(case.section, case.name, case.name, FAILED, one_line(why)))
+    if any(row.status == FAILED for row in rows):
+        _keep_log(case, log_path, Path(context.kept) / FAILURES)
+    return rows
+
+
+def _trouble(ended: int | None, reported: bool, limit_s: float, log: Path) -> str:
+    """Why the process of a case did not end well; empty if it did."""
     if ended is None:
-        return [*rows, Row(case.section, case.name, case.name, FAILED, f"ended at its limit of {limit_s:.0f} s")]
+        return f"ended at its limit of {limit_s:.0f} s"
     if ended != 0:
         how = f"ended by {signal.Signals(-ended).name}" if ended < 0 else f"exit code {ended}"
-        return [*rows, Row(case.section, case.name, case.name, FAILED, one_line(f"{how}: {_last_line(log_path)}"))]
-    if not rows:
-        return [Row(case.section, case.name, case.name, FAILED, "it reported nothing")]
-    return rows
+        return f"{how}: {_last_line(log)}"
+    return "" if reported else "it reported nothing"
+
+
+def _keep_log(case: Case, log: Path, kept: Path) -> None:
+    said = log.read_text(errors="replace")[-_MOST_SAID:] if log.exists() else ""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with kept.open("a") as file:
+        file.write(f"=== {case.section}: {case.name}\n{said}\n")
 
 
 def _end(process: Any) -> None:

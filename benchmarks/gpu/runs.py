@@ -196,15 +196,18 @@ def run_python(
             resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.run(
+    result = subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,
         text=True,
-        check=check,
         timeout=timeout_s,
         env=environment,
         preexec_fn=limit,
     )
+    print(result.stdout, result.stderr, sep="\n", flush=True)  # kept beside the page if the case fails
+    if check:
+        result.check_returncode()
+    return result
 
 
 def _said(result: subprocess.CompletedProcess[str]) -> str:

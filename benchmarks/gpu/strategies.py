@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,7 @@ def compare(report: Report, context: Context, strategy: str) -> None:
                     )
                     continue
                 except Exception as error:
+                    traceback.print_exc()
                     report.judge(what, False, f"{type(error).__name__}: {error}", table=table)
                     continue
                 errors = _errors(losses, weights, safetensors.torch.load_file(_oracle_path(context, network)))
@@ -246,6 +248,7 @@ def fairscale_fsdp(report: Report, context: Context) -> None:
             wrapped = FullyShardedDataParallel(method, flatten_parameters=False, compute_device=device)
             wrapped(views, 0).loss.backward()
         except Exception as error:
+            traceback.print_exc()
             why = f"{type(error).__name__}: {error}"
             if device.type == "cpu":
                 report.row("a step", NEEDS_GPU, f"it asks for CUDA streams in every pass ({why})")
