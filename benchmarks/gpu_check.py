@@ -1,11 +1,12 @@
 """What a GPU does with this product, in at most eight minutes: is it right, how fast is it, does the planner know it.
 
     make gpu-check                                                 # or, with other options:
-    python benchmarks/gpu_check.py [--out DIR] [--only SECTION] [--minutes 8] [--small] [--device cpu]
+    python benchmarks/gpu_check.py [--out DIR] [--only NAME ...] [--minutes 8] [--small] [--device cpu]
 
 On a machine without a GPU the same cases run with small sizes. Every case has a process and a time of its own; whatever
 happens in it, the next one runs. Writes gpu_check_DEVICE.json and .md, again after every case, to benchmarks/results.
-Exit code 1 where a case of the section Correctness failed. What the page says: docs/gpu-check.md.
+Exit code 1 where a case of the section Correctness failed. With --only, what an earlier run found of the other cases
+stays on the page. What the page says: docs/gpu-check.md.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def check(arguments: argparse.Namespace, cases: list[Case], folder: str) -> int:
         return 1
     say(f"{facts['hardware']}, torch {facts['torch']}")
     context = Context(facts["kind"], arguments.small or facts["kind"] == "cpu", folder, str(arguments.out))
-    page = Page(arguments.out, facts, ["python", *sys.orig_argv[1:]], arguments.minutes, rows)
+    others = [case for case in CASES if case not in cases] if arguments.only else []
+    page = Page(arguments.out, facts, ["python", *sys.orig_argv[1:]], arguments.minutes, rows, keep=others)
     found = run(cases, context, arguments.minutes, page.write, say)
     failed = [row for row in found if row.status == FAILED and row.section == CORRECTNESS]
     say(f"{page.folder / page.name}.md: {len(found)} rows, {len(failed)} of {CORRECTNESS} failed")
@@ -62,7 +64,12 @@ def main(cases: list[Case] = CASES) -> int:
     """Parse, run, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the page goes")
-    parser.add_argument("--only", choices=sorted(SECTIONS), metavar="SECTION", help=f"one of {', '.join(SECTIONS)}")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help=f"sections ({', '.join(SECTIONS)}) or cases, by the first letters of what they are called on the page",
+    )
     parser.add_argument("--minutes", type=float, default=8.0, metavar="N", help="for all of it (default 8)")
     parser.add_argument("--small", action="store_true", help="sizes for two CPU cores, as where there is no GPU")
     parser.add_argument("--device", choices=["auto", "cpu"], default="auto", help="cpu: do not use a GPU")
@@ -71,13 +78,18 @@ def main(cases: list[Case] = CASES) -> int:
     # Of loaders whose case was ended: the tracker frees what they leave, and need not say so.
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the case that runs is ended
-    chosen = [case for case in cases if arguments.only in (None, _short(case.section))]
+    asked = cases if arguments.only is None else [case for case in cases if _asked_for(case, arguments.only)]
+    chosen = [case for case in cases if case in asked or case.name in {other.after for other in asked}]
+    if not chosen:
+        parser.error(f"--only {' '.join(arguments.only)}: no section and no case is called so")
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         return check(arguments, chosen, folder)
 
 
-def _short(section: str) -> str:
-    return next((short for short, name in SECTIONS.items() if name == section), "")
+def _asked_for(case: Case, names: list[str]) -> bool:
+    return any(
+        SECTIONS.get(name) == case.section or case.name.lower().startswith(name.lower()) for name in names if name
+    )
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ class Case:
         limit_s: time after which its process is ended; with small sizes three times that, as CPUs may be busy.
         arguments: picklable.
         worth_s: the least time worth starting it with; 0 is half its limit.
+        after: the case whose files it reads.
     """
 
     section: str
@@ -66,6 +67,7 @@ class Case:
     limit_s: float
     arguments: tuple[Any, ...] = ()
     worth_s: float = 0.0
+    after: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,10 @@ class Context:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table of the page."""
+    """One line of a table of the page, and the name of its case."""
 
     section: str
+    case: str
     table: str
     what: str
     status: str
@@ -115,8 +118,8 @@ class Progress:
 class Report:
     """Takes the rows of a case; each is on disk when `row` returns."""
 
-    def __init__(self, path: Path, section: str, table: str) -> None:
-        self._path, self._section, self._table = path, section, table
+    def __init__(self, path: Path, case: Case) -> None:
+        self._path, self._case = path, case
 
     def row(self, what: str, status: str = MEASURED, reason: str = "", *, table: str = "", **cells: Any) -> None:
         """Report a row.
@@ -128,7 +131,7 @@ class Report:
             table: heading of its table; the case's name if empty.
             cells: its columns; underscores in a name are spaces on the page.
         """
-        row = Row(self._section, table or self._table, what, status, one_line(reason), cells)
+        row = Row(self._case.section, self._case.name, table or self._case.name, what, status, one_line(reason), cells)
         with self._path.open("a") as file:
             file.write(json.dumps(asdict(row)) + "\n")
 
@@ -169,7 +172,7 @@ def run(
         started, left = time.monotonic(), ends - time.monotonic()
         limit = min(left, case.limit_s * (3 if context.small else 1))
         if left < (case.worth_s or case.limit_s / 2):
-            found = [Row(case.section, case.name, case.name, LEFT_OUT, "no time left")]
+            found = [_about(case, LEFT_OUT, "no time left")]
         else:
             say(f"{case.section}: {case.name} (at most {limit:.0f} s)")
             found = run_case(case, context, limit)
@@ -187,6 +190,11 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.2e}" if value and not 1e-3 <= abs(value) < 1e5 else f"{value:,.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _about(case: Case, status: str, reason: str) -> Row:
+    """A row about a case as such."""
+    return Row(case.section, case.name, case.name, case.name, status, reason)
 
 
 def _in_words(row: Row) -> str:
@@ -212,7 +220,7 @@ def run_case(case: Case, context: Context, limit_s: float) -> list[Row]:
         _end(process)
     rows = _read_rows(rows_path)
     if why := _trouble(ended, bool(rows), limit_s, log_path):
-        rows.append(Row(case.section, case.name, case.name, FAILED, one_line(why)))
+        rows.append(_about(case, FAILED, one_line(why)))
     if any(row.status == FAILED for row in rows):
         _keep_log(case, log_path, Path(context.kept) / FAILURES)
     return rows
@@ -270,7 +278,7 @@ def _in_child(case: Case, context: Context, rows: str, log: str) -> None:
     faulthandler.enable()
     if context.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    report = Report(Path(rows), case.section, case.name)
+    report = Report(Path(rows), case)
     try:
         module, name = case.function.split(":")
         getattr(importlib.import_module(module), name)(report, context, *case.arguments)

@@ -70,7 +70,7 @@ def _waits(report: Report, context: Context, what: str, action: Any, *, most: in
             action()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
+    waits = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
     places = ", ".join(f"{warning.filename.split('/')[-1]}:{warning.lineno}" for warning in waits)
     report.judge(f"{what}: waits for the device", len(waits) <= most, places, times=len(waits), allowed=most)
 
@@ -184,6 +184,36 @@ def _torchs(x: Tensor) -> dict[str, Tensor]:
 
 
 _NORMS = {"ours": _ours, "torch's": _torchs}
+
+
+_POOLS = {
+    "largest of 3 x 3": lambda x: nn.functional.max_pool2d(x, 3, 2, 1),
+    "average of 3 x 3": lambda x: nn.functional.avg_pool2d(x, 3, 2, 1),
+    "average of a map": lambda x: nn.functional.adaptive_avg_pool2d(x, 1),
+}
+
+
+def pools(report: Report, context: Context) -> None:
+    """Pooling layers, in both layouts, against the same numbers in float64 on the CPU."""
+    device = torch.device(context.device)
+    for dtype, bound in {torch.float32: 1e-6, torch.bfloat16: 1e-2}.items():
+        for layout in (torch.contiguous_format, torch.channels_last):
+            start = torch.randn(4, 64, 32, 32, generator=_generator(5)).to(dtype).contiguous(memory_format=layout)
+            for name, pool in _POOLS.items():
+                found, expected = (_pooled(pool, x) for x in (start.to(device), start.double()))
+                errors = {part: _error(value, expected[part]) for part, value in found.items()}
+                what = f"{name}, {str(dtype).removeprefix('torch.')}, {_LAYOUTS[layout]}"
+                report.judge(what, max(errors.values()) <= bound, f"an error beyond {bound:g}", **errors)
+
+
+_LAYOUTS = {torch.contiguous_format: "NCHW", torch.channels_last: "channels last"}
+
+
+def _pooled(pool: Any, x: Tensor) -> dict[str, Tensor]:
+    x = x.clone().requires_grad_()
+    y = pool(x)
+    y.backward(_slopes(y))
+    return {"output": y.detach(), "gradient": x.grad}
 
 
 def codes(report: Report, context: Context) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gpu.harness import FAILED, LEFT_OUT, MEASURED, NEEDS_GPU, NOT_INSTALLED, OK, Progress, Row, shown
+from gpu.harness import FAILED, LEFT_OUT, MEASURED, NEEDS_GPU, NOT_INSTALLED, OK, Case, Progress, Row, shown
 
 from shards.ground.files import atomic_write
 
@@ -25,15 +25,38 @@ class Page:
         command: as it was given.
         minutes: that the run may take.
         rows: of the machine itself, which come first.
+        keep: cases that do not run now; what an earlier run has found of them stays.
     """
 
     def __init__(
-        self, folder: Path, facts: dict[str, Any], command: Sequence[str], minutes: float, rows: Sequence[Row] = ()
+        self,
+        folder: Path,
+        facts: dict[str, Any],
+        command: Sequence[str],
+        minutes: float,
+        rows: Sequence[Row] = (),
+        keep: Sequence[Case] = (),
     ) -> None:
         self.folder, self.facts, self.command, self.minutes = folder, facts, shlex.join(command), minutes
         self.rows = list(rows)
         self.name = f"gpu_check_{facts['slug']}"
         self._started, self._date = time.monotonic(), time.strftime("%Y-%m-%d")
+        self._earlier = self._read_earlier({f"{case.section}: {case.name}" for case in keep})
+
+    def _read_earlier(self, keep: set[str]) -> list[dict[str, Any]]:
+        """Earlier runs of the page that is there, each with the rows that stay."""
+        path = self.folder / f"{self.name}.json"
+        if not keep or not path.exists():
+            return []
+        found = json.loads(path.read_text())
+        if "earlier" not in found:
+            return []  # of a version that did not say which row is of which case
+        last = {name: found[name] for name in ("date", "command", "seconds_of_cases", "rows")}
+        runs = [*found["earlier"], {**last, "revision": found["facts"]["revision"], "torch": found["facts"]["torch"]}]
+        for run in runs:
+            run["rows"] = [row for row in run["rows"] if _case_of(row) in keep]
+            run["seconds_of_cases"] = {name: s for name, s in run["seconds_of_cases"].items() if name in keep}
+        return [run for run in runs if run["rows"]]
 
     def write(self, progress: Progress) -> None:
         """Write both files again, each at once."""
@@ -48,6 +71,7 @@ class Page:
             "facts": self.facts,
             "seconds_of_cases": progress.seconds,
             "rows": [asdict(row) for row in rows],
+            "earlier": self._earlier,
             "to_come": [f"{case.section}: {case.name}" for case in progress.to_come],
         }
         texts = {"json": json.dumps(content, indent=1) + "\n", "md": markdown(content, rows)}
@@ -56,9 +80,14 @@ class Page:
                 file.write(text.encode())
 
 
+def _case_of(row: dict[str, Any]) -> str:
+    return f"{row['section']}: {row['case']}"
+
+
 def markdown(content: dict[str, Any], rows: list[Row]) -> str:
     """The page."""
-    facts, to_come = content["facts"], content["to_come"]
+    facts, to_come, earlier = content["facts"], content["to_come"], content["earlier"]
+    rows = rows + [Row(**row) for run in earlier for row in run["rows"]]
     counts = {
         status: sum(row.status == status for row in rows)
         for status in (OK, MEASURED, FAILED, NOT_INSTALLED, NEEDS_GPU, LEFT_OUT)
@@ -77,6 +106,13 @@ def markdown(content: dict[str, Any], rows: list[Row]) -> str:
             "",
             f"**Not at its end**: {len(to_come)} cases had not run when this was written: {'; '.join(to_come)}.",
         ]
+    for run in earlier:
+        names = dict.fromkeys(row["case"] for row in run["rows"])
+        lines += [
+            "",
+            f"Of an earlier run (`{run['command']}` on {run['date']}, torch {run['torch']}, revision "
+            f"{run['revision']}): {', '.join(names)}.",
+        ]
     lines += _failures(rows)
     for section in dict.fromkeys(row.section for row in rows):
         lines += ["", f"## {section}"]
@@ -86,7 +122,9 @@ def markdown(content: dict[str, Any], rows: list[Row]) -> str:
         "",
         "## Seconds of the cases",
         "",
-        ", ".join(f"{name} {seconds:.0f}" for name, seconds in content["seconds_of_cases"].items()),
+        ", ".join(
+            f"{name} {seconds:.0f}" for run in (content, *earlier) for name, seconds in run["seconds_of_cases"].items()
+        ),
     ]
     return "\n".join(lines) + "\n"
 

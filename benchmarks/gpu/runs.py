@@ -8,6 +8,8 @@ import os
 import resource
 import subprocess
 import sys
+import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -94,42 +96,69 @@ def _steps(engine: Any, config: Any, device: torch.device, number: int, before_u
         engine.update(check, step=step, lr=config.optim.lr, clip=0.0)
 
 
-def resume(report: Report, context: Context) -> None:
-    """A run that is stopped by its end at half the steps and goes on, against one in peace, in deterministic mode."""
+def resume(report: Report, context: Context, name: str) -> None:
+    """A run that is killed at half the steps and goes on, against one in peace, in deterministic mode."""
     shards = _shards(context, 96, side=40)
-    networks = {"AdamW": _TINY, **({} if context.small else {"ResNet-50 mini, LARS": _RESNET})}
-    for name, network in networks.items():
-        runs = [Path(context.folder) / f"resume-{len(name)}-{number}" for number in (0, 1)]
-        options = [
-            *network,
-            f"data.shards={shards}",
-            "data.streams=4",
-            "train.global_batch=16",
-            "train.steps=6",
-            "train.deterministic=true",
-            "run.log_every=1",
-            "checkpoint.every_steps=3",
-            "checkpoint.keep=3",
-        ]
-        lines = [pretrain(context, [*options, f"run.dir={runs[0]}"])]
-        lines.append(pretrain(context, [*options, f"run.dir={runs[1]}"], stop_after=3))
-        lines.append(pretrain(context, [*options, f"run.dir={runs[1]}"]))
-        codes = [line.returncode for line in lines]
-        digests = [_digest(run / "checkpoints" / "step-00000006") if not any(codes[::2]) else "" for run in runs]
-        losses = [_losses(run) for run in runs]
-        same = digests[0] == digests[1] != "" and losses[0] == losses[1]
-        why = (
-            _said(next((line for line in lines[::2] if line.returncode), lines[-1]))
-            if any(codes[::2])
-            else ("weights or losses differ")
-        )
-        report.judge(
-            f"{name}: stopped after 3 of 6 steps, against one in peace",
-            same,
-            why,
-            losses_equal=losses[0] == losses[1],
-            checkpoints_equal=digests[0] == digests[1],
-        )
+    runs = [Path(context.folder) / f"resume-{name}-{number}" for number in (0, 1)]
+    options = [
+        *(_RESNET if name == "ResNet-50" and not context.small else _TINY),
+        f"data.shards={shards}",
+        "data.streams=4",
+        "train.global_batch=16",
+        "train.steps=6",
+        "train.deterministic=true",
+        "run.log_every=1",
+        "checkpoint.every_steps=3",
+        "checkpoint.keep=3",
+    ]
+    lines, seconds = [], []
+    for run, stop_after in ((runs[0], 0), (runs[1], 3), (runs[1], 0)):
+        started = time.monotonic()
+        lines.append(pretrain(context, [*options, f"run.dir={run}"], stop_after=stop_after))
+        seconds.append(f"{time.monotonic() - started:.0f}")
+    failed = [line for line in lines[::2] if line.returncode]
+    digests = [_digest(run / "checkpoints" / "step-00000006") if not failed else "" for run in runs]
+    losses = [_losses(run) for run in runs]
+    report.judge(
+        f"{name}: killed after 3 of 6 steps, against one in peace",
+        digests[0] == digests[1] != "" and losses[0] == losses[1],
+        _said(failed[0]) if failed else "weights or losses differ",
+        losses_equal=losses[0] == losses[1],
+        checkpoints_equal=digests[0] == digests[1],
+        seconds_of_the_runs=" / ".join(seconds),
+    )
+
+
+def demo(report: Report, context: Context) -> None:
+    """What a newcomer runs: bundled images to shards, the demo's recipe on one rank, its evaluations."""
+    folder = Path(context.folder)
+    with zipfile.ZipFile(ROOT / "shards" / "sample" / "fashion-mnist.zip") as archive:
+        archive.extractall(folder)
+    shards = {part: folder / f"demo-{part}" for part in ("train", "test")}
+    convert = ["--labels", "folder", "--shuffle", "0", "--samples-per-shard", "1000"]
+    for part, out in shards.items():
+        source = folder / "fashion-mnist" / part
+        run_python(["-m", "shards", "convert", str(source), str(out), *convert], check=True)
+    run, started = folder / "demo", time.monotonic()
+    options = [f"data.shards={shards['train']}", f"data.eval_shards={shards['test']}", f"run.dir={run}"]
+    short = ["train.epochs=0.2", "evaluate.linear_epochs=2"] if context.small else []
+    recipe_path = str(ROOT / "configs" / "demo.yaml")
+    run_python(["-m", "largescale", "pretrain", recipe_path, *options, *short], check=True, timeout_s=context.left_s())
+    seconds = time.monotonic() - started
+    for protocol in ("knn", "linear"):
+        command = ["-m", "largescale", "evaluate", protocol, str(run)]
+        run_python(command, check=True, timeout_s=max(5.0, context.left_s() - 3))
+    results = json.loads((run / "eval" / "linear.json").read_text())["results"]
+    neighbours = json.loads((run / "eval" / "knn.json").read_text())["results"]
+    accuracies = {f"linear, {which}": f"{result['top1']:.2%}" for which, result in results.items()}
+    report.judge(
+        "Fashion-MNIST, SwAV, configs/demo.yaml",
+        context.small or results["pretrained"]["top1"] > results["pixels"]["top1"] + 0.01,
+        "not a point better than a linear probe of raw pixels",
+        **accuracies,
+        kNN=f"{neighbours['pretrained']['top1']:.2%}",
+        seconds_of_training=seconds,
+    )
 
 
 def _losses(run: Path) -> list[float]:

@@ -41,14 +41,15 @@ class _SyncBatchNorm(torch.autograd.Function):
         x, weight, mean, var = ctx.saved_tensors
         # The kernel of evaluation mode gives the local sums of grad and grad * x_hat together with grad * invstd *
         # weight; training mode differs by a correction that is linear in x, made from the sums of all ranks.
+        not_saved = mean.new_empty(0)  # CUDA's kernel for channels last wants to be told; None aborts it
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad.contiguous(memory_format=_layout(x)),
             x,
             weight,
             mean,
             var,
-            None,
-            None,
+            not_saved,
+            not_saved,
             False,
             ctx.eps,
             [True, True, True],

@@ -285,6 +285,7 @@ def build(method: Method, config: Config, device: torch.device, *, stage: int) -
             f"train.precision={config.train.precision}: parallel.strategy=zero{stage} trains in fp32, tf32 or bf16"
         )
     deepspeed = _import_deepspeed(device)
+    autocast_inside(method, config, device)
     optimizer = build_optimizer(method, method.roles(), config.optim)
     wrapped, *_ = deepspeed.initialize(
         model=method, optimizer=optimizer, config=deepspeed_config(config, stage, method), dist_init_required=False
@@ -297,8 +298,13 @@ def build(method: Method, config: Config, device: torch.device, *, stage: int) -
         optimizer=optimizer,
         config=config,
         device=device,
-        autocast_dtype=AUTOCAST.get(config.train.precision),
     )
+
+
+def autocast_inside(method: Method, config: Config, device: torch.device) -> None:
+    """Let the method's forward pass switch autocast on by itself: on CUDA, DeepSpeed's switches off what is on."""
+    if (dtype := AUTOCAST.get(config.train.precision)) is not None:
+        setattr(method, "forward", torch.autocast(device.type, dtype)(method.forward))  # noqa: B010
 
 
 def deepspeed_config(config: Config, stage: int, method: Method) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from largescale.methods.method import Method
 from largescale.optim.optimizers import build_optimizer
 from largescale.parallel import zero
 from largescale.parallel.engine import Engine
-from largescale.parallel.precision import AUTOCAST
 from largescale.plan.like_zero3 import Zero3
 from largescale.plan.like_zero12 import Zero12
 from shards.ground.errors import InputError
@@ -26,6 +25,7 @@ def build(method: Method, config: Config, device: torch.device, fake: FakeTensor
         raise InputError(
             f"train.precision={config.train.precision}: parallel.strategy=zero{stage} trains in fp32, tf32 or bf16"
         )
+    zero.autocast_inside(method, config, device)
     optimizer = build_optimizer(method, method.roles(), config.optim)
     settings = zero.deepspeed_config(config, stage, method)["zero_optimization"]
     with fake:
@@ -35,12 +35,5 @@ def build(method: Method, config: Config, device: torch.device, fake: FakeTensor
             else Zero12(method, optimizer, stage, config.train.accumulate, settings)
         )
     return zero.ZeroEngine(
-        stage=stage,
-        offload=False,
-        wrapped=wrapped,
-        method=method,
-        optimizer=optimizer,
-        config=config,
-        device=device,
-        autocast_dtype=AUTOCAST.get(config.train.precision),
+        stage=stage, offload=False, wrapped=wrapped, method=method, optimizer=optimizer, config=config, device=device
     )

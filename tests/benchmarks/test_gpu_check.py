@@ -122,13 +122,42 @@ def test_the_page_is_whole_when_the_run_is_killed(tmp_path):
 
 
 def test_the_page_says_what_failed_and_breaks_no_table(tmp_path):
-    rows = [Row("One", "T", "a|b", "failed", "c | d", {"first_column": 1e-7, "n": 12345}), Row("One", "T", "e", "ok")]
+    cells = {"first_column": 1e-7, "n": 12345}
+    rows = [Row("One", "T", "T", "a|b", "failed", "c | d", cells), Row("One", "T", "T", "e", "ok")]
     Page(tmp_path, FACTS, ["x"], 8.0).write(Progress(rows, {"One: T": 1.0}, []))
     page = (tmp_path / "gpu_check_x.md").read_text()
     assert "1 ok, 1 failed" in page and "- One, T, a|b: c | d" in page
     assert "| what | first column | n | result |" in page
     assert "| a/b | 1.00e-07 | 12,345 | failed: c / d |" in page and "| e |  |  | ok |" in page
     assert "Not at its end" not in page
+
+
+def test_what_an_earlier_run_found_of_other_cases_stays(tmp_path):
+    def write(command: str, names: str, keep: str) -> str:
+        rows = [Row("One", name, "T", f"{name} of {command}", "ok") for name in names]
+        kept = [Case("One", name, "x:y", 60) for name in keep]
+        page = Page(tmp_path, {**FACTS, "revision": command}, [command], 8.0, keep=kept)
+        page.write(Progress(rows, {f"One: {name}": 1.0 for name in names}, []))
+        return (tmp_path / "gpu_check_x.md").read_text()
+
+    write("first", "abc", "")
+    write("second", "b", "acd")
+    page = write("third", "c", "abd")
+    assert [line for line in page.splitlines() if line.startswith("| ")][1:] == [
+        "| c of third | ok |",
+        "| a of first | ok |",
+        "| b of second | ok |",
+    ]
+    assert "revision first): a.\n" in page and "revision second): b.\n" in page
+    assert "of first" not in write("fourth", "abc", "")
+
+
+def test_what_failed_has_said_is_kept(tmp_path):
+    run([case("fine"), case("raises")], tmp_path)
+    said = (tmp_path / harness.FAILURES).read_text()
+    assert "=== One: raises\n" in said and "One: fine" not in said and "Traceback" in said
+    run([case("fine")], tmp_path)
+    assert not (tmp_path / harness.FAILURES).exists()
 
 
 @pytest.mark.slow
