@@ -23,7 +23,7 @@ CASES = [
     Case(CORRECTNESS, "Sinkhorn against float64", "gpu.numerics:codes", 30),
     Case(CORRECTNESS, "Augmentation", "gpu.numerics:augmentation", 100),
     Case(CORRECTNESS, "Recomputed blocks against kept ones", "gpu.numerics:blocks", 30, ("recompute_stages",)),
-    Case(SPEED, "A training step and each choice undone", "gpu.speed:steps", 150, worth_s=30),
+    Case(SPEED, "A training step and each choice undone", "gpu.speed:steps", 170, worth_s=60),
     Case(CORRECTNESS, "Compiled blocks against eager ones", "gpu.numerics:blocks", 90, ("compile_stages",)),
     Case(CORRECTNESS, "FairScale's FSDP, which is no strategy here", "gpu.strategies:fairscale_fsdp", 30),
     Case(CORRECTNESS, "Out of memory", "gpu.runs:out_of_memory", 60),
