@@ -104,7 +104,7 @@ def markdown(content: dict[str, Any], rows: list[Row]) -> str:
     if to_come:
         lines += [
             "",
-            f"**Not at its end**: {len(to_come)} cases had not run when this was written: {'; '.join(to_come)}.",
+            f"**Not all of it**: {len(to_come)} cases had not run when this was written: {'; '.join(to_come)}.",
         ]
     for run in earlier:
         names = dict.fromkeys(row["case"] for row in run["rows"])
@@ -114,7 +114,7 @@ def markdown(content: dict[str, Any], rows: list[Row]) -> str:
             f"{run['revision']}): {', '.join(names)}.",
         ]
     lines += _failures(rows)
-    for section in dict.fromkeys(row.section for row in rows):
+    for section in sorted(dict.fromkeys(row.section for row in rows), key=_place):
         lines += ["", f"## {section}"]
         for name in dict.fromkeys(row.table for row in rows if row.section == section):
             lines += ["", f"### {name}", "", *_table([r for r in rows if r.section == section and r.table == name])]
@@ -127,6 +127,11 @@ def markdown(content: dict[str, Any], rows: list[Row]) -> str:
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _place(section: str) -> int:
+    order = ("Machine", "Correctness", "Speed", "Planner against reality")
+    return order.index(section) if section in order else len(order)
 
 
 def _failures(rows: list[Row]) -> list[str]:

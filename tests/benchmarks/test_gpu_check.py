@@ -115,7 +115,7 @@ def test_the_page_is_whole_when_the_run_is_killed(tmp_path):
     content = json.loads((tmp_path / "gpu_check_x.json").read_text())
     assert [row["what"] for row in content["rows"]] == ["a number", "a truth"]
     page = (tmp_path / "gpu_check_x.md").read_text()
-    assert "**Not at its end**: 2 cases had not run when this was written: One: hangs; One: silent." in page
+    assert "**Not all of it**: 2 cases had not run when this was written: One: hangs; One: silent." in page
     assert "| a number | 0.5 | measured |" in page
     assert not list(tmp_path.glob(".*.writing"))
     os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
@@ -129,7 +129,7 @@ def test_the_page_says_what_failed_and_breaks_no_table(tmp_path):
     assert "1 ok, 1 failed" in page and "- One, T, a|b: c | d" in page
     assert "| what | first column | n | result |" in page
     assert "| a/b | 1.00e-07 | 12,345 | failed: c / d |" in page and "| e |  |  | ok |" in page
-    assert "Not at its end" not in page
+    assert "Not all of it" not in page
 
 
 def test_what_an_earlier_run_found_of_other_cases_stays(tmp_path):
