@@ -1,6 +1,6 @@
 """The configuration: `schema` says what can be set, `loading` reads it, `checks` refuses what cannot work."""
 
-from largescale.config.checks import free_keys, without_effect
+from largescale.config.checks import free_keys, values_saved_before, without_effect
 from largescale.config.data_settings import AugmentConfig, CropGroup, DataConfig
 from largescale.config.group_augment import augment_of_group
 from largescale.config.loading import load_config
@@ -40,6 +40,7 @@ __all__ = [
     "load_config",
     "require",
     "to_yaml",
+    "values_saved_before",
     "with_present_names",
     "without_effect",
 ]

@@ -11,7 +11,7 @@ from largescale.config.data_settings import AugmentConfig
 from largescale.config.group_augment import augment_of_group
 from largescale.config.schema import Config
 from largescale.config.setting import declared
-from largescale.config.values import corpus_settings, enumerated, require, written
+from largescale.config.values import corpus_settings, enumerated, require, with_present_names, written
 
 
 def validate(config: Config) -> None:
@@ -90,6 +90,14 @@ def settings_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any]
 def free_keys(config: Config) -> frozenset[str]:
     """Keys in which the configurations of one run may differ: they do not change what it computes."""
     return frozenset(key for key, item, _ in settings_of(config) if declared(item).free)
+
+
+def values_saved_before(flat: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Values by dotted key that an earlier version saved, by all keys of this one.
+
+    A key that came since has its default: whatever it stands for, that version did not do it.
+    """
+    return {**{key: default_of(item) for key, item, _ in settings_of(config)}, **with_present_names(flat, config)}
 
 
 def holds(config: Config, condition: str) -> bool:

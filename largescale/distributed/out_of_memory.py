@@ -67,9 +67,17 @@ def line_of_limit(error: BaseException) -> str:
     if not isinstance(error, OSError | RuntimeError):  # libraries of C++ raise the latter with the system's words in it
         return ""
     limit = next((words for words in _LIMITS if words in str(error)), "")
-    if not limit:
+    if not limit or (limit == os.strerror(errno.EAGAIN) and not _of_a_process(error)):
         return ""
     return f"{line_of(error) if isinstance(error, OSError) else limit}; {_LIMITS[limit]}"
+
+
+def _of_a_process(error: OSError | RuntimeError) -> bool:
+    """Whether what is "temporarily unavailable" is a process or thread; it may also be a lock, a file or an address."""
+    if isinstance(error, OSError):
+        return error.filename is None
+    words = str(error).strip()  # of C++'s threads nothing but the system's own
+    return words == os.strerror(errno.EAGAIN) or any(word in words.lower() for word in ("thread", "process", "fork"))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 from largescale.checkpoint import sharded
 from largescale.checkpoint.folder import Checkpoint, newest_first
 from largescale.checkpoint.mirror import Mirror, MirrorAway, OfAnotherRun
-from largescale.config import Config, flatten, with_present_names
+from largescale.config import Config, flatten, values_saved_before
 from largescale.data import order
 from largescale.parallel.batchnorm import batchnorm_images
 from largescale.parallel.engine import Engine
@@ -55,7 +55,7 @@ def check_same_run(checkpoint: Checkpoint, config: Config, fingerprint: str) -> 
             f"{path}: its checkpoint was trained on other shards than {config.data.shards}; "
             f"use those, or start a new run from its weights: {new_run(path)}"
         )
-    before = with_present_names(checkpoint.progress["config"], config)
+    before = values_saved_before(checkpoint.progress["config"], config)
     init_from.require_unchanged(config, before)
     if key := changed_setting(before, config):
         raise InputError(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from largescale.config import Config, flatten, free_keys, with_present_names
+from largescale.config import Config, flatten, free_keys, values_saved_before
 
 
 def changed_setting(before: dict[str, Any], config: Config) -> str:
     """The first setting that keeps a configuration from continuing one saved earlier; empty if none does.
 
     Args:
-        before: all values by key, from a checkpoint. Keys that it does not have yet are skipped.
+        before: all values by the keys of this version, see `values_saved_before`.
     """
-    now, before = flatten(config), with_present_names(before, config)
-    return next((key for key in sorted(now.keys() & before.keys() - free_keys(config)) if before[key] != now[key]), "")
+    now = flatten(config)
+    return next((key for key in sorted(now.keys() - free_keys(config)) if before[key] != now[key]), "")
 
 
 def other_run(progress: dict[str, Any], config: Config, fingerprint: str) -> str:
@@ -28,7 +28,7 @@ def other_run(progress: dict[str, Any], config: Config, fingerprint: str) -> str
     try:
         if progress["data"] != fingerprint:
             return "trained on other shards"
-        before = with_present_names(progress["config"], config)
+        before = values_saved_before(progress["config"], config)
         key = changed_setting(before, config)
         return f"{key} is {before[key]} there and {flatten(config)[key]} here" if key else ""
     except (KeyError, TypeError):

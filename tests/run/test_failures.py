@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import threading
@@ -43,6 +44,16 @@ def test_too_few_threads_are_a_line():
     assert end_of(error.value) == (f"can't start new thread; {THREADS}", True)
     assert end_of(RuntimeError(os.strerror(errno.EAGAIN)))[0] == f"Resource temporarily unavailable; {THREADS}"
     assert end_of(RuntimeError("a fault of the program")) is None
+
+
+def test_what_else_is_temporarily_unavailable_is_not_laid_to_threads(tmp_path):
+    with open(tmp_path / "file", "w") as file, open(tmp_path / "file") as other:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError) as locked:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    locked.value.filename = str(tmp_path / "file")
+    for error in (locked.value, RuntimeError("[pair.cc:144] read: Resource temporarily unavailable")):
+        assert THREADS not in str(end_of(error))
 
 
 def test_a_rank_that_lost_another_says_where_the_reason_is():

@@ -29,13 +29,21 @@ def before_groups_had_augmentation() -> dict:
     return {**progress(), "config": {**settings, "data.crops": groups}}
 
 
+def before_there_was(key: str, *overrides: str) -> dict:
+    settings = progress(*overrides)["config"]
+    return {**progress(), "config": {name: value for name, value in settings.items() if name != key}}
+
+
 @pytest.mark.parametrize(
     "there, expected",
     [
         (progress(), ""),
         (before_groups_had_augmentation(), ""),
         (progress("name=other", "run.dir=elsewhere", "parallel.strategy=fsdp", "checkpoint.keep=7"), ""),
-        ({**progress(), "config": {"run.seed": 0}}, ""),  # before there were other settings
+        (before_there_was("train.loss_spans"), ""),
+        (before_there_was("checkpoint.keep"), ""),
+        (before_there_was("optim.lr"), "optim.lr is 4.8 there and 0.5 here"),  # if it came later: its default
+        ({**progress(), "config": {"run.seed": 1}}, "data.augment.blur_sigma is [0.1, 2.0] there and [0.1, 0.8] here"),
         (progress("optim.lr=0.25"), "optim.lr is 0.25 there and 0.5 here"),
         (progress("init_from=runs/a"), "init_from is runs/a there and  here"),
         (progress(data="others"), "trained on other shards"),
