@@ -6,6 +6,7 @@ same ones in all for any number of ranks.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +15,15 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from largescale.checkpoint import sharded
+from largescale.checkpoint.saver import Saver
 from largescale.config import Config, load_config
 from largescale.data.order import rank_places
 from largescale.data.views import Views
 from largescale.methods import METHODS, build_method
 from largescale.parallel.precision import weights_dtype
 from largescale.parallel.strategies import build_engine
+from largescale.run.resume import load
 from tests.helpers.commands import ROOT
 
 STEPS = 4
@@ -50,15 +54,30 @@ def whole(value: Tensor) -> Tensor:
     return (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
 
 
-def train(config: Config, steps: int = STEPS, *, still: bool = False) -> dict[str, Any]:
-    """Losses, gradient norms and, on rank 0, the whole state in the end; `still` keeps BatchNorm in evaluation mode."""
+def train(
+    config: Config, steps: int = STEPS, *, still: bool = False, first: int = 0, checkpoints: Path | None = None
+) -> dict[str, Any]:
+    """Losses, gradient norms and, on rank 0, the whole state in the end.
+
+    Args:
+        config: of the run.
+        steps: where it ends.
+        still: keep BatchNorm in evaluation mode.
+        first: step to begin with; later ones than 0 go on from a checkpoint.
+        checkpoints: folder of that one, and of the one that is saved in the end.
+    """
+    device = torch.device("cpu")
     torch.manual_seed(config.run.seed)
-    engine = build_engine(build_method(config), config, torch.device("cpu"))
+    engine = build_engine(build_method(config), config, device)
     for norm in engine.method.modules():
         if isinstance(norm, _BatchNorm):
             norm.train(norm.training and not still)
+    if first:
+        checkpoint = sharded.agree_on_latest(checkpoints, device)
+        assert checkpoint is not None and checkpoint.step == first
+        load(checkpoint, engine)
     losses, norms = [], []
-    for step in range(steps):
+    for step in range(first, steps):
         views = views_of_step(config, step)
         output = engine.forward_backward(views, step)
         check = engine.check(views, output.loss)
@@ -66,10 +85,21 @@ def train(config: Config, steps: int = STEPS, *, still: bool = False) -> dict[st
         engine.update(check, step=step, lr=config.optim.lr, clip=config.optim.clip_grad_norm)
         losses.append(check.loss)
         norms.append(check.grad_norm)
+    if checkpoints is not None:
+        saved = engine.state()
+        saver = Saver(checkpoints, keep=1, keep_every=0, background=False, device=device)
+        saver.save(saved, {"step": steps}, until_update=engine.until_update(saved))
     state = {name: whole(value) for name, value in engine.state().items()}
     return {"losses": losses, "norms": norms, "state": state if dist.get_rank() == 0 else {}}
 
 
-def train_all(overrides: list[list[str]], *, still: bool = False) -> list[dict[str, dict[str, Any]]]:
-    """Every method under every list of overrides."""
-    return [{name: train(mini(name, *some), still=still) for name in METHODS} for some in overrides]
+def train_all(
+    overrides: list[list[str]], *, still: bool = False, folder: Path | None = None, **part: int
+) -> list[dict[str, dict[str, Any]]]:
+    """Every method under every list of overrides; in a folder of its own each, where they are to be saved."""
+
+    def one(name: str, place: int) -> dict[str, Any]:
+        checkpoints = folder and folder / f"{name}-{place}"
+        return train(mini(name, *overrides[place]), still=still, checkpoints=checkpoints, **part)
+
+    return [{name: one(name, place) for name in METHODS} for place in range(len(overrides))]

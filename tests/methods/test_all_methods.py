@@ -30,6 +30,13 @@ def one_process() -> list[dict[str, dict[str, Any]]]:
     return run_ranks(train_all, 1, WAYS, timeout_s=600)[0]
 
 
+def assert_equal_states(own: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], where: Any) -> None:
+    assert own.keys() == expected.keys(), where
+    for key, value in own.items():
+        difference = (value - expected[key]).double().norm()
+        assert difference <= 1e-8 * expected[key].double().norm() + STILL, (where, key)
+
+
 def test_every_method_has_a_mini_recipe():
     assert {path.stem for path in (ROOT / "tests/methods/mini").glob("*.yaml")} == set(METHODS)
 
@@ -50,9 +57,19 @@ def test_float64_runs_equal_one_process(one_process, strategy, ranks, overrides)
             missing = expected["state"].keys() - own["state"].keys()
             # OSS keeps the optimizer's state of a parameter on its owner alone.
             assert all(strategy == "fairscale" and key.startswith("optimizer.") for key in missing), (name, missing)
-            for key, value in own["state"].items():
-                difference = (value - expected["state"][key]).double().norm()
-                assert difference <= 1e-8 * expected["state"][key].double().norm() + STILL, (name, way, key)
+            held = {key: value for key, value in expected["state"].items() if key not in missing}
+            assert_equal_states(own["state"], held, (name, way))
+
+
+@pytest.mark.parametrize("ranks, strategy, then, other", [(2, "fsdp", 1, "ddp"), (1, "ddp", 4, "fsdp")])
+def test_a_run_that_stops_goes_on_with_other_ranks(one_process, tmp_path, ranks, strategy, then, other):
+    stops, goes_on = ([[*way, f"parallel.strategy={name}"] for way in WAYS] for name in (strategy, other))
+    run_ranks(partial(train_all, folder=tmp_path, steps=STEPS // 2), ranks, stops, timeout_s=600)
+    found = run_ranks(partial(train_all, folder=tmp_path, first=STEPS // 2), then, goes_on, timeout_s=600)[0]
+    for way, (mine, theirs) in enumerate(zip(found, one_process, strict=True)):
+        for name in METHODS:
+            assert mine[name]["losses"] == pytest.approx(theirs[name]["losses"][STEPS // 2 :], rel=1e-9), (name, way)
+            assert_equal_states(mine[name]["state"], theirs[name]["state"], (name, way))
 
 
 def newest_last(run: dict[str, Any], micro_batches: int) -> torch.Tensor | None:
