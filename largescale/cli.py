@@ -50,6 +50,9 @@ docs/export.md shows how to load the file in plain torch.""",
   torchrun --nnodes=2 --nproc-per-node=8 ... -m largescale preflight configs/swav/resnet50_800ep.yaml""",
     "report": """example:
   largescale report runs/demo""",
+    "runs": """examples:
+  largescale runs runs
+  largescale runs runs --json""",
 }
 
 
@@ -168,6 +171,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "report", _report, "write RUN/report.html, one self-contained page")
     command.add_argument("run_dir", metavar="RUN", help="folder of a run")
+
+    command = _command(commands, "runs", _runs, "list all runs below a folder: state, step, loss, speed, accuracies")
+    command.add_argument("folder", metavar="DIR", nargs="?", default="runs", help="default: runs")
+    command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -355,6 +362,16 @@ def _report(arguments: argparse.Namespace) -> None:
     from largescale.observe.report import write_report
 
     sys.stdout.write(f"{write_report(_run_dir(arguments.run_dir))}\n")
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    from largescale.run.table import runs_below, table, to_json
+
+    rows = runs_below(Path(arguments.folder).expanduser())
+    if arguments.json:
+        sys.stdout.write(to_json(rows) + "\n")
+    else:
+        sys.stdout.write((table(rows) if rows else f"{arguments.folder}: no runs below this folder") + "\n")
 
 
 def _run_dir(path: str) -> Path:

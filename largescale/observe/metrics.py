@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from largescale.observe.records import Records
 from shards.ground.files import atomic_write
 
 METRICS = "metrics.jsonl"
+
+_TAIL_BYTES = 65536
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +104,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError, RecursionError):
             _log.warning("%s: dropped a line that was cut short by a crash or is not a record of a step", path)
     return rows
+
+
+def last_row(run_dir: Path) -> dict[str, Any] | None:
+    """The last whole record of a run's metrics, read from the end of the file; None if there is none."""
+    with suppress(OSError), (run_dir / METRICS).open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+        for line in reversed(file.read().splitlines()):
+            with suppress(ValueError, TypeError, KeyError, RecursionError):  # cut at either end
+                row = json.loads(line)
+                row["step"] + 0
+                return row
+    return None
 
 
 def forget_from(run_dir: Path, step: int) -> None:
