@@ -179,9 +179,15 @@ def _check_folder() -> None:
         sys.exit(fail_line("the working directory was removed; change to another one (cd) first", 2))
 
 
+def _shows_progress() -> bool:
+    """Whether a progress bar is on the line: one that was interrupted while it was made does not clear itself."""
+    tqdm = sys.modules.get("tqdm")
+    return tqdm is not None and len(getattr(tqdm.tqdm, "_instances", ())) > 0
+
+
 def fail_line(message: str, code: int, label: str = "error") -> int:
     """Say in one line on stderr how a command ends; returns the exit code."""
     with suppress(OSError, ValueError):
-        sys.stderr.write(f"{label}: {' '.join(message.split())}\n")
+        sys.stderr.write("\n" * _shows_progress() + f"{label}: {' '.join(message.split())}\n")
         sys.stderr.flush()
     return code

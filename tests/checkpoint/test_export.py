@@ -93,7 +93,7 @@ def python_of_the_page() -> list[str]:
 
 def in_plain_torch(code: str, folder: Path, *arguments: str) -> str:
     result = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True, timeout=600, check=False
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout

@@ -51,7 +51,7 @@ def make_cache(web: WebServer, folder: Path, patience_s: float = 20) -> ShardCac
 
 
 def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.05)

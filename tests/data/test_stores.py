@@ -228,7 +228,7 @@ def test_a_full_disk_is_one_line(web, tmp_path):
         ["unshare", "--mount", "--map-root-user", "sh", "-c", command],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         check=False,
     )

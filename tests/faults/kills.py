@@ -105,7 +105,7 @@ def _start_and_kill(overrides: list[str], run: Path, chance: random.Random, coun
 
 def _move_lease(run: Path) -> None:
     """Once its owner is dead, make the lease another machine's."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 600
     while not (found := newest_owner(run)) or not parse_owner(found[1]).is_dead():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -175,7 +175,7 @@ def pretrain_on_small_disk(data: list[str], run: Path, size: str) -> subprocess.
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 

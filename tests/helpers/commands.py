@@ -17,7 +17,7 @@ IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def run_python(
-    *arguments: object, ranks: int = 1, cwd: Path | None = None, timeout_s: float = 300, check: bool = True
+    *arguments: object, ranks: int = 1, cwd: Path | None = None, timeout_s: float = 900, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS`, or torchrun with several ranks, as a user would."""
     launch = [sys.executable]

@@ -24,7 +24,7 @@ _GRACE_S = 30.0
 
 
 def run_largescale(
-    *arguments: object, ranks: int = 1, timeout_s: float = 300, check: bool = True, entry: Callable[[], int] = main
+    *arguments: object, ranks: int = 1, timeout_s: float = 900, check: bool = True, entry: Callable[[], int] = main
 ) -> subprocess.CompletedProcess[str]:
     """Run `largescale ARGUMENTS` on some ranks, without the seconds in which interpreter and launcher import torch.
 

@@ -22,7 +22,7 @@ def forking() -> ForkServerContext:
     return context
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *arguments: object, timeout_s: float = 120) -> list[Any]:
+def run_ranks(function: Callable[..., Any], world_size: int, *arguments: object, timeout_s: float = 600) -> list[Any]:
     """`function(*arguments)` on every rank; returns the results in rank order, or fails with a rank's traceback."""
     with tempfile.TemporaryDirectory() as folder:
         processes = [

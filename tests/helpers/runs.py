@@ -74,7 +74,7 @@ def log_of(run: Path) -> Path:
 def wait_for_step(process: subprocess.Popen[bytes], run: Path, step: int) -> None:
     """Return when the last rank has trained on a step."""
     audit = run / "audit" / "rank-00001.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not audit.exists() or len(audit.read_text().splitlines()) <= step:
         assert process.poll() is None and time.monotonic() < deadline, log_of(run).read_text()[-3000:]
         time.sleep(0.01)

@@ -53,7 +53,7 @@ class StoreServer:
     def start(self) -> None:
         """Start, and return when it answers."""
         self._process = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while socket.socket().connect_ex(("127.0.0.1", self.port)) != 0:
             assert time.monotonic() < deadline and self._process.poll() is None
             time.sleep(0.1)

@@ -57,7 +57,7 @@ def in_browser(page: Path, tmp_path: Path, width: int = 1200) -> str:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=True,
     )
     return result.stdout

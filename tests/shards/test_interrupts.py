@@ -49,12 +49,12 @@ def test_a_command_with_processes(tmp_path, number, whom):
     process = subprocess.Popen(
         [sys.executable, "-c", BUSY], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while len(workers := [int(path.name[7:]) for path in tmp_path.glob("worker-*")]) < 2:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     (os.kill if whom == "the command" else os.killpg)(process.pid, number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 128 + number and re.fullmatch(LINE[number], said), said
     assert {path.name for path in tmp_path.iterdir()} == {f"worker-{worker}" for worker in workers}
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
@@ -70,7 +70,7 @@ def test_real_commands_wherever_they_are(tmp_path, sample_images, number):
         process = met_at_work(command, number)
         time.sleep(0.1 + 0.3 * place)
         os.killpg(process.pid, number)
-        result, said = process.communicate(timeout=60)
+        result, said = process.communicate(timeout=600)
         if process.returncode in (0, -number):  # it has just been done, and may have been on its way out
             assert result.strip() and "error" not in said
         else:

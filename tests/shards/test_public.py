@@ -39,7 +39,7 @@ def test_it_offers_what_it_says():
 
 def test_importing_it_is_cheap():
     script = "import sys, shards; assert not {'numpy', 'pyarrow', 'PIL', 'fsspec'} & set(sys.modules); shards.convert"
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=600)
 
 
 def test_functions_write_what_commands_write(images, tmp_path):

@@ -41,7 +41,7 @@ class Box:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             cwd=self.folder,
             check=False,
         )
@@ -62,14 +62,14 @@ class Box:
         path = self.folder / f"pretrain-tiny-{number}.log"
         return path.read_text() if path.exists() else ""
 
-    def wait(self, number: str, holds: Callable[[], bool], timeout_s: float = 180) -> None:
+    def wait(self, number: str, holds: Callable[[], bool], timeout_s: float = 600) -> None:
         """Return when something holds; fail with the job's log if it does not."""
         deadline = time.monotonic() + timeout_s
         while not holds():
             assert time.monotonic() < deadline, f"{self.call('squeue')}\n{self.log(number)[-4000:]}"
             time.sleep(0.1)
 
-    def wait_for_end(self, number: str, timeout_s: float = 240) -> None:
+    def wait_for_end(self, number: str, timeout_s: float = 600) -> None:
         """Return when a job is completed."""
         self.wait(number, lambda: self.job(number, "JobState") not in ("PENDING", "RUNNING", "COMPLETING"), timeout_s)
         assert self.job(number, "JobState") == "COMPLETED", self.log(number)[-4000:]
@@ -104,7 +104,7 @@ class Box:
     def return_node(self, name: str) -> None:
         """Bring a lost node back."""
         self.call("slurmd", "-N", name)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while "DOWN" in (state := self.call("scontrol", "show", "node", name)) or "NOT_RESPONDING" in state:
             assert time.monotonic() < deadline, state
             # Refused for a moment when the node has just registered and is no longer down.

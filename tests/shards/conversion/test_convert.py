@@ -167,7 +167,7 @@ def test_a_killed_conversion_leaves_no_manifest_and_goes_through_the_second_time
         "2",
     ]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while len(list(out.glob("*.tar"))) < 3:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)

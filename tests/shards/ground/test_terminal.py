@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from largescale.config import load_config
 from shards.cli import main
+from shards.ground.terminal import fail_line
 from tests.helpers.commands import ROOT
 from tests.helpers.images import image_bytes
 
@@ -37,7 +39,7 @@ def shell(home: Path, command: str, **environment: str) -> subprocess.CompletedP
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=600,
     )
 
 
@@ -100,3 +102,12 @@ def test_a_home_that_the_shell_did_not_replace(home, monkeypatch, capsys):
     assert config.data.shards == [{"path": f"{home}/a", "weight": 2}, f"{home}/b"]
     assert (config.run.dir, config.checkpoint.mirror) == (f"{home}/run", f"{home}/m")
     assert config.data.eval_shards == f"{home}/e"
+
+
+def test_a_line_stands_alone_where_a_progress_bar_was_interrupted(capsys):
+    bar = tqdm(total=3, desc="convert", leave=False)
+    assert fail_line("interrupted", 130) == 130
+    bar.close()
+    assert "\nerror: interrupted\n" in capsys.readouterr().err
+    fail_line("why", 1)
+    assert capsys.readouterr().err == "error: why\n"
