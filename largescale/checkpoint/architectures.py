@@ -1,0 +1,113 @@
+"""Which architecture tensors are of, by their names and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+import torch
+
+from largescale.checkpoint import torchvision_layout
+from largescale.config import ModelConfig
+from largescale.models.backbones import available, build_backbone
+
+Shapes = dict[str, tuple[int, ...]]
+"""Of tensors by torchvision's names."""
+
+COUNTER = "num_batches_tracked"
+"""Ending of names of BatchNorm's counters: absent from files of before 2018, and of no effect here."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """How far tensors are those of an architecture.
+
+    Attributes:
+        model: the architecture.
+        equal, total: tensors with equal names and shapes, and all that are in either.
+    """
+
+    model: ModelConfig
+    equal: int
+    total: int
+
+    def words(self) -> str:
+        """The same for people, with the settings that make the architecture."""
+        if self.equal == self.total:
+            return f"all {self.total} tensors are those of {settings_of(self.model)}"
+        return (
+            f"the nearest known architecture is {settings_of(self.model)}, with {self.equal} of {self.total} tensors "
+            f"equal"
+        )
+
+
+def closest(family: str, there: Shapes) -> Match:
+    """The architecture that has most tensors in common with those of a file.
+
+    Args:
+        family: `resnet` or `regnet`.
+        there: the tensors.
+    """
+    matches = []
+    for model in _candidates(family, there):
+        shapes = _shapes_of(model)
+        keys = {key for key in shapes.keys() | there.keys() if key in there or not key.endswith(COUNTER)}
+        matches.append(Match(model, sum(shapes.get(key) == there.get(key) for key in keys), len(keys)))
+    return max(matches, key=lambda match: match.equal / match.total)
+
+
+def model_of(values: Mapping[str, Any]) -> ModelConfig:
+    """The architecture in a configuration's values by key; keys that this version does not know are passed over."""
+    known = {item.name for item in fields(ModelConfig)}
+    own = {key.removeprefix("model."): value for key, value in values.items() if key.startswith("model.")}
+    return ModelConfig(**{name: value for name, value in own.items() if name in known})
+
+
+def settings_of(model: ModelConfig) -> str:
+    """The settings that make an architecture, as on a command line."""
+    return " ".join(f"model.{key}={str(value).replace(' ', '')}" for key, value in _choice(model).items())
+
+
+def _choice(model: ModelConfig) -> dict[str, Any]:
+    """What of an architecture is not the default, or does not follow from its name."""
+    found: dict[str, Any] = {"backbone": model.backbone}
+    if model.stem != "imagenet":
+        found["stem"] = model.stem
+    if model.backbone == "resnet":
+        found |= {"depths": model.depths, "width": model.width, "block": model.block}
+    return found
+
+
+def _candidates(family: str, there: Shapes) -> list[ModelConfig]:
+    """Architectures of a family; a ResNet of any depth and width is described by its own tensors."""
+    stem = "imagenet" if family == "regnet" or there.get("conv1.weight", (7,))[-1] == 7 else "3x3s2"
+    names = [name for name in available() if name != "resnet" and name.startswith("regnet") == (family == "regnet")]
+    own = [_own_resnet(there, stem)] if family == "resnet" and "conv1.weight" in there else []
+    return [*(ModelConfig(backbone=name, stem=stem) for name in names), *own]
+
+
+def _own_resnet(there: Shapes, stem: str) -> ModelConfig:
+    blocks = {tuple(key.split(".")[:2]) for key in there if key.startswith("layer")}
+    depths = [sum(stage == f"layer{number}" for stage, _ in blocks) for number in range(1, 20)]
+    block = "bottleneck" if "layer1.0.conv3.weight" in there else "basic"
+    width = there["conv1.weight"][0]
+    return ModelConfig("resnet", stem, [depth for depth in depths if depth], width, block)
+
+
+def _shapes_of(model: ModelConfig) -> Shapes:
+    return _shapes_of_named(model.backbone, model.stem) if model.backbone != "resnet" else _built(model)
+
+
+@cache  # building all of them takes seconds, most of it in torch's Python
+def _shapes_of_named(backbone: str, stem: str) -> Shapes:
+    return _built(ModelConfig(backbone=backbone, stem=stem))
+
+
+def _built(model: ModelConfig) -> Shapes:
+    with torch.device("meta"):
+        backbone, _ = build_backbone(model)
+    return {
+        torchvision_layout.name_of(backbone, key): tuple(value.shape) for key, value in backbone.state_dict().items()
+    }

@@ -1,0 +1,243 @@
+"""Weights that others published, in a backbone of ours: all of its tensors, or none.
+
+    taken = take(read_state("swav_800ep_pretrain.pth.tar"), backbone, "resnet50")    # tensors by our names
+    found = load_backbone("resnet50.pth")                                            # a network with these weights
+
+Most damage that weights have done in other projects comes from loading what fits by name and leaving the rest random.
+Here each tensor of the backbone must be there with its shape, and whatever else lies under the same prefix must be a
+head that is known as one; otherwise the first differences are named, and the architecture that the file seems to hold.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from largescale.checkpoint import torchvision_layout
+from largescale.checkpoint.architectures import COUNTER, Shapes, closest, model_of
+from largescale.checkpoint.folder import stamp_of
+from largescale.checkpoint.foreign_layouts import HEADS, IMAGENET, LAYOUTS, ORIGINS, SECOND, WRAPPERS, Layout
+from largescale.checkpoint.state_file import StateFile, read_state
+from largescale.config import ModelConfig
+from largescale.models.backbones import build_backbone
+from shards.ground.errors import InputError
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The tensors of a backbone that a file holds.
+
+    Attributes:
+        tensors: by the names of our backbone; not to be written to.
+        layout: whose names the file has, and under which prefix, for people.
+        mean, std: what images must be normalised with, as far as the file or its origin tells; else ImageNet's.
+        left: names in the file that were not taken.
+    """
+
+    tensors: dict[str, Tensor]
+    layout: str
+    mean: list[float]
+    std: list[float]
+    left: list[str]
+
+    def summary(self) -> str:
+        """What was recognised, taken and left, in a line."""
+        kinds = sorted({_kind(name) for name in self.left})
+        left = f"; left there: {len(self.left)} others ({', '.join(kinds[:_SHOWN])}{', ...' * (len(kinds) > _SHOWN)})"
+        count = len(self.tensors)
+        return f"recognised as {self.layout}: {count} of {count} backbone tensors{left if self.left else ''}"
+
+
+@dataclass(frozen=True)
+class ForeignBackbone:
+    """A backbone with weights from a file, in evaluation mode, on the CPU, in float32, without gradients.
+
+    Attributes:
+        backbone: images [B, 3, H, W], RGB, normalised with `mean` and `std`, to features [B, num_features].
+        num_features: width of its features.
+        model: its architecture.
+        mean, std: of the channels of images from 0 to 1.
+        path, sha256: of the file.
+        taken: what was recognised, taken and left.
+    """
+
+    backbone: nn.Module
+    num_features: int
+    model: ModelConfig
+    mean: list[float]
+    std: list[float]
+    path: Path
+    sha256: str
+    taken: Taken = field(repr=False)
+
+
+def load_backbone(weights: str | Path, model: ModelConfig | None = None) -> ForeignBackbone:
+    """A backbone with the weights of a file: torchvision's, timm's, or of another project listed in docs/weights.md.
+
+    Args:
+        weights: safetensors, or a file of torch.save, or a folder in the layout of Hugging Face.
+        model: the architecture; None takes the one that the tensors are of.
+
+    Raises:
+        InputError: not a file of weights, or not all of the backbone is in it; says what differs.
+    """
+    file = read_state(weights)
+    model = model or _architecture_of(file)
+    with torch.device("meta"):
+        backbone, num_features = build_backbone(model)
+    taken = take(file, backbone, model.backbone)
+    state = {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
+        for name, tensor in taken.tensors.items()
+    }
+    backbone.load_state_dict(state, strict=True, assign=True)
+    backbone.eval().requires_grad_(False)
+    return ForeignBackbone(
+        backbone, num_features, model, taken.mean, taken.std, file.path, stamp_of(file.path).sha256, taken
+    )
+
+
+@dataclass(frozen=True)
+class _Network:
+    """The network to take in a file.
+
+    Attributes:
+        layout, prefix: whose names it has, and what stands before them.
+        inside: names in the file (without wrappers) by torchvision's names, of all that lies under the prefix.
+        shapes: by torchvision's names, of what is neither a head nor of another network.
+    """
+
+    layout: Layout
+    prefix: str
+    inside: dict[str, str]
+    shapes: Shapes
+
+
+def take(file: StateFile, backbone: nn.Module, name: str) -> Taken:
+    """The tensors of a backbone in a file.
+
+    Args:
+        file: what was read.
+        backbone: whose tensors are wanted; may be on the meta device.
+        name: of the backbone, for messages.
+
+    Raises:
+        InputError: one is missing or has another shape, or the file holds no known network, or several.
+    """
+    named = _without_wrappers(file)
+    network = _find(file.path, named)
+    state = backbone.state_dict()
+    ours = {torchvision_layout.name_of(backbone, key): key for key in state}
+    wanted = {key: tuple(state[own].shape) for key, own in ours.items()}
+    _require_equal(file.path, network, wanted, name)
+    inside = network.inside
+    tensors = {
+        own: named[inside[key]] if key in inside else torch.zeros((), dtype=torch.int64) for key, own in ours.items()
+    }
+    used = {inside[key] for key in wanted if key in inside}
+    mean, std, origin = _normalisation(file, list(named))
+    words = "".join(
+        (
+            network.layout.title,
+            f" under {network.prefix.rstrip('.')}" if network.prefix else "",
+            f", of {origin}" if origin else "",
+        )
+    )
+    return Taken(tensors, words, mean, std, [key for key in named if key not in used])
+
+
+def _without_wrappers(file: StateFile) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {}
+    for key, tensor in file.tensors.items():
+        short = ".".join(part for part in key.split(".") if part not in WRAPPERS)
+        if short in named:
+            raise InputError(f"{file.path}: holds {short} twice, with a wrapper's prefix and without; keep one of them")
+        named[short] = tensor
+    return named
+
+
+def _find(path: Path, named: dict[str, Tensor]) -> _Network:
+    found = [(layout, prefix) for layout in LAYOUTS for prefix in layout.prefixes(list(named))]
+    if not found:
+        raise InputError(
+            f"{path}: no ResNet or RegNet in a known layout; its {len(named)} tensors are named like "
+            f"{', '.join(list(named)[:3])}; docs/weights.md lists the layouts"
+        )
+    first = [one for one in found if not SECOND & set(one[1].split("."))] or found
+    if len(first) > 1:
+        prefixes = " and ".join(repr(prefix) for _, prefix in first[:3])
+        raise InputError(f"{path}: holds several networks, under {prefixes}; save the one to take in a file of its own")
+    [(layout, prefix)] = first
+    others = [other for _, other in found if other != prefix and other.startswith(prefix)]
+    under = {key: key.removeprefix(prefix) for key in named if key.startswith(prefix)}
+    inside = {layout.torchvision_name(name): key for key, name in under.items()}
+    shapes = {
+        name: tuple(named[key].shape)
+        for name, key in inside.items()
+        if under[key].partition(".")[0] not in HEADS and not any(key.startswith(other) for other in others)
+    }
+    return _Network(layout, prefix, inside, shapes)
+
+
+def _require_equal(path: Path, network: _Network, wanted: Shapes, name: str) -> None:
+    there = network.shapes
+    differ = [
+        key
+        for key in {**wanted, **there}
+        if there.get(key) != wanted.get(key) and (key in there or not key.endswith(COUNTER))
+    ]
+    if not differ:
+        return
+    shown = "; ".join(
+        f"{key} ({_shape(there.get(key))} there, {_shape(wanted.get(key))} here)" for key in differ[:_SHOWN]
+    )
+    more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
+    best = closest(network.layout.family, there)
+    raise InputError(f"{path}: not a {name}: {len(differ)} tensors differ: {shown}{more}; {best.words()}")
+
+
+def _architecture_of(file: StateFile) -> ModelConfig:
+    """The architecture whose tensors a file holds.
+
+    Raises:
+        InputError: it is none of those known.
+    """
+    if "config" in file.metadata:  # of an export of ours: tensors do not tell a stem's stride
+        return model_of(json.loads(file.metadata["config"]))
+    network = _find(file.path, _without_wrappers(file))
+    best = closest(network.layout.family, network.shapes)
+    if best.equal != best.total:
+        raise InputError(f"{file.path}: of no known architecture; {best.words()}")
+    return best.model
+
+
+def _normalisation(file: StateFile, names: list[str]) -> tuple[list[float], list[float], str]:
+    """Mean, standard deviation, and the name of the origin if the file tells it."""
+    origin = next((one for one in ORIGINS if one.tells(names)), None)
+    mean, std = (origin.mean, origin.std) if origin else IMAGENET
+    for source in (file.metadata, _pretrained_cfg(file)):
+        if "mean" in source and "std" in source:
+            mean, std = json.loads(source["mean"]), json.loads(source["std"])
+    return list(mean), list(std), origin.title if origin else ""
+
+
+def _pretrained_cfg(file: StateFile) -> dict[str, str]:
+    found = json.loads(file.metadata.get("pretrained_cfg", "{}"))
+    return {key: json.dumps(value) for key, value in found.items()} if isinstance(found, dict) else {}
+
+
+def _kind(name: str) -> str:
+    """The beginning of a name, as far as it says what a tensor is of."""
+    parts = name.split(".")
+    place = next((place for place, part in enumerate(parts) if part in HEADS | SECOND), None)
+    return ".".join(parts[: place + 1] if place is not None else parts[:2] if len(parts) > 2 else parts[:1])
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else str(list(shape))
