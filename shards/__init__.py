@@ -15,9 +15,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shards.public import convert, index, open, verify
+    from shards.public import convert, index, open, repair, verify
 
-__all__ = ["convert", "index", "open", "verify"]
+__all__ = ["convert", "index", "open", "repair", "verify"]
 
 
 def __getattr__(name: str) -> Any:

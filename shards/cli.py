@@ -23,7 +23,6 @@ from shards.ground.errors import InputError, line_of
 from shards.inspection.info import describe, gather
 from shards.inspection.repair import repair
 from shards.stores.locate import manifest_at
-from shards.stores.store import is_url
 
 USER_ERROR, DAMAGED = 2, 1
 """Exit codes: the input has to be fixed; `verify` found damage."""
@@ -345,13 +344,8 @@ def _verify_folder(arguments: argparse.Namespace, folder: str) -> int:
     problems = public.verify(folder, workers=arguments.workers, decode=not arguments.no_decode)
     for problem in problems[:_SHOWN_PROBLEMS]:
         _say(str(problem))
-    if problems and arguments.repair and is_url(folder):
-        raise InputError(
-            f"{folder}: --repair fixes local folders; here, remove the manifest and the damaged "
-            f"shards, and run the same conversion again, which writes what is missing"
-        )
     if problems and arguments.repair:
-        for name in repair(manifest_at(folder), problems, arguments.source):
+        for name in repair(folder, problems, arguments.source):
             _say(f"{name}: rewritten")
         problems = public.verify(folder, workers=arguments.workers, decode=not arguments.no_decode)
     if problems:

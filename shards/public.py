@@ -13,6 +13,7 @@ from shards.conversion.convert import convert as convert_with
 from shards.format.manifest import Manifest
 from shards.ground.errors import InputError
 from shards.inspection.index import index_folder
+from shards.inspection.repair import repair as rewrite_damaged
 from shards.inspection.shard_folder import ShardFolder
 from shards.inspection.verify import Problem
 from shards.inspection.verify import verify as compare_with_manifest
@@ -148,6 +149,27 @@ def verify(location: str | Path, *, decode: bool = True, workers: int | None = N
     """
     _, problems = compare_with_manifest(_location(location), workers=_processes(workers), decode=decode)
     return problems
+
+
+def repair(
+    folder: str | Path, *, source: str | Path | None = None, decode: bool = True, workers: int | None = None
+) -> list[str]:
+    """Rewrite the shards of a converted folder in which `verify` finds something wrong, and only those.
+
+    Args:
+        folder: that `convert` wrote; on a store, remove the damaged shards and convert again.
+        source: where the images are now; None is where they were.
+        decode: find damage by decoding the images, too.
+        workers: processes; None is one for each core.
+
+    Returns:
+        The names of the rewritten shards; each has the checksum that the manifest names.
+
+    Raises:
+        InputError: no readable manifest or plan, a tar that does not belong there, or images that have changed.
+    """
+    problems = verify(folder, decode=decode, workers=workers)
+    return rewrite_damaged(_location(folder), problems, None if source is None else _location(source))
 
 
 def open(location: str | Path) -> ShardFolder:

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from shards.conversion.convert import rewrite
-from shards.format.manifest import Manifest
 from shards.ground.errors import InputError
 from shards.inspection.verify import Problem
+from shards.stores.locate import manifest_at
+from shards.stores.store import is_url
 
 
-def repair(manifest: Manifest, problems: list[Problem], source: str | None) -> list[str]:
+def repair(location: str, problems: list[Problem], source: str | None) -> list[str]:
     """Rewrite the shards that have problems, from the plan of their conversion.
 
     Args:
-        manifest: of the folder.
-        problems: what `verify` found.
+        location: path of the folder.
+        problems: what `verify` found there.
         source: where the images are now; None is where they were.
 
     Returns:
         Names of the shards that were written; each has the checksum that the manifest names.
 
     Raises:
-        InputError: the folder has no plan, a problem is not a shard's, or the source has changed.
+        InputError: a store, a folder without a plan, a problem that is not a shard's, or a source that has changed.
     """
+    if not problems:
+        return []
+    if is_url(location):
+        raise InputError(
+            f"{location}: --repair fixes local folders; here, remove the manifest and the damaged "
+            f"shards, and run the same conversion again, which writes what is missing"
+        )
+    manifest = manifest_at(location)
     known = {shard.name for shard in manifest.shards}
     strangers = sorted({problem.shard for problem in problems} - known)
     if strangers:

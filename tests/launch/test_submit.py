@@ -22,6 +22,11 @@ def test_it_shows_what_it_would_submit():
     )
 
 
+@pytest.mark.parametrize("name", ["swav/resnet50_800ep", "swav/resnet50_800ep.yaml"])
+def test_a_recipe_goes_by_its_name(name):
+    assert f"launch/slurm/pretrain.sbatch {name} " in submit(name, "--dry-run").stdout
+
+
 def test_a_chain_is_one_job_after_the_other():
     lines = submit("configs/demo.yaml", "--chain", "3", "--dry-run", "--", "--qos=high").stdout.splitlines()
     assert len(lines) == 3 and all("MAX_REQUEUES=0" in line and "--qos=high" in line for line in lines)

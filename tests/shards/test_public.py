@@ -14,7 +14,7 @@ from shards.cli import _parser, main
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 
-NAMES = ["convert", "index", "open", "verify"]
+NAMES = ["convert", "index", "open", "repair", "verify"]
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,12 @@ def test_functions_write_what_commands_write(images, tmp_path):
     folder = shards.open(str(tmp_path / "a/photos"))
     assert len(folder) == 40 and folder.manifest == manifest
 
+    assert shards.repair(tmp_path / "a/photos", workers=1) == []
+    damaged = sorted((tmp_path / "a/photos").glob("*.tar"))[1]
+    damaged.write_bytes(damaged.read_bytes()[:-600])
+    assert shards.repair(tmp_path / "a/photos", workers=1) == [damaged.name]
+    assert damaged.read_bytes() == (tmp_path / "b/photos" / damaged.name).read_bytes()
+
     (tmp_path / "tars").mkdir()
     for tar in (tmp_path / "a/photos").glob("*.tar"):
         shutil.copy(tar, tmp_path / "tars")
@@ -107,6 +113,7 @@ def test_every_option_of_the_command_is_an_argument():
         (lambda at: shards.index(at, workers=-1), "--workers=-1: expected at least 1"),
         (lambda at: shards.verify(at), "no manifest.json"),
         (lambda at: shards.open(at), "no manifest.json"),
+        (lambda at: shards.repair(at), "no manifest.json"),
     ],
 )
 def test_what_cannot_be_done_is_an_input_error(images, call, expected):
