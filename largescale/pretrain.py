@@ -135,7 +135,9 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                 }
                 run.record_metrics(row)
                 _log.info(progress.line(row))
-                for advice in (waiting.advice(row, config.data, stream.counts), doctor.look(row)):
+                starting = done - first_step <= config.run.log_every
+                waits = waiting.advice(row, config.data, stream.counts, starting=starting)
+                for advice in (waits, doctor.look(row)):
                     if rank() == 0 and advice:
                         _log.warning("step %d: %s", step, advice)
                 if why := too_many_skipped(config, num_skipped, row["skipped_rate"]):

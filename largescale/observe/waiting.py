@@ -10,17 +10,18 @@ TOLERATED = 0.1
 """Fraction of a step's time that may be spent waiting for data before it is worth a line."""
 
 
-def advice(row: dict[str, Any], data: DataConfig, counts: tuple[int, int]) -> str:
+def advice(row: dict[str, Any], data: DataConfig, counts: tuple[int, int], *, starting: bool = False) -> str:
     """What to change if the training waits for its data; empty if it does not.
 
     Args:
         row: a line of metrics.jsonl.
         data: the stream's configuration.
         counts: loader processes of a rank, and threads of each.
+        starting: it is the first line since the start, whose wait is mostly for loaders to come up.
     """
     share = (row["data_wait_s"] - row["augment_s"]) / row["step_s"]
     processes, threads = counts
-    if share <= TOLERATED or processes == 0:  # 0: the training process loads, as configured
+    if starting or share <= TOLERATED or processes == 0:  # 0: the training process loads, as configured
         return ""
     says = f"the training waits for data {share:.0%} of the time"
     parts = {name: row[f"{name}_ms"] for name in ("read", "decode", "crop")}

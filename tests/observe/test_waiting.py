@@ -31,6 +31,7 @@ ROW = {"data_wait_s": 0.05, "step_s": 0.1, "augment_s": 0.0, "read_ms": 0.2, "de
 def test_who_waits_for_whom_and_what_to_change(changes, counts, says):
     line = advice(ROW | changes, DataConfig(), counts)
     assert says in line if says else line == ""
+    assert advice(ROW | changes, DataConfig(), counts, starting=True) == ""
 
 
 @pytest.mark.parametrize(
