@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from largescale.distributed.launch import Launch, own_launch
 from largescale.distributed.rendezvous import join
 from shards.ground.errors import InputError, line_of
+
+Value = TypeVar("Value")
 
 _JOIN_S, _JOIN_NODES_S = 50.0, 300.0
 """Ranks on one node start within seconds of each other. On several nodes, each reads its libraries from a file system
@@ -35,6 +38,15 @@ def barrier() -> None:
         dist.barrier()
 
 
+def from_rank_0(value: Value) -> Value:
+    """What rank 0 passes, on every rank. Collectives: every rank must call it; one broadcast of an object."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
 def on_rank_0(action: Callable[[], None]) -> None:
     """Do something only on rank 0; if it raises InputError, all ranks do.
 
@@ -43,6 +55,9 @@ def on_rank_0(action: Callable[[], None]) -> None:
 
     Collectives: every rank must call it; one broadcast of an object.
     """
+    if not dist.is_initialized():
+        action()
+        return
     failure = [""]
     if rank() == 0:
         try:

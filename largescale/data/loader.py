@@ -16,18 +16,20 @@ import signal
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
 from multiprocessing import util
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from largescale.data.batches import BatchMaker, Buffers, Part
+from largescale.config import DataConfig
+from largescale.data.batches import Buffers, Part
+from largescale.data.reader import ShardReader
 from largescale.distributed import stopping
 from largescale.distributed.out_of_memory import is_out_of_memory, line_of_memory, memory_for
 from shards.ground.errors import InputError
@@ -118,6 +120,26 @@ class Position:
         self._value[0] = step
 
 
+class Maker(Protocol):
+    """What makes batches, in any process: `batches.BatchMaker`, or `centre_crops.CentreCropMaker`.
+
+    Attributes:
+        reader: of the samples.
+        data: whose crop groups the buffers have room for.
+        places: as many as a batch has rows.
+        facts: for which the buffers have room, too.
+    """
+
+    reader: ShardReader
+    data: DataConfig
+    places: np.ndarray
+
+    @property
+    def facts(self) -> Sequence[str]: ...
+
+    def make(self, step: int, rows: slice, buffers: Buffers, threads: ThreadPoolExecutor | None) -> Part: ...
+
+
 class Loader:
     """Batches of the given data steps, in order, from `processes` loader processes, or from this one if there are none.
 
@@ -129,11 +151,12 @@ class Loader:
         position: told the step that is taken.
         stall_s: a process that sends nothing for this long is named in the log.
         pin: page-lock the buffers.
+        batch_key: the setting that decides how large a batch is, for messages.
     """
 
     def __init__(
         self,
-        maker: BatchMaker,
+        maker: Maker,
         steps: Iterable[int],
         *,
         processes: int,
@@ -142,14 +165,14 @@ class Loader:
         position: Position,
         stall_s: float,
         pin: bool,
+        batch_key: str = "train.global_batch",
     ) -> None:
         self._maker, self._steps, self._position, self._stall_s = maker, iter(steps), position, stall_s
         batch = len(maker.places)
         size = Buffers.num_bytes(maker.data, batch, maker.facts)
         self._slots = slots + 1 if processes else 1  # one more, which the training holds
         with memory_for(
-            f"for {self._slots} loaded batches of {size / 1e9:.2f} GB: lower data.prefetch={slots} or "
-            f"train.global_batch"
+            f"for {self._slots} loaded batches of {size / 1e9:.2f} GB: lower data.prefetch={slots} or {batch_key}"
         ):
             self._memory, self._pinned = Shared(self._slots * size), pin
         self._ring = [
@@ -215,7 +238,7 @@ class _LoaderProcess:
     def __init__(
         self,
         number: int,
-        maker: BatchMaker,
+        maker: Maker,
         steps: Iterable[int],
         ring: list[Buffers],
         rows: slice,
@@ -293,7 +316,7 @@ class _LoaderProcess:
 
 def _serve(
     number: int,
-    maker: BatchMaker,
+    maker: Maker,
     steps: Iterable[int],
     ring: list[Buffers],
     rows: slice,
@@ -318,7 +341,7 @@ def _failed(number: int, error: Exception) -> Part:
 
 def _load(
     number: int,
-    maker: BatchMaker,
+    maker: Maker,
     steps: Iterable[int],
     ring: list[Buffers],
     rows: slice,

@@ -210,7 +210,7 @@ class Stream:
 def _on_cpu(stream: Stream, loader: Loader, num_steps: int) -> Generator[Batch]:
     for _ in range(num_steps):
         step, buffers, parts, depth = loader.take()
-        _raise_errors(parts)
+        raise_errors(parts)
         started = time.perf_counter()
         views, facts = stream.augmented(
             Buffers(
@@ -245,7 +245,7 @@ def _send(
     stream: Stream, loader: Loader, side: torch.cuda.Stream
 ) -> tuple[int, Buffers, list[Part], int, torch.cuda.Event]:
     step, buffers, parts, depth = loader.take()
-    _raise_errors(parts)
+    raise_errors(parts)
     with torch.cuda.stream(side):
         sent = _to_device(buffers, stream.device)
         copied = torch.cuda.Event()
@@ -260,7 +260,13 @@ def _to_device(buffers: Buffers, device: torch.device) -> Buffers:
     return Buffers(views, draws, boxes)
 
 
-def _raise_errors(parts: list[Part]) -> None:
+def raise_errors(parts: list[Part]) -> None:
+    """Raise what went wrong in making any part of a batch.
+
+    Raises:
+        InputError: the user can fix it.
+        OutOfMemory: a loader process ran out of memory.
+    """
     for part in parts:
         if part.bug:
             raise RuntimeError(part.bug)

@@ -92,3 +92,33 @@ class _GatherRows(torch.autograd.Function):
         with exchanging("rows of the batch"):
             reduce_scatter(piece, gradient.contiguous(), ctx.group)
         return piece, None
+
+
+def rows_on_rank_0(rows: Tensor) -> Tensor | None:
+    """Rows [N, ...] of all ranks in the order of ranks, on rank 0's host; None on the others. Ranks may have different
+    numbers of rows, and those without any need not know how wide they are.
+
+    Collectives: every rank must call it; one all-gather of shapes, then one message per rank and piece.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    rows = rows.cpu().contiguous()
+    shapes: list[tuple[int, ...]] = [()] * dist.get_world_size()
+    dist.all_gather_object(shapes, tuple(rows.shape))
+    if dist.get_rank() > 0:
+        for piece in rows.flatten().split(_PIECE):
+            dist.send(piece, dst=0)
+        return None
+    shape = next((shape for shape in shapes if shape[0]), shapes[0])
+    gathered = rows.new_empty(sum(one[0] for one in shapes), *shape[1:])
+    for source, part in enumerate(gathered.split([one[0] for one in shapes])):
+        if source == 0:
+            part.copy_(rows.view_as(part))
+            continue
+        for piece in part.view(-1).split(_PIECE):
+            dist.recv(piece, src=source)
+    return gathered
+
+
+_PIECE = 2**24
+"""Numbers sent in one message; gloo is not made for messages of gigabytes."""

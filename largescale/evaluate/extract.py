@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
 from largescale.checkpoint import sharded
 from largescale.checkpoint.folder import Checkpoint
 from largescale.config import Config
+from largescale.data.centre_crops import CentreCropMaker, CentreCrops, centre_crops
 from largescale.data.corpora import Corpus, open_corpus
-from largescale.data.decode import decode
-from largescale.data.loader import LoaderDied, choose_counts, starting
-from largescale.data.reader import SampleError, ShardReader
-from largescale.distributed import stopping
-from largescale.distributed.out_of_memory import memory_for, own_words
+from largescale.data.reader import SampleError
+from largescale.distributed.collectives import rows_on_rank_0
+from largescale.distributed.out_of_memory import memory_for
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.methods import Method, build_method
+from largescale.processes import on_rank_0, rank, world_size
 from shards.ground.errors import InputError
 
 PIXELS_SIDE = 32
 """Larger images are averaged down to this side for the raw-pixel baseline."""
+
+Network = Callable[[Tensor], Tensor]
+"""From normalised images [B, 3, S, S] to features [B, D]."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,41 +51,6 @@ def load_method(config: Config, checkpoint: Checkpoint | None) -> Method:
     return method.float()
 
 
-class LabelledImages(Dataset[tuple[int, int, Tensor | None]]):
-    """Images of a shard folder with their labels: resized, centre-cropped, uint8 [3, size, size].
-
-    An image that cannot be read comes as None.
-    """
-
-    def __init__(self, corpus: Corpus, config: Config) -> None:
-        self.reader = ShardReader([corpus])
-        self.resize, self.size = config.evaluate.resize, config.evaluate.size
-        self.max_pixels = config.data.max_pixels
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    def __getitem__(self, sample_id: int) -> tuple[int, int, Tensor | None]:
-        label = self.reader.label(sample_id)
-        try:
-            image = decode(self.reader.read(sample_id), max_pixels=self.max_pixels)
-        except SampleError as error:
-            _log.warning("%s: %s", self.reader.describe(sample_id), error)
-            return sample_id, label, None
-        return sample_id, label, centre_crop(image, self.resize, self.size)
-
-
-def centre_crop(image: Tensor, resize: int, size: int) -> Tensor:
-    """Shorter side to `resize` pixels with antialiasing, then the centre square: uint8 [3, size, size]."""
-    height, width = image.shape[1:]
-    scale = resize / min(height, width)
-    target = (max(size, round(height * scale)), max(size, round(width * scale)))
-    if target != (height, width):
-        image = interpolate(image[None], target, mode="bilinear", antialias=True)[0]
-    top, left = (target[0] - size) // 2, (target[1] - size) // 2
-    return image[:, top : top + size, left : left + size]
-
-
 def labelled_corpus(location: object, key: str, config: Config) -> Corpus:
     """A shard folder, or its URL, that can be evaluated on.
 
@@ -99,61 +66,147 @@ def labelled_corpus(location: object, key: str, config: Config) -> Corpus:
     return corpus
 
 
+@dataclass(frozen=True)
+class Extracted:
+    """Features of one batch.
+
+    Attributes:
+        crops: what it was made of; its images are gone.
+        features: by network, float32 [N, D], on the host; of no network if N is 0.
+    """
+
+    crops: CentreCrops
+    features: dict[str, Tensor]
+
+
 @torch.no_grad()
-def extract(
-    corpus: Corpus, config: Config, networks: dict[str, Callable[[Tensor], Tensor]], device: torch.device
-) -> dict[str, FeatureSet]:
-    """Features of all labelled samples under several networks, in one pass over the images.
+def features_of(
+    corpora: Sequence[Corpus],
+    config: Config,
+    networks: Mapping[str, Network],
+    batches: Sequence[np.ndarray],
+    device: torch.device,
+    *,
+    keys: bool = False,
+    labelled: bool = False,
+    in_process: bool = False,
+) -> Generator[Extracted]:
+    """Features of the given batches of sample ids, in order, of this process alone; to be closed if left early.
 
     Args:
-        networks: by name, functions from normalised images [B, 3, S, S] to features [B, D].
+        networks: by name.
+        keys, in_process: as of `centre_crops`.
+        labelled: leave out images without a label.
+
+    Raises:
+        InputError: the shards are away.
+        OutOfMemory, LoaderDied: the network or a loader process ran out of memory, or the latter ended by itself.
+    """
+    mean = torch.tensor(config.data.mean, device=device)[:, None, None]
+    std = torch.tensor(config.data.std, device=device)[:, None, None]
+    waiting: list[tuple[CentreCrops, dict[str, Tensor]]] = []
+    with closing(centre_crops(corpora, config, batches, device, keys=keys, in_process=in_process)) as source:
+        for crops in source:
+            if labelled:
+                crops = _only_labelled(crops)
+            if not len(crops.ids):
+                waiting.append((crops, {}))  # networks need not know what to make of no images
+                continue
+            with memory_for(f"lower evaluate.batch={config.evaluate.batch}"):
+                x = (crops.images.float() / 255 - mean) / std
+                x = x.contiguous(memory_format=torch.channels_last)
+                waiting.append((replace(crops, images=x[:0]), {name: one(x).float() for name, one in networks.items()}))
+            # One batch late: while the host waits for features, the device has the next batch to work on.
+            if len(waiting) > (device.type == "cuda"):
+                yield _fetched(*waiting.pop(0))
+    for late in waiting:
+        yield _fetched(*late)
+
+
+def _fetched(crops: CentreCrops, features: dict[str, Tensor]) -> Extracted:
+    return Extracted(crops, {name: value.cpu() for name, value in features.items()})
+
+
+def _only_labelled(crops: CentreCrops) -> CentreCrops:
+    kept = crops.labels >= 0
+    if bool(kept.all()):
+        return crops
+    return replace(
+        crops,
+        images=crops.images[kept.to(crops.images.device)],
+        ids=crops.ids[kept],
+        labels=crops.labels[kept],
+        keys=[key for key, stays in zip(crops.keys, kept.tolist(), strict=False) if stays],
+    )
+
+
+def blocks(num_samples: int, batch: int) -> list[np.ndarray]:
+    """All samples in batches. Ranks share whole batches, so that features do not depend on how many ranks there are."""
+    ids = np.arange(num_samples)
+    return [ids[start : start + batch] for start in range(0, num_samples, batch)]
+
+
+def extract(
+    corpus: Corpus, config: Config, networks: dict[str, Network], device: torch.device
+) -> dict[str, FeatureSet]:
+    """Features of all labelled samples under several networks, in one pass over the images that all ranks share.
+
+    Args:
+        networks: by name.
+
+    Returns:
+        By name on rank 0; empty on other ranks.
 
     Raises:
         InputError: no sample can be used, or a network's features are not finite.
+
+    Collectives: every rank must call it with the same networks; a gather per network.
     """
-    manifest, images = corpus.manifest, LabelledImages(corpus, config)
-    processes, threads = choose_counts(
-        config.data.workers, config.data.threads, local_ranks=1, on_gpu=device.type == "cuda"
-    )
-    loader = DataLoader(
-        images,
-        batch_size=config.evaluate.batch,
-        num_workers=processes * threads,
-        collate_fn=_collate,
-        worker_init_fn=_begin_in_worker,
-    )
-    mean = torch.tensor(config.data.mean, device=device)[:, None, None]
-    std = torch.tensor(config.data.std, device=device)[:, None, None]
-    ids, labels = [], []
+    manifest, num_samples = corpus.manifest, corpus.manifest.num_samples
+    all_batches = blocks(num_samples, config.evaluate.batch)
+    first, last = (len(all_batches) * one // world_size() for one in (rank(), rank() + 1))
+    own, ids, labels = all_batches[first:last], [], []
     features: dict[str, list[Tensor]] = {name: [] for name in networks}
-    said = f"features of {manifest.root.name}"
-    with tqdm(total=len(images), desc=said, unit="image", leave=False, mininterval=1) as bar:
-        for batch_ids, batch_labels, pixels in _batches(loader, config):
-            with memory_for(f"lower evaluate.batch={config.evaluate.batch}"):
-                x = (torch.from_numpy(pixels).to(device).float() / 255 - mean) / std
-                x = x.contiguous(memory_format=torch.channels_last)
-                for name, network in networks.items():
-                    features[name].append(network(x).float().cpu())
-            ids.append(batch_ids)
-            labels.append(batch_labels)
-            bar.update(len(images) // len(loader))
-    all_ids, all_labels = torch.cat(ids), torch.cat(labels)
-    if len(all_ids) == 0:
-        raise InputError(f"{manifest.root}: no sample has a label and can be read")
-    if len(all_ids) < len(images):
-        _log.warning(
-            "%s: %d of %d samples are left out, without a label or unreadable",
-            manifest.root,
-            len(images) - len(all_ids),
-            len(images),
-        )
-    sets = {
-        name: FeatureSet(torch.cat(parts), all_labels, all_ids, tuple(manifest.classes))
-        for name, parts in features.items()
-    }
-    for name, one in sets.items():
-        _check_finite(name, one.features, manifest.root.name)
+    said, quiet = f"features of {manifest.root.name}", rank() > 0
+    with (
+        closing(features_of([corpus], config, networks, own, device, labelled=True)) as source,
+        tqdm(total=sum(map(len, own)), desc=said, unit="image", leave=False, mininterval=1, disable=quiet) as bar,
+    ):
+        for found in source:
+            ids.append(found.crops.ids)
+            labels.append(found.crops.labels)
+            for name, values in found.features.items():
+                features[name].append(values)
+            bar.update(len(own[found.crops.number]))
+    sets = _gathered(features, labels, ids, tuple(manifest.classes))
+    on_rank_0(lambda: _check(sets, corpus))
     return sets
+
+
+def _gathered(
+    features: dict[str, list[Tensor]], labels: list[Tensor], ids: list[Tensor], classes: tuple[str, ...]
+) -> dict[str, FeatureSet]:
+    """What all ranks have found, on rank 0. Collectives: one gather per network, and two."""
+    none = torch.empty(0, dtype=torch.int64)
+    all_ids, all_labels = rows_on_rank_0(torch.cat([none, *ids])), rows_on_rank_0(torch.cat([none, *labels]))
+    sets = {}
+    for name, parts in features.items():
+        rows = rows_on_rank_0(torch.cat(parts) if parts else torch.empty(0, 0))
+        if rows is not None and all_ids is not None and all_labels is not None:
+            sets[name] = FeatureSet(rows, all_labels, all_ids, classes)
+    return sets
+
+
+def _check(sets: dict[str, FeatureSet], corpus: Corpus) -> None:
+    num_samples, root = corpus.manifest.num_samples, corpus.manifest.root
+    for name, one in sets.items():
+        if len(one) == 0:
+            raise InputError(f"{root}: no sample has a label and can be read")
+        check_finite(name, one.features, root.name)
+    found = len(next(iter(sets.values())))
+    if found < num_samples:
+        left_out = num_samples - found
+        _log.warning("%s: %d of %d samples are left out, without a label or unreadable", root, left_out, num_samples)
 
 
 def can_be_read(corpus: Corpus, config: Config, known: Tensor) -> bool:
@@ -161,52 +214,30 @@ def can_be_read(corpus: Corpus, config: Config, known: Tensor) -> bool:
     missing = torch.ones(corpus.manifest.num_samples, dtype=torch.bool).scatter_(0, known, False).nonzero()
     if len(missing) == 0:
         return False
-    images = LabelledImages(corpus, config)
-    return any(
-        images.reader.label(number) >= 0 and images[number][2] is not None for number in missing.flatten().tolist()
-    )
+    maker = CentreCropMaker([corpus], config)
+    return any(maker.reader.label(number) >= 0 and _is_readable(maker, number) for number in missing.flatten().tolist())
 
 
-def _batches(loader: DataLoader[Any], config: Config) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
-    """Batches of a loader, whose processes' troubles become lines.
+def _is_readable(maker: CentreCropMaker, sample_id: int) -> bool:
+    try:
+        maker.crop(sample_id)
+    except SampleError:
+        return False
+    return True
+
+
+def check_finite(name: str, features: Tensor, shards: str) -> None:
+    """Nothing can be said of features that are not numbers: the nearest to a NaN is a NaN.
 
     Raises:
-        InputError: the shards are away.
-        OutOfMemory, LoaderDied: a process ran out of memory, or ended by itself.
+        InputError: naming the network and the shards.
     """
-    less = f"lower evaluate.batch={config.evaluate.batch}, data.workers or data.threads"
-    with starting("data.workers"):
-        batches = iter(loader)
-    while True:
-        try:
-            with memory_for(f"for loading: {less}"):
-                batch = next(batches, None)
-        except InputError as error:
-            raise InputError(own_words(error)) from error
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise LoaderDied(f"{' '.join(str(error).split())[:200]}; out of memory? {less}") from error
-        if batch is None:
-            return
-        yield batch
-
-
-def _check_finite(name: str, features: Tensor, shards: str) -> None:
-    """Nothing can be said of features that are not numbers: the nearest to a NaN is a NaN."""
     bad = int((~features.isfinite()).any(1).sum())
     if bad:
         raise InputError(
             f"features of the {name} network are not finite on {bad:,} of {len(features):,} images of {shards}: its "
             f"weights or BatchNorm statistics have diverged; train with a lower optim.lr"
         )
-
-
-def _begin_in_worker(_: int) -> None:
-    stopping.live_and_die_with_parent()
-    worker = get_worker_info()
-    assert worker is not None and isinstance(worker.dataset, LabelledImages)
-    worker.dataset.reader.begin_in_process(lambda text: None)
 
 
 def pixels(images: Tensor) -> Tensor:
@@ -222,14 +253,3 @@ def drop_equal_channels(*parts: FeatureSet) -> list[FeatureSet]:
     if not all(torch.equal(c[:, 0], c[:, 1]) and torch.equal(c[:, 0], c[:, 2]) for c in channels):
         return list(parts)
     return [replace(part, features=c[:, 0].contiguous()) for part, c in zip(parts, channels, strict=True)]
-
-
-def _collate(samples: list[tuple[int, int, Tensor | None]]) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Readable, labelled samples of a batch: ids [B], labels [B], images uint8 [B, 3, S, S].
-
-    An array is sent through a pipe; a tensor would go through /dev/shm, of which containers have little.
-    """
-    usable = [sample for sample in samples if sample[2] is not None and sample[1] >= 0]
-    ids, labels, images = zip(*usable, strict=True) if usable else ((), (), ())
-    pixels = torch.stack(images) if usable else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-    return torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64), pixels.numpy()

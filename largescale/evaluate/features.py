@@ -22,6 +22,7 @@ from largescale.evaluate.extract import can_be_read, drop_equal_channels, extrac
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.made_from import VERSION, Stamp, difference, images_stamp, network_stamp, weights_stamp
 from largescale.methods import Method, method_class
+from largescale.processes import from_rank_0, on_rank_0, rank
 from shards.ground.errors import InputError
 
 NETWORKS = {"pretrained": "pretrained network", "untrained": "same network, untrained", "pixels": "raw pixels"}
@@ -40,26 +41,37 @@ def features_of_run(
 ) -> tuple[dict[str, FeatureSet], dict[str, FeatureSet]]:
     """Features of labelled training and test shards by network name; only those that do not fit are made again.
 
+    Under torchrun the ranks share the images; rank 0 writes the files, and the other ranks read them.
+
     Raises:
         InputError: no sample can be used, or features are not finite.
+
+    Collectives: every rank must call it; those of `extract`, and two broadcasts of an object.
     """
     names = list(NETWORKS) if config.evaluate.baselines else ["pretrained"]
     wanted = {(name, place): _stamp(name, place, config, checkpoint, stamps) for name in names for place in (0, 1)}
-    kept = _kept(run_dir, wanted, shards, config)
-    if "pixels" in names and None in (kept["pixels", 0], kept["pixels", 1]):
+    kept = _kept(run_dir, wanted, shards, config) if rank() == 0 else {}
+    if kept and "pixels" in names and None in (kept["pixels", 0], kept["pixels", 1]):
         kept["pixels", 0] = kept["pixels", 1] = None  # both lose their equal channels, or neither does
+    stale = from_rank_0([place for place in wanted if kept[place] is None] if kept else [])
     networks = _Networks(config, checkpoint)
     made: dict[tuple[str, int], FeatureSet] = {}
     for place, corpus in enumerate(shards):
-        if stale := [name for name in names if kept[name, place] is None]:
-            found = extract(corpus, config, {name: networks[name] for name in stale}, networks.device)
+        if needed := [name for name, where in stale if where == place]:
+            found = extract(corpus, config, {name: networks[name] for name in needed}, networks.device)
             made |= {(name, place): features for name, features in found.items()}
-    if ("pixels", 0) in made:
-        made["pixels", 0], made["pixels", 1] = drop_equal_channels(made["pixels", 0], made["pixels", 1])
-    for (name, place), features in made.items():
-        features.save(path_of(run_dir, name, PARTS[place]), wanted[name, place])
     whole = {place: one for place, one in kept.items() if one is not None} | made
-    _keep_exemplars(config, run_dir, networks, whole["pretrained", 0], wanted["pretrained", 0])
+
+    def write() -> None:
+        if ("pixels", 0) in made:
+            whole["pixels", 0], whole["pixels", 1] = drop_equal_channels(made["pixels", 0], made["pixels", 1])
+        for name, place in stale:
+            whole[name, place].save(path_of(run_dir, name, PARTS[place]), wanted[name, place])
+        _keep_exemplars(config, run_dir, networks, whole["pretrained", 0], wanted["pretrained", 0])
+
+    on_rank_0(write)
+    if rank() > 0:
+        whole = {(name, place): FeatureSet.load(path_of(run_dir, name, PARTS[place])) for name, place in wanted}
     return {name: whole[name, 0] for name in names}, {name: whole[name, 1] for name in names}
 
 

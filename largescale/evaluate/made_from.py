@@ -69,6 +69,7 @@ def images_stamp(config: Config) -> Stamp:
         "mean": list(config.data.mean),
         "std": list(config.data.std),
         "max_pixels": config.data.max_pixels,
+        "scaled_decode": config.data.scaled_decode,
         "precision": "fp32",
     }
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from largescale.checkpoint.folder import Checkpoint, open_checkpoint
 from largescale.config import Config
 from largescale.config.loading import config_of_values
-from largescale.evaluate.extract import centre_crop, load_method
+from largescale.data.centre_crops import centre_crop
+from largescale.evaluate.extract import load_method
 from largescale.evaluate.measure import read_newest
 from shards.ground.errors import InputError
 

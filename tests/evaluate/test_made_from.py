@@ -1,6 +1,6 @@
 """Results and features are of what they say: other weights, images or settings never pass for them.
 
-Covers: largescale/evaluate/doubts.py, largescale/evaluate/extract.py, largescale/evaluate/features.py
+Covers: largescale/evaluate/doubts.py, largescale/evaluate/features.py
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from largescale.config import Config
+from largescale.data.centre_crops import CentreCropMaker
 from largescale.data.corpora import open_corpora
 from largescale.data.decode import EncodedImage
 from largescale.data.reader import SampleError, ShardReader
-from largescale.evaluate.extract import LabelledImages
 from shards.cleaning.duplicates import fingerprint
 from shards.cleaning.rules import Cleaning
 from shards.conversion.convert import Options, convert
@@ -50,16 +50,16 @@ def is_kept(one: Specimen, rules: Cleaning) -> bool:
     return one.seen is not None and bool(stored_anew or not one.foreign) and not (rules.animated and one.is_animated)
 
 
-def reader_of(folder: Path) -> tuple[ShardReader, LabelledImages]:
+def reader_of(folder: Path) -> tuple[ShardReader, CentreCropMaker]:
     config = Config(name="zoo")
     config.data.shards, config.evaluate.resize, config.evaluate.size = str(folder), 16, 16
     corpora = open_corpora(config.data)
-    return ShardReader(corpora), LabelledImages(corpora[0], config)
+    return ShardReader(corpora), CentreCropMaker(corpora, config)
 
 
 def unreadable(folder: Path) -> dict[str, set[str]]:
     """Keys that cannot be read, by who says so."""
-    reader, labelled = reader_of(folder)
+    reader, evaluation = reader_of(folder)
     found: dict[str, set[str]] = {
         "verify": {problem.key for problem in verify(folder, workers=1, decode=True)[1]},
         "training": set(),
@@ -70,7 +70,9 @@ def unreadable(folder: Path) -> dict[str, set[str]]:
             EncodedImage(reader.read(number), max_pixels=10**9).decode()
         except SampleError:
             found["training"].add(reader.key(number))
-        if labelled[number][2] is None:
+        try:
+            evaluation.crop(number)
+        except SampleError:
             found["evaluation"].add(reader.key(number))
     return found
 

@@ -1,0 +1,232 @@
+"""Images as evaluation sees them: resized, centre-cropped, not augmented; by the training stream's decoder and loader.
+
+A JPEG that is much larger than its crop is decoded at a half, a quarter or an eighth of its size, under the same rule
+as in training (`data.scaled_decode`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from largescale.config import Config
+from largescale.config.data_settings import CropGroup
+from largescale.data.batches import Buffers, Part
+from largescale.data.corpora import Corpus
+from largescale.data.decode import REDUCTIONS, EncodedImage
+from largescale.data.loader import Loader, Position, choose_counts
+from largescale.data.reader import RawSample, SampleError, ShardReader
+from largescale.data.stream import raise_errors
+from largescale.distributed.launch import own_launch
+from shards.ground.errors import InputError
+from shards.images.orientation import UPRIGHT, turned
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CentreCrops:
+    """One batch.
+
+    Attributes:
+        number: of the batch.
+        images: those that could be read, uint8 [N, 3, S, S], on the device; on a CPU good until the next batch is asked
+            for.
+        ids: their sample ids, int64 [N].
+        labels: their class numbers, -1 for none, int64 [N].
+        keys: their WebDataset keys, if asked for.
+        num_unreadable: images that could not be read; each was named in a warning.
+    """
+
+    number: int
+    images: Tensor
+    ids: Tensor
+    labels: Tensor
+    keys: list[str]
+    num_unreadable: int
+
+
+@dataclass
+class _CentrePart(Part):
+    """A part of a batch: also the labels, and which rows of the batch the images are in."""
+
+    labels: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+
+
+class CentreCropMaker:
+    """Makes any part of any of the given batches.
+
+    Args:
+        corpora: what is read.
+        config: how (`data`, `evaluate.resize` and `evaluate.size`).
+        batches: sample ids of each batch, int64.
+        keys: whether to look up WebDataset keys.
+    """
+
+    facts: Sequence[str] = ()
+
+    def __init__(
+        self, corpora: Sequence[Corpus], config: Config, batches: Sequence[np.ndarray] = (), *, keys: bool = False
+    ) -> None:
+        self.reader, self.batches, self._keys = ShardReader(corpora), batches, keys
+        self._resize, self._margin = config.evaluate.resize, config.data.scaled_decode
+        self._max_pixels = config.data.max_pixels
+        self.data = replace(config.data, crops=[CropGroup(num=1, size=config.evaluate.size)])
+        self.places = np.arange(max(map(len, batches), default=0))
+
+    def make(self, step: int, rows: slice, buffers: Buffers, threads: ThreadPoolExecutor | None) -> Part:
+        """Fill these rows of the buffers; where the shards are away, the part has the line for the user."""
+        part, ids = _CentrePart(), self.batches[step]
+        first, last, _ = rows.indices(len(self.places))
+        numbers = range(first, min(last, len(ids)))
+        fill = partial(self._fill, ids, buffers)
+        try:
+            for number, why in zip(numbers, (threads.map if threads else map)(fill, numbers), strict=True):
+                sample_id = int(ids[number])
+                if why:
+                    part.skipped.append({**self.reader.describe(sample_id), "reason": why})
+                    continue
+                part.rows.append(number)
+                part.ids.append(sample_id)
+                part.labels.append(self.reader.label(sample_id))
+                if self._keys:
+                    part.keys.append(self.reader.key(sample_id))
+        except InputError as error:
+            part.error = str(error)
+        return part
+
+    def crop(self, sample_id: int) -> Tensor:
+        """The crop of one image, uint8 [3, S, S].
+
+        Raises:
+            SampleError: it cannot be read.
+            InputError: its shard, or the whole folder, is away.
+        """
+        image = decode_near(self.reader.read(sample_id), self._resize, max_pixels=self._max_pixels, margin=self._margin)
+        return centre_crop(image, self._resize, self.data.crops[0].size)
+
+    def _fill(self, ids: np.ndarray, buffers: Buffers, number: int) -> str:
+        """Put one image into its row; returns why it cannot be read."""
+        try:
+            buffers.views[0][0, number].copy_(self.crop(int(ids[number])))
+        except SampleError as error:
+            return str(error)
+        return ""
+
+
+def decode_near(sample: RawSample, side: int, *, max_pixels: int, margin: float) -> Tensor:
+    """Decode upright, with the shorter side at least `margin` times as long as `side` where it is reduced.
+
+    Returns:
+        uint8 [3, H, W].
+
+    Raises:
+        SampleError: the bytes cannot be decoded.
+    """
+    image = EncodedImage(sample, max_pixels=max_pixels)
+    factor = 1
+    if image.reducible and margin > 0:
+        spare = min(image.height, image.width) / side
+        factor = next((factor for factor in REDUCTIONS if spare >= margin * factor), 1)
+    pixels = image.decode(factor)
+    if factor == 1 or image.orientation == UPRIGHT:
+        return pixels
+    upright = np.ascontiguousarray(turned(pixels.permute(1, 2, 0).numpy(), image.orientation))
+    return torch.from_numpy(upright).permute(2, 0, 1)
+
+
+def centre_crop(image: Tensor, resize: int, size: int) -> Tensor:
+    """Shorter side to `resize` pixels with antialiasing, then the centre square: uint8 [3, size, size]."""
+    height, width = image.shape[1:]
+    scale = resize / min(height, width)
+    target = (max(size, round(height * scale)), max(size, round(width * scale)))
+    if target != (height, width):
+        image = interpolate(image[None], target, mode="bilinear", antialias=True)[0]
+    top, left = (target[0] - size) // 2, (target[1] - size) // 2
+    return image[:, top : top + size, left : left + size]
+
+
+def centre_crops(
+    corpora: Sequence[Corpus],
+    config: Config,
+    batches: Sequence[np.ndarray],
+    device: torch.device,
+    *,
+    keys: bool = False,
+    in_process: bool = False,
+) -> Generator[CentreCrops]:
+    """The given batches in order; to be closed if left early.
+
+    Args:
+        corpora, config, batches, keys: as of `CentreCropMaker`.
+        device: where images go.
+        in_process: load in this process, whatever `data.workers` says.
+
+    Raises:
+        InputError: a shard, or the whole folder, is away.
+        OutOfMemory, LoaderDied: a loader process ran out of memory, or ended by itself.
+    """
+    maker, on_gpu = CentreCropMaker(corpora, config, batches, keys=keys), device.type == "cuda"
+    if not len(maker.places):
+        return
+    launch = own_launch()
+    local_ranks = max(1, launch.local_ranks if launch else 1)
+    processes, threads = choose_counts(config.data.workers, config.data.threads, local_ranks=local_ranks, on_gpu=on_gpu)
+    loader = Loader(
+        maker,
+        range(len(batches)),
+        processes=0 if in_process else processes,
+        threads=threads,
+        slots=config.data.prefetch,
+        position=Position(),
+        stall_s=config.data.store_stall_s,
+        pin=on_gpu,
+        batch_key="evaluate.batch",
+    )
+    side = torch.cuda.Stream(device) if on_gpu else None
+    with closing(loader):
+        for number, ids in enumerate(batches):
+            _, buffers, parts, _ = loader.take()
+            raise_errors(parts)
+            images = buffers.views[0][0, : len(ids)]
+            if side is not None:
+                images = _sent(images, device, side)
+                loader.release()
+            yield _batch(number, images, cast(list[_CentrePart], parts))
+            if side is None:
+                loader.release()
+
+
+def _sent(images: Tensor, device: torch.device, side: torch.cuda.Stream) -> Tensor:
+    """A copy on the device, made on a stream of its own, so that the host need not wait for the network's work."""
+    with torch.cuda.stream(side):
+        there = images.to(device, non_blocking=True)
+    side.synchronize()
+    there.record_stream(torch.cuda.current_stream(device))
+    return there
+
+
+def _batch(number: int, images: Tensor, parts: list[_CentrePart]) -> CentreCrops:
+    for row in (row for part in parts for row in part.skipped):
+        _log.warning("%s, key %s, is left out: %s", row["shard"], row["key"], row["reason"], extra={"all_ranks": True})
+    rows = [row for part in parts for row in part.rows]
+    unreadable = len(images) - len(rows)
+    return CentreCrops(
+        number,
+        images[torch.tensor(rows, dtype=torch.int64, device=images.device)] if unreadable else images,
+        torch.tensor([one for part in parts for one in part.ids], dtype=torch.int64),
+        torch.tensor([label for part in parts for label in part.labels], dtype=torch.int64),
+        [key for part in parts for key in part.keys],
+        unreadable,
+    )

@@ -1,0 +1,62 @@
+"""Ranks that share the images of an evaluation find what one process finds, bit for bit.
+
+Covers: largescale/evaluate/extract.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from largescale.config import load_config
+from largescale.data.corpora import open_corpus
+from largescale.distributed.collectives import rows_on_rank_0
+from largescale.evaluate.extract import extract, load_method, pixels
+from largescale.evaluate.feature_set import FeatureSet
+from largescale.processes import rank
+from shards.ground.errors import InputError
+from tests.helpers.commands import TINY
+from tests.helpers.ranks import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+
+def found(folder: str, batch: int) -> dict[str, FeatureSet]:
+    """Features of two networks, on rank 0."""
+    config = load_config(TINY, [f"data.shards={folder}", f"evaluate.batch={batch}"])
+    networks = {"untrained": load_method(config, None).encode, "pixels": pixels}
+    return extract(open_corpus(folder, config.data), config, networks, torch.device("cpu"))
+
+
+def refused(folder: str) -> str:
+    config = load_config(TINY, [f"data.shards={folder}"])
+    networks = {"broken": lambda images: images.flatten(1) / 0 * 0}
+    try:
+        extract(open_corpus(folder, config.data), config, networks, torch.device("cpu"))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def on_each_rank(folder: str):
+    uneven = rows_on_rank_0(torch.full((rank() * 2, 3), float(rank())))
+    return [found(folder, batch) for batch in (7, 150)], refused(folder), uneven
+
+
+def test_ranks_share_the_images_and_change_nothing(test_shard_folder: Path):
+    folder = str(test_shard_folder)
+    expected = [found(folder, batch) for batch in (7, 150)]
+    for name, one in expected[0].items():  # whatever the size of a batch
+        assert torch.equal(one.ids, torch.arange(100)) and torch.equal(one.ids, expected[1][name].ids)
+        assert torch.allclose(one.features, expected[1][name].features, rtol=1e-5, atol=1e-6)
+    first, second, third = run_ranks(on_each_rank, 3, folder)
+    for mine, one in zip(first[0], expected, strict=True):  # a batch of 150 leaves two ranks without one
+        for name in one:
+            assert torch.equal(mine[name].features, one[name].features)
+            assert torch.equal(mine[name].labels, one[name].labels) and torch.equal(mine[name].ids, one[name].ids)
+    assert second[0] == third[0] == [{}, {}]
+    for outcome in (first, second, third):  # not just on the rank that looked
+        assert "features of the broken network are not finite on 100 of 100 images" in outcome[1]
+    assert first[2].tolist() == [[1.0] * 3] * 2 + [[2.0] * 3] * 4 and second[2] is None
