@@ -31,6 +31,7 @@ from largescale.parallel.strategies import build_engine, drawn_in_pieces
 from largescale.processes import process_group, rank, together, world_size
 from largescale.run import init_from
 from largescale.run.failures import TrainingStopped
+from largescale.run.first_weights import read_backbone
 from largescale.run.folder import RunFolder
 from largescale.run.lease import Lease, lease_of
 from largescale.run.memory_advice import memory_advice
@@ -196,6 +197,7 @@ def describe(config: Config) -> tuple[dict[str, object], list[str]]:
         init_from.require_source(config.init_from)
     order, length = stream.order, Length.of(stream)
     found: dict[str, object] = {
+        **({"weights": read_backbone(config).summary()} if config.model.weights else {}),
         "samples": order.num_samples,
         "global batch": config.train.global_batch,
         "steps": stream.num_steps,

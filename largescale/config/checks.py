@@ -155,6 +155,12 @@ def _check_loss_spans(config: Config) -> None:
 
 def _check_model(config: Config) -> None:
     model = config.model
+    require(
+        not (model.weights and config.init_from),
+        "model.weights",
+        model.weights,
+        f"none with init_from={config.init_from}, which takes the backbone of that run too; leave one of them out",
+    )
     both = sorted(set(model.compile_stages) & set(model.recompute_stages))
     require(
         not both,

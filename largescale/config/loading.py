@@ -105,6 +105,7 @@ def _expand_home(config: Config) -> None:
         (config.data, "eval_shards"),
         (config.evaluate, "train_shards"),
         (config, "init_from"),
+        (config.model, "weights"),
         (config.checkpoint, "mirror"),
     ):
         setattr(owner, name, _at_home(getattr(owner, name)))

@@ -103,6 +103,11 @@ class ModelConfig:
         one_of=("basic", "bottleneck"),
         used_if="model.backbone=resnet",
     )
+    weights: str = setting(
+        "",
+        "File of weights (of torchvision, timm, SwAV and others, see docs/weights.md) that the backbone of a new run "
+        "starts from; not with init_from, which takes all of another run.",
+    )
     recompute_stages: list[int] = setting(
         [],
         "Stages (from 1) whose activations are recomputed in the backward pass instead of stored (checkpointing).",

@@ -55,9 +55,9 @@ def shards_stamp(corpus: Corpus, location: str) -> Stamp:
 
 def network_stamp(config: Config) -> Stamp:
     """The architecture, by the keys that decide it."""
-    how_it_is_run = ("model.recompute_stages", "model.compile_stages")
+    beside = ("model.recompute_stages", "model.compile_stages", "model.weights")  # how it is run, and where it began
     flat = flatten(config)
-    keys = [key for key in sorted(flat) if key.startswith("model.") and key not in how_it_is_run]
+    keys = [key for key in sorted(flat) if key.startswith("model.") and key not in beside]
     return {"method.name": config.method.name, **{key: flat[key] for key in keys}}
 
 

@@ -6,7 +6,7 @@
     tensorboard/         the same scalars
     audit/rank-*.jsonl   with data.audit=true: the keys that each rank trained on, step by step
     skipped/rank-*.jsonl unreadable images: step, shard, key, offset, reason
-    init.json            with init_from: the checkpoint that it started from
+    init.json            with init_from or model.weights: what it started from
     checkpoints/         see checkpoint/folder.py
     status.json          running, stopped, failed (and why) or complete, and the steps done; run/status.py reads it
     owner-*.json         while a training runs: which process it is, see run/lease.py
@@ -46,6 +46,7 @@ from largescale.run import init_from, resume
 from largescale.run.advice import after_bad_step
 from largescale.run.environment import environment
 from largescale.run.failures import TrainingStopped
+from largescale.run.first_weights import first_weights
 from largescale.run.former import set_aside_former
 from largescale.run.lease import Lease
 from largescale.run.logs import Logs, write_text
@@ -82,7 +83,7 @@ class RunFolder:
         self._resumed: Checkpoint | None = None
 
     def resume(self, engine: Engine) -> tuple[int, int, list[float] | None]:
-        """Load the newest whole checkpoint into the engine, or for a new run the weights that `init_from` names.
+        """Load the newest whole checkpoint into the engine, or for a new run the weights that it starts from.
 
         Returns:
             The first step to do, the number of unreadable images so far, the state of the spike watch; zeros and
@@ -99,7 +100,7 @@ class RunFolder:
             on_rank_0(partial(resume.fetch_newer, self._mirror, self.checkpoints))
         checkpoint = self._resumed = sharded.agree_on_latest(self.checkpoints, self._device)
         if checkpoint is None:
-            self._init = init_from.take_weights(engine, self.config, self._device) if self.config.init_from else {}
+            self._init = first_weights(engine, self.config, self._device)
             return 0, 0, None
         resume.check_same_run(checkpoint, self.config, self._fingerprint)
         resume.warn_of_changes(checkpoint, self.config)

@@ -128,7 +128,9 @@ def require_source(where: str) -> None:
     """
     if source_of(where) is None:
         path = Path(where).expanduser()
-        what = "no checkpoint there" if path.is_dir() else "a file" if path.exists() else "no such folder"
+        what = "no checkpoint there" if path.is_dir() else "no such folder"
+        if path.is_file():
+            what = f"a file; for the weights of a backbone use model.weights={where}"
         raise InputError(
             f"init_from={where}: {what}; pass the folder of a run that has saved, or one of its "
             f"checkpoints (RUN/checkpoints/step-...)"
