@@ -35,7 +35,9 @@ _EXAMPLES = {
   largescale config configs/demo.yaml""",
     "evaluate": """examples:
   largescale evaluate knn runs/demo
-  largescale evaluate linear runs/demo evaluate.linear_epochs=50""",
+  largescale evaluate linear runs/demo evaluate.linear_epochs=50
+  largescale evaluate knn runs/a runs/b runs/b/checkpoints/step-00001000 data.eval_shards=data/other-test
+  torchrun --standalone --nproc-per-node=2 -m largescale evaluate knn runs/demo""",
     "export": """examples:
   largescale export runs/demo backbone.safetensors
   largescale export runs/demo backbone.safetensors --step 1000
@@ -134,9 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--markdown", action="store_true", help="all keys, as in docs/configuration.md")
 
     command = _command(commands, "evaluate", _evaluate, "measure the frozen features of a run on labelled shards")
-    command.add_argument("protocol", metavar="PROTOCOL", help="knn or linear")
-    command.add_argument("run_dir", metavar="RUN", help="folder of a run")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the run's configuration")
+    command.add_argument("protocol", metavar="PROTOCOL", help="how to measure; a wrong name lists all")
+    command.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or RUN/checkpoints/step-...")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the runs' configurations")
 
     command = _command(commands, "export", _export, "write the backbone's weights to a file that plain torch loads")
     command.add_argument("run_dir", metavar="RUN", help="folder of a run")
@@ -314,10 +316,21 @@ def _num_images(config: Any) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    logging.basicConfig(
+        level=logging.INFO if own_rank() <= 0 else logging.ERROR,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    words = [*arguments.runs, *arguments.overrides]
+    overrides = [word for word in words if re.match(r"[a-z][\w.\[\]]*=", word)]
+    places = [word for word in words if word not in overrides]
     from largescale.evaluate.measure import evaluate
+    from largescale.evaluate.table_of_runs import table
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    sys.stdout.write(evaluate(arguments.protocol, _run_dir(arguments.run_dir), arguments.overrides) + "\n")
+    records = evaluate(arguments.protocol, *places, overrides=overrides)
+    if own_rank() <= 0:
+        sys.stdout.write(table(places, records) + "\n")
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 import largescale
+from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 
-NAMES = {"METHODS", "__version__", "load", "load_config", "pretrain"}
+NAMES = {"METHODS", "__version__", "evaluate", "load", "load_config", "pretrain"}
 
 
 def test_it_offers_what_it_says():
@@ -22,6 +23,16 @@ def test_it_offers_what_it_says():
     assert largescale.load_config("small/simclr").method.name == "simclr"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = largescale.nothing
+
+
+def test_evaluate_is_a_function_and_the_package_of_its_modules():
+    import largescale.evaluate.knn as module
+
+    assert largescale.evaluate.knn is module
+    with pytest.raises(InputError, match=r"evaluate knm: expected one of knn, linear.*did you mean knn"):
+        largescale.evaluate("knm", "runs/a")
+    with pytest.raises(InputError, match="evaluate knn: no run"):
+        largescale.evaluate("knn")
 
 
 def test_the_version_is_that_of_the_distribution():

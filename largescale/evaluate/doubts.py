@@ -10,7 +10,7 @@ import torch
 from largescale.config import Config, corpus_settings
 from largescale.data.corpora import Corpus
 from largescale.evaluate.feature_set import FeatureSet
-from largescale.evaluate.protocols import KNN_HEADLINE_K
+from largescale.evaluate.knn import HEADLINE_K
 from shards.format.manifest import Manifest, read_manifest
 from shards.format.shard_index import read_index
 from shards.ground.errors import InputError
@@ -112,7 +112,7 @@ def _unknown_classes(train: FeatureSet, test: FeatureSet) -> str:
 
 def _small_classes(train: FeatureSet) -> str:
     counts = torch.bincount(train.labels)
-    fewest, k = int(counts[counts > 0].min()), min(KNN_HEADLINE_K, len(train))
+    fewest, k = int(counts[counts > 0].min()), min(HEADLINE_K, len(train))
     if fewest >= k:
         return ""
     return (

@@ -5,8 +5,10 @@ A query's neighbours are the k training samples of largest cosine; each votes fo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +17,17 @@ from torch.nn.functional import normalize
 from largescale.config import EvaluateConfig
 from largescale.config.setting import setting
 from largescale.evaluate.feature_set import FeatureSet
+from largescale.evaluate.shares import own_rows, total
 from shards.ground.errors import InputError
 
+HEADLINE_K = 20
+"""The number of neighbours whose accuracy is quoted (a k chosen on the test images would flatter)."""
+
+CHOSEN_ON = "nothing; k and temperature are given"
+
 _QUERY_CHUNK, _BANK_CHUNK = 1024, 65536
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -30,11 +40,45 @@ class Settings(EvaluateConfig):
     knn_temperature: float = setting(
         0.07, "A neighbour's vote weighs exp(cosine / temperature).", at_least=1e-6, at_most=1e6, free=True
     )
+    knn_temperatures: list[float] = setting(
+        [0.04, 0.07, 0.1, 0.2],
+        "Other temperatures whose accuracy is reported beside that of evaluate.knn_temperature.",
+        at_least=1e-6,
+        at_most=1e6,
+        free=True,
+    )
+
+
+def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, Any]:
+    """Top-1 accuracy at k = 20, and at every other k and temperature of the settings."""
+    headline = min(HEADLINE_K, len(train))
+    possible = [k for k in config.knn_neighbours if k <= len(train)]
+    if len(possible) < len(config.knn_neighbours):
+        _log.info(
+            "evaluate.knn_neighbours=%s: the bank has %d images, larger k are left out",
+            config.knn_neighbours,
+            len(train),
+        )
+    found = knn_accuracies(
+        train,
+        test,
+        num_neighbours=sorted({headline, *possible}),
+        temperatures=list(dict.fromkeys([config.knn_temperature, *config.knn_temperatures])),
+    )
+    by_k = {str(k): share for k, share in found[config.knn_temperature].items()}
+    return {
+        "top1": by_k[str(headline)],
+        "num_neighbours": headline,
+        "top1_by_k": by_k,
+        "top1_by_temperature": {str(temperature): by_k[headline] for temperature, by_k in found.items()},
+    }
 
 
 @torch.no_grad()
 def nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k rows of `bank` [N, D] nearest to each query [M, D] by cosine; memory O(chunk), not O(N * M).
+
+    Computed on the GPU if there is one.
 
     Returns:
         Cosines [M, k] in descending order, and rows of the bank, int64 [M, k].
@@ -44,50 +88,77 @@ def nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     if not 1 <= k <= len(bank):
         raise InputError(f"k={k} neighbours: expected 1 to {len(bank)}, the number of samples in the bank")
-    cosines, rows = [], []
-    for some in queries.split(_QUERY_CHUNK):
-        best, place = _nearest_of_chunk(bank, normalize(some, dim=1), k)
-        cosines.append(best)
-        rows.append(place)
-    return torch.cat(cosines), torch.cat(rows)
+    best = [
+        (queries.new_empty(len(some), 0), torch.empty(len(some), 0, dtype=torch.int64)) for some in _chunks(queries)
+    ]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for start in range(0, len(bank), _BANK_CHUNK):  # outside: the bank, which is large, goes to the device once
+        part = normalize(bank[start : start + _BANK_CHUNK].to(device), dim=1)
+        for number, some in enumerate(_chunks(queries)):
+            best[number] = _merged(best[number], part, start, normalize(some.to(device), dim=1), k)
+    return torch.cat([cosines for cosines, _ in best]), torch.cat([rows for _, rows in best])
 
 
-def _nearest_of_chunk(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    best = queries.new_empty(len(queries), 0)
-    place = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    for start in range(0, len(bank), _BANK_CHUNK):
-        part = normalize(bank[start : start + _BANK_CHUNK], dim=1)
-        cosines, columns = (queries @ part.T).topk(min(k, len(part)), dim=1)
-        merged = torch.cat([best, cosines], dim=1)
-        best, kept = merged.topk(min(k, merged.shape[1]), dim=1)
-        place = torch.cat([place, columns + start], dim=1).gather(1, kept)
-    return best, place
+def _chunks(queries: Tensor) -> tuple[Tensor, ...]:
+    return queries.split(_QUERY_CHUNK)
+
+
+def _merged(best: tuple[Tensor, Tensor], part: Tensor, start: int, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k nearest among those known and those in a part of the bank, whose first row is `start`; on the host."""
+    found, columns = (queries @ part.T).topk(min(k, len(part)), dim=1)
+    cosines = torch.cat([best[0], found.cpu()], dim=1)
+    rows = torch.cat([best[1], columns.cpu() + start], dim=1)
+    cosines, kept = cosines.topk(min(k, cosines.shape[1]), dim=1)
+    return cosines, rows.gather(1, kept)
 
 
 def knn_accuracy(
     train: FeatureSet, test: FeatureSet, *, num_neighbours: Sequence[int], temperature: float
 ) -> dict[int, float]:
-    """Top-1 accuracy, a share, for each number of neighbours.
+    """`knn_accuracies` at one temperature."""
+    return knn_accuracies(train, test, num_neighbours=num_neighbours, temperatures=[temperature])[temperature]
+
+
+def knn_accuracies(
+    train: FeatureSet, test: FeatureSet, *, num_neighbours: Sequence[int], temperatures: Sequence[float]
+) -> dict[float, dict[int, float]]:
+    """Top-1 accuracy, a share, by temperature and number of neighbours.
 
     Args:
         train: the bank.
-        test: the queries.
+        test: the queries, which ranks share.
         num_neighbours: values of k.
-        temperature: of the votes.
+        temperatures: of the votes.
 
     Raises:
         InputError: a k larger than the bank, or a temperature that is not above 0.
+
+    Collectives: every rank must call it; one all-reduce.
     """
-    if not temperature > 0:
-        raise InputError(f"evaluate.knn_temperature={temperature}: expected a number above 0")
-    cosines, rows = nearest(train.features, test.features, max(num_neighbours))
-    # Relative to the vote of the nearest, which is 1: exp(1 / T) has no float beyond it from T = 0.011 down. What
-    # becomes 0 is 1e-300 of that vote.
-    votes = torch.exp((cosines - cosines[:, :1]).double() / temperature)
-    classes = train.labels[rows]
-    accuracy = {}
-    for k in num_neighbours:
-        tally = votes.new_zeros(len(test), len(train.classes))
-        tally.scatter_add_(1, classes[:, :k], votes[:, :k])
-        accuracy[k] = float((tally.argmax(1) == test.labels).double().mean())
-    return accuracy
+    for temperature in temperatures:
+        if not temperature > 0:
+            raise InputError(f"evaluate.knn_temperature={temperature}: expected a number above 0")
+    own = own_rows(len(test))
+    cosines, rows = nearest(train.features, test.features[own], max(num_neighbours))
+    classes, labels = train.labels[rows], test.labels[own]
+    right = torch.zeros(len(temperatures), len(num_neighbours), dtype=torch.int64)
+    for number, temperature in enumerate(temperatures):
+        # Relative to the vote of the nearest, which is 1: exp(1 / T) has no float beyond it from T = 0.011 down. What
+        # becomes 0 is 1e-300 of that vote.
+        votes = torch.exp((cosines - cosines[:, :1]).double() / temperature)
+        for place, k in enumerate(num_neighbours):
+            right[number, place] = _num_right(votes[:, :k], classes[:, :k], labels, len(train.classes))
+    shares = (total(right) / len(test)).tolist()
+    return {
+        temperature: dict(zip(num_neighbours, row, strict=True))
+        for temperature, row in zip(temperatures, shares, strict=True)
+    }
+
+
+def _num_right(votes: Tensor, classes: Tensor, labels: Tensor, num_classes: int) -> int:
+    """Queries [M] whose class gets most of the votes [M, k]."""
+    right = 0
+    for some in torch.arange(len(votes)).split(_QUERY_CHUNK):  # a tally has a column per class
+        tally = votes.new_zeros(len(some), num_classes).scatter_add_(1, classes[some], votes[some])
+        right += int((tally.argmax(1) == labels[some]).sum())
+    return right

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from largescale.config import EvaluateConfig
 from largescale.config.setting import setting
 from largescale.evaluate.feature_set import FeatureSet
 from shards.ground.errors import InputError
+
+CHOSEN_ON = "a tenth of the training images"
 
 _HELD_OUT = 0.1
 _MOMENTUM = 0.9
@@ -40,6 +43,25 @@ class Settings(EvaluateConfig):
         free=True,
     )
     linear_weight_decay: float = setting(0.0, "Weight decay of the linear probe.", at_least=0, at_most=1e6, free=True)
+
+
+def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, Any]:
+    """Top-1 (and top-5) accuracy of the probe; ranks do the same, since its steps are small."""
+    result = linear_probe(
+        train,
+        test,
+        learning_rates=config.linear_rates,
+        epochs=config.linear_epochs,
+        batch_size=config.linear_batch,
+        weight_decay=config.linear_weight_decay,
+        seed=0,
+    )
+    return {
+        "top1": result.top1,
+        "top5": result.top5,
+        "learning_rate": result.learning_rate,
+        "sweep": {str(rate): accuracy for rate, accuracy in result.sweep.items()},
+    }
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from largescale.config import Config
 from largescale.config.loading import config_of_values
 from largescale.data.centre_crops import centre_crop
 from largescale.evaluate.extract import load_method
-from largescale.evaluate.measure import read_newest
+from largescale.evaluate.targets import read_newest
 from shards.ground.errors import InputError
 
 

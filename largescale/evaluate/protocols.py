@@ -1,54 +1,19 @@
-"""The protocols of `largescale evaluate`, by name."""
+"""The protocols of `largescale evaluate`, by name: each has a file with its settings, and an entry here."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from largescale.config import EvaluateConfig
+from largescale.config.setting import a_name
 from largescale.evaluate import knn, linear
 from largescale.evaluate.feature_set import FeatureSet
-from largescale.evaluate.knn import knn_accuracy
-from largescale.evaluate.linear import linear_probe
+from shards.ground.errors import InputError
 
-KNN_HEADLINE_K = 20
-"""The number of neighbours whose accuracy is quoted (a k chosen on the test images would flatter)."""
-
-_log = logging.getLogger(__name__)
-
-
-def _knn(train: FeatureSet, test: FeatureSet, config: knn.Settings) -> dict[str, Any]:
-    headline = min(KNN_HEADLINE_K, len(train))
-    possible = [k for k in config.knn_neighbours if k <= len(train)]
-    if len(possible) < len(config.knn_neighbours):
-        _log.info(
-            "evaluate.knn_neighbours=%s: the bank has %d images, larger k are left out",
-            config.knn_neighbours,
-            len(train),
-        )
-    neighbours = sorted({headline, *possible})
-    by_k = knn_accuracy(train, test, num_neighbours=neighbours, temperature=config.knn_temperature)
-    return {"top1": by_k[headline], "num_neighbours": headline, "top1_by_k": {str(k): v for k, v in by_k.items()}}
-
-
-def _linear(train: FeatureSet, test: FeatureSet, config: linear.Settings) -> dict[str, Any]:
-    result = linear_probe(
-        train,
-        test,
-        learning_rates=config.linear_rates,
-        epochs=config.linear_epochs,
-        batch_size=config.linear_batch,
-        weight_decay=config.linear_weight_decay,
-        seed=0,
-    )
-    return {
-        "top1": result.top1,
-        "top5": result.top5,
-        "learning_rate": result.learning_rate,
-        "sweep": {str(rate): accuracy for rate, accuracy in result.sweep.items()},
-    }
+COMMON = frozenset(item.name for item in fields(EvaluateConfig))
+"""Keys under `evaluate` that all protocols have."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +21,55 @@ class Protocol:
     """One entry of `PROTOCOLS`.
 
     Attributes:
-        measure: what the features of training and test images are worth; needs its own `Settings`.
+        measure: what the features of training and test images are worth; needs its own `Settings`. What it returns
+            has at least the `metric`.
         Settings: the keys under `evaluate` that it has beside those of all.
+        chosen_on: on what it chooses settings, if any: never on the test images.
+        metric: the value that is quoted, by its name in a result.
+        title: of the metric, for people.
     """
 
     measure: Callable[[FeatureSet, FeatureSet, Any], dict[str, Any]]
     Settings: type[EvaluateConfig]
+    chosen_on: str
+    metric: str = "top1"
+    title: str = "top-1"
+
+    def own_keys(self) -> list[str]:
+        """The keys under `evaluate` that it has beside those of all."""
+        return [item.name for item in fields(self.Settings) if item.name not in COMMON]
 
 
-PROTOCOLS = {"knn": Protocol(_knn, knn.Settings), "linear": Protocol(_linear, linear.Settings)}
+PROTOCOLS = {
+    "knn": Protocol(knn.measure, knn.Settings, knn.CHOSEN_ON),
+    "linear": Protocol(linear.measure, linear.Settings, linear.CHOSEN_ON),
+}
+
+
+def protocol_named(name: str) -> Protocol:
+    """An entry of `PROTOCOLS`.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if name not in PROTOCOLS:
+        raise InputError(f"largescale evaluate {name}: expected {a_name(name, PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def check_settings(name: str, overrides: list[str]) -> None:
+    """Refuse settings of other protocols: whoever passes one expects it to change the figure.
+
+    Raises:
+        InputError: an override is of another protocol.
+    """
+    own = protocol_named(name).own_keys()
+    for override in overrides:
+        key = override.split("=", 1)[0].removeprefix("evaluate.")
+        owners = [other for other, protocol in PROTOCOLS.items() if key in protocol.own_keys()]
+        if override.startswith("evaluate.") and owners and key not in own:
+            ours = ", ".join(f"evaluate.{one}" for one in own) or "none"
+            raise InputError(
+                f"{override}: used by `largescale evaluate {' and '.join(owners)}` alone; the settings of {name} "
+                f"itself are {ours}"
+            )

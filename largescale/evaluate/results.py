@@ -44,11 +44,15 @@ class Results:
     refused: list[str] = field(default_factory=list)
 
 
-def write_result(run_dir: Path, record: Record) -> Path:
-    """Write a result under a name of its own, and as the newest of its protocol; returns the name of its own."""
+def write_result(run_dir: Path, record: Record, *, newest: bool = True) -> Path:
+    """Write a result under a name of its own, and as the newest of its protocol unless it is of an older checkpoint.
+
+    Returns:
+        The name of its own.
+    """
     content = (json.dumps({**record, _CHECKSUM: _checksum(record)}, indent=1) + "\n").encode()
     own = run_dir / "eval" / "results" / f"{_name(record)}.json"
-    for path in (own, run_dir / "eval" / f"{record['protocol']}.json"):
+    for path in (own, *([run_dir / "eval" / f"{record['protocol']}.json"] if newest else [])):
         with atomic_write(path) as file:
             file.write(content)
     return own
@@ -95,10 +99,15 @@ def _name(record: Record) -> str:
     own = {
         key: value
         for key, value in record["settings"].items()
-        if key not in _NOT_MEASURED_BY and (key == "baselines" or key.startswith(f"{record['protocol']}_"))
+        if key not in _NOT_MEASURED_BY and (key == "baselines" or _is_own(key, record["protocol"]))
     }
     stamp = identity({"made_from": record["made_from"], "settings": own})
     return f"{record['protocol']}-{test}-step-{record['checkpoint_step']:08d}-{stamp}"
+
+
+def _is_own(key: str, protocol: str) -> bool:
+    """Whether a setting is of a protocol: `linear_cached_strengths` of `linear-cached`."""
+    return key.startswith(f"{protocol.replace('-', '_')}_")
 
 
 def _checksum(record: Record) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import re
+import sys
 from dataclasses import fields
 
 import pytest
@@ -124,13 +125,14 @@ def test_strategies_read_what_is_declared(key):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_protocols_read_what_is_declared(protocol):
-    ours = [key for key in keys_of("evaluate") if key.startswith(f"{protocol}_")]
-    source = inspect.getsource(PROTOCOLS[protocol].measure)
+    ours = PROTOCOLS[protocol].own_keys()
+    source = inspect.getsource(sys.modules[PROTOCOLS[protocol].measure.__module__])
     assert ours and all(f"config.{key}" in source for key in ours)
+    assert all(key.startswith(f"{protocol.replace('-', '_')}_") for key in ours)
     assert set(ours) == {item.name for item in fields(PROTOCOLS[protocol].Settings)} - {
         item.name for item in fields(EvaluateConfig)
     }
-    others = [key for key in keys_of("evaluate") if key not in ours and f"config.{key}" in source]
+    others = [key for key in keys_of("evaluate") if key not in ours and re.search(rf"config\.{key}\b", source)]
     assert others == []
 
 

@@ -1,6 +1,7 @@
 """`largescale evaluate` and `report` on a real small run.
 
-Covers: largescale/evaluate/feature_set.py, largescale/evaluate/measure.py, largescale/evaluate/protocols.py
+Covers: largescale/evaluate/feature_set.py, largescale/evaluate/measure.py, largescale/evaluate/protocols.py,
+largescale/evaluate/table_of_runs.py, largescale/evaluate/targets.py
 """
 
 from __future__ import annotations
@@ -86,3 +87,34 @@ def test_a_loaded_network_gives_the_features_of_the_evaluation(run, test_shard_f
     images = torch.stack([network.prepare(decode(reader.read(number), max_pixels=2**20)) for number in range(100)])
     expected = FeatureSet.load(run / "eval/features/pretrained-test.safetensors").features
     assert torch.allclose(network.encode(images), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_several_runs_and_checkpoints_give_one_table_and_an_older_one_is_not_the_run_s_result(run, capsys):
+    older = run / "checkpoints/step-00000010"
+    assert main(["evaluate", "knn", str(run), str(older), "evaluate.baselines=false"]) == 0
+    title, head, newest, old = capsys.readouterr().out.splitlines()
+    assert title == "knn, top-1, 100 test images of test" and head.split() == ["run", "step", "pretrained", "network"]
+    assert newest.split()[:2] == [str(run), "14"] and old.split()[:2] == [str(older), "10"]
+    shares = [float(line.split()[2].rstrip("%")) for line in (newest, old)]
+    assert json.loads((run / "eval/knn.json").read_text())["checkpoint_step"] == 14
+    records = largescale.evaluate("knn", run, older, overrides=["evaluate.baselines=false"])
+    assert [round(100 * one["results"]["pretrained"]["top1"], 2) for one in records] == shares
+    low, high = records[0]["results"]["pretrained"]["interval"]
+    assert 0 < low < records[0]["results"]["pretrained"]["top1"] < high < 1
+
+
+@pytest.mark.parametrize(
+    "words, line",
+    [
+        (["knn", "RUN/checkpoints/step-00000011"], "no whole checkpoint here; RUN has step-00000014, step-00000010"),
+        (["knn", "RUN/checkpoints"], "RUN/checkpoints: no run here"),
+        (["knn", "RUN", "RUN/eval"], "RUN/eval: no run here"),
+        (["linear", "RUN", "evaluate.knn_temperature=1"], "used by `largescale evaluate knn` alone"),
+        (["knn", "RUN", "evaluate.knn_temperatur=1"], "did you mean evaluate.knn_temperature"),
+        (["knn", "RUN", "model.width=16"], "RUN/checkpoints/step-00000014"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_a_line(run, capsys, words, line):
+    assert main(["evaluate", *(word.replace("RUN", str(run)) for word in words)]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and line.replace("RUN", str(run)) in last

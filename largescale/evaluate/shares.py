@@ -1,0 +1,30 @@
+"""What each of several ranks does of a measurement, and how their counts become one figure.
+
+Every rank has all features (the files are mapped into memory, which ranks of a node share) and works on every
+`world_size`-th row. Counts are whole numbers, so a figure is the same on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor
+
+from largescale.distributed.collectives import sum_over_ranks
+from largescale.processes import rank, world_size
+
+
+def own_rows(num_rows: int) -> Tensor:
+    """Rows of this rank: int64."""
+    return torch.arange(rank(), num_rows, world_size())
+
+
+def total(part: Tensor) -> Tensor:
+    """The sum of all ranks' tensors, float64 on the host. Collectives: one all-reduce if there are several ranks."""
+    return sum_over_ranks({"part": part})["part"] if world_size() > 1 else part.double().cpu()
+
+
+def interval(share: float, num: int) -> list[float]:
+    """The 95 % confidence interval (Wilson) of a share that was found on `num` independent test images."""
+    found = binomtest(round(share * num), num).proportion_ci(method="wilson")
+    return [float(found.low), float(found.high)]

@@ -1,0 +1,58 @@
+"""What `largescale evaluate` prints: a line per network of a run, or a line per run where there are several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from largescale.evaluate.features import NETWORKS
+from largescale.evaluate.results import Record
+
+
+def table(places: Sequence[str | Path], records: Sequence[Record]) -> str:
+    """The results of one protocol.
+
+    Args:
+        places: what was measured, as the user named it.
+        records: the result of each.
+    """
+    return _of_one(records[0]) if len(records) == 1 else _of_several(list(map(str, places)), records)
+
+
+def _of_one(record: Record) -> str:
+    title = record["metric_title"]
+    lines = [
+        f"{record['protocol']:>7}  {NETWORKS[network]:<24} {title} {_value(record, network)}"
+        for network in record["results"]
+    ]
+    return "\n".join(lines)
+
+
+def _of_several(places: list[str], records: Sequence[Record]) -> str:
+    networks = list(dict.fromkeys(name for record in records for name in record["results"]))
+    tests = [record["made_from"]["test_shards"]["name"] for record in records]
+    same = len({record["made_from"]["test_shards"]["fingerprint"] for record in records}) == 1
+    head = ["run", *([] if same else ["test images"]), "step", *(NETWORKS[name] for name in networks)]
+    rows = [
+        [
+            place,
+            *([] if same else [test]),
+            str(record["checkpoint_step"]),
+            *(_value(record, name) if name in record["results"] else "-" for name in networks),
+        ]
+        for place, test, record in zip(places, tests, records, strict=True)
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+    on = f"{records[0]['num_test']:,} test images of {tests[0]}" if same else "not the same test images in every row"
+    return "\n".join([f"{records[0]['protocol']}, {records[0]['metric_title']}, {on}", *map(str.rstrip, lines)])
+
+
+def _value(record: Record, network: str) -> str:
+    """The metric in percent, with half of its confidence interval where there is one."""
+    result = record["results"][network]
+    text = f"{result[record['metric']]:6.2%}"
+    if "interval" in result:
+        low, high = result["interval"]
+        text += f" ± {50 * (high - low):.2f}"
+    return text

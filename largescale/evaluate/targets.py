@@ -1,0 +1,130 @@
+"""What is measured: a run, whose newest whole checkpoint is taken, or one of a run's checkpoints."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from largescale.checkpoint.folder import Checkpoint, find_latest, newest_first, open_checkpoint
+from largescale.config import Config, flatten, load_config, with_present_names
+from shards.ground.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+_OF_THE_CHECKPOINT = ("model.", "method.", "data.mean", "data.std", "run.seed", "train.precision")
+"""Keys (or groups) that describe the weights: the checkpoint knows them, whatever config.yaml has become."""
+
+_FREE = ("model.recompute_stages", "model.compile_stages")
+
+USED = ("evaluate", "data", "model", *_OF_THE_CHECKPOINT)
+"""Beginnings of the keys that an evaluation depends on."""
+
+Read = TypeVar("Read")
+
+_ATTEMPTS = 5
+"""Checkpoints that may be removed by a run that goes on while they are being read."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A run, or one of its checkpoints.
+
+    Attributes:
+        run_dir: folder of the run.
+        checkpoint: the one to measure; None takes the newest whole one.
+    """
+
+    run_dir: Path
+    checkpoint: Checkpoint | None = None
+
+    def read(self, read: Callable[[Checkpoint], Read]) -> Read:
+        """What `read` makes of the checkpoint.
+
+        Raises:
+            InputError: there is no whole one.
+        """
+        return read_newest(self.run_dir, read) if self.checkpoint is None else read(self.checkpoint)
+
+    def is_newest(self, checkpoint: Checkpoint) -> bool:
+        """Whether a checkpoint is the last one of the run, so that its results are the run's."""
+        return not any(other.step > checkpoint.step for other in newest_first(self.run_dir / "checkpoints"))
+
+
+def target_at(place: str | Path) -> Target:
+    """The run in a folder, or the checkpoint in one of a run's `checkpoints`.
+
+    Raises:
+        InputError: neither is there, or the checkpoint is damaged.
+    """
+    path = Path(place).expanduser()
+    if (path / "config.yaml").is_file():
+        return Target(path)
+    run_dir = path.resolve().parent.parent
+    if path.resolve().parent.name != "checkpoints" or not (run_dir / "config.yaml").is_file():
+        raise InputError(
+            f"{place}: no run here (config.yaml is missing); pass the folder that pretrain wrote, or "
+            f"RUN/checkpoints/step-..."
+        )
+    checkpoint = open_checkpoint(path)
+    if checkpoint is None:
+        known = ", ".join(one.path.name for one in newest_first(run_dir / "checkpoints"))
+        raise InputError(f"{place}: no whole checkpoint here; {run_dir} has {known or 'none'}")
+    if damage := checkpoint.damage():
+        raise InputError(f"{place}: {damage}; take another checkpoint")
+    return Target(run_dir, checkpoint)
+
+
+def read_newest(run_dir: Path, read: Callable[[Checkpoint], Read]) -> Read:
+    """What `read` makes of a run's newest checkpoint, or of the next one if a run that goes on removes it meanwhile.
+
+    Raises:
+        InputError: there is none, or they are removed too fast.
+    """
+    for _ in range(_ATTEMPTS):
+        checkpoint = newest_checkpoint(run_dir)
+        try:
+            return read(checkpoint)
+        except Exception:
+            if checkpoint.path.exists():
+                raise
+            _log.info("%s was removed while being read, since the run goes on; taking the newest", checkpoint.path)
+    raise InputError(f"{run_dir}: its checkpoints are replaced faster than they can be read; raise checkpoint.keep")
+
+
+def newest_checkpoint(run_dir: Path) -> Checkpoint:
+    """The newest whole checkpoint of a run.
+
+    Raises:
+        InputError: there is none.
+    """
+    checkpoint = find_latest(run_dir / "checkpoints")
+    if checkpoint is None:
+        raise InputError(f"{run_dir}: no whole checkpoint; run `largescale pretrain` with this run.dir first")
+    return checkpoint
+
+
+def config_of(checkpoint: Checkpoint, run_dir: Path, overrides: list[str]) -> tuple[Config, list[str]]:
+    """A run's configuration with what describes the weights as the checkpoint has it, and a line where that differs.
+
+    Raises:
+        InputError: config.yaml or an override cannot be used.
+    """
+    path = run_dir / "config.yaml"
+    config = load_config(path)
+    written, saved = flatten(config), with_present_names(checkpoint.progress["config"], config)
+    about_weights = [key for key in written if key.startswith(_OF_THE_CHECKPOINT) and key not in _FREE]
+    edited = {key: saved[key] for key in about_weights if key in saved and saved[key] != written[key]}
+    lines = [
+        f"{path} has {key}={written[key]}, but the checkpoint was trained with {value}, which is used; pass "
+        f"{key}=... to override it"
+        for key, value in edited.items()
+    ]
+    given = {override.split("=", 1)[0] for override in overrides}
+    return (
+        load_config(path, [*(f"{key}={json.dumps(value)}" for key, value in edited.items()), *overrides]),
+        [line for key, line in zip(edited, lines, strict=True) if key not in given],
+    )
