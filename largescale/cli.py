@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import re
@@ -11,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from largescale.distributed.stopping import INTERRUPTED, StoppedInOrder, own_rank
 from shards.ground import terminal
@@ -38,6 +36,10 @@ _EXAMPLES = {
   largescale evaluate linear runs/demo evaluate.linear_epochs=50
   largescale evaluate knn runs/a runs/b runs/b/checkpoints/step-00001000 data.eval_shards=data/other-test
   torchrun --standalone --nproc-per-node=2 -m largescale evaluate knn runs/demo""",
+    "features": """examples:
+  largescale features runs/demo data/shards/fashion-mnist-test features/demo-test
+  largescale features runs/demo data/shards/photos features/photos --assign --thumbnails 64
+  torchrun --standalone --nproc-per-node=8 -m largescale features runs/demo data/shards/photos features/photos""",
     "export": """examples:
   largescale export runs/demo backbone.safetensors
   largescale export runs/demo backbone.safetensors --step 1000
@@ -139,6 +141,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("protocol", metavar="PROTOCOL", help="how to measure; a wrong name lists all")
     command.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or RUN/checkpoints/step-...")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the runs' configurations")
+
+    command = _command(commands, "features", _features, "write the features of a shard folder's images to files")
+    command.add_argument("place", metavar="RUN", help="folder of a run, or RUN/checkpoints/step-...")
+    command.add_argument("shards", metavar="SHARDS", help="folder or URL of shards, labelled or not")
+    command.add_argument("out", metavar="OUT", help="folder to write to, one file per shard")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the run's configuration")
+    command.add_argument("--format", default="parquet", metavar="NAME", help="parquet (default) or npy")
+    command.add_argument("--dtype", default="fp16", metavar="TYPE", help="fp16 (default) or fp32")
+    command.add_argument("--assign", action="store_true", help="add each image's prototype or cluster, with its score")
+    command.add_argument(
+        "--thumbnails", type=int, default=0, metavar="PX", help="add a JPEG of each image, for viewers"
+    )
 
     command = _command(commands, "export", _export, "write the backbone's weights to a file that plain torch loads")
     command.add_argument("run_dir", metavar="RUN", help="folder of a run")
@@ -277,42 +291,23 @@ def _say_of_copy(path: Path, run_dir: Path) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from largescale.config import load_config
-    from largescale.plan.planner import IMAGENET, Request, compare, plan
-    from largescale.plan.table import side_by_side, table
+    from largescale.plan.command import run
 
-    strategy = [f"parallel.strategy={arguments.strategy}"] if arguments.strategy else []
-    if arguments.strategy not in (None, "fsdp"):  # what fsdp alone has, and a recipe may set for it
-        strategy += ["parallel.sharded_init=false", "parallel.replicate=1"]
-    config = load_config(arguments.config, [*arguments.overrides, *strategy], default_shards="unset")
-    images = arguments.images if arguments.images is not None else _num_images(config)
-    if not images and arguments.images is None:
-        images = IMAGENET
-        sys.stderr.write(
-            f"data.shards={config.data.shards}: cannot be counted here, so ImageNet's {IMAGENET:,} images "
-            f"are assumed; pass --images N\n"
-        )
-    request = Request(arguments.gpus, arguments.gpu, arguments.gpus_per_node, images, arguments.price)
-    if arguments.compare:
-        plans = compare(config, request)
-        text = json.dumps(plans, indent=1) if arguments.json else side_by_side(plans)
-    else:
-        found = plan(config, request)
-        text = json.dumps(found, indent=1) if arguments.json else table(found)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(run(arguments) + "\n")
 
 
-def _num_images(config: Any) -> int:
-    """Images in a recipe's shards; 0 if these are not here, or only a subset of them is used."""
-    from largescale.config import corpus_settings
-    from shards.stores.locate import manifest_at
+def _features(arguments: argparse.Namespace) -> None:
+    from largescale.evaluate.features_out import Wish, write_features
+    from largescale.processes import process_group
 
-    settings = corpus_settings(config.data)
-    try:
-        counts = [manifest_at(location).num_samples for location, _, _ in settings if location != "unset"]
-    except InputError:
-        return 0
-    return 0 if any(subset for _, _, subset in settings) else sum(counts)
+    level = logging.INFO if own_rank() <= 0 else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    wish = Wish(arguments.format, arguments.dtype, arguments.assign, arguments.thumbnails)
+    out = Path(arguments.out).expanduser()
+    with process_group():
+        done = write_features(arguments.place, arguments.shards, out, wish, arguments.overrides)
+    if own_rank() <= 0:
+        sys.stdout.write(f"{out}: {done}\n")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

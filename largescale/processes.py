@@ -77,6 +77,9 @@ def together(action: Callable[[], None]) -> None:
 
     Collectives: every rank must call it; one all-gather of objects.
     """
+    if not dist.is_initialized():
+        action()
+        return
     failure = ""
     try:
         action()

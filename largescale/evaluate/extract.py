@@ -215,10 +215,11 @@ def can_be_read(corpus: Corpus, config: Config, known: Tensor) -> bool:
     if len(missing) == 0:
         return False
     maker = CentreCropMaker([corpus], config)
-    return any(maker.reader.label(number) >= 0 and _is_readable(maker, number) for number in missing.flatten().tolist())
+    return any(maker.reader.label(number) >= 0 and is_readable(maker, number) for number in missing.flatten().tolist())
 
 
-def _is_readable(maker: CentreCropMaker, sample_id: int) -> bool:
+def is_readable(maker: CentreCropMaker, sample_id: int) -> bool:
+    """Whether an image can be read now."""
     try:
         maker.crop(sample_id)
     except SampleError:

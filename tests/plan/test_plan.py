@@ -1,6 +1,6 @@
 """The planner against real steps: the same collectives, bytes, operations and memory; and what it says of recipes.
 
-Covers: largescale/plan/changes.py, largescale/plan/estimate.py, largescale/plan/planner.py,
+Covers: largescale/plan/changes.py, largescale/plan/command.py, largescale/plan/estimate.py, largescale/plan/planner.py,
 largescale/plan/simulate.py, largescale/plan/table.py, largescale/plan/trace.py
 """
 
