@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from largescale.command_examples import EXAMPLES
 from largescale.distributed.stopping import INTERRUPTED, StoppedInOrder, own_rank
 from shards.ground import terminal
 from shards.ground.errors import InputError
@@ -19,46 +20,6 @@ USER_ERROR, STOPPED, UNFINISHED = 2, 3, 85
 """Exit codes: the input has to be fixed; the run had to stop; it was asked to stop and can be continued.
 
 A rank that hangs exits with 86 (`largescale/run/watchdog.py`)."""
-
-_EXAMPLES = {
-    "pretrain": """examples:
-  largescale pretrain configs/demo.yaml
-  largescale pretrain configs/demo.yaml optim.lr=0.001 run.seed=1 --print
-  torchrun --standalone --nproc-per-node=2 -m largescale pretrain configs/demo.yaml parallel.strategy=fsdp""",
-    "config": """examples:
-  largescale config
-  largescale config optim
-  largescale config method.queue
-  largescale config optim.lr configs/demo.yaml optim.lr=0.3
-  largescale config configs/demo.yaml""",
-    "evaluate": """examples:
-  largescale evaluate knn runs/demo
-  largescale evaluate linear runs/demo evaluate.linear_epochs=50
-  largescale evaluate knn runs/a runs/b runs/b/checkpoints/step-00001000 data.eval_shards=data/other-test
-  torchrun --standalone --nproc-per-node=2 -m largescale evaluate knn runs/demo""",
-    "features": """examples:
-  largescale features runs/demo data/shards/fashion-mnist-test features/demo-test
-  largescale features runs/demo data/shards/photos features/photos --assign --thumbnails 64
-  torchrun --standalone --nproc-per-node=8 -m largescale features runs/demo data/shards/photos features/photos""",
-    "export": """examples:
-  largescale export runs/demo backbone.safetensors
-  largescale export runs/demo backbone.safetensors --step 1000
-docs/export.md shows how to load the file in plain torch.""",
-    "plan": """examples:
-  largescale plan configs/seer/regnety_256gf.yaml --gpus 512 --gpu v100-32 --images 1e9
-  largescale plan configs/swav/resnet50_800ep.yaml parallel.strategy=fsdp --gpus 64 --compare""",
-    "status": """example:
-  largescale status runs/demo
-  largescale status configs/demo.yaml || sbatch launch/slurm/pretrain.sbatch configs/demo.yaml""",
-    "preflight": """example:
-  torchrun --nnodes=2 --nproc-per-node=8 ... -m largescale preflight configs/swav/resnet50_800ep.yaml""",
-    "report": """example:
-  largescale report runs/demo""",
-    "runs": """examples:
-  largescale runs runs
-  largescale runs runs --json""",
-}
-
 
 _RECIPE = "YAML file, or the name of a recipe that comes with the package, such as swav/resnet50_800ep"
 
@@ -185,8 +146,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--compare", action="store_true", help="show the strategies side by side")
     command.add_argument("--json", action="store_true", help="print JSON")
 
-    command = _command(commands, "report", _report, "write RUN/report.html, one self-contained page")
-    command.add_argument("run_dir", metavar="RUN", help="folder of a run")
+    command = _command(commands, "report", _report, "write one self-contained page about a run, or that compares runs")
+    command.add_argument("run_dirs", nargs="+", metavar="RUN", help="folders of runs")
+    command.add_argument(
+        "--out", metavar="FILE", help="default: RUN/report.html; for several runs beside the first of them"
+    )
+    command.add_argument("--figures", metavar="DIR", help="also write the plots as SVG and PNG files")
+    command.add_argument(
+        "--smooth", type=int, metavar="N", help="logged lines to average over; 0: none (default: 1/40)"
+    )
+    command.add_argument(
+        "--watch", type=float, default=0, metavar="SECONDS", help="write it again and again while a run trains"
+    )
 
     command = _command(commands, "runs", _runs, "list all runs below a folder: state, step, loss, speed, accuracies")
     command.add_argument("folder", metavar="DIR", nargs="?", default="runs", help="default: runs")
@@ -212,7 +183,7 @@ def _command(
         name,
         help=summary,
         description=summary,
-        epilog=_EXAMPLES[name],
+        epilog=EXAMPLES[name],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -367,19 +338,19 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from largescale.observe.report import write_report
+    from largescale.report.page import Wanted, report
 
-    sys.stdout.write(f"{write_report(_run_dir(arguments.run_dir))}\n")
+    run_dirs = [_run_dir(path) for path in arguments.run_dirs]
+    out, figures = (Path(name).expanduser() if name else None for name in (arguments.out, arguments.figures))
+    for path in report(run_dirs, Wanted(out, figures, arguments.smooth, arguments.watch)):
+        sys.stdout.write(f"{path}\n")
+        sys.stdout.flush()
 
 
 def _runs(arguments: argparse.Namespace) -> None:
-    from largescale.run.table import runs_below, table, to_json
+    from largescale.run.table import listing
 
-    rows = runs_below(Path(arguments.folder).expanduser())
-    if arguments.json:
-        sys.stdout.write(to_json(rows) + "\n")
-    else:
-        sys.stdout.write((table(rows) if rows else f"{arguments.folder}: no runs below this folder") + "\n")
+    sys.stdout.write(listing(Path(arguments.folder).expanduser(), as_json=arguments.json) + "\n")
 
 
 def _run_dir(path: str) -> Path:

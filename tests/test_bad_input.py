@@ -1,6 +1,6 @@
 """A user's mistake gets one clear line and an exit code, never a traceback.
 
-Covers: largescale/cli.py, largescale/run/start.py
+Covers: largescale/cli.py, largescale/command_examples.py, largescale/run/start.py
 """
 
 from __future__ import annotations

@@ -54,9 +54,16 @@ def runs_below(folder: Path) -> list[RunRow]:
     return [_row(path, str(path.relative_to(folder))) for path in _run_folders(folder)]
 
 
-def to_json(rows: list[RunRow]) -> str:
-    """The rows as a JSON list."""
-    return json.dumps([asdict(row) for row in rows], indent=1)
+def listing(folder: Path, *, as_json: bool = False) -> str:
+    """All runs below a folder as text for a terminal, or as a JSON list.
+
+    Raises:
+        InputError: no such folder.
+    """
+    rows = runs_below(folder)
+    if as_json:
+        return json.dumps([asdict(row) for row in rows], indent=1)
+    return table(rows) if rows else f"{folder}: no runs below this folder"
 
 
 def table(rows: list[RunRow]) -> str:

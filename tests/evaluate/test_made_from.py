@@ -24,7 +24,8 @@ from largescale.evaluate.extract import can_be_read, extract, pixels
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.made_from import difference, identity, shards_stamp, weights_stamp
 from largescale.evaluate.results import read_results
-from largescale.observe import report_results
+from largescale.report import evaluation, images
+from largescale.report.reported_run import read_runs
 from shards.format.manifest import read_manifest, write_manifest
 from shards.format.shard_index import read_index, write_index
 from shards.ground.errors import InputError
@@ -142,7 +143,7 @@ def run(tmp_path_factory, shard_folder, test_shard_folder) -> SimpleNamespace:
 
 
 def notes(run_dir: Path) -> str:
-    return "\n".join(report_results.notes(run_dir, read_results(run_dir)))
+    return "\n".join(evaluation.notes(read_runs([run_dir])[0]))
 
 
 @pytest.mark.slow
@@ -166,13 +167,13 @@ def test_the_report_shows_no_images_of_shards_that_are_gone_or_others_now(run, t
     manifest = read_manifest(away)  # other images: without the first shard
     write_manifest(replace(manifest, shards=manifest.shards[1:]))
     run.evaluate(f"data.eval_shards={away}")
-    config = load_config(run.path / "config.yaml")
-    assert "of away, network of step 4" in report_results.images(run.path, config)
+    (reported,) = read_runs([run.path])
+    assert "of away, network of step 4" in images.sections_of(reported)
     shutil.rmtree(away)
     for there in (None, test_shard_folder):
         if there:
             shutil.copytree(there, away)
-        page = report_results.images(run.path, config)
+        page = images.sections_of(reported)
         assert f"The images that were evaluated cannot be shown: those of {away}" in page
         assert 'class="query"' not in page and "What prototypes stand for" in page
     assert "other shards are there now" in page

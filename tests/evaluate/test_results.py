@@ -1,6 +1,6 @@
 """Result files are shown as they were measured, or not at all.
 
-Covers: largescale/observe/report_results.py
+Covers: largescale/report/evaluation.py
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from largescale.config import Config
 from largescale.evaluate.made_from import VERSION
-from largescale.evaluate.results import read_results, write_result
-from largescale.observe import report_results
+from largescale.evaluate.results import Results, read_results, write_result
+from largescale.report import evaluation, verdict
+from largescale.report.reported_run import ReportedRun
+from largescale.run.status import RunStatus
 
 
 def record(
@@ -37,6 +40,11 @@ def record(
         "results": {"pretrained": {"top1": top1, "top1_by_k": {"5": top1}}},
         "made_from": made_from,
     }
+
+
+def reported(path: Path, found: Results) -> ReportedRun:
+    status = RunStatus("complete", 4, 4, "", "", None)
+    return ReportedRun(path, "a", 0, Config(), [], found, {}, status, [])
 
 
 def edited(text: str) -> str:
@@ -64,11 +72,12 @@ def test_a_result_that_was_changed_is_not_shown_and_named(tmp_path, change):
     found = read_results(tmp_path)
     # The same measurement is still there under its own name.
     assert found.newest["knn"]["results"] == record()["results"] and len(found.all) == 1
-    assert "Not shown: eval/knn.json, changed or damaged" in "\n".join(report_results.notes(tmp_path, found))
+    assert "Not shown: eval/knn.json, changed or damaged" in "\n".join(evaluation.notes(reported(tmp_path, found)))
     own.write_text(change(own.read_text()))
     found = read_results(tmp_path)
     assert not found.newest and not found.all and len(found.refused) == 2
-    assert "90" not in report_results.accuracy(tmp_path, found) and not report_results.tiles(found)
+    run = reported(tmp_path, found)
+    assert "90" not in evaluation.section_of([run]) and "Not measured yet" in verdict.section_of([run])
 
 
 def test_the_newest_is_the_last_measured_where_its_file_is_lost(tmp_path):
@@ -84,6 +93,6 @@ def test_measurements_that_differ_in_a_setting_alone_are_told_apart(tmp_path):
     for size in (28, 24):
         write_result(tmp_path, record(size / 100, size=size))
     write_result(tmp_path, record(0.7, protocol="linear"))
-    page = report_results.accuracy(tmp_path, read_results(tmp_path))
+    page = evaluation.section_of([reported(tmp_path, read_results(tmp_path))])
     assert "kNN, k = 5, size 28<" in page and "kNN, k = 5, size 24<" in page and ">linear<" in page
     assert "raw pixels" not in page  # nothing was measured of them

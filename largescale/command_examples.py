@@ -1,0 +1,44 @@
+"""Examples of each command, shown below its help."""
+
+from __future__ import annotations
+
+EXAMPLES = {
+    "pretrain": """examples:
+  largescale pretrain configs/demo.yaml
+  largescale pretrain configs/demo.yaml optim.lr=0.001 run.seed=1 --print
+  torchrun --standalone --nproc-per-node=2 -m largescale pretrain configs/demo.yaml parallel.strategy=fsdp""",
+    "config": """examples:
+  largescale config
+  largescale config optim
+  largescale config method.queue
+  largescale config optim.lr configs/demo.yaml optim.lr=0.3
+  largescale config configs/demo.yaml""",
+    "evaluate": """examples:
+  largescale evaluate knn runs/demo
+  largescale evaluate linear runs/demo evaluate.linear_epochs=50
+  largescale evaluate knn runs/a runs/b runs/b/checkpoints/step-00001000 data.eval_shards=data/other-test
+  torchrun --standalone --nproc-per-node=2 -m largescale evaluate knn runs/demo""",
+    "features": """examples:
+  largescale features runs/demo data/shards/fashion-mnist-test features/demo-test
+  largescale features runs/demo data/shards/photos features/photos --assign --thumbnails 64
+  torchrun --standalone --nproc-per-node=8 -m largescale features runs/demo data/shards/photos features/photos""",
+    "export": """examples:
+  largescale export runs/demo backbone.safetensors
+  largescale export runs/demo backbone.safetensors --step 1000
+docs/export.md shows how to load the file in plain torch.""",
+    "plan": """examples:
+  largescale plan configs/seer/regnety_256gf.yaml --gpus 512 --gpu v100-32 --images 1e9
+  largescale plan configs/swav/resnet50_800ep.yaml parallel.strategy=fsdp --gpus 64 --compare""",
+    "status": """example:
+  largescale status runs/demo
+  largescale status configs/demo.yaml || sbatch launch/slurm/pretrain.sbatch configs/demo.yaml""",
+    "preflight": """example:
+  torchrun --nnodes=2 --nproc-per-node=8 ... -m largescale preflight configs/swav/resnet50_800ep.yaml""",
+    "report": """examples:
+  largescale report runs/demo
+  largescale report runs/demo runs/other --out compared.html --figures figures
+  largescale report runs/demo --watch 60""",
+    "runs": """examples:
+  largescale runs runs
+  largescale runs runs --json""",
+}

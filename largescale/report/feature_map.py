@@ -1,0 +1,154 @@
+"""A map of features that shows the image under the pointer, coloured by class, cluster, or what kNN gets wrong.
+
+Choosing the colours needs no script (radio buttons and CSS); the images under the pointer do (map.js).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
+from torch.nn.functional import normalize
+
+from largescale.report import plots
+from largescale.report.evaluated import Part, Predictions
+from largescale.report.gallery import picture
+from largescale.report.html_parts import escape
+
+_DIMENSIONS, _PERPLEXITY = 50, 30
+_WIDTH, _HEIGHT, _MARGIN = 900, 620, 14
+_BY_ERROR = 2
+"""The place of right or wrong among the groups."""
+_SIDE = 40
+"""Pixels of a thumbnail's side."""
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """Points [M, 2] of some rows of the test set, and what they can be coloured by.
+
+    Attributes:
+        groups: names of groups and the group of each point, by what they are.
+        method: how the points were found, in words.
+    """
+
+    points: np.ndarray
+    rows: np.ndarray
+    groups: dict[str, tuple[list[str], np.ndarray]]
+    method: str
+
+
+def feature_map(test: Part, found: Predictions) -> FeatureMap:
+    """The map of the test images that kNN was asked about; always the same for the same features."""
+    features, truth = test.features, test.features.labels.numpy()[found.rows]
+    values = normalize(features.features[torch.from_numpy(found.rows)], dim=1).numpy()
+    dimensions = min(_DIMENSIONS, *values.shape)
+    num_clusters = max(2, min(len(features.classes), len(values)))
+    with threadpool_limits(1):  # with two threads on two busy cores t-SNE takes five times as long: they spin
+        reduced = PCA(dimensions, random_state=0).fit_transform(values)
+        points, method = _embedded(reduced)
+        clusters = KMeans(num_clusters, n_init=1, random_state=0).fit_predict(reduced)
+    names = [f"cluster {number}" for number in range(num_clusters)]
+    right = (truth != found.classes).astype(np.int64)
+    return FeatureMap(
+        points,
+        found.rows,
+        {
+            "class": (list(features.classes), truth),
+            "k-means cluster": (names, clusters),
+            "kNN right or wrong": (["right", "wrong"], right),
+        },
+        f"{method} of {dimensions} principal components",
+    )
+
+
+def _embedded(values: np.ndarray) -> tuple[np.ndarray, str]:
+    """Points [M, 2], by openTSNE where it is installed."""
+    perplexity = min(_PERPLEXITY, (len(values) - 1) / 3)
+    try:
+        from openTSNE import TSNE as OpenTSNE
+    except ImportError:
+        made = TSNE(init="pca", random_state=0, perplexity=perplexity, max_iter=500)
+        return made.fit_transform(values), "t-SNE"
+    return np.asarray(OpenTSNE(initialization="pca", random_state=0, perplexity=perplexity).fit(values)), "openTSNE"
+
+
+def as_html(found: FeatureMap, test: Part, told: Sequence[str]) -> str:
+    """The map for the page.
+
+    Args:
+        found: the map.
+        test: the images.
+        told: what to say of each point [M].
+    """
+    sprite, columns = _sprite([picture(test.reader, int(test.features.ids[row])) for row in found.rows.tolist()])
+    choices, styles, legends = [], [], []
+    for number, (what, (names, _)) in enumerate(found.groups.items()):
+        chosen = f"#colour-{number}:checked ~ .map"
+        checked = " checked" if number == 0 else ""
+        choices.append(
+            f'<input type="radio" name="colour" id="colour-{number}"{checked}><label for="colour-{number}">'
+            f"{escape(what)}</label>"
+        )
+        styles += [f"{chosen} .g{number}-{group} {{ fill: {_variable(number, group)} }}" for group in range(len(names))]
+        styles.append(f"{chosen} .legend-{number} {{ display: flex }}")
+        shown = "".join(
+            f'<li><i style="background:{_variable(number, group)}"></i>{escape(name)}</li>'
+            for group, name in enumerate(names[:20])
+        )
+        more = f"<li>and {len(names) - 20} more</li>" if len(names) > 20 else ""
+        legends.append(f'<ul class="legend legend-{number}">{shown}{more}</ul>')
+    return (
+        f'<fieldset class="map-of"><legend>Colour by</legend>{"".join(choices)}<style>{"".join(styles)}</style>'
+        f'<div class="map" data-columns="{columns}" data-sprite="{sprite}">'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(_alt(found))}">'
+        f'{_circles(found, told)}</svg><div class="tip" hidden><div class="image"></div><span></span></div>'
+        f"{''.join(legends)}</div></fieldset>"
+    )
+
+
+def _alt(found: FeatureMap) -> str:
+    names, _ = found.groups["class"]
+    return f"Map of {len(found.points):,} test images of {len(names)} classes: near points have similar features"
+
+
+def _variable(number: int, group: int) -> str:
+    if number == _BY_ERROR:  # right is faint, wrong stands out
+        return "var(--grid)" if group == 0 else "var(--line-1)"
+    return f"var(--line-{group % len(plots.PALETTE)})"
+
+
+def _circles(found: FeatureMap, told: Sequence[str]) -> str:
+    low, high = found.points.min(0), found.points.max(0)
+    room = np.array([_WIDTH, _HEIGHT]) - 2 * _MARGIN
+    places = _MARGIN + (found.points - low) / np.maximum(high - low, 1e-9) * room
+    groups = list(found.groups.values())
+    return "".join(
+        f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4" class="'
+        f'{" ".join(f"g{number}-{of[place]}" for number, (_, of) in enumerate(groups))}" data-i="{place}">'
+        f"<title>{escape(told[place])}</title></circle>"
+        for place, (x, y) in enumerate(places.tolist())
+    )
+
+
+def _sprite(images: Sequence[Image.Image]) -> tuple[str, int]:
+    """All thumbnails in one JPEG, row by row, as a data URL; and how many stand in a row."""
+    columns = max(1, int(np.ceil(np.sqrt(len(images)))))
+    sheet = Image.new("RGB", (columns * _SIDE, -(-len(images) // columns) * _SIDE))
+    for place, image in enumerate(images):
+        image = image.convert("RGB")
+        image.thumbnail((_SIDE, _SIDE))
+        left, top = place % columns * _SIDE, place // columns * _SIDE
+        sheet.paste(image, (left + (_SIDE - image.width) // 2, top + (_SIDE - image.height) // 2))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=70)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}", columns
