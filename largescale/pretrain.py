@@ -18,6 +18,7 @@ from largescale.data.corpora import describe as describe_corpora
 from largescale.data.stream import Stream
 from largescale.distributed import stopping
 from largescale.distributed.stopping import StoppedInOrder
+from largescale.evaluate.online import Online
 from largescale.methods import build_method
 from largescale.observe import waiting
 from largescale.observe.console import Progress, configure_logging
@@ -96,6 +97,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     meter = Meter(engine.method, config.train.global_batch, stream.order.num_samples, device, engine.loss_scale)
     spikes, doctor = SpikeWatch(config.train.spike_factor, spike_state), Doctor(config)
     progress = Progress(first_step, num_steps, engine.method.brief)
+    online = Online(config, stream.corpora, first_step, steps_per_epoch, device)
     data_steps = DataSteps(first_step, num_steps, run.rollbacks.windows())
     with run.status.failure(first_step, num_steps), closing(stream(data_steps)) as batches, run.watched() as watchdog:
         waiting_since = time.perf_counter()
@@ -133,6 +135,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                     "grad_norm": check.grad_norm,
                     "skipped_samples": num_skipped,
                     **measured,
+                    **online.measure(engine, done, watchdog.beat),
                 }
                 run.record_metrics(row)
                 _log.info(progress.line(row))

@@ -279,6 +279,30 @@ class EvaluateConfig:
     size: int = setting(224, "Side of the centre crop; at most evaluate.resize.", at_least=1, at_most=16384, free=True)
     batch: int = setting(256, "Images per forward pass.", at_least=1, at_most=2**20, free=True)
     baselines: bool = setting(True, "Also measure the untrained network and raw pixels.", free=True)
+    online_every: float = setting(
+        0.0,
+        "Epochs between measurements during pretraining (kNN on training images if they have labels, effective rank "
+        "and others), made at the next logged step; 0 makes none. They change nothing in the run.",
+        at_least=0,
+        at_most=1e9,
+        free=True,
+    )
+    online_bank: int = setting(
+        2000,
+        "Training images that vote in them.",
+        at_least=1,
+        at_most=10**6,
+        used_if="evaluate.online_every",
+        free=True,
+    )
+    online_queries: int = setting(
+        500,
+        "Other training images that are classified. All are kept in memory, shared by the ranks.",
+        at_least=1,
+        at_most=10**6,
+        used_if="evaluate.online_every",
+        free=True,
+    )
 
 
 @dataclass

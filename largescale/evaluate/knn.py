@@ -147,7 +147,7 @@ def knn_accuracies(
         # becomes 0 is 1e-300 of that vote.
         votes = torch.exp((cosines - cosines[:, :1]).double() / temperature)
         for place, k in enumerate(num_neighbours):
-            right[number, place] = _num_right(votes[:, :k], classes[:, :k], labels, len(train.classes))
+            right[number, place] = num_right(votes[:, :k], classes[:, :k], labels, len(train.classes))
     shares = (total(right) / len(test)).tolist()
     return {
         temperature: dict(zip(num_neighbours, row, strict=True))
@@ -155,7 +155,7 @@ def knn_accuracies(
     }
 
 
-def _num_right(votes: Tensor, classes: Tensor, labels: Tensor, num_classes: int) -> int:
+def num_right(votes: Tensor, classes: Tensor, labels: Tensor, num_classes: int) -> int:
     """Queries [M] whose class gets most of the votes [M, k]."""
     right = 0
     for some in torch.arange(len(votes)).split(_QUERY_CHUNK):  # a tally has a column per class

@@ -100,6 +100,7 @@ def _measure(
         "protocol": name,
         "metric": protocol.metric,
         "metric_title": protocol.title,
+        "metric_is_share": protocol.is_share,
         "chosen_on": protocol.chosen_on,
         "settings": {key: value for key, value in vars(config.evaluate).items() if key in own},
         "num_train": len(pair[0]),

@@ -8,7 +8,7 @@ from typing import Any
 
 from largescale.config import EvaluateConfig
 from largescale.config.setting import a_name
-from largescale.evaluate import knn, linear
+from largescale.evaluate import knn, linear, spectrum
 from largescale.evaluate.feature_set import FeatureSet
 from shards.ground.errors import InputError
 
@@ -27,6 +27,7 @@ class Protocol:
         chosen_on: on what it chooses settings, if any: never on the test images.
         metric: the value that is quoted, by its name in a result.
         title: of the metric, for people.
+        is_share: whether it is one, to be shown in percent.
     """
 
     measure: Callable[[FeatureSet, FeatureSet, Any], dict[str, Any]]
@@ -34,6 +35,7 @@ class Protocol:
     chosen_on: str
     metric: str = "top1"
     title: str = "top-1"
+    is_share: bool = True
 
     def own_keys(self) -> list[str]:
         """The keys under `evaluate` that it has beside those of all."""
@@ -43,6 +45,14 @@ class Protocol:
 PROTOCOLS = {
     "knn": Protocol(knn.measure, knn.Settings, knn.CHOSEN_ON),
     "linear": Protocol(linear.measure, linear.Settings, linear.CHOSEN_ON),
+    "spectrum": Protocol(
+        spectrum.measure,
+        spectrum.Settings,
+        spectrum.CHOSEN_ON,
+        metric="effective_rank",
+        title="effective rank",
+        is_share=False,
+    ),
 }
 
 

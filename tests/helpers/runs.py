@@ -33,6 +33,7 @@ TIMES = {
     "queue_depth",
     "cache_hit_rate",
     "fetched_bytes",
+    "online_s",
 }
 """Metrics that two equal runs need not share."""
 

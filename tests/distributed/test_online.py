@@ -1,0 +1,108 @@
+"""Measures of a network while it trains: they are logged, agree between strategies, and change nothing in the run.
+
+Covers: largescale/evaluate/online.py
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from largescale.cli import main
+from largescale.config import load_config
+from largescale.data.corpora import Corpus
+from largescale.evaluate.online import choose
+from shards.format.manifest import read_manifest
+from tests.helpers.commands import TINY
+from tests.helpers.launcher import pretrain
+from tests.helpers.runs import final_state, metrics
+
+pytestmark = pytest.mark.distributed
+
+ONLINE = ["evaluate.online_every=0.2", "evaluate.online_bank=90", "evaluate.online_queries=40"]
+"""Every other step of the 12 of an epoch."""
+
+
+def online_rows(run: Path) -> list[dict[str, float]]:
+    rows = [{key: value for key, value in row.items() if key.startswith("online")} for row in metrics(run)]
+    return [row for row in rows if row]
+
+
+def without_online(run: Path) -> list[dict[str, float]]:
+    return [{key: value for key, value in row.items() if not key.startswith("online")} for row in metrics(run)]
+
+
+@pytest.fixture(scope="module")
+def data(shard_folder, test_shard_folder) -> list[str]:
+    return [
+        f"data.shards={shard_folder}",
+        f"data.eval_shards={test_shard_folder}",
+        "train.precision=fp32",
+        "train.steps=5",
+        "data.audit=false",
+        "parallel.sync_batchnorm=false",  # each rank has statistics of its own, which a mistake would mix
+    ]
+
+
+def test_the_run_is_the_same_bit_for_bit_under_every_kind_of_strategy(data, tmp_path):
+    found = {}
+    for strategy in ("ddp", "fsdp", "zero3"):
+        runs = tmp_path / f"{strategy}-with", tmp_path / f"{strategy}-without"
+        for run, extra in zip(runs, (ONLINE, []), strict=True):
+            pretrain([*data, f"run.dir={run}", f"parallel.strategy={strategy}", *extra], 2)
+        mine, theirs = map(final_state, runs)
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in theirs)
+        assert without_online(runs[0]) == metrics(runs[1])
+        found[strategy] = online_rows(runs[0])
+        rows = [json.loads(line) for line in (runs[0] / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows if row.get("online_s", 0) > 0] == [1, 3]
+    for rows in found.values():
+        assert set(rows[0]) == {
+            f"online_{name}"
+            for name in ("knn_top1", "effective_rank", "effective_rank_centred", "mean_share", "uniformity")
+        }
+        assert 0.1 < rows[0]["online_knn_top1"] < 1 and rows[0] != rows[1]
+        for row, expected in zip(rows, found["ddp"], strict=True):
+            assert row == pytest.approx(expected, rel=1e-3)
+
+
+def test_it_measures_what_the_checkpoint_holds_and_a_resumed_run_logs_the_same(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    command = ["pretrain", str(TINY), *data, f"run.dir={run}", *ONLINE, "train.steps=6", "checkpoint.every_steps=2"]
+    assert main(command) == 0
+    expected = metrics(run)
+    shutil.rmtree(run / "checkpoints" / "step-00000006")
+    assert main(command) == 0
+    assert metrics(run) == expected and len(online_rows(run)) == 3
+    capsys.readouterr()
+    assert main(["evaluate", "spectrum", str(run), "evaluate.baselines=false"]) == 0
+    assert "effective rank" in capsys.readouterr().out
+    measured = json.loads((run / "eval/spectrum.json").read_text())["results"]["pretrained"]
+    # Of all 200 images there, of 130 of them here.
+    assert measured["effective_rank"] == pytest.approx(online_rows(run)[-1]["online_effective_rank"], rel=0.1)
+
+
+def test_shards_that_go_away_cost_the_measures_and_not_the_run(data, tmp_path, capsys):
+    gone = ["evaluate.train_shards=/nowhere/at/all", "evaluate.online_every=0.1", "train.steps=2"]
+    assert main(["pretrain", str(TINY), *data, f"run.dir={tmp_path}", *gone]) == 0
+    assert online_rows(tmp_path) == [] and len(metrics(tmp_path)) == 2
+    assert (
+        "evaluate.online_every: measured no more in this run. /nowhere/at/all: no such folder"
+        in capsys.readouterr().err
+    )
+
+
+def test_images_of_bank_and_queries_are_chosen_alike_everywhere(shard_folder):
+    corpus = Corpus(read_manifest(shard_folder))
+    chosen, queries = choose([corpus], 90, 40, seed=3)
+    assert len(chosen) == 130 and len(queries) == 40 and set(queries) < set(chosen)
+    assert np.array_equal(chosen, choose([corpus], 90, 40, seed=3)[0])
+    assert not np.array_equal(chosen, choose([corpus], 90, 40, seed=4)[0])
+    everything, some = choose([corpus], 2000, 500, seed=0)  # more than there are
+    assert np.array_equal(everything, np.arange(200)) and len(some) == 40
+    assert load_config(TINY, ["data.shards=x"]).evaluate.online_every == 0
