@@ -115,10 +115,17 @@ def _parser() -> argparse.ArgumentParser:
         "--thumbnails", type=int, default=0, metavar="PX", help="add a JPEG of each image, for viewers"
     )
 
-    command = _command(commands, "export", _export, "write the backbone's weights to a file that plain torch loads")
+    command = _command(commands, "export", _export, "write the weights to a file that other programs load")
     command.add_argument("run_dir", metavar="RUN", help="folder of a run")
-    command.add_argument("out", metavar="OUT", help="file to write, NAME.safetensors")
-    command.add_argument("--format", default="torchvision", metavar="NAME", help="torchvision (its names; default)")
+    command.add_argument("out", metavar="OUT", help="file to write: NAME.safetensors, .onnx, .pt2, or a new folder")
+    command.add_argument(
+        "--format",
+        default="torchvision",
+        metavar="NAME",
+        help="torchvision (default), timm, safetensors (this project's names), huggingface, onnx or torch_export",
+    )
+    command.add_argument("--head", action="store_true", help="with the projection head behind the backbone")
+    command.add_argument("--card", type=Path, metavar="FILE", help="also write a model card (Markdown)")
     command.add_argument("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest whole one)")
 
     command = _command(commands, "status", _status, "show how far a run has got; exit code 0 if complete, 85 if not")
@@ -301,15 +308,23 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     from largescale.checkpoint.export import export
+    from largescale.evaluate.figures import figures_of
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    run_dir = _run_dir(arguments.run_dir)
     done = export(
-        _run_dir(arguments.run_dir), Path(arguments.out).expanduser(), format_name=arguments.format, step=arguments.step
+        run_dir,
+        Path(arguments.out).expanduser(),
+        format_name=arguments.format,
+        step=arguments.step,
+        head=arguments.head,
+        card=arguments.card and arguments.card.expanduser(),
+        figures=figures_of(run_dir),
     )
     about = done.metadata
     sys.stdout.write(
         f"{done.path}: {about['architecture']} of step {about['step']}, {about['num_features']} features, "
-        f"{done.num_tensors} tensors, {done.num_bytes / 1e6:,.1f} MB; docs/export.md shows how to load it\n"
+        f"{done.num_tensors} tensors, {done.num_bytes / 1e6:,.1f} MB; {done.checked}; see docs/export.md\n"
     )
 
 

@@ -24,8 +24,10 @@ EXAMPLES = {
   torchrun --standalone --nproc-per-node=8 -m largescale features runs/demo data/shards/photos features/photos""",
     "export": """examples:
   largescale export runs/demo backbone.safetensors
-  largescale export runs/demo backbone.safetensors --step 1000
-docs/export.md shows how to load the file in plain torch.""",
+  largescale export runs/demo backbone.safetensors --step 1000 --head --card backbone.md
+  largescale export runs/photos photos-resnet50 --format huggingface
+  largescale export runs/demo backbone.onnx --format onnx
+docs/export.md shows how to load each format.""",
     "plan": """examples:
   largescale plan configs/seer/regnety_256gf.yaml --gpus 512 --gpu v100-32 --images 1e9
   largescale plan configs/swav/resnet50_800ep.yaml parallel.strategy=fsdp --gpus 64 --compare""",

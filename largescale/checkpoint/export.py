@@ -1,113 +1,190 @@
-"""`largescale export`: the backbone of a checkpoint as one file that plain torch loads.
+"""`largescale export`: the weights of a run in files that other programs read.
 
-The file is safetensors. Its metadata says, as JSON where it is not plain text, how the network is built, what its input
-must look like and which weights they are; docs/export.md explains each entry.
+    torchvision     NAME.safetensors with torchvision's names of tensors
+    timm            NAME.safetensors with timm's
+    safetensors     NAME.safetensors with this project's
+    huggingface     a folder that timm and transformers open
+    onnx            NAME.onnx, for ONNX Runtime and other runtimes
+    torch_export    NAME.pt2, for torch.export.load and what compiles it
+
+Everything is written under a temporary name, read again by whoever will read it, as far as that is installed, and
+compared with the network in memory; only then it gets its name. docs/export.md shows how to load each.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import logging
-from dataclasses import dataclass, fields
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from largescale.checkpoint import sharded, torchvision_layout
-from largescale.checkpoint.folder import Checkpoint, newest_first
-from largescale.config import ModelConfig
-from largescale.models.backbones import build_backbone
+from largescale.checkpoint import graphs, huggingface, timm_layout, torchvision_layout
+from largescale.checkpoint.exported import Network, read_network
+from largescale.checkpoint.folder import Checkpoint
+from largescale.checkpoint.foreign import load_backbone
+from largescale.checkpoint.model_card import Figure, model_card
+from largescale.config.setting import a_name
 from shards.ground.errors import InputError
-from shards.ground.files import atomic_write
+from shards.ground.files import naming, sync_folder
 
-FORMATS = ("torchvision",)
-VERSION = 1
+TOLERANCE = 1e-5
+"""Of the outputs of what was written, relative to the largest one."""
 
-_BACKBONE = "model.backbone."
-_TOLD = (
-    "name",
-    "method.name",
-    "model.",
-    "data.mean",
-    "data.std",
-    "data.crops",
-    "train.precision",
-    "evaluate.resize",
-    "evaluate.size",
-)
-"""Keys (or groups) of the run's configuration that travel with the weights."""
-
-_log = logging.getLogger(__name__)
+Figures = Callable[[Checkpoint], Sequence[Figure]]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written.
+    """What was written.
 
     Attributes:
-        path: of the file.
+        path: of the file or folder.
         metadata: what it says about itself.
         num_tensors, num_bytes: what it holds.
+        checked: who read it again, and how far the outputs were from the network's.
     """
 
     path: Path
     metadata: dict[str, str]
     num_tensors: int
     num_bytes: int
+    checked: str
 
 
-def export(run_dir: Path, out: Path, *, format_name: str = "torchvision", step: int | None = None) -> Exported:
-    """Write the backbone of a run's checkpoint to `out`, atomically. Neither its shards nor a GPU are needed.
+def export(
+    run_dir: Path,
+    out: Path,
+    *,
+    format_name: str = "torchvision",
+    step: int | None = None,
+    head: bool = False,
+    card: Path | None = None,
+    figures: Figures = lambda checkpoint: (),
+) -> Exported:
+    """Write the weights of a run's checkpoint to `out`, whole or not at all. Neither its shards nor a GPU are needed.
 
     Args:
         run_dir: folder of the run.
-        out: file to write, ending in .safetensors.
-        format_name: names of the tensors: one of FORMATS.
+        out: file or, for huggingface, folder to write.
+        format_name: one of FORMATS.
         step: of the checkpoint; None takes the newest whole one.
+        head: with the projection head, where the format has a place for it.
+        card: also write a model card to this file.
+        figures: what is known of a checkpoint's worth, for the model card.
 
     Raises:
-        InputError: another format, no such checkpoint, a damaged one, or a backbone that the format has no place for.
+        InputError: another format or output, no such checkpoint, a damaged one, a network that the format has no place
+            for, a package that is missing, or what was written gives other outputs.
     """
     if format_name not in FORMATS:
-        raise InputError(f"--format={format_name}: this version exports {', '.join(FORMATS)}")
-    if out.suffix != ".safetensors" or out.is_dir():
-        raise InputError(f"{out}: expected an output file ending in .safetensors, such as backbone.safetensors")
-    checkpoint = _choose(run_dir, step)
-    config = checkpoint.progress["config"]
-    known = {item.name for item in fields(ModelConfig)}
-    model = ModelConfig(
-        **{
-            key.removeprefix("model."): value
-            for key, value in config.items()
-            if key.startswith("model.") and key.removeprefix("model.") in known
-        }
-    )
+        raise InputError(f"--format={format_name}: expected {a_name(format_name, FORMATS)}")
+    _check_out(out, format_name)
+    network = read_network(run_dir, step, head=head)
+    with _staged(out) as path:
+        about, load = FORMATS[format_name](network, path)
+        if format_name == "huggingface":
+            huggingface.describe(network, about["architecture"], path, figures(network.checkpoint))
+        checked = _check(network, path, format_name)
+        num_bytes = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
+    if card is not None:
+        text = model_card(network, load.replace("{FILE}", out.name), figures(network.checkpoint))
+        with _staged(card) as path:
+            path.write_text(text)
+    return Exported(out, about, len(network.whole.state_dict()), num_bytes, checked)
+
+
+def _torchvision(network: Network, path: Path) -> tuple[dict[str, str], str]:
+    model = network.config.model
     torchvision_layout.check(model)
-    with torch.device("meta"):
-        backbone, num_features = build_backbone(model)
+    tensors = _torchvision_tensors(network)
+    build = torchvision_layout.build_lines(model, torchvision_layout.stem_width(network.backbone), network.head)
+    about = network.about() | {"layout": "torchvision", "build": build}
+    _save(tensors, about, path)
+    return about, f'{build}from safetensors.torch import load_file\nmodel.load_state_dict(load_file("{{FILE}}"))\n'
+
+
+def _torchvision_tensors(network: Network) -> dict[str, Tensor]:
     tensors = {
-        torchvision_layout.name_of(backbone, name): tensor for name, tensor in _read(checkpoint, backbone).items()
+        torchvision_layout.name_of(network.backbone, name): value
+        for name, value in network.backbone.state_dict().items()
     }
-    stem_width = next(m for m in backbone.modules() if isinstance(m, nn.Conv2d)).out_channels
-    metadata = {
-        "format": "pt",  # what readers of other libraries look for
-        "largescale_export": str(VERSION),
-        "layout": format_name,
-        "architecture": model.backbone,
-        "build": torchvision_layout.build_lines(model, stem_width),
-        "num_features": str(num_features),
-        "step": str(checkpoint.step),
-        "weights": checkpoint.content_hash,
-        "mean": json.dumps(config["data.mean"]),
-        "std": json.dumps(config["data.std"]),
-        "config": json.dumps({key: value for key, value in config.items() if key.startswith(_TOLD)}),
-    }
-    with atomic_write(out) as file:
-        file.writelines(_in_order(safetensors.torch.save(tensors, metadata=metadata)))
-    return Exported(out, metadata, len(tensors), out.stat().st_size)
+    head = {} if network.head is None else network.head.state_dict()
+    return tensors | {f"fc.{name}": value for name, value in head.items()}
+
+
+def _timm(network: Network, path: Path) -> tuple[dict[str, str], str]:
+    if network.head is not None:
+        raise InputError("--head: timm has no place for a projection head; use --format torchvision or safetensors")
+    name = timm_layout.network_of(network.config.model)
+    tensors = {timm_layout.name_of(key): value for key, value in _torchvision_tensors(network).items()}
+    build = f'import timm\nmodel = timm.create_model("{name}", num_classes=0)\n'
+    about = network.about() | {"layout": "timm", "architecture": name, "build": build}
+    _save(tensors, about, path)
+    return about, f'{build}from safetensors.torch import load_file\nmodel.load_state_dict(load_file("{{FILE}}"))\n'
+
+
+def _huggingface(network: Network, path: Path) -> tuple[dict[str, str], str]:
+    path.mkdir()
+    about, _ = _timm(network, path / huggingface.WEIGHTS)
+    return about, 'import timm\nmodel = timm.create_model("local-dir:{FILE}", pretrained=True)\n'
+
+
+def _own(network: Network, path: Path) -> tuple[dict[str, str], str]:
+    tensors = {f"backbone.{name}": value for name, value in network.backbone.state_dict().items()}
+    head = {} if network.head is None else network.head.state_dict()
+    about = network.about() | {"layout": "largescale"}
+    _save(tensors | {f"projection.{name}": value for name, value in head.items()}, about, path)
+    return about, 'from largescale.checkpoint.foreign import load_backbone\nmodel = load_backbone("{FILE}").backbone\n'
+
+
+def _onnx(network: Network, path: Path) -> tuple[dict[str, str], str]:
+    graphs.write_onnx(network, path)
+    load = 'import onnxruntime\nsession = onnxruntime.InferenceSession("{FILE}")\n'
+    return network.about() | {"layout": "onnx"}, load
+
+
+def _torch_export(network: Network, path: Path) -> tuple[dict[str, str], str]:
+    graphs.write_program(network, path)
+    return network.about() | {"layout": "torch_export"}, 'import torch\nmodel = torch.export.load("{FILE}").module()\n'
+
+
+FORMATS: dict[str, Callable[[Network, Path], tuple[dict[str, str], str]]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "safetensors": _own,
+    "huggingface": _huggingface,
+    "onnx": _onnx,
+    "torch_export": _torch_export,
+}
+"""How to write each; gives what the file says about itself, and Python that loads it."""
+
+_SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "huggingface": ""}
+
+
+def _check_out(out: Path, format_name: str) -> None:
+    suffix = _SUFFIXES.get(format_name, ".safetensors")
+    if suffix and (out.suffix != suffix or out.is_dir()):
+        raise InputError(f"{out}: expected an output file ending in {suffix}, such as backbone{suffix}")
+    if not suffix and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: is there already; remove it, or choose another folder for --format {format_name}")
+
+
+def _save(tensors: dict[str, Tensor], about: dict[str, str], path: Path) -> None:
+    """Write a file, and read it again: every tensor must be what it was."""
+    with path.open("wb") as file:
+        file.writelines(_in_order(safetensors.torch.save(tensors, metadata=about)))
+    read = safetensors.torch.load_file(path)
+    if not all(torch.equal(read[name].nan_to_num(), value.nan_to_num()) for name, value in tensors.items()):
+        raise InputError(f"{path.name}: cannot be read again as it was written; check the disk")
 
 
 def _in_order(content: bytes) -> list[bytes | memoryview]:
@@ -122,45 +199,70 @@ def _in_order(content: bytes) -> list[bytes | memoryview]:
     return [len(text).to_bytes(8, "little"), text, memoryview(content)[end:]]
 
 
-def _choose(run_dir: Path, step: int | None) -> Checkpoint:
-    there = newest_first(run_dir / "checkpoints")
-    for checkpoint in there:
-        if step not in (None, checkpoint.step):
-            continue
-        damage = checkpoint.damage()
-        if not damage:
-            return checkpoint
-        if step is not None:
-            raise InputError(f"{checkpoint.path}: {damage}; choose another --step")
-        _log.warning("%s: %s; taking the one before", checkpoint.path, damage)
-    steps = ", ".join(str(checkpoint.step) for checkpoint in there)
-    if step is not None:
-        raise InputError(f"{run_dir}: no checkpoint of step {step}; there are {steps or 'none'}")
-    raise InputError(f"{run_dir}: no whole checkpoint; run `largescale pretrain` with this run.dir first")
-
-
-def _read(checkpoint: Checkpoint, backbone: nn.Module) -> dict[str, Tensor]:
-    """The backbone's tensors on the host, those of floating point in float32."""
-    stored: dict[str, Any] = {
-        f"{_BACKBONE}{name}": torch.empty(tensor.shape, dtype=_stored_dtype(checkpoint, tensor))
-        for name, tensor in backbone.state_dict().items()
-    }
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A path of the same name in a temporary folder; what is written there gets its place when all is well."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = out.parent / f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}.writing"
     try:
-        sharded.load(checkpoint, stored, no_dist=True)
-    except Exception as error:
-        if checkpoint.path.exists():
-            raise
-        raise InputError(
-            f"{checkpoint.path}: was removed while being read, since the run is still going; run the "
-            f"command again, or raise checkpoint.keep"
-        ) from error
-    found = {name.removeprefix(_BACKBONE): value for name, value in stored.items()}
-    bad = [name for name, value in found.items() if not value.isfinite().all()]
-    if bad:
-        _log.warning("%s: %s is not finite: these weights have diverged", checkpoint.path, bad[0])
-    return {name: (value.float() if value.is_floating_point() else value).contiguous() for name, value in found.items()}
+        with naming(out, instead_of=folder / out.name):
+            folder.mkdir()
+            yield folder / out.name
+            for file in folder.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as written:
+                        os.fsync(written.fileno())
+            # What lies beside a file, such as an ONNX file's weights, comes first.
+            for name in sorted(os.listdir(folder), key=lambda name: name == out.name):
+                os.replace(folder / name, out.parent / name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    sync_folder(out.parent)
 
 
-def _stored_dtype(checkpoint: Checkpoint, tensor: Tensor) -> torch.dtype:
-    double = checkpoint.progress["config"]["train.precision"] == "fp64"
-    return torch.float64 if double and tensor.is_floating_point() else tensor.dtype
+@torch.no_grad()
+def _check(network: Network, path: Path, format_name: str) -> str:
+    """Read again what was written, and compare outputs for batches of two sizes.
+
+    Raises:
+        InputError: they differ.
+    """
+    readers = _readers(network, path, format_name)
+    worst = 0.0
+    for num in (2, 3):
+        images = network.images(num)
+        for reader, run in readers.items():
+            embeds = format_name in ("onnx", "torch_export")
+            expected = (network.whole if embeds else network.backbone)(images)
+            found = run(images)
+            scale = max(1.0, float(expected.abs().max()))
+            difference = float((found - expected).abs().max()) / scale
+            if not difference <= TOLERANCE and expected.isfinite().all():
+                raise InputError(
+                    f"--format={format_name}: {reader} computes other features from it (by {difference:.1e} of the "
+                    f"largest), so it was not kept; use another format"
+                )
+            worst = max(worst, difference)
+    return f"read again by {' and '.join(readers)}, features equal to {worst:.0e}"
+
+
+def _readers(network: Network, path: Path, format_name: str) -> dict[str, Callable[[Tensor], Tensor]]:
+    if format_name == "onnx":
+        return {"onnxruntime": lambda images: graphs.run_onnx(path, images)}
+    if format_name == "torch_export":
+        return {"torch.export": lambda images: graphs.run_program(path, images)}
+    readers: dict[str, Callable[[Tensor], Tensor]] = {"largescale": load_backbone(path, network.config.model).backbone}
+    if format_name in ("timm", "huggingface") and importlib.util.find_spec("timm"):
+        readers["timm"] = _in_timm(network, path, format_name)
+    return readers
+
+
+def _in_timm(network: Network, path: Path, format_name: str) -> Callable[[Tensor], Tensor]:
+    import timm
+
+    if format_name == "huggingface":
+        model = timm.create_model(f"local-dir:{path}", pretrained=True)
+    else:
+        model = timm.create_model(timm_layout.network_of(network.config.model), num_classes=0)
+        model.load_state_dict(safetensors.torch.load_file(path), strict=True)
+    return model.eval()

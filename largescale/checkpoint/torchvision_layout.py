@@ -15,6 +15,7 @@ from largescale.models.backbones import REGNETS_Y, WIDE_RESNETS, ResNet
 from shards.ground.errors import InputError
 
 _MOST_STAGES = 4
+_LAYERS = (nn.Linear, nn.BatchNorm1d, nn.ReLU)
 _STRIDES = {"3x3s2": 2, "3x3": 1}
 _FRAME = {"stem.0.": "conv1.", "stem.1.": "bn1."}
 
@@ -42,13 +43,35 @@ def name_of(backbone: nn.Module, name: str) -> str:
     return re.sub(r"^stages\.(\d+)\.", lambda found: f"layer{int(found[1]) + 1}.", name)
 
 
-def build_lines(config: ModelConfig, stem_width: int) -> str:
-    """Python that makes the network as `model`, with random weights and a classifier `fc` that is not exported.
+def stem_width(backbone: nn.Module) -> int:
+    """Channels of a backbone's first convolution."""
+    return next(module for module in backbone.modules() if isinstance(module, nn.Conv2d)).out_channels
+
+
+def build_lines(config: ModelConfig, stem_width: int, head: nn.Module | None = None) -> str:
+    """Python that makes the network as `model`, with random weights, and with the head, or nothing, as its `fc`.
 
     Args:
         config: of the backbone.
         stem_width: channels of its first convolution.
+        head: what turns its features into embeddings.
+
+    Raises:
+        InputError: the head is not a sequence of layers that torch has.
     """
+    return f"{_backbone_lines(config, stem_width)}model.fc = {_head(head)}\n"
+
+
+def _head(head: nn.Module | None) -> str:
+    if head is None:
+        return "torch.nn.Identity()"
+    layers = list(head) if isinstance(head, nn.Sequential) else [head]
+    if not all(type(layer) in _LAYERS for layer in layers):
+        raise InputError("--head: it has layers that torchvision's names have no place for; use --format safetensors")
+    return f"torch.nn.Sequential({', '.join(f'torch.nn.{layer!r}' for layer in layers)})"
+
+
+def _backbone_lines(config: ModelConfig, stem_width: int) -> str:
     if config.backbone == "resnet":
         return _resnet(config.depths, config.width, config.block, config.stem)
     if config.backbone in WIDE_RESNETS:

@@ -105,8 +105,10 @@ class Method(nn.Module):
     Attributes:
         title: its name as people write it.
         Settings: its keys under `method` in a configuration.
-        backbone: what is evaluated and exported.
+        backbone: the network that is trained.
         num_features: width of its features.
+        encoder_name: module that is evaluated and exported, such as a teacher's backbone.
+        head_name: module that turns the encoder's features into embeddings, to be exported with it; empty for none.
         signs: what `forward` reports to be watched.
         exemplars: set if `exemplar_scores` is implemented.
     """
@@ -114,6 +116,8 @@ class Method(nn.Module):
     title: ClassVar[str]
     Settings: ClassVar[type[MethodConfig]]
     exemplars: ClassVar[Exemplars | None] = None
+    encoder_name: ClassVar[str] = "backbone"
+    head_name: ClassVar[str] = ""
     backbone: nn.Module
     num_features: int
     signs: dict[str, Sign]
@@ -124,7 +128,7 @@ class Method(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Features [B, num_features] of normalised images [B, 3, S, S], as evaluation and export see them."""
-        return self.backbone(images)
+        return self.get_submodule(self.encoder_name)(images)
 
     def roles(self) -> Sequence[Role]:
         """Which parameters need special treatment; if several roles own one, the first counts."""

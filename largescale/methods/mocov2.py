@@ -72,6 +72,7 @@ class MoCoV2(Contrastive):
     """
 
     title = "MoCo v2"
+    head_name = "projection"
     Settings = Settings
     queue: Tensor
 

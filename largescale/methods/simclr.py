@@ -42,6 +42,7 @@ class SimCLR(Contrastive):
     """
 
     title = "SimCLR"
+    head_name = "projection"
     Settings = Settings
 
     def __init__(self, config: Config) -> None:

@@ -1,6 +1,6 @@
 """An exported backbone, loaded by a process that cannot import this project, gives the features of the run.
 
-Covers: largescale/checkpoint/torchvision_layout.py
+Covers: largescale/checkpoint/torchvision_layout.py, largescale/checkpoint/exported.py
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from largescale.checkpoint import torchvision_layout
-from largescale.checkpoint.export import export
-from largescale.checkpoint.folder import begin, open_checkpoint, publish
-from largescale.checkpoint.writer import write_pieces
-from largescale.config import Config, ModelConfig, flatten, load_config
+from largescale.checkpoint.export import FORMATS, export
+from largescale.checkpoint.folder import open_checkpoint
+from largescale.checkpoint.foreign import load_backbone
+from largescale.cli import main
+from largescale.config import ModelConfig, load_config
 from largescale.evaluate.extract import load_method
-from largescale.methods import build_method
 from largescale.models.backbones import _widths_on_the_host, build_backbone
 from shards.ground.errors import InputError
+from tests.helpers.checkpoints import OWN, config_of, save_checkpoint
 from tests.helpers.commands import ROOT
 
 MODELS = {  # own ResNets of two blocks' kinds with fewer stages, torchvision's with a small stem, a RegNetY
-    "own": ["model.backbone=resnet", "model.depths=[1,2]", "model.width=8", "model.stem=3x3s2"],
+    "own": OWN,
     "bottleneck": [
         "model.backbone=resnet",
         "model.depths=[1,1,1]",
@@ -52,39 +53,16 @@ for name in sys.argv[1:]:
     lines = {}
     exec(about["build"], lines)
     model = lines["model"]
-    result = model.load_state_dict(load_file(f"{name}.safetensors"), strict=False)
-    assert result.missing_keys == ["fc.weight", "fc.bias"] and not result.unexpected_keys, result
-    model.fc = torch.nn.Identity()
+    model.load_state_dict(load_file(f"{name}.safetensors"), strict=True)
     expected = load_file(f"{name}.expected")
     with torch.no_grad():
         features = model.eval()(expected["images"])
-    assert features.shape[1] == int(about["num_features"])
+    if about["head"] == "none":
+        assert features.shape[1] == int(about["num_features"])
     difference = float((features - expected["features"]).abs().max())
     assert expected["features"].std() > 0.01 and difference <= 1e-6, (name, difference)
 assert sys.modules["largescale"] is None
 """
-
-
-def config_of(model: list[str], *more: str) -> Config:
-    return load_config(ROOT / "tests/tiny.yaml", ["data.shards=not-there", "train.precision=fp32", *model, *more])
-
-
-def save_checkpoint(run: Path, config: Config, step: int, seed: int = 0) -> Path:
-    """A checkpoint as a run writes it, of weights and statistics that are not those of a new network."""
-    torch.manual_seed(seed)
-    method = build_method(config)
-    for name, tensor in method.state_dict().items():
-        if tensor.is_floating_point() and tensor.ndim == 1:
-            tensor.copy_(torch.rand_like(tensor) + 0.5)
-        elif name.endswith("num_batches_tracked"):
-            tensor.fill_(step)
-    folder = begin(run / "checkpoints", step)
-    if config.train.precision == "fp64":
-        method.double()
-    pieces = {f"model.{name}": (tensor, [0] * tensor.ndim) for name, tensor in method.state_dict().items()}
-    stamp = write_pieces(folder / "shard-00001-model-00001-of-00001.safetensors", pieces)
-    progress = {"step": step, "skipped": 0, "config": flatten(config)}
-    return publish(folder, progress, {"shard-00001-model-00001-of-00001.safetensors": stamp})
 
 
 def python_of_the_page() -> list[str]:
@@ -100,23 +78,31 @@ def in_plain_torch(code: str, folder: Path, *arguments: str) -> str:
 
 
 def test_plain_torch_gets_the_features_of_the_run_and_the_page_loads_a_file(tmp_path):
-    generator = torch.Generator().manual_seed(0)
+    generator, heads = torch.Generator().manual_seed(0), {}
     for name, model in MODELS.items():
         config = config_of(model)
         path = save_checkpoint(tmp_path / name, config, 7)
         images = torch.randn(2, 3, 64, 64, generator=generator)
         checkpoint = open_checkpoint(path)
         with torch.no_grad():
-            features = load_method(config, checkpoint).backbone(images)
+            method = load_method(config, checkpoint)
+            features = method.backbone(images)
+            embeddings = method.projection(features)
         scale = features.abs().max()  # the bound is for features of order 1
         assert scale < 1e3, scale
         done = export(tmp_path / name, tmp_path / f"{name}.safetensors")
         assert done.metadata["weights"] == checkpoint.content_hash and done.metadata["step"] == "7"
         save_file({"images": images, "features": features}, tmp_path / f"{name}.expected")
+        heads[name] = embeddings
+    # One of them again with its head, in the place of torchvision's classifier.
+    done = export(tmp_path / "own", tmp_path / "head.safetensors", head=True)
+    assert done.metadata["head"] == "projection" and "model.fc = torch.nn.Sequential(" in done.metadata["build"]
+    images = load_file(tmp_path / "own.expected")["images"]
+    save_file({"images": images, "features": heads["own"]}, tmp_path / "head.expected")
     blocks = python_of_the_page()
     save_checkpoint(tmp_path / "page", config_of(["model.backbone=resnet18", "model.stem=imagenet"]), 4)
     export(tmp_path / "page", tmp_path / "backbone.safetensors")
-    told = in_plain_torch("\n".join([IN_PLAIN_TORCH, blocks[0], blocks[1]]), tmp_path, *MODELS)
+    told = in_plain_torch("\n".join([IN_PLAIN_TORCH, blocks[0], blocks[1]]), tmp_path, *MODELS, "head")
     assert told.startswith("torch.Size([2, 512]) 4\n") and "torchvision.models.resnet18()" in told
 
 
@@ -178,7 +164,14 @@ def test_what_cannot_be_exported_is_a_line_and_leaves_no_file(run, tmp_path):
     out = tmp_path / "out.safetensors"
     for arguments, words in (
         ({"step": 7}, "no checkpoint of step 7; there are 10, 5"),
-        ({"format_name": "timm"}, "--format=timm: this version exports torchvision"),
+        (
+            {"format_name": "tim"},
+            "--format=tim: expected one of torchvision, timm, safetensors, huggingface, onnx, torch_export",
+        ),
+        (
+            {"format_name": "timm"},
+            "model.backbone=resnet: timm has no ResNet with these depths and widths; use --format",
+        ),
     ):
         with pytest.raises(InputError, match=re.escape(words)):
             export(run, out, **arguments)
@@ -191,6 +184,44 @@ def test_what_cannot_be_exported_is_a_line_and_leaves_no_file(run, tmp_path):
     with pytest.raises(InputError, match="has 4 stages, this backbone has 5"):
         export(deep, out)
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_what_gives_other_features_when_read_again_is_not_kept(run, tmp_path, monkeypatch):
+    def without_mercy(network, path):
+        told = FORMATS["torchvision"](network, path)
+        tensors = load_file(path)
+        save_file({name: value * 2 if name == "conv1.weight" else value for name, value in tensors.items()}, path)
+        return told
+
+    monkeypatch.setitem(FORMATS, "safetensors", without_mercy)
+    with pytest.raises(InputError, match="largescale computes other features from it"):
+        export(run, tmp_path / "out.safetensors", format_name="safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_own_names_can_be_started_from_and_hold_any_depth(tmp_path):
+    config = config_of(["model.depths=[1,1,1,1,1]", "model.width=4"])
+    path = save_checkpoint(tmp_path / "deep", config, 1)
+    done = export(tmp_path / "deep", tmp_path / "deep.safetensors", format_name="safetensors", head=True)
+    found = load_backbone(done.path)
+    assert found.model.depths == [1, 1, 1, 1, 1] and found.mean == config.data.mean
+    state = load_method(config, open_checkpoint(path)).state_dict()
+    tensors = load_file(done.path)
+    assert torch.equal(tensors["projection.0.weight"], state["projection.0.weight"])
+    assert all(torch.equal(value, state[f"backbone.{key}"]) for key, value in found.backbone.state_dict().items())
+
+
+def test_the_command_says_what_it_checked_and_writes_a_card(run, tmp_path, capsys):
+    (run / "config.yaml").touch()
+    card = tmp_path / "card.md"
+    assert main(["export", str(run), str(tmp_path / "out.safetensors"), "--head", "--card", str(card)]) == 0
+    assert "read again by largescale, features equal to 0e+00" in capsys.readouterr().out
+    text = card.read_text()
+    assert text.startswith("---\nlibrary_name:") and "license: unknown" in text and "Not measured yet" in text
+    assert 'load_file("out.safetensors")' in text and sorted(path.name for path in tmp_path.iterdir()) == [
+        "card.md",
+        "out.safetensors",
+    ]
 
 
 def test_a_damaged_checkpoint_is_passed_over_or_refused(tmp_path, caplog):

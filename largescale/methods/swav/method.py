@@ -43,6 +43,7 @@ class SwAV(EmbeddingMethod):
     """
 
     title = "SwAV"
+    head_name = "projection"
     Settings = Settings
     queue: Tensor
     exemplars: ClassVar[Exemplars] = Exemplars("prototype", "What prototypes stand for")

@@ -1,0 +1,94 @@
+"""The page that travels with exported weights: what they are, how to load them, what they were measured to be worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from largescale.checkpoint.exported import Network
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured number.
+
+    Attributes:
+        protocol: how it was measured, such as `knn`.
+        test: name of the test images.
+        measure: what was measured, such as `top1`.
+        value, untrained: of the network, and of the same one untrained (None where that was not measured).
+    """
+
+    protocol: str
+    test: str
+    measure: str
+    value: float
+    untrained: float | None
+
+
+def model_card(network: Network, load: str, figures: Sequence[Figure]) -> str:
+    """The page in Markdown, with the front matter of Hugging Face; the licence is left to be filled in.
+
+    Args:
+        network: what was exported.
+        load: Python that loads it.
+        figures: what is known of it.
+    """
+    about, values = network.about(), network.values
+    rows = [
+        f"| {one.protocol} | {one.test} | {one.measure} | {one.value:.4g} | "
+        f"{'' if one.untrained is None else f'{one.untrained:.4g}'} |"
+        for one in figures
+    ]
+    measured = "Not measured yet: `largescale evaluate knn RUN` measures it; export again to list the result."
+    if rows:
+        measured = "\n".join(
+            ["| protocol | test images | measure | value | untrained |", "|---|---|---|---|---|", *rows]
+        )
+    settings = "\n".join(f"{key}: {json.dumps(value)}" for key, value in sorted(values.items()) if key != "run.dir")
+    return f"""---
+library_name: timm
+pipeline_tag: image-feature-extraction
+tags: [self-supervised, image-feature-extraction, timm]
+license: unknown  # fill in the licence of these weights
+---
+
+# {values.get("name", network.run_dir.name)}: {about["architecture"]}
+
+Features of images, {about["num_features"]} numbers each, from self-supervised pretraining without labels
+(`{values.get("method.name")}`, {about["step"]} steps of {values.get("train.global_batch")} images).
+
+## Loading
+
+```python
+{load.strip()}
+```
+
+Images are RGB from 0 to 1, shorter side resized to {about["resize"]} pixels, cropped to
+{" x ".join(map(str, json.loads(about["input_size"])[1:]))}, normalised with mean {about["mean"]} and standard deviation
+{about["std"]}.
+
+## What it is worth
+
+{measured}
+
+## Where it comes from
+
+| what | identity |
+|---|---|
+| weights | `{about["weights"]}` |
+| training images (manifests of the shards) | `{about["data"] or "unknown"}` |
+| configuration | `sha256:{about["config_sha256"]}` |
+
+Licence of the weights: to be filled in above. Describe here what the training images show, and what they may be used
+for.
+
+<details><summary>Configuration</summary>
+
+```yaml
+{settings}
+```
+
+</details>
+"""
