@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from largescale.cli import main
+from largescale.evaluate.protocols import PROTOCOLS
 from tests.helpers.commands import TINY, run_python
 from tests.helpers.launcher import run_largescale
 
@@ -168,7 +169,7 @@ def test_evaluating_what_is_no_run(error_of, tmp_path):
 def test_evaluating_by_what_is_no_protocol_is_said_before_the_run_is_read(error_of, tmp_path):
     (tmp_path / "config.yaml").write_text("name: [")
     assert error_of("evaluate", "knm", tmp_path) == (
-        "error: largescale evaluate knm: expected one of knn, linear; did you mean knn?\n"
+        f"error: largescale evaluate knm: expected one of {', '.join(PROTOCOLS)}; did you mean knn?\n"
     )
 
 

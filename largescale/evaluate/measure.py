@@ -9,15 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from largescale.checkpoint.folder import Checkpoint
 from largescale.config import Config
 from largescale.data.corpora import Corpus
 from largescale.distributed.launch import own_launch
 from largescale.evaluate.doubts import doubts
-from largescale.evaluate.extract import labelled_corpus
+from largescale.evaluate.extract import labelled_corpus, load_method
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.features import features_of_run
-from largescale.evaluate.made_from import result_stamp, shards_stamp
+from largescale.evaluate.image_training import Trial, labelled
+from largescale.evaluate.made_from import Stamp, result_stamp, shards_stamp
 from largescale.evaluate.protocols import COMMON, Protocol, check_settings, protocol_named
 from largescale.evaluate.results import Record, write_result
 from largescale.evaluate.shares import interval
@@ -89,9 +92,8 @@ def _measure(
     config, warnings = config_of(checkpoint, run_dir, overrides)
     shards, locations = _labelled_shards(config)
     stamps = shards_stamp(shards[0], locations[0]), shards_stamp(shards[1], locations[1])
-    train, test = features_of_run(config, run_dir, checkpoint, shards, stamps)
-    results = {network: protocol.measure(train[network], test[network], config.evaluate) for network in train}
-    pair = train["pretrained"], test["pretrained"]
+    measured = _by_training if protocol.trains else _by_features
+    results, pair = measured(protocol, config, run_dir, checkpoint, shards, stamps)
     for result in results.values():
         if protocol.metric == "top1":
             result["interval"] = interval(result["top1"], len(pair[1]))
@@ -113,6 +115,44 @@ def _measure(
         "warnings": [*warnings, *_left_out(shards, pair), *doubts(name, config, shards, pair)],
         "made_from": result_stamp(config, checkpoint, *stamps),
     }
+
+
+Measured = tuple[dict[str, dict[str, Any]], tuple[FeatureSet, FeatureSet]]
+"""Results by network, and the labelled training and test images."""
+
+
+def _by_features(
+    protocol: Protocol,
+    config: Config,
+    run_dir: Path,
+    checkpoint: Checkpoint,
+    shards: tuple[Corpus, Corpus],
+    stamps: tuple[Stamp, Stamp],
+) -> Measured:
+    train, test = features_of_run(config, run_dir, checkpoint, shards, stamps)
+    results = {network: protocol.measure(train[network], test[network], config.evaluate) for network in train}
+    return results, (train["pretrained"], test["pretrained"])
+
+
+def _by_training(
+    protocol: Protocol,
+    config: Config,
+    run_dir: Path,
+    checkpoint: Checkpoint,
+    shards: tuple[Corpus, Corpus],
+    stamps: tuple[Stamp, Stamp],
+) -> Measured:
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    weights: dict[str, Checkpoint | None] = {"pretrained": checkpoint}
+    if config.evaluate.baselines:
+        weights["untrained"] = None  # the same training from scratch
+    results = {}
+    for name, start in weights.items():
+        method = load_method(config, start).to(device)
+        place = config.evaluate.train_shards or config.data.shards
+        trial = Trial(config, method, *shards, place, run_dir / "eval" / "splits", device)
+        results[name] = protocol.measure(trial, config.evaluate)
+    return results, (labelled(shards[0]), labelled(shards[1]))
 
 
 def _labelled_shards(config: Config) -> tuple[tuple[Corpus, Corpus], tuple[str, str]]:

@@ -8,8 +8,16 @@ from typing import Any
 
 from largescale.config import EvaluateConfig
 from largescale.config.setting import a_name
-from largescale.evaluate import knn, linear, spectrum
-from largescale.evaluate.feature_set import FeatureSet
+from largescale.evaluate import (
+    finetune,
+    knn,
+    linear,
+    linear_augmented,
+    linear_cached,
+    low_shot,
+    low_shot_finetune,
+    spectrum,
+)
 from shards.ground.errors import InputError
 
 COMMON = frozenset(item.name for item in fields(EvaluateConfig))
@@ -21,21 +29,24 @@ class Protocol:
     """One entry of `PROTOCOLS`.
 
     Attributes:
-        measure: what the features of training and test images are worth; needs its own `Settings`. What it returns
+        measure: what the features of training and test images are worth, from two `FeatureSet`s and its own
+            `Settings`; if it `trains`, what a network is worth, from a `Trial` and its own `Settings`. What it returns
             has at least the `metric`.
         Settings: the keys under `evaluate` that it has beside those of all.
         chosen_on: on what it chooses settings, if any: never on the test images.
         metric: the value that is quoted, by its name in a result.
         title: of the metric, for people.
         is_share: whether it is one, to be shown in percent.
+        trains: whether it trains on images, and needs the network instead of its features.
     """
 
-    measure: Callable[[FeatureSet, FeatureSet, Any], dict[str, Any]]
+    measure: Callable[..., dict[str, Any]]
     Settings: type[EvaluateConfig]
     chosen_on: str
     metric: str = "top1"
     title: str = "top-1"
     is_share: bool = True
+    trains: bool = False
 
     def own_keys(self) -> list[str]:
         """The keys under `evaluate` that it has beside those of all."""
@@ -45,6 +56,15 @@ class Protocol:
 PROTOCOLS = {
     "knn": Protocol(knn.measure, knn.Settings, knn.CHOSEN_ON),
     "linear": Protocol(linear.measure, linear.Settings, linear.CHOSEN_ON),
+    "linear-cached": Protocol(linear_cached.measure, linear_cached.Settings, linear_cached.CHOSEN_ON),
+    "low-shot": Protocol(low_shot.measure, low_shot.Settings, low_shot.CHOSEN_ON, title="top-1, smallest share"),
+    "linear-augmented": Protocol(
+        linear_augmented.measure, linear_augmented.Settings, linear_augmented.CHOSEN_ON, trains=True
+    ),
+    "finetune": Protocol(finetune.measure, finetune.Settings, finetune.CHOSEN_ON, trains=True),
+    "low-shot-finetune": Protocol(
+        low_shot_finetune.measure, low_shot_finetune.Settings, low_shot_finetune.CHOSEN_ON, trains=True
+    ),
     "spectrum": Protocol(
         spectrum.measure,
         spectrum.Settings,

@@ -1,0 +1,45 @@
+"""Fine-tuning of the whole network with all labels, as VISSL does (Goyal et al., arXiv 2103.01988, appendix A).
+
+SGD with Nesterov momentum 0.9, a rate of 0.1 per 256 images for trunk and classifier, no weight decay, 105 epochs, a
+tenth of the rate after 30, 60, 90 and 100 of 105; BatchNorm in training mode over all ranks. Random resized crops and
+flips; the last epoch is measured, on centre crops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from largescale.config import EvaluateConfig
+from largescale.config.setting import setting
+from largescale.evaluate.image_training import Recipe, Trial, accuracies, trained_scores
+
+CHOSEN_ON = "nothing; the rate is given and the last epoch is measured"
+
+_DROPS = (30 / 105, 60 / 105, 90 / 105, 100 / 105)
+
+
+@dataclass
+class Settings(EvaluateConfig):
+    """Keys under `evaluate`."""
+
+    finetune_epochs: int = setting(105, "Epochs of fine-tuning.", at_least=1, at_most=10**6, free=True)
+    finetune_batch: int = setting(
+        256, "Images per step of fine-tuning, over all ranks.", at_least=1, at_most=2**31, free=True
+    )
+    finetune_rate: float = setting(0.1, "Learning rate of fine-tuning per 256 images.", above=0, at_most=1e9, free=True)
+    finetune_weight_decay: float = setting(0.0, "Weight decay of fine-tuning.", at_least=0, at_most=1e6, free=True)
+
+
+def measure(trial: Trial, config: Settings) -> dict[str, Any]:
+    """Top-1 (and top-5) accuracy after the last epoch. Collectives: those of `trained_scores`."""
+    recipe = Recipe(
+        epochs=config.finetune_epochs,
+        batch=config.finetune_batch,
+        trunk_rate=config.finetune_rate,
+        head_rate=config.finetune_rate,
+        weight_decay=config.finetune_weight_decay,
+        drops=_DROPS,
+        nesterov=True,
+    )
+    return dict(accuracies(trained_scores(trial, recipe)))

@@ -1,0 +1,245 @@
+"""Training a classifier on a method's backbone with augmented images: frozen with a linear head, or the whole network.
+
+The images come through the training stream (random resized crop and flip), so the samples of a step and their views are
+the same on any number of ranks; gradients are averaged over ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from largescale.config import Config, MethodConfig
+from largescale.config.data_settings import AugmentConfig, CropGroup
+from largescale.data.corpora import Corpus
+from largescale.data.stream import Batch, Stream
+from largescale.distributed.out_of_memory import memory_for
+from largescale.evaluate.extract import extract
+from largescale.evaluate.feature_set import FeatureSet
+from largescale.methods import Method
+from largescale.parallel.batchnorm import synchronize_batchnorm
+from largescale.processes import from_rank_0, rank, world_size
+from shards.format.shard_index import read_index
+from shards.ground.errors import InputError
+
+_RATE_IS_PER = 256
+"""Images per step that a learning rate is given for; it grows in proportion."""
+_EVEN = 8
+"""A batch that few images shrink stays a multiple of this, so that ranks divide it."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A network to train on labelled images, and what with.
+
+    Attributes:
+        config: of the run.
+        method: with the weights to start from; it is changed.
+        train, test: labelled shards.
+        place: of the training shards, as the configuration names it.
+        scratch: a folder of this measurement.
+        device: that it is on.
+    """
+
+    config: Config
+    method: Method
+    train: Corpus
+    test: Corpus
+    place: str
+    scratch: Path
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        epochs, batch: passes over the images, and images per step over all ranks.
+        trunk_rate: learning rate of the backbone per 256 images; 0 freezes it, in evaluation mode.
+        head_rate: of the classifier.
+        weight_decay: of all that is trained.
+        drops: shares of the training after which the rate is multiplied by `drop`; empty follows a cosine to 0.
+        drop: factor.
+        nesterov: whether momentum looks ahead.
+        seed: of order, views and the classifier's weights.
+        subset: `.npy` of the samples to train on; empty uses all.
+    """
+
+    epochs: int
+    batch: int
+    trunk_rate: float
+    head_rate: float
+    weight_decay: float = 0.0
+    drops: tuple[float, ...] = ()
+    drop: float = 0.1
+    nesterov: bool = False
+    seed: int = 0
+    subset: str = ""
+
+
+def trained_scores(trial: Trial, recipe: Recipe) -> FeatureSet | None:
+    """Train on the training shards; the scores [N, classes] of the test images, on rank 0.
+
+    Raises:
+        InputError: no training images, or a loss that is not a number.
+
+    Collectives: every rank must call it; an all-reduce per step, and those of BatchNorm and of `extract`.
+    """
+    network = Classifier(trial, recipe)
+    _train(network, trial, recipe)
+    return extract(trial.test, trial.config, {"fine-tuned": network.eval()}, trial.device).get("fine-tuned")
+
+
+def labelled(corpus: Corpus) -> FeatureSet:
+    """Labels and ids of the labelled samples of a corpus, without features."""
+    labels = labels_of(corpus)
+    ids = (labels >= 0).nonzero().flatten()
+    return FeatureSet(torch.empty(len(ids), 0), labels[ids], ids, tuple(corpus.manifest.classes))
+
+
+def accuracies(scores: FeatureSet | None) -> dict[str, float | None]:
+    """Top-1 and top-5 shares, on every rank. Collectives: one broadcast of an object."""
+    if scores is None:
+        return from_rank_0({})
+    num_classes = scores.features.shape[1]
+    best = scores.features.topk(min(5, num_classes), dim=1).indices == scores.labels[:, None]
+    top5 = float(best.any(1).double().mean()) if num_classes > 5 else None
+    return from_rank_0({"top1": float(best[:, 0].double().mean()), "top5": top5})
+
+
+class Classifier(nn.Module):
+    """A method's features and a linear classifier, N(0, 0.01) with bias 0: images to scores [B, classes]."""
+
+    method: Method
+
+    def __init__(self, trial: Trial, recipe: Recipe) -> None:
+        super().__init__()
+        self.frozen = recipe.trunk_rate == 0
+        self.method = trial.method.float()
+        if not self.frozen and world_size() > 1:
+            self.method = cast(Method, synchronize_batchnorm(self.method, trial.device))
+        self.head = nn.Linear(trial.method.num_features, len(trial.train.manifest.classes)).to(trial.device)
+        generator = torch.Generator().manual_seed(recipe.seed)
+        with torch.no_grad():
+            self.head.weight.copy_(0.01 * torch.randn(self.head.weight.shape, generator=generator))
+            self.head.bias.zero_()
+        self.method.requires_grad_(False)
+        if not self.frozen:
+            self.method.backbone.requires_grad_(True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores of normalised images [B, 3, S, S]."""
+        if not self.frozen:
+            return self.head(self.method.encode(images))
+        with torch.no_grad():
+            features = self.method.encode(images)
+        return self.head(features)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """A frozen trunk stays in evaluation mode, with its running statistics."""
+        super().train(mode)
+        if self.frozen:
+            self.method.eval()
+        return self
+
+
+def _train(network: Classifier, trial: Trial, recipe: Recipe) -> None:
+    config = stream_config(trial, recipe)
+    stream = Stream(config, rank=rank(), world_size=world_size(), device=trial.device, dtype=torch.float32)
+    batch, steps = config.train.global_batch, stream.num_steps
+    groups = [{"params": [*network.head.parameters()], "rate": recipe.head_rate * batch / _RATE_IS_PER}]
+    if not network.frozen:
+        trunk = [parameter for parameter in network.method.parameters() if parameter.requires_grad]
+        groups.append({"params": trunk, "rate": recipe.trunk_rate * batch / _RATE_IS_PER})
+    optimizer = torch.optim.SGD(
+        groups, lr=0.0, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
+    )
+    labels = labels_of(trial.train, recipe.subset)
+    network.train()
+    said = f"training on {trial.train.manifest.root.name}"
+    with tqdm(total=steps, desc=said, unit="step", leave=False, mininterval=1, disable=rank() > 0) as bar:
+        for one in _batches(stream, steps):
+            for group in optimizer.param_groups:
+                group["lr"] = group["rate"] * rate_factor(recipe, one.step / steps)
+            with memory_for("lower the protocol's batch under evaluate"):
+                loss = _step(network, one, labels[one.ids].to(trial.device), optimizer)
+            # Seldom, since the host waits for it.
+            if (one.step % 50 == 0 or one.step + 1 == steps) and not math.isfinite(loss.item()):
+                raise InputError(f"the loss is {loss.item()} at step {one.step} of {steps}; lower the learning rate")
+            bar.update()
+
+
+def _step(network: Classifier, batch: Batch, labels: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+    images = batch.views[0].contiguous(memory_format=torch.channels_last)
+    known = labels >= 0  # samples without a label are seen, but say nothing
+    losses = cross_entropy(network(images), labels.clamp_min(0), reduction="none")
+    loss = (losses * known).sum() / max(1, len(labels))
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if world_size() > 1:
+        _average([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
+    optimizer.step()
+    return loss.detach()
+
+
+def _average(gradients: list[Tensor]) -> None:
+    """Replace gradients by their mean over ranks. Collectives: one all-reduce."""
+    message = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(message)
+    parts = (message / world_size()).split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _batches(stream: Stream, steps: int) -> Iterator[Batch]:
+    with closing(stream(range(steps))) as batches:
+        yield from batches
+
+
+def rate_factor(recipe: Recipe, progress: float) -> float:
+    """What learning rates are multiplied by after a share of the training."""
+    if not recipe.drops:
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return recipe.drop ** sum(progress >= share for share in recipe.drops)
+
+
+def stream_config(trial: Trial, recipe: Recipe) -> Config:
+    """The run's configuration, with a stream of single views of the labelled images: random resized crop and flip."""
+    config: Any = deepcopy(trial.config)
+    config.data.shards, config.data.subset = trial.place, recipe.subset
+    config.data.crops = [CropGroup(num=1, size=config.evaluate.size, scale=[0.08, 1.0])]
+    for item in fields(AugmentConfig):  # a strength or probability of 0 switches a change off
+        if isinstance(getattr(config.data.augment, item.name), float):
+            setattr(config.data.augment, item.name, 0.0)
+    config.data.augment.flip, config.data.audit, config.method = 0.5, False, MethodConfig()
+    num_images = _num_images(trial, recipe)
+    batch = min(recipe.batch, num_images)
+    config.train.global_batch = batch // _EVEN * _EVEN or batch
+    config.train.accumulate, config.train.steps, config.train.epochs = 1, 0, float(recipe.epochs)
+    config.data.streams = math.gcd(config.train.global_batch, _EVEN)
+    config.run.seed = recipe.seed
+    return config
+
+
+def _num_images(trial: Trial, recipe: Recipe) -> int:
+    return len(np.load(recipe.subset, mmap_mode="r")) if recipe.subset else trial.train.manifest.num_samples
+
+
+def labels_of(corpus: Corpus, subset: str = "") -> Tensor:
+    """Labels by sample id as a stream of the subset counts them, int64; -1 for none."""
+    numbers = range(len(corpus.manifest.shards))
+    labels = np.concatenate([read_index(corpus.manifest.index_path(number)).label for number in numbers])
+    return torch.from_numpy((labels[np.load(subset)] if subset else labels).astype(np.int64))

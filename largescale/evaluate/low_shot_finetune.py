@@ -1,0 +1,92 @@
+"""Fine-tuning with 1% or 10% of the labels, with SwAV's settings (arXiv 2006.09882, its eval_semisup.py).
+
+SGD with momentum 0.9, 20 epochs of 256 images, no weight decay, a fifth of the rate after 12 and 16 epochs, BatchNorm
+in training mode over all ranks. Rates of trunk and classifier per 256 images: 0.02 and 5 for 1%, 0.01 and 0.2 for 10%.
+The splits are those of `low-shot`, stratified and seeded; they are not SimCLR's lists of ImageNet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from largescale.config import EvaluateConfig
+from largescale.config.setting import setting
+from largescale.evaluate.image_training import Recipe, Trial, accuracies, labelled, trained_scores
+from largescale.evaluate.splits import stratified
+from largescale.processes import on_rank_0, rank
+from shards.ground.errors import InputError
+from shards.ground.files import atomic_write
+
+CHOSEN_ON = "nothing; the rates are given and the last epoch is measured"
+
+
+@dataclass
+class Settings(EvaluateConfig):
+    """Keys under `evaluate`."""
+
+    low_shot_finetune_share: float = setting(
+        0.01, "Share of the training images to fine-tune on.", above=0, at_most=1, free=True
+    )
+    low_shot_finetune_split: int = setting(0, "Number of the seeded split.", at_least=0, at_most=2**62, free=True)
+    low_shot_finetune_epochs: int = setting(20, "Epochs of low-shot fine-tuning.", at_least=1, at_most=10**6, free=True)
+    low_shot_finetune_batch: int = setting(
+        256, "Images per step of it, over all ranks.", at_least=1, at_most=2**31, free=True
+    )
+    low_shot_finetune_rates: list[float] = setting(
+        [],
+        "Its learning rates of trunk and classifier per 256 images; empty takes SwAV's, [0.02, 5] up to 1% and "
+        "[0.01, 0.2] above.",
+        at_least=0,
+        at_most=1e9,
+        free=True,
+    )
+
+
+def measure(trial: Trial, config: Settings) -> dict[str, Any]:
+    """Top-1 (and top-5) accuracy after the last epoch.
+
+    Raises:
+        InputError: not two rates, or a split of fewer than two images.
+
+    Collectives: one broadcast of an object, and those of `trained_scores`.
+    """
+    share = config.low_shot_finetune_share
+    rates = config.low_shot_finetune_rates or ([0.02, 5.0] if share <= 0.01 else [0.01, 0.2])
+    if len(rates) != 2 or not rates[0] > 0:
+        raise InputError(
+            f"evaluate.low_shot_finetune_rates={rates}: expected those of trunk (above 0) and classifier, or []"
+        )
+    subset, num_images = _split(trial, share, config.low_shot_finetune_split)
+    recipe = Recipe(
+        epochs=config.low_shot_finetune_epochs,
+        batch=config.low_shot_finetune_batch,
+        trunk_rate=rates[0],
+        head_rate=rates[1],
+        drops=(12 / 20, 16 / 20),
+        drop=0.2,
+        seed=config.low_shot_finetune_split,
+        subset=str(subset),
+    )
+    return {**accuracies(trained_scores(trial, recipe)), "num_train": num_images}
+
+
+def _split(trial: Trial, share: float, seed: int) -> tuple[Path, int]:
+    """The file of a split, which the stream reads, and its number of images. Collectives: one broadcast."""
+    known = labelled(trial.train)
+    numbers = known.ids[stratified(known.ids, known.labels, share, seed)].numpy()
+    if len(numbers) < 2:
+        raise InputError(f"low-shot-finetune: {share:g} of {len(known)} training images; needs at least 2 of them")
+    path = trial.scratch / f"low-shot-{share:g}-{seed}.npy"
+
+    def write() -> None:
+        with atomic_write(path) as file:
+            np.save(file, numbers)
+
+    if rank() == 0 and not trial.scratch.is_dir():
+        trial.scratch.mkdir(parents=True)
+    on_rank_0(write)
+    return path, len(numbers)

@@ -1,0 +1,88 @@
+"""Protocols that train on images.
+
+Covers: largescale/evaluate/finetune.py, largescale/evaluate/linear_augmented.py,
+largescale/evaluate/low_shot_finetune.py
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from largescale.config import load_config
+from largescale.data.corpora import Corpus
+from largescale.evaluate import finetune, linear_augmented, low_shot_finetune
+from largescale.evaluate.extract import load_method
+from largescale.evaluate.image_training import Recipe, Trial, labels_of, rate_factor, stream_config
+from shards.format.manifest import read_manifest
+from shards.ground.errors import InputError
+from tests.helpers.commands import ROOT
+
+
+@pytest.fixture
+def trial(shard_folder, test_shard_folder, tmp_path) -> Trial:
+    config = load_config(ROOT / "tests/tiny.yaml", [f"data.shards={shard_folder}", "data.audit=false"])
+    config.evaluate.resize = config.evaluate.size = 16
+    train, test = (Corpus(read_manifest(folder)) for folder in (shard_folder, test_shard_folder))
+    method = load_method(config, None)
+    return Trial(config, method, train, test, str(shard_folder), tmp_path / "splits", torch.device("cpu"))
+
+
+def state(trial: Trial) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trial.method.state_dict().items()}
+
+
+def test_a_linear_probe_leaves_the_trunk_as_it_is_and_learns(trial):
+    before = state(trial)
+    config = linear_augmented.Settings(linear_augmented_epochs=6, linear_augmented_batch=40, linear_augmented_rate=10)
+    found = linear_augmented.measure(trial, config)
+    assert 0.15 < found["top1"] < found["top5"] <= 1  # chance: 0.1
+    assert all(torch.equal(value, before[name]) for name, value in trial.method.state_dict().items())
+
+
+def test_fine_tuning_changes_the_trunk_and_repeats_itself(trial):
+    before, config = state(trial), finetune.Settings(finetune_epochs=2, finetune_batch=40)
+    found = finetune.measure(trial, config)
+    after = state(trial)
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert any("conv" in name for name in changed) and any("running_mean" in name for name in changed)
+    assert all(name.startswith("backbone.") for name in changed)
+    trial.method.load_state_dict(before)
+    assert finetune.measure(trial, config) == found
+    assert all(torch.equal(value, after[name]) for name, value in trial.method.state_dict().items())
+
+
+def test_low_shot_trains_on_the_split_alone(trial):
+    config = low_shot_finetune.Settings(low_shot_finetune_share=0.1, low_shot_finetune_epochs=1)
+    assert low_shot_finetune.measure(trial, config)["num_train"] == 20
+    (path,) = trial.scratch.iterdir()
+    numbers = np.load(path)
+    labels = labels_of(trial.train)
+    assert torch.bincount(labels[numbers]).tolist() == [2] * 10
+    assert torch.equal(labels_of(trial.train, str(path)), labels[numbers])
+    made = stream_config(trial, Recipe(epochs=1, batch=256, trunk_rate=0.1, head_rate=0.1, subset=str(path)))
+    assert (made.train.global_batch, made.data.subset, made.data.augment.flip) == (16, str(path), 0.5)
+    assert (made.data.augment.blur, made.data.augment.noise, len(made.data.crops)) == (0, 0, 1)
+    with pytest.raises(InputError, match="expected those of trunk"):
+        low_shot_finetune.measure(trial, low_shot_finetune.Settings(low_shot_finetune_rates=[0.1]))
+
+
+def test_a_rate_that_diverges_is_said(trial):
+    config = finetune.Settings(finetune_epochs=1, finetune_batch=40, finetune_rate=1e9)
+    with pytest.raises(InputError, match="at step 4 of 5; lower the learning rate"):
+        finetune.measure(trial, config)
+
+
+def test_rates_follow_a_cosine_or_drop():
+    cosine = Recipe(epochs=10, batch=8, trunk_rate=0, head_rate=1)
+    assert [round(rate_factor(cosine, progress), 4) for progress in (0, 0.5, 1)] == [1, 0.5, 0]
+    drops = Recipe(epochs=20, batch=8, trunk_rate=0, head_rate=1, drops=(12 / 20, 16 / 20), drop=0.2)
+    assert [round(rate_factor(drops, epoch / 20), 4) for epoch in (0, 11.9, 12, 15.9, 16, 19)] == [
+        1,
+        1,
+        0.2,
+        0.2,
+        0.04,
+        0.04,
+    ]
