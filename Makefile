@@ -61,6 +61,7 @@ pretrain: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/i
 	$(TORCHRUN) -m largescale pretrain configs/demo.yaml run.dir=$(RUN)
 	@$(BIN)/largescale evaluate knn $(RUN)
 	@$(BIN)/largescale evaluate linear $(RUN)
+	@$(BIN)/largescale export $(RUN) $(RUN)/backbone.safetensors
 	@echo "report:  $$($(BIN)/largescale report $(RUN))"
 
 test: $(VENV)/strategies $(VENV)/with-tests  ## all tests: fast ones first, then distributed and fault tests
