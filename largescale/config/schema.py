@@ -24,6 +24,13 @@ class RunConfig:
     dir: str = setting("runs/${name}", "Folder for everything the run writes.", min_length=1, free=True)
     seed: int = setting(0, "Seed of all random choices: weights, order, views.", at_least=0, at_most=2**62)
     log_every: int = setting(50, "Steps between log lines (metrics.jsonl and console).", at_least=1, free=True)
+    trackers: list[str] = setting(
+        [],
+        "Experiment trackers that also get the metrics, `wandb` and `mlflow`, each where its own environment variables "
+        "say; TensorBoard's files are always written.",
+        table="largescale.observe.trackers:SESSIONS",
+        free=True,
+    )
     hang_timeout_s: float = setting(
         1800,
         "Seconds without progress before the run names the rank that is behind and exits; 0 waits forever.",

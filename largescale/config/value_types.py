@@ -31,7 +31,8 @@ def form(hint: Any) -> str:
     if group := element_group(hint):
         return f"a list of {{{', '.join(item.name for item in fields(group))}}}"
     if get_origin(hint) is list:
-        return "a list of whole numbers, such as [1, 2]" if get_args(hint)[0] is int else "a list of numbers, [x, y]"
+        forms = {int: "a list of whole numbers, such as [1, 2]", str: "a list of names, such as [x, y]"}
+        return forms.get(get_args(hint)[0], "a list of numbers, [x, y]")
     if get_origin(hint) is dict:
         return "{KEY: value, ...}"
     return _FORMS.get(hint, "a value")

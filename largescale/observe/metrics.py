@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from largescale.observe.records import Records
+from largescale.observe.trackers import Tracker
 from shards.ground.files import atomic_write
 
 METRICS = "metrics.jsonl"
@@ -76,21 +78,33 @@ class Board:
 
 
 class MetricsLog:
-    """Writes the metrics of a run on rank 0: one object per logged step, the same scalars to TensorBoard."""
+    """Writes the metrics of a run on rank 0: one object per logged step, the same scalars to TensorBoard and trackers.
 
-    def __init__(self, run_dir: Path, first_step: int) -> None:
+    Args:
+        run_dir: folder of the run.
+        first_step: of this start.
+        trackers: what gets the same scalars besides; nothing that happens there matters here.
+    """
+
+    def __init__(self, run_dir: Path, first_step: int, trackers: Sequence[Tracker] = ()) -> None:
         self._lines = JsonLines(run_dir / METRICS)
         self._board = Board(run_dir / "tensorboard", first_step)
+        self._trackers = trackers
 
     def write(self, row: dict[str, Any]) -> None:
         """Record one logged step; `row` has `step` and scalars."""
         self._lines.write(row)
-        self._board.write(row["step"], {key: value for key, value in row.items() if key != "step"})
+        scalars = {key: value for key, value in row.items() if key != "step"}
+        self._board.write(row["step"], scalars)
+        for tracker in self._trackers:
+            tracker.write(row["step"], scalars)
 
     def close(self) -> None:
-        """Close the log and the TensorBoard file."""
+        """Close the log and the TensorBoard file, and wait a little for trackers."""
         self._lines.close()
         self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

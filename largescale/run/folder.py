@@ -4,6 +4,7 @@
     environment.json     versions, git revision, devices
     metrics.jsonl        one object per logged step
     tensorboard/         the same scalars
+    trackers.json        with run.trackers: ids of the run there; wandb/ is what W&B keeps here
     audit/rank-*.jsonl   with data.audit=true: the keys that each rank trained on, step by step
     skipped/rank-*.jsonl unreadable images: step, shard, key, offset, reason
     init.json            with init_from or model.weights: what it started from
@@ -39,6 +40,7 @@ from largescale.config import Config, flatten, to_yaml
 from largescale.data import order
 from largescale.data.stream import Batch
 from largescale.methods.method import Output
+from largescale.observe import trackers
 from largescale.observe.metrics import forget_from
 from largescale.parallel.engine import Engine
 from largescale.processes import barrier, on_rank_0, rank, world_size
@@ -112,6 +114,7 @@ class RunFolder:
     def open_logs(self, first_step: int) -> None:
         """Drop what a dead process logged beyond the checkpoint, and open the logs. Collectives: two barriers."""
         barrier()  # all ranks have compared their configuration with that of the checkpoint
+        on_rank_0(partial(trackers.require, self.config.run.trackers))
         if rank() == 0:
             self.path.mkdir(parents=True, exist_ok=True)
             for folder in (self.path, self.path / "audit", self.path / "skipped"):
@@ -127,7 +130,7 @@ class RunFolder:
         barrier()
         if self._resumed is not None:
             self.saving.begin_copies()  # what former starts could not copy
-        self.logs.open(first_step, audit=self.config.data.audit)
+        self.logs.open(first_step, self.config)
 
     def record_configuration(self) -> None:
         """Write `config.yaml`, on rank 0; for a run that is complete what may still change (say `data.eval_shards`)."""

@@ -26,6 +26,8 @@ _WRITTEN = (
     "stacks",
     "environment.json",
     "init.json",
+    "trackers.json",
+    "wandb",
     *_RESULTS,
     STATUS,
     "config.yaml",

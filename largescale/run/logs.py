@@ -8,9 +8,11 @@ from typing import Any
 
 import safetensors.torch
 
+from largescale.config import Config, flatten
 from largescale.data.stream import Batch
 from largescale.methods.method import Output
 from largescale.observe.metrics import JsonLines, MetricsLog
+from largescale.observe.trackers import Tracker
 from largescale.processes import rank
 from shards.ground.files import atomic_write
 
@@ -24,11 +26,13 @@ class Logs:
         self._audit: JsonLines | None = None
         self._skipped: JsonLines | None = None
 
-    def open(self, first_step: int, *, audit: bool) -> None:
-        """Open what is written in every run: metrics on rank 0, with `audit` the samples of every rank."""
+    def open(self, first_step: int, config: Config) -> None:
+        """Open what is written in every run: metrics on rank 0, with data.audit the samples of every rank."""
         if rank() == 0:
-            self._metrics = MetricsLog(self._path, first_step)
-        if audit:
+            settings = flatten(config)
+            trackers = [Tracker(name, self._path, config.name, settings) for name in dict.fromkeys(config.run.trackers)]
+            self._metrics = MetricsLog(self._path, first_step, trackers)
+        if config.data.audit:
             self._audit = JsonLines(self._path / "audit" / _name("jsonl"))
 
     def batch(self, step: int, batch: Batch) -> None:
