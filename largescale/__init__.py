@@ -7,6 +7,8 @@
     network = largescale.load(config.run.dir)
     features = network.encode(images)
     results = largescale.evaluate("knn", config.run.dir, overrides=["data.eval_shards=data/photos-test"])
+    largescale.export(config.run.dir, "photos.onnx", format_name="onnx")
+    others = largescale.load_backbone("swav_800ep_pretrain.pth.tar").backbone
 
 Each name is imported when it is first used, so that this alone takes no time and needs no torch.
 """
@@ -17,19 +19,23 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from largescale.checkpoint.export import export
+    from largescale.checkpoint.foreign import load_backbone
     from largescale.config import load_config
     from largescale.evaluate.measure import evaluate
     from largescale.evaluate.network import load
     from largescale.methods import METHODS
     from largescale.pretrain import pretrain
 
-__all__ = ["METHODS", "__version__", "evaluate", "load", "load_config", "pretrain"]
+__all__ = ["METHODS", "__version__", "evaluate", "export", "load", "load_backbone", "load_config", "pretrain"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "METHODS": "largescale.methods",
     "evaluate": "largescale.evaluate.measure",
+    "export": "largescale.checkpoint.export",
     "load": "largescale.evaluate.network",
+    "load_backbone": "largescale.checkpoint.foreign",
     "load_config": "largescale.config",
     "pretrain": "largescale.pretrain",
 }

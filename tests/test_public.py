@@ -12,7 +12,7 @@ import largescale
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 
-NAMES = {"METHODS", "__version__", "evaluate", "load", "load_config", "pretrain"}
+NAMES = {"METHODS", "__version__", "evaluate", "export", "load", "load_backbone", "load_config", "pretrain"}
 
 
 def test_it_offers_what_it_says():

@@ -183,7 +183,9 @@ def test_what_cannot_be_exported_is_a_line_and_leaves_no_file(run, tmp_path):
     save_checkpoint(deep, config_of(["model.depths=[1,1,1,1,1]", "model.width=4"]), 1)
     with pytest.raises(InputError, match="has 4 stages, this backbone has 5"):
         export(deep, out)
-    assert not list(tmp_path.glob("*out*"))
+    with pytest.raises(InputError, match="has 4 stages, this backbone has 5"):
+        export(deep, tmp_path / "new" / "file.safetensors")
+    assert not list(tmp_path.glob("*out*")) and not (tmp_path / "new").exists()
 
 
 def test_what_gives_other_features_when_read_again_is_not_kept(run, tmp_path, monkeypatch):
