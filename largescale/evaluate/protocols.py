@@ -9,6 +9,7 @@ from typing import Any
 from largescale.config import EvaluateConfig
 from largescale.config.setting import a_name
 from largescale.evaluate import (
+    clusters,
     finetune,
     knn,
     linear,
@@ -16,6 +17,7 @@ from largescale.evaluate import (
     linear_cached,
     low_shot,
     low_shot_finetune,
+    retrieval,
     spectrum,
 )
 from shards.ground.errors import InputError
@@ -65,6 +67,10 @@ PROTOCOLS = {
     "low-shot-finetune": Protocol(
         low_shot_finetune.measure, low_shot_finetune.Settings, low_shot_finetune.CHOSEN_ON, trains=True
     ),
+    "retrieval": Protocol(
+        retrieval.measure, retrieval.Settings, retrieval.CHOSEN_ON, metric="map", title="mean average precision"
+    ),
+    "clusters": Protocol(clusters.measure, clusters.Settings, clusters.CHOSEN_ON, metric="nmi", title="NMI of k-means"),
     "spectrum": Protocol(
         spectrum.measure,
         spectrum.Settings,

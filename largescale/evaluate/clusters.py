@@ -1,0 +1,80 @@
+"""Clusters against labels: k-means on the test images' features, and how well its clusters are the classes.
+
+Normalised and adjusted mutual information and the adjusted Rand index by scikit-learn (means of entropies are
+arithmetic), accuracy by the best matching of clusters to classes (Hungarian algorithm, by SciPy). k-means is fitted on
+unit features of the training images, without their labels; the test images go to the nearest centre.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from largescale.config import EvaluateConfig
+from largescale.config.setting import setting
+from largescale.evaluate.feature_set import FeatureSet
+from largescale.processes import from_rank_0, rank
+from shards.ground.errors import InputError
+
+CHOSEN_ON = "nothing; k-means sees no labels"
+
+_LARGE = 100_000
+"""Training images from which on k-means goes by mini-batches."""
+
+
+@dataclass
+class Settings(EvaluateConfig):
+    """Keys under `evaluate`."""
+
+    clusters_count: int = setting(
+        0, "Clusters of k-means; 0 takes the number of classes.", at_least=0, at_most=10**6, free=True
+    )
+    clusters_starts: int = setting(3, "Starts of k-means, of which the best counts.", at_least=1, free=True)
+
+
+def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, Any]:
+    """NMI, AMI, ARI and accuracy by matching, of the test images.
+
+    Raises:
+        InputError: fewer training images than clusters.
+
+    Collectives: every rank must call it; one broadcast of an object.
+    """
+    count = config.clusters_count or len(train.classes)
+    if len(train) < count:
+        raise InputError(f"clusters: {len(train)} training images for {count} clusters; lower evaluate.clusters_count")
+    found = _by_k_means(train, test, count, config.clusters_starts) if rank() == 0 else {}
+    return from_rank_0(found)
+
+
+def _by_k_means(train: FeatureSet, test: FeatureSet, count: int, starts: int) -> dict[str, Any]:
+    method = KMeans if len(train) < _LARGE else MiniBatchKMeans
+    model = method(n_clusters=count, n_init=starts, random_state=0).fit(normalize(train.features, dim=1).numpy())
+    return agreement(test.labels, model.predict(normalize(test.features, dim=1).numpy()))
+
+
+def agreement(labels: Tensor, clusters: np.ndarray) -> dict[str, Any]:
+    """How well clusters [N] are the classes of labels [N]: shares, and the number of clusters that are not empty."""
+    truth = labels.numpy()
+    return {
+        "nmi": float(normalized_mutual_info_score(truth, clusters)),
+        "ami": float(adjusted_mutual_info_score(truth, clusters)),
+        "ari": float(adjusted_rand_score(truth, clusters)),
+        "matched": matched_share(truth, clusters),
+        "num_clusters": len(np.unique(clusters)),
+    }
+
+
+def matched_share(labels: np.ndarray, clusters: np.ndarray) -> float:
+    """Share of samples that are of the class their cluster stands for, in the best matching of one class each."""
+    table = np.zeros((int(labels.max()) + 1, int(clusters.max()) + 1), np.int64)
+    np.add.at(table, (labels, clusters), 1)
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    return float(table[rows, columns].sum() / len(labels))

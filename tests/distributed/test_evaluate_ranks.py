@@ -1,0 +1,60 @@
+"""Protocols give the same figures on one and on several ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from largescale.config import load_config
+from largescale.data.corpora import Corpus
+from largescale.evaluate import clusters, knn, linear_cached, low_shot, retrieval
+from largescale.evaluate.extract import load_method
+from largescale.evaluate.image_training import Recipe, Trial, trained_scores
+from shards.format.manifest import read_manifest
+from tests.helpers.commands import ROOT
+from tests.helpers.features import features
+from tests.helpers.ranks import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+
+def figures() -> dict[str, Any]:
+    """What protocols on features find."""
+    train, test = features(300, 0), features(101, 1)
+    strengths = [0.1, 0.01]
+    return {
+        "knn": knn.measure(train, test, knn.Settings()),
+        "linear-cached": linear_cached.measure(train, test, linear_cached.Settings(linear_cached_strengths=strengths)),
+        "low-shot": low_shot.measure(train, test, low_shot.Settings(low_shot_splits=2, low_shot_strengths=strengths)),
+        "retrieval": retrieval.measure(train, test, retrieval.Settings()),
+        "clusters": clusters.measure(train, test, clusters.Settings()),
+    }
+
+
+def scores(shards: tuple[Path, Path], trunk_rate: float) -> torch.Tensor | None:
+    """Scores of the test images after two epochs."""
+    config = load_config(ROOT / "tests/tiny.yaml", [f"data.shards={shards[0]}", "data.audit=false"])
+    config.evaluate.resize = config.evaluate.size = 16
+    train, test = (Corpus(read_manifest(folder)) for folder in shards)
+    trial = Trial(config, load_method(config, None), train, test, str(shards[0]), Path(), torch.device("cpu"))
+    found = trained_scores(trial, Recipe(epochs=2, batch=40, trunk_rate=trunk_rate, head_rate=0.3))
+    return None if found is None else found.features
+
+
+def both(shards: tuple[Path, Path]) -> tuple[dict[str, Any], torch.Tensor | None, torch.Tensor | None]:
+    return figures(), scores(shards, 0.0), scores(shards, 0.05)
+
+
+def test_two_ranks_find_what_one_finds(shard_folder, test_shard_folder):
+    shards = shard_folder, test_shard_folder
+    alone, frozen, tuned = both(shards)
+    (here, *of_training), (there, *nothing) = run_ranks(both, 2, shards)
+    assert here == there and nothing == [None, None]
+    assert here["retrieval"].pop("map") == pytest.approx(alone["retrieval"].pop("map"), abs=1e-6)  # a sum of shares
+    assert here == alone
+    # Sums of gradients in another order; BatchNorm's statistics are those of the whole batch.
+    for ours, theirs in zip((frozen, tuned), of_training, strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
