@@ -70,7 +70,7 @@ def chosen_strength(train: FeatureSet, strengths: list[float], max_steps: int) -
     kept, held = held_out(train.ids)
     found = fit(train.features[kept], train.labels[kept], len(train.classes), strengths, max_steps=max_steps)
     right: Tensor = found.num_right(train.features[held], train.labels[held])
-    sweep = dict(zip(strengths, (right / len(held)).tolist(), strict=True))
+    sweep = dict(zip(strengths, (right.double() / len(held)).tolist(), strict=True))
     best = max(sweep.values())
     # Of equals the strongest: it is the safer one.
     return max(one for one, share in sweep.items() if share == best), sweep
