@@ -98,8 +98,8 @@ def page(result: dict[str, Any]) -> str:
     if epochs < PUBLISHED_EPOCHS:
         lines += [
             "",
-            f"These {epochs} epochs are not the published {PUBLISHED_EPOCHS}: neither the difference nor the share of the "
-            f"time is that of the whole protocol. Run it again with `--epochs {PUBLISHED_EPOCHS}`.",
+            f"These {epochs} epochs are not the published {PUBLISHED_EPOCHS}: neither the difference nor the share of "
+            f"the time is that of the whole protocol. Run it again with `--epochs {PUBLISHED_EPOCHS}`.",
         ]
     return "\n".join(lines) + "\n"
 
