@@ -11,8 +11,7 @@ from largescale.report.html_parts import escape, missing, section, table
 from largescale.report.reported_run import ReportedRun
 
 COMPUTING, WAITING, AUGMENTING, SAVING = "computing", "waiting for data", "augmenting", "saving"
-_PER_INTERVAL = {"save_s": SAVING, "online_s": "measuring", "evaluate_s": "measuring"}
-"""Columns with the seconds of a whole interval, by what they count."""
+MEASURING = "measuring online"
 
 
 def section_of(runs: Sequence[ReportedRun]) -> str:
@@ -22,7 +21,7 @@ def section_of(runs: Sequence[ReportedRun]) -> str:
         return section(title, "", missing("Nothing is logged yet."))
     kinds = list(dict.fromkeys(kind for _, parts in found for kind in parts))
     rows = [
-        [run.label, *(f"{parts.get(kind, 0) / run.seconds:.1%}" for kind in kinds), format_seconds(run.seconds)]
+        [run.label, *(f"{parts.get(kind, 0) / total(parts):.1%}" for kind in kinds), format_seconds(total(parts))]
         for run, parts in found
     ]
     bars = "".join(_bar(run, parts, kinds) for run, parts in found)
@@ -31,30 +30,35 @@ def section_of(runs: Sequence[ReportedRun]) -> str:
 
 
 def spent(run: ReportedRun) -> dict[str, float]:
-    """Seconds by what they were spent on; they add up to the run's."""
+    """Seconds by what they were spent on: those of the logged steps, and between them those of measuring online."""
     steps = run.interval_steps
 
-    def total(key: str, each: np.ndarray) -> float:
+    def sum_of(key: str, each: np.ndarray) -> float:
         return float((np.nan_to_num(np.asarray(run.column(key))) * each).sum())
 
-    waiting, augmenting = total("data_wait_s", steps), total("augment_s", steps)
-    parts = {WAITING: max(0.0, waiting - augmenting), AUGMENTING: augmenting}
-    for key, kind in _PER_INTERVAL.items():
-        parts[kind] = parts.get(kind, 0.0) + total(key, np.ones(len(steps)))
-    parts = {kind: seconds for kind, seconds in parts.items() if seconds > 0}
-    return {COMPUTING: max(0.0, run.seconds - sum(parts.values())), **parts}
+    once = np.ones(len(steps))
+    waiting, augmenting = sum_of("data_wait_s", steps), sum_of("augment_s", steps)
+    parts = {WAITING: max(0.0, waiting - augmenting), AUGMENTING: augmenting, SAVING: sum_of("save_s", once)}
+    computing = max(0.0, run.seconds - sum(parts.values()))
+    parts = {COMPUTING: computing, **parts, MEASURING: sum_of("online_s", once)}
+    return {kind: seconds for kind, seconds in parts.items() if seconds > 0}
+
+
+def total(parts: dict[str, float]) -> float:
+    """All seconds."""
+    return sum(parts.values()) or 1.0
 
 
 def _bar(run: ReportedRun, parts: dict[str, float], kinds: list[str]) -> str:
     pieces = "".join(
-        f'<span style="width:{100 * parts[kind] / run.seconds:.2f}%;background:var(--line-{kinds.index(kind)})"'
-        f' title="{escape(kind)} {parts[kind] / run.seconds:.1%}"></span>'
+        f'<span style="width:{100 * parts[kind] / total(parts):.2f}%;background:var(--line-{kinds.index(kind)})"'
+        f' title="{escape(kind)} {parts[kind] / total(parts):.1%}"></span>'
         for kind in kinds
         if kind in parts
     )
     keys = "".join(
         f'<li><i style="background:var(--line-{place})"></i>{escape(kind)}</li>' for place, kind in enumerate(kinds)
     )
-    says = ", ".join(f"{kind} {seconds / run.seconds:.0%}" for kind, seconds in parts.items())
+    says = ", ".join(f"{kind} {seconds / total(parts):.0%}" for kind, seconds in parts.items())
     label = f"{run.label}: {says}"
     return f'<div class="bar" role="img" aria-label="{escape(label)}">{pieces}</div><ul class="legend">{keys}</ul>'

@@ -12,7 +12,17 @@ from largescale.report import plots
 from largescale.report.html_parts import details, escape, missing, section
 from largescale.report.reported_run import ReportedRun
 
-_NOT_CURVES = ("step", "progress", "epoch", "images_seen", "skipped_samples", "augment_s", "updates_skipped")
+_NOT_CURVES = (
+    "step",
+    "progress",
+    "epoch",
+    "images_seen",
+    "skipped_samples",
+    "augment_s",
+    "updates_skipped",
+    "save_s",
+    "online_s",
+)
 
 
 @dataclass(frozen=True)

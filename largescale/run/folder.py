@@ -155,7 +155,7 @@ class RunFolder:
     def record_metrics(self, row: dict[str, Any]) -> None:
         """Write one logged step, on rank 0."""
         self._lease.check()
-        self.logs.metrics(row)
+        self.logs.metrics({**row, "save_s": self.saving.take_seconds()})
 
     def save(self, engine: Engine, done: int, num_skipped: int, spikes: list[float], *, final: bool) -> None:
         """Begin to save a checkpoint after `done` steps; with `final` also end it. See saving.py.

@@ -23,7 +23,9 @@ The life of one save, and what the loop (pretrain.py) must not do in between:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +82,7 @@ class Saving:
             published=self._published,
         )
         self._copier = Copier(mirror, checkpoints, lease.verify) if mirror is not None else None
-        self._failed = 0
+        self._failed, self._seconds = 0, 0.0
 
     def save(self, engine: Engine, progress: dict[str, Any], *, final: bool) -> None:
         """Begin to save a checkpoint; with `final` also end it.
@@ -95,19 +97,34 @@ class Saving:
 
         Collectives: every rank must call it; those of the state and of the saver.
         """
-        self.settle()
-        self._lease.check()
-        state = engine.state()
-        try:
-            self._saver.save(state, progress, until_update=engine.until_update(state))
-        except SaveFailed as error:
-            self._count_failure(error, final)
-        if final:
-            self.settle(final=True)
+        with self._counted():
+            self.settle()
+            self._lease.check()
+            state = engine.state()
+            try:
+                self._saver.save(state, progress, until_update=engine.until_update(state))
+            except SaveFailed as error:
+                self._count_failure(error, final)
+            if final:
+                self.settle(final=True)
 
     def wait_staged(self) -> None:
         """Return when weights may change: the save under way, if any, has its copy of them."""
-        self._saver.wait_staged()
+        with self._counted():
+            self._saver.wait_staged()
+
+    def take_seconds(self) -> float:
+        """Seconds that training has waited for saves since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds += time.perf_counter() - started
 
     def settle(self, *, final: bool = False) -> None:
         """Return when what is being saved is published, or has failed.

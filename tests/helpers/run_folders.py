@@ -30,6 +30,7 @@ def make_run(path: Path, *overrides: str, fall: float = 1.0, num_lines: int = 40
             "save_s": 0.1,
             "skipped_samples": 0,
             "online_knn": 0.5,
+            "online_s": 0.25,
         }
         for number in range(num_lines)
     ]

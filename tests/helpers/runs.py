@@ -25,6 +25,7 @@ TIMES = {
     "images_per_s",
     "data_wait_s",
     "step_s",
+    "save_s",
     "peak_memory_bytes",
     "read_ms",
     "decode_ms",
