@@ -8,7 +8,7 @@
     features = network.encode(images)
     results = largescale.evaluate("knn", config.run.dir, overrides=["data.eval_shards=data/photos-test"])
     largescale.export(config.run.dir, "photos.onnx", format_name="onnx")
-    others = largescale.load_backbone("swav_800ep_pretrain.pth.tar").backbone
+    others = largescale.load_backbone("resnet50.pth").backbone
 
 Each name is imported when it is first used, so that this alone takes no time and needs no torch.
 """

@@ -112,7 +112,7 @@ class ModelConfig:
     )
     weights: str = setting(
         "",
-        "File of weights (of torchvision, timm, SwAV and others, see docs/weights.md) that the backbone of a new run "
+        "File of weights (of torchvision, timm and many others, see docs/weights.md) that the backbone of a new run "
         "starts from; not with init_from, which takes all of another run.",
     )
     recompute_stages: list[int] = setting(

@@ -1,6 +1,6 @@
 """The weights that a new run starts from: random ones, all of another run's, or a backbone that others trained.
 
-`init_from` takes heads, prototypes and statistics of a run of this project too (`run/init_from.py`); `model.weights`
+`init_from` takes heads and statistics of a run of this project too (`run/init_from.py`); `model.weights`
 takes a backbone, whoever trained it, and leaves the rest random.
 """
 
