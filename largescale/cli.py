@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the run's configuration")
     command.add_argument("--format", default="parquet", metavar="NAME", help="parquet (default) or npy")
     command.add_argument("--dtype", default="fp16", metavar="TYPE", help="fp16 (default) or fp32")
-    command.add_argument("--assign", action="store_true", help="add each image's prototype or cluster, with its score")
+    command.add_argument("--assign", action="store_true", help="add what each image is assigned to, with its score")
     command.add_argument(
         "--thumbnails", type=int, default=0, metavar="PX", help="add a JPEG of each image, for viewers"
     )

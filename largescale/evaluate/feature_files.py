@@ -1,6 +1,6 @@
 """Features of one shard as a file that other programs read: Parquet, or .npy with a Parquet of keys beside it.
 
-    NAME-000000.parquet    key, shard, row[, label, class], embedding[, prototype, prototype_score][, image]
+    NAME-000000.parquet    key, shard, row[, label, class], embedding[, NAME, NAME_score][, image]
     NAME-000000.npy        with form `npy`: the embeddings [N, D], row i of which is row i of the Parquet
 
 Rows stand in the order of the shard; `row` is an image's position in it, so that a file can be joined with the shard's

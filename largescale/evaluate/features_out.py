@@ -51,7 +51,7 @@ class Wish:
     Attributes:
         form: one of `feature_files.FORMS`.
         dtype: one of `feature_files.DTYPES`.
-        assign: whether to add what the method assigns each image to, such as its prototype, and with what score.
+        assign: whether to add what the method assigns each image to, and its score.
         thumbnails: side in pixels of a JPEG of each image, for viewers; 0 for none.
     """
 
@@ -72,7 +72,7 @@ class Wish:
             raise InputError(f"--dtype={self.dtype}: expected {' or '.join(DTYPES)}")
         if self.assign and method_class(config).exemplars is None:
             raise InputError(
-                f"--assign: method.name={config.method.name} assigns images to nothing (it has no prototypes or "
+                f"--assign: method.name={config.method.name} assigns images to nothing (it learns no "
                 f"clusters); leave it out"
             )
         if not 0 <= self.thumbnails <= config.evaluate.size:

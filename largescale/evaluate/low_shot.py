@@ -1,6 +1,7 @@
 """Low-shot on frozen features: logistic regression on 1% and 10% of the labels, over several seeded splits.
 
-The splits are our own, stratified and seeded, not SimCLR's lists of ImageNet: figures are not comparable with those.
+The splits are our own, stratified and seeded, not the published lists of ImageNet: figures are not comparable with
+those of these lists.
 The L2 strength is chosen on a tenth of the split's own images, so no label outside of the split is used.
 """
 

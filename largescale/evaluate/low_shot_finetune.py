@@ -2,7 +2,7 @@
 
 SGD with momentum 0.9, 20 epochs of 256 images, no weight decay, a fifth of the rate after 12 and 16 epochs, BatchNorm
 in training mode over all ranks. Rates of trunk and classifier per 256 images: 0.02 and 5 for 1%, 0.01 and 0.2 for 10%.
-The splits are those of `low-shot`, stratified and seeded; they are not SimCLR's lists of ImageNet.
+The splits are those of `low-shot`, stratified and seeded; they are not the published lists of ImageNet.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Settings(EvaluateConfig):
     )
     low_shot_finetune_rates: list[float] = setting(
         [],
-        "Its learning rates of trunk and classifier per 256 images; empty takes SwAV's, [0.02, 5] up to 1% and "
-        "[0.01, 0.2] above.",
+        "Its learning rates of trunk and classifier per 256 images; empty takes the published ones, [0.02, 5] up to 1% "
+        "and [0.01, 0.2] above.",
         at_least=0,
         at_most=1e9,
         free=True,
