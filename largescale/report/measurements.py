@@ -58,7 +58,7 @@ def of_record(run: ReportedRun, record: Record) -> Iterator[Measurement]:
     """The numbers of one result; none if it has no measure that is known."""
     results = record.get("results")
     for network, result in results.items() if isinstance(results, dict) else ():
-        if isinstance(result, dict) and (found := main_measure(result)):
+        if isinstance(result, dict) and (found := main_measure(record, result)):
             num_test = record.get("num_test", 0)
             low, high = interval(found[1], num_test) if found[0] in _PROPORTIONS else (found[1], found[1])
             yield Measurement(run, record, record["protocol"], network, *found, low, high, num_test)
