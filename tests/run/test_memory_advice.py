@@ -139,7 +139,9 @@ def test_a_loader_process_without_memory_for_an_image_says_so(tmp_path):
     for grey in range(4):
         Image.new("L", (6000, 6000), grey).save(tmp_path / "images" / f"{grey}.png", compress_level=1)
     assert shards(["convert", str(tmp_path / "images"), str(tmp_path / "large"), "--workers", "1"]) == 0
-    batches = make_stream(tmp_path / "large", "data.workers=1", "train.global_batch=4", "method.queue=0")(range(3))
+    batches = make_stream(
+        tmp_path / "large", "data.workers=1", "data.threads=1", "train.global_batch=4", "method.queue=0"
+    )(range(3))
     with more_memory_at_most(70e6), pytest.raises(OutOfMemory, match=r"6000 x 6000 .* in loader process 0: lower data"):
         next(batches)
 

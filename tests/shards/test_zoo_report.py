@@ -17,7 +17,7 @@ from largescale.data.corpora import open_corpora
 from largescale.data.decode import EncodedImage
 from largescale.data.reader import ShardReader
 from largescale.evaluate.feature_set import FeatureSet
-from largescale.observe import gallery
+from largescale.report import gallery
 from shards.cleaning.rules import Cleaning
 from shards.conversion.convert import Options, convert
 from shards.inspection.verify import verify
@@ -76,7 +76,8 @@ def test_the_report_shows_what_can_be_read_and_nothing_else(shards, tmp_path):
         for number in readable
     }
     for number, expected in seen.items():
-        assert shown_by(gallery._thumbnail(reader, number)) == expected, reader.key(number)
-    shown = re.findall(r'<img src="(data:[^"]*)"', (run / "report.html").read_text())
+        assert shown_by(gallery.data_url(gallery.picture(reader, number))) == expected, reader.key(number)
+    # What is left of a damaged image stands with the reason, and with no other.
+    shown = re.findall(r'<img src="(data:[^"]*)" alt="(?!what is left of )', (run / "report.html").read_text())
     assert len(shown) >= gallery.QUERIES * (1 + gallery.NEIGHBOURS)
     assert set(map(shown_by, shown)) <= set(seen.values())
