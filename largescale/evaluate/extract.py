@@ -115,7 +115,12 @@ def features_of(
             with memory_for(f"lower evaluate.batch={config.evaluate.batch}"):
                 x = (crops.images.float() / 255 - mean) / std
                 x = x.contiguous(memory_format=torch.channels_last)
-                waiting.append((replace(crops, images=x[:0]), {name: one(x).float() for name, one in networks.items()}))
+                waiting.append(
+                    (
+                        replace(crops, images=x.new_empty(0, *x.shape[1:])),
+                        {name: one(x).float() for name, one in networks.items()},
+                    )
+                )
             # One batch late: while the host waits for features, the device has the next batch to work on.
             if len(waiting) > (device.type == "cuda"):
                 yield _fetched(*waiting.pop(0))

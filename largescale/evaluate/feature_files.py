@@ -102,6 +102,7 @@ def write(out: Path, form: str, found: ShardFeatures, about: Stamp) -> None:
         with atomic_write(path.with_suffix(".npy")) as file:
             np.save(file, found.embeddings, allow_pickle=False)
     else:
+        path.with_suffix(".npy").unlink(missing_ok=True)  # of another form, and of nobody knows which weights
         width, flat = found.embeddings.shape[1], pa.array(np.ascontiguousarray(found.embeddings).ravel())
         columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, width)
     about = {**about, "num_images": len(found.keys), "num_features": found.embeddings.shape[1]}

@@ -50,7 +50,8 @@ def features_of_run(
     """
     names = list(NETWORKS) if config.evaluate.baselines else ["pretrained"]
     wanted = {(name, place): _stamp(name, place, config, checkpoint, stamps) for name in names for place in (0, 1)}
-    kept = _kept(run_dir, wanted, shards, config) if rank() == 0 else {}
+    kept: dict[tuple[str, int], FeatureSet | None] = {}
+    on_rank_0(lambda: kept.update(_kept(run_dir, wanted, shards, config)))
     if kept and "pixels" in names and None in (kept["pixels", 0], kept["pixels", 1]):
         kept["pixels", 0] = kept["pixels", 1] = None  # both lose their equal channels, or neither does
     stale = from_rank_0([place for place in wanted if kept[place] is None] if kept else [])

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from largescale.checkpoint.folder import Checkpoint, open_checkpoint
+from largescale.checkpoint.folder import Checkpoint
 from largescale.config import Config
 from largescale.data.centre_crops import CentreCropMaker
 from largescale.data.corpora import Corpus, open_corpus
@@ -32,7 +32,7 @@ from largescale.evaluate import feature_files
 from largescale.evaluate.extract import Extracted, Network, check_finite, features_of, is_readable, load_method
 from largescale.evaluate.feature_files import DTYPES, FORMS, ShardFeatures
 from largescale.evaluate.made_from import VERSION, Stamp, images_stamp, network_stamp, weights_stamp
-from largescale.evaluate.targets import config_of, newest_checkpoint, target_at
+from largescale.evaluate.targets import agreed_checkpoint, config_of, target_at
 from largescale.methods import Method, method_class
 from largescale.processes import from_rank_0, on_rank_0, rank, together, world_size
 from shards.ground.errors import InputError
@@ -125,7 +125,7 @@ def write_features(run: str | Path, shards: str, out: Path, wish: Wish, override
     Collectives: every rank must call it; three broadcasts of an object, and an exchange of what went wrong.
     """
     started, target = time.perf_counter(), target_at(run)
-    checkpoint = target.checkpoint or _agreed_checkpoint(target.run_dir)
+    checkpoint = target.checkpoint or agreed_checkpoint(target.run_dir)
     config, warnings = config_of(checkpoint, target.run_dir, list(overrides))
     for line in warnings:
         _log.warning("%s", line)
@@ -135,31 +135,22 @@ def write_features(run: str | Path, shards: str, out: Path, wish: Wish, override
     on_rank_0(lambda: _check_out(out, shards))
     plan = Plan(config, checkpoint, corpus, out, wish)
     with at_work_in(out, with_others=True):
-        stale = from_rank_0(plan.stale() if rank() == 0 else [])
+        found: list[int] = []
+        on_rank_0(lambda: found.extend(plan.stale()))
+        stale = from_rank_0(found)
         together(lambda: plan.make(stale[rank() :: world_size()]))
         on_rank_0(plan.check)
     names = [entry.name for entry in corpus.manifest.shards]
-    found = [feature_files.about(feature_files.path_of(out, name)) for name in names]
+    written = [feature_files.about(feature_files.path_of(out, name)) for name in names]
     return Written(
-        sum(one["num_images"] for one in found),
-        len(found),
-        len(found) - len(stale),
-        sum(one["num_unreadable"] for one in found),
-        found[0]["num_features"] if found else 0,
+        sum(one["num_images"] for one in written),
+        len(written),
+        len(written) - len(stale),
+        sum(one["num_unreadable"] for one in written),
+        written[0]["num_features"] if written else 0,
         checkpoint.step,
         time.perf_counter() - started,
     )
-
-
-def _agreed_checkpoint(run_dir: Path) -> Checkpoint:
-    """The newest checkpoint that rank 0 sees: a run that goes on may write another one meanwhile."""
-    found: list[Path] = []
-    on_rank_0(lambda: found.append(newest_checkpoint(run_dir).path))
-    path = from_rank_0(found[0] if found else Path())
-    checkpoint = open_checkpoint(path)
-    if checkpoint is None:
-        raise InputError(f"{path}: cannot be read here; do all ranks share {run_dir}?")
-    return checkpoint
 
 
 def _check_out(out: Path, shards: str) -> None:

@@ -150,6 +150,8 @@ class _Objective:
         gradient = weights.new_zeros(width, num_strengths * num_classes)
         wide = weights.transpose(0, 1).reshape(width, -1)  # one matrix for all strengths: a pass is two products
         for rows in torch.arange(len(self.labels)).split(_rows_at_a_time(width, wide.shape[1])):
+            if not len(rows):  # this rank has none
+                continue
             x = self._rows(rows)
             scores = (x @ wide).view(len(rows), num_strengths, num_classes)
             log_shares = scores.log_softmax(2)

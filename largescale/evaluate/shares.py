@@ -15,8 +15,8 @@ from largescale.processes import rank, world_size
 
 
 def own_rows(num_rows: int) -> Tensor:
-    """Rows of this rank: int64."""
-    return torch.arange(rank(), num_rows, world_size())
+    """Rows of this rank, int64; none where there are fewer rows than ranks."""
+    return torch.arange(min(rank(), num_rows), num_rows, world_size())
 
 
 def total(part: Tensor) -> Tensor:

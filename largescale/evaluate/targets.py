@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from largescale.checkpoint.folder import Checkpoint, find_latest, newest_first, open_checkpoint
 from largescale.config import Config, flatten, load_config, with_present_names
+from largescale.processes import from_rank_0, on_rank_0, together, world_size
 from shards.ground.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -81,9 +82,15 @@ def target_at(place: str | Path) -> Target:
 def read_newest(run_dir: Path, read: Callable[[Checkpoint], Read]) -> Read:
     """What `read` makes of a run's newest checkpoint, or of the next one if a run that goes on removes it meanwhile.
 
+    Several ranks read the one that rank 0 sees, and try once: they cannot begin again each by itself.
+
     Raises:
         InputError: there is none, or they are removed too fast.
+
+    Collectives: those of `agreed_checkpoint`, if there are several ranks.
     """
+    if world_size() > 1:
+        return read(agreed_checkpoint(run_dir))
     for _ in range(_ATTEMPTS):
         checkpoint = newest_checkpoint(run_dir)
         try:
@@ -105,6 +112,28 @@ def newest_checkpoint(run_dir: Path) -> Checkpoint:
     if checkpoint is None:
         raise InputError(f"{run_dir}: no whole checkpoint; run `largescale pretrain` with this run.dir first")
     return checkpoint
+
+
+def agreed_checkpoint(run_dir: Path) -> Checkpoint:
+    """The newest checkpoint that rank 0 sees: a run that goes on may write another one meanwhile.
+
+    Raises:
+        InputError: there is none, or this rank cannot see it.
+
+    Collectives: every rank must call it; two broadcasts of an object, and a gather of what went wrong.
+    """
+    found: list[Checkpoint] = []
+    on_rank_0(lambda: found.append(newest_checkpoint(run_dir)))
+    path = from_rank_0(found[0].path if found else Path())
+
+    def open_here() -> None:
+        if not found and (checkpoint := open_checkpoint(path)):
+            found.append(checkpoint)
+        if not found:
+            raise InputError(f"{path}: cannot be read on every rank; do all ranks share {run_dir}?")
+
+    together(open_here)
+    return found[0]
 
 
 def config_of(checkpoint: Checkpoint, run_dir: Path, overrides: list[str]) -> tuple[Config, list[str]]:

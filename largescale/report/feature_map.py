@@ -23,11 +23,14 @@ from largescale.report import plots
 from largescale.report.evaluated import Part, Predictions
 from largescale.report.gallery import picture
 from largescale.report.html_parts import escape
+from shards.ground.errors import InputError
 
 _DIMENSIONS, _PERPLEXITY = 50, 30
 _WIDTH, _HEIGHT, _MARGIN = 900, 620, 14
 _BY_ERROR = 2
 """The place of right or wrong among the groups."""
+_ALIKE = 1e-6
+"""Spread of unit vectors below which t-SNE has nothing but rounding to go by, and crashes on none at all."""
 _SIDE = 40
 """Pixels of a thumbnail's side."""
 
@@ -51,10 +54,16 @@ def feature_map(test: Part, found: Predictions) -> FeatureMap:
     """The map of the test images that kNN was asked about; always the same for the same features."""
     features, truth = test.features, test.features.labels.numpy()[found.rows]
     values = normalize(features.features[torch.from_numpy(found.rows)], dim=1).numpy()
+    if not values.std(0).max() > _ALIKE:
+        raise InputError("All images have the same features: the network has collapsed. There is nothing to map.")
     dimensions = min(_DIMENSIONS, *values.shape)
     num_clusters = max(2, min(len(features.classes), len(values)))
     with threadpool_limits(1):  # with two threads on two busy cores t-SNE takes five times as long: they spin
         reduced = PCA(dimensions, random_state=0).fit_transform(values)
+        if not reduced.std() > _ALIKE:
+            raise InputError(
+                "All images have the same features: the network has collapsed, and there is nothing to map."
+            )
         points, method = _embedded(reduced)
         clusters = KMeans(num_clusters, n_init=1, random_state=0).fit_predict(reduced)
     names = [f"cluster {number}" for number in range(num_clusters)]

@@ -49,6 +49,7 @@ _STYLE: dict[RcKeyType, Any] = {
     "grid.color": GRID,
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
+    "text.parse_math": False,  # names of runs and classes may hold what looks like TeX
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",

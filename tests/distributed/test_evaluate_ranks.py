@@ -48,6 +48,24 @@ def both(shards: tuple[Path, Path]) -> tuple[dict[str, Any], torch.Tensor | None
     return figures(), scores(shards, 0.0), scores(shards, 0.05)
 
 
+def of_few() -> dict[str, Any]:
+    """The same of 30 training images and 3 test images; 1% of the former are fewer than ranks."""
+    train, test = features(30, 0), features(3, 1)
+    few = low_shot.Settings(low_shot_splits=1, low_shot_strengths=[0.1], low_shot_shares=[0.2])
+    return {
+        "knn": knn.measure(train, test, knn.Settings()),
+        "low-shot": low_shot.measure(train, test, few),
+        "retrieval": retrieval.measure(train, features(7, 1), retrieval.Settings()),
+    }
+
+
+def test_ranks_may_be_more_than_rows():
+    alone, found = of_few(), run_ranks(of_few, 5)
+    assert all(one == found[0] for one in found)
+    assert found[0]["retrieval"].pop("map") == pytest.approx(alone["retrieval"].pop("map"), abs=1e-6)
+    assert found[0] == alone
+
+
 def test_two_ranks_find_what_one_finds(shard_folder, test_shard_folder):
     shards = shard_folder, test_shard_folder
     alone, frozen, tuned = both(shards)

@@ -123,6 +123,7 @@ def test_npy_has_its_keys_beside_it_and_needs_no_labels(run, sample_images, tmp_
     (tmp_path / "out/plain-000000.npy").write_bytes(b"short")
     assert features(run, shards, tmp_path / "out", "--format", "npy", "--dtype", "fp32") == 0
     assert np.array_equal(np.load(tmp_path / "out/plain-000000.npy"), array)
+    assert features(run, shards, tmp_path / "out") == 0 and not list((tmp_path / "out").glob("*.npy"))
 
 
 def test_an_image_that_cannot_be_read_is_left_out_and_made_up_for(run, test_shard_folder, tmp_path, capsys):

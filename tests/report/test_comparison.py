@@ -70,6 +70,10 @@ def test_a_running_average_starts_unbiased_and_keeps_constants():
     assert smooth[0] == noisy[0] and smooth[100:].std() < noisy.std() / 3
 
 
+def test_names_may_look_like_tex():
+    assert "<svg" in plots.in_page(plots.bars("what", [("a$x_{b$", 50.0, 40.0, 60.0, 0)]), "name", "what")
+
+
 def test_time_adds_up(tmp_path):
     (run,) = read_runs([make_run(tmp_path / "a")])
     spent = time_spent.spent(run)
