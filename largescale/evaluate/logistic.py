@@ -62,8 +62,12 @@ class Standardiser:
         variances, axes = torch.linalg.eigh(products / len(features))
         return Standardiser(mean, scale, axes, variances.clamp_min(0))
 
+    def on(self, device: torch.device) -> Standardiser:
+        """The same on a device."""
+        return Standardiser(*(value.to(device) for value in (self.mean, self.scale, self.axes, self.variances)))
+
     def __call__(self, features: Tensor) -> Tensor:
-        """Features [B, D] in float64, with a last column of ones for the bias: [B, D + 1]."""
+        """Features [B, D], on its device, in float64, with a last column of ones for the bias: [B, D + 1]."""
         standard = (features.double() - self.mean) * self.scale @ self.axes
         return torch.cat([standard, standard.new_ones(len(standard), 1)], dim=1)
 
@@ -91,9 +95,9 @@ class Classifiers:
         """
         strengths, width, num_classes = self.weights.shape
         right = torch.zeros(strengths, dtype=torch.int64)
-        own = own_rows(len(labels))
+        own, standardiser = own_rows(len(labels)), self.standardiser.on(self.weights.device)
         for rows in own.split(_rows_at_a_time(width, strengths * num_classes)):
-            x = self.standardiser(features[rows]).to(self.weights.device)
+            x = standardiser(features[rows].to(self.weights.device))
             best = torch.einsum("nd,sdc->snc", x, self.weights).topk(min(top, num_classes), dim=2).indices.cpu()
             right += (best == labels[rows][None, :, None]).any(2).sum(1)
         return total(right).long()
@@ -133,7 +137,8 @@ class _Objective:
     ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         own = own_rows(len(labels))
-        self.features, self.labels, self.standardiser = features[own], labels[own], standardiser
+        self.features, self.labels = features[own], labels[own]
+        self.standardiser = standardiser.on(self.device)  # its rotation is most of the work of a pass
         self.num_samples, self.strengths = len(labels), strengths.to(self.device)
         self.shape = len(strengths), features.shape[1] + 1, num_classes
         # The curvature at the start, where all classes are equally likely; 1 for the bias.
@@ -141,7 +146,7 @@ class _Objective:
         self.curvature = (variances * (num_classes - 1) / num_classes**2 + self.strengths[:, None])[:, :, None]
         # Kept in float64 where that is small; widened again in every pass otherwise.
         kept = len(own) * self.shape[1] * 8 <= _BLOCK_BYTES
-        self._standard = standardiser(self.features).to(self.device) if kept else None
+        self._standard = self.standardiser(self.features.to(self.device)) if kept else None
 
     def __call__(self, weights: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         num_strengths, width, num_classes = weights.shape
@@ -170,7 +175,7 @@ class _Objective:
     def _rows(self, rows: Tensor) -> Tensor:
         if self._standard is not None:
             return self._standard[rows[0] : rows[-1] + 1]
-        return self.standardiser(self.features[rows]).to(self.device)
+        return self.standardiser(self.features[rows].to(self.device))
 
 
 def _rows_at_a_time(width: int, num_scores: int) -> int:
