@@ -151,7 +151,12 @@ def _by_training(
         method = load_method(config, start).to(device)
         place = config.evaluate.train_shards or config.data.shards
         trial = Trial(config, method, *shards, place, run_dir / "eval" / "splits", device)
-        results[name] = protocol.measure(trial, config.evaluate)
+        try:
+            results[name] = protocol.measure(trial, config.evaluate)
+        except InputError as error:
+            if name == "pretrained":
+                raise
+            _log.warning("left out, the %s network: %s", name, error)  # it may not cost the result that is there
     return results, (labelled(shards[0]), labelled(shards[1]))
 
 
