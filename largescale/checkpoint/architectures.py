@@ -11,6 +11,7 @@ import torch
 
 from largescale.checkpoint import torchvision_layout
 from largescale.config import ModelConfig
+from largescale.config.setting import declared
 from largescale.models.backbones import available, build_backbone
 
 Shapes = dict[str, tuple[int, ...]]
@@ -58,11 +59,22 @@ def closest(family: str, there: Shapes) -> Match:
     return max(matches, key=lambda match: match.equal / match.total)
 
 
-def model_of(values: Mapping[str, Any]) -> ModelConfig:
-    """The architecture in a configuration's values by key; keys that this version does not know are passed over."""
-    known = {item.name for item in fields(ModelConfig)}
-    own = {key.removeprefix("model."): value for key, value in values.items() if key.startswith("model.")}
-    return ModelConfig(**{name: value for name, value in own.items() if name in known})
+def model_of(values: Any) -> ModelConfig | None:
+    """The architecture in a configuration's values by key; keys that this version does not know are passed over.
+
+    Returns:
+        None for what is not the values of a configuration, or has one that its setting does not allow.
+    """
+    if not isinstance(values, Mapping) or "model.backbone" not in values:
+        return None
+    model = ModelConfig()
+    for item in fields(ModelConfig):
+        value = values.get(f"model.{item.name}", default := getattr(model, item.name))
+        alike = type(value) is type(default) and (not isinstance(value, list) or all(type(one) is int for one in value))
+        if not alike or declared(item).misfit(value):
+            return None
+        setattr(model, item.name, value)
+    return model
 
 
 def settings_of(model: ModelConfig) -> str:

@@ -11,8 +11,11 @@ head that is known as one; otherwise the first differences are named, and the ar
 from __future__ import annotations
 
 import json
+import logging
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +27,12 @@ from largescale.checkpoint.foreign_layouts import HEADS, IMAGENET, LAYOUTS, ORIG
 from largescale.checkpoint.state_file import StateFile, read_state
 from largescale.config import ModelConfig
 from largescale.models.backbones import build_backbone
+from largescale.processes import rank
 from shards.ground.errors import InputError
 
 _SHOWN = 5
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -209,7 +215,9 @@ def _architecture_of(file: StateFile) -> ModelConfig:
         InputError: it is none of those known.
     """
     if "config" in file.metadata:  # of an export of ours: tensors do not tell a stem's stride
-        return model_of(json.loads(file.metadata["config"]))
+        if model := model_of(_parsed(file.metadata["config"])):
+            return model
+        _warn(file, "config", "not the configuration of an export of this project")
     network = _find(file.path, _without_wrappers(file))
     best = closest(network.layout.family, network.shapes)
     if best.equal != best.total:
@@ -221,15 +229,43 @@ def _normalisation(file: StateFile, names: list[str]) -> tuple[list[float], list
     """Mean, standard deviation, and the name of the origin if the file tells it."""
     origin = next((one for one in ORIGINS if one.tells(names)), None)
     mean, std = (origin.mean, origin.std) if origin else IMAGENET
-    for source in (file.metadata, _pretrained_cfg(file)):
-        if "mean" in source and "std" in source:
-            mean, std = json.loads(source["mean"]), json.loads(source["std"])
-    return list(mean), list(std), origin.title if origin else ""
+    own = {key: _parsed(file.metadata[key]) for key in ("mean", "std") if key in file.metadata}
+    beside = _parsed(file.metadata.get("pretrained_cfg", "{}"))
+    if not isinstance(beside, dict):
+        _warn(file, "pretrained_cfg", "not a JSON object")
+        beside = {}
+    for source, where in ((own, ""), (beside, "pretrained_cfg: ")):
+        own_mean, own_std = source.get("mean"), source.get("std")
+        if _three_numbers(own_mean) and _three_numbers(own_std) and min(own_std) > 0:
+            mean, std = own_mean, own_std
+        elif "mean" in source or "std" in source:
+            _warn(file, f"{where}mean and std", "not three finite numbers each, those of std above 0")
+    return [*map(float, mean)], [*map(float, std)], origin.title if origin else ""
 
 
-def _pretrained_cfg(file: StateFile) -> dict[str, str]:
-    found = json.loads(file.metadata.get("pretrained_cfg", "{}"))
-    return {key: json.dumps(value) for key, value in found.items()} if isinstance(found, dict) else {}
+def _parsed(text: str) -> Any:
+    """What JSON holds; None for what is not JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _three_numbers(value: Any) -> TypeGuard[list[float]]:
+    return isinstance(value, list) and len(value) == 3 and all(map(_is_finite, value))
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # an int beyond what a float holds
+        return False
+
+
+def _warn(file: StateFile, entry: str, trouble: str) -> None:
+    """Say that an entry of the metadata is ignored, once over all ranks."""
+    if rank() == 0:
+        _log.warning("%s: %s in its metadata: %s; ignored", file.path, entry, trouble)
 
 
 def _kind(name: str) -> str:

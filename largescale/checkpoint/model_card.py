@@ -15,13 +15,13 @@ class Figure:
 
     Attributes:
         protocol: how it was measured, such as `knn`.
-        test: name of the test images.
+        images: name of those that it was measured on.
         measure: what was measured, such as `top1`.
         value, untrained: of the network, and of the same one untrained (None where that was not measured).
     """
 
     protocol: str
-    test: str
+    images: str
     measure: str
     value: float
     untrained: float | None
@@ -37,15 +37,13 @@ def model_card(network: Network, load: str, figures: Sequence[Figure]) -> str:
     """
     about, values = network.about(), network.values
     rows = [
-        f"| {one.protocol} | {one.test} | {one.measure} | {one.value:.4g} | "
+        f"| {one.protocol} | {one.images} | {one.measure} | {one.value:.4g} | "
         f"{'' if one.untrained is None else f'{one.untrained:.4g}'} |"
         for one in figures
     ]
     measured = "Not measured yet: `largescale evaluate knn RUN` measures it; export again to list the result."
     if rows:
-        measured = "\n".join(
-            ["| protocol | test images | measure | value | untrained |", "|---|---|---|---|---|", *rows]
-        )
+        measured = "\n".join(["| protocol | images | measure | value | untrained |", "|---|---|---|---|---|", *rows])
     settings = "\n".join(f"{key}: {json.dumps(value)}" for key, value in sorted(values.items()) if key != "run.dir")
     return f"""---
 library_name: timm

@@ -25,6 +25,8 @@ from shards.ground.errors import InputError
 _ZIP = b"PK\x03\x04"
 _WEIGHTS_IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
 _MOST_HEADER_BYTES = 100 * 2**20  # what safetensors itself allows
+_DEEPEST = 32
+"""Dictionaries within each other; no project nests them as deep, and one that holds itself never ends."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def read_state(path: str | Path) -> StateFile:
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _MOST_HEADER_BYTES:
         tensors, metadata = _safetensors(path)
     elif start.startswith(_ZIP) or start[:1] == b"\x80":
-        tensors, metadata = dict(_flat(_torch_load(path, mmap=start.startswith(_ZIP)))), {}
+        tensors, metadata = dict(_flat(path, _torch_load(path, mmap=start.startswith(_ZIP)))), {}
     else:
         what = "neither safetensors nor a file of torch.save; convert it to one of them" if start else "an empty file"
         raise InputError(f"{path}: {what}")
@@ -109,19 +111,28 @@ def _torch_load(path: Path, *, mmap: bool) -> Any:
         raise InputError(f"{path}: not a whole file of torch.save ({words}); fetch it again") from error
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors of nested dictionaries by their joined names."""
+def _flat(path: Path, value: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of nested dictionaries by their joined names.
+
+    Raises:
+        InputError: they are nested too deep.
+    """
     if isinstance(value, Tensor):
         yield prefix, value.detach()
     elif isinstance(value, Mapping):
+        if depth == _DEEPEST:
+            raise InputError(
+                f"{path}: holds dictionaries more than {_DEEPEST} deep, or one that holds itself; save its tensors "
+                f"alone: torch.save(torch.load(FILE)[KEY], NEW_FILE)"
+            )
         for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+            yield from _flat(path, item, f"{prefix}.{key}" if prefix else str(key), depth + 1)
 
 
 def _beside(path: Path) -> dict[str, str]:
     """What a Hugging Face folder says of the input."""
     try:
         found = json.loads((path.parent / "config.json").read_text())["pretrained_cfg"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return {"pretrained_cfg": json.dumps(found)}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    return {"pretrained_cfg": json.dumps(found)}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from largescale.checkpoint.folder import Checkpoint
 from largescale.checkpoint.model_card import Figure
+from largescale.evaluate.headline import OWN
 from largescale.evaluate.made_from import weights_stamp
+from largescale.evaluate.protocols import PROTOCOLS
 from largescale.evaluate.results import Record, read_results
+
+_CHOSEN = ("learning_rate", "strength")
+"""Numbers of results that are not measures but settings, chosen on training images."""
 
 
 def figures_of(run_dir: Path) -> Callable[[Checkpoint], Sequence[Figure]]:
@@ -19,19 +24,25 @@ def figures_of(run_dir: Path) -> Callable[[Checkpoint], Sequence[Figure]]:
         records = [one for one in read_results(run_dir).all if one["made_from"].get("weights") == weights]
         found: dict[tuple[str, str, str], Figure] = {}
         for record in sorted(records, key=lambda one: str(one["measured"])):
-            found |= {(one.protocol, one.test, one.measure): one for one in _figures(record)}
+            found |= {(one.protocol, one.images, one.measure): one for one in _figures(record)}
         return list(found.values())
 
     return of_checkpoint
 
 
-def _figures(record: Record) -> list[Figure]:
-    results, test = record["results"], str(record["made_from"]["test_shards"]["name"])
-    if "pretrained" not in results:
-        return []
-    untrained = results.get("untrained", {})
-    return [
-        Figure(str(record["protocol"]), test, name, value, untrained.get(name))
-        for name, value in results["pretrained"].items()
-        if isinstance(value, float) and name.startswith(("top", "mean", "mAP", "nmi", "ari"))
-    ]
+def _figures(record: Record) -> Iterator[Figure]:
+    """The measure that the result names as its main one, by its title, then the others of the same network."""
+    result, untrained = (record["results"].get(network, {}) for network in (OWN, "untrained"))
+    metric = record.get("metric")
+    names = [name for name, value in result.items() if isinstance(value, float) and name not in _CHOSEN]
+    for name in sorted(names, key=lambda name: name != metric):
+        title = str(record.get("metric_title", name)) if name == metric else name
+        yield Figure(str(record["protocol"]), _images(record), title, result[name], untrained.get(name))
+
+
+def _images(record: Record) -> str:
+    """The name of the images that a result is of."""
+    protocol = PROTOCOLS.get(record["protocol"])
+    if protocol is not None and protocol.on_training_images:
+        return f"{record['made_from']['train_shards']['name']} (training images)"
+    return str(record["made_from"]["test_shards"]["name"])

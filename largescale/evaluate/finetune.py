@@ -36,6 +36,7 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
     recipe = Recipe(
         epochs=config.finetune_epochs,
         batch=config.finetune_batch,
+        batch_key="evaluate.finetune_batch",
         trunk_rate=config.finetune_rate,
         head_rate=config.finetune_rate,
         weight_decay=config.finetune_weight_decay,

@@ -6,6 +6,7 @@ the same on any number of ranks; gradients are averaged over ranks.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import closing
@@ -37,7 +38,8 @@ from shards.ground.errors import InputError
 _RATE_IS_PER = 256
 """Images per step that a learning rate is given for; it grows in proportion."""
 _EVEN = 8
-"""A batch that few images shrink stays a multiple of this, so that ranks divide it."""
+"""A batch stays a multiple of this where it can, so that it is the same on 1, 2, 4 and 8 ranks."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Recipe:
         nesterov: whether momentum looks ahead.
         seed: of order, views and the classifier's weights.
         subset: `.npy` of the samples to train on; empty uses all.
+        batch_key: the setting that `batch` is of, for messages.
     """
 
     epochs: int
@@ -88,15 +91,17 @@ class Recipe:
     nesterov: bool = False
     seed: int = 0
     subset: str = ""
+    batch_key: str = "the protocol's batch"
 
 
 def trained_scores(trial: Trial, recipe: Recipe) -> FeatureSet | None:
     """Train on the training shards; the scores [N, classes] of the test images, on rank 0.
 
     Raises:
-        InputError: no training images, or a loss that is not a number.
+        InputError: fewer training images, or images per step, than ranks; or a loss that is not a number.
 
-    Collectives: every rank must call it; an all-reduce per step, and those of BatchNorm and of `extract`.
+    Collectives: every rank must call it; an all-reduce per step, one of the loss now and then, and those of BatchNorm
+    and of `extract`.
     """
     network = Classifier(trial, recipe)
     _train(network, trial, recipe)
@@ -160,6 +165,10 @@ def _train(network: Classifier, trial: Trial, recipe: Recipe) -> None:
     config = stream_config(trial, recipe)
     stream = Stream(config, rank=rank(), world_size=world_size(), device=trial.device, dtype=torch.float32)
     batch, steps = config.train.global_batch, stream.num_steps
+    if rank() == 0 and batch != (alone := batch_for(recipe, _num_images(trial, recipe), 1)):
+        _log.warning(
+            "%d ranks train on %d images per step, one would on %d: results differ", world_size(), batch, alone
+        )
     groups = [{"params": [*network.head.parameters()], "rate": recipe.head_rate * batch / _RATE_IS_PER}]
     if not network.frozen:
         trunk = [parameter for parameter in network.method.parameters() if parameter.requires_grad]
@@ -174,11 +183,11 @@ def _train(network: Classifier, trial: Trial, recipe: Recipe) -> None:
         for one in _batches(stream, steps):
             for group in optimizer.param_groups:
                 group["lr"] = group["rate"] * rate_factor(recipe, one.step / steps)
-            with memory_for("lower the protocol's batch under evaluate"):
+            with memory_for(f"lower {recipe.batch_key}"):
                 loss = _step(network, one, labels[one.ids].to(trial.device), optimizer)
             # Seldom, since the host waits for it.
-            if (one.step % 50 == 0 or one.step + 1 == steps) and not math.isfinite(loss.item()):
-                raise InputError(f"the loss is {loss.item()} at step {one.step} of {steps}; lower the learning rate")
+            if one.step % 50 == 0 or one.step + 1 == steps:
+                _check_finite(loss, one.step, steps)
             bar.update()
 
 
@@ -193,6 +202,15 @@ def _step(network: Classifier, batch: Batch, labels: Tensor, optimizer: torch.op
         _average([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
     optimizer.step()
     return loss.detach()
+
+
+def _check_finite(loss: Tensor, step: int, steps: int) -> None:
+    """Refuse a loss that is not a number on any rank, on all of them. Collectives: one all-reduce."""
+    if world_size() > 1:
+        dist.all_reduce(loss)
+    mean = loss.item() / world_size()
+    if not math.isfinite(mean):
+        raise InputError(f"the loss is {mean} at step {step} of {steps}; lower the learning rate")
 
 
 def _average(gradients: list[Tensor]) -> None:
@@ -225,13 +243,25 @@ def stream_config(trial: Trial, recipe: Recipe) -> Config:
         if isinstance(getattr(config.data.augment, item.name), float):
             setattr(config.data.augment, item.name, 0.0)
     config.data.augment.flip, config.data.audit, config.method = 0.5, False, MethodConfig()
-    num_images = _num_images(trial, recipe)
-    batch = min(recipe.batch, num_images)
-    config.train.global_batch = batch // _EVEN * _EVEN or batch
+    config.train.global_batch = batch_for(recipe, _num_images(trial, recipe), world_size())
     config.train.accumulate, config.train.steps, config.train.epochs = 1, 0, float(recipe.epochs)
     config.data.streams = math.gcd(config.train.global_batch, _EVEN)
     config.run.seed = recipe.seed
     return config
+
+
+def batch_for(recipe: Recipe, num_images: int, ranks: int) -> int:
+    """Images per step: at most the recipe's and those that there are, in equal parts for the ranks.
+
+    Raises:
+        InputError: there is not one for each rank.
+    """
+    most = min(recipe.batch, num_images)
+    if most < ranks:
+        few = f"{recipe.batch_key}={recipe.batch}" if recipe.batch < ranks else f"{num_images} training images"
+        raise InputError(f"{few} for {ranks} ranks: expected at least one image per step for each; start fewer ranks")
+    parts = math.lcm(_EVEN, ranks)
+    return most // parts * parts or most // ranks * ranks
 
 
 def _num_images(trial: Trial, recipe: Recipe) -> int:

@@ -39,6 +39,7 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
     recipe = Recipe(
         epochs=config.linear_augmented_epochs,
         batch=config.linear_augmented_batch,
+        batch_key="evaluate.linear_augmented_batch",
         trunk_rate=0.0,
         head_rate=config.linear_augmented_rate,
         weight_decay=config.linear_augmented_weight_decay,

@@ -64,6 +64,7 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
     recipe = Recipe(
         epochs=config.low_shot_finetune_epochs,
         batch=config.low_shot_finetune_batch,
+        batch_key="evaluate.low_shot_finetune_batch",
         trunk_rate=rates[0],
         head_rate=rates[1],
         drops=(12 / 20, 16 / 20),

@@ -39,6 +39,7 @@ class Protocol:
         metric: the value that is quoted, by its name in a result.
         title: of the metric, for people.
         is_share: whether it is one, to be shown in percent.
+        on_training_images: whether its values are of these, not of the test images.
         trains: whether it trains on images, and needs the network instead of its features.
     """
 
@@ -48,6 +49,7 @@ class Protocol:
     metric: str = "top1"
     title: str = "top-1"
     is_share: bool = True
+    on_training_images: bool = False
     trains: bool = False
 
     def own_keys(self) -> list[str]:
@@ -78,6 +80,7 @@ PROTOCOLS = {
         metric="effective_rank",
         title="effective rank",
         is_share=False,
+        on_training_images=True,
     ),
 }
 

@@ -45,11 +45,8 @@ def section_of(runs: Sequence[ReportedRun]) -> str:
     if not found:
         return section(title, "", missing("Not measured yet; `largescale evaluate knn RUN` does it."))
     several = len(runs) > 1
-    on = dict.fromkeys(f"{protocol_name(one.protocol)}: {measured_on(one.record)}." for one in found)
-    text = (
-        f"Frozen features. {' '.join(on)} Intervals are Wilson's at 95 % over the test images. The probe's learning "
-        f"rate was chosen without the test images."
-    )
+    on = dict.fromkeys(f"{protocol_name(one.protocol)}: {measured_on(one.record)}{_chosen(one)}." for one in found)
+    text = f"{' '.join(on)} Intervals are Wilson's at 95 % over the test images."
     charts = "".join(f"<div>{plots.in_page(figure, name, _alt(found, name))}</div>" for name, figure in figures(runs))
     rows = [_row(one, several) for one in found]
     heads = ["run"] * several + ["protocol", "features", "%", "95 % interval", "test images", "step"]
@@ -74,6 +71,12 @@ def figures(runs: Sequence[ReportedRun]) -> Iterator[tuple[str, Figure]]:
                 ],
             ),
         )
+
+
+def _chosen(one: Measurement) -> str:
+    """What settings were chosen on, where the result says it."""
+    chosen_on = one.record.get("chosen_on")
+    return f"; settings chosen on: {chosen_on}" if isinstance(chosen_on, str) and chosen_on else ""
 
 
 def _number(one: Measurement, runs: Sequence[ReportedRun]) -> int:

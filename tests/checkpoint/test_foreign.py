@@ -267,6 +267,51 @@ def test_an_architecture_is_told_by_its_tensors_and_normalisation_by_its_metadat
     assert found.model.backbone == "regnet_y_400mf" and (found.mean, found.std) == ([0.5] * 3, [0.2] * 3)
 
 
+@pytest.mark.parametrize(
+    ("metadata", "entry"),
+    [
+        *(
+            ({"mean": mean, "std": std}, "mean and std")
+            for mean, std in (
+                ("0.5", "0.5"),
+                ("mine", "[0.2, 0.2, 0.2]"),
+                ("[0.5]", "[0.5]"),
+                ("[0.5, 0.5, NaN]", "[1, 1, 1]"),
+                ("[1e999, 0, 0]", "[1, 1, 1]"),
+                (f"[1{400 * '0'}, 0, 0]", "[1, 1, 1]"),
+                ("[0.5, 0.5, 0.5]", "[0.2, 0, 0.2]"),
+                ("[true, true, true]", "[1, 1, 1]"),
+                (9999 * "[", "[1, 1, 1]"),
+            )
+        ),
+        ({"std": "[1, 1, 1]"}, "mean and std"),
+        ({"pretrained_cfg": "{"}, "pretrained_cfg"),
+        ({"pretrained_cfg": "[]"}, "pretrained_cfg"),
+        ({"pretrained_cfg": '{"mean": 0.5, "std": null}'}, "pretrained_cfg: mean and std"),
+        *(
+            ({"config": config}, "config")
+            for config in (
+                "{",
+                "[]",
+                "{}",
+                '{"model.backbone": "resnet5000"}',
+                '{"model.backbone": ["resnet"]}',
+                '{"model.backbone": "resnet", "model.width": "8"}',
+                f'{{"model.backbone": "resnet", "model.width": 1{400 * "0"}}}',
+                '{"model.backbone": "resnet", "model.depths": [1, 2.5]}',
+            )
+        ),
+    ],
+)
+def test_metadata_that_is_not_as_ours_is_a_warning_and_ignored(resnet, tmp_path, caplog, metadata, entry):
+    save_file(resnet.state_dict(), tmp_path / "file.safetensors", metadata=metadata)
+    found = load_backbone(tmp_path / "file.safetensors")
+    assert (found.mean, found.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert (found.model.backbone, found.model.depths) == ("resnet", [1, 2, 1, 1])
+    [line] = caplog.messages
+    assert line.startswith(f"{tmp_path}/file.safetensors: {entry} in its metadata: not ") and "\n" not in line
+
+
 def test_no_part_of_a_backbone_is_taken(resnet, tmp_path):
     state = resnet.state_dict()
     own = "model.backbone=resnet model.depths=[1,2,1,1] model.width=8 model.block=bottleneck"

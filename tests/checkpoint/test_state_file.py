@@ -66,6 +66,21 @@ def test_a_torn_file_is_a_line_wherever_it_is_torn(tmp_path):
             assert str(told.value).startswith(f"{tmp_path}/torn: ") and "\n" not in str(told.value), (name, size)
 
 
+def test_dictionaries_without_end_are_a_line(tmp_path):
+    inside: dict[str, object] = {"weight": torch.zeros(2)}
+    inside["again"] = inside
+    torch.save({"model": inside}, tmp_path / "file.pth")
+    with pytest.raises(InputError, match=r"file\.pth: holds dictionaries more than 32 deep, or one that holds itself"):
+        read_state(tmp_path / "file.pth")
+
+
+def test_what_is_not_json_beside_a_file_says_nothing_of_the_input(tmp_path):
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    for text in ("{", "[]", 9999 * "[", '{"pretrained_cfg": ' + 9999 * "["):
+        (tmp_path / "config.json").write_text(text)
+        assert read_state(tmp_path).metadata == {}
+
+
 def test_what_is_no_file_of_weights_is_a_line(tmp_path):
     (tmp_path / "text").write_text("import torch")
     torch.save({"epoch": 3}, tmp_path / "empty.pth")

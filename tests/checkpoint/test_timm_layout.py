@@ -58,21 +58,49 @@ def test_a_file_in_timms_names(regnet, tmp_path):
             torch.testing.assert_close(lines["model"].eval()(images), features, rtol=0, atol=1e-5)
 
 
+RESULTS: list[tuple[str, dict, dict, dict]] = [
+    ("knn", {}, {"top1": 0.75, "num_neighbours": 20}, {"top1": 0.5}),
+    (
+        "linear",
+        {"metric": "top1", "metric_title": "top-1"},
+        {"top5": 0.9, "top1": 0.8, "learning_rate": 0.3},
+        {"top1": 0.4},
+    ),
+    (
+        "retrieval",
+        {"metric": "map", "metric_title": "mean average precision"},
+        {"map": 0.25, "recall_at": {"1": 0.5}, "num_queries": 9},
+        {"map": 0.125},
+    ),
+    (
+        "clusters",
+        {"metric": "nmi", "metric_title": "NMI of k-means"},
+        {"nmi": 0.5, "ami": 0.375, "ari": 0.25, "matched": 0.625, "num_clusters": 10},
+        {"nmi": 0.25},
+    ),
+    (
+        "spectrum",
+        {"metric": "effective_rank", "metric_title": "effective rank", "metric_is_share": False},
+        {"effective_rank": 23.5, "mean_share": 0.125, "num_images": 200},
+        {"effective_rank": 2.0},
+    ),
+]
+
+
 def test_a_folder_for_hugging_face_with_its_card(regnet, tmp_path):
     run, images, features = regnet
     checkpoint = open_checkpoint(run / "checkpoints/step-00000003")
     assert checkpoint is not None
-    write_result(
-        run,
-        {
-            "protocol": "knn",
-            "settings": {},
-            "checkpoint_step": 3,
-            "measured": "2026-11-26",
-            "results": {"pretrained": {"top1": 0.75, "num_neighbours": 20}, "untrained": {"top1": 0.5}},
-            "made_from": {"version": VERSION, "weights": weights_stamp(checkpoint), "test_shards": {"name": "flowers"}},
-        },
-    )
+    made_from = {
+        "version": VERSION,
+        "weights": weights_stamp(checkpoint),
+        "test_shards": {"name": "flowers"},
+        "train_shards": {"name": "meadows"},
+    }
+    for protocol, about, pretrained, untrained in RESULTS:
+        record = {"protocol": protocol, "settings": {}, "checkpoint_step": 3, "measured": "2026-11-26", **about}
+        results = {"pretrained": pretrained, "untrained": untrained}
+        write_result(run, record | {"results": results, "made_from": made_from})
     out = tmp_path / "folder"
     done = export(run, out, format_name="huggingface", figures=figures_of(run))
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
@@ -82,6 +110,17 @@ def test_a_folder_for_hugging_face_with_its_card(regnet, tmp_path):
     assert told["pretrained_cfg"]["input_size"] == [3, 32, 32] and told["largescale"]["step"] == "3"
     card = (out / "README.md").read_text()
     assert "| knn | flowers | top1 | 0.75 | 0.5 |" in card and checkpoint.content_hash in card
+    for line in (
+        "| linear | flowers | top-1 | 0.8 | 0.4 |\n| linear | flowers | top5 | 0.9 |  |",
+        "| retrieval | flowers | mean average precision | 0.25 | 0.125 |",
+        "| clusters | flowers | NMI of k-means | 0.5 | 0.25 |",
+        "| clusters | flowers | ami | 0.375 |  |",
+        "| clusters | flowers | matched | 0.625 |  |",
+        "| spectrum | meadows (training images) | effective rank | 23.5 | 2 |",
+        "| spectrum | meadows (training images) | mean_share | 0.125 |  |",
+    ):
+        assert line in card, line
+    assert "learning_rate |" not in card and "num_" not in card.split("## What it is worth")[1].split("## Where")[0]
     found = load_backbone(out)
     assert found.mean == [0.5, 0.5, 0.5] and found.model.backbone == "regnet_x_400mf"
     if TIMM:

@@ -13,7 +13,9 @@ from largescale.data.corpora import Corpus
 from largescale.evaluate import clusters, knn, linear_cached, low_shot, retrieval
 from largescale.evaluate.extract import load_method
 from largescale.evaluate.image_training import Recipe, Trial, trained_scores
+from largescale.processes import rank
 from shards.format.manifest import read_manifest
+from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.features import features
 from tests.helpers.ranks import run_ranks
@@ -34,13 +36,16 @@ def figures() -> dict[str, Any]:
     }
 
 
-def scores(shards: tuple[Path, Path], trunk_rate: float) -> torch.Tensor | None:
-    """Scores of the test images after two epochs."""
+def trial_of(shards: tuple[Path, Path]) -> Trial:
     config = load_config(ROOT / "tests/tiny.yaml", [f"data.shards={shards[0]}", "data.audit=false"])
     config.evaluate.resize = config.evaluate.size = 16
     train, test = (Corpus(read_manifest(folder)) for folder in shards)
-    trial = Trial(config, load_method(config, None), train, test, str(shards[0]), Path(), torch.device("cpu"))
-    found = trained_scores(trial, Recipe(epochs=2, batch=40, trunk_rate=trunk_rate, head_rate=0.3))
+    return Trial(config, load_method(config, None), train, test, str(shards[0]), Path(), torch.device("cpu"))
+
+
+def scores(shards: tuple[Path, Path], trunk_rate: float) -> torch.Tensor | None:
+    """Scores of the test images after two epochs."""
+    found = trained_scores(trial_of(shards), Recipe(epochs=2, batch=40, trunk_rate=trunk_rate, head_rate=0.3))
     return None if found is None else found.features
 
 
@@ -76,3 +81,20 @@ def test_two_ranks_find_what_one_finds(shard_folder, test_shard_folder):
     # Sums of gradients in another order; BatchNorm's statistics are those of the whole batch.
     for ours, theirs in zip((frozen, tuned), of_training, strict=True):
         torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
+
+
+def of_three(shards: tuple[Path, Path]) -> tuple[torch.Tensor | None, str]:
+    """Scores, and what is raised where the loss of one rank is not a number."""
+    found, trial = scores(shards, 0.0), trial_of(shards)
+    if rank() == 1:
+        for parameter in trial.method.parameters():
+            torch.nn.init.constant_(parameter, float("nan"))
+    with pytest.raises(InputError) as told:
+        trained_scores(trial, Recipe(epochs=1, batch=40, trunk_rate=0.0, head_rate=0.3))
+    return found, str(told.value)
+
+
+def test_three_ranks_share_a_batch_and_refuse_together(shard_folder, test_shard_folder):
+    (found, *_), said = zip(*run_ranks(of_three, 3, (shard_folder, test_shard_folder)), strict=True)
+    assert found.isfinite().all()
+    assert len(set(said)) == 1 and said[0].startswith("the loss is nan at step 0 of ")

@@ -14,7 +14,7 @@ from largescale.config import load_config
 from largescale.data.corpora import Corpus
 from largescale.evaluate import finetune, linear_augmented, low_shot_finetune
 from largescale.evaluate.extract import load_method
-from largescale.evaluate.image_training import Recipe, Trial, labels_of, rate_factor, stream_config
+from largescale.evaluate.image_training import Recipe, Trial, batch_for, labels_of, rate_factor, stream_config
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
@@ -72,6 +72,29 @@ def test_a_rate_that_diverges_is_said(trial):
     config = finetune.Settings(finetune_epochs=1, finetune_batch=40, finetune_rate=1e9)
     with pytest.raises(InputError, match="at step 4 of 5; lower the learning rate"):
         finetune.measure(trial, config)
+
+
+def test_a_batch_is_of_equal_parts_for_any_number_of_ranks():
+    recipe = Recipe(epochs=1, batch=256, trunk_rate=0, head_rate=1, batch_key="evaluate.finetune_batch")
+    for ranks, num_images, expected in (
+        (1, 1000, 256),
+        (8, 1000, 256),
+        (3, 1000, 240),
+        (6, 1000, 240),
+        (12, 1000, 240),
+        (16, 1000, 256),
+        (3, 100, 96),
+        (1, 20, 16),
+        (1, 5, 5),
+        (3, 20, 18),
+        (12, 20, 12),
+        (8, 9, 8),
+    ):
+        assert batch_for(recipe, num_images, ranks) == expected, (ranks, num_images)
+    with pytest.raises(InputError, match="7 training images for 8 ranks"):
+        batch_for(recipe, 7, 8)
+    with pytest.raises(InputError, match=r"evaluate\.finetune_batch=256 for 512 ranks"):
+        batch_for(recipe, 1000, 512)
 
 
 def test_rates_follow_a_cosine_or_drop():

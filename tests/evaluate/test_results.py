@@ -96,3 +96,14 @@ def test_measurements_that_differ_in_a_setting_alone_are_told_apart(tmp_path):
     page = evaluation.section_of([reported(tmp_path, read_results(tmp_path))])
     assert "kNN, k = 5, size 28<" in page and "kNN, k = 5, size 24<" in page and ">linear<" in page
     assert "raw pixels" not in page  # nothing was measured of them
+
+
+def test_what_settings_were_chosen_on_is_said_by_the_result_alone(tmp_path):
+    write_result(tmp_path, record(protocol="finetune") | {"chosen_on": "nothing; the rate is given"})
+    write_result(tmp_path, record(protocol="linear") | {"chosen_on": "a tenth of the training images"})
+    write_result(tmp_path, record())
+    page = evaluation.section_of([reported(tmp_path, read_results(tmp_path))])
+    on = "3 test images of test, 9 labelled training images of test, checkpoint of step 4"
+    assert f"finetune: {on}; settings chosen on: nothing; the rate is given." in page
+    assert f"linear: {on}; settings chosen on: a tenth of the training images." in page
+    assert f"kNN: {on}." in page and "probe" not in page and "Frozen" not in page
