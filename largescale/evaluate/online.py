@@ -1,7 +1,9 @@
 """Measures of a network while it trains, which leave no trace in it.
 
-A copy of the weights is gathered on every rank, whatever the strategy; it is evaluated in evaluation mode on images
-held in memory, and thrown away. The training's own parameters, BatchNorm statistics and random numbers are not touched.
+A copy of the encoder's weights is gathered on every rank, whatever the strategy; it is evaluated in evaluation mode on
+images held in memory, and thrown away. The training's own parameters, BatchNorm statistics and random numbers are not
+touched. Whatever fails in a measurement, on any rank, costs the run's further measurements and nothing else: what one
+rank does by itself is an `_attempt`, after which all ranks know whether to go on to the next collective.
 
 The images are training images, never test images: some are the bank, others the queries of a kNN. Their labels, where
 there are any, take no other part; that the network has seen these images makes the accuracy no estimate for new ones.
@@ -12,17 +14,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from largescale.config import Config
 from largescale.data.centre_crops import centre_crops
 from largescale.data.corpora import Corpus, open_corpus
 from largescale.distributed.collectives import rows_on_rank_0
+from largescale.distributed.out_of_memory import is_out_of_memory, line_of_memory
+from largescale.distributed.stopping import StoppedInOrder
 from largescale.evaluate.knn import nearest, num_right
 from largescale.evaluate.spectrum import spectrum
 from largescale.methods import Method, build_method
@@ -36,6 +42,11 @@ NUM_NEIGHBOURS, TEMPERATURE = 20, 0.07
 _log = logging.getLogger(__name__)
 
 Beat = Callable[[str], None]
+Value = TypeVar("Value")
+
+
+class _Failed(Exception):
+    """Something in a measurement failed, on this rank or another; the message says what."""
 
 
 class Online:
@@ -62,26 +73,38 @@ class Online:
         self._classes = 0
 
     def measure(self, engine: Engine, done: int, beat: Beat) -> dict[str, float]:
-        """Columns of metrics.jsonl, on rank 0; empty on other ranks, and where it is not time yet.
+        """Columns of metrics.jsonl, on rank 0; empty on other ranks, and where it is not time yet. After a failure,
+        of which there is one warning, it is never time again.
 
         Args:
             engine: whose network is measured.
             done: steps done.
             beat: told what is being done, so that nobody takes it for a hang.
 
-        Collectives: every rank must call it; those of `Engine.model_state`, and a gather of features.
+        Collectives: every rank must call it; those of `twin`, a gather of features, an all-gather of objects each
+        time that a rank may have failed.
         """
         if not self._every or done // self._every == self._times:
             return {}
-        self._times, started = done // self._every, time.perf_counter()
+        self._times = done // self._every
         beat(f"step {done}: measuring online")
-        if self._images is None and not self._take_images():
-            self._every = 0
+        try:
+            return self._measured(engine, done, beat)
+        except _Failed as failed:
+            self._every, self._images = 0, None
+            if rank() == 0:
+                _log.warning("evaluate.online_every: measured no more in this run. %s", str(failed))
             return {}
+
+    def _measured(self, engine: Engine, done: int, beat: Beat) -> dict[str, float]:
+        started = time.perf_counter()
+        if self._images is None:
+            self._take_images()
         network = twin(engine, self._config, self._device)
-        features = rows_on_rank_0(self._features(network, beat))
+        own = _attempt(partial(self._features, network, beat))
         del network
-        found = self._figures(features) if features is not None else {}
+        features = rows_on_rank_0(own)
+        found = _attempt(lambda: self._figures(features) if features is not None else {})
         if rank() == 0:
             found["online_s"] = time.perf_counter() - started
             _log.info("online, step %d: %s", done, _in_words(found))
@@ -117,26 +140,12 @@ class Online:
             beat("measuring online: features")
         return torch.cat(parts)
 
-    def _take_images(self) -> bool:
-        """Read this rank's share of the images, once; False on all ranks if any cannot.
-
-        Collectives: one all-gather of objects, and a gather of ids and labels.
-        """
-        trouble = ""
-        try:
-            self._read_images()
-        except (InputError, OSError) as error:
-            trouble = line_of(error)
-        troubles: list[str] = [""] * world_size()
-        dist.all_gather_object(troubles, trouble)
-        if found := next(filter(None, troubles), ""):
-            if rank() == 0:
-                _log.warning("evaluate.online_every: measured no more in this run. %s", found)
-            return False
+    def _take_images(self) -> None:
+        """Read this rank's share of the images, once. Collectives: those of `_attempt`, a gather of ids and labels."""
+        _attempt(self._read_images)
         ids, labels = rows_on_rank_0(self._ids), rows_on_rank_0(self._labels)
         if ids is not None and labels is not None:
             self._ids, self._labels = ids, labels
-        return True
 
     def _read_images(self) -> None:
         config, corpora = self._config, self._corpora
@@ -169,27 +178,78 @@ def choose(corpora: Sequence[Corpus], bank: int, queries: int, seed: int) -> tup
         queries = available // 5
     elif any(corpus.cache is not None for corpus in corpora):
         available = wanted
-    drawn = np.random.default_rng(seed).permutation(available)[:wanted].astype(np.int64)
+    # Takes memory for what is drawn, not for a billion images.
+    drawn = np.random.default_rng(seed).choice(available, min(wanted, available), replace=False).astype(np.int64)
     return np.sort(drawn), np.sort(drawn[:queries])
 
 
 def twin(engine: Engine, config: Config, device: torch.device) -> Method:
-    """A whole copy of the network that an engine trains, in evaluation mode, float32, on this rank's device.
+    """A copy of the network that an engine trains, to `encode` with: evaluation mode, float32, on this rank's device.
 
     BatchNorm statistics are averaged over ranks in the copy, as in a checkpoint. It is built without drawing weights,
-    so no random numbers are used up.
+    so no random numbers are used up. What only training needs has no memory.
 
-    Collectives: every rank must call it; those of `Engine.model_state`, an all-gather per sharded tensor and one
-    all-reduce.
+    Raises:
+        _Failed: there is no room for it, on any rank.
+
+    Collectives: every rank must call it; those of `_attempt` and `Engine.model_state`, an all-gather per sharded tensor
+    and one all-reduce.
     """
-    method = build_method(config, on_meta=True).to_empty(device=device).float().eval()
+    method = _attempt(lambda: _empty_twin(config, device))
     state = engine.model_state()
     with torch.no_grad():
         for name, tensor in method.state_dict().items():
-            value = state[f"model.{name}"]
-            tensor.copy_(value.full_tensor() if isinstance(value, DTensor) else value)
-    average_statistics(method)
-    return method.requires_grad_(False)
+            if not tensor.is_meta:
+                value = state[f"model.{name}"]
+                tensor.copy_(value.full_tensor() if isinstance(value, DTensor) else value)
+    average_statistics(_needed(method))
+    return method
+
+
+def _empty_twin(config: Config, device: torch.device) -> Method:
+    method = build_method(config, on_meta=True).float().eval().requires_grad_(False)
+    _needed(method).to_empty(device=device)
+    # One tensor at a time is gathered beside the copy, in pieces first. That there is room must be known before, since
+    # a rank that fails within a collective leaves the others waiting; on a GPU, torch keeps the room for it.
+    torch.empty(2 * max(tensor.numel() for tensor in _needed(method).state_dict().values()), device=device)
+    return method
+
+
+def _needed(method: Method) -> nn.Module:
+    """What `encode` needs."""
+    own = type(method).encode is not Method.encode
+    return method if own else method.get_submodule(method.encoder_name)
+
+
+def _attempt(action: Callable[[], Value]) -> Value:
+    """Do what may fail on some ranks, and has no collectives in it.
+
+    Raises:
+        _Failed: it did on any rank; on all.
+
+    Collectives: every rank must call it; one all-gather of objects.
+    """
+    done: list[Value] = []
+    trouble = ""
+    try:
+        done.append(action())
+    except StoppedInOrder:
+        raise
+    except Exception as error:
+        trouble = _line(error)
+    troubles: list[str] = [""] * world_size()
+    dist.all_gather_object(troubles, trouble)
+    if found := next(filter(None, troubles), ""):
+        raise _Failed(found)
+    return done[0]
+
+
+def _line(error: Exception) -> str:
+    if is_out_of_memory(error):
+        return line_of_memory(error)
+    if isinstance(error, InputError | OSError):
+        return line_of(error) or type(error).__name__
+    return f"{type(error).__name__}: {line_of(error)[:300]}"
 
 
 def _in_words(found: dict[str, float]) -> str:

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from largescale.__main__ import main as command
 from largescale.cli import main
 from largescale.config import load_config
 from largescale.data.corpora import Corpus
+from largescale.evaluate import online
 from largescale.evaluate.online import choose
+from largescale.processes import rank
 from shards.format.manifest import read_manifest
 from tests.helpers.commands import TINY
-from tests.helpers.launcher import pretrain
+from tests.helpers.launcher import pretrain, run_largescale
 from tests.helpers.runs import final_state, metrics
 
 pytestmark = pytest.mark.distributed
@@ -97,12 +101,53 @@ def test_shards_that_go_away_cost_the_measures_and_not_the_run(data, tmp_path, c
     )
 
 
-def test_images_of_bank_and_queries_are_chosen_alike_everywhere(shard_folder):
+def command_that_fails(part: str, where: int, error: type[Exception]) -> int:
+    """The command, in which a part of a measurement fails on one of the ranks."""
+    owner, name = (online.Online, "_features") if part == "features" else (online, part)
+    works = getattr(owner, name)
+
+    def fails(*arguments):
+        if rank() == where:
+            raise error("no room for it")
+        return works(*arguments)
+
+    setattr(owner, name, fails)
+    return command()
+
+
+FAILURES = {
+    "_empty_twin": (1, torch.OutOfMemoryError, "out of memory (no room for it)"),
+    "features": (1, RuntimeError, "RuntimeError: no room for it"),
+    "spectrum": (0, np.linalg.LinAlgError, "LinAlgError: no room for it"),
+}
+"""By what fails: on which rank, how, and what is said of it."""
+
+
+def test_a_measurement_that_fails_on_one_rank_costs_the_measures_and_not_the_run(data, tmp_path):
+    common = [*data, "train.steps=2", "parallel.strategy=fsdp"]
+    pretrain([*common, f"run.dir={tmp_path}/without"], 2)
+    expected = final_state(tmp_path / "without")
+    for part, (where, error, says) in FAILURES.items():
+        overrides = [*common, *ONLINE, "evaluate.online_every=0.1", f"run.dir={tmp_path / part}"]
+        entry = partial(command_that_fails, part, where, error)
+        said = run_largescale("pretrain", TINY, *overrides, ranks=2, entry=entry).stderr
+        (line,) = [line for line in said.splitlines() if "measured no more" in line]
+        assert line.endswith(f"evaluate.online_every: measured no more in this run. {says}")
+        found = final_state(tmp_path / part)
+        assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+        assert metrics(tmp_path / part) == metrics(tmp_path / "without")
+
+
+def test_images_of_bank_and_queries_are_chosen_alike_everywhere(shard_folder, monkeypatch):
     corpus = Corpus(read_manifest(shard_folder))
     chosen, queries = choose([corpus], 90, 40, seed=3)
     assert len(chosen) == 130 and len(queries) == 40 and set(queries) < set(chosen)
     assert np.array_equal(chosen, choose([corpus], 90, 40, seed=3)[0])
     assert not np.array_equal(chosen, choose([corpus], 90, 40, seed=4)[0])
+    enormous = np.full(1000, 10**7)  # takes 80 GB if all of them are put into an order
+    monkeypatch.setattr(Corpus, "shard_sizes", lambda _: enormous)
+    assert choose([corpus], 90, 40, seed=3)[0].max() > 10**9
+    monkeypatch.undo()
     everything, some = choose([corpus], 2000, 500, seed=0)  # more than there are
     assert np.array_equal(everything, np.arange(200)) and len(some) == 40
     assert load_config(TINY, ["data.shards=x"]).evaluate.online_every == 0
