@@ -158,7 +158,6 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
             watchdog.beat(f"step {done}: waiting for data")
             waiting_since = time.perf_counter()
 
-    run.logs.close()
     run.end("complete", num_steps, num_steps)
     _log.info("%s is complete: %d steps, %d images unreadable", run.path, num_steps, num_skipped)
     return True

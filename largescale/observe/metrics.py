@@ -99,12 +99,14 @@ class MetricsLog:
         for tracker in self._trackers:
             tracker.write(row["step"], scalars)
 
-    def close(self) -> None:
-        """Close the log and the TensorBoard file, and wait a little for trackers."""
-        self._lines.close()
-        self._board.close()
-        for tracker in self._trackers:
-            tracker.close()
+    def close(self, *, whole: bool = True) -> None:
+        """Close the log and the TensorBoard file, and wait a little for trackers; less if the run is not at its end."""
+        try:
+            self._lines.close()
+            self._board.close()
+        finally:
+            for tracker in self._trackers:
+                tracker.close(whole=whole)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

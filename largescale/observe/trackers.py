@@ -28,6 +28,8 @@ MAX_WAITING = 1000
 """Logged steps that may wait for a slow tracker; those beyond are left out of it."""
 END_S = 20.0
 """Seconds that a run waits at its end for a tracker to take what it has not yet sent."""
+STOP_S = 5.0
+"""The same where it stops or fails, whose time may be short."""
 
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
@@ -41,8 +43,8 @@ class Session(Protocol):
     def log(self, step: int, scalars: dict[str, float]) -> None:
         """Send the scalars of a step."""
 
-    def close(self) -> None:
-        """Send what is left."""
+    def close(self, *, whole: bool) -> None:
+        """Send what is left, and say whether the run came to its end."""
 
 
 class WandbSession:
@@ -66,9 +68,9 @@ class WandbSession:
         """Send the scalars of a step; those that the tracker has from before a resume stay as they are there."""
         self._run.log(scalars, step=step)
 
-    def close(self) -> None:
-        """Send what is left."""
-        self._run.finish()
+    def close(self, *, whole: bool) -> None:
+        """Send what is left; a run that stopped is marked as failed until it goes on."""
+        self._run.finish(exit_code=0 if whole else 1)
 
 
 class MlflowSession:
@@ -99,9 +101,9 @@ class MlflowSession:
         metrics = [self._metric(key, value, now, step) for key, value in scalars.items()]
         self._client.log_batch(self.run_id, metrics=metrics)
 
-    def close(self) -> None:
-        """Say that the run has ended."""
-        self._client.set_terminated(self.run_id)
+    def close(self, *, whole: bool) -> None:
+        """Say that the run has ended; one that stopped is marked as killed until it goes on."""
+        self._client.set_terminated(self.run_id, status="FINISHED" if whole else "KILLED")
 
 
 SESSIONS: dict[str, Callable[[Path, str, dict[str, Any], str], Session]] = {
@@ -135,7 +137,7 @@ class Tracker:
     def __init__(self, name: str, run_dir: Path, run_name: str, config: dict[str, Any]) -> None:
         self._name, self._run_dir, self._open = name, run_dir, (run_name, config)
         self._rows: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(MAX_WAITING)
-        self._failed = False
+        self._failed, self._whole = False, True
         # A daemon: one that hangs must not keep the process.
         self._thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
         self._thread.start()
@@ -150,17 +152,19 @@ class Tracker:
         except queue.Full:
             self._give_up(f"{MAX_WAITING} logged steps wait to be sent")
 
-    def close(self) -> None:
-        """Wait until everything is sent, for at most END_S."""
+    def close(self, *, whole: bool = True) -> None:
+        """Wait until everything is sent, for at most END_S; for STOP_S where the run has not come to its end."""
+        limit = END_S if whole else STOP_S
+        ends, self._whole = time.monotonic() + limit, whole
         if not self._failed:
-            self._put_end()
-        self._thread.join(END_S if not self._failed else 0)
+            self._put_end(limit)
+        self._thread.join(max(0.0, ends - time.monotonic()) if not self._failed else 0)
         if self._thread.is_alive() and not self._failed:
-            self._give_up(f"did not take everything within {END_S:.0f} s of the end")
+            self._give_up(f"did not take everything within {limit:.0f} s of the end")
 
-    def _put_end(self) -> None:
+    def _put_end(self, limit: float) -> None:
         try:
-            self._rows.put(None, timeout=END_S)
+            self._rows.put(None, timeout=limit)
         except queue.Full:
             self._give_up("does not take what waits for it")
 
@@ -170,7 +174,7 @@ class Tracker:
             self._keep_id(session.run_id)
             while (row := self._rows.get()) is not None:
                 session.log(*row)
-            session.close()
+            session.close(whole=self._whole)
         except BaseException as error:  # SystemExit too: a client must not end a thread without a word
             self._give_up(line_of(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
 

@@ -139,12 +139,13 @@ class RunFolder:
 
     @contextmanager
     def watched(self) -> Iterator[Watchdog]:
-        """A watchdog over the training thread."""
+        """A watchdog over the training thread. However the steps end, the logs are closed behind them."""
         watchdog = Watchdog(self.path / "stacks", self.config.run.hang_timeout_s)
-        try:
-            yield watchdog
-        finally:
-            watchdog.close()
+        with self.logs.closed_after():
+            try:
+                yield watchdog
+            finally:
+                watchdog.close()
 
     def record_batch(self, step: int, batch: Batch) -> None:
         """Note that a step is done, what this rank trained on in it (with data.audit) and what it could not read."""
@@ -192,7 +193,6 @@ class RunFolder:
         self.saving.settle()
         self.logs.trouble(step, batch, output, trouble)
         if self._goes_back(step, batch, trouble):
-            self.logs.close()
             return
         way_on = after_bad_step(
             self.config,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,10 @@ from largescale.methods.method import Output
 from largescale.observe.metrics import JsonLines, MetricsLog
 from largescale.observe.trackers import Tracker
 from largescale.processes import rank
+from shards.ground.errors import line_of
 from shards.ground.files import atomic_write
+
+_log = logging.getLogger(__name__)
 
 
 class Logs:
@@ -59,11 +65,26 @@ class Logs:
         with atomic_write(folder / _name("safetensors")) as file:
             file.write(safetensors.torch.save(evidence))
 
-    def close(self) -> None:
+    @contextmanager
+    def closed_after(self) -> Iterator[None]:
+        """Close them however this block is left; a run that stops or fails waits less for its trackers."""
+        try:
+            yield
+        except BaseException:
+            try:
+                self._close(whole=False)
+            except OSError as error:  # must not hide why the run ends
+                _log.warning("%s", line_of(error))
+            raise
+        self._close(whole=True)
+
+    def _close(self, *, whole: bool) -> None:
         """Write what still waits, and close."""
-        for log in (self._metrics, self._audit, self._skipped):
-            if log is not None:
-                log.close()
+        for lines in (self._audit, self._skipped):
+            if lines is not None:
+                lines.close()
+        if self._metrics is not None:
+            self._metrics.close(whole=whole)
 
 
 def write_text(path: Path, text: str) -> None:

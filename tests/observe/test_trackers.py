@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import struct
@@ -9,10 +10,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from largescale.cli import main
+from largescale.distributed import stopping
 from largescale.observe import trackers
 from largescale.observe.metrics import MetricsLog, read_lines
 from largescale.observe.trackers import SESSIONS, Tracker, require
@@ -129,7 +132,7 @@ class Stuck:
     def log(self, step: int, scalars: dict[str, float]) -> None:
         self.released.wait()
 
-    def close(self) -> None:
+    def close(self, *, whole: bool) -> None:
         pass
 
 
@@ -155,3 +158,35 @@ def test_a_run_sends_what_it_logs(tiny_overrides, offline, tmp_path):
     assert main(["pretrain", "tests/tiny.yaml", *tiny_overrides("run.trackers=[wandb]", "train.steps=2")]) == 0
     rows = wandb_rows(tmp_path / "run", 2)
     assert [float(row["loss"]) for row in rows] == [row["loss"] for row in read_lines(tmp_path / "run/metrics.jsonl")]
+
+
+class Kept:
+    """A tracker in this process that takes its time."""
+
+    run_id = "1"
+    rows: ClassVar[list[tuple[int, float]]] = []
+    ends: ClassVar[list[bool]] = []
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def log(self, step: int, scalars: dict[str, float]) -> None:
+        time.sleep(0.2)
+        self.rows.append((step, scalars["loss"]))
+
+    def close(self, *, whole: bool) -> None:
+        self.ends.append(whole)
+
+
+def test_a_run_that_stops_or_fails_sends_what_it_has_logged(tiny_overrides, tmp_path, monkeypatch):
+    monkeypatch.setitem(SESSIONS, "wandb", Kept)
+    monkeypatch.setattr(trackers, "STOP_S", 60.0)
+    command = ["pretrain", "tests/tiny.yaml", *tiny_overrides("run.trackers=[wandb]", "train.steps=3")]
+    with monkeypatch.context() as asked:
+        asked.setattr(stopping, "reason", lambda *_: "SIGTERM")
+        assert main(command) == 85 and Kept.ends == [False]
+    loop = importlib.import_module("largescale.pretrain")  # the attribute of that name is the function
+    monkeypatch.setattr(loop, "too_many_skipped", lambda *_: "too many")
+    assert main(command) == 3 and Kept.ends == [False, False]
+    rows = read_lines(tmp_path / "run/metrics.jsonl")
+    assert Kept.rows == [(row["step"], row["loss"]) for row in rows] and [row["step"] for row in rows] == [0, 1]
