@@ -141,12 +141,12 @@ class ShardReader:
     def key(self, sample_id: int) -> str:
         """The sample's WebDataset key, for people and audits."""
         shard, row = self.locate(sample_id)
-        return self._shard(shard)[1].key(row)
+        return self._known_index(shard).key(row)
 
     def label(self, sample_id: int) -> int:
         """The sample's class number, -1 where it has none."""
         shard, row = self.locate(sample_id)
-        return int(self._shard(shard)[1].label[row])
+        return int(self._known_index(shard).label[row])
 
     def describe(self, sample_id: int) -> dict[str, object]:
         """Shard, key and byte offset of a sample, for the ledger of skipped ones; its row where the index is lost."""
@@ -283,6 +283,13 @@ class ShardReader:
                 f"or replaced; restore it, then run `shards verify {corpus.manifest.root}`"
             )
         return tar, self._index(shard)
+
+    def _known_index(self, shard: int) -> ShardIndex:
+        """The index of a shard, also if the shard was lost after its sample had been read."""
+        try:
+            return self._shard(shard)[1]
+        except ShardLost:
+            return self._index(shard)
 
     def _entry_path(self, shard: int) -> Path:
         corpus, number = self._corpus(shard)

@@ -155,10 +155,14 @@ def _end_at_once() -> None:
 
 
 def _unraisable(what: Any) -> None:
-    """A signal that came where Python drops exceptions, in a finalizer or a callback of C, would be lost."""
+    """A signal that came where Python drops exceptions, in a finalizer or a callback of C, would be lost.
+
+    What libraries drop while the process ends after one (a pool whose pipe is closed, say) is of no use to anybody.
+    """
     if isinstance(what.exc_value, KeyboardInterrupt | Ended) and _asked:
         _end_at_once()
-    sys.__unraisablehook__(what)
+    if not _asked:
+        sys.__unraisablehook__(what)
 
 
 def _use_utf8() -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from largescale.data.batches import Buffers
+from largescale.data.cache import ShardLost
 from largescale.data.corpora import Corpus
 from largescale.data.loader import LoaderDied, choose_counts
 from largescale.data.reader import OPEN_ATTEMPTS, SampleError, ShardReader
@@ -169,3 +170,15 @@ def test_buffers_lie_side_by_side(shard_folder):
         assert (tensor == number + 1).all()
     assert [tuple(views.shape) for views in buffers.views] == [(2, 6, 3, 28, 28), (1, 6, 3, 20, 20), (1, 6, 3, 16, 16)]
     assert all(views.flatten(0, 1).is_contiguous(memory_format=torch.channels_last) for views in buffers.views)
+
+
+def test_a_sample_that_was_read_before_its_shard_was_lost_has_its_key(shard_folder, tmp_path):
+    folder = Path(shutil.copytree(shard_folder, tmp_path / "cut"))
+    reader = ShardReader([Corpus(read_manifest(folder))])
+    keys = [reader.key(number) for number in range(3)]
+    reader.read(0)
+    os.truncate(folder / "train-000000.tar", 4096)
+    with pytest.raises(ShardLost):
+        for number in range(40):
+            reader.read(number)
+    assert [reader.key(number) for number in range(3)] == keys and reader.label(0) >= 0

@@ -73,7 +73,7 @@ def test_processes_that_cannot_be_started_are_a_line(monkeypatch, number, says):
 INTERRUPTED = """
 import os, signal, sys, time
 from shards import cli
-from shards.ground import worker_processes
+from shards.ground import terminal, worker_processes
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever starts the tests may ignore it
 
@@ -86,7 +86,8 @@ def run(*_):
         pass
 
 cli._merge = run
-sys.exit(cli.main(["merge", "x"]))
+sys.argv[1:] = ["merge", "x"]
+sys.exit(terminal.run(cli.main, None))
 """
 
 
