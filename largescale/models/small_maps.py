@@ -45,6 +45,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Gradients of x and of the matrix."""
         x, matrix = ctx.saved_tensors
         patches = _patches(x, ctx.stride)
         rows = grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1])

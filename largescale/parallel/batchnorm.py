@@ -38,6 +38,7 @@ class _SyncBatchNorm(torch.autograd.Function):
     def backward(
         ctx: Any, grad: Tensor, _mean_grad: Tensor, _var_grad: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """Gradients of x, weight and bias. Collectives: one all-reduce over the group."""
         x, weight, mean, var = ctx.saved_tensors
         # The kernel of evaluation mode gives the local sums of grad and grad * x_hat together with grad * invstd *
         # weight; training mode differs by a correction that is linear in x, made from the sums of all ranks.

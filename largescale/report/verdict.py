@@ -112,7 +112,7 @@ def _kind(own: Measurement, others: list[Measurement]) -> str:
 
 def _versus(own: Measurement, other: Measurement) -> str:
     by = f"{100 * (own.value - other.value):+.1f} points"
-    return by if own.differs_from(other) else f"{by}, within chance"
+    return by if own.differs_from(other) else f"{by}, the intervals overlap"
 
 
 def _cost(run: ReportedRun) -> Answer:
