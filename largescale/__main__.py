@@ -10,6 +10,7 @@ def main() -> int:
         from largescale.cli import main as command
     except KeyboardInterrupt:
         os.write(2, b"error: interrupted\n")
+        exec("")  # see `shards.ground.terminal.forget_interrupt`
         return 130
     return command()
 

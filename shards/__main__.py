@@ -20,6 +20,7 @@ def main() -> int:
         os._exit(2)  # not sys.exit: libarrow crashes at the end of a process that it was half loaded in
     except KeyboardInterrupt:
         os.write(2, b"error: interrupted\n")
+        exec("")  # see `shards.ground.terminal.forget_interrupt`
         return 130
     return command()
 

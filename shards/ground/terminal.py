@@ -50,6 +50,16 @@ def run(command: Callable[[list[str] | None], int], argv: list[str] | None) -> i
             for number in _SIGNALS:
                 if signal.getsignal(number) is _end:
                     signal.signal(number, signal.SIG_DFL)
+            forget_interrupt()
+
+
+def forget_interrupt() -> None:
+    """Let a command that has answered Ctrl-C end with the exit code it gives.
+
+    If Ctrl-C came while a text was executed, as `dataclasses` and `collections.namedtuple` do when a library is
+    imported, Python kills itself by SIGINT in the end, whoever caught it; unless another text is executed after it.
+    """
+    exec("")
 
 
 def _is_unread() -> bool:

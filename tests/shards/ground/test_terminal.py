@@ -111,3 +111,41 @@ def test_a_line_stands_alone_where_a_progress_bar_was_interrupted(capsys):
     assert "\nerror: interrupted\n" in capsys.readouterr().err
     fail_line("why", 1)
     assert capsys.readouterr().err == "error: why\n"
+
+
+IN_A_TEXT = "exec('raise KeyboardInterrupt')"
+IN_THE_COMMAND = f"""
+from shards.ground import terminal
+
+def main():
+    return terminal.run(command, None)
+
+def command(argv):
+    try:
+        {IN_A_TEXT}
+    except KeyboardInterrupt:
+        return 130
+"""
+FINDER = """
+import importlib.util, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("shards.cli", "largescale.cli"):
+            return importlib.util.spec_from_file_location(name, __file__.replace("sitecustomize", "other"))
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("package", ["shards", "largescale"])
+@pytest.mark.parametrize("cli", [IN_A_TEXT, IN_THE_COMMAND], ids=["import", "command"])
+def test_ctrl_c_while_a_text_is_executed_ends_with_the_exit_code_of_others(tmp_path, package, cli):
+    """As when it comes while `dataclasses` makes a class."""
+    (tmp_path / "sitecustomize.py").write_text(FINDER)
+    (tmp_path / "other.py").write_text(cli)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    result = subprocess.run(
+        [sys.executable, "-m", package], env=environment, capture_output=True, check=False, timeout=600
+    )
+    assert result.returncode == 130
