@@ -37,7 +37,7 @@ from largescale.run.folder import RunFolder
 from largescale.run.lease import Lease, lease_of
 from largescale.run.memory_advice import memory_advice
 from largescale.run.rollback import DataSteps
-from largescale.run.schedule_check import Length, complaints, facts, warn_of_schedule
+from largescale.run.schedule_check import complaints, facts, warn_of_schedule
 from largescale.run.shared import check_shared
 from largescale.run.start import start_in_status
 
@@ -78,7 +78,8 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
 
     # -- Model: the same random weights on every rank, then sharded or replicated by the strategy ------------------
     torch.manual_seed(config.run.seed)
-    engine = build_engine(build_method(config, on_meta=drawn_in_pieces(config)), config, device)
+    method = build_method(config, stream.length, on_meta=drawn_in_pieces(config))
+    engine = build_engine(method, config, device)
 
     # -- Run folder: continue from the newest whole checkpoint, if there is one ------------------------------------
     run = RunFolder(config, stream.fingerprint, device, lease)
@@ -91,7 +92,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     run.open_logs(first_step)
     run.status.set("running", first_step, num_steps)
     _log.info("%s: %s, from step %d", run.path, _extent(config, stream), first_step)
-    warn_of_schedule(config, Length.of(stream))
+    warn_of_schedule(config, stream.length)
 
     # -- The loop ----------------------------------------------------------------------------------------------------
     meter = Meter(engine.method, config.train.global_batch, stream.order.num_samples, device, engine.loss_scale)
@@ -194,10 +195,10 @@ def describe(config: Config) -> tuple[dict[str, object], list[str]]:
     """
     stream = Stream(config, rank=0, world_size=world_size(), device=torch.device("cpu"), dtype=torch.float32)
     stream.check_files()
-    method = build_method(config, on_meta=True)
+    method = build_method(config, stream.length, on_meta=True)
     if config.init_from:
         init_from.require_source(config.init_from)
-    order, length = stream.order, Length.of(stream)
+    order, length = stream.order, stream.length
     found: dict[str, object] = {
         **({"weights": read_backbone(config).summary()} if config.model.weights else {}),
         "samples": order.num_samples,

@@ -22,6 +22,7 @@ from largescale.data.augment import Augment
 from largescale.data.batches import BatchMaker, Buffers, Part
 from largescale.data.corpora import fingerprint, open_corpora
 from largescale.data.fetcher import Fetcher, Needs, working_set
+from largescale.data.length import Length, num_steps_of
 from largescale.data.loader import Loader, Position, choose_counts
 from largescale.data.order import Mixture, rank_places
 from largescale.data.reader import ShardReader
@@ -88,7 +89,7 @@ class Stream:
             streams=config.data.streams,
             shuffle_window=config.data.shuffle_window,
         )
-        self.num_steps = config.train.steps or max(1, round(config.train.epochs * self.order.steps_per_epoch))
+        self.num_steps = num_steps_of(config, self.order.steps_per_epoch)
         self.device, self.data, self._config = device, config.data, config
         self._rank, self._world_size = rank, world_size
         self._position = Position()
@@ -136,6 +137,12 @@ class Stream:
             flips = [augment.flips(draws) for augment, draws in zip(self.augments, buffers.draws, strict=True)]
             facts["flips"] = torch.cat(flips).unflatten(0, (-1, len(self.batches.places)))
         return views, facts
+
+    @property
+    def length(self) -> Length:
+        """Of the run that this stream feeds."""
+        order = self.order
+        return Length(self.num_steps, order.steps_per_epoch, order.num_samples, order.left_out)
 
     def check_files(self) -> None:
         """Check that this rank's part of the shards is there and whole.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from largescale.config import Config, MethodConfig
+from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.methods.milestone import Milestone
 from largescale.optim.roles import Role
@@ -110,6 +111,7 @@ class Method(nn.Module):
         encoder_name: module that is evaluated and exported, such as a teacher's backbone.
         head_name: module that turns the encoder's features into embeddings, to be exported with it; empty for none.
         signs: what `forward` reports to be watched.
+        length: of the run; set after `__init__`, by `of_run`.
         exemplars: set if `exemplar_scores` is implemented.
     """
 
@@ -121,6 +123,11 @@ class Method(nn.Module):
     backbone: nn.Module
     num_features: int
     signs: dict[str, Sign]
+    length: Length
+
+    def of_run(self, length: Length) -> None:
+        """Called once when the method is built, for schedules and state that depend on the length of the run."""
+        self.length = length
 
     def forward(self, views: Views, step: int) -> Output:
         """The loss of a micro-batch. Says under "Collectives:" what it exchanges."""

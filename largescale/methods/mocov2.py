@@ -17,12 +17,11 @@ follow the student's like its weights do (EMAN, arXiv 2101.08482); it needs no e
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.functional import cross_entropy, normalize
@@ -31,9 +30,11 @@ from largescale.config import Config, require
 from largescale.config.setting import setting
 from largescale.data.views import Views
 from largescale.distributed.collectives import gather_rows
-from largescale.methods.contrastive import Contrastive, ContrastiveSettings, contrastive_signs, unit
+from largescale.methods.contrastive import Contrastive, ContrastiveSettings
 from largescale.methods.embedding_method import Named
+from largescale.methods.joint_embedding import unit
 from largescale.methods.method import Average, Output
+from largescale.methods.teachers import following, teacher_of
 from largescale.models.backbones import build_backbone
 from largescale.models.heads import projection_head
 from largescale.processes import world_size
@@ -84,12 +85,8 @@ class MoCoV2(Contrastive):
         self._piece = self._batch // self._micro_batches // world_size()
         self.backbone, self.num_features = build_backbone(config.model)
         self.projection = projection_head(self.num_features, self.config.hidden, self.config.embedding, batchnorm=False)
-        self.teacher = (
-            nn.ModuleDict({"backbone": copy.deepcopy(self.backbone), "projection": copy.deepcopy(self.projection)})
-            .requires_grad_(False)
-            .eval()
-        )
-        self.signs = contrastive_signs(self.config.embedding)
+        self.teacher = teacher_of(backbone=self.backbone, projection=self.projection).eval()
+        self.signs = self.contrastive_signs(self.config.embedding)
         self.register_buffer("queue", torch.zeros(self.config.queue, self.config.embedding), persistent=False)
         self._fresh: list[Tensor] = []
         self.finish_initialisation()
@@ -129,7 +126,7 @@ class MoCoV2(Contrastive):
             partner = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
             loss = cross_entropy(logits, partner)
             self._keep(keys, step)
-        return Output(loss, self.watch(queries, logits, partner), {"queries": queries.detach(), "keys": keys})
+        return Output(loss, self.watch(queries, keys, logits, partner), {"queries": queries.detach(), "keys": keys})
 
     def _keep(self, keys: Tensor, step: int) -> None:
         """Put the keys of a step in the place of the oldest, once its last micro-batch is through."""
@@ -144,10 +141,7 @@ class MoCoV2(Contrastive):
 
     def averages(self) -> list[Average]:
         """The teacher follows in weights and running statistics."""
-        return [
-            Average("backbone", "teacher.backbone", buffers=True),
-            Average("projection", "teacher.projection", buffers=True),
-        ]
+        return following("teacher", "backbone", "projection", buffers=True)
 
     def average_momentum(self, step: int) -> float:
         """The same in all steps."""

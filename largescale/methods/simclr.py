@@ -23,8 +23,9 @@ from torch.nn.functional import cross_entropy
 from largescale.config import Config
 from largescale.data.views import Views
 from largescale.distributed.collectives import gather_rows
-from largescale.methods.contrastive import Contrastive, ContrastiveSettings, contrastive_signs, unit
+from largescale.methods.contrastive import Contrastive, ContrastiveSettings
 from largescale.methods.embedding_method import Named
+from largescale.methods.joint_embedding import unit
 from largescale.methods.method import Output
 from largescale.models.backbones import build_backbone
 from largescale.processes import rank
@@ -51,7 +52,7 @@ class SimCLR(Contrastive):
         self.config = config.method
         self.backbone, self.num_features = build_backbone(config.model)
         self.projection = _head(self.num_features, self.config.hidden, self.config.embedding)
-        self.signs = contrastive_signs(self.config.embedding)
+        self.signs = self.contrastive_signs(self.config.embedding)
 
     def embed(self, views: Views) -> Named:
         """`embeddings` [2, B, D], unit vectors."""
@@ -71,7 +72,8 @@ class SimCLR(Contrastive):
             logits = (z @ candidates.T / self.config.temperature).scatter(1, (first + own)[:, None], -math.inf)
             partner = first + (own + num // 2) % num
             loss = cross_entropy(logits, partner)
-        return Output(loss, self.watch(z, logits, partner), {"embeddings": z.detach().unflatten(0, (2, -1))})
+        views = z.detach().unflatten(0, (2, -1))
+        return Output(loss, self.watch(views[0], views[1], logits, partner), {"embeddings": views})
 
     @classmethod
     def loss_references(cls, config: Config) -> dict[str, float]:

@@ -8,6 +8,7 @@ import torch
 
 from largescale.config import Config
 from largescale.config.setting import a_name
+from largescale.data.length import Length
 from largescale.methods.method import Method
 from largescale.methods.mocov2 import MoCoV2
 from largescale.methods.simclr import SimCLR
@@ -17,15 +18,22 @@ from shards.ground.errors import InputError
 METHODS: dict[str, type[Method]] = {"swav": SwAV, "simclr": SimCLR, "mocov2": MoCoV2}
 
 
-def build_method(config: Config, *, on_meta: bool = False) -> Method:
+def build_method(config: Config, length: Length | None = None, *, on_meta: bool = False) -> Method:
     """The method that `method.name` names, with random weights from the current generator; without any `on_meta`.
+
+    Args:
+        config: of the run.
+        length: of the run; a nominal one if none is given, as where nothing is trained.
+        on_meta: whether to make it without weights.
 
     Raises:
         InputError: for an unknown name.
     """
     method = method_class(config)
     with torch.device("meta") if on_meta else nullcontext():
-        return method(config)
+        built = method(config)
+        built.of_run(length or Length.nominal(config))
+    return built
 
 
 def method_class(config: Config) -> type[Method]:

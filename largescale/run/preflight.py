@@ -28,7 +28,6 @@ from largescale.models.backbones import count_parameters
 from largescale.parallel import precision
 from largescale.parallel.strategies import build_engine
 from largescale.processes import barrier, process_group, rank, together, world_size
-from largescale.run.schedule_check import Length
 from largescale.run.schedule_check import complaints as schedule_complaints
 from largescale.run.shared import unshared
 from shards.format.manifest import Manifest
@@ -74,7 +73,7 @@ def preflight(config: Config) -> None:
     with process_group(config.run.hang_timeout_s, config.run.join_timeout_s) as device:
         stream = Stream(config, rank=rank(), world_size=world_size(), device=device, dtype=torch.float32)
         together(stream.check_files)
-        engine = build_engine(build_method(config), precision.resolve(config, device), device)
+        engine = build_engine(build_method(config, stream.length), precision.resolve(config, device), device)
         parameters = count_parameters(engine.method)
         problems = [*_disk_problems(config, parameters), *_shard_problems(stream.corpora)]
         bandwidth, all_reduce_s, message_bytes = _measure_network(device)
@@ -93,7 +92,7 @@ def preflight(config: Config) -> None:
         complaints = judge([found for found in findings if found is not None])
         complaints += filter(None, [unshared(Path(config.run.dir))])
         if rank() == 0:
-            of_schedule = [*without_effect(config), *schedule_complaints(config, Length.of(stream))]
+            of_schedule = [*without_effect(config), *schedule_complaints(config, stream.length)]
             sys.stderr.write("".join(f"warning: {complaint}\n" for complaint in of_schedule))
             sys.stdout.write(_table(findings))
             sys.stdout.flush()

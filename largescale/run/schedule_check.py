@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from largescale.config import Config, without_effect
-from largescale.data.stream import Stream
+from largescale.data.length import Length
 from largescale.methods import method_class
 from largescale.methods.milestone import Milestone
 from largescale.observe.spikes import FIRST_STEPS
@@ -27,34 +26,6 @@ SUGGESTED = 0.05
 """Fraction of a run suggested instead; published recipes spend 0.1 to 5%."""
 MOST_LEFT_OUT = 0.25
 """Fraction of the images that an epoch may leave out because they do not fill a batch."""
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long a run is.
-
-    Attributes:
-        num_steps: of the whole run.
-        steps_per_epoch: of one pass over all images.
-        num_samples: images of all corpora.
-        left_out: images that an epoch leaves out, different ones each epoch.
-    """
-
-    num_steps: int
-    steps_per_epoch: int
-    num_samples: int
-    left_out: int = 0
-
-    @classmethod
-    def of(cls, stream: Stream) -> Length:
-        """The length of the run that a stream feeds."""
-        order = stream.order
-        return cls(stream.num_steps, order.steps_per_epoch, order.num_samples, order.left_out)
-
-    @property
-    def suggested(self) -> int:
-        """Suggested number of steps for what comes before the training proper."""
-        return int(SUGGESTED * self.num_steps)
 
 
 def complaints(config: Config, length: Length) -> list[str]:
@@ -121,7 +92,7 @@ def _late(milestone: Milestone, length: Length) -> str:
         if milestone.step < steps
         else (f"{milestone.what} from step {milestone.step:,} on, and the run has {steps:,}, so never")
     )
-    value = min(length.suggested, int(LATEST * steps) - milestone.delay)
+    value = min(int(SUGGESTED * steps), int(LATEST * steps) - milestone.delay)
     remedy = f"{milestone.key}={value}" if value >= 0 else milestone.without
     return f"{milestone.key}={milestone.step - milestone.delay}: {when}; set {remedy}, or train longer"
 

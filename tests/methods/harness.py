@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from largescale.checkpoint import sharded
 from largescale.checkpoint.saver import Saver
 from largescale.config import Config, load_config
+from largescale.data.length import Length
 from largescale.data.order import rank_places
 from largescale.data.views import Views
 from largescale.methods import METHODS, build_method
@@ -27,6 +28,7 @@ from largescale.run.resume import load
 from tests.helpers.commands import ROOT
 
 STEPS = 4
+LENGTH = Length(num_steps=STEPS, steps_per_epoch=2, num_samples=40, left_out=8)
 
 
 def mini(method: str, *overrides: str) -> Config:
@@ -46,7 +48,7 @@ def views_of_step(config: Config, step: int) -> Views:
         torch.randn(shape, generator=generator, dtype=torch.float64)[:, places].flatten(0, 1).to(weights_dtype(config))
         for shape in shapes
     ]
-    return Views(images, torch.from_numpy(places))
+    return Views(images, torch.from_numpy((places + 5 * step) % LENGTH.num_samples))
 
 
 def whole(value: Tensor) -> Tensor:
@@ -68,7 +70,7 @@ def train(
     """
     device = torch.device("cpu")
     torch.manual_seed(config.run.seed)
-    engine = build_engine(build_method(config), config, device)
+    engine = build_engine(build_method(config, LENGTH), config, device)
     for norm in engine.method.modules():
         if isinstance(norm, _BatchNorm):
             norm.train(norm.training and not still)

@@ -1,6 +1,6 @@
 """What does not fit into a run's length is said with the numbers, and what is told to set instead is right.
 
-Covers: largescale/methods/milestone.py
+Covers: largescale/data/length.py, largescale/methods/milestone.py
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import re
 import pytest
 
 from largescale.config import load_config
+from largescale.data.length import Length
 from largescale.distributed import stopping
-from largescale.run.schedule_check import Length, complaints, facts
+from largescale.run.schedule_check import complaints, facts
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 

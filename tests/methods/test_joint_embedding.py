@@ -1,0 +1,65 @@
+"""Signs of embeddings against their definitions, and the doctor's words.
+
+Covers: largescale/methods/contrastive.py
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from largescale.config import load_config
+from largescale.methods.joint_embedding import JointEmbedding, unit
+from tests.helpers.commands import ROOT
+
+MINI = ROOT / "tests/methods/mini/simclr.yaml"
+DIMENSION = 8
+
+
+def measures(first: Tensor, second: Tensor) -> dict[str, float]:
+    signs = JointEmbedding.watch_embeddings(first, second)
+    assert {name: value.shape for name, value in signs.items()} == {
+        name: sign.shape for name, sign in JointEmbedding.embedding_signs(DIMENSION).items()
+    }
+    return JointEmbedding.measures(JointEmbedding.__new__(JointEmbedding), 0.0, signs, len(first))
+
+
+def drawn(num: int, scale: Tensor | None = None) -> Tensor:
+    z = torch.randn(num, DIMENSION, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return unit(z if scale is None else z * scale)
+
+
+def test_embeddings_all_over_the_sphere():
+    found = measures(drawn(4000), drawn(4000))
+    assert found["embedding_std"] == pytest.approx(1, abs=0.01) and found["agreement"] == pytest.approx(1)
+    assert found["effective_rank"] == pytest.approx(DIMENSION, rel=0.02)
+    assert JointEmbedding.diagnose(load_config(MINI), found, found) == ""
+
+
+def test_the_rank_is_the_participation_ratio_of_the_second_moment_in_large_and_small_batches():
+    z = drawn(4000, torch.linspace(1, 4, DIMENSION, dtype=torch.float64))
+    eigenvalues = torch.linalg.eigvalsh(z.T @ z / len(z))
+    expected = float(eigenvalues.sum().square() / eigenvalues.square().sum())
+    assert measures(z, z)["effective_rank"] == pytest.approx(expected, rel=0.01)
+    squares = [JointEmbedding.watch_embeddings(part, part)["pair_square"] for part in z.split(4)]
+    assert float(1 / torch.stack(squares).mean()) == pytest.approx(expected, rel=0.05)
+
+
+def test_one_point_and_one_line_are_called_collapse():
+    config = load_config(MINI)
+    line = unit(torch.ones(1, DIMENSION, dtype=torch.float64)) * torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None]
+    on_a_line, equal = measures(line, line), measures(line.abs(), line.abs())
+    assert on_a_line["effective_rank"] == pytest.approx(1) and on_a_line["embedding_spread"] == pytest.approx(1)
+    assert "lie on a line (effective rank 1.00): this looks like collapse" in JointEmbedding.diagnose(
+        config, on_a_line, on_a_line
+    )
+    assert "nearly equal (spread 0.00%): this looks like collapse" in JointEmbedding.diagnose(config, equal, equal)
+    assert equal["embedding_std"] == pytest.approx(0, abs=1e-7)
+    healthy = measures(drawn(100), drawn(100))
+    assert JointEmbedding.diagnose(config, healthy, equal) == ""  # one line may be chance
+    assert JointEmbedding.diagnose(config, {}, {}) == ""
+
+
+def test_a_rank_with_a_single_image_has_no_pairs_and_stays_finite():
+    assert all(value.isfinite().all() for value in JointEmbedding.watch_embeddings(drawn(1), drawn(1)).values())
