@@ -100,11 +100,13 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "evaluate", _evaluate, "measure the frozen features of a run on labelled shards")
     command.add_argument("protocol", metavar="PROTOCOL", help="how to measure; a wrong name lists all")
-    command.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or RUN/checkpoints/step-...")
+    command.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folders of runs, RUN/checkpoints/step-..., or files of weights"
+    )
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the runs' configurations")
 
     command = _command(commands, "features", _features, "write the features of a shard folder's images to files")
-    command.add_argument("place", metavar="RUN", help="folder of a run, or RUN/checkpoints/step-...")
+    command.add_argument("place", metavar="RUN", help="folder of a run, RUN/checkpoints/step-..., or a file of weights")
     command.add_argument("shards", metavar="SHARDS", help="folder or URL of shards, labelled or not")
     command.add_argument("out", metavar="OUT", help="folder to write to, one file per shard")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the run's configuration")

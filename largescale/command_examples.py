@@ -17,6 +17,7 @@ EXAMPLES = {
   largescale evaluate knn runs/demo
   largescale evaluate linear runs/demo evaluate.linear_epochs=50
   largescale evaluate knn runs/a runs/b runs/b/checkpoints/step-00001000 data.eval_shards=data/other-test
+  largescale evaluate knn resnet50.pth evaluate.train_shards=data/train data.eval_shards=data/test
   torchrun --standalone --nproc-per-node=2 -m largescale evaluate knn runs/demo""",
     "features": """examples:
   largescale features runs/demo data/shards/fashion-mnist-test features/demo-test

@@ -31,6 +31,8 @@ from largescale.processes import rank
 from shards.ground.errors import InputError
 
 _SHOWN = 5
+_MOST_SIDE = 16384
+"""Pixels of a side that `evaluate.size` takes."""
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +73,8 @@ class ForeignBackbone:
         mean, std: of the channels of images from 0 to 1.
         path, sha256: of the file.
         taken: what was recognised, taken and left.
+        resize, size: of images, as its metadata say: shorter side before a centre crop, and side of that; 0 if they do
+            not.
     """
 
     backbone: nn.Module
@@ -81,6 +85,8 @@ class ForeignBackbone:
     path: Path
     sha256: str
     taken: Taken = field(repr=False)
+    resize: int = 0
+    size: int = 0
 
 
 def load_backbone(weights: str | Path, model: ModelConfig | None = None) -> ForeignBackbone:
@@ -105,7 +111,15 @@ def load_backbone(weights: str | Path, model: ModelConfig | None = None) -> Fore
     backbone.load_state_dict(state, strict=True, assign=True)
     backbone.eval().requires_grad_(False)
     return ForeignBackbone(
-        backbone, num_features, model, taken.mean, taken.std, file.path, stamp_of(file.path).sha256, taken
+        backbone,
+        num_features,
+        model,
+        taken.mean,
+        taken.std,
+        file.path,
+        stamp_of(file.path).sha256,
+        taken,
+        *_sizes(file),
     )
 
 
@@ -241,6 +255,20 @@ def _normalisation(file: StateFile, names: list[str]) -> tuple[list[float], list
         elif "mean" in source or "std" in source:
             _warn(file, f"{where}mean and std", "not three finite numbers each, those of std above 0")
     return [*map(float, mean)], [*map(float, std)], origin.title if origin else ""
+
+
+def _sizes(file: StateFile) -> tuple[int, int]:
+    """Shorter side before the centre crop, and side of that; zeros where the file does not tell, or nonsense."""
+    beside = _parsed(file.metadata.get("pretrained_cfg", "{}"))
+    of_timm = beside if isinstance(beside, dict) else {}
+    shape = _parsed(file.metadata["input_size"]) if "input_size" in file.metadata else of_timm.get("input_size")
+    if not (isinstance(shape, list) and len(shape) == 3 and type(shape[2]) is int and 1 <= shape[2] <= _MOST_SIDE):
+        return 0, 0
+    size, share = shape[2], of_timm.get("crop_pct")
+    resize = _parsed(file.metadata.get("resize", "null"))
+    if type(resize) is not int and isinstance(share, int | float) and 0.1 <= share <= 1:
+        resize = round(size / share)
+    return (resize if type(resize) is int and size <= resize <= _MOST_SIDE else size), size
 
 
 def _parsed(text: str) -> Any:

@@ -11,6 +11,7 @@ instead.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, cast
@@ -56,11 +57,16 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, default
     return _checked(merged, str(path))
 
 
-def config_of_values(flat: dict[str, Any], origin: str) -> Config:
+def config_of_values(flat: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> Config:
     """The configuration that a checkpoint holds: values by dotted key, those that this version knows.
 
+    Args:
+        flat: the values.
+        origin: where they are from, for messages.
+        overrides: `key=value` replacements of them.
+
     Raises:
-        InputError: naming `origin` and the key.
+        InputError: naming `origin` and the key, or the override.
     """
     schema = schema_for(str(flat.get("method.name", MethodConfig.name)))
     known = {*all_keys(schema), *types_of(schema)["method"].moved}
@@ -71,6 +77,8 @@ def config_of_values(flat: dict[str, Any], origin: str) -> Config:
             reduce(lambda level, group: level.setdefault(group, {}), groups, nested)[name] = value
     merged = Merged(schema)
     merged.apply(nested, f"{origin}: ")
+    for override in overrides:
+        merged.override(Override(override))
     return _checked(merged, origin)
 
 

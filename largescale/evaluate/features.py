@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from largescale.checkpoint.folder import Checkpoint
 from largescale.config import Config
 from largescale.data.corpora import Corpus
 from largescale.evaluate import exemplars
-from largescale.evaluate.extract import can_be_read, drop_equal_channels, extract, load_method, pixels
+from largescale.evaluate.extract import can_be_read, drop_equal_channels, extract, pixels
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.made_from import VERSION, Stamp, difference, images_stamp, network_stamp, weights_stamp
-from largescale.methods import Method, method_class
+from largescale.evaluate.weights import Weights, exemplars_of, method_of
+from largescale.methods import Method
 from largescale.processes import from_rank_0, on_rank_0, rank
 from shards.ground.errors import InputError
 
@@ -37,7 +37,7 @@ def path_of(run_dir: Path, name: str, part: str) -> Path:
 
 
 def features_of_run(
-    config: Config, run_dir: Path, checkpoint: Checkpoint, shards: tuple[Corpus, Corpus], stamps: tuple[Stamp, Stamp]
+    config: Config, run_dir: Path, weights: Weights, shards: tuple[Corpus, Corpus], stamps: tuple[Stamp, Stamp]
 ) -> tuple[dict[str, FeatureSet], dict[str, FeatureSet]]:
     """Features of labelled training and test shards by network name; only those that do not fit are made again.
 
@@ -49,13 +49,13 @@ def features_of_run(
     Collectives: every rank must call it; those of `extract`, and two broadcasts of an object.
     """
     names = list(NETWORKS) if config.evaluate.baselines else ["pretrained"]
-    wanted = {(name, place): _stamp(name, place, config, checkpoint, stamps) for name in names for place in (0, 1)}
+    wanted = {(name, place): _stamp(name, place, config, weights, stamps) for name in names for place in (0, 1)}
     kept: dict[tuple[str, int], FeatureSet | None] = {}
     on_rank_0(lambda: kept.update(_kept(run_dir, wanted, shards, config)))
     if kept and "pixels" in names and None in (kept["pixels", 0], kept["pixels", 1]):
         kept["pixels", 0] = kept["pixels", 1] = None  # both lose their equal channels, or neither does
     stale = from_rank_0([place for place in wanted if kept[place] is None] if kept else [])
-    networks = _Networks(config, checkpoint)
+    networks = _Networks(config, weights)
     made: dict[tuple[str, int], FeatureSet] = {}
     for place, corpus in enumerate(shards):
         if needed := [name for name, where in stale if where == place]:
@@ -68,7 +68,9 @@ def features_of_run(
             whole["pixels", 0], whole["pixels", 1] = drop_equal_channels(made["pixels", 0], made["pixels", 1])
         for name, place in stale:
             whole[name, place].save(path_of(run_dir, name, PARTS[place]), wanted[name, place])
-        _keep_exemplars(config, run_dir, networks, whole["pretrained", 0], wanted["pretrained", 0])
+        if shown := exemplars_of(config, weights):
+            path = exemplars.path_of(run_dir, shown.name)
+            _keep_exemplars(config, path, networks, whole["pretrained", 0], wanted["pretrained", 0])
 
     on_rank_0(write)
     if rank() > 0:
@@ -76,15 +78,15 @@ def features_of_run(
     return {name: whole[name, 0] for name in names}, {name: whole[name, 1] for name in names}
 
 
-def _stamp(name: str, place: int, config: Config, checkpoint: Checkpoint, shards: tuple[Stamp, Stamp]) -> Stamp:
+def _stamp(name: str, place: int, config: Config, weights: Weights, shards: tuple[Stamp, Stamp]) -> Stamp:
     """What the features of one file depend on."""
     stamp = {"version": VERSION, "images": images_stamp(config), "shards": shards[place]}
     if name == "pixels":
         return {**stamp, "other_part": shards[1 - place]}
-    network = network_stamp(config)
+    network = network_stamp(config, weights)
     if name == "untrained":
         return {**stamp, "network": network, "seed": config.run.seed}
-    return {**stamp, "network": network, "weights": weights_stamp(checkpoint)}
+    return {**stamp, "network": network, "weights": weights_stamp(weights)}
 
 
 def _kept(
@@ -117,31 +119,27 @@ def _read(path: Path, wanted: Stamp) -> tuple[FeatureSet | None, str]:
 class _Networks:
     """The networks by name, each built when it is first needed: features that are kept need none."""
 
-    def __init__(self, config: Config, checkpoint: Checkpoint) -> None:
+    def __init__(self, config: Config, weights: Weights) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._config, self._checkpoint = config, checkpoint
+        self._config, self._weights = config, weights
         self._method: Method | None = None
 
     @property
     def method(self) -> Method:
-        """The method with the weights of the checkpoint."""
+        """The method with the weights that are measured."""
         if self._method is None:
-            self._method = load_method(self._config, self._checkpoint).to(self.device)
+            self._method = method_of(self._config, self._weights).to(self.device)
         return self._method
 
     def __getitem__(self, name: str) -> Callable[[Tensor], Tensor]:
         if name == "pixels":
             return pixels
         if name == "untrained":
-            return load_method(self._config, None).to(self.device).encode
+            return method_of(self._config, self._weights, trained=False).to(self.device).encode
         return self.method.encode
 
 
-def _keep_exemplars(config: Config, run_dir: Path, networks: _Networks, train: FeatureSet, made_from: Stamp) -> None:
-    shown = method_class(config).exemplars
-    if shown is None:
-        return
-    path = exemplars.path_of(run_dir, shown.name)
+def _keep_exemplars(config: Config, path: Path, networks: _Networks, train: FeatureSet, made_from: Stamp) -> None:
     stamp = {**made_from, "seed": config.run.seed}
     known = exemplars.load(path)
     if known is None or json.dumps(known.made_from) != json.dumps(stamp):

@@ -24,16 +24,16 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from largescale.checkpoint.folder import Checkpoint
 from largescale.config import Config
 from largescale.data.centre_crops import CentreCropMaker
 from largescale.data.corpora import Corpus, open_corpus
 from largescale.evaluate import feature_files
-from largescale.evaluate.extract import Extracted, Network, check_finite, features_of, is_readable, load_method
+from largescale.evaluate.extract import Extracted, Network, check_finite, features_of, is_readable
 from largescale.evaluate.feature_files import DTYPES, FORMS, ShardFeatures
 from largescale.evaluate.made_from import VERSION, Stamp, images_stamp, network_stamp, weights_stamp
-from largescale.evaluate.targets import agreed_checkpoint, config_of, target_at
-from largescale.methods import Method, method_class
+from largescale.evaluate.published import any_target_at
+from largescale.evaluate.weights import Published, Weights, exemplars_of, method_of
+from largescale.methods import Method
 from largescale.processes import from_rank_0, on_rank_0, rank, together, world_size
 from shards.ground.errors import InputError
 from shards.ground.files import at_work_in, remove_partial_files
@@ -60,7 +60,7 @@ class Wish:
     assign: bool = False
     thumbnails: int = 0
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config, weights: Weights) -> None:
         """Refuse what cannot be done.
 
         Raises:
@@ -70,7 +70,9 @@ class Wish:
             raise InputError(f"--format={self.form}: expected {' or '.join(FORMS)}")
         if self.dtype not in DTYPES:
             raise InputError(f"--dtype={self.dtype}: expected {' or '.join(DTYPES)}")
-        if self.assign and method_class(config).exemplars is None:
+        if self.assign and exemplars_of(config, weights) is None:
+            if isinstance(weights, Published):
+                raise InputError(f"--assign: {weights.path} is read without its heads; leave it out")
             raise InputError(
                 f"--assign: method.name={config.method.name} assigns images to nothing (it learns no "
                 f"clusters); leave it out"
@@ -88,7 +90,7 @@ class Written:
         num_kept: shards that were there before.
         num_unreadable: images left out.
         num_features: width of an embedding.
-        step: of the checkpoint.
+        step: of the checkpoint; None for a file of weights.
         seconds: that it took.
     """
 
@@ -97,15 +99,16 @@ class Written:
     num_kept: int
     num_unreadable: int
     num_features: int
-    step: int
+    step: int | None
     seconds: float
 
     def __str__(self) -> str:
+        step = "" if self.step is None else f", checkpoint of step {self.step}"
         kept = f", {self.num_kept} of them kept from before" if self.num_kept else ""
         left_out = f", {self.num_unreadable:,} unreadable images left out" if self.num_unreadable else ""
         return (
             f"features of {self.num_images:,} images in {self.num_shards} files{kept}{left_out}; "
-            f"{self.num_features} numbers per image, checkpoint of step {self.step}, {self.seconds:.0f} s"
+            f"{self.num_features} numbers per image{step}, {self.seconds:.0f} s"
         )
 
 
@@ -113,7 +116,7 @@ def write_features(run: str | Path, shards: str, out: Path, wish: Wish, override
     """Write the features of all images of a shard folder, with or without labels.
 
     Args:
-        run: folder of a run, whose newest whole checkpoint is taken, or RUN/checkpoints/step-...
+        run: folder of a run, whose newest whole checkpoint is taken, RUN/checkpoints/step-..., or a file of weights.
         shards: folder, or URL, of the shards.
         out: folder to write to; what it has already is kept where it fits.
         wish: what to write.
@@ -124,16 +127,15 @@ def write_features(run: str | Path, shards: str, out: Path, wish: Wish, override
 
     Collectives: every rank must call it; three broadcasts of an object, and an exchange of what went wrong.
     """
-    started, target = time.perf_counter(), target_at(run)
-    checkpoint = target.checkpoint or agreed_checkpoint(target.run_dir)
-    config, warnings = config_of(checkpoint, target.run_dir, list(overrides))
+    started, target = time.perf_counter(), any_target_at(run, overrides)
+    weights, config, warnings = target.agreed(list(overrides))
     for line in warnings:
         _log.warning("%s", line)
-    wish.check(config)
+    wish.check(config, weights)
     corpus = open_corpus(shards, config.data)
     together(lambda: corpus.check_files(rank(), world_size()))
     on_rank_0(lambda: _check_out(out, shards))
-    plan = Plan(config, checkpoint, corpus, out, wish)
+    plan = Plan(config, weights, corpus, out, wish)
     with at_work_in(out, with_others=True):
         found: list[int] = []
         on_rank_0(lambda: found.extend(plan.stale()))
@@ -148,7 +150,7 @@ def write_features(run: str | Path, shards: str, out: Path, wish: Wish, override
         len(written) - len(stale),
         sum(one["num_unreadable"] for one in written),
         written[0]["num_features"] if written else 0,
-        checkpoint.step,
+        weights.step,
         time.perf_counter() - started,
     )
 
@@ -201,8 +203,8 @@ class _OpenShard:
 class Plan:
     """What the files of all shards are to be, and how they are made."""
 
-    def __init__(self, config: Config, checkpoint: Checkpoint, corpus: Corpus, out: Path, wish: Wish) -> None:
-        self._config, self._checkpoint, self._corpus, self._out, self._wish = config, checkpoint, corpus, out, wish
+    def __init__(self, config: Config, weights: Weights, corpus: Corpus, out: Path, wish: Wish) -> None:
+        self._config, self._weights, self._corpus, self._out, self._wish = config, weights, corpus, out, wish
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def stamp(self, shard: int) -> Stamp:
@@ -211,11 +213,11 @@ class Plan:
         return {
             "version": [feature_files.VERSION, VERSION],
             "run": self._config.name,
-            "step": self._checkpoint.step,
+            "step": self._weights.step,
             "layer": "features",
             "transform": images_stamp(self._config),
-            "network": network_stamp(self._config),
-            "weights": weights_stamp(self._checkpoint),
+            "network": network_stamp(self._config, self._weights),
+            "weights": weights_stamp(self._weights),
             "shard": {"tar": entry.checksum, "index": entry.index_checksum, "samples": entry.num_samples},
             "format": self._wish.form,
             "dtype": self._wish.dtype,
@@ -266,7 +268,7 @@ class Plan:
         """
         if not shards:
             return
-        method = load_method(self._config, self._checkpoint).to(self._device)
+        method = method_of(self._config, self._weights).to(self._device)
         batches, owners = self._batches(shards)
         bar = tqdm(total=sum(map(len, batches)), unit="image", leave=False, mininterval=1, disable=rank() > 0)
         source = features_of([self._corpus], self._config, self._networks(method), batches, self._device, keys=True)

@@ -13,9 +13,9 @@ from typing import Any
 
 import xxhash
 
-from largescale.checkpoint.folder import Checkpoint
 from largescale.config import Config, flatten
 from largescale.data.corpora import Corpus
+from largescale.evaluate.weights import Published, Weights
 from shards.format.tar import file_checksum
 from shards.stores.store import is_url
 
@@ -24,13 +24,20 @@ VERSION = 1
 
 Stamp = dict[str, Any]
 
-_FOR_PEOPLE = ("location", "name", "step")
+_FOR_PEOPLE = ("location", "name", "step", "file")
 _ABSENT = "nothing"
 
 
-def weights_stamp(checkpoint: Checkpoint) -> Stamp:
-    """Step and hash of a checkpoint."""
-    return {"step": checkpoint.step, "hash": checkpoint.content_hash}
+def weights_stamp(weights: Weights) -> Stamp:
+    """Step and hash of a checkpoint, or name and hash of a file that others published."""
+    if isinstance(weights, Published):
+        return {"file": weights.path.name, "hash": weights.content_hash}
+    return {"step": weights.step, "hash": weights.content_hash}
+
+
+def words_for(weights: Stamp) -> str:
+    """What `weights_stamp` stands for, for people."""
+    return f"weights of {weights['file']}" if "file" in weights else f"checkpoint of step {weights['step']}"
 
 
 def shards_stamp(corpus: Corpus, location: str) -> Stamp:
@@ -53,12 +60,13 @@ def shards_stamp(corpus: Corpus, location: str) -> Stamp:
     }
 
 
-def network_stamp(config: Config) -> Stamp:
+def network_stamp(config: Config, weights: Weights) -> Stamp:
     """The architecture, by the keys that decide it."""
     beside = ("model.recompute_stages", "model.compile_stages", "model.weights")  # how it is run, and where it began
     flat = flatten(config)
     keys = [key for key in sorted(flat) if key.startswith("model.") and key not in beside]
-    return {"method.name": config.method.name, **{key: flat[key] for key in keys}}
+    method = {} if isinstance(weights, Published) else {"method.name": config.method.name}
+    return {**method, **{key: flat[key] for key in keys}}
 
 
 def images_stamp(config: Config) -> Stamp:
@@ -74,12 +82,12 @@ def images_stamp(config: Config) -> Stamp:
     }
 
 
-def result_stamp(config: Config, checkpoint: Checkpoint, train: Stamp, test: Stamp) -> Stamp:
+def result_stamp(config: Config, weights: Weights, train: Stamp, test: Stamp) -> Stamp:
     """All that an accuracy depends on but for the settings of its protocol."""
     return {
         "version": VERSION,
-        "weights": weights_stamp(checkpoint),
-        "network": network_stamp(config),
+        "weights": weights_stamp(weights),
+        "network": network_stamp(config, weights),
         "seed": config.run.seed,
         "images": images_stamp(config),
         "train_shards": train,

@@ -102,7 +102,8 @@ def _name(record: Record) -> str:
         if key not in _NOT_MEASURED_BY and (key == "baselines" or _is_own(key, record["protocol"]))
     }
     stamp = identity({"made_from": record["made_from"], "settings": own})
-    return f"{record['protocol']}-{test}-step-{record['checkpoint_step']:08d}-{stamp}"
+    step = "" if record["checkpoint_step"] is None else f"-step-{record['checkpoint_step']:08d}"
+    return f"{record['protocol']}-{test}{step}-{stamp}"
 
 
 def _is_own(key: str, protocol: str) -> bool:

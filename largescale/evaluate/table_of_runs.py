@@ -37,7 +37,7 @@ def _of_several(places: list[str], records: Sequence[Record]) -> str:
         [
             place,
             *([] if same else [test]),
-            str(record["checkpoint_step"]),
+            "-" if record["checkpoint_step"] is None else str(record["checkpoint_step"]),
             *(_value(record, name) if name in record["results"] else "-" for name in networks),
         ]
         for place, test, record in zip(places, tests, records, strict=True)

@@ -42,17 +42,26 @@ class Target:
     run_dir: Path
     checkpoint: Checkpoint | None = None
 
-    def read(self, read: Callable[[Checkpoint], Read]) -> Read:
-        """What `read` makes of the checkpoint.
+    def read(self, overrides: list[str], read: Callable[[Checkpoint, Config, list[str]], Read]) -> Read:
+        """What `read` makes of the checkpoint, its configuration with overrides, and what to warn of.
 
         Raises:
-            InputError: there is no whole one.
+            InputError: there is no whole one, or an override cannot be used.
         """
-        return read_newest(self.run_dir, read) if self.checkpoint is None else read(self.checkpoint)
 
-    def is_newest(self, checkpoint: Checkpoint) -> bool:
-        """Whether a checkpoint is the last one of the run, so that its results are the run's."""
-        return not any(other.step > checkpoint.step for other in newest_first(self.run_dir / "checkpoints"))
+        def with_config(checkpoint: Checkpoint) -> Read:
+            return read(checkpoint, *config_of(checkpoint, self.run_dir, overrides))
+
+        return read_newest(self.run_dir, with_config) if self.checkpoint is None else with_config(self.checkpoint)
+
+    def agreed(self, overrides: list[str]) -> tuple[Checkpoint, Config, list[str]]:
+        """The same for all ranks at once. Collectives: those of `agreed_checkpoint`."""
+        checkpoint = self.checkpoint or agreed_checkpoint(self.run_dir)
+        return checkpoint, *config_of(checkpoint, self.run_dir, overrides)
+
+    def is_newest(self, step: int | None) -> bool:
+        """Whether a step's checkpoint is the last one of the run, so that its results are the run's."""
+        return not any(other.step > (step or 0) for other in newest_first(self.run_dir / "checkpoints"))
 
 
 def target_at(place: str | Path) -> Target:
@@ -67,8 +76,8 @@ def target_at(place: str | Path) -> Target:
     run_dir = path.resolve().parent.parent
     if path.resolve().parent.name != "checkpoints" or not (run_dir / "config.yaml").is_file():
         raise InputError(
-            f"{place}: no run here (config.yaml is missing); pass the folder that pretrain wrote, or "
-            f"RUN/checkpoints/step-..."
+            f"{place}: no run here (config.yaml is missing); pass the folder that pretrain wrote, "
+            f"RUN/checkpoints/step-... or a file of weights"
         )
     checkpoint = open_checkpoint(path)
     if checkpoint is None:

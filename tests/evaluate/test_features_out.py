@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import largescale
+from largescale.checkpoint.folder import Checkpoint
 from largescale.cli import main
 from largescale.config import load_config
 from largescale.data.corpora import open_corpus
@@ -169,4 +170,4 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing_half_written(run, te
 def test_a_method_without_prototypes_assigns_nothing():
     config = load_config(ROOT / "configs/small/simclr.yaml", ["data.shards=x"])
     with pytest.raises(InputError, match=r"--assign: method.name=simclr assigns images to nothing"):
-        Wish(assign=True).check(config)
+        Wish(assign=True).check(config, Checkpoint(ROOT, {}))

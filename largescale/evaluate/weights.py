@@ -1,0 +1,76 @@
+"""What is measured of a network: a checkpoint of a run, or a file of weights that others published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from largescale.checkpoint.folder import Checkpoint
+from largescale.checkpoint.foreign import ForeignBackbone
+from largescale.config import Config, MethodConfig
+from largescale.evaluate.extract import load_method
+from largescale.methods import Method, method_class
+from largescale.methods.method import Exemplars
+from largescale.models.backbones import build_backbone
+
+
+@dataclass(frozen=True)
+class Published:
+    """A backbone from a file of weights, in place of a checkpoint.
+
+    Attributes:
+        found: what was read.
+    """
+
+    found: ForeignBackbone
+
+    step: ClassVar[None] = None
+    """Files do not tell."""
+
+    @property
+    def path(self) -> Path:
+        """Of the file."""
+        return self.found.path
+
+    @property
+    def content_hash(self) -> str:
+        """Identifies the file by its content."""
+        return f"sha256:{self.found.sha256}"
+
+
+Weights = Checkpoint | Published
+
+
+class BackboneAlone(Method):
+    """A backbone without what trained it."""
+
+    title = "backbone"
+    Settings = MethodConfig
+
+    def __init__(self, backbone: nn.Module, num_features: int) -> None:
+        super().__init__()
+        self.backbone, self.num_features, self.signs = backbone, num_features, {}
+
+
+def method_of(config: Config, weights: Weights, *, trained: bool = True) -> Method:
+    """The method in evaluation mode with these weights, or as its training began: drawn by `run.seed`.
+
+    Raises:
+        InputError: the weights do not fit the configuration.
+    """
+    if isinstance(weights, Checkpoint):
+        return load_method(config, weights if trained else None)
+    torch.manual_seed(config.run.seed)
+    method = BackboneAlone(*build_backbone(config.model))
+    if trained:
+        method.backbone.load_state_dict(weights.found.backbone.state_dict(), strict=True)
+    return method.eval()
+
+
+def exemplars_of(config: Config, weights: Weights) -> Exemplars | None:
+    """What the method assigns images to; None if it assigns none, or its heads are not in the file."""
+    return method_class(config).exemplars if isinstance(weights, Checkpoint) else None

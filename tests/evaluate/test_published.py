@@ -1,0 +1,134 @@
+"""Weights that others published, in place of a run.
+
+Covers: largescale/evaluate/weights.py
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+import largescale
+from largescale.cli import main
+from largescale.data.centre_crops import centre_crop
+from largescale.data.corpora import open_corpus
+from largescale.data.decode import decode
+from largescale.data.reader import ShardReader
+from largescale.evaluate.feature_set import FeatureSet
+from largescale.evaluate.published import any_target_at
+
+SIZES = ["evaluate.resize=32", "evaluate.size=32", "data.workers=0"]
+
+
+def network() -> nn.Module:
+    """torchvision's ResNet, eight times narrower than a ResNet-18 and of half its depth."""
+    torch.manual_seed(0)
+    found = ResNet(BasicBlock, [1, 1, 1, 1])
+    found.conv1, found.bn1, found.inplanes = nn.Conv2d(3, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8), 8
+    for number in range(4):
+        stage = found._make_layer(BasicBlock, 8 * 2**number, 1, stride=1 if number == 0 else 2)
+        setattr(found, f"layer{number + 1}", stage)
+    found.fc = nn.Linear(64, 10)
+    return found.eval()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("published") / "narrow.pth"
+    torch.save({"state_dict": {f"module.{name}": value for name, value in network().state_dict().items()}}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def places(file, shard_folder, test_shard_folder) -> list[str]:
+    return [f"evaluate.train_shards={shard_folder}", f"data.eval_shards={test_shard_folder}", *SIZES]
+
+
+def test_a_file_is_measured_with_its_baselines(file, places, test_shard_folder, capsys):
+    assert main(["evaluate", "knn", str(file), *places]) == 0
+    assert capsys.readouterr().out.count("top-1") == 3
+    folder = file.with_name("narrow.pth.evaluated")
+    record = json.loads((folder / "eval/knn.json").read_text())
+    assert set(record["results"]) == {"pretrained", "untrained", "pixels"}
+    assert record["made_from"]["weights"]["file"] == "narrow.pth" and record["checkpoint_step"] is None
+    assert "method.name" not in record["made_from"]["network"] and not record["warnings"]
+
+    found = FeatureSet.load(folder / "eval/features/pretrained-test.safetensors").features
+    config = any_target_at(file, places).agreed(places)[1]
+    reader = ShardReader([open_corpus(str(test_shard_folder), config.data)])
+    images = torch.stack([centre_crop(decode(reader.read(n), max_pixels=2**20), 32, 32) for n in range(100)])
+    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    theirs = network()
+    theirs.fc = nn.Identity()
+    with torch.no_grad():
+        assert torch.allclose(theirs((images / 255 - mean) / std), found, rtol=1e-4, atol=1e-5)
+
+
+def test_files_stand_in_one_table_and_results_go_where_run_dir_says(file, places, tmp_path, capsys):
+    other = tmp_path / "other.safetensors"
+    sizes = {"input_size": "[3, 28, 28]", "resize": "30"}
+    save_file({name: value + 0.01 for name, value in network().state_dict().items() if value.ndim}, other, sizes)
+    words = [*places[:2], "data.workers=0", "evaluate.baselines=false", f"run.dir={tmp_path / 'out'}"]
+    assert main(["evaluate", "retrieval", str(file), str(other), *SIZES, *words]) == 0
+    _, head, first, second = capsys.readouterr().out.splitlines()
+    assert head.split()[:2] == ["run", "step"] and first.split()[:2] == [str(file), "-"] and str(other) in second
+    assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["narrow.pth", "other.safetensors"]
+    config = any_target_at(other, words).agreed(words)[1]
+    assert (config.evaluate.resize, config.evaluate.size) == (30, 28)
+
+
+def test_features_of_a_file_are_written_like_those_of_a_run(file, test_shard_folder, tmp_path, capsys):
+    words = ["features", str(file), str(test_shard_folder), str(tmp_path / "out"), *SIZES]
+    assert main([*words, "--assign"]) == 2
+    assert "read without its heads; leave it out" in capsys.readouterr().err
+    assert main(words) == 0
+    assert "64 numbers per image, " in capsys.readouterr().out
+
+
+def test_a_network_is_trained_on_from_a_file(file, places):
+    words = [*places, "evaluate.finetune_epochs=1", "evaluate.baselines=false"]
+    (record,) = largescale.evaluate("finetune", file, overrides=words)
+    assert 0 < record["results"]["pretrained"]["top1"] < 1
+
+
+def torn(path: Path, file: Path) -> None:
+    path.write_bytes(file.read_bytes()[:-3000])
+
+
+def words_of_a_pickle(path: Path, file: Path) -> None:
+    path.write_bytes(pickle.dumps({"weights": Path("x")}, protocol=2))
+
+
+@pytest.mark.parametrize(
+    "make, overrides, line",
+    [
+        (torn, [], "not a whole file of torch.save"),
+        (words_of_a_pickle, [], "besides tensors, which is not loaded, since it could run code"),
+        (lambda path, _: path.write_bytes(b""), [], "an empty file"),
+        (lambda path, _: path.write_text("name: run"), [], "neither safetensors nor a file of torch.save"),
+        (lambda path, _: torch.save({"a": torch.ones(2)}, path), [], "no ResNet or RegNet in a known layout"),
+        (lambda path, _: path.mkdir(), [], "no run here (config.yaml is missing)"),
+        (lambda path, _: None, [], "no run here (config.yaml is missing)"),
+        (lambda path, file: path.hardlink_to(file), ["model.backbone=resnet18"], "not a resnet18: "),
+        (lambda path, file: path.hardlink_to(file), ["evaluate.knn_neighbours=[0]"], "evaluate.knn_neighbours"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_a_line(file, places, tmp_path, capsys, make, overrides, line):
+    path = tmp_path / "x.pth"
+    make(path, file)
+    assert main(["evaluate", "knn", str(path), *places, *overrides]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and line in last, last
+
+
+def test_shards_must_be_named(file, places, capsys):
+    for left, line in ((places[1:], "evaluate.train_shards is not set"), (places[:1], "data.eval_shards is not set")):
+        assert main(["evaluate", "knn", str(file), *left]) == 2
+        assert line in capsys.readouterr().err
