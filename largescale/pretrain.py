@@ -14,7 +14,7 @@ from contextlib import closing
 import torch
 
 from largescale.config import Config, without_effect
-from largescale.data.corpora import describe as describe_corpora
+from largescale.data.corpora import shares_of_batch
 from largescale.data.stream import Stream
 from largescale.distributed import stopping
 from largescale.distributed.stopping import StoppedInOrder
@@ -210,7 +210,7 @@ def describe(config: Config) -> tuple[dict[str, object], list[str]]:
         **facts(config, length),
         "corpora": "; ".join(
             f"{part['name']}, {part['samples']:,} samples, {part['share']:.1%} of a batch"
-            for part in describe_corpora(stream.corpora, order.stream_counts)
+            for part in shares_of_batch(stream.corpora, order.stream_counts)
         ),
         "views per image": " + ".join(f"{group.num} x {group.size} px" for group in config.data.crops),
         "backbone parameters": sum(p.numel() for p in method.backbone.parameters()),

@@ -20,7 +20,7 @@ from shards.format.ledger import SKIPPED_NAME
 from shards.format.manifest import Manifest
 from shards.ground import terminal
 from shards.ground.errors import InputError, line_of
-from shards.inspection.info import describe, gather
+from shards.inspection.info import gather, summary_of
 from shards.inspection.repair import repair
 from shards.stores.locate import manifest_at
 
@@ -361,7 +361,7 @@ def _verify_folder(arguments: argparse.Namespace, folder: str) -> int:
 
 def _info(arguments: argparse.Namespace) -> int:
     facts = gather(public.open(arguments.folder))
-    _say(describe(facts))
+    _say(summary_of(facts))
     if arguments.html is not None:
         from shards.inspection.page import write_page  # matplotlib takes its time
 

@@ -93,7 +93,7 @@ def export(
     with _staged(out) as path:
         about, load = FORMATS[format_name](network, path)
         if format_name == "huggingface":
-            huggingface.describe(network, about["architecture"], path, figures(network.checkpoint))
+            huggingface.write_beside(network, about["architecture"], path, figures(network.checkpoint))
         checked = _check(network, path, format_name)
         num_bytes = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
     if card is not None:

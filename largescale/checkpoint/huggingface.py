@@ -17,7 +17,7 @@ from largescale.checkpoint.model_card import Figure, model_card
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
-def describe(network: Network, architecture: str, folder: Path, figures: Sequence[Figure]) -> None:
+def write_beside(network: Network, architecture: str, folder: Path, figures: Sequence[Figure]) -> None:
     """Write what stands beside the weights.
 
     Args:

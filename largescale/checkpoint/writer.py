@@ -59,13 +59,13 @@ class PieceWriter(HuggingFaceStorageWriter):
             pieces[item.index.fqn] = (piece, list(item.tensor_data.chunk.offsets))
         if pieces:
             name = f"shard-{plan.storage_data['shard_index']:05d}-model-00001-of-00001.safetensors"
-            self.stamps[name] = write_pieces(self.folder / name, pieces)
+            self.stamps[name] = write_tensors(self.folder / name, pieces)
         done: Future[list[WriteResult]] = Future()
         done.set_result([])
         return done
 
 
-def write_pieces(path: Path, pieces: Mapping[str, tuple[Tensor, list[int]]]) -> FileStamp:
+def write_tensors(path: Path, pieces: Mapping[str, tuple[Tensor, list[int]]]) -> FileStamp:
     """Write pieces of tensors, each with its offsets in the whole, to a durable safetensors file.
 
     Raises:

@@ -194,7 +194,7 @@ def _numbers_of_keys(path: str, wanted: set[str], corpus: Corpus) -> np.ndarray:
     return np.array(found, np.int64)
 
 
-def describe(corpora: list[Corpus], stream_counts: list[int]) -> list[dict[str, Any]]:
+def shares_of_batch(corpora: list[Corpus], stream_counts: list[int]) -> list[dict[str, Any]]:
     """Name, samples and share of a batch of each corpus, for people."""
     streams = sum(stream_counts)
     return [

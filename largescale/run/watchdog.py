@@ -104,7 +104,7 @@ class Watchdog:
                 if self._store.check([f"rank-{other}"]):
                     reports[other] = json.loads(self._store.get(f"rank-{other}"))
         if next(r for r, report in enumerate(reports) if report) == rank():
-            why = f"{describe(reports, self.timeout_s)}; stacks in {self.folder}"
+            why = f"{blame(reports, self.timeout_s)}; stacks in {self.folder}"
             sys.stderr.write(f"[rank {rank()}] error: {why}\n")
             sys.stderr.flush()
             stopping.say_last_words("failed", why)
@@ -122,7 +122,7 @@ def position(thread: int) -> dict[str, Any]:
     return {"place": place, "waits": waits}
 
 
-def describe(reports: list[dict[str, Any] | None], timeout_s: float) -> str:
+def blame(reports: list[dict[str, Any] | None], timeout_s: float) -> str:
     """One line that names the ranks the others wait for.
 
     Args:
@@ -131,12 +131,12 @@ def describe(reports: list[dict[str, Any] | None], timeout_s: float) -> str:
     silent = [number for number, report in enumerate(reports) if report is None]
     busy = [number for number, report in enumerate(reports) if report and not report["waits"]]
     if silent:
-        blame = f"{_ranks(silent)} {_does(silent)} not answer (stopped, or its machine is gone)"
+        who = f"{_ranks(silent)} {_does(silent)} not answer (stopped, or its machine is gone)"
     elif busy and len(busy) < len(reports):
-        blame = "the others wait for " + "; ".join(_stands(number, reports[number]) for number in busy)
+        who = "the others wait for " + "; ".join(_stands(number, reports[number]) for number in busy)
     else:
-        blame = "no rank is behind: " + "; ".join(_stands(number, report) for number, report in enumerate(reports[:4]))
-    return f"no progress for {timeout_s:g} s: {blame}"
+        who = "no rank is behind: " + "; ".join(_stands(number, report) for number, report in enumerate(reports[:4]))
+    return f"no progress for {timeout_s:g} s: {who}"
 
 
 def _stands(number: int, report: dict[str, Any] | None) -> str:

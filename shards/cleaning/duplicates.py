@@ -56,7 +56,7 @@ class Fingerprints:
         return Fingerprints(**load_file(path))
 
 
-def fingerprint(payload: bytes, cleaning: Cleaning, *, look: bool) -> tuple[int, int, int] | None:
+def image_hashes(payload: bytes, cleaning: Cleaning, *, look: bool) -> tuple[int, int, int] | None:
     """The hashes of one image.
 
     Args:

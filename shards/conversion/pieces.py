@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from shards.cleaning.duplicates import Fingerprints, fingerprint
+from shards.cleaning.duplicates import Fingerprints, image_hashes
 from shards.cleaning.rules import Cleaning
 from shards.conversion.conversion_plan import TRAIN, Plan, Row, Written, printable
 from shards.conversion.targets import Target
@@ -41,7 +41,7 @@ def _scan_piece(plan: Plan, cleaning: Cleaning, look: bool, piece: int) -> int:
     for row, content in _contents(plan.source, rows):
         if isinstance(content, OSError):
             continue  # reported when its piece is written
-        numbers = fingerprint(content.payload, cleaning, look=look)
+        numbers = image_hashes(content.payload, cleaning, look=look)
         if numbers is not None:
             found.append((row.number, *numbers))
     columns = np.array(found, np.uint64).reshape(-1, 4).T

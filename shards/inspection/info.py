@@ -103,7 +103,7 @@ def _count(facts: Facts, index: ShardIndex) -> None:
     facts.kilobytes.add(index.size / 1e3)
 
 
-def describe(facts: Facts) -> str:
+def summary_of(facts: Facts) -> str:
     """Counts, sizes, formats, resolutions, classes and what was skipped."""
     manifest = facts.manifest
     lines = [

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from largescale.checkpoint import writer
 from largescale.checkpoint.folder import FileStamp
-from largescale.checkpoint.writer import write_pieces
+from largescale.checkpoint.writer import write_tensors
 
 DTYPES = list(writer._DTYPES)
 
@@ -29,7 +29,7 @@ def pieces() -> dict[str, tuple[torch.Tensor, list[int]]]:
 def test_safetensors_reads_what_is_written(tmp_path: Path, monkeypatch, chunk):
     monkeypatch.setattr(writer, "_CHUNK_BYTES", chunk)
     path = tmp_path / "file.safetensors"
-    stamp = write_pieces(path, pieces())
+    stamp = write_tensors(path, pieces())
     assert stamp == FileStamp(path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
     loaded = load_file(path)
     assert loaded.keys() == pieces().keys()
@@ -39,7 +39,7 @@ def test_safetensors_reads_what_is_written(tmp_path: Path, monkeypatch, chunk):
 
 def test_every_piece_begins_at_a_multiple_of_its_types_size(tmp_path: Path):
     path = tmp_path / "file.safetensors"
-    write_pieces(path, pieces())
+    write_tensors(path, pieces())
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     assert length % 8 == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from largescale.checkpoint.folder import begin, publish
-from largescale.checkpoint.writer import write_pieces
+from largescale.checkpoint.writer import write_tensors
 from largescale.config import Config, flatten, load_config
 from largescale.methods import build_method
 from tests.helpers.commands import ROOT
@@ -33,6 +33,6 @@ def save_checkpoint(run: Path, config: Config, step: int, seed: int = 0) -> Path
     if config.train.precision == "fp64":
         method.double()
     pieces = {f"model.{name}": (tensor, [0] * tensor.ndim) for name, tensor in method.state_dict().items()}
-    stamp = write_pieces(folder / "shard-00001-model-00001-of-00001.safetensors", pieces)
+    stamp = write_tensors(folder / "shard-00001-model-00001-of-00001.safetensors", pieces)
     progress = {"step": step, "skipped": 0, "config": flatten(config)}
     return publish(folder, progress, {"shard-00001-model-00001-of-00001.safetensors": stamp})

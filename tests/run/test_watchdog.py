@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 
-from largescale.run.watchdog import describe, position
+from largescale.run.watchdog import blame, position
 
 
 def report(waits: bool, place: str = "data/reader.py:88 in read") -> dict:
@@ -10,19 +10,19 @@ def report(waits: bool, place: str = "data/reader.py:88 in read") -> dict:
 
 
 def test_a_rank_that_does_not_answer_is_named():
-    assert describe([report(True), None, None], 60) == (
+    assert blame([report(True), None, None], 60) == (
         "no progress for 60 s: ranks 1, 2 do not answer (stopped, or its machine is gone)"
     )
 
 
 def test_the_rank_that_others_wait_for_is_named_with_its_place():
-    assert describe([report(True), report(False), report(True)], 60) == (
+    assert blame([report(True), report(False), report(True)], 60) == (
         "no progress for 60 s: the others wait for rank 1 on n1 (step 7: waiting for data, data/reader.py:88 in read)"
     )
 
 
 def test_all_waiting_alike_are_all_shown():
-    assert "no rank is behind: rank 0 on n1" in describe([report(True), report(True)], 5)
+    assert "no rank is behind: rank 0 on n1" in blame([report(True), report(True)], 5)
 
 
 def test_a_thread_is_found_at_its_line_outside_of_torch():

@@ -16,7 +16,7 @@ from largescale.data.centre_crops import CentreCropMaker
 from largescale.data.corpora import open_corpora
 from largescale.data.decode import EncodedImage
 from largescale.data.reader import SampleError, ShardReader
-from shards.cleaning.duplicates import fingerprint
+from shards.cleaning.duplicates import image_hashes
 from shards.cleaning.rules import Cleaning
 from shards.conversion.convert import Options, convert
 from shards.format.ledger import read_ledger
@@ -135,4 +135,4 @@ def test_what_only_decoding_shows_is_found_by_all_alike(pile, tmp_path):
 def test_the_search_for_duplicates_hashes_what_can_be_seen():
     for specimen in zoo():
         for rules in (Cleaning(), Cleaning(plain=True)):
-            assert (fingerprint(specimen.payload, rules, look=True) is not None) == is_kept(specimen, rules), specimen
+            assert (image_hashes(specimen.payload, rules, look=True) is not None) == is_kept(specimen, rules), specimen

@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 
 from benchmarks.images import dead_leaves
 from shards.cleaning import duplicates
-from shards.cleaning.duplicates import Fingerprints, difference_hash, find_duplicates, fingerprint
+from shards.cleaning.duplicates import Fingerprints, difference_hash, find_duplicates, image_hashes
 from shards.cleaning.rules import Cleaning
 from shards.cli import main
 from shards.conversion.convert import Options, convert
@@ -150,8 +150,8 @@ def test_the_scan_knows_the_rules(rules, reason):
     payload = jpeg(Image.new("RGB", (40, 30), (3, 3, 3)))
     with pytest.raises(ImageError, match=reason):
         difference_hash(payload, rules)
-    assert fingerprint(payload, rules, look=True) is None
-    assert fingerprint(payload, rules, look=False) is not None  # its copies are left out by the same rule
+    assert image_hashes(payload, rules, look=True) is None
+    assert image_hashes(payload, rules, look=False) is not None  # its copies are left out by the same rule
 
 
 def test_pixels_are_counted_before_they_are_decoded(monkeypatch):
