@@ -71,6 +71,12 @@ class Gradients:
 class EmbeddingMethod(Method):
     """A method in two parts; `forward` is made of them."""
 
+    def task_views(self, views: Views, step: int) -> Views:
+        """What `embed` and `targets` see of views, such as patches cut out of them: a pure function of both and
+        of the configuration.
+        """
+        return views
+
     def embed(self, views: Views) -> Named:
         """What the loss takes of views, with its gradient. Called twice with the same views where the loss spans
         several micro-batches, so it must not depend on anything that the first call changes.
@@ -99,6 +105,7 @@ class EmbeddingMethod(Method):
         if isinstance(views, Embedded):
             assert part == "loss"
             return self._loss_and_gradients(views, step)
+        views = self.task_views(views, step)
         if part == "embed":
             return self.embed(views)
         with torch.no_grad():

@@ -129,6 +129,14 @@ class Method(nn.Module):
         """Called once when the method is built, for schedules and state that depend on the length of the run."""
         self.length = length
 
+    def begin(self) -> None:
+        """Called once by the engine that trains the method, when it is on its device and its length is known; not where
+        it is evaluated. State that only training needs gets its room here, such as `rows_by_id.RowsById`.
+
+        Raises:
+            InputError: on all ranks, if there are too many or too few images.
+        """
+
     def forward(self, views: Views, step: int) -> Output:
         """The loss of a micro-batch. Says under "Collectives:" what it exchanges."""
         raise NotImplementedError

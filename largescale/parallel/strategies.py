@@ -34,7 +34,8 @@ def build_engine(method: Method, config: Config, device: torch.device) -> Engine
     """Move a method to the device in the run's precision and wrap it as `parallel.strategy` says.
 
     Raises:
-        InputError: for an unknown strategy, or one whose library is missing; sizes that do not fit the ranks.
+        InputError: for an unknown strategy, or one whose library is missing; sizes that do not fit the ranks
+            or the run.
 
     Collectives: every rank must call it.
     """
@@ -48,6 +49,7 @@ def build_engine(method: Method, config: Config, device: torch.device) -> Engine
     method.to(None if drawn_in_pieces(config) else device, weights_dtype(config))
     engine = STRATEGIES[strategy].build(method, config, device)
     engine.follow(momentum=0.0)
+    method.begin()
     return engine
 
 

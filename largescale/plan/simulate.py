@@ -94,6 +94,7 @@ def simulate(config: Config, ranks: int) -> Simulation:
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         engine = _build(config, fake)
         with fake:
+            engine.method.begin()
             return _step(engine, config, ranks)
 
 
