@@ -32,3 +32,15 @@ def with_exif(jpeg: bytes, *blocks: bytes) -> bytes:
     """A JPEG with blocks of metadata at its head."""
     segments = b"".join(b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block for block in blocks)
     return jpeg[:2] + segments + jpeg[2:]
+
+
+def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
+    stored = io.BytesIO()
+    image.save(stored, file_format, **options)
+    return stored.getvalue()
+
+
+def ramp(width: int = 64, height: int = 48) -> np.ndarray:
+    """A picture with no symmetry, so that turning and colour mistakes show."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([4 * x % 256, 5 * y % 256, (x + 2 * y) % 256], axis=2).astype(np.uint8)

@@ -45,7 +45,8 @@ from shards.ground.errors import InputError
 from shards.inspection.index import index_folder
 from shards.inspection.verify import verify
 from tests.helpers.commands import IN_MEMORY
-from tests.shards.zoo import Specimen, zoo
+from tests.shards.specimens import Specimen
+from tests.shards.zoo import zoo
 
 IMAGES_A_ROUND, TARS_A_ROUND = 40, 3
 ROUND_S = 120

@@ -1,6 +1,6 @@
 """Conversion with every option, verification, training and evaluation agree on what is an image, and how it is seen.
 
-Covers: shards/images/jpeg.py, shards/images/png.py, shards/images/reading.py, shards/images/tiff.py
+Covers: shards/images/jpeg.py, shards/images/png.py, shards/images/tiff.py
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from shards.cleaning.rules import Cleaning
 from shards.conversion.convert import Options, convert
 from shards.format.ledger import read_ledger
 from shards.inspection.verify import verify
-from tests.shards.zoo import Specimen, zoo
+from tests.shards.specimens import Specimen
+from tests.shards.zoo import zoo
 
 RULES = {
     "kept": Cleaning(),
