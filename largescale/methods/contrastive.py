@@ -12,6 +12,7 @@ from largescale.config import Config, MethodConfig, require
 from largescale.config.setting import setting
 from largescale.methods.embedding_method import SPANS
 from largescale.methods.joint_embedding import JointEmbedding
+from largescale.methods.losses.picks import Picks
 from largescale.methods.method import Panel, Row, Sign
 from largescale.models.heads import hidden_widths
 
@@ -47,16 +48,14 @@ class Contrastive(JointEmbedding):
 
     @classmethod
     @torch.no_grad()
-    def watch(cls, first: Tensor, second: Tensor, logits: Tensor, partner: Tensor) -> dict[str, Tensor]:
+    def watch(cls, first: Tensor, second: Tensor, picks: Picks) -> dict[str, Tensor]:
         """The signs.
 
         Args:
             first, second: unit vectors [B, D] of two views of the same images.
-            logits: of candidates [N, C].
-            partner: which candidate is the right one, int64 [N].
+            picks: of this rank's views.
         """
-        picked = (logits.argmax(1) == partner).to(first.dtype).mean()
-        return cls.watch_embeddings(first, second) | {"picked": picked}
+        return cls.watch_embeddings(first, second) | {"picked": picks.picked()}
 
     @classmethod
     def brief(cls, row: Row) -> str:

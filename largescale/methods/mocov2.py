@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from largescale.config import Config, require
 from largescale.config.setting import setting
@@ -33,6 +33,7 @@ from largescale.distributed.collectives import gather_rows
 from largescale.methods.contrastive import Contrastive, ContrastiveSettings
 from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import unit
+from largescale.methods.losses.picks import among_others
 from largescale.methods.method import Average, Output
 from largescale.methods.teachers import following, teacher_of
 from largescale.models.backbones import build_backbone
@@ -120,13 +121,9 @@ class MoCoV2(Contrastive):
         Collectives: one all-gather of the keys.
         """
         queries, keys = inputs["queries"][0], inputs["keys"][0]
-        with torch.autocast(queries.device.type, enabled=False):
-            right = (queries * keys).sum(1, keepdim=True)
-            logits = torch.cat([right, queries @ self.queue.to(queries.dtype).T], dim=1) / self.config.temperature
-            partner = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
-            loss = cross_entropy(logits, partner)
-            self._keep(keys, step)
-        return Output(loss, self.watch(queries, keys, logits, partner), {"queries": queries.detach(), "keys": keys})
+        picks = among_others(queries, keys, self.queue, self.config.temperature)
+        self._keep(keys, step)
+        return Output(picks.loss(), self.watch(queries, keys, picks), {"queries": queries.detach(), "keys": keys})
 
     def _keep(self, keys: Tensor, step: int) -> None:
         """Put the keys of a step in the place of the oldest, once its last micro-batch is through."""

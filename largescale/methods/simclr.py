@@ -18,17 +18,16 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from largescale.config import Config
 from largescale.data.views import Views
-from largescale.distributed.collectives import gather_rows
 from largescale.methods.contrastive import Contrastive, ContrastiveSettings
 from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import unit
+from largescale.methods.losses.over_ranks import all_ranks
+from largescale.methods.losses.picks import among_views
 from largescale.methods.method import Output
 from largescale.models.backbones import build_backbone
-from largescale.processes import rank
 
 
 @dataclass
@@ -64,16 +63,10 @@ class SimCLR(Contrastive):
 
         Collectives: those of `gather_rows`, once.
         """
-        z = inputs["embeddings"].flatten(0, 1)
-        with torch.autocast(z.device.type, enabled=False):
-            candidates = gather_rows(z)
-            num, first = len(z), rank() * len(z)
-            own = torch.arange(num, device=z.device)
-            logits = (z @ candidates.T / self.config.temperature).scatter(1, (first + own)[:, None], -math.inf)
-            partner = first + (own + num // 2) % num
-            loss = cross_entropy(logits, partner)
-        views = z.detach().unflatten(0, (2, -1))
-        return Output(loss, self.watch(views[0], views[1], logits, partner), {"embeddings": views})
+        views = inputs["embeddings"]
+        picks = among_views(views, self.config.temperature, all_ranks())
+        views = views.detach()
+        return Output(picks.loss(), self.watch(views[0], views[1], picks), {"embeddings": views})
 
     @classmethod
     def loss_references(cls, config: Config) -> dict[str, float]:

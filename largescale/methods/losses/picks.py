@@ -1,0 +1,85 @@
+"""Losses in which an anchor picks its partner among candidates: logits, and what follows from them."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from largescale.methods.losses.over_ranks import Group, gathered, own_places
+
+
+class Picks(NamedTuple):
+    """Logits of N anchors. Each picks once per partner, from that one and all wrong candidates.
+
+    Attributes:
+        right: of its partners [N, P].
+        wrong: of the other candidates [N, C]; -inf where one is no candidate of an anchor.
+    """
+
+    right: Tensor
+    wrong: Tensor
+
+    def loss(self) -> Tensor:
+        """The mean cross-entropy of all picks, a scalar; no logit is too large for it."""
+        rest = self.wrong.logsumexp(1, keepdim=True)
+        return (torch.logaddexp(self.right, rest) - self.right).mean()
+
+    @torch.no_grad()
+    def picked(self) -> Tensor:
+        """The share of picks in which the partner is nearer than all wrong candidates, a scalar."""
+        return (self.right > self.wrong.amax(1, keepdim=True)).to(self.right.dtype).mean()
+
+
+def among_others(queries: Tensor, keys: Tensor, others: Tensor, temperature: float) -> Picks:
+    """Queries that pick the key of their image among it and others that all of them share.
+
+    Args:
+        queries: unit vectors [V * B, D], view after view.
+        keys: unit vectors [B, D] of the same images.
+        others: unit vectors [K, D].
+        temperature: divides cosines.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        right = (queries.view(-1, *keys.shape) * keys).sum(-1).view(-1, 1)
+        return Picks(right / temperature, queries @ others.to(queries.dtype).T / temperature)
+
+
+def among_batch(queries: Tensor, keys: Tensor, temperature: float, group: Group) -> Picks:
+    """Queries that pick the key of their image among the keys of all images of the ranks' batches.
+
+    Args:
+        queries: unit vectors [V * B, D], view after view.
+        keys: unit vectors [B, D] of the same images.
+        temperature: divides cosines.
+        group: ranks with other images.
+
+    Collectives: those of `gather_rows`, once, for the keys.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        logits = queries @ gathered(keys, group).T / temperature
+        partner = own_places(len(keys), group, keys.device).repeat(len(queries) // len(keys))[:, None]
+        return Picks(logits.gather(1, partner), logits.scatter(1, partner, -math.inf))
+
+
+def among_views(views: Tensor, temperature: float, group: Group) -> Picks:
+    """Views that pick each other view of their image among it and all views of other images.
+
+    Args:
+        views: unit vectors [V, B, D].
+        temperature: divides cosines.
+        group: ranks with other images.
+
+    Collectives: those of `gather_rows`, once, for the views.
+    """
+    num_views, num = views.shape[:2]
+    rows = views.flatten(0, 1)
+    with torch.autocast(views.device.type, enabled=False):
+        logits = rows @ gathered(rows, group).T / temperature
+        places = own_places(len(rows), group, views.device).view(num_views, num)
+        view = torch.arange(num_views, device=views.device)
+        # Where the views of each row's image are among the gathered ones, [V * B, V], itself first.
+        of_image = places[(view[:, None] + view) % num_views].transpose(1, 2).flatten(0, 1)
+        return Picks(logits.gather(1, of_image[:, 1:]), logits.scatter(1, of_image, -math.inf))
