@@ -88,3 +88,11 @@ def tiny_overrides(shard_folder: Path, test_shard_folder: Path, tmp_path: Path) 
         ]
 
     return overrides
+
+
+@pytest.fixture(scope="session")
+def scene_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Training and test scenes of several garments, with lists of labels, masks and boxes."""
+    from tests.helpers.canvases import scenes
+
+    return scenes(tmp_path_factory.mktemp("scenes"))

@@ -148,6 +148,15 @@ class ShardReader:
         shard, row = self.locate(sample_id)
         return int(self._known_index(shard).label[row])
 
+    def place(self, sample_id: int) -> tuple[Path, int]:
+        """The tar that holds a sample, which is here, and where in it its image begins.
+
+        Raises:
+            ShardLost, InputError: as `read`.
+        """
+        shard, row = self.locate(sample_id)
+        return self._entry_path(shard), self._shard(shard)[1].offset.item(row)
+
     def describe(self, sample_id: int) -> dict[str, object]:
         """Shard, key and byte offset of a sample, for the ledger of skipped ones; its row where the index is lost."""
         shard, row = self.locate(sample_id)

@@ -10,7 +10,6 @@ import torch
 from largescale.config import Config, corpus_settings
 from largescale.data.corpora import Corpus
 from largescale.evaluate.feature_set import FeatureSet
-from largescale.evaluate.knn import HEADLINE_K
 from shards.format.manifest import Manifest, read_manifest
 from shards.format.shard_index import read_index
 from shards.ground.errors import InputError
@@ -21,21 +20,19 @@ _MOST_COMPARED = 20_000_000
 _SHARDS_AT_A_TIME = 1000
 
 
-def doubts(
-    protocol: str, config: Config, shards: tuple[Corpus, Corpus], features: tuple[FeatureSet, FeatureSet]
-) -> list[str]:
-    """Sentences for the terminal, the result file and the report.
+def doubts(config: Config, shards: tuple[Corpus, Corpus]) -> list[str]:
+    """Sentences for the terminal, the result file and the report, about training and test images.
 
     Args:
-        protocol: that is measured.
         config: whose `data.shards` the network was trained on.
-        shards: labelled training and test shards.
-        features: of the two, of any network.
+        shards: training and test shards.
     """
-    found = [_same_images(*shards), _trained_on(config, *shards), _unknown_classes(*features)]
-    if protocol == "knn":
-        found.append(_small_classes(features[0]))
-    return [sentence for sentence in found if sentence]
+    return [sentence for sentence in (_same_images(*shards), _trained_on(config, *shards)) if sentence]
+
+
+def class_doubts(train: FeatureSet, test: FeatureSet) -> list[str]:
+    """Sentences about the classes of training and test images."""
+    return [sentence for sentence in [_unknown_classes(train, test)] if sentence]
 
 
 def num_shared(train: Corpus, test: Corpus) -> int:
@@ -107,15 +104,4 @@ def _unknown_classes(train: FeatureSet, test: FeatureSet) -> str:
     return (
         f"{len(missing)} classes of the test images ({train.classes[missing[0]]}, ...) have no labelled training "
         f"image: {num:,} of {len(test):,} test images cannot be classified correctly"
-    )
-
-
-def _small_classes(train: FeatureSet) -> str:
-    counts = torch.bincount(train.labels)
-    fewest, k = int(counts[counts > 0].min()), min(HEADLINE_K, len(train))
-    if fewest >= k:
-        return ""
-    return (
-        f"the smallest class has {fewest} labelled training images, fewer than the k = {k} neighbours that vote: "
-        f"its images can be outvoted by others; check smaller k"
     )

@@ -51,8 +51,14 @@ def load_method(config: Config, checkpoint: Checkpoint | None) -> Method:
     return method.float()
 
 
-def labelled_corpus(location: object, key: str, config: Config) -> Corpus:
+def labelled_corpus(location: object, key: str, config: Config, *, classes: bool = True) -> Corpus:
     """A shard folder, or its URL, that can be evaluated on.
+
+    Args:
+        location: of the folder.
+        key: of the setting that names it.
+        config: how shards are opened.
+        classes: whether its samples must be of classes.
 
     Raises:
         InputError: not set, not there, damaged or without labels.
@@ -61,7 +67,7 @@ def labelled_corpus(location: object, key: str, config: Config) -> Corpus:
         raise InputError(f"{key} is not set; pass {key}=FOLDER with labelled shards")
     corpus = open_corpus(location, config.data)
     corpus.check_files()
-    if not corpus.manifest.classes:
+    if classes and not corpus.manifest.classes:
         raise InputError(f"{key}={location}: its samples have no labels; make it with `shards convert --labels folder`")
     return corpus
 
@@ -152,12 +158,13 @@ def blocks(num_samples: int, batch: int) -> list[np.ndarray]:
 
 
 def extract(
-    corpus: Corpus, config: Config, networks: dict[str, Network], device: torch.device
+    corpus: Corpus, config: Config, networks: dict[str, Network], device: torch.device, *, labelled: bool = True
 ) -> dict[str, FeatureSet]:
-    """Features of all labelled samples under several networks, in one pass over the images that all ranks share.
+    """Features of the samples under several networks, in one pass over the images that all ranks share.
 
     Args:
         networks: by name.
+        labelled: whether to leave out samples without a class; theirs is -1.
 
     Returns:
         By name on rank 0; empty on other ranks.
@@ -174,7 +181,7 @@ def extract(
     features: dict[str, list[Tensor]] = {name: [] for name in networks}
     said, quiet = f"features of {manifest.root.name}", rank() > 0
     with (
-        closing(features_of([corpus], config, networks, own, device, labelled=True)) as source,
+        closing(features_of([corpus], config, networks, own, device, labelled=labelled)) as source,
         tqdm(total=sum(map(len, own)), desc=said, unit="image", leave=False, mininterval=1, disable=quiet) as bar,
     ):
         for found in source:
@@ -184,7 +191,7 @@ def extract(
                 features[name].append(values)
             bar.update(len(own[found.crops.number]))
     sets = _gathered(features, labels, ids, tuple(manifest.classes))
-    on_rank_0(lambda: _check(sets, corpus))
+    on_rank_0(lambda: _check(sets, corpus, labelled))
     return sets
 
 
@@ -202,25 +209,27 @@ def _gathered(
     return sets
 
 
-def _check(sets: dict[str, FeatureSet], corpus: Corpus) -> None:
+def _check(sets: dict[str, FeatureSet], corpus: Corpus, labelled: bool) -> None:
     num_samples, root = corpus.manifest.num_samples, corpus.manifest.root
+    what = "has a label and can be read" if labelled else "can be read"
     for name, one in sets.items():
         if len(one) == 0:
-            raise InputError(f"{root}: no sample has a label and can be read")
+            raise InputError(f"{root}: no sample {what}")
         check_finite(name, one.features, root.name)
     found = len(next(iter(sets.values())))
     if found < num_samples:
-        left_out = num_samples - found
-        _log.warning("%s: %d of %d samples are left out, without a label or unreadable", root, left_out, num_samples)
+        why = "without a label or unreadable" if labelled else "unreadable"
+        _log.warning("%s: %d of %d samples are left out, %s", root, num_samples - found, num_samples, why)
 
 
-def can_be_read(corpus: Corpus, config: Config, known: Tensor) -> bool:
-    """Whether labelled samples other than `known`, which had to be left out, can be read by now."""
+def can_be_read(corpus: Corpus, config: Config, known: Tensor, *, labelled: bool = True) -> bool:
+    """Whether samples (of a class, if `labelled`) other than `known`, which had to be left out, can be read by now."""
     missing = torch.ones(corpus.manifest.num_samples, dtype=torch.bool).scatter_(0, known, False).nonzero()
     if len(missing) == 0:
         return False
     maker = CentreCropMaker([corpus], config)
-    return any(maker.reader.label(number) >= 0 and is_readable(maker, number) for number in missing.flatten().tolist())
+    wanted = (number for number in missing.flatten().tolist() if not labelled or maker.reader.label(number) >= 0)
+    return any(is_readable(maker, number) for number in wanted)
 
 
 def is_readable(maker: CentreCropMaker, sample_id: int) -> bool:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from largescale.config import Config
-from largescale.data.corpora import Corpus
 from largescale.evaluate import exemplars
 from largescale.evaluate.extract import can_be_read, drop_equal_channels, extract, pixels
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.made_from import VERSION, Stamp, difference, images_stamp, network_stamp, weights_stamp
+from largescale.evaluate.subject import Subject
 from largescale.evaluate.weights import Weights, exemplars_of, method_of
 from largescale.methods import Method
 from largescale.processes import from_rank_0, on_rank_0, rank
@@ -31,27 +31,36 @@ PARTS = ("train", "test")
 _log = logging.getLogger(__name__)
 
 
-def path_of(run_dir: Path, name: str, part: str) -> Path:
-    """Where the features of a network on a part (`train` or `test`) are."""
-    return run_dir / "eval" / "features" / f"{name}-{part}.safetensors"
+def path_of(run_dir: Path, name: str, part: str, *, every: bool = False) -> Path:
+    """Where the features of a network on a part (`train` or `test`) are: of its labelled images, or of every one."""
+    return run_dir / "eval" / "features" / f"{name}-{part}{'-all' if every else ''}.safetensors"
 
 
-def features_of_run(
-    config: Config, run_dir: Path, weights: Weights, shards: tuple[Corpus, Corpus], stamps: tuple[Stamp, Stamp]
+def features_of_subject(
+    subject: Subject, *, every: bool = False
 ) -> tuple[dict[str, FeatureSet], dict[str, FeatureSet]]:
-    """Features of labelled training and test shards by network name; only those that do not fit are made again.
+    """Features of training and test shards by network name; only those that do not fit are made again.
 
     Under torchrun the ranks share the images; rank 0 writes the files, and the other ranks read them.
+
+    Args:
+        subject: networks and shards.
+        every: whether samples without a class take part.
 
     Raises:
         InputError: no sample can be used, or features are not finite.
 
     Collectives: every rank must call it; those of `extract`, and two broadcasts of an object.
     """
+    config, run_dir, weights, shards = subject.config, subject.run_dir, subject.weights, subject.shards
+
+    def path(name: str, place: int) -> Path:
+        return path_of(run_dir, name, PARTS[place], every=every)
+
     names = list(NETWORKS) if config.evaluate.baselines else ["pretrained"]
-    wanted = {(name, place): _stamp(name, place, config, weights, stamps) for name in names for place in (0, 1)}
+    wanted = {(name, place): _stamp(name, place, subject, every) for name in names for place in (0, 1)}
     kept: dict[tuple[str, int], FeatureSet | None] = {}
-    on_rank_0(lambda: kept.update(_kept(run_dir, wanted, shards, config)))
+    on_rank_0(lambda: kept.update(_kept(path, wanted, subject, every)))
     if kept and "pixels" in names and None in (kept["pixels", 0], kept["pixels", 1]):
         kept["pixels", 0] = kept["pixels", 1] = None  # both lose their equal channels, or neither does
     stale = from_rank_0([place for place in wanted if kept[place] is None] if kept else [])
@@ -59,7 +68,8 @@ def features_of_run(
     made: dict[tuple[str, int], FeatureSet] = {}
     for place, corpus in enumerate(shards):
         if needed := [name for name, where in stale if where == place]:
-            found = extract(corpus, config, {name: networks[name] for name in needed}, networks.device)
+            chosen = {name: networks[name] for name in needed}
+            found = extract(corpus, config, chosen, networks.device, labelled=not every)
             made |= {(name, place): features for name, features in found.items()}
     whole = {place: one for place, one in kept.items() if one is not None} | made
 
@@ -67,43 +77,48 @@ def features_of_run(
         if ("pixels", 0) in made:
             whole["pixels", 0], whole["pixels", 1] = drop_equal_channels(made["pixels", 0], made["pixels", 1])
         for name, place in stale:
-            whole[name, place].save(path_of(run_dir, name, PARTS[place]), wanted[name, place])
-        if shown := exemplars_of(config, weights):
-            path = exemplars.path_of(run_dir, shown.name)
-            _keep_exemplars(config, path, networks, whole["pretrained", 0], wanted["pretrained", 0])
+            whole[name, place].save(path(name, place), wanted[name, place])
+        if not every and (shown := exemplars_of(config, weights)):
+            scores = exemplars.path_of(run_dir, shown.name)
+            _keep_exemplars(config, scores, networks, whole["pretrained", 0], wanted["pretrained", 0])
 
     on_rank_0(write)
     if rank() > 0:
-        whole = {(name, place): FeatureSet.load(path_of(run_dir, name, PARTS[place])) for name, place in wanted}
+        whole = {(name, place): FeatureSet.load(path(name, place)) for name, place in wanted}
     return {name: whole[name, 0] for name in names}, {name: whole[name, 1] for name in names}
 
 
-def _stamp(name: str, place: int, config: Config, weights: Weights, shards: tuple[Stamp, Stamp]) -> Stamp:
+def _stamp(name: str, place: int, subject: Subject, every: bool) -> Stamp:
     """What the features of one file depend on."""
+    config, shards = subject.config, subject.stamps
     stamp = {"version": VERSION, "images": images_stamp(config), "shards": shards[place]}
+    if every:
+        stamp["samples"] = "all"
     if name == "pixels":
         return {**stamp, "other_part": shards[1 - place]}
-    network = network_stamp(config, weights)
+    network = network_stamp(config, subject.weights)
     if name == "untrained":
         return {**stamp, "network": network, "seed": config.run.seed}
-    return {**stamp, "network": network, "weights": weights_stamp(weights)}
+    return {**stamp, "network": network, "weights": weights_stamp(subject.weights)}
 
 
 def _kept(
-    run_dir: Path, wanted: dict[tuple[str, int], Stamp], shards: tuple[Corpus, Corpus], config: Config
+    path_to: Callable[[str, int], Path], wanted: dict[tuple[str, int], Stamp], subject: Subject, every: bool
 ) -> dict[tuple[str, int], FeatureSet | None]:
     """The features on disk that are of what is wanted, None for others; a line says why those are made again."""
     kept, reasons = {}, dict[str, list[str]]()
     for (name, place), stamp in wanted.items():
-        path = path_of(run_dir, name, PARTS[place])
+        path = path_to(name, place)
         features, why = _read(path, stamp) if path.is_file() else (None, "")
-        if features is not None and can_be_read(shards[place], config, features.ids):
+        if features is not None and can_be_read(
+            subject.shards[place], subject.config, features.ids, labelled=not every
+        ):
             features, why = None, "images that could not be read before can be read now"
         kept[name, place] = features
         if why:
             reasons.setdefault(why, []).append(path.stem)
     for why, names in reasons.items():
-        _log.info("recomputing the features of %s in %s: %s", ", ".join(names), run_dir / "eval", why)
+        _log.info("recomputing the features of %s in %s: %s", ", ".join(names), subject.run_dir / "eval", why)
     return kept
 
 

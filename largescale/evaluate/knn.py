@@ -71,7 +71,20 @@ def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, 
         "num_neighbours": headline,
         "top1_by_k": by_k,
         "top1_by_temperature": {str(temperature): by_k[headline] for temperature, by_k in found.items()},
+        "doubts": _small_classes(train, headline),
     }
+
+
+def _small_classes(train: FeatureSet, k: int) -> list[str]:
+    """What to say where the smallest class cannot fill the neighbours of its own images."""
+    counts = torch.bincount(train.labels)
+    fewest = int(counts[counts > 0].min())
+    if fewest >= k:
+        return []
+    return [
+        f"the smallest class has {fewest} labelled training images, fewer than the k = {k} neighbours that vote: "
+        f"its images can be outvoted by others; check smaller k"
+    ]
 
 
 @torch.no_grad()

@@ -19,7 +19,9 @@ from largescale.evaluate import (
     low_shot_finetune,
     retrieval,
     spectrum,
+    svm,
 )
+from largescale.evaluate.ways import Way, by_features, by_lists, by_training
 from shards.ground.errors import InputError
 
 COMMON = frozenset(item.name for item in fields(EvaluateConfig))
@@ -31,16 +33,16 @@ class Protocol:
     """One entry of `PROTOCOLS`.
 
     Attributes:
-        measure: what the features of training and test images are worth, from two `FeatureSet`s and its own
-            `Settings`; if it `trains`, what a network is worth, from a `Trial` and its own `Settings`. What it returns
-            has at least the `metric`.
+        measure: what a network is worth: from what its `way` gives, and its own `Settings`. What it returns has at
+            least the `metric`; sentences under `doubts` become warnings.
         Settings: the keys under `evaluate` that it has beside those of all.
         chosen_on: on what it chooses settings, if any: never on the test images.
         metric: the value that is quoted, by its name in a result.
         title: of the metric, for people.
         is_share: whether it is one, to be shown in percent.
         on_training_images: whether its values are of these, not of the test images.
-        trains: whether it trains on images, and needs the network instead of its features.
+        way: what it measures: see `ways.py`.
+        of_classes: whether samples must be of classes.
     """
 
     measure: Callable[..., dict[str, Any]]
@@ -50,7 +52,8 @@ class Protocol:
     title: str = "top-1"
     is_share: bool = True
     on_training_images: bool = False
-    trains: bool = False
+    way: Way = by_features
+    of_classes: bool = True
 
     def own_keys(self) -> list[str]:
         """The keys under `evaluate` that it has beside those of all."""
@@ -63,14 +66,23 @@ PROTOCOLS = {
     "linear-cached": Protocol(linear_cached.measure, linear_cached.Settings, linear_cached.CHOSEN_ON),
     "low-shot": Protocol(low_shot.measure, low_shot.Settings, low_shot.CHOSEN_ON, title="top-1, smallest share"),
     "linear-augmented": Protocol(
-        linear_augmented.measure, linear_augmented.Settings, linear_augmented.CHOSEN_ON, trains=True
+        linear_augmented.measure, linear_augmented.Settings, linear_augmented.CHOSEN_ON, way=by_training
     ),
-    "finetune": Protocol(finetune.measure, finetune.Settings, finetune.CHOSEN_ON, trains=True),
+    "finetune": Protocol(finetune.measure, finetune.Settings, finetune.CHOSEN_ON, way=by_training),
     "low-shot-finetune": Protocol(
-        low_shot_finetune.measure, low_shot_finetune.Settings, low_shot_finetune.CHOSEN_ON, trains=True
+        low_shot_finetune.measure, low_shot_finetune.Settings, low_shot_finetune.CHOSEN_ON, way=by_training
     ),
     "retrieval": Protocol(
         retrieval.measure, retrieval.Settings, retrieval.CHOSEN_ON, metric="map", title="mean average precision"
+    ),
+    "svm": Protocol(
+        svm.measure,
+        svm.Settings,
+        svm.CHOSEN_ON,
+        metric="map_11_points",
+        title="mean average precision (VOC07, 11 points)",
+        way=by_lists,
+        of_classes=False,
     ),
     "clusters": Protocol(clusters.measure, clusters.Settings, clusters.CHOSEN_ON, metric="nmi", title="NMI of k-means"),
     "spectrum": Protocol(

@@ -6,12 +6,17 @@ Every rank has all features (the files are mapped into memory, which ranks of a 
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
+import torch.distributed as dist
 from scipy.stats import binomtest
 from torch import Tensor
 
 from largescale.distributed.collectives import sum_over_ranks
 from largescale.processes import rank, world_size
+
+Value = TypeVar("Value")
 
 
 def own_rows(num_rows: int) -> Tensor:
@@ -22,6 +27,14 @@ def own_rows(num_rows: int) -> Tensor:
 def total(part: Tensor) -> Tensor:
     """The sum of all ranks' tensors, float64 on the host. Collectives: one all-reduce if there are several ranks."""
     return sum_over_ranks({"part": part})["part"] if world_size() > 1 else part.double().cpu()
+
+
+def from_all_ranks(own: dict[str, Value]) -> dict[str, Value]:
+    """What all ranks have found, of different names. Collectives: one all-gather of objects if there are several."""
+    parts: list[dict[str, Value]] = [own] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(parts, own)
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def interval(share: float, num: int) -> list[float]:

@@ -10,9 +10,11 @@ import torch
 
 from largescale.config import load_config
 from largescale.data.corpora import Corpus
-from largescale.evaluate import clusters, knn, linear_cached, low_shot, retrieval
+from largescale.evaluate import clusters, knn, linear_cached, low_shot, retrieval, svm
 from largescale.evaluate.extract import load_method
+from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.image_training import Recipe, Trial, trained_scores
+from largescale.evaluate.label_lists import LabelLists
 from largescale.processes import rank
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
@@ -21,6 +23,16 @@ from tests.helpers.features import features
 from tests.helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
+
+
+class Two(LabelLists):
+    """Two labels for each image: its class, and whether it is one of the first two."""
+
+    def __init__(self, features: FeatureSet) -> None:
+        self._labels = features.labels.tolist()
+
+    def read(self, source: str, ids: torch.Tensor) -> list[frozenset[str] | None]:
+        return [frozenset({str(label), "few" if label < 2 else "more"}) for label in self._labels]
 
 
 def figures() -> dict[str, Any]:
@@ -33,6 +45,7 @@ def figures() -> dict[str, Any]:
         "low-shot": low_shot.measure(train, test, low_shot.Settings(low_shot_splits=2, low_shot_strengths=strengths)),
         "retrieval": retrieval.measure(train, test, retrieval.Settings()),
         "clusters": clusters.measure(train, test, clusters.Settings()),
+        "svm": svm.measure((train, Two(train)), (test, Two(test)), svm.Settings(svm_costs=[0.1, 1.0])),
     }
 
 

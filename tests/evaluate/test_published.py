@@ -1,6 +1,6 @@
 """Weights that others published, in place of a run.
 
-Covers: largescale/evaluate/weights.py
+Covers: largescale/evaluate/subject.py, largescale/evaluate/weights.py
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
 
 import largescale
 from largescale.cli import main
@@ -23,26 +22,15 @@ from largescale.data.decode import decode
 from largescale.data.reader import ShardReader
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.published import any_target_at
+from tests.helpers.networks import narrow_resnet
 
 SIZES = ["evaluate.resize=32", "evaluate.size=32", "data.workers=0"]
-
-
-def network() -> nn.Module:
-    """torchvision's ResNet, eight times narrower than a ResNet-18 and of half its depth."""
-    torch.manual_seed(0)
-    found = ResNet(BasicBlock, [1, 1, 1, 1])
-    found.conv1, found.bn1, found.inplanes = nn.Conv2d(3, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8), 8
-    for number in range(4):
-        stage = found._make_layer(BasicBlock, 8 * 2**number, 1, stride=1 if number == 0 else 2)
-        setattr(found, f"layer{number + 1}", stage)
-    found.fc = nn.Linear(64, 10)
-    return found.eval()
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("published") / "narrow.pth"
-    torch.save({"state_dict": {f"module.{name}": value for name, value in network().state_dict().items()}}, path)
+    torch.save({"state_dict": {f"module.{name}": value for name, value in narrow_resnet().state_dict().items()}}, path)
     return path
 
 
@@ -65,7 +53,7 @@ def test_a_file_is_measured_with_its_baselines(file, places, test_shard_folder, 
     reader = ShardReader([open_corpus(str(test_shard_folder), config.data)])
     images = torch.stack([centre_crop(decode(reader.read(n), max_pixels=2**20), 32, 32) for n in range(100)])
     mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    theirs = network()
+    theirs = narrow_resnet()
     theirs.fc = nn.Identity()
     with torch.no_grad():
         assert torch.allclose(theirs((images / 255 - mean) / std), found, rtol=1e-4, atol=1e-5)
@@ -74,7 +62,7 @@ def test_a_file_is_measured_with_its_baselines(file, places, test_shard_folder, 
 def test_files_stand_in_one_table_and_results_go_where_run_dir_says(file, places, tmp_path, capsys):
     other = tmp_path / "other.safetensors"
     sizes = {"input_size": "[3, 28, 28]", "resize": "30"}
-    save_file({name: value + 0.01 for name, value in network().state_dict().items() if value.ndim}, other, sizes)
+    save_file({name: value + 0.01 for name, value in narrow_resnet().state_dict().items() if value.ndim}, other, sizes)
     words = [*places[:2], "data.workers=0", "evaluate.baselines=false", f"run.dir={tmp_path / 'out'}"]
     assert main(["evaluate", "retrieval", str(file), str(other), *SIZES, *words]) == 0
     _, head, first, second = capsys.readouterr().out.splitlines()

@@ -1,0 +1,68 @@
+"""What a protocol measures, and on what: weights, and training and test shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from largescale.config import Config
+from largescale.data.corpora import Corpus
+from largescale.evaluate.extract import labelled_corpus
+from largescale.evaluate.made_from import Stamp, shards_stamp
+from largescale.evaluate.weights import Weights
+from shards.format.manifest import Manifest
+from shards.ground.errors import InputError
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured, and on what.
+
+    Attributes:
+        run_dir: where features and results go.
+        weights: those that are measured.
+        config: that describes them.
+        shards: training and test shards.
+        stamps: of these.
+    """
+
+    run_dir: Path
+    weights: Weights
+    config: Config
+    shards: tuple[Corpus, Corpus]
+    stamps: tuple[Stamp, Stamp]
+
+    @staticmethod
+    def of(run_dir: Path, weights: Weights, config: Config, *, classes: bool = True) -> Subject:
+        """With the shards that the configuration names, whose samples must be of classes if `classes`.
+
+        Raises:
+            InputError: they are not there, have no labels or other classes.
+        """
+        shards, locations = _labelled_shards(config, classes)
+        stamps = shards_stamp(shards[0], locations[0]), shards_stamp(shards[1], locations[1])
+        return Subject(run_dir, weights, config, shards, stamps)
+
+
+def _labelled_shards(config: Config, classes: bool) -> tuple[tuple[Corpus, Corpus], tuple[str, str]]:
+    """Training and test shards, and where they are."""
+    # Both folders first: a missing one must not cost the time of the other.
+    locations = config.evaluate.train_shards or config.data.shards, config.data.eval_shards
+    shards = (
+        labelled_corpus(locations[0], "evaluate.train_shards", config, classes=classes),
+        labelled_corpus(locations[1], "data.eval_shards", config, classes=classes),
+    )
+    if classes:
+        _check_same_classes(shards[0].manifest, shards[1].manifest)
+    return shards, locations
+
+
+def _check_same_classes(train: Manifest, test: Manifest) -> None:
+    # Labels are positions in the list of classes.
+    if train.classes != test.classes:
+        only = sorted(set(train.classes) ^ set(test.classes))
+        raise InputError(
+            f"data.eval_shards={test.root}: its {len(test.classes)} classes are not the {len(train.classes)} of "
+            f"{train.root} ({f'{only[0]} is only in one of them' if only else 'their order differs'}); convert both "
+            f"with the same class folders"
+        )

@@ -1,0 +1,100 @@
+"""How protocols come to what they measure: from features of classes, of all samples, or by training on images.
+
+Each way measures the network and its baselines, and says on how many images.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from largescale.evaluate.doubts import class_doubts
+from largescale.evaluate.feature_set import FeatureSet
+from largescale.evaluate.features import features_of_subject
+from largescale.evaluate.image_training import Trial, labelled
+from largescale.evaluate.label_lists import LabelLists
+from largescale.evaluate.subject import Subject
+from largescale.evaluate.weights import method_of
+from shards.ground.errors import InputError
+
+Measure = Callable[..., dict[str, Any]]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a way has found.
+
+    Attributes:
+        results: by network.
+        num_train, num_test: images that took part.
+        doubts: sentences about them.
+    """
+
+    results: dict[str, dict[str, Any]]
+    num_train: int
+    num_test: int
+    doubts: list[str]
+
+
+Way = Callable[[Measure, Subject], Measured]
+
+
+def by_features(measure: Measure, subject: Subject) -> Measured:
+    """`measure(train, test, settings)` of the `FeatureSet`s of labelled images."""
+    train, test = features_of_subject(subject)
+    results = {network: measure(train[network], test[network], subject.config.evaluate) for network in train}
+    return _of_classes(results, subject, (train["pretrained"], test["pretrained"]))
+
+
+def by_lists(measure: Measure, subject: Subject) -> Measured:
+    """`measure(train, test, settings)` of `FeatureSet`s of all images with their `LabelLists`."""
+    train, test = features_of_subject(subject, every=True)
+    lists = [LabelLists(corpus) for corpus in subject.shards]
+    results = {
+        network: measure((train[network], lists[0]), (test[network], lists[1]), subject.config.evaluate)
+        for network in train
+    }
+    shown = results["pretrained"]
+    return Measured(results, shown["num_train"], shown["num_test"], _doubts_of(results))
+
+
+def by_training(measure: Measure, subject: Subject) -> Measured:
+    """`measure(trial, settings)` of a network that may be trained; the baseline is the same training from scratch."""
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    config, shards = subject.config, subject.shards
+    networks = {"pretrained": True, **({"untrained": False} if config.evaluate.baselines else {})}
+    results = {}
+    for name, trained in networks.items():
+        method = method_of(config, subject.weights, trained=trained).to(device)
+        place = config.evaluate.train_shards or config.data.shards
+        trial = Trial(config, method, *shards, place, subject.run_dir / "eval" / "splits", device)
+        try:
+            results[name] = measure(trial, config.evaluate)
+        except InputError as error:
+            if name == "pretrained":
+                raise
+            _log.warning("left out, the %s network: %s", name, error)  # it may not cost the result that is there
+    return _of_classes(results, subject, (labelled(shards[0]), labelled(shards[1])))
+
+
+def _of_classes(results: dict[str, dict[str, Any]], subject: Subject, pair: tuple[FeatureSet, FeatureSet]) -> Measured:
+    lines = []
+    for corpus, found in zip(subject.shards, pair, strict=True):
+        total = corpus.manifest.num_samples
+        if len(found) < total:
+            lines.append(
+                f"{total - len(found):,} of {total:,} samples of {corpus.manifest.name} are left out: "
+                f"unlabelled or unreadable"
+            )
+    return Measured(results, len(pair[0]), len(pair[1]), [*lines, *class_doubts(*pair), *_doubts_of(results)])
+
+
+def _doubts_of(results: dict[str, dict[str, Any]]) -> list[str]:
+    """What measures say under `doubts`, taken out of the results; networks are measured on the same images."""
+    return list(dict.fromkeys(sentence for result in results.values() for sentence in result.pop("doubts", [])))
