@@ -21,6 +21,7 @@ from torch import Tensor
 
 from largescale.data.views import Views
 from largescale.methods.method import Method, Output
+from largescale.models.running_statistics import statistics_untouched
 
 Named = dict[str, Tensor]
 """Tensors [X, B, ...] by name, the images of a batch on the second axis."""
@@ -110,8 +111,11 @@ class EmbeddingMethod(Method):
             return self.embed(views)
         with torch.no_grad():
             targets = self.targets(views)
-        embeddings = self.embed(views)
-        return (embeddings, targets) if part == "inputs" else self.loss(embeddings | targets, views.ids, step)
+        if part == "inputs":
+            # Views are embedded once more, and feed running statistics then; a teacher sees them this once.
+            with statistics_untouched(self.modules()):
+                return self.embed(views), targets
+        return self.loss(self.embed(views) | targets, views.ids, step)
 
     def _loss_and_gradients(self, whole: Embedded, step: int) -> tuple[Output, Gradients]:
         """The loss, and its gradient at each embedding. Called without a graph, so that no wrapper prepares a backward

@@ -9,13 +9,14 @@ import torch
 from largescale.config import Config
 from largescale.config.setting import a_name
 from largescale.data.length import Length
+from largescale.methods.dino import DINO
 from largescale.methods.method import Method
 from largescale.methods.mocov2 import MoCoV2
 from largescale.methods.simclr import SimCLR
 from largescale.methods.swav.method import SwAV
 from shards.ground.errors import InputError
 
-METHODS: dict[str, type[Method]] = {"swav": SwAV, "simclr": SimCLR, "mocov2": MoCoV2}
+METHODS: dict[str, type[Method]] = {"swav": SwAV, "simclr": SimCLR, "mocov2": MoCoV2, "dino": DINO}
 
 
 def build_method(config: Config, length: Length | None = None, *, on_meta: bool = False) -> Method:

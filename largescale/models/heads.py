@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -9,10 +10,10 @@ from torch import nn
 from largescale.config.setting import setting
 
 
-def hidden_widths() -> Any:
+def hidden_widths(default: Sequence[int] = (2048,)) -> Any:
     """The setting of methods that have a projection head: a field of a dataclass."""
     return setting(
-        [2048],
+        list(default),
         "Hidden widths of the projection head.",
         at_least=1,
         at_most=2**24,

@@ -22,7 +22,6 @@ from largescale.data.views import Views
 from largescale.distributed.collectives import sum_over_ranks
 from largescale.methods.embedding_method import Embedded
 from largescale.methods.method import Method, Output
-from largescale.models.running_statistics import statistics_untouched
 from largescale.models.unit_rows import normalize_rows_
 from largescale.optim.lars import local_piece, norms, shard_group
 from largescale.optim.roles import parameters_with, set_rates
@@ -105,8 +104,7 @@ class Engine:
         """The same with one loss over all micro-batches, each of which is embedded twice."""
         micro_batches = self.micro_batches(views)
         with torch.no_grad():
-            with statistics_untouched(self.method.modules()):
-                inputs = [self._call(micro_views, step, "inputs") for micro_views in micro_batches]
+            inputs = [self._call(micro_views, step, "inputs") for micro_views in micro_batches]
             output, gradients = self._call(Embedded(inputs, views.ids), step, "loss")
         for number, micro_views in enumerate(micro_batches):
             with self.gradient_sync(last=number == self.accumulate - 1):

@@ -177,7 +177,7 @@ def test_what_one_setting_needs_is_another():
         ("model.backbone=resnet51", "model.backbone=resnet51: expected one of resnet, resnet50w2"),
         ("optim.owners=x", "unknown key optim.owners"),
         ("method.moved=x", "unknown key method.moved"),
-        ("method.name=simclar", "method.name=simclar: expected one of swav, simclr, mocov2; did you mean simclr?"),
+        ("method.name=simclar", "; did you mean simclr?"),
         ("parallel.strategy=fdsp", "one of ddp, fsdp, zero1, zero2, zero3, fairscale; did you mean fsdp?"),
         ("optim.name=adam", "optim.name=adam: expected one of lars, adamw, sgd; did you mean adamw?"),
         ("model.backbone=resnet_50", "; did you mean resnet50?"),
