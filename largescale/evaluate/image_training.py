@@ -29,6 +29,7 @@ from largescale.data.stream import Batch, Stream
 from largescale.distributed.out_of_memory import memory_for
 from largescale.evaluate.extract import extract
 from largescale.evaluate.feature_set import FeatureSet
+from largescale.evaluate.training_state import TrainingState, Unfinished
 from largescale.methods import Method
 from largescale.parallel.batchnorm import synchronize_batchnorm
 from largescale.processes import from_rank_0, rank, world_size
@@ -53,6 +54,7 @@ class Trial:
         place: of the training shards, as the configuration names it.
         scratch: a folder of this measurement.
         device: that it is on.
+        unfinished: where the state of a training is kept, so that a killed one goes on; None keeps none.
     """
 
     config: Config
@@ -62,6 +64,7 @@ class Trial:
     place: str
     scratch: Path
     device: torch.device
+    unfinished: Unfinished | None = None
 
 
 @dataclass(frozen=True)
@@ -94,18 +97,45 @@ class Recipe:
     batch_key: str = "the protocol's batch"
 
 
+class Probe(nn.Module):
+    """A network with classifiers: from normalised images to scores [B, classes] or, with several, [B, heads, classes].
+
+    `train` must leave what is frozen in evaluation mode.
+    """
+
+    def groups(self, recipe: Recipe) -> list[dict[str, Any]]:
+        """Parameters that are trained, as an optimizer takes them, each group with its `rate` per 256 images."""
+        raise NotImplementedError
+
+    def trained(self) -> dict[str, Tensor]:
+        """Parameters and buffers that change, by name."""
+        raise NotImplementedError
+
+
 def trained_scores(trial: Trial, recipe: Recipe) -> FeatureSet | None:
-    """Train on the training shards; the scores [N, classes] of the test images, on rank 0.
+    """Train a classifier on the training shards; the scores [N, classes] of the test images, on rank 0.
 
     Raises:
         InputError: fewer training images, or images per step, than ranks; or a loss that is not a number.
 
-    Collectives: every rank must call it; an all-reduce per step, one of the loss now and then, and those of BatchNorm
-    and of `extract`.
+    Collectives: those of `scores_of`, and of BatchNorm.
     """
-    network = Classifier(trial, recipe)
+    return scores_of(Classifier(trial, recipe), trial, recipe)
+
+
+def scores_of(network: Probe, trial: Trial, recipe: Recipe) -> FeatureSet | None:
+    """Train classifiers; the scores of the test images, flattened to [N, heads * classes], on rank 0.
+
+    Raises:
+        InputError: as `trained_scores`.
+
+    Collectives: every rank must call it; an all-reduce per step, one of the loss now and then, and those of `extract`.
+    """
     _train(network, trial, recipe)
-    return extract(trial.test, trial.config, {"fine-tuned": network.eval()}, trial.device).get("fine-tuned")
+    network.eval()
+    return extract(trial.test, trial.config, {"fine-tuned": lambda x: network(x).flatten(1)}, trial.device).get(
+        "fine-tuned"
+    )
 
 
 def labelled(corpus: Corpus) -> FeatureSet:
@@ -125,7 +155,7 @@ def accuracies(scores: FeatureSet | None) -> dict[str, float | None]:
     return from_rank_0({"top1": float(best[:, 0].double().mean()), "top5": top5})
 
 
-class Classifier(nn.Module):
+class Classifier(Probe):
     """A method's features and a linear classifier, N(0, 0.01) with bias 0: images to scores [B, classes]."""
 
     method: Method
@@ -145,6 +175,18 @@ class Classifier(nn.Module):
         if not self.frozen:
             self.method.backbone.requires_grad_(True)
 
+    def groups(self, recipe: Recipe) -> list[dict[str, Any]]:
+        """The classifier, and the trunk if it is trained."""
+        groups: list[dict[str, Any]] = [{"params": [*self.head.parameters()], "rate": recipe.head_rate}]
+        if not self.frozen:
+            trunk = [parameter for parameter in self.method.parameters() if parameter.requires_grad]
+            groups.append({"params": trunk, "rate": recipe.trunk_rate})
+        return groups
+
+    def trained(self) -> dict[str, Tensor]:
+        """The classifier's, and the trunk's if that is trained."""
+        return self.head.state_dict(prefix="head.") if self.frozen else self.state_dict()
+
     def forward(self, images: Tensor) -> Tensor:
         """Scores of normalised images [B, 3, S, S]."""
         if not self.frozen:
@@ -161,7 +203,7 @@ class Classifier(nn.Module):
         return self
 
 
-def _train(network: Classifier, trial: Trial, recipe: Recipe) -> None:
+def _train(network: Probe, trial: Trial, recipe: Recipe) -> None:
     config = stream_config(trial, recipe)
     stream = Stream(config, rank=rank(), world_size=world_size(), device=trial.device, dtype=torch.float32)
     batch, steps = config.train.global_batch, stream.num_steps
@@ -169,32 +211,36 @@ def _train(network: Classifier, trial: Trial, recipe: Recipe) -> None:
         _log.warning(
             "%d ranks train on %d images per step, one would on %d: results differ", world_size(), batch, alone
         )
-    groups = [{"params": [*network.head.parameters()], "rate": recipe.head_rate * batch / _RATE_IS_PER}]
-    if not network.frozen:
-        trunk = [parameter for parameter in network.method.parameters() if parameter.requires_grad]
-        groups.append({"params": trunk, "rate": recipe.trunk_rate * batch / _RATE_IS_PER})
     optimizer = torch.optim.SGD(
-        groups, lr=0.0, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
+        network.groups(recipe), lr=0.0, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
     )
+    state = TrainingState(trial.unfinished, network.trained(), optimizer, batch, steps) if trial.unfinished else None
+    first = state.load() if state else 0
     labels = labels_of(trial.train, recipe.subset)
     network.train()
     said = f"training on {trial.train.manifest.root.name}"
-    with tqdm(total=steps, desc=said, unit="step", leave=False, mininterval=1, disable=rank() > 0) as bar:
-        for one in _batches(stream, steps):
+    with tqdm(
+        total=steps, initial=first, desc=said, unit="step", leave=False, mininterval=1, disable=rank() > 0
+    ) as bar:
+        for one in _batches(stream, range(first, steps)):
             for group in optimizer.param_groups:
-                group["lr"] = group["rate"] * rate_factor(recipe, one.step / steps)
+                group["lr"] = group["rate"] * batch / _RATE_IS_PER * rate_factor(recipe, one.step / steps)
             with memory_for(f"lower {recipe.batch_key}"):
                 loss = _step(network, one, labels[one.ids].to(trial.device), optimizer)
             # Seldom, since the host waits for it.
             if one.step % 50 == 0 or one.step + 1 == steps:
                 _check_finite(loss, one.step, steps)
+            if state:
+                state.save(one.step + 1)
             bar.update()
 
 
-def _step(network: Classifier, batch: Batch, labels: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+def _step(network: Probe, batch: Batch, labels: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
     images = batch.views[0].contiguous(memory_format=torch.channels_last)
     known = labels >= 0  # samples without a label are seen, but say nothing
-    losses = cross_entropy(network(images), labels.clamp_min(0), reduction="none")
+    scores = network(images)
+    heads = [scores] if scores.ndim == 2 else scores.unbind(1)  # they share no parameter, so their losses may be added
+    losses = torch.stack([cross_entropy(one, labels.clamp_min(0), reduction="none") for one in heads]).sum(0)
     loss = (losses * known).sum() / max(1, len(labels))
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -222,8 +268,8 @@ def _average(gradients: list[Tensor]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def _batches(stream: Stream, steps: int) -> Iterator[Batch]:
-    with closing(stream(range(steps))) as batches:
+def _batches(stream: Stream, steps: range) -> Iterator[Batch]:
+    with closing(stream(steps)) as batches:
         yield from batches
 
 

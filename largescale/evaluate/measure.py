@@ -60,10 +60,11 @@ def evaluate(protocol: str, *places: str | Path, overrides: Sequence[str] = ()) 
 
 
 def _evaluated(name: str, protocol: Protocol, target: AnyTarget, overrides: list[str]) -> Record:
+    own = protocol.own_keys()
+
     def measured(weights: Weights, config: Config, warnings: list[str]) -> Record:
-        return _measure(
-            name, protocol, Subject.of(target.run_dir, weights, config, classes=protocol.of_classes), warnings
-        )
+        subject = Subject.of(target.run_dir, weights, config, protocol=name, own_keys=own, classes=protocol.of_classes)
+        return _measure(name, protocol, subject, warnings)
 
     record = target.read(overrides, measured)
     if rank() > 0:

@@ -12,6 +12,7 @@ from largescale.evaluate import (
     clusters,
     finetune,
     knn,
+    layers,
     linear,
     linear_augmented,
     linear_cached,
@@ -68,6 +69,7 @@ PROTOCOLS = {
     "linear-augmented": Protocol(
         linear_augmented.measure, linear_augmented.Settings, linear_augmented.CHOSEN_ON, way=by_training
     ),
+    "layers": Protocol(layers.measure, layers.Settings, layers.CHOSEN_ON, title="top-1, features", way=by_training),
     "finetune": Protocol(finetune.measure, finetune.Settings, finetune.CHOSEN_ON, way=by_training),
     "low-shot-finetune": Protocol(
         low_shot_finetune.measure, low_shot_finetune.Settings, low_shot_finetune.CHOSEN_ON, way=by_training

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from largescale.config import Config
 from largescale.data.corpora import Corpus
 from largescale.evaluate.extract import labelled_corpus
-from largescale.evaluate.made_from import Stamp, shards_stamp
+from largescale.evaluate.made_from import Stamp, identity, result_stamp, shards_stamp
 from largescale.evaluate.weights import Weights
 from shards.format.manifest import Manifest
 from shards.ground.errors import InputError
@@ -24,6 +25,7 @@ class Subject:
         config: that describes them.
         shards: training and test shards.
         stamps: of these.
+        task: identifies the measurement: its protocol, and all that decides its result.
     """
 
     run_dir: Path
@@ -31,17 +33,28 @@ class Subject:
     config: Config
     shards: tuple[Corpus, Corpus]
     stamps: tuple[Stamp, Stamp]
+    task: str
 
     @staticmethod
-    def of(run_dir: Path, weights: Weights, config: Config, *, classes: bool = True) -> Subject:
-        """With the shards that the configuration names, whose samples must be of classes if `classes`.
+    def of(
+        run_dir: Path, weights: Weights, config: Config, *, protocol: str, own_keys: Sequence[str], classes: bool
+    ) -> Subject:
+        """With the shards that the configuration names.
+
+        Args:
+            run_dir, weights, config: as of the attributes.
+            protocol: its name.
+            own_keys: its keys under `evaluate`.
+            classes: whether samples must be of classes.
 
         Raises:
             InputError: they are not there, have no labels or other classes.
         """
         shards, locations = _labelled_shards(config, classes)
         stamps = shards_stamp(shards[0], locations[0]), shards_stamp(shards[1], locations[1])
-        return Subject(run_dir, weights, config, shards, stamps)
+        settings = {key: getattr(config.evaluate, key) for key in own_keys}
+        task = identity({"settings": settings, "made_from": result_stamp(config, weights, *stamps)})
+        return Subject(run_dir, weights, config, shards, stamps, f"{protocol}-{task}")
 
 
 def _labelled_shards(config: Config, classes: bool) -> tuple[tuple[Corpus, Corpus], tuple[str, str]]:

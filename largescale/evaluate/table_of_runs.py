@@ -25,7 +25,23 @@ def _of_one(record: Record) -> str:
         f"{record['protocol']:>7}  {NETWORKS[network]:<24} {title} {_value(record, network)}"
         for network in record["results"]
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_by_stage(record)])
+
+
+def _by_stage(record: Record) -> list[str]:
+    """A line per stage of the network, and a column per network, where a protocol measures stages."""
+    results = {name: result["by_stage"] for name, result in record["results"].items() if "by_stage" in result}
+    if not results:
+        return []
+    first = next(iter(results.values()))
+    rows = [["", *(NETWORKS[name] for name in results)]]
+    rows += [[stage, *(f"{one[stage][record['metric']]:.2%}" for one in results.values())] for stage in first]
+    return _aligned(rows)
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _of_several(places: list[str], records: Sequence[Record]) -> str:
@@ -42,10 +58,8 @@ def _of_several(places: list[str], records: Sequence[Record]) -> str:
         ]
         for place, test, record in zip(places, tests, records, strict=True)
     ]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
     on = f"{records[0]['num_test']:,} test images of {tests[0]}" if same else "not the same test images in every row"
-    return "\n".join([f"{records[0]['protocol']}, {records[0]['metric_title']}, {on}", *map(str.rstrip, lines)])
+    return "\n".join([f"{records[0]['protocol']}, {records[0]['metric_title']}, {on}", *_aligned([head, *rows])])
 
 
 def _value(record: Record, network: str) -> str:

@@ -18,6 +18,7 @@ from largescale.evaluate.features import features_of_subject
 from largescale.evaluate.image_training import Trial, labelled
 from largescale.evaluate.label_lists import LabelLists
 from largescale.evaluate.subject import Subject
+from largescale.evaluate.training_state import Unfinished
 from largescale.evaluate.weights import method_of
 from shards.ground.errors import InputError
 
@@ -65,21 +66,32 @@ def by_lists(measure: Measure, subject: Subject) -> Measured:
 
 
 def by_training(measure: Measure, subject: Subject) -> Measured:
-    """`measure(trial, settings)` of a network that may be trained; the baseline is the same training from scratch."""
+    """`measure(trial, settings)` of a network that may be trained; the baseline is the same training from scratch.
+
+    A training that was killed goes on where it was, and a network that is done is not trained again.
+    """
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     config, shards = subject.config, subject.shards
     networks = {"pretrained": True, **({"untrained": False} if config.evaluate.baselines else {})}
-    results = {}
+    places = {name: Unfinished(subject.run_dir / "eval" / "unfinished", f"{subject.task}-{name}") for name in networks}
+    results: dict[str, dict[str, Any]] = {}
     for name, trained in networks.items():
+        if (known := places[name].result()) is not None:
+            results[name] = known
+            continue
         method = method_of(config, subject.weights, trained=trained).to(device)
-        place = config.evaluate.train_shards or config.data.shards
-        trial = Trial(config, method, *shards, place, subject.run_dir / "eval" / "splits", device)
+        place, scratch = config.evaluate.train_shards or config.data.shards, subject.run_dir / "eval" / "splits"
+        trial = Trial(config, method, *shards, place, scratch, device, places[name])
         try:
             results[name] = measure(trial, config.evaluate)
         except InputError as error:
             if name == "pretrained":
                 raise
             _log.warning("left out, the %s network: %s", name, error)  # it may not cost the result that is there
+            continue
+        places[name].finish(results[name])
+    for one in places.values():
+        one.remove()
     return _of_classes(results, subject, (labelled(shards[0]), labelled(shards[1])))
 
 

@@ -10,10 +10,10 @@ import torch
 
 from largescale.config import load_config
 from largescale.data.corpora import Corpus
-from largescale.evaluate import clusters, knn, linear_cached, low_shot, retrieval, svm
+from largescale.evaluate import clusters, knn, layers, linear_cached, low_shot, retrieval, svm
 from largescale.evaluate.extract import load_method
 from largescale.evaluate.feature_set import FeatureSet
-from largescale.evaluate.image_training import Recipe, Trial, trained_scores
+from largescale.evaluate.image_training import Recipe, Trial, scores_of, trained_scores
 from largescale.evaluate.label_lists import LabelLists
 from largescale.processes import rank
 from shards.format.manifest import read_manifest
@@ -62,8 +62,15 @@ def scores(shards: tuple[Path, Path], trunk_rate: float) -> torch.Tensor | None:
     return None if found is None else found.features
 
 
-def both(shards: tuple[Path, Path]) -> tuple[dict[str, Any], torch.Tensor | None, torch.Tensor | None]:
-    return figures(), scores(shards, 0.0), scores(shards, 0.05)
+def of_stages(shards: tuple[Path, Path]) -> torch.Tensor | None:
+    """Scores of all stages."""
+    trial = trial_of(shards)
+    found = scores_of(layers.Probes(trial, 64), trial, Recipe(epochs=2, batch=40, trunk_rate=0, head_rate=0.3))
+    return None if found is None else found.features
+
+
+def both(shards: tuple[Path, Path]) -> tuple[dict[str, Any], *tuple[torch.Tensor | None, ...]]:
+    return figures(), scores(shards, 0.0), scores(shards, 0.05), of_stages(shards)
 
 
 def of_few() -> dict[str, Any]:
@@ -86,13 +93,13 @@ def test_ranks_may_be_more_than_rows():
 
 def test_two_ranks_find_what_one_finds(shard_folder, test_shard_folder):
     shards = shard_folder, test_shard_folder
-    alone, frozen, tuned = both(shards)
+    alone, *trained = both(shards)
     (here, *of_training), (there, *nothing) = run_ranks(both, 2, shards)
-    assert here == there and nothing == [None, None]
+    assert here == there and nothing == [None] * 3
     assert here["retrieval"].pop("map") == pytest.approx(alone["retrieval"].pop("map"), abs=1e-6)  # a sum of shares
     assert here == alone
     # Sums of gradients in another order; BatchNorm's statistics are those of the whole batch.
-    for ours, theirs in zip((frozen, tuned), of_training, strict=True):
+    for ours, theirs in zip(trained, of_training, strict=True):
         torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
 
 

@@ -1,10 +1,12 @@
 """Protocols that train on images.
 
 Covers: largescale/evaluate/finetune.py, largescale/evaluate/linear_augmented.py,
-largescale/evaluate/low_shot_finetune.py
+largescale/evaluate/low_shot_finetune.py, largescale/evaluate/layers.py, largescale/evaluate/training_state.py
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ import torch
 
 from largescale.config import load_config
 from largescale.data.corpora import Corpus
-from largescale.evaluate import finetune, linear_augmented, low_shot_finetune
+from largescale.evaluate import finetune, image_training, layers, linear_augmented, low_shot_finetune
 from largescale.evaluate.extract import load_method
 from largescale.evaluate.image_training import Recipe, Trial, batch_for, labels_of, rate_factor, stream_config
+from largescale.evaluate.training_state import Unfinished
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
@@ -51,6 +54,63 @@ def test_fine_tuning_changes_the_trunk_and_repeats_itself(trial):
     trial.method.load_state_dict(before)
     assert finetune.measure(trial, config) == found
     assert all(torch.equal(value, after[name]) for name, value in trial.method.state_dict().items())
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("protocol", ["finetune", "layers"])
+def test_a_training_that_is_killed_goes_on_and_finds_the_same(trial, monkeypatch, protocol):
+    start, config = state(trial), finetune.Settings(finetune_epochs=2, finetune_batch=40)
+    measure = finetune.measure
+    if protocol == "layers":
+        config, measure = layers.Settings(layers_epochs=2, layers_batch=40, layers_rate=0.1), layers.measure
+    expected = measure(trial, config)
+    here = Unfinished(trial.scratch.parent / "unfinished", "x")
+    begun: list[int] = []
+
+    def again(stop_at: int) -> dict:
+        trial.method.load_state_dict(start)
+        fresh = replace(trial, method=load_method(trial.config, None), unfinished=here)
+        steps = image_training._batches
+
+        def some(stream, numbers):
+            begun.append(numbers.start)
+            for one in steps(stream, numbers):
+                if one.step == stop_at:
+                    raise Killed
+                yield one
+
+        monkeypatch.setattr(image_training, "_batches", some)
+        try:
+            return measure(fresh, config)
+        finally:
+            monkeypatch.setattr(image_training, "_batches", steps)
+
+    for stop_at in (4, 7):
+        with pytest.raises(Killed):
+            again(stop_at)
+    assert again(99) == expected and begun == [0, 4, 7]
+    here.state_path.write_bytes(here.state_path.read_bytes()[:-9])  # and what a disk may lose is begun again
+    assert again(99) == expected and begun[3:] == [0]
+    assert here.result() is None
+    here.finish(expected)
+    assert here.result() == expected and not here.state_path.exists()
+    here.remove()
+    assert not here.folder.exists()
+
+
+def test_stages_are_probed_each_on_its_own_map(trial):
+    before = state(trial)
+    found = layers.measure(
+        trial, layers.Settings(layers_epochs=6, layers_batch=40, layers_rate=0.3, layers_numbers=100)
+    )
+    assert list(found["by_stage"]) == ["stage 1", "stage 2", "features"]
+    assert [one["numbers"] for one in found["by_stage"].values()] == [72, 64, 16]
+    assert found["top1"] == found["by_stage"]["features"]["top1"]
+    assert all(0.12 < one["top1"] < one["top5"] <= 1 for one in found["by_stage"].values())  # chance: 0.1
+    assert all(torch.equal(value, before[name]) for name, value in trial.method.state_dict().items())
 
 
 def test_low_shot_trains_on_the_split_alone(trial):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from largescale.data.corpora import open_corpus
 from largescale.data.decode import decode
 from largescale.data.reader import ShardReader
 from largescale.evaluate.feature_set import FeatureSet
+from largescale.evaluate.protocols import PROTOCOLS
 from largescale.evaluate.published import any_target_at
 from tests.helpers.networks import narrow_resnet
 
@@ -80,10 +82,35 @@ def test_features_of_a_file_are_written_like_those_of_a_run(file, test_shard_fol
     assert "64 numbers per image, " in capsys.readouterr().out
 
 
-def test_a_network_is_trained_on_from_a_file(file, places):
-    words = [*places, "evaluate.finetune_epochs=1", "evaluate.baselines=false"]
+def test_a_network_is_trained_on_from_a_file_and_one_that_is_done_is_not_trained_again(
+    file, places, monkeypatch, capsys
+):
+    words = [*places, "evaluate.finetune_epochs=1"]
+    done, measure = [], PROTOCOLS["finetune"].measure
+
+    def killed(trial, config):
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        done.append(measure(trial, config))
+        return done[-1]
+
+    monkeypatch.setitem(PROTOCOLS, "finetune", replace(PROTOCOLS["finetune"], measure=killed))
+    with pytest.raises(KeyboardInterrupt):
+        largescale.evaluate("finetune", file, overrides=words)
+    folder = file.with_name("narrow.pth.evaluated") / "eval/unfinished"
+    assert [path.suffix for path in folder.iterdir()] == [".json"]
+    monkeypatch.setitem(PROTOCOLS, "finetune", replace(PROTOCOLS["finetune"], measure=lambda *_: {"top1": 0.25}))
     (record,) = largescale.evaluate("finetune", file, overrides=words)
-    assert 0 < record["results"]["pretrained"]["top1"] < 1
+    assert record["results"]["pretrained"]["top1"] == done[0]["top1"]
+    assert record["results"]["untrained"]["top1"] == 0.25 and not folder.exists()
+
+
+def test_stages_stand_in_a_table(file, places, capsys):
+    words = [*places, "evaluate.layers_epochs=1", "evaluate.baselines=false"]
+    assert main(["evaluate", "layers", str(file), *words]) == 0
+    headline, _, *stages = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in stages[:4]] == [["stage", str(number)] for number in (1, 2, 3, 4)]
+    assert stages[4].split()[0] == "features" and stages[4].split()[1] in headline
 
 
 def torn(path: Path, file: Path) -> None:
