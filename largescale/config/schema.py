@@ -168,6 +168,9 @@ class OptimConfig:
     exclude_bias_and_norm: bool = setting(
         True, "No weight decay and no LARS scaling for biases and normalisation parameters."
     )
+    bias_and_norm_lr_factor: float = setting(
+        1.0, "Learning rate of biases and normalisation parameters over that of weights.", at_least=0, at_most=1e6
+    )
     clip_grad_norm: float = setting(
         0.0, "Clip the global gradient norm to this; 0 does not clip.", at_least=0, at_most=1e30
     )

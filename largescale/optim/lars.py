@@ -7,10 +7,13 @@ gradient g
     m <- momentum * m + g
     w <- w - lr * m
 
-where a parameter of zeros takes its gradient unscaled, and one whose gradient is zero stays as it is. The norms are
-those of whole parameters: each rank sums the squares of its pieces, one all-reduce adds them up for all parameters,
-the rest is local. Pieces are the local parts of DTensors (FSDP2), or stretches of flat tensors (DeepSpeed's ZeRO),
-which `flat_layouts` describes.
+where a parameter of zeros takes its gradient unscaled, and one whose gradient is zero stays as it is. The published
+code of SimCLR, BYOL, Barlow Twins and VICReg divides by |g + weight_decay * w| instead, the norm of the sum; there a
+parameter whose sum is zero stays as it is.
+
+The norms are those of whole parameters: each rank sums the squares of its pieces, one all-reduce adds them up for all
+parameters, the rest is local. Pieces are the local parts of DTensors (FSDP2), or stretches of flat tensors (DeepSpeed's
+ZeRO), which `flat_layouts` describes.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from largescale.distributed.collectives import exchanging
 from largescale.optim import sgd
 
 _ROW = 1024
+SUM_OF_NORMS, NORM_OF_SUM = "sum_of_norms", "norm_of_sum"
 
 
 @dataclass
@@ -40,11 +44,21 @@ class Settings(sgd.Settings):
     trust_coefficient: float = setting(
         0.001, "Length of an update relative to that of its weights, before the learning rate.", above=0, at_most=1e6
     )
+    trust_denominator: str = setting(
+        SUM_OF_NORMS,
+        "What an update is divided by to get that length: `sum_of_norms` of gradient and weight decay, as in LARS's "
+        "paper, or `norm_of_sum`, as in most published recipes of joint-embedding methods (docs/methods.md).",
+        one_of=(SUM_OF_NORMS, NORM_OF_SUM),
+    )
 
 
 def options(settings: Settings) -> dict[str, Any]:
     """What the optimizer is built with."""
-    return {"momentum": settings.momentum, "trust_coefficient": settings.trust_coefficient}
+    return {
+        "momentum": settings.momentum,
+        "trust_coefficient": settings.trust_coefficient,
+        "trust_denominator": settings.trust_denominator,
+    }
 
 
 class Fragment(NamedTuple):
@@ -82,7 +96,8 @@ class LARS(Optimizer):
         params: parameters or groups; a group with `scaled=False` is plain SGD (biases, normalisation).
         lr, momentum, weight_decay: as in SGD.
         trust_coefficient: the ratio's factor.
-        eps: added to the denominator.
+        trust_denominator: `sum_of_norms` or `norm_of_sum`.
+        eps: added to a sum of norms.
 
     Attributes:
         flat_layouts: layouts of the parameters that are flat tensors; their norms are summed over `flat_group`.
@@ -101,6 +116,7 @@ class LARS(Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         trust_coefficient: float = 0.001,
+        trust_denominator: str = SUM_OF_NORMS,
         eps: float = 1e-8,
     ) -> None:
         defaults = {
@@ -108,6 +124,7 @@ class LARS(Optimizer):
             "momentum": momentum,
             "weight_decay": weight_decay,
             "trust_coefficient": trust_coefficient,
+            "trust_denominator": trust_denominator,
             "eps": eps,
             "scaled": True,
         }
@@ -120,13 +137,21 @@ class LARS(Optimizer):
         if closure is not None:
             raise ValueError("LARS.step takes no closure")
         groups = [(group, self._pieces(group)) for group in self.param_groups]
-        whole_norms = iter(self._whole_norms([pieces for group, pieces in groups if group["scaled"]]))
-        for group, pieces in groups:
+        # New tensors, since gradients must survive the step for callers that look at them afterwards.
+        sums = [_with_decay(pieces, group["weight_decay"]) for group, pieces in groups]
+        whole_norms = iter(
+            self._whole_norms(
+                [
+                    pieces if group["trust_denominator"] == SUM_OF_NORMS else pieces._replace(grads=updates)
+                    for (group, pieces), updates in zip(groups, sums, strict=True)
+                    if group["scaled"]
+                ]
+            )
+        )
+        for (group, pieces), updates in zip(groups, sums, strict=True):
             ratios = _trust_ratios(*next(whole_norms), group) if group["scaled"] else None
-            if not pieces.weights:
+            if not updates:
                 continue
-            # New tensors, since gradients must survive the step for callers that look at them afterwards.
-            updates = torch._foreach_add(pieces.grads, pieces.weights, alpha=group["weight_decay"])
             if ratios is not None:
                 torch._foreach_mul_(updates, [ratios[slot].to(updates[0].dtype) for slot in pieces.slots])
             torch._foreach_mul_(pieces.momenta, group["momentum"])
@@ -158,7 +183,7 @@ class LARS(Optimizer):
         return state["momentum_buffer"]
 
     def _whole_norms(self, groups: list[_Pieces]) -> list[tuple[Tensor, Tensor]]:
-        """Norms of the whole parameters of each group, and of their gradients, two vectors per group."""
+        """Norms of the whole parameters of each group, and of what is in place of their gradients: two vectors each."""
         tensors = [t for pieces in groups for t in pieces.weights] + [t for pieces in groups for t in pieces.grads]
         parameters = [parameter for pieces in groups for parameter in pieces.parameters]
         sizes = [pieces.num_slots for pieces in groups]
@@ -211,12 +236,20 @@ class _Pieces(NamedTuple):
         self.momenta.append(momentum)
 
 
-def _trust_ratios(weight_norms: Tensor, grad_norms: Tensor, group: dict[str, Any]) -> Tensor:
-    denominators = grad_norms + group["weight_decay"] * weight_norms + group["eps"]
+def _with_decay(pieces: _Pieces, weight_decay: float) -> list[Tensor]:
+    """Gradients plus decay, in new tensors."""
+    return list(torch._foreach_add(pieces.grads, pieces.weights, alpha=weight_decay)) if pieces.grads else []
+
+
+def _trust_ratios(weight_norms: Tensor, other_norms: Tensor, group: dict[str, Any]) -> Tensor:
+    """What updates are scaled by, given the other norms, of the gradients, or of their sums with the decay."""
+    denominators = other_norms
+    if group["trust_denominator"] == SUM_OF_NORMS:
+        denominators = other_norms + group["weight_decay"] * weight_norms + group["eps"]
     ratios = group["trust_coefficient"] * weight_norms / denominators
     # Branches on the device: looking at the norms would stall it.
     ratios = torch.where(weight_norms > 0, ratios, torch.ones_like(ratios))
-    return torch.where(grad_norms > 0, ratios, torch.zeros_like(ratios))
+    return torch.where(other_norms > 0, ratios, torch.zeros_like(ratios))
 
 
 def norms(tensors: list[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from largescale.config import OptimConfig
 @dataclass(frozen=True)
 class Role:
     """Parameters that are to be treated in a way of their own. Those without a role are weights (two dimensions or
-    more) or biases and normalisation (fewer), which `optim.exclude_bias_and_norm` speaks of.
+    more) or biases and normalisation (fewer), for which `optim` has settings.
 
     Attributes:
         name: what they are, for people: "predictor".
@@ -61,7 +61,10 @@ def role_of(name: str, roles: Sequence[Role]) -> Role | None:
 def parameter_groups(network: nn.Module, roles: Sequence[Role], config: OptimConfig) -> list[dict[str, Any]]:
     """Trainable parameters by what is done to them: weights; biases and normalisation; one group per role."""
     small = not config.exclude_bias_and_norm
-    weights, small_ones = Role("weights", "*"), Role("biases and normalisation", "*", decay=small, scaled=small)
+    weights = Role("weights", "*")
+    small_ones = Role(
+        "biases and normalisation", "*", decay=small, scaled=small, lr_factor=config.bias_and_norm_lr_factor
+    )
     owned: dict[Role, list[Tensor]] = {role: [] for role in (weights, small_ones, *roles)}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:

@@ -20,6 +20,7 @@ from tests.methods import harness
 pytestmark = pytest.mark.distributed
 
 STEPS, BATCH = 10, 8
+DENOMINATORS = ("sum_of_norms", "norm_of_sum")
 
 
 def network() -> nn.Sequential:
@@ -30,11 +31,14 @@ def network() -> nn.Sequential:
     ).double()
 
 
-def optimizer(net: nn.Module) -> LARS:
+def optimizer(net: nn.Module, denominator: str) -> LARS:
     weights = [p for p in net.parameters() if p.dim() > 1]
     vectors = [p for p in net.parameters() if p.dim() == 1]
     return LARS(
-        [{"params": weights, "weight_decay": 1e-3}, {"params": vectors, "scaled": False}], 0.7, trust_coefficient=0.02
+        [{"params": weights, "weight_decay": 1e-3}, {"params": vectors, "scaled": False}],
+        0.7,
+        trust_coefficient=0.02,
+        trust_denominator=denominator,
     )
 
 
@@ -46,8 +50,8 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-def train(net: nn.Module, part: slice) -> list[list[tuple[str, int]]]:
-    lars, calls = optimizer(net), []
+def train(net: nn.Module, part: slice, denominator: str) -> list[list[tuple[str, int]]]:
+    lars, calls = optimizer(net, denominator), []
     for step in range(STEPS):
         x, y = batch(step)
         (net(x[part]) - y[part]).square().mean().backward()
@@ -58,27 +62,33 @@ def train(net: nn.Module, part: slice) -> list[list[tuple[str, int]]]:
     return calls
 
 
-def weights_of_this_rank() -> tuple[list[torch.Tensor], list[list[tuple[str, int]]]]:
+def weights_of_this_rank() -> list[tuple[list[torch.Tensor], list[list[tuple[str, int]]]]]:
+    return [sharded(denominator) for denominator in DENOMINATORS]
+
+
+def sharded(denominator: str) -> tuple[list[torch.Tensor], list[list[tuple[str, int]]]]:
     size, rank = dist.get_world_size(), dist.get_rank()
     net = network()
     mesh = init_device_mesh("cpu", (size,))
     fully_shard(net[3], mesh=mesh)
     fully_shard(net, mesh=mesh)
     local = BATCH // size
-    calls = train(net, slice(rank * local, (rank + 1) * local))
+    calls = train(net, slice(rank * local, (rank + 1) * local), denominator)
     assert all(isinstance(p, DTensor) for p in net.parameters())
     return [p.full_tensor().detach() for p in net.parameters()], calls
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ten_steps_under_fsdp_equal_one_process(world_size):
-    reference = network()
-    train(reference, slice(None))
-    for weights, calls in run_ranks(weights_of_this_rank, world_size):
-        for sharded, whole in zip(weights, reference.parameters(), strict=True):
-            torch.testing.assert_close(sharded, whole.detach(), rtol=1e-10, atol=1e-12)
-        # One all-reduce of both norms of the three weight matrices, nothing else.
-        assert calls == [[("all_reduce", 6)]] * STEPS
+    found = run_ranks(weights_of_this_rank, world_size)
+    for way, denominator in enumerate(DENOMINATORS):
+        reference = network()
+        train(reference, slice(None), denominator)
+        for weights, calls in (of_rank[way] for of_rank in found):
+            for piece, whole in zip(weights, reference.parameters(), strict=True):
+                torch.testing.assert_close(piece, whole.detach(), rtol=1e-10, atol=1e-12)
+            # One all-reduce of both norms of the three weight matrices, nothing else.
+            assert calls == [[("all_reduce", 6)]] * STEPS
 
 
 def losses_of_each_optimizer(strategy: str) -> dict[str, list[float]]:
