@@ -32,13 +32,14 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.functional import linear, log_softmax, normalize
 
-from largescale.config import Config, CropGroup, MethodConfig, require
+from largescale.config import Config, MethodConfig
 from largescale.config.setting import setting
 from largescale.data.views import Views
 from largescale.distributed.collectives import exchanging
 from largescale.methods.embedding_method import SPANS, Named
 from largescale.methods.joint_embedding import JointEmbedding, unit
 from largescale.methods.method import Average, Output, Panel, Row, Sign
+from largescale.methods.multi_crop import num_large, require_two_large
 from largescale.methods.teachers import cosine_momentum, following, teacher_of
 from largescale.models.backbones import build_backbone
 from largescale.models.heads import hidden_widths
@@ -84,13 +85,7 @@ class Settings(MethodConfig):
 
     def check(self, config: Config) -> None:
         """The teacher compares two large views of an image, which come first."""
-        large = num_large(config.data.crops)
-        require(
-            large >= 2,
-            "data.crops",
-            f"{large} views in the leading groups of one size",
-            f"at least two large views with method.name={self.name}, such as [{{num: 2, size: 224}}]",
-        )
+        require_two_large(config)
 
 
 class DINO(JointEmbedding):
@@ -271,11 +266,6 @@ class UnitRows(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """[N, D] to [N, K]; cosines for unit vectors."""
         return linear(x, normalize(self.weight, dim=1))
-
-
-def num_large(crops: list[CropGroup]) -> int:
-    """Views of the teacher: those of the first group, and of groups of the same size right behind it."""
-    return sum(group.num for group in takewhile(lambda group: group.size == crops[0].size, crops))
 
 
 def between_views(q: Tensor, log_p: Tensor) -> Tensor:

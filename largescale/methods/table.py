@@ -9,6 +9,7 @@ import torch
 from largescale.config import Config
 from largescale.config.setting import a_name
 from largescale.data.length import Length
+from largescale.methods.byol import BYOL
 from largescale.methods.dino import DINO
 from largescale.methods.method import Method
 from largescale.methods.mocov2 import MoCoV2
@@ -16,7 +17,7 @@ from largescale.methods.simclr import SimCLR
 from largescale.methods.swav.method import SwAV
 from shards.ground.errors import InputError
 
-METHODS: dict[str, type[Method]] = {"swav": SwAV, "simclr": SimCLR, "mocov2": MoCoV2, "dino": DINO}
+METHODS: dict[str, type[Method]] = {"swav": SwAV, "simclr": SimCLR, "mocov2": MoCoV2, "dino": DINO, "byol": BYOL}
 
 
 def build_method(config: Config, length: Length | None = None, *, on_meta: bool = False) -> Method:

@@ -7,21 +7,22 @@ import torch
 import torch.distributed as dist
 
 from largescale.methods import build_method
+from largescale.methods.teachers import cosine_momentum
 from largescale.parallel.strategies import build_engine
 from tests.helpers.ranks import run_ranks
-from tests.methods.harness import mini, views_of_step, whole
+from tests.methods.harness import LENGTH, STEPS, mini, views_of_step, whole
 
 pytestmark = pytest.mark.distributed
 
 MOMENTUM = 0.9
-DOUBLE = [(strategy, "fp64") for strategy in ("ddp", "fsdp", "fairscale")]
-SINGLE = [(f"zero{stage}", "fp32") for stage in (1, 2, 3)]
+DOUBLE = [("mocov2", strategy, "fp64") for strategy in ("ddp", "fsdp", "fairscale")] + [("byol", "ddp", "fp64")]
+SINGLE = [("mocov2", f"zero{stage}", "fp32") for stage in (1, 2, 3)]
 
 
-def follow(strategy: str, precision: str, accumulate: int) -> float:
+def follow(name: str, strategy: str, precision: str, accumulate: int) -> float:
     """Largest error, relative to the weights, of the teacher after some steps against the sum over its students."""
     config = mini(
-        "mocov2",
+        name,
         f"parallel.strategy={strategy}",
         f"train.precision={precision}",
         f"train.accumulate={accumulate}",
@@ -29,13 +30,14 @@ def follow(strategy: str, precision: str, accumulate: int) -> float:
         "optim.lr=0.5",
     )
     torch.manual_seed(0)
-    engine = build_engine(build_method(config), config, torch.device("cpu"))
+    engine = build_engine(build_method(config, LENGTH), config, torch.device("cpu"))
+    averaged = engine.method.averages()[0].buffers
 
     def weights(of: str) -> dict[str, torch.Tensor]:
         return {
             name.removeprefix(of): whole(value).double()
             for name, value in engine.state().items()
-            if name.startswith(of) and value.is_floating_point()
+            if name.startswith(of) and value.is_floating_point() and (averaged or "running" not in name)
         }
 
     expected = weights("model.backbone.")
@@ -44,14 +46,15 @@ def follow(strategy: str, precision: str, accumulate: int) -> float:
         views = views_of_step(config, step)
         output = engine.forward_backward(views, step)
         engine.update(engine.check(views, output.loss), step=step, lr=config.optim.lr, clip=0.0)
-        for name, student in weights("model.backbone.").items():
-            expected[name] = MOMENTUM * expected[name] + (1 - MOMENTUM) * student
+        kept = MOMENTUM if name == "mocov2" else cosine_momentum(MOMENTUM, step, STEPS)
+        for key, student in weights("model.backbone.").items():
+            expected[key] = kept * expected[key] + (1 - kept) * student
     teacher = weights("model.teacher.backbone.")
     assert teacher.keys() == expected.keys()
-    return max(float((teacher[name] - value).norm() / value.norm().clamp_min(1e-6)) for name, value in expected.items())
+    return max(float((teacher[key] - value).norm() / value.norm().clamp_min(1e-6)) for key, value in expected.items())
 
 
-def follow_all(cases: list[tuple[str, str]]) -> list[float]:
+def follow_all(cases: list[tuple[str, str, str]]) -> list[float]:
     return [follow(*case, accumulate) for case in cases for accumulate in (1, 4)]
 
 

@@ -1,0 +1,53 @@
+"""Views of several sizes: the large ones show most of an image, and may be what the others are compared with."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+
+from torch import Tensor
+
+from largescale.config import Config, CropGroup, require
+from largescale.data.views import Views
+
+
+def each_view(views: Views) -> list[Tensor]:
+    """One tensor [B, 3, S, S] per view, whether they are of one crop group or of several.
+
+    Published code of methods without negatives passes views one by one, so that BatchNorm sees one view at a time.
+    """
+    return [view for group in views.images for view in group.split(len(views.ids))]
+
+
+def num_large(crops: list[CropGroup]) -> int:
+    """Number of large views: those of the first group, and of groups of the same size right behind it."""
+    return sum(group.num for group in takewhile(lambda group: group.size == crops[0].size, crops))
+
+
+def require_two_large(config: Config) -> None:
+    """Refuse crops without two large views.
+
+    Raises:
+        InputError: naming the key.
+    """
+    large = num_large(config.data.crops)
+    require(
+        large >= 2,
+        "data.crops",
+        f"{large} views in the leading groups of one size",
+        f"at least two large views with method.name={config.method.name}, such as [{{num: 2, size: 224}}]",
+    )
+
+
+def require_two_views(config: Config) -> None:
+    """Refuse crops that are not two views, of one size or of two.
+
+    Raises:
+        InputError: naming the key.
+    """
+    num = sum(group.num for group in config.data.crops)
+    require(
+        num == 2,
+        "data.crops",
+        f"{num} views",
+        f"two views in all with method.name={config.method.name}, such as [{{num: 2, size: 224}}]",
+    )
