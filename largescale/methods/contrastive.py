@@ -28,14 +28,10 @@ class ContrastiveSettings(MethodConfig):
     temperature: float = setting(0.1, "Divides cosines before the softmax.", at_least=1e-6, at_most=1e6)
 
     def check(self, config: Config) -> None:
-        """An image has two views, of one size or of two."""
+        """An image has two views at least, of any sizes."""
         views = sum(group.num for group in config.data.crops)
-        require(
-            views == 2,
-            "data.crops",
-            f"{views} views",
-            f"two views in all with method.name={self.name}, such as [{{num: 2, size: 224}}]",
-        )
+        expected = f"two or more views with method.name={self.name}, such as [{{num: 2, size: 224}}]"
+        require(views >= 2, "data.crops", f"{views} view", expected)
 
 
 class Contrastive(JointEmbedding):

@@ -183,6 +183,11 @@ class Method(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def complaints(cls, config: Config, length: Length) -> list[str]:
+        """One line for each setting that does not fit the run's length or its number of images, and what to set."""
+        return []
+
+    @classmethod
     def milestones(cls, config: Config) -> list[Milestone]:
         """What the method starts to do in the course of a run."""
         return []

@@ -7,7 +7,12 @@ Loss for unit embeddings z of the 2 N views of a global batch, the naive loop::
         loss += -log(exp(z[i] @ z[partner of i] / temperature) / sum(others))
     loss /= 2 * N
 
-Views of other ranks are candidates like this rank's own, with their gradient.
+Views of other ranks are candidates like this rank's own, with their gradient. With more than two views (multi-crop:
+SwAV, arXiv 2006.09882), each picks every other view of its image in turn, large or small, among that one and all views
+of other images: the loss of VISSL, `losses/nt_xent.py`.
+
+Version 2 (arXiv 2006.10029) has a head of three layers, `hidden: [2048, 2048]`, and is otherwise the same; without
+the paper's memory of earlier batches, which adds about 1% there.
 """
 
 from __future__ import annotations
@@ -36,9 +41,9 @@ class Settings(ContrastiveSettings):
 
 
 class SimCLR(Contrastive):
-    """Backbone, projection head, and the loss between two views. Nothing goes on from step to step.
+    """Backbone, projection head, and the loss between all views. Nothing goes on from step to step.
 
-    Evidence: `embeddings` [2, B, D].
+    Evidence: `embeddings` [V, B, D].
     """
 
     title = "SimCLR"
@@ -54,9 +59,9 @@ class SimCLR(Contrastive):
         self.signs = self.contrastive_signs(self.config.embedding)
 
     def embed(self, views: Views) -> Named:
-        """`embeddings` [2, B, D], unit vectors."""
+        """`embeddings` [V, B, D], unit vectors."""
         z = self.projection(torch.cat([self.backbone(group) for group in views.images]))
-        return {"embeddings": unit(z).unflatten(0, (2, -1))}
+        return {"embeddings": unit(z).unflatten(0, (-1, len(views.ids)))}
 
     def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:
         """The loss between all views of this rank and of the others.
@@ -72,8 +77,9 @@ class SimCLR(Contrastive):
     def loss_references(cls, config: Config) -> dict[str, float]:
         """The loss if all embeddings were equal."""
         train = config.train
-        views = 2 * train.global_batch // (train.accumulate if train.loss_spans == "micro_batch" else 1)
-        return {"all views alike": math.log(views - 1)}
+        images = train.global_batch // (train.accumulate if train.loss_spans == "micro_batch" else 1)
+        views = sum(group.num for group in config.data.crops)
+        return {"all views alike": math.log(1 + views * (images - 1))}
 
 
 def _head(num_features: int, hidden: list[int], embedding: int) -> nn.Sequential:

@@ -12,12 +12,20 @@ from largescale.data.length import Length
 from largescale.methods.byol import BYOL
 from largescale.methods.dino import DINO
 from largescale.methods.method import Method
+from largescale.methods.mocov1 import MoCoV1
 from largescale.methods.mocov2 import MoCoV2
 from largescale.methods.simclr import SimCLR
 from largescale.methods.swav.method import SwAV
 from shards.ground.errors import InputError
 
-METHODS: dict[str, type[Method]] = {"swav": SwAV, "simclr": SimCLR, "mocov2": MoCoV2, "dino": DINO, "byol": BYOL}
+METHODS: dict[str, type[Method]] = {
+    "swav": SwAV,
+    "simclr": SimCLR,
+    "mocov1": MoCoV1,
+    "mocov2": MoCoV2,
+    "byol": BYOL,
+    "dino": DINO,
+}
 
 
 def build_method(config: Config, length: Length | None = None, *, on_meta: bool = False) -> Method:

@@ -83,6 +83,7 @@ def _of_method(config: Config, length: Length) -> Iterator[str]:
     for milestone in method_class(config).milestones(config):
         if milestone.step > LATEST * length.num_steps:
             yield _late(milestone, length)
+    yield from method_class(config).complaints(config, length)
 
 
 def _late(milestone: Milestone, length: Length) -> str:

@@ -29,7 +29,7 @@ STILL = 1e-10
 CANDIDATES_OF_THE_BATCH = {"swav", "simclr"}
 """Methods whose loss of an image depends on which others are in its batch, so that it matters where a batch is cut."""
 
-AVERAGED_STATISTICS = {"mocov2"}
+AVERAGED_STATISTICS = {"mocov1", "mocov2"}
 """Methods with a teacher in evaluation mode: running statistics that ranks have of their own images count there."""
 
 

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from torch.nn.functional import normalize
 
 from largescale.config import load_config
 from largescale.data.views import Views
@@ -14,6 +13,7 @@ from largescale.methods import build_method
 from largescale.methods.simclr import SimCLR
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
+from tests.methods.losses.loops import nt_xent_loop
 
 MINI = ROOT / "tests/methods/mini/simclr.yaml"
 BATCH = 6
@@ -30,22 +30,12 @@ def views(*, seed: int = 0) -> Views:
     return Views.numbered([torch.randn(2 * BATCH, 3, 24, 24, generator=generator, dtype=torch.float64)], BATCH)
 
 
-def naive_loss(z: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Section 2 of the paper, a view at a time; rows are the first views of all images, then the second."""
-    total = torch.zeros((), dtype=z.dtype)
-    for i in range(len(z)):
-        candidates = torch.stack([torch.exp(z[i] @ z[n] / temperature) for n in range(len(z)) if n != i])
-        partner = z[(i + len(z) // 2) % len(z)]
-        total = total - torch.log(torch.exp(z[i] @ partner / temperature) / candidates.sum())
-    return total / len(z)
-
-
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
 def test_loss_and_gradient_equal_the_naive_loop(method, temperature):
     method.config.temperature = temperature
     batch = views()
     loss = method(batch, 0).loss
-    expected = naive_loss(normalize(method.projection(method.backbone(batch.images[0])), dim=1), temperature)
+    expected = nt_xent_loop(method.projection(method.backbone(batch.images[0])).unflatten(0, (2, -1)), temperature)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     parameters = [p for p in method.parameters() if p.requires_grad]
     for ours, theirs in zip(
@@ -85,7 +75,31 @@ def test_views_of_two_sizes_are_views_of_the_same_images(method):
     torch.testing.assert_close(method(apart, 0).loss, method(batch, 0).loss, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("crops", ["[{num: 1}]", "[{num: 2}, {num: 1}]"])
-def test_other_numbers_of_views_are_refused(crops):
-    with pytest.raises(InputError, match=r"data.crops=.* views: expected two views in all with method.name=simclr"):
-        load_config(MINI, [f"data.crops={crops}"])
+def test_every_view_of_multi_crop_picks_each_other_view_of_its_image(method):
+    """The small one too; VISSL's loss."""
+    generator = torch.Generator().manual_seed(1)
+    small = torch.randn(BATCH, 3, 16, 16, generator=generator, dtype=torch.float64)
+    batch = views()._replace(images=[*views().images, small])
+    z = torch.cat([method.backbone(group) for group in batch.images])
+    expected = nt_xent_loop(method.projection(z).unflatten(0, (3, -1)), method.config.temperature)
+    output = method(batch, 0)
+    torch.testing.assert_close(output.loss, expected, rtol=1e-12, atol=0)
+    assert output.evidence["embeddings"].shape == (3, BATCH, 8)
+
+
+def test_the_loss_of_equal_views_counts_views_and_images():
+    references = SimCLR.loss_references(load_config(MINI, ["train.accumulate=2"]))
+    assert references["all views alike"] == pytest.approx(math.log(1 + 3 * (16 / 2 - 1)))
+
+
+def test_the_head_of_version_2_has_three_layers():
+    head = build_method(load_config(MINI, ["method.hidden=[16, 16]"])).projection
+    kinds = [type(layer).__name__ for layer in head]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear", "BatchNorm1d"]
+    trained = {name for name, parameter in head.named_parameters() if parameter.requires_grad}
+    assert {"0.weight", "1.bias", "4.bias", "7.weight"} <= trained and not {"0.bias", "6.bias", "7.bias"} & trained
+
+
+def test_one_view_is_refused():
+    with pytest.raises(InputError, match=r"data.crops=1 view: expected two or more views with method.name=simclr"):
+        load_config(MINI, ["data.crops=[{num: 1}]"])

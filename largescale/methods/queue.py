@@ -1,0 +1,112 @@
+"""Embeddings of earlier batches, as candidates for later ones: the same on all ranks, whatever their number.
+
+The rows of step t, in the order of its global batch, take the place of those of step t - K / B, the oldest::
+
+    for place in range(B):
+        rows[(t * B + place) % K] = embeddings[place]
+
+so where a row stands follows from its step and its place in the batch, and there is no pointer to keep. A step's own
+rows go in when its last micro-batch is through; before, nothing sees them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate
+from torch.nn.functional import normalize
+
+from largescale.config import Config, require
+from largescale.config.setting import setting
+from largescale.data.length import Length
+from largescale.distributed.collectives import gather_rows
+from largescale.processes import world_size
+
+_FEW = 8
+"""Share of the images, as 1 / _FEW, that a queue is suggested to hold; MoCo's holds a twentieth of ImageNet."""
+
+
+def queue_setting(default: int = 65536) -> Any:
+    """The setting of methods that have a queue: a field of a dataclass."""
+    return setting(
+        default,
+        "Embeddings of earlier steps to pick from; a multiple of train.global_batch, fewer than the images.",
+        at_least=1,
+        at_most=2**40,
+    )
+
+
+def require_whole_batches(config: Config, num_rows: int, key: str = "method.queue") -> None:
+    """Refuse a queue that does not hold whole batches.
+
+    Raises:
+        InputError: naming the key.
+    """
+    batch = config.train.global_batch
+    require(num_rows % batch == 0, key, num_rows, f"a multiple of train.global_batch={batch}")
+
+
+def complaints_of_queue(config: Config, length: Length, num_rows: int, key: str = "method.queue") -> list[str]:
+    """A line if a queue holds as many embeddings as there are images."""
+    images, batch = length.num_samples, config.train.global_batch
+    if num_rows < images:
+        return []
+    fewer = max(1, images // _FEW // batch) * batch
+    return [
+        f"{key}={num_rows}: the queue holds every one of the {images:,} images, so each meets itself in it; "
+        f"set {key}={fewer}"
+    ]
+
+
+class Queue(nn.Module):
+    """The last `num_rows` embeddings.
+
+    Args:
+        config: of the run: its seed, batch and micro-batches.
+        num_rows: K, a multiple of the batch.
+        width: D.
+        number: of this queue among those of a method; they start with different rows.
+
+    Attributes:
+        rows: [K, D], the same on all ranks; unit rows of random directions at first.
+    """
+
+    rows: Tensor
+
+    def __init__(self, config: Config, num_rows: int, width: int, *, number: int = 0) -> None:
+        super().__init__()
+        self._seed = config.run.seed + number
+        self._batch, self._micro_batches = config.train.global_batch, config.train.accumulate
+        self._piece = self._batch // self._micro_batches // world_size()
+        self.register_buffer("rows", torch.zeros(num_rows, width), persistent=False)
+        self._fresh: list[Tensor] = []
+        self.finish_initialisation()
+
+    def finish_initialisation(self) -> None:
+        """Fill the queue with random unit rows; `models.initialise` calls it as well."""
+        generator = torch.Generator().manual_seed(self._seed)
+        rows = torch.randn(self.rows.shape, generator=generator, device="cpu")
+        with torch.no_grad():
+            self.rows.copy_(normalize(rows, dim=1))
+
+    @torch.no_grad()
+    def keep(self, embeddings: Tensor, step: int) -> None:
+        """Take this rank's embeddings [B, D] of a step, or those of one of its micro-batches.
+
+        Collectives: those of `gather_rows`, once, without a gradient.
+        """
+        # Ranks hold a piece of each micro-batch: [ranks, micro-batches, B, D].
+        pieces = gather_rows(embeddings.detach()).view(world_size(), -1, self._piece, embeddings.shape[1])
+        self._fresh += pieces.transpose(0, 1).flatten(1, 2).to(self.rows.dtype)
+        if len(self._fresh) == self._micro_batches:
+            first, rows = step * self._batch % len(self.rows), self.rows.clone()  # the backward pass needs the old ones
+            rows[first : first + self._batch] = torch.cat(self._fresh)
+            self.rows = rows
+            self._fresh.clear()
+
+    def whole(self, mesh: DeviceMesh) -> Tensor:
+        """The rows, as a part of `Method.state`: all ranks hold all of them."""
+        return DTensor.from_local(self.rows, mesh, [Replicate()], run_check=False)
