@@ -29,6 +29,7 @@ ROOMS = {
         "distributed",
         "processes",
         "config",
+        "clustering",
         "models",
         "data",
         "optim",

@@ -1,0 +1,154 @@
+"""k-means against scikit-learn, a loop in numpy, and itself on other numbers of ranks.
+
+Covers: largescale/clustering/fixed_point.py
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from sklearn.cluster import KMeans
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from largescale.clustering.fixed_point import FixedPoint, sums_by_group
+from largescale.clustering.kmeans import Clusters, kmeans
+from tests.helpers.ranks import Counted, run_ranks
+
+BLOBS, WIDTH, COUNT = 7, 5, 503
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A group of one, as in a run of a process."""
+    store = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@cache
+def blobs(dtype: torch.dtype = torch.float64, apart: float = 3.0) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    centres = torch.randn(BLOBS, WIDTH, generator=generator) * apart
+    numbers = torch.randint(BLOBS, (COUNT,), generator=generator)
+    return (centres[numbers] + torch.randn(COUNT, WIDTH, generator=generator)).to(dtype)
+
+
+def naive(points: Tensor, centroids: Tensor, iterations: int, *, spherical: bool) -> np.ndarray:
+    """Lloyd in numpy: a point at a time."""
+    found, means = np.zeros(len(points), int), centroids.numpy().copy()
+    for _ in range(iterations):
+        for number, x in enumerate(points.numpy()):
+            found[number] = np.argmin([((x - c) ** 2).sum() for c in means])
+        for c in range(len(means)):
+            means[c] = points.numpy()[found == c].mean(0)
+            if spherical:
+                means[c] /= np.linalg.norm(means[c])
+    return means
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_steps_are_those_of_a_loop_from_the_same_start(spherical):
+    points = normalize(blobs(), dim=1) if spherical else blobs()
+    for iterations in (1, 3):
+        means = naive(points, points[:4], iterations, spherical=spherical)
+        found = kmeans(points, 4, seed=0, iterations=iterations, start=points[:4], spherical=spherical)
+        np.testing.assert_allclose(found.centroids.numpy(), means, rtol=0, atol=1e-12)
+        again = kmeans(points, 4, seed=0, iterations=0, start=found.centroids)
+        assert torch.equal(found.assignments, again.assignments)
+        distances = (points - found.centroids[found.assignments]).norm(dim=1)
+        torch.testing.assert_close(found.distances, distances)
+        assert found.inertia == pytest.approx(float(distances.square().sum()), rel=1e-12)
+        assert torch.equal(found.sizes, found.assignments.bincount(minlength=4))
+
+
+@pytest.mark.parametrize("start", ["random", "kmeans++"])
+def test_inertia_is_not_above_that_of_scikit_learn(start):
+    points = blobs(apart=1.0)  # they overlap, so there are many ways to end
+    theirs = KMeans(BLOBS, n_init=10, random_state=0, max_iter=300, tol=0).fit(points.numpy()).inertia_
+    ours = kmeans(points, BLOBS, seed=0, iterations=300, start=start, restarts=10)
+    assert ours.inertia <= theirs * (1 + 1e-3)
+    apart = kmeans(blobs(apart=20.0), BLOBS, seed=0, start=start, restarts=10)
+    known = KMeans(BLOBS, n_init=10, random_state=0).fit(blobs(apart=20.0).numpy())
+    assert apart.inertia == pytest.approx(known.inertia_, rel=1e-9)
+
+
+def test_a_cluster_that_is_left_empty_takes_half_of_another():
+    points, far = blobs(), torch.full((3, WIDTH), 1e3, dtype=torch.float64)
+    start = torch.cat([points[:4], far])
+    found = kmeans(points, 7, seed=0, start=start)
+    assert bool((found.sizes > 0).all()) and int(found.sizes.sum()) == COUNT
+    assert found.inertia < kmeans(points, 4, seed=0, start=points[:4]).inertia
+
+
+def test_it_stops_where_nothing_moves():
+    found = kmeans(blobs(apart=20.0), BLOBS, seed=0, iterations=100, start="kmeans++")
+    assert 1 <= found.iterations < 20
+
+
+def test_copies_of_few_points_leave_clusters_empty_and_nothing_else():
+    copies = torch.eye(3, dtype=torch.float64).repeat(20, 1)
+    for start in ("random", "kmeans++"):
+        found = kmeans(copies, 5, seed=0, start=start, restarts=3)
+        assert found.centroids.isfinite().all() and int(found.sizes.sum()) == 60
+    assert kmeans(copies, 3, seed=0, start="kmeans++").inertia == pytest.approx(0, abs=1e-20)
+
+
+@pytest.mark.parametrize(
+    "points, words", [(torch.zeros(3, 2), "3 points for 4 clusters"), (torch.full((9, 2), torch.nan), "not finite")]
+)
+def test_what_cannot_be_clustered_is_refused(points, words):
+    with pytest.raises(ValueError, match=words):
+        kmeans(points, 4, seed=0)
+
+
+def test_sums_are_the_same_bits_in_any_order():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(1000, generator=generator).exp() * 1e6
+    groups = torch.randint(3, (1000,), generator=generator)
+    order = torch.randperm(1000, generator=generator)
+    found = sums_by_group(values, groups, 3)
+    assert torch.equal(found, sums_by_group(values[order], groups[order], 3))
+    expected = torch.stack([values[groups == group].double().sum() for group in range(3)])
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert FixedPoint(torch.zeros(0, 2)).total == 0 and sums_by_group(torch.zeros(4), groups[:4], 3).tolist() == [0] * 3
+
+
+def cluster_own(cases: list[tuple[torch.dtype, str, bool]]) -> list[dict[str, Any]]:
+    """Each rank has another number of points; the last of several has none."""
+    size, own_rank = dist.get_world_size(), dist.get_rank()
+    bounds = [0] + [COUNT * (place + 1) // (size + 1) for place in range(size - 2)] + [COUNT] * min(2, size)
+    results = []
+    for dtype, start, spherical in cases:
+        points = normalize(blobs(dtype), dim=1) if spherical else blobs(dtype)
+        own = points[bounds[own_rank] : bounds[own_rank + 1]]
+        with Counted() as counted:
+            found: Clusters = kmeans(own, 40, seed=5, iterations=4, start=start, spherical=spherical)
+        results.append({**vars(found), "calls": counted.calls})
+    return results
+
+
+@pytest.mark.distributed
+def test_any_number_of_ranks_finds_the_same_bits():
+    cases = [(torch.float64, "random", False), (torch.float32, "kmeans++", False), (torch.float32, "random", True)]
+    [alone] = run_ranks(cluster_own, 1, cases, timeout_s=600)
+    assert all(not one["calls"] for one in alone)
+    for ranks in (2, 3, 4):
+        found = run_ranks(cluster_own, ranks, cases, timeout_s=600)
+        for case, expected in enumerate(alone):
+            ours = [one[case] for one in found]
+            for one in ours:
+                for key in ("centroids", "sizes"):
+                    assert torch.equal(one[key], expected[key]), (ranks, case, key)
+                assert (one["inertia"], one["iterations"]) == (expected["inertia"], expected["iterations"])
+            for key in ("assignments", "distances"):
+                assert torch.equal(torch.cat([one[key] for one in ours]), expected[key]), (ranks, case, key)
+            large = [size for name, size in ours[0]["calls"] if name == "all_reduce" and size == 40 * (WIDTH + 1) + 1]
+            assert len(large) == expected["iterations"] + 1
+            assert len(ours[0]["calls"]) <= len(large) + 5
