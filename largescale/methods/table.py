@@ -14,6 +14,7 @@ from largescale.methods.dino import DINO
 from largescale.methods.method import Method
 from largescale.methods.mocov1 import MoCoV1
 from largescale.methods.mocov2 import MoCoV2
+from largescale.methods.pirl import PIRL
 from largescale.methods.simclr import SimCLR
 from largescale.methods.swav.method import SwAV
 from shards.ground.errors import InputError
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "mocov2": MoCoV2,
     "byol": BYOL,
     "dino": DINO,
+    "pirl": PIRL,
 }
 
 

@@ -26,8 +26,9 @@ WAYS = [["train.accumulate=1"], ["train.accumulate=2", "optim.name=adamw", "opti
 
 STILL = 1e-10
 
-CANDIDATES_OF_THE_BATCH = {"swav", "simclr"}
-"""Methods whose loss of an image depends on which others are in its batch, so that it matters where a batch is cut."""
+CANDIDATES_OF_THE_BATCH = {"swav", "simclr", "pirl"}
+"""Methods whose loss of an image depends on which others are in its batch, so that it matters where a batch is cut;
+in PIRL through Z alone, which is of the first micro-batch."""
 
 AVERAGED_STATISTICS = {"mocov1", "mocov2"}
 """Methods with a teacher in evaluation mode: running statistics that ranks have of their own images count there."""

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from largescale.config import load_config
+from largescale.data.device_random import uniform
+from largescale.data.length import Length
+from largescale.data.views import Views
+from largescale.methods import build_method
+from largescale.methods.pirl import PIRL
+from shards.ground.errors import InputError
+from tests.helpers.commands import ROOT
+from tests.helpers.ranks import Counted, run_ranks
+
+MINI = ROOT / "tests/methods/mini/pirl.yaml"
+BATCH, SAMPLES = 6, 9
+
+
+def build(*overrides: str) -> PIRL:
+    config = load_config(MINI, [f"train.global_batch={BATCH}", "data.streams=1", *overrides])
+    torch.manual_seed(0)
+    method = build_method(config, Length(8, 1, SAMPLES)).double()
+    method.begin()
+    return method
+
+
+def views(step: int = 0) -> Views:
+    """Of samples some of which come twice."""
+    generator = torch.Generator().manual_seed(step)
+    images = [torch.randn(BATCH, 3, side, side, generator=generator, dtype=torch.float64) for side in (24, 26)]
+    return Views(images, torch.randint(SAMPLES, (BATCH,), generator=generator))
+
+
+def embed(method: PIRL, batch: Views, step: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Embeddings of patches and of images, an image at a time."""
+    images, patches = method.task_views(batch, step).images
+    of_patches, of_images = [], []
+    for image, own in zip(images, patches.unflatten(0, (BATCH, -1)), strict=True):
+        each = torch.cat([method.patch_projection(method.backbone(patch[None]))[0] for patch in own])
+        of_patches.append(normalize(method.patches_together(each), dim=0))
+        of_images.append(normalize(method.projection(method.backbone(image[None]))[0], dim=0))
+    return of_patches, of_images
+
+
+def test_loss_gradient_and_bank_equal_the_naive_loop_over_steps():
+    """The bank as a dict from id to vector; Z is that of the first batch; of an id that comes twice the last stays."""
+    method = build().eval()
+    bank, z = dict(enumerate(method.bank.own.clone())), None
+    settings = method.config
+    n, momentum = settings.negatives, settings.bank_momentum
+    for step in range(4):
+        batch = views(step)
+        of_patches, of_images = embed(method, batch, step)
+        draws = uniform(0, step, 41, num=n, device=torch.device("cpu")).tolist()
+        others, ids = [int(draw * SAMPLES) for draw in draws], batch.ids.tolist()
+
+        def similarity(a: Tensor, b: Tensor) -> Tensor:
+            return torch.exp(a @ b / settings.temperature)
+
+        if z is None:
+            pairs = [
+                float(similarity(one, bank[row]).detach())
+                for kind in (of_patches, of_images)
+                for one, own in zip(kind, ids, strict=True)
+                for row in (own, *others)
+            ]
+            z = SAMPLES * sum(pairs) / len(pairs)
+        expected = torch.zeros((), dtype=torch.float64)
+        for kind in (of_patches, of_images):
+            for one, own in zip(kind, ids, strict=True):
+                p = similarity(one, bank[own]) / z
+                expected = expected - torch.log(p / (p + n / SAMPLES)) / 2
+                for row in others:
+                    p = similarity(one, bank[row]) / z
+                    expected = expected - torch.log(1 - p / (p + n / SAMPLES)) / 2
+        loss = method(batch, step).loss
+        torch.testing.assert_close(loss, expected / BATCH, rtol=1e-11, atol=0)
+        parameters = list(method.parameters())
+        for ours, theirs in zip(
+            torch.autograd.grad(loss, parameters), torch.autograd.grad(expected / BATCH, parameters), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+        old = dict(bank)
+        for one, own in zip(of_images, ids, strict=True):
+            bank[own] = normalize(momentum * old[own] + (1 - momentum) * one.detach(), dim=0)
+        torch.testing.assert_close(method.bank.own, torch.stack(list(bank.values())), rtol=0, atol=1e-14)
+    assert min(len(set(views(step).ids.tolist())) for step in range(4)) < BATCH, "no sample came twice"
+
+
+def count_exchanges() -> list[tuple[str, int]]:
+    method = build().eval()
+    own = slice(dist.get_rank() * BATCH // 2, (dist.get_rank() + 1) * BATCH // 2)
+    with Counted() as counted:
+        for step in range(2):
+            whole = views(step)
+            method(Views([images[own] for images in whole.images], whole.ids[own]), step)
+    return counted.calls
+
+
+@pytest.mark.distributed
+def test_a_step_exchanges_ids_embeddings_and_rows_once():
+    """Besides Z, once in a run. Gathers are counted by their results."""
+    [calls, _] = run_ranks(count_exchanges, 2, timeout_s=600)
+    gathered = [size for name, size in calls if name.startswith("all_gather")]
+    reduced = [size for name, size in calls if name == "all_reduce"]
+    rows = (BATCH + 12) * 8
+    assert gathered == [BATCH, BATCH * 8] * 2 and reduced == [rows, 1, rows] and len(calls) == 7
+
+
+def test_a_bank_row_is_a_unit_vector_from_the_start_whatever_the_ranks():
+    """A mean over ranks of random rows, as in published code, is shorter."""
+    torch.testing.assert_close(build().bank.own.norm(dim=1), torch.ones(SAMPLES, dtype=torch.float64))
+
+
+def test_equal_embeddings_cost_a_guess_and_are_called_collapse():
+    method = build().eval()
+    row = torch.ones(8, dtype=torch.float64) / math.sqrt(8)
+    with torch.no_grad():
+        for layer in (method.projection[-1], method.patches_together):
+            layer.weight.zero_()
+            layer.bias.copy_(row)
+        method.bank.own.copy_(row.expand_as(method.bank.own))
+    output = method(views(), 0)
+    loss = float(output.loss.detach())
+    config = load_config(MINI)
+    assert loss == pytest.approx(method.loss_references(config)["a guess"])
+    found = method.measures(loss, output.signs, BATCH)
+    assert "looks like collapse" in method.diagnose(config, found, found)
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["data.crops=[{num: 2, size: 24}]"], "data.crops=[2]: expected two groups of one view each"),
+        (["method.patch=14"], "method.patch=14: expected at most 13, the side of a cell of data.crops.1"),
+        (["method.max_bank_gb=1e-8"], "method.max_bank_gb=1e-08: rows of 8 numbers for 9 images take"),
+    ],
+)
+def test_what_does_not_fit_is_refused(overrides, words):
+    with pytest.raises(InputError) as refusal:
+        build(*overrides)
+    assert words in str(refusal.value)
