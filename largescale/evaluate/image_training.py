@@ -245,7 +245,7 @@ def _step(network: Probe, batch: Batch, labels: Tensor, optimizer: torch.optim.O
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if world_size() > 1:
-        _average([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
+        average_gradients([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
     optimizer.step()
     return loss.detach()
 
@@ -259,7 +259,7 @@ def _check_finite(loss: Tensor, step: int, steps: int) -> None:
         raise InputError(f"the loss is {mean} at step {step} of {steps}; lower the learning rate")
 
 
-def _average(gradients: list[Tensor]) -> None:
+def average_gradients(gradients: list[Tensor]) -> None:
     """Replace gradients by their mean over ranks. Collectives: one all-reduce."""
     message = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(message)

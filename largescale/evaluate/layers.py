@@ -18,7 +18,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from largescale.config import EvaluateConfig
 from largescale.config.setting import setting
 from largescale.evaluate.image_training import Probe, Recipe, Trial, accuracies, scores_of
-from largescale.models.backbones import stages
+from largescale.evaluate.stage_maps import StageMaps
 from largescale.parallel.batchnorm import synchronize_batchnorm
 from largescale.processes import world_size
 
@@ -73,10 +73,7 @@ class Probes(Probe):
 
     def __init__(self, trial: Trial, numbers: int) -> None:
         super().__init__()
-        self.method = trial.method.float().eval().requires_grad_(False)
-        self._maps: list[Tensor] = []
-        for stage in stages(self.method.get_submodule(self.method.encoder_name)):
-            stage.register_forward_hook(lambda module, inputs, output: self._maps.append(output))
+        self.trunk = StageMaps(trial.method)
         size, num_classes = trial.config.evaluate.size, len(trial.train.manifest.classes)
         self.shapes = {
             f"stage {number}" if one.ndim == 4 else _FEATURES: (one.shape[1], _side(one, numbers))
@@ -109,20 +106,10 @@ class Probes(Probe):
         ]
         return torch.stack([head(one) for head, one in zip(self.heads, pooled, strict=True)], dim=1)
 
-    def train(self, mode: bool = True) -> Probes:
-        """The trunk stays in evaluation mode, with its running statistics."""
-        super().train(mode)
-        self.method.eval()
-        return self
-
-    @torch.no_grad()
     def _inside(self, images: Tensor) -> list[Tensor]:
         """Maps [B, C, H, W] of the stages, then the features [B, D]."""
-        self._maps.clear()
-        features = self.method.encode(images)
-        found = [*self._maps, features]
-        self._maps.clear()
-        return found
+        maps, features = self.trunk(images)
+        return [*maps, features]
 
 
 def _side(one: Tensor, numbers: int) -> int:

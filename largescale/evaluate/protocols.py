@@ -19,10 +19,11 @@ from largescale.evaluate import (
     low_shot,
     low_shot_finetune,
     retrieval,
+    segmentation,
     spectrum,
     svm,
 )
-from largescale.evaluate.ways import Way, by_features, by_lists, by_training
+from largescale.evaluate.ways import Way, by_dense_training, by_features, by_lists, by_training
 from shards.ground.errors import InputError
 
 COMMON = frozenset(item.name for item in fields(EvaluateConfig))
@@ -84,6 +85,15 @@ PROTOCOLS = {
         metric="map_11_points",
         title="mean average precision (VOC07, 11 points)",
         way=by_lists,
+        of_classes=False,
+    ),
+    "segmentation": Protocol(
+        segmentation.measure,
+        segmentation.Settings,
+        segmentation.CHOSEN_ON,
+        metric="miou",
+        title="mean intersection over union",
+        way=by_dense_training,
         of_classes=False,
     ),
     "clusters": Protocol(clusters.measure, clusters.Settings, clusters.CHOSEN_ON, metric="nmi", title="NMI of k-means"),

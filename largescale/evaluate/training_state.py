@@ -1,7 +1,7 @@
 """What a killed evaluation goes on from: the state of a training, and results of networks that are done.
 
     eval/unfinished/
-      finetune-1a2b3c4d-pretrained.safetensors    trained tensors and momenta, some dozen times per training
+      finetune-1a2b3c4d-pretrained.safetensors    trained tensors and the optimizer's, some dozen times per training
       finetune-1a2b3c4d-pretrained.json           the result of a network that is done, while a baseline still trains
 
 Names hold the identity of all that decides the result. Files are written whole, by rank 0, and removed with the result.
@@ -84,7 +84,7 @@ class TrainingState:
     Args:
         place: its files.
         tensors: all that is trained, by name; they are filled and saved in place.
-        optimizer: SGD with momentum.
+        optimizer: whose state is nothing but tensors.
         batch, steps: images per step and steps; another number of ranks may have others.
     """
 
@@ -96,7 +96,7 @@ class TrainingState:
         self._every = max(1, steps // _PARTS)
 
     def load(self) -> int:
-        """Fill tensors and momenta; the step to go on with, 0 if there is nothing that fits.
+        """Fill tensors and the optimizer's state; the step to go on with, 0 if there is nothing that fits.
 
         Collectives: every rank must call it; one broadcast of an object. All ranks read the file.
         """
@@ -106,9 +106,12 @@ class TrainingState:
         with safe_open(self._place.state_path, framework="pt") as file, torch.no_grad():
             for name, tensor in self._tensors.items():
                 tensor.copy_(file.get_tensor(f"tensor.{name}"))
-            for number, parameter in enumerate(self._parameters()):
-                momentum = file.get_tensor(f"momentum.{number}").to(parameter.device)
-                self._optimizer.state[parameter]["momentum_buffer"] = momentum
+            for name in file.keys():  # noqa: SIM118
+                kind, number, key = (*name.split(".", 2), "", "")[:3]
+                if kind == "optimizer":
+                    parameter = self._parameters()[int(number)]
+                    tensor = file.get_tensor(name)
+                    self._optimizer.state[parameter][key] = tensor if key == "step" else tensor.to(parameter.device)
         if rank() == 0:
             _log.info("going on at step %d of %s, from %s", step, self._about["steps"], self._place.state_path)
         return step
@@ -119,7 +122,7 @@ class TrainingState:
             return
         tensors = {f"tensor.{name}": tensor for name, tensor in self._tensors.items()}
         for number, parameter in enumerate(self._parameters()):
-            tensors[f"momentum.{number}"] = self._optimizer.state[parameter]["momentum_buffer"]
+            tensors |= {f"optimizer.{number}.{key}": one for key, one in self._optimizer.state[parameter].items()}
         host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         self._place.folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(self._place.state_path) as file:
@@ -141,10 +144,10 @@ class TrainingState:
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError):
             _log.warning("%s: damaged; the training begins again", path)
             return 0
-        wanted = {f"tensor.{name}" for name in self._tensors} | {
-            f"momentum.{n}" for n in range(len(self._parameters()))
-        }
-        if about != self._about or names != wanted:
+        wanted = {f"tensor.{name}" for name in self._tensors}
+        numbers = {name.split(".")[1] for name in names if name.startswith("optimizer.")}
+        fits = numbers == {str(number) for number in range(len(self._parameters()))}
+        if about != self._about or not fits or {name for name in names if name.startswith("tensor.")} != wanted:
             _log.warning("%s: of another batch (another number of ranks?); the training begins again", path)
             return 0
         return step

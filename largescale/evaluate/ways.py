@@ -66,10 +66,19 @@ def by_lists(measure: Measure, subject: Subject) -> Measured:
 
 
 def by_training(measure: Measure, subject: Subject) -> Measured:
-    """`measure(trial, settings)` of a network that may be trained; the baseline is the same training from scratch.
+    """`measure(trial, settings)` of a network that may be trained; the baseline is the same training from scratch."""
+    return _of_classes(_trained(measure, subject), subject, (labelled(subject.shards[0]), labelled(subject.shards[1])))
 
-    A training that was killed goes on where it was, and a network that is done is not trained again.
-    """
+
+def by_dense_training(measure: Measure, subject: Subject) -> Measured:
+    """As `by_training`, on images whose labels are members beside them; the results say how many."""
+    results = _trained(measure, subject)
+    shown = results["pretrained"]
+    return Measured(results, shown["num_train"], shown["num_test"], _doubts_of(results))
+
+
+def _trained(measure: Measure, subject: Subject) -> dict[str, dict[str, Any]]:
+    """Results by network. A training that was killed goes on where it was, and what is done is not trained again."""
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     config, shards = subject.config, subject.shards
     networks = {"pretrained": True, **({"untrained": False} if config.evaluate.baselines else {})}
@@ -92,7 +101,7 @@ def by_training(measure: Measure, subject: Subject) -> Measured:
         places[name].finish(results[name])
     for one in places.values():
         one.remove()
-    return _of_classes(results, subject, (labelled(shards[0]), labelled(shards[1])))
+    return results
 
 
 def _of_classes(results: dict[str, dict[str, Any]], subject: Subject, pair: tuple[FeatureSet, FeatureSet]) -> Measured:

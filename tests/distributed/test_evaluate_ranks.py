@@ -10,7 +10,7 @@ import torch
 
 from largescale.config import load_config
 from largescale.data.corpora import Corpus
-from largescale.evaluate import clusters, knn, layers, linear_cached, low_shot, retrieval, svm
+from largescale.evaluate import clusters, knn, layers, linear_cached, low_shot, retrieval, segmentation, svm
 from largescale.evaluate.extract import load_method
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.image_training import Recipe, Trial, scores_of, trained_scores
@@ -112,6 +112,16 @@ def of_three(shards: tuple[Path, Path]) -> tuple[torch.Tensor | None, str]:
     with pytest.raises(InputError) as told:
         trained_scores(trial, Recipe(epochs=1, batch=40, trunk_rate=0.0, head_rate=0.3))
     return found, str(told.value)
+
+
+def of_scenes(folders: tuple[Path, Path]) -> dict[str, Any]:
+    settings = segmentation.Settings(segmentation_epochs=1, segmentation_rate=0.02)
+    return segmentation.measure(trial_of(folders), settings)
+
+
+def test_two_ranks_segment_as_one_does(scene_folders):
+    alone, found = of_scenes(scene_folders), run_ranks(of_scenes, 2, scene_folders)
+    assert found[0] == found[1] and found[0]["miou"] == pytest.approx(alone["miou"], abs=2e-3)
 
 
 def test_three_ranks_share_a_batch_and_refuse_together(shard_folder, test_shard_folder):

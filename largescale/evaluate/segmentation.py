@@ -1,0 +1,227 @@
+"""Segmentation by a linear classifier on the frozen network's maps: BatchNorm and a 1 x 1 convolution.
+
+DINOv3's linear protocol (arXiv 2508.10104) as far as it fits a convolutional network: AdamW, a rate of 1e-3 that warms
+up and falls along a cosine, weight decay 1e-3, images of half to twice the size, random crops and flips; no dropout.
+Scores are brought to the mask's size bilinearly. Intersection over union of a class is over all pixels of all test
+images; the mean is over the classes that occur in the test masks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate
+from tqdm import tqdm
+
+from largescale.config import Config, EvaluateConfig
+from largescale.config.setting import setting
+from largescale.distributed.out_of_memory import memory_for
+from largescale.evaluate.image_training import Recipe, Trial, average_gradients, batch_for
+from largescale.evaluate.masks import IGNORED, Cut, MaskedImages, centre, random_cut
+from largescale.evaluate.shares import total
+from largescale.evaluate.stage_maps import StageMaps
+from largescale.evaluate.training_state import TrainingState
+from largescale.parallel.batchnorm import synchronize_batchnorm
+from largescale.processes import rank, world_size
+from shards.ground.errors import InputError
+
+CHOSEN_ON = "nothing; the rate is given and the last epoch is measured"
+
+_WARM_UP = 0.0375
+"""Of the training: 1,500 of 40,000 steps."""
+
+
+@dataclass
+class Settings(EvaluateConfig):
+    """Keys under `evaluate`."""
+
+    segmentation_masks: str = setting(
+        "mask.png",
+        "Member of each sample that is its mask: grey or a palette, numbers of classes; 255 is ignored.",
+        min_length=1,
+        free=True,
+    )
+    segmentation_stages: list[int] = setting(
+        [],
+        "Stages of the backbone, counted from 1, whose maps are classified, side by side; empty takes the last.",
+        at_least=1,
+        free=True,
+    )
+    segmentation_epochs: int = setting(30, "Epochs of its training.", at_least=1, at_most=10**6, free=True)
+    segmentation_batch: int = setting(
+        16, "Images per step of it, over all ranks.", at_least=1, at_most=2**31, free=True
+    )
+    segmentation_rate: float = setting(1e-3, "Its learning rate.", above=0, at_most=1e9, free=True)
+    segmentation_weight_decay: float = setting(1e-3, "Its weight decay.", at_least=0, at_most=1e6, free=True)
+
+
+def measure(trial: Trial, config: Settings) -> dict[str, Any]:
+    """Mean intersection over union, and that of each class by its number.
+
+    Raises:
+        InputError: no masks, masks that are not as they must be, or a stage that the backbone does not have.
+
+    Collectives: every rank must call it; those of `MaskedImages`, an all-reduce of gradients and one of a count per
+    step, those of BatchNorm, and an all-reduce.
+    """
+    train, test = (MaskedImages(part, trial.config, config.segmentation_masks) for part in (trial.train, trial.test))
+    num_classes = max(train.num_classes, test.num_classes)
+    network = Segmenter(trial, num_classes, config.segmentation_stages)
+    recipe = Recipe(
+        epochs=config.segmentation_epochs,
+        batch=config.segmentation_batch,
+        batch_key="evaluate.segmentation_batch",
+        trunk_rate=0.0,
+        head_rate=config.segmentation_rate,
+        weight_decay=config.segmentation_weight_decay,
+    )
+    _train(network, trial, recipe, train)
+    confusion = _confusion(network.eval(), trial, test, num_classes)
+    shares = intersections_over_unions(confusion)
+    if not shares:
+        raise InputError(f"evaluate.segmentation_masks={config.segmentation_masks}: all pixels of the test are ignored")
+    return {
+        "miou": sum(shares.values()) / len(shares),
+        "pixel_accuracy": float(confusion.diagonal().sum() / confusion.sum()),
+        "iou_by_class": {str(number): share for number, share in shares.items()},
+        "num_classes": len(shares),
+        "num_train": len(train.ids),
+        "num_test": len(test.ids),
+        "doubts": [
+            f"{one.num_samples - len(one.ids):,} {what} images are left out: they have no {config.segmentation_masks}"
+            for one, what in ((train, "training"), (test, "test"))
+            if len(one.ids) < one.num_samples
+        ],
+    }
+
+
+def intersections_over_unions(confusion: Tensor) -> dict[int, float]:
+    """By class that occurs, of pixel counts [C, C]: rows are the truth, columns what was found."""
+    hits = confusion.diagonal()
+    unions = confusion.sum(0) + confusion.sum(1) - hits
+    present = (confusion.sum(1) > 0).nonzero().flatten().tolist()
+    return {number: float(hits[number] / unions[number]) for number in present}
+
+
+class Segmenter(nn.Module):
+    """A frozen network and a linear classifier of its maps' pixels: images to scores [B, classes, h, w]."""
+
+    def __init__(self, trial: Trial, num_classes: int, stages: list[int]) -> None:
+        super().__init__()
+        self.trunk = StageMaps(trial.method)
+        size = trial.config.evaluate.size
+        maps, _ = self.trunk(torch.zeros(1, 3, size, size, device=trial.device))
+        if any(number > len(maps) for number in stages):
+            raise InputError(f"evaluate.segmentation_stages={stages}: expected stages from 1 to {len(maps)}")
+        self._stages = sorted({number - 1 for number in stages}) or [len(maps) - 1]
+        width = sum(maps[number].shape[1] for number in self._stages)
+        norm, linear = nn.BatchNorm2d(width), nn.Conv2d(width, num_classes, 1)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            linear.weight.copy_(0.01 * torch.randn(linear.weight.shape, generator=generator))
+            nn.init.zeros_(cast(Tensor, linear.bias))
+        self.head: nn.Module = nn.Sequential(norm, linear).to(trial.device)
+        if world_size() > 1:
+            self.head = synchronize_batchnorm(self.head, trial.device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores of normalised images [B, 3, S, S], as large as the largest of the maps."""
+        found, _ = self.trunk(images)
+        maps = [found[number] for number in self._stages]
+        side = max((tuple(one.shape[2:]) for one in maps), key=math.prod)
+        return self.head(torch.cat([_resized(one, side) for one in maps], dim=1))
+
+
+def _resized(maps: Tensor, side: tuple[int, ...]) -> Tensor:
+    same = tuple(maps.shape[2:]) == side
+    return maps if same else interpolate(maps, side, mode="bilinear", align_corners=False)
+
+
+def _train(network: Segmenter, trial: Trial, recipe: Recipe, images: MaskedImages) -> None:
+    batch = batch_for(recipe, len(images.ids), world_size())
+    steps = recipe.epochs * (len(images.ids) // batch)
+    optimizer = torch.optim.AdamW(network.head.parameters(), lr=0.0, weight_decay=recipe.weight_decay)
+    trained = network.head.state_dict()
+    state = TrainingState(trial.unfinished, trained, optimizer, batch, steps) if trial.unfinished else None
+    first = state.load() if state else 0
+    plan = _Plan(trial.config, images.ids, batch, recipe.seed)
+    source = images.batches(map(plan.own, range(first, steps)))
+    network.train()
+    said = f"training on {trial.train.manifest.root.name}"
+    with tqdm(
+        total=steps, initial=first, desc=said, unit="step", leave=False, mininterval=1, disable=rank() > 0
+    ) as bar:
+        for step, pair in enumerate(source, first):
+            warm_up = min(1.0, (step + 1) / max(1.0, _WARM_UP * steps))
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.head_rate * warm_up * 0.5 * (1 + math.cos(math.pi * step / steps))
+            with memory_for(f"lower {recipe.batch_key}"):
+                _step(network, trial, pair.image, pair.mask, optimizer)
+            if state:
+                state.save(step + 1)
+            bar.update()
+
+
+def _step(network: Segmenter, trial: Trial, images: Tensor, masks: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    truth = masks.to(trial.device).long()
+    scores = _resized(network(_normalised(images, trial)), tuple(truth.shape[1:]))
+    known = (truth != IGNORED).sum()
+    if world_size() > 1:
+        dist.all_reduce(known)
+    # Summed here and averaged over ranks: the mean over the pixels of the whole batch.
+    loss = world_size() * cross_entropy(scores, truth, ignore_index=IGNORED, reduction="sum") / known.clamp_min(1)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if world_size() > 1:
+        average_gradients([parameter.grad for parameter in network.head.parameters() if parameter.grad is not None])
+    optimizer.step()
+
+
+def _normalised(images: Tensor, trial: Trial) -> Tensor:
+    mean, std = (
+        torch.tensor(values, device=trial.device)[:, None, None]
+        for values in (trial.config.data.mean, trial.config.data.std)
+    )
+    x = (images.to(trial.device).float() / 255 - mean) / std
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+class _Plan:
+    """Which samples a step has, and how they are cut: the same on any number of ranks."""
+
+    def __init__(self, config: Config, ids: np.ndarray, batch: int, seed: int) -> None:
+        self._config, self._ids, self._batch, self._seed = config, ids, batch, seed
+        self._order = -1, ids
+
+    def own(self, step: int) -> tuple[np.ndarray, list[Cut]]:
+        """This rank's part of a step."""
+        epoch, place = divmod(step, len(self._ids) // self._batch)
+        if self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng([self._seed, epoch]).permutation(self._ids)
+        share = self._batch // world_size()
+        start = place * self._batch + rank() * share
+        ids = self._order[1][start : start + share]
+        return ids, [random_cut(self._config, np.random.default_rng([self._seed, epoch, int(one)])) for one in ids]
+
+
+@torch.no_grad()
+def _confusion(network: Segmenter, trial: Trial, images: MaskedImages, num_classes: int) -> Tensor:
+    """Pixel counts [C, C] over all test images. Collectives: one all-reduce."""
+    size = trial.config.evaluate.batch
+    batches = [images.ids[start : start + size] for start in range(0, len(images.ids), size)][rank() :: world_size()]
+    cut, counts = centre(trial.config), torch.zeros(num_classes * num_classes, dtype=torch.int64)
+    for pair in images.batches((ids, [cut] * len(ids)) for ids in batches):
+        with memory_for(f"lower evaluate.batch={size}"):
+            scores = network(_normalised(pair.image, trial))
+        for one, mask in zip(scores, pair.mask, strict=True):  # one by one: scores at full size are large
+            found = _resized(one[None], tuple(mask.shape))[0].argmax(0).cpu()
+            known = mask != IGNORED
+            cells = mask[known].long() * num_classes + found[known]
+            counts += torch.bincount(cells, minlength=num_classes * num_classes)
+    return total(counts).view(num_classes, num_classes)
