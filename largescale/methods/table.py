@@ -10,6 +10,7 @@ from largescale.config import Config
 from largescale.config.setting import a_name
 from largescale.data.length import Length
 from largescale.methods.byol import BYOL
+from largescale.methods.densecl import DenseCL
 from largescale.methods.dino import DINO
 from largescale.methods.method import Method
 from largescale.methods.mocov1 import MoCoV1
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
     "mocov1": MoCoV1,
     "mocov2": MoCoV2,
+    "densecl": DenseCL,
     "byol": BYOL,
     "dino": DINO,
     "pirl": PIRL,

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.models.regnet import BlockParams, RegNet, ResBottleneckBlock
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
@@ -102,6 +103,24 @@ def stages(backbone: nn.Module) -> list[nn.Sequential]:
     else:
         found = (backbone.get_submodule(f"layer{number}") for number in (1, 2, 3, 4))
     return [cast(nn.Sequential, stage) for stage in found]
+
+
+def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
+    """What a backbone that `build_backbone` made pools: images [B, 3, H, W] to maps [B, num_features, h, w]."""
+    if isinstance(backbone, ResNet):
+        return backbone.stages(backbone.stem(images))
+    if isinstance(backbone, RegNet):
+        return backbone.trunk_output(backbone.stem(images))
+    theirs = cast(torchvision.models.ResNet, backbone)
+    x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images))))
+    for stage in stages(backbone):
+        x = stage(x)
+    return x
+
+
+def pooled(maps: Tensor) -> Tensor:
+    """Maps [B, C, h, w] to their means [B, C]; those of `feature_map` to what the backbone itself returns."""
+    return adaptive_avg_pool2d(maps, 1).flatten(1)
 
 
 def chosen_blocks(backbone: nn.Module, numbers: list[int], *, key: str) -> list[nn.Module]:

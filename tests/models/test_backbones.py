@@ -7,7 +7,7 @@ import torch
 
 from largescale.config import ModelConfig
 from largescale.methods.prototypes import Prototypes
-from largescale.models.backbones import build_backbone, stages
+from largescale.models.backbones import build_backbone, feature_map, pooled, stages
 from largescale.models.heads import projection_head
 from shards.ground.errors import InputError
 
@@ -120,3 +120,13 @@ def test_the_projection_head_ends_in_a_plain_linear_layer():
     assert head(torch.randn(4, 16)).shape == (4, 8)
     assert [type(layer).__name__ for layer in head] == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear"]
     assert len(projection_head(16, [], 8, batchnorm=True)) == 1
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "3x3s2"])
+@pytest.mark.parametrize("name", ["resnet", "resnet18", "regnet_y_400mf"])
+def test_maps_are_what_a_backbone_pools(name, stem):
+    backbone, width = build_backbone(ModelConfig(backbone=name, stem=stem, depths=[1, 1], width=8))
+    images = torch.randn(2, 3, 64, 96)
+    maps = feature_map(backbone.eval(), images)
+    assert maps.shape[:2] == (2, width) and maps.shape[3] > maps.shape[2] > 1
+    assert torch.equal(pooled(maps), backbone(images))
