@@ -44,14 +44,14 @@ class Contrastive(JointEmbedding):
 
     @classmethod
     @torch.no_grad()
-    def watch(cls, first: Tensor, second: Tensor, picks: Picks) -> dict[str, Tensor]:
+    def watch(cls, first: Tensor, second: Tensor, *picks: Picks) -> dict[str, Tensor]:
         """The signs.
 
         Args:
             first, second: unit vectors [B, D] of two views of the same images.
-            picks: of this rank's views.
+            picks: of this rank's views, in one part or several.
         """
-        return cls.watch_embeddings(first, second) | {"picked": picks.picked()}
+        return cls.watch_embeddings(first, second) | {"picked": torch.stack([one.picked() for one in picks]).mean()}
 
     @classmethod
     def brief(cls, row: Row) -> str:
@@ -63,3 +63,9 @@ class Contrastive(JointEmbedding):
         """How well views find each other, before the panels of all."""
         picks = Panel("Views", {"share that pick their partner": "picked"}, limits=(0, 1.05))
         return [picks, *super().panels(config)]
+
+
+def images_of_loss(config: Config) -> int:
+    """How many images the loss compares: those of a micro-batch, or of a whole batch."""
+    train = config.train
+    return train.global_batch // (train.accumulate if train.loss_spans == "micro_batch" else 1)

@@ -1,4 +1,4 @@
-"""Shared by methods in which a prediction from one view is compared with the embedding of another, without negatives.
+"""Shared by methods in which a prediction from one view is compared with the embedding of another.
 
 Views pass one by one, so BatchNorm's statistics are those of one view, as in the published code. With multi-crop (SwAV,
 arXiv 2006.09882) every view predicts; the large views alone are predicted.

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from largescale.config import Config
 from largescale.data.views import Views
-from largescale.methods.contrastive import Contrastive, ContrastiveSettings
+from largescale.methods.contrastive import Contrastive, ContrastiveSettings, images_of_loss
 from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import unit
 from largescale.methods.losses.over_ranks import all_ranks
@@ -76,10 +76,8 @@ class SimCLR(Contrastive):
     @classmethod
     def loss_references(cls, config: Config) -> dict[str, float]:
         """The loss if all embeddings were equal."""
-        train = config.train
-        images = train.global_batch // (train.accumulate if train.loss_spans == "micro_batch" else 1)
         views = sum(group.num for group in config.data.crops)
-        return {"all views alike": math.log(1 + views * (images - 1))}
+        return {"all views alike": math.log(1 + views * (images_of_loss(config) - 1))}
 
 
 def _head(num_features: int, hidden: list[int], embedding: int) -> nn.Sequential:

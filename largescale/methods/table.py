@@ -15,6 +15,8 @@ from largescale.methods.dino import DINO
 from largescale.methods.method import Method
 from largescale.methods.mocov1 import MoCoV1
 from largescale.methods.mocov2 import MoCoV2
+from largescale.methods.mocov3 import MoCoV3
+from largescale.methods.nnclr import NNCLR
 from largescale.methods.pirl import PIRL
 from largescale.methods.simclr import SimCLR
 from largescale.methods.swav.method import SwAV
@@ -26,6 +28,8 @@ METHODS: dict[str, type[Method]] = {
     "mocov1": MoCoV1,
     "mocov2": MoCoV2,
     "densecl": DenseCL,
+    "mocov3": MoCoV3,
+    "nnclr": NNCLR,
     "byol": BYOL,
     "dino": DINO,
     "pirl": PIRL,

@@ -26,7 +26,7 @@ WAYS = [["train.accumulate=1"], ["train.accumulate=2", "optim.name=adamw", "opti
 
 STILL = 1e-10
 
-CANDIDATES_OF_THE_BATCH = {"swav", "simclr", "pirl"}
+CANDIDATES_OF_THE_BATCH = {"swav", "simclr", "mocov3", "nnclr", "pirl"}
 """Methods whose loss of an image depends on which others are in its batch, so that it matters where a batch is cut;
 in PIRL through Z alone, which is of the first micro-batch."""
 

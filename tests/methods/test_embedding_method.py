@@ -72,6 +72,8 @@ def test_a_method_without_embeddings_refuses_a_loss_over_the_global_batch(monkey
     [
         ("simclr", "rows of the batch", {"all-gather": 1, "reduce-scatter": 1}),
         ("mocov2", "rows of the batch", {"all-gather": 1}),
+        ("mocov3", "rows of the batch", {"all-gather": 1}),
+        ("nnclr", "rows of the batch", {"all-gather": 2, "reduce-scatter": 1}),
         ("byol", "rows of the batch", {}),
         ("swav", "Sinkhorn's marginals", {"all-reduce": 2 * 3}),  # heads of two sizes, three iterations
     ],

@@ -58,10 +58,22 @@ def among_batch(queries: Tensor, keys: Tensor, temperature: float, group: Group)
 
     Collectives: those of `gather_rows`, once, for the keys.
     """
+    return among_gathered(queries, gathered(keys, group), own_places(len(keys), group, keys.device), temperature)
+
+
+def among_gathered(queries: Tensor, keys: Tensor, partners: Tensor, temperature: float) -> Picks:
+    """Queries that pick the key of their image among keys gathered before.
+
+    Args:
+        queries: unit vectors [V * B, D], view after view.
+        keys: unit vectors [M, D].
+        partners: where the keys of the B images are, int64 [B].
+        temperature: divides cosines.
+    """
     with torch.autocast(queries.device.type, enabled=False):
-        logits = queries @ gathered(keys, group).T / temperature
-        partner = own_places(len(keys), group, keys.device).repeat(len(queries) // len(keys))[:, None]
-        return Picks(logits.gather(1, partner), logits.scatter(1, partner, -math.inf))
+        logits = queries @ keys.T / temperature
+        right = partners.repeat(len(queries) // len(partners))[:, None]
+        return Picks(logits.gather(1, right), logits.scatter(1, right, -math.inf))
 
 
 def among_views(views: Tensor, temperature: float, group: Group) -> Picks:
