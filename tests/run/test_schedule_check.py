@@ -18,6 +18,7 @@ from tests.helpers.commands import ROOT
 
 TINY = "tests/tiny.yaml"
 SMALL_BATCH = "configs/swav/resnet50_400ep_bs256.yaml"
+RECIPES = sorted((ROOT / "configs").glob("*/resnet50*.yaml"))
 LONG = Length(num_steps=2000, steps_per_epoch=100, num_samples=1600)
 
 
@@ -25,7 +26,7 @@ def said(recipe: str, length: Length, *overrides: str) -> list[str]:
     return complaints(load_config(ROOT / recipe, ["data.shards=x", *overrides]), length)
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "configs/swav").glob("*bs256.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_published_recipes_fit_on_imagenet(recipe):
     config = load_config(recipe, ["data.shards=x"])
     batch = config.train.global_batch
