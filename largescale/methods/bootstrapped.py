@@ -45,7 +45,7 @@ class Bootstrapped(Predicting):
         backbone, projection = self.teacher["backbone"], self.teacher["projection"]
         return {"targets": torch.stack([projection(backbone(view)) for view in large])}
 
-    def follow_with_teacher(self) -> None:
+    def make_teacher(self) -> None:
         """Make the teacher, a copy of backbone and projection."""
         self.teacher = teacher_of(backbone=self.backbone, projection=self.projection)
 

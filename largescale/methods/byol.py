@@ -52,7 +52,7 @@ class BYOL(Bootstrapped):
         self.predictor: nn.Module = nn.Identity()
         if settings.predictor:
             self.predictor = mlp([width, *settings.predictor_hidden, width], bias=True, last_bias=False)
-        self.follow_with_teacher()
+        self.make_teacher()
 
     def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:
         """The loss of a batch. Collectives: none."""

@@ -61,7 +61,7 @@ class MoCoV3(Bootstrapped, Contrastive):
             [self.num_features, *settings.hidden, width], bias=False, last_bias=False, last_norm="plain"
         )
         self.predictor = mlp([width, *settings.predictor_hidden, width], bias=False, last_bias=False)
-        self.follow_with_teacher()
+        self.make_teacher()
         self.signs |= {"picked": Sign()}
 
     def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:

@@ -40,7 +40,7 @@ class PredictingSettings(MethodConfig):
 class Predicting(JointEmbedding):
     """Backbone, projection and predictor of the network that is trained.
 
-    A subclass makes `projection` and `predictor` in `heads`. Evidence: `predictions` [V, B, D], `targets` [A, B, D].
+    A subclass makes `projection` and `predictor`. Evidence: `predictions` [V, B, D], `targets` [A, B, D].
 
     Attributes:
         num_large: A, the views that are predicted.

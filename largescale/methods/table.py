@@ -9,9 +9,11 @@ import torch
 from largescale.config import Config
 from largescale.config.setting import a_name
 from largescale.data.length import Length
+from largescale.methods.barlow import BarlowTwins
 from largescale.methods.byol import BYOL
 from largescale.methods.densecl import DenseCL
 from largescale.methods.dino import DINO
+from largescale.methods.directpred import DirectPred
 from largescale.methods.method import Method
 from largescale.methods.mocov1 import MoCoV1
 from largescale.methods.mocov2 import MoCoV2
@@ -19,7 +21,9 @@ from largescale.methods.mocov3 import MoCoV3
 from largescale.methods.nnclr import NNCLR
 from largescale.methods.pirl import PIRL
 from largescale.methods.simclr import SimCLR
+from largescale.methods.simsiam import SimSiam
 from largescale.methods.swav.method import SwAV
+from largescale.methods.vicreg import VICReg
 from shards.ground.errors import InputError
 
 METHODS: dict[str, type[Method]] = {
@@ -31,6 +35,10 @@ METHODS: dict[str, type[Method]] = {
     "mocov3": MoCoV3,
     "nnclr": NNCLR,
     "byol": BYOL,
+    "simsiam": SimSiam,
+    "directpred": DirectPred,
+    "barlow": BarlowTwins,
+    "vicreg": VICReg,
     "dino": DINO,
     "pirl": PIRL,
 }

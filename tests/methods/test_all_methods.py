@@ -26,7 +26,7 @@ WAYS = [["train.accumulate=1"], ["train.accumulate=2", "optim.name=adamw", "opti
 
 STILL = 1e-10
 
-CANDIDATES_OF_THE_BATCH = {"swav", "simclr", "mocov3", "nnclr", "pirl"}
+CANDIDATES_OF_THE_BATCH = {"swav", "simclr", "mocov3", "nnclr", "pirl", "barlow", "vicreg"}
 """Methods whose loss of an image depends on which others are in its batch, so that it matters where a batch is cut;
 in PIRL through Z alone, which is of the first micro-batch."""
 
@@ -146,7 +146,8 @@ def test_deepspeed_equals_ddp_in_float32(stage):
     for way, (mine, theirs) in enumerate(zip(in_float32(f"zero{stage}"), in_float32("ddp"), strict=True)):
         for name in METHODS:
             own, expected = mine[name], theirs[name]
-            assert own["losses"][:2] == pytest.approx(expected["losses"][:2], rel=1e-5), (name, way)
+            # Some losses pass through 0, as a mean of cosines does; float32 has seven digits of the cosines.
+            assert own["losses"][:2] == pytest.approx(expected["losses"][:2], rel=1e-5, abs=5e-7), (name, way)
             assert own["losses"][-1] == pytest.approx(expected["losses"][-1], rel=1e-2), (name, way)
             assert own["state"].keys() == expected["state"].keys()
             assert len(own["losses"]) == STEPS

@@ -75,6 +75,9 @@ def test_a_method_without_embeddings_refuses_a_loss_over_the_global_batch(monkey
         ("mocov3", "rows of the batch", {"all-gather": 1}),
         ("nnclr", "rows of the batch", {"all-gather": 2, "reduce-scatter": 1}),
         ("byol", "rows of the batch", {}),
+        ("simsiam", "rows of the batch", {}),
+        ("barlow", "rows of the batch", {"all-gather": 1, "reduce-scatter": 1}),
+        ("vicreg", "rows of the batch", {"all-gather": 1, "reduce-scatter": 1}),
         ("swav", "Sinkhorn's marginals", {"all-reduce": 2 * 3}),  # heads of two sizes, three iterations
     ],
 )

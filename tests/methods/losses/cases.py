@@ -11,7 +11,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from largescale.methods.losses import contrastive_margin, info_nce, nt_xent, triplet
+from largescale.methods.losses import (
+    contrastive_margin,
+    cosine,
+    cross_correlation,
+    info_nce,
+    nt_xent,
+    triplet,
+    variance_covariance,
+)
 from largescale.methods.losses.over_ranks import Group
 
 IMAGES, WIDTH = 8, 5
@@ -36,6 +44,10 @@ def _rows(loss: Callable[..., Tensor], views: Tensor, ids: Tensor, group: Group,
     return loss(views.flatten(0, 1), ids.repeat(2), group=group, **options)
 
 
+def _of_two_views(loss: Callable[..., Tensor], views: Tensor, ids: Tensor, group: Group, **options: object) -> Tensor:
+    return loss(*views, group=group, **options)
+
+
 def _queue(views: Tensor, ids: Tensor, group: Group) -> Tensor:
     others = torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     return info_nce(views[0], views[1], others, group=group)
@@ -52,6 +64,11 @@ CASES: dict[str, tuple[Case, int, int]] = {
     "info_nce, queue": (_queue, 0, 0),
     "contrastive_margin": (partial(_rows, contrastive_margin, margin=3.0), 3, 1),
     "contrastive_margin, active": (partial(_rows, contrastive_margin, margin=3.0, over="active"), 3, 1),
+    "cosine": (lambda views, ids, group: cosine(views**3, views), 0, 0),
+    "cross_correlation, direct": (partial(_of_two_views, cross_correlation, off_diagonal=0.1, form="direct"), 1, 1),
+    "cross_correlation, gram": (partial(_of_two_views, cross_correlation, off_diagonal=0.1, form="gram"), 1, 1),
+    "variance_covariance, direct": (partial(_of_two_views, variance_covariance, form="direct"), 1, 1),
+    "variance_covariance, gram": (partial(_of_two_views, variance_covariance, form="gram"), 1, 1),
     "triplet, batch_hard": (partial(_rows, triplet, margin=0.5), 3, 1),
     "triplet, semi_hard": (partial(_rows, triplet, margin=0.5, mining="semi_hard"), 3, 1),
 }

@@ -43,3 +43,33 @@ def info_nce_loop(queries: Tensor, keys: Tensor, others: Tensor | None, temperat
         mine = torch.exp(query @ keys[i] / temperature)
         total = total - torch.log(mine / (mine + sum(torch.exp(query @ key / temperature) for key in wrong)))
     return total / len(queries)
+
+
+def cross_correlation_loop(views: Tensor, off_diagonal: float) -> Tensor:
+    """Of two views [2, N, D], an entry of the correlations at a time."""
+    num, width = views.shape[1:]
+    a, b = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in views)
+    total = views.new_zeros(())
+    for i in range(width):
+        for j in range(width):
+            c = sum(a[n, i] * b[n, j] for n in range(num)) / num
+            total = total + ((1 - c) ** 2 if i == j else off_diagonal * c**2)
+    return total
+
+
+def variance_covariance_loop(views: Tensor, invariance: float, variance: float, covariance: float) -> Tensor:
+    """Of two views [2, N, D], an entry of the covariances at a time."""
+    num, width = views.shape[1:]
+    total = views.new_zeros(())
+    for n in range(num):
+        for j in range(width):
+            total = total + invariance * (views[0, n, j] - views[1, n, j]) ** 2 / (num * width)
+    for view in views:
+        z = view - view.mean(0)
+        for j in range(width):
+            deviation = (z[:, j] @ z[:, j] / (num - 1) + 1e-4).sqrt()
+            total = total + variance * (1 - deviation).clamp_min(0) / (2 * width)
+            for i in range(width):
+                if i != j:
+                    total = total + covariance * (z[:, i] @ z[:, j] / (num - 1)) ** 2 / width
+    return total
