@@ -2,7 +2,8 @@
 
 Normalised and adjusted mutual information and the adjusted Rand index by scikit-learn (means of entropies are
 arithmetic), accuracy by the best matching of clusters to classes (Hungarian algorithm, by SciPy). k-means is fitted on
-unit features of the training images, without their labels; the test images go to the nearest centre.
+unit features of the training images, without their labels; the test images go to the nearest centre. A method that
+assigns images to something itself (its `exemplars`) is measured by that too, in the same way.
 """
 
 from __future__ import annotations
@@ -39,8 +40,16 @@ class Settings(EvaluateConfig):
     clusters_starts: int = setting(3, "Starts of k-means, of which the best counts.", at_least=1, free=True)
 
 
-def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, Any]:
-    """NMI, AMI, ARI and accuracy by matching, of the test images.
+def measure(
+    train: FeatureSet, test: FeatureSet, config: Settings, assigned: tuple[str, Tensor] | None = None
+) -> dict[str, Any]:
+    """NMI, AMI, ARI and accuracy by matching, of the test images; also of what a method assigns them to.
+
+    Args:
+        train, test: features and labels.
+        config: settings.
+        assigned: what the method calls that which it assigns images to, and its number for each test image, int64 [N];
+            those results are under `by_` and that name.
 
     Raises:
         InputError: fewer training images than clusters.
@@ -51,6 +60,8 @@ def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, 
     if len(train) < count:
         raise InputError(f"clusters: {len(train)} training images for {count} clusters; lower evaluate.clusters_count")
     found = _by_k_means(train, test, count, config.clusters_starts) if rank() == 0 else {}
+    if assigned is not None and rank() == 0:
+        found[f"by_{assigned[0]}"] = agreement(test.labels, assigned[1].numpy())
     return from_rank_0(found)
 
 

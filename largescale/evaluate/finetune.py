@@ -43,4 +43,4 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
         drops=_DROPS,
         nesterov=True,
     )
-    return dict(accuracies(trained_scores(trial, recipe)))
+    return accuracies(trained_scores(trial, recipe))

@@ -16,12 +16,14 @@ OWN = "pretrained"
 
 
 def main_measure(record: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str, float] | None:
-    """Name and value (a share) of the number that stands for a network's result; None if there is none.
+    """Name and value (a share) of the number that stands for a network's result; None if there is none, or no share.
 
     Args:
         record: all of the evaluation, which may say what its `metric` is.
         result: that of a network.
     """
+    if not record.get("metric_is_share", True):
+        return None
     for name in [record["metric"]] if isinstance(record.get("metric"), str) else _MAIN:
         value = result.get(name)
         if isinstance(value, int | float) and 0 <= value <= 1:

@@ -145,14 +145,15 @@ def labelled(corpus: Corpus) -> FeatureSet:
     return FeatureSet(torch.empty(len(ids), 0), labels[ids], ids, tuple(corpus.manifest.classes))
 
 
-def accuracies(scores: FeatureSet | None) -> dict[str, float | None]:
-    """Top-1 and top-5 shares, on every rank. Collectives: one broadcast of an object."""
+def accuracies(scores: FeatureSet | None) -> dict[str, Any]:
+    """Top-1 and top-5 shares, and `hits`, on every rank. Collectives: one broadcast of an object."""
     if scores is None:
         return from_rank_0({})
     num_classes = scores.features.shape[1]
     best = scores.features.topk(min(5, num_classes), dim=1).indices == scores.labels[:, None]
     top5 = float(best.any(1).double().mean()) if num_classes > 5 else None
-    return from_rank_0({"top1": float(best[:, 0].double().mean()), "top5": top5})
+    hits = best[:, 0]
+    return from_rank_0({"top1": float(hits.double().mean()), "top5": top5, "hits": hits.tolist()})
 
 
 class Classifier(Probe):

@@ -59,12 +59,10 @@ def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, 
             config.knn_neighbours,
             len(train),
         )
-    found = knn_accuracies(
-        train,
-        test,
-        num_neighbours=sorted({headline, *possible}),
-        temperatures=list(dict.fromkeys([config.knn_temperature, *config.knn_temperatures])),
-    )
+    neighbours = sorted({headline, *possible})
+    temperatures = list(dict.fromkeys([config.knn_temperature, *config.knn_temperatures]))
+    hits = hits_by(train, test, num_neighbours=neighbours, temperatures=temperatures)
+    found = _shares(hits, neighbours, temperatures)
     by_k = {str(k): share for k, share in found[config.knn_temperature].items()}
     return {
         "top1": by_k[str(headline)],
@@ -72,6 +70,7 @@ def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, 
         "top1_by_k": by_k,
         "top1_by_temperature": {str(temperature): by_k[headline] for temperature, by_k in found.items()},
         "doubts": _small_classes(train, headline),
+        "hits": hits[0, neighbours.index(headline)].tolist(),
     }
 
 
@@ -135,7 +134,20 @@ def knn_accuracy(
 def knn_accuracies(
     train: FeatureSet, test: FeatureSet, *, num_neighbours: Sequence[int], temperatures: Sequence[float]
 ) -> dict[float, dict[int, float]]:
-    """Top-1 accuracy, a share, by temperature and number of neighbours.
+    """Top-1 accuracy, a share, by temperature and number of neighbours; arguments and errors as of `hits_by`."""
+    hits = hits_by(train, test, num_neighbours=num_neighbours, temperatures=temperatures)
+    return _shares(hits, num_neighbours, temperatures)
+
+
+def _shares(hits: Tensor, ks: Sequence[int], temperatures: Sequence[float]) -> dict[float, dict[int, float]]:
+    shares = (hits.sum(2).double() / hits.shape[2]).tolist()
+    return {one: dict(zip(ks, row, strict=True)) for one, row in zip(temperatures, shares, strict=True)}
+
+
+def hits_by(
+    train: FeatureSet, test: FeatureSet, *, num_neighbours: Sequence[int], temperatures: Sequence[float]
+) -> Tensor:
+    """Which queries get their class, by temperature and number of neighbours: bool [T, K, N].
 
     Args:
         train: the bank.
@@ -154,24 +166,20 @@ def knn_accuracies(
     own = own_rows(len(test))
     cosines, rows = nearest(train.features, test.features[own], max(num_neighbours))
     classes, labels = train.labels[rows], test.labels[own]
-    right = torch.zeros(len(temperatures), len(num_neighbours), dtype=torch.int64)
+    hits = torch.zeros(len(temperatures), len(num_neighbours), len(test), dtype=torch.bool)
     for number, temperature in enumerate(temperatures):
         # Relative to the vote of the nearest, which is 1: exp(1 / T) has no float beyond it from T = 0.011 down. What
         # becomes 0 is 1e-300 of that vote.
         votes = torch.exp((cosines - cosines[:, :1]).double() / temperature)
         for place, k in enumerate(num_neighbours):
-            right[number, place] = num_right(votes[:, :k], classes[:, :k], labels, len(train.classes))
-    shares = (total(right) / len(test)).tolist()
-    return {
-        temperature: dict(zip(num_neighbours, row, strict=True))
-        for temperature, row in zip(temperatures, shares, strict=True)
-    }
+            hits[number, place, own] = are_right(votes[:, :k], classes[:, :k], labels, len(train.classes))
+    return total(hits) > 0
 
 
-def num_right(votes: Tensor, classes: Tensor, labels: Tensor, num_classes: int) -> int:
-    """Queries [M] whose class gets most of the votes [M, k]."""
-    right = 0
+def are_right(votes: Tensor, classes: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Whether the class of each query gets most of its votes [M, k]: bool [M]."""
+    right = torch.zeros(len(votes), dtype=torch.bool)
     for some in torch.arange(len(votes)).split(_QUERY_CHUNK):  # a tally has a column per class
         tally = votes.new_zeros(len(some), num_classes).scatter_add_(1, classes[some], votes[some])
-        right += int((tally.argmax(1) == labels[some]).sum())
+        right[some] = tally.argmax(1) == labels[some]
     return right

@@ -61,7 +61,12 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
         if scores is not None:
             own = replace(scores, features=scores.features.unflatten(1, (len(probes.shapes), -1))[:, number])
         by_stage[name] = {**accuracies(own), "numbers": channels * side**2}
-    return {**by_stage[_FEATURES], "by_stage": by_stage}
+    whole = by_stage[_FEATURES]
+    by_measure = {
+        f"{measure}_by_stage": {name: one[measure] for name, one in by_stage.items()}
+        for measure in ("top1", "top5", "numbers")
+    }
+    return {"top1": whole["top1"], "top5": whole["top5"], **by_measure, "hits": whole["hits"]}
 
 
 class Probes(Probe):

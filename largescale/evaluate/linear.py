@@ -61,17 +61,23 @@ def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, 
         "top5": result.top5,
         "learning_rate": result.learning_rate,
         "sweep": {str(rate): accuracy for rate, accuracy in result.sweep.items()},
+        "hits": result.hits.tolist(),
     }
 
 
 @dataclass(frozen=True)
 class LinearResult:
-    """Accuracies as shares: on the test samples, and of each learning rate on the held-out training samples."""
+    """Accuracies as shares: on the test samples, and of each learning rate on the held-out training samples.
+
+    Attributes:
+        hits: test samples that are classified correctly, bool [N].
+    """
 
     top1: float
     top5: float | None
     learning_rate: float
     sweep: dict[float, float]
+    hits: Tensor
 
 
 def linear_probe(
@@ -99,7 +105,7 @@ def linear_probe(
     held, fit = order.tensor_split([max(1, int(len(train) * _HELD_OUT))])
     trained = partial(_train, epochs=epochs, batch_size=batch_size, weight_decay=weight_decay, generator=generator)
     tried = trained(x[fit], train.labels[fit], num_classes, learning_rates)
-    sweep = {rate: _top_k(x[held], train.labels[held], w, 1) for rate, w in zip(learning_rates, tried, strict=True)}
+    sweep = {rate: _share(x[held], train.labels[held], w, 1) for rate, w in zip(learning_rates, tried, strict=True)}
 
     rate = max(sweep, key=lambda candidate: sweep[candidate])
     weight = trained(x, train.labels, num_classes, [rate])[0]
@@ -108,8 +114,9 @@ def linear_probe(
             f"linear probe: diverged at learning rate {rate:g}, the best of evaluate.linear_rates="
             f"{list(learning_rates)}; add smaller ones"
         )
-    top5 = _top_k(x_test, test.labels, weight, 5) if num_classes > 5 else None
-    return LinearResult(_top_k(x_test, test.labels, weight, 1), top5, rate, sweep)
+    top5 = _share(x_test, test.labels, weight, 5) if num_classes > 5 else None
+    hits = _hits(x_test, test.labels, weight, 1)
+    return LinearResult(float(hits.double().mean()), top5, rate, sweep, hits)
 
 
 def _standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,8 +165,12 @@ def _train(
     return weights.view(width + 1, len(rates), num_classes).transpose(0, 1)
 
 
-def _top_k(x: Tensor, labels: Tensor, weight: Tensor, k: int) -> float:
+def _share(x: Tensor, labels: Tensor, weight: Tensor, k: int) -> float:
+    return float(_hits(x, labels, weight, k).double().mean())
+
+
+def _hits(x: Tensor, labels: Tensor, weight: Tensor, k: int) -> Tensor:
     if not weight.isfinite().all():
-        return 0.0  # diverged: the largest of NaNs means nothing
+        return torch.zeros(len(labels), dtype=torch.bool)  # diverged: the largest of NaNs means nothing
     scores = x @ weight[:-1] + weight[-1]
-    return float((scores.topk(k, dim=1).indices == labels[:, None]).any(1).double().mean())
+    return (scores.topk(k, dim=1).indices == labels[:, None]).any(1)

@@ -44,4 +44,4 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
         head_rate=config.linear_augmented_rate,
         weight_decay=config.linear_augmented_weight_decay,
     )
-    return dict(accuracies(trained_scores(trial, recipe)))
+    return accuracies(trained_scores(trial, recipe))

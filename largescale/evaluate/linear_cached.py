@@ -52,14 +52,15 @@ def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, 
     found = fit(train.features, train.labels, len(train.classes), [strength], max_steps=max_steps)
     if not found.converged.all():
         _log.info("linear-cached: not converged after evaluate.linear_cached_steps=%d steps", max_steps)
-    top1, top5 = (float(found.num_right(test.features, test.labels, top)) / len(test) for top in (1, 5))
+    hits, among_five = (found.hits(test.features, test.labels, top)[0] for top in (1, 5))
     return {
-        "top1": top1,
-        "top5": top5 if len(train.classes) > 5 else None,
+        "top1": float(hits.double().mean()),
+        "top5": float(among_five.double().mean()) if len(train.classes) > 5 else None,
         "strength": strength,
         "sweep": {str(one): share for one, share in sweep.items()},
         "steps": found.steps,
         "converged": bool(found.converged.all()),
+        "hits": hits.tolist(),
     }
 
 

@@ -89,18 +89,22 @@ class Classifiers:
     converged: Tensor
 
     def num_right(self, features: Tensor, labels: Tensor, top: int = 1) -> Tensor:
-        """How many samples [N] have their label among the `top` largest scores: int64 [S].
+        """How many samples [N] have their label among the `top` largest scores: int64 [S]; collectives as of `hits`."""
+        return self.hits(features, labels, top).sum(1)
+
+    def hits(self, features: Tensor, labels: Tensor, top: int = 1) -> Tensor:
+        """Which samples [N] have their label among the `top` largest scores: bool [S, N].
 
         Collectives: every rank must call it with the same samples; one all-reduce.
         """
         strengths, width, num_classes = self.weights.shape
-        right = torch.zeros(strengths, dtype=torch.int64)
+        hits = torch.zeros(strengths, len(labels), dtype=torch.bool)
         own, standardiser = own_rows(len(labels)), self.standardiser.on(self.weights.device)
         for rows in own.split(_rows_at_a_time(width, strengths * num_classes)):
             x = standardiser(features[rows].to(self.weights.device))
             best = torch.einsum("nd,sdc->snc", x, self.weights).topk(min(top, num_classes), dim=2).indices.cpu()
-            right += (best == labels[rows][None, :, None]).any(2).sum(1)
-        return total(right).long()
+            hits[:, rows] = (best == labels[rows][None, :, None]).any(2)
+        return total(hits) > 0
 
 
 def fit(

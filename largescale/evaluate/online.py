@@ -29,7 +29,7 @@ from largescale.data.corpora import Corpus, open_corpus
 from largescale.distributed.collectives import rows_on_rank_0
 from largescale.distributed.out_of_memory import is_out_of_memory, line_of_memory
 from largescale.distributed.stopping import StoppedInOrder
-from largescale.evaluate.knn import nearest, num_right
+from largescale.evaluate.knn import are_right, nearest
 from largescale.evaluate.spectrum import spectrum
 from largescale.methods import Method, build_method
 from largescale.parallel.batchnorm import average_statistics
@@ -125,7 +125,8 @@ class Online:
             return None
         cosines, rows = nearest(features[bank], features[query], min(NUM_NEIGHBOURS, int(bank.sum())))
         votes = torch.exp((cosines - cosines[:, :1]).double() / TEMPERATURE)
-        return num_right(votes, self._labels[bank][rows], self._labels[query], self._classes) / int(query.sum())
+        right = are_right(votes, self._labels[bank][rows], self._labels[query], self._classes)
+        return int(right.sum()) / int(query.sum())
 
     @torch.no_grad()
     def _features(self, network: Method, beat: Beat) -> Tensor:

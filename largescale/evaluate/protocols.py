@@ -23,7 +23,7 @@ from largescale.evaluate import (
     spectrum,
     svm,
 )
-from largescale.evaluate.ways import Way, by_dense_training, by_features, by_lists, by_training
+from largescale.evaluate.ways import Way, by_dense_training, by_features, by_features_and_heads, by_lists, by_training
 from shards.ground.errors import InputError
 
 COMMON = frozenset(item.name for item in fields(EvaluateConfig))
@@ -36,7 +36,8 @@ class Protocol:
 
     Attributes:
         measure: what a network is worth: from what its `way` gives, and its own `Settings`. What it returns has at
-            least the `metric`; sentences under `doubts` become warnings.
+            least the `metric`; sentences under `doubts` become warnings, and which test images are right, under `hits`,
+            a paired test.
         Settings: the keys under `evaluate` that it has beside those of all.
         chosen_on: on what it chooses settings, if any: never on the test images.
         metric: the value that is quoted, by its name in a result.
@@ -96,7 +97,14 @@ PROTOCOLS = {
         way=by_dense_training,
         of_classes=False,
     ),
-    "clusters": Protocol(clusters.measure, clusters.Settings, clusters.CHOSEN_ON, metric="nmi", title="NMI of k-means"),
+    "clusters": Protocol(
+        clusters.measure,
+        clusters.Settings,
+        clusters.CHOSEN_ON,
+        metric="nmi",
+        title="NMI of k-means",
+        way=by_features_and_heads,
+    ),
     "spectrum": Protocol(
         spectrum.measure,
         spectrum.Settings,

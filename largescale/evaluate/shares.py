@@ -6,7 +6,8 @@ Every rank has all features (the files are mapped into memory, which ranks of a 
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -35,6 +36,21 @@ def from_all_ranks(own: dict[str, Value]) -> dict[str, Value]:
     if world_size() > 1:
         dist.all_gather_object(parts, own)
     return {name: value for part in parts for name, value in part.items()}
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:
+    """McNemar's exact test of two classifiers on the same images, from the images that only one of them gets right.
+
+    Args:
+        first, second: which images each gets right.
+
+    Returns:
+        `only_first` and `only_second`, numbers of such images, and `p`: how likely chance splits them as unevenly.
+    """
+    one, other = (torch.tensor(hits, dtype=torch.bool) for hits in (first, second))
+    ours, theirs = int((one & ~other).sum()), int((other & ~one).sum())
+    p = float(binomtest(ours, ours + theirs).pvalue) if ours + theirs else 1.0
+    return {"only_first": ours, "only_second": theirs, "p": p}
 
 
 def interval(share: float, num: int) -> list[float]:

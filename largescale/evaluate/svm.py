@@ -110,6 +110,7 @@ def measure(train: Listed, test: Listed, config: Settings) -> dict[str, Any]:
     return {
         "map_11_points": fmean(one["ap_11_points"] for one in by_class.values()),
         "map": fmean(one["ap"] for one in by_class.values()),
+        "ap_by_class": {name: one["ap"] for name, one in by_class.items()},
         "by_class": by_class,
         "num_classes": len(by_class),
         "num_train": len(here.features),

@@ -25,17 +25,23 @@ def _of_one(record: Record) -> str:
         f"{record['protocol']:>7}  {NETWORKS[network]:<24} {title} {_value(record, network)}"
         for network in record["results"]
     ]
+    for network, result in record["results"].items():
+        for what, own in result.items():  # the same measured another way
+            if isinstance(own, dict) and record["metric"] in own:
+                name = f"{NETWORKS[network]}, {what.removeprefix('by_')}s"
+                lines.append(f"{record['protocol']:>7}  {name:<24} {record['metric']} {own[record['metric']]:6.2%}")
     return "\n".join([*lines, *_by_stage(record)])
 
 
 def _by_stage(record: Record) -> list[str]:
     """A line per stage of the network, and a column per network, where a protocol measures stages."""
-    results = {name: result["by_stage"] for name, result in record["results"].items() if "by_stage" in result}
+    key = f"{record['metric']}_by_stage"
+    results = {name: result[key] for name, result in record["results"].items() if key in result}
     if not results:
         return []
     first = next(iter(results.values()))
     rows = [["", *(NETWORKS[name] for name in results)]]
-    rows += [[stage, *(f"{one[stage][record['metric']]:.2%}" for one in results.values())] for stage in first]
+    rows += [[stage, *(f"{one[stage]:.2%}" for one in results.values())] for stage in first]
     return _aligned(rows)
 
 

@@ -17,12 +17,15 @@ from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.features import features_of_subject
 from largescale.evaluate.image_training import Trial, labelled
 from largescale.evaluate.label_lists import LabelLists
+from largescale.evaluate.shares import mcnemar
 from largescale.evaluate.subject import Subject
 from largescale.evaluate.training_state import Unfinished
-from largescale.evaluate.weights import method_of
+from largescale.evaluate.weights import exemplars_of, method_of
 from shards.ground.errors import InputError
 
 Measure = Callable[..., dict[str, Any]]
+
+_ROWS = 65_536
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +54,29 @@ def by_features(measure: Measure, subject: Subject) -> Measured:
     train, test = features_of_subject(subject)
     results = {network: measure(train[network], test[network], subject.config.evaluate) for network in train}
     return _of_classes(results, subject, (train["pretrained"], test["pretrained"]))
+
+
+def by_features_and_heads(measure: Measure, subject: Subject) -> Measured:
+    """`measure(train, test, settings, assigned)`: as `by_features`, and what the method assigns the test images to.
+
+    `assigned` is the name of the method's exemplars and numbers int64 [N]; None for pixels, and where it has none.
+    """
+    train, test = features_of_subject(subject)
+    results = {}
+    for network in train:
+        assigned = _assigned(subject, network, test[network])
+        results[network] = measure(train[network], test[network], subject.config.evaluate, assigned)
+    return _of_classes(results, subject, (train["pretrained"], test["pretrained"]))
+
+
+@torch.no_grad()
+def _assigned(subject: Subject, network: str, test: FeatureSet) -> tuple[str, torch.Tensor] | None:
+    shown = exemplars_of(subject.config, subject.weights)
+    if shown is None or network == "pixels":
+        return None
+    method = method_of(subject.config, subject.weights, trained=network == "pretrained")
+    parts = [method.exemplar_scores(some).argmax(1) for some in test.features.split(_ROWS)]
+    return shown.name, torch.cat(parts)
 
 
 def by_lists(measure: Measure, subject: Subject) -> Measured:
@@ -113,7 +139,22 @@ def _of_classes(results: dict[str, dict[str, Any]], subject: Subject, pair: tupl
                 f"{total - len(found):,} of {total:,} samples of {corpus.manifest.name} are left out: "
                 f"unlabelled or unreadable"
             )
+    _compare(results)
     return Measured(results, len(pair[0]), len(pair[1]), [*lines, *class_doubts(*pair), *_doubts_of(results)])
+
+
+def _compare(results: dict[str, dict[str, Any]]) -> None:
+    """Put a paired test with the pretrained network beside each baseline, in place of which images it gets right."""
+    hits = {name: result.pop("hits", None) for name, result in results.items()}
+    own = hits.get("pretrained")
+    for name, theirs in hits.items():
+        if name != "pretrained" and own is not None and theirs is not None and len(own) == len(theirs):
+            found = mcnemar(own, theirs)
+            results[name]["against_pretrained"] = {
+                "only_pretrained": found["only_first"],
+                "only_this": found["only_second"],
+                "p": found["p"],
+            }
 
 
 def _doubts_of(results: dict[str, dict[str, Any]]) -> list[str]:

@@ -31,6 +31,10 @@ def notes(run: ReportedRun) -> list[str]:
     return lines
 
 
+_SWEPT = ("neighbours", "rates", "temperatures", "ranks")
+"""Settings whose values are rows of their own."""
+
+
 def _refused(names: list[str]) -> str:
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return (
@@ -150,14 +154,13 @@ def _as_text(value: float) -> str:
 
 def _settings(record: Record) -> dict[str, Any]:
     """What may tell a measurement from another one of the same shards and checkpoint."""
-    prefix, settings = f"{record['protocol']}_", record.get("settings") or {}
+    prefix, settings = f"{record['protocol'].replace('-', '_')}_", record.get("settings") or {}
     own = {
         key.removeprefix(prefix).replace("_", " "): value for key, value in settings.items() if key.startswith(prefix)
     }
     images = (record.get("made_from") or {}).get("images") or {}
     images = {key: value for key, value in images.items() if key != "precision"}
-    # Those of the sweep are rows of their own.
-    return {**images, **{key: value for key, value in own.items() if key not in ("neighbours", "rates")}}
+    return {**images, **{key: value for key, value in own.items() if key not in _SWEPT}}
 
 
 def _settings_that_differ(records: list[Record], protocol: str) -> list[str]:

@@ -14,6 +14,7 @@ from largescale.report.reported_run import ReportedRun
 
 NETWORKS = {OWN: "pretrained", "untrained": "untrained", "pixels": "raw pixels"}
 PROTOCOLS = {"knn": "kNN"}
+_UNLIKELY = 0.05
 _PROPORTIONS = ("top1", "accuracy")
 """Measures that are fractions of the test images, which an interval can be given for."""
 
@@ -37,8 +38,19 @@ class Measurement:
     high: float
     num_test: int
 
+    def paired(self, other: Measurement) -> float | None:
+        """How likely chance explains the difference, by McNemar's test on the same images; None if it was not made."""
+        if other.record is not self.record or self.network != OWN:
+            return None
+        found = self.record["results"][other.network].get("against_pretrained")
+        return float(found["p"]) if isinstance(found, dict) else None
+
     def differs_from(self, other: Measurement) -> bool:
-        """Whether chance over the test images is unlikely to explain the difference: the intervals are apart."""
+        """Whether chance over the test images is unlikely to explain the difference: a paired test says so with less
+        than 5 %, or, where there is none, the intervals are apart.
+        """
+        if (p := self.paired(other)) is not None:
+            return p < _UNLIKELY
         return self.low > other.high or self.high < other.low
 
 

@@ -112,6 +112,8 @@ def _kind(own: Measurement, others: list[Measurement]) -> str:
 
 def _versus(own: Measurement, other: Measurement) -> str:
     by = f"{100 * (own.value - other.value):+.1f} points"
+    if (p := own.paired(other)) is not None:
+        return f"{by}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
     return by if own.differs_from(other) else f"{by}, the intervals overlap"
 
 

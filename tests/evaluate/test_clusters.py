@@ -28,5 +28,7 @@ def test_k_means_finds_classes_that_lie_apart():
     found = measure(train, test, Settings())
     assert found["num_clusters"] == 4 and found["nmi"] > 0.8 and found["matched"] > 0.8
     assert measure(train, test, Settings(clusters_count=2))["num_clusters"] == 2
+    by_class = measure(train, test, Settings(), ("prototype", (test.labels + 1) % 4))
+    assert by_class.pop("by_prototype")["nmi"] == pytest.approx(1) and by_class == found
     with pytest.raises(InputError, match="3 training images for 4 clusters"):
         measure(features(3, 0), test, Settings())

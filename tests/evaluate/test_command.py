@@ -72,6 +72,31 @@ def test_the_table_names_what_was_measured(run, capsys):
     assert (run / "eval/features/pretrained-test.safetensors").stat().st_mtime_ns == before  # made once
 
 
+def test_what_the_method_assigns_images_to_is_measured_beside_k_means(run, capsys):
+    assert main(["evaluate", "clusters", str(run), "evaluate.clusters_starts=1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("NMI")[0].split(" nmi ")[0].split(maxsplit=1)[1].strip() for line in lines] == [
+        "pretrained network",
+        "same network, untrained",
+        "raw pixels",
+        "pretrained network, prototypes",
+        "same network, untrained, prototypes",
+    ]
+    results = json.loads((run / "eval/clusters.json").read_text())["results"]
+    assert 0 <= results["pretrained"]["by_prototype"]["nmi"] < 1 and "by_prototype" not in results["pixels"]
+
+
+def test_baselines_are_compared_on_the_same_images(run):
+    for protocol in ("knn", "linear"):
+        results = json.loads((run / "eval" / f"{protocol}.json").read_text())["results"]
+        for network in ("untrained", "pixels"):
+            found = results[network]["against_pretrained"]
+            by = (found["only_pretrained"] - found["only_this"]) / 100
+            assert by == pytest.approx(results["pretrained"]["top1"] - results[network]["top1"])
+            assert 0 < found["p"] <= 1 and "hits" not in results[network]
+        assert "hits" not in results["pretrained"]
+
+
 def test_another_image_size_makes_new_features(run):
     before = (run / "eval/features/pixels-test.safetensors").read_bytes()
     assert main(["evaluate", "knn", str(run), "evaluate.resize=20", "evaluate.size=16"]) == 0
