@@ -11,6 +11,7 @@ from torch import Tensor
 
 from largescale.config import load_config
 from largescale.methods.joint_embedding import JointEmbedding, unit
+from largescale.methods.simclr import SimCLR
 from tests.helpers.commands import ROOT
 
 MINI = ROOT / "tests/methods/mini/simclr.yaml"
@@ -63,3 +64,14 @@ def test_one_point_and_one_line_are_called_collapse():
 
 def test_a_rank_with_a_single_image_has_no_pairs_and_stays_finite():
     assert all(value.isfinite().all() for value in JointEmbedding.watch_embeddings(drawn(1), drawn(1)).values())
+
+
+def test_embeddings_close_together_are_no_collapse_where_the_loss_tells_them_apart():
+    """As with MoCo v1's linear head, whose embeddings share a large mean."""
+    config = load_config(MINI)
+    z = unit(drawn(100) + 10)
+    row = measures(z, z)
+    guess = SimCLR.loss_references(config)["all views alike"]
+    assert row["effective_rank"] < 2 and row["embedding_spread"] < 0.05
+    assert SimCLR.diagnose(config, row | {"loss": 0.9 * guess}, row | {"loss": 0.9 * guess}) == ""
+    assert "looks like collapse" in SimCLR.diagnose(config, row | {"loss": guess}, row | {"loss": guess})
