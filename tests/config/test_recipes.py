@@ -58,7 +58,7 @@ def test_commands_take_the_name_of_a_recipe(capsys):
     "given, expected",
     [
         ("swav/resnet50_800", "no recipe of this name; did you mean swav/resnet50_800ep?"),
-        ("zzzzz", "no recipe of this name; there are demo, "),
+        ("zzzzz", f"no recipe of this name; there are {packaged()[0]}, "),
     ],
 )
 def test_what_is_neither_names_what_there_is(given, expected):
