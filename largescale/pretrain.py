@@ -36,6 +36,7 @@ from largescale.run.first_weights import read_backbone
 from largescale.run.folder import RunFolder
 from largescale.run.lease import Lease, lease_of
 from largescale.run.memory_advice import memory_advice
+from largescale.run.phases import Phases
 from largescale.run.rollback import DataSteps
 from largescale.run.schedule_check import complaints, facts, warn_of_schedule
 from largescale.run.shared import check_shared
@@ -80,6 +81,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     torch.manual_seed(config.run.seed)
     method = build_method(config, stream.length, on_meta=drawn_in_pieces(config))
     engine = build_engine(method, config, device)
+    phases = Phases(config, stream, engine, device)
 
     # -- Run folder: continue from the newest whole checkpoint, if there is one ------------------------------------
     run = RunFolder(config, stream.fingerprint, device, lease)
@@ -108,6 +110,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
             left_s = stopping.seconds_left(config.run.time_limit_s, started)
             stop_reason = stopping.reason(left_s, config.run.stop_before_s)
 
+            phases.before(step, watchdog.beat)
             watchdog.beat(f"step {step}: forward and backward")
             output = engine.forward_backward(views := batch.inputs(), step)
             check = engine.check(views, output.loss, stop=bool(stop_reason))
@@ -121,8 +124,8 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
             run.record_batch(step, batch)
             meter.add(output, check, data_wait, batch)
             done, last = step + 1, step + 1 == num_steps
-            due = config.checkpoint.every_steps > 0 and done % config.checkpoint.every_steps == 0
-            saves = last or due or check.stop
+            every = config.checkpoint.every_steps
+            saves = last or check.stop or (every > 0 and (done % every == 0 or phases.due(done)))
             if saves or done % config.run.log_every == 0:
                 # Saving closes the interval, so that a resumed run logs the same intervals.
                 measured = meter.summary()
@@ -136,6 +139,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                     "grad_norm": check.grad_norm,
                     "skipped_samples": num_skipped,
                     **measured,
+                    **phases.measures(),
                     **online.measure(engine, done, watchdog.beat),
                 }
                 run.record_metrics(row)

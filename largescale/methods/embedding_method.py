@@ -14,7 +14,7 @@ those of a micro-batch of all ranks, and running statistics are fed once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ Named = dict[str, Tensor]
 SPANS = ("micro_batch", "global_batch")
 """`loss_spans` of their settings."""
 
-Part = Literal["all", "inputs", "loss", "embed"]
+Part = Literal["all", "inputs", "loss", "embed", "plain"]
 
 
 class Embedded:
@@ -98,7 +98,7 @@ class EmbeddingMethod(Method):
         """
         raise NotImplementedError
 
-    def forward(self, views: Views | Embedded, step: int, part: Part = "all") -> Any:
+    def forward(self, views: Views | Embedded | Tensor, step: int, part: Part = "all") -> Any:
         """The loss of a micro-batch, or that part of it which the engine asks for.
 
         Wrappers gather weights around `forward`, so everything goes through it.
@@ -106,7 +106,9 @@ class EmbeddingMethod(Method):
         if isinstance(views, Embedded):
             assert part == "loss"
             return self._loss_and_gradients(views, step)
-        views = self.task_views(views, step)
+        if part == "plain":
+            return self.plain(cast(Tensor, views))
+        views = self.task_views(cast(Views, views), step)
         if part == "embed":
             return self.embed(views)
         with torch.no_grad():

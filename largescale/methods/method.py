@@ -9,7 +9,7 @@ A method whose loss can span the micro-batches of a step is an `embedding_method
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from largescale.config import Config, MethodConfig
 from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.methods.milestone import Milestone
+from largescale.methods.phase import PlainEmbeddings
 from largescale.optim.roles import Role
 
 Row = Mapping[str, Any]
@@ -177,6 +178,31 @@ class Method(nn.Module):
             num_images: different images seen in it.
         """
         return {name: float(value) for name, value in signs.items() if value.numel() == 1}
+
+    def phase_due(self, step: int) -> bool:
+        """Whether an offline phase comes before a step: a function of the configuration and `length` alone."""
+        return False
+
+    def plain(self, images: Tensor) -> Tensor:
+        """What a phase wants to know of images [B, 3, S, S], resized and cropped at their centre: rows [B, D]. Called
+        through `forward` without a graph, in whatever mode networks are; a row must not depend on the other images.
+        """
+        raise NotImplementedError
+
+    def phase(self, step: int, corpus: PlainEmbeddings, beat: Callable[[str], None]) -> dict[str, float]:
+        """Make something of the whole corpus before a step, and keep it in `state`, such as clusters.
+
+        Args:
+            step: about to be done.
+            corpus: `plain` of every image, this rank's part.
+            beat: to be called with what is being done, now and then, so that nobody takes it for a hang.
+
+        Returns:
+            What is worth logging.
+
+        Collectives: its own; every rank calls it.
+        """
+        raise NotImplementedError
 
     def exemplar_scores(self, features: Tensor) -> Tensor:
         """Scores [N, K] of backbone features [N, num_features], where `exemplars` is set."""

@@ -20,7 +20,8 @@ from torch.nn.functional import normalize
 
 from largescale.data.device_random import uniform
 from largescale.distributed.collectives import exchanging
-from largescale.processes import rank, world_size
+from largescale.methods.phase import own_ids
+from largescale.processes import world_size
 from shards.ground.errors import InputError
 
 _BLOCK = 4096
@@ -57,15 +58,14 @@ class RowsById(nn.Module):
             InputError: a rank's part is larger.
         """
         ranks = world_size()
-        piece = -(-num_samples // ranks)
-        size = piece * self.width * self.rows.element_size() / 1e9
+        size = -(-num_samples // ranks) * self.width * self.rows.element_size() / 1e9
         if size > max_gb:
             raise InputError(
                 f"{key}={max_gb:g}: rows of {self.width} numbers for {num_samples:,} images take {size:.3g} GB on each "
                 f"of {ranks} rank{'s' * (ranks > 1)}; use more ranks or shorter rows, or raise it"
             )
-        self.num_samples, self.first = num_samples, min(rank() * piece, num_samples)
-        self.num_own = min(piece, num_samples - self.first)
+        own = own_ids(num_samples)
+        self.num_samples, self.first, self.num_own = num_samples, own.start, len(own)
         self.rows = self.rows.new_zeros(self.num_own + 1, self.width)
 
     @torch.no_grad()

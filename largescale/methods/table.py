@@ -19,6 +19,7 @@ from largescale.methods.mocov1 import MoCoV1
 from largescale.methods.mocov2 import MoCoV2
 from largescale.methods.mocov3 import MoCoV3
 from largescale.methods.nnclr import NNCLR
+from largescale.methods.pcl import PCL
 from largescale.methods.pirl import PIRL
 from largescale.methods.simclr import SimCLR
 from largescale.methods.simsiam import SimSiam
@@ -41,6 +42,7 @@ METHODS: dict[str, type[Method]] = {
     "vicreg": VICReg,
     "dino": DINO,
     "pirl": PIRL,
+    "pcl": PCL,
 }
 
 

@@ -25,7 +25,7 @@ from largescale.methods.method import Method, Output
 from largescale.models.unit_rows import normalize_rows_
 from largescale.optim.lars import local_piece, norms, shard_group
 from largescale.optim.roles import parameters_with, set_rates
-from largescale.parallel.precision import LossScale
+from largescale.parallel.precision import LossScale, views_dtype
 from largescale.processes import rank, world_size
 
 _LOOKED_AT = ("input views", "loss", "gradient")
@@ -75,6 +75,7 @@ class Engine:
         self.wrapped, self.method, self.optimizer = wrapped, method, optimizer
         self.accumulate, self.autocast_dtype = config.train.accumulate, autocast_dtype
         self._loss_over_batch = config.train.loss_spans == "global_batch" and self.accumulate > 1
+        self._views_dtype = views_dtype(config)
         self._peak_lr = config.optim.lr
         self._unit_rows = parameters_with(method, method.roles(), "unit_rows")
         self._views_per_group = [group.num for group in config.data.crops]
@@ -111,6 +112,15 @@ class Engine:
                 embeddings = self._call(micro_views, step, "embed")
                 self.backward(gradients.loss_at(embeddings, number, self.accumulate) * self.loss_scale.factor)
         return output
+
+    @torch.no_grad()
+    def embed(self, images: Tensor, step: int) -> Tensor:
+        """What an offline phase wants to know of normalised images [B, 3, S, S]: `Method.plain`, [B, D].
+
+        Collectives: those of the strategy's forward pass; every rank must call it, equally often.
+        """
+        images = images.to(self._views_dtype, memory_format=torch.channels_last)
+        return self._call(images, step, "plain")
 
     def _call(self, *arguments: object) -> Any:
         """Call the method in its precision; every call casts the weights again, with or without a graph."""

@@ -35,6 +35,7 @@ TIMES = {
     "cache_hit_rate",
     "fetched_bytes",
     "online_s",
+    "phase_s",
 }
 """Metrics that two equal runs need not share."""
 

@@ -22,6 +22,8 @@ from largescale.data.length import Length
 from largescale.data.order import rank_places
 from largescale.data.views import Views
 from largescale.methods import METHODS, build_method
+from largescale.methods.phase import PlainEmbeddings, own_ids
+from largescale.parallel.engine import Engine
 from largescale.parallel.precision import weights_dtype
 from largescale.parallel.strategies import build_engine
 from largescale.run.resume import load
@@ -50,6 +52,15 @@ def views_of_step(config: Config, step: int) -> Views:
     ]
     ids = (places - (places % 8 == 7) + 5 * step) % LENGTH.num_samples  # some come twice, as what stands in for others
     return Views(images, torch.from_numpy(ids))
+
+
+def whole_corpus(engine: Engine, step: int) -> PlainEmbeddings:
+    """What the network makes of random images, one of which cannot be read."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(LENGTH.num_samples, 3, 24, 24, generator=generator, dtype=torch.float64)
+    ids = own_ids(LENGTH.num_samples)
+    vectors = engine.embed(images[ids.start : ids.stop], step)
+    return PlainEmbeddings(vectors, torch.arange(ids.start, ids.stop) != 17)
 
 
 def whole(value: Tensor) -> Tensor:
@@ -81,6 +92,8 @@ def train(
         load(checkpoint, engine)
     losses, norms = [], []
     for step in range(first, steps):
+        if engine.method.phase_due(step):
+            engine.method.phase(step, whole_corpus(engine, step), lambda what: None)
         views = views_of_step(config, step)
         output = engine.forward_backward(views, step)
         check = engine.check(views, output.loss)

@@ -30,7 +30,7 @@ CANDIDATES_OF_THE_BATCH = {"swav", "simclr", "mocov3", "nnclr", "pirl", "barlow"
 """Methods whose loss of an image depends on which others are in its batch, so that it matters where a batch is cut;
 in PIRL through Z alone, which is of the first micro-batch."""
 
-AVERAGED_STATISTICS = {"densecl", "mocov1", "mocov2"}
+AVERAGED_STATISTICS = {"densecl", "mocov1", "mocov2", "pcl"}
 """Methods with a teacher in evaluation mode: running statistics that ranks have of their own images count there."""
 
 

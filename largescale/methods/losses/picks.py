@@ -22,10 +22,14 @@ class Picks(NamedTuple):
     right: Tensor
     wrong: Tensor
 
-    def loss(self) -> Tensor:
-        """The mean cross-entropy of all picks, a scalar; no logit is too large for it."""
+    def losses(self) -> Tensor:
+        """The cross-entropy of each pick [N, P]; no logit is too large for it."""
         rest = self.wrong.logsumexp(1, keepdim=True)
-        return (torch.logaddexp(self.right, rest) - self.right).mean()
+        return torch.logaddexp(self.right, rest) - self.right
+
+    def loss(self) -> Tensor:
+        """The mean cross-entropy of all picks, a scalar."""
+        return self.losses().mean()
 
     @torch.no_grad()
     def picked(self) -> Tensor:

@@ -1,0 +1,234 @@
+"""PCL: MoCo, and besides each query picks the cluster of its image among others (arXiv 2005.04966).
+
+Before an epoch the key network embeds every image, each once and plainly, and k-means finds M sets of K[m] clusters,
+finer and finer. Of an image i, s[m][i] is its cluster, c[m] the centroids at length 1, phi[m] how spread out each
+cluster is. The naive loop::
+
+    loss = MoCo's
+    for m in range(M):
+        others = r clusters at random                               # the same ones for all images of a step
+        for i in images:
+            mine = exp(q[i] @ c[m][s[m][i]] / phi[m][s[m][i]])
+            wrong = [exp(q[i] @ c[m][o] / phi[m][o]) for o in others if o != s[m][i]]
+            loss += -log(mine / (mine + sum(wrong))) / N / M
+
+    phi of a cluster of n > 1 images = mean distance to its centroid / log(n + smoothing)
+    phi of others = the largest of these
+    phi = phi, clipped to its 10th and 90th percentile, scaled so that its mean is the temperature
+
+Departures from the published code. A cluster is never wrong for an image of its own, whereas there the clusters of all
+images of the batch are candidates, so that two of one cluster get it as right and as wrong; and r may be as large as K.
+Clusters at random are drawn from (seed, step), not by each GPU. All ranks share the k-means, and what comes of it is
+part of a checkpoint; there it is lost with a run that stops within an epoch. Images that cannot be read in a phase have
+no cluster until the next one, and count as zero here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate
+from torch.nn.functional import normalize
+
+from largescale.clustering.fixed_point import sums_by_group
+from largescale.clustering.kmeans import Clusters, kmeans
+from largescale.config import Config
+from largescale.config.setting import setting
+from largescale.data.device_random import uniform
+from largescale.data.length import Length
+from largescale.distributed.collectives import gather_rows
+from largescale.methods.embedding_method import Named
+from largescale.methods.joint_embedding import unit
+from largescale.methods.losses.picks import Picks
+from largescale.methods.method import Output, Panel, Sign
+from largescale.methods.moco import MoCo, MoCoSettings
+from largescale.methods.phase import PlainEmbeddings
+from largescale.methods.rows_by_id import RowsById
+from largescale.processes import rank
+from shards.ground.errors import InputError
+
+_PURPOSE = 42
+"""Keeps the numbers that choose clusters at random apart from others of the same seed and step."""
+_LEAST = 0.01
+"""Of the mean, the least phi: clusters of copies have none, and would be divided by it."""
+_LATE = 0.5
+
+
+@dataclass
+class Settings(MoCoSettings):
+    """PCL's keys under `method`."""
+
+    temperature: float = setting(
+        0.2, "Divides cosines before the softmax; of clusters, on average.", at_least=1e-6, at_most=1e6
+    )
+    clusters: list[int] = setting(
+        [25000, 50000, 100000],
+        "Numbers of clusters, each a k-means of its own; 100 to 1000 for tens of thousands of images.",
+        at_least=2,
+        at_most=2**31,
+        min_length=1,
+        expected="numbers of at least 2",
+    )
+    wrong_clusters: int = setting(
+        16384,
+        "Clusters at random that an image's own is picked among; all if there are fewer.",
+        at_least=2,
+        at_most=2**31,
+    )
+    warmup_epochs: int = setting(20, "Epochs of MoCo alone at the start.", at_least=0, at_most=10**9)
+    recluster_epochs: int = setting(1, "Epochs from one k-means to the next.", at_least=1, at_most=10**9)
+    kmeans_iterations: int = setting(20, "Iterations of a k-means, at most.", at_least=1, at_most=10**6)
+    smoothing: float = setting(
+        10.0, "Added to the size of a cluster before its logarithm divides its spread.", above=1, at_most=1e9
+    )
+
+
+class PCL(MoCo):
+    """MoCo, and clusters of the corpus with which its queries are compared.
+
+    Version 1 has a linear head, `hidden: []`, version 2 that of MoCo v2.
+    """
+
+    title = "PCL"
+    Settings = Settings
+    centroids: Tensor
+    spreads: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        assert isinstance(config.method, Settings)
+        self._clustering = config.method
+        self._run_seed, self._counts = config.run.seed, config.method.clusters
+        self.assignments = RowsById(len(self._counts), torch.int32)
+        # Of all sets of clusters, one after the other: [sum of K, D], [sum of K].
+        self.register_buffer("centroids", torch.zeros(0, config.method.embedding), persistent=False)
+        self.register_buffer("spreads", torch.zeros(0), persistent=False)
+        self.signs |= {"cluster_picked": Sign()}
+
+    def begin(self) -> None:
+        """Make room for clusters, and for those of each image."""
+        images, largest = self.length.num_samples, max(self._counts)
+        if largest > images:
+            raise InputError(f"method.clusters={self._counts}: {largest:,} clusters for {images:,} images; lower it")
+        self.assignments.make_room(images, key="method.clusters", max_gb=math.inf)
+        self.centroids = self.centroids.new_zeros(sum(self._counts), self.config.embedding)
+        self.spreads = self.spreads.new_ones(sum(self._counts))
+
+    def phase_due(self, step: int) -> bool:
+        """Before an epoch, once MoCo alone has warmed up."""
+        epoch, within = divmod(step, self.length.steps_per_epoch)
+        since = epoch - self._clustering.warmup_epochs
+        return within == 0 and since >= 0 and since % self._clustering.recluster_epochs == 0
+
+    def plain(self, images: Tensor) -> Tensor:
+        """Keys of images: unit vectors [B, D]."""
+        return unit(self.teacher["projection"](self.teacher["backbone"](images)))
+
+    @torch.no_grad()
+    def phase(self, step: int, corpus: PlainEmbeddings, beat: Callable[[str], None]) -> dict[str, float]:
+        """Cluster the corpus. Collectives: those of `kmeans` and `sums_by_group`, once per set of clusters."""
+        points, found = corpus.vectors[corpus.readable].to(self.centroids.dtype), {}
+        self.assignments.own.fill_(-1)
+        for number, centroids in enumerate(self.centroids.split(self._counts)):
+            clusters = self._clusters(points, len(centroids), step, number, beat)
+            centroids.copy_(normalize(clusters.centroids, dim=1))
+            self.spreads.split(self._counts)[number].copy_(self._spread(clusters))
+            self.assignments.own[corpus.readable, number] = clusters.assignments.to(torch.int32)
+            found[f"clusters_used_{len(centroids)}"] = float((clusters.sizes > 0).double().mean())
+        return found
+
+    def _clusters(self, points: Tensor, count: int, step: int, number: int, beat: Callable[[str], None]) -> Clusters:
+        seed = int(uniform(self._run_seed, step, number, _PURPOSE, num=1, device=torch.device("cpu")) * 2**53)
+        try:
+            return kmeans(points, count, seed=seed, iterations=self._clustering.kmeans_iterations, beat=beat)
+        except ValueError as error:
+            raise InputError(f"method.clusters={self._counts}, before step {step}: {error}") from error
+
+    def _spread(self, clusters: Clusters) -> Tensor:
+        """phi of each cluster, [K]. Collectives: those of `sums_by_group`."""
+        sizes = clusters.sizes
+        sums = sums_by_group(clusters.distances, clusters.assignments, len(sizes))
+        phi = sums / sizes.clamp_min(1) / (sizes.double() + self._clustering.smoothing).log()
+        phi = torch.where(sizes > 1, phi, torch.where(sizes > 1, phi, 0).max())
+        phi = phi.clamp(torch.quantile(phi, 0.1), torch.quantile(phi, 0.9))
+        if not float(phi.mean()) > 0:  # as many clusters as images
+            return torch.full_like(phi, self.config.temperature)
+        phi = phi.clamp_min(_LEAST * float(phi.mean()))
+        return self.config.temperature * phi / phi.mean()
+
+    def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:
+        """MoCo's loss and, once there are clusters, that of picking one's own.
+
+        Collectives: MoCo's; then also an all-gather of ids, and an all-reduce of their clusters.
+        """
+        output = super().loss(inputs, ids, step)
+        signs = output.signs | {"cluster_picked": output.loss.detach().new_zeros(())}
+        if step < self._clustering.warmup_epochs * self.length.steps_per_epoch:
+            return output._replace(signs=signs)
+        queries = inputs["queries"]
+        own = self.assignments.read(gather_rows(ids))[rank() * len(ids) :][: len(ids)].long()
+        with torch.autocast(queries.device.type, enabled=False):
+            found = [self._among_clusters(queries, own[:, number], number, step) for number in range(len(self._counts))]
+        losses, picked = (torch.stack(values) for values in zip(*found, strict=True))
+        return output._replace(loss=output.loss + losses.mean(), signs=signs | {"cluster_picked": picked.mean()})
+
+    def _among_clusters(self, queries: Tensor, own: Tensor, number: int, step: int) -> tuple[Tensor, Tensor]:
+        """Loss of one set of clusters, and the share of queries that pick their own.
+
+        Args:
+            queries: [V, B, D].
+            own: cluster of each image, -1 for none, int64 [B].
+            number: of the set.
+            step: of the run.
+        """
+        centroids = self.centroids.split(self._counts)[number].to(queries.dtype)
+        spreads = self.spreads.split(self._counts)[number].to(queries.dtype)
+        draws = uniform(self._run_seed, step, number, _PURPOSE, num=len(centroids), device=queries.device)
+        others = draws.argsort()[: self._clustering.wrong_clusters]
+        mine = own.clamp_min(0)
+        right = (queries * centroids[mine]).sum(-1) / spreads[mine]
+        wrong = (queries @ centroids[others].T / spreads[others]).masked_fill(others == mine[:, None], -math.inf)
+        picks = Picks(right.flatten()[:, None], wrong.flatten(0, 1))
+        has_one = (own >= 0).to(queries.dtype).repeat(len(queries))
+        return (picks.losses() * has_one[:, None]).mean(), picks.picked()
+
+    def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
+        """Also centroids and spreads, which all ranks hold, and the clusters of each image, sharded by id."""
+        same = {"centroids": self.centroids, "spreads": self.spreads}
+        return {
+            **super().state(mesh),
+            **{name: DTensor.from_local(value, mesh, [Replicate()], run_check=False) for name, value in same.items()},
+            "assignments": self.assignments.tensor(mesh),
+        }
+
+    @classmethod
+    def complaints(cls, config: Config, length: Length) -> list[str]:
+        """Also whether clusters come too late to matter."""
+        assert isinstance(config.method, Settings)
+        warmup, epochs = config.method.warmup_epochs, length.num_steps / length.steps_per_epoch
+        if warmup <= _LATE * epochs:
+            return super().complaints(config, length)
+        late = (
+            f"method.warmup_epochs={warmup}: clusters take part only after it, and the run has {epochs:.3g} epochs; "
+            f"set method.warmup_epochs={int(epochs / 10)}, or train longer"
+        )
+        return [late, *super().complaints(config, length)]
+
+    @classmethod
+    def loss_references(cls, config: Config) -> dict[str, float]:
+        """MoCo's, and with the clusters that are added."""
+        assert isinstance(config.method, Settings)
+        moco = super().loss_references(config)["all views alike"]
+        wrong = [min(count, config.method.wrong_clusters) for count in config.method.clusters]
+        return {"all views alike, no clusters": moco, "with clusters": moco + sum(map(math.log, wrong)) / len(wrong)}
+
+    @classmethod
+    def panels(cls, config: Config) -> list[Panel]:
+        """How well queries find their clusters, before MoCo's panels."""
+        found = Panel("Clusters", {"share of queries that pick their own": "cluster_picked"}, limits=(0, 1.05))
+        return [found, *super().panels(config)]
