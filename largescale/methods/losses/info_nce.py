@@ -33,8 +33,14 @@ def info_nce(
     Returns:
         A scalar. Equal embeddings cost ln(K + 1), or ln N.
 
+    Raises:
+        ValueError: queries are not those of one or several views of the images that keys are of.
+
     Collectives: without `others`, those of `gather_rows`, once.
     """
+    shapes = f"queries of shape {tuple(queries.shape)} and keys of shape {tuple(keys.shape)}"
+    if keys.dim() != 2 or queries.shape[1:] != keys.shape[1:] or len(queries) < len(keys) or len(queries) % len(keys):
+        raise ValueError(f"{shapes}: expected [V * B, D] and [B, D]")
     queries, keys = unit(queries), unit(keys)
     if others is not None:
         return among_others(queries, keys, unit(others), temperature).loss()

@@ -33,8 +33,13 @@ def contrastive_margin(
     Returns:
         A scalar.
 
+    Raises:
+        ValueError: for another `over`.
+
     Collectives: those of `gather_rows`, twice, and one all-reduce of a number.
     """
+    if over not in ("all", "active"):
+        raise ValueError(f"over={over}: expected all or active")
     values, alike, different = distances(embeddings, ids, group)
     near = different & (values < margin)
     terms = torch.where(alike, values.square(), (margin - values).clamp_min(0).square())

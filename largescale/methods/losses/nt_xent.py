@@ -32,6 +32,11 @@ def nt_xent(views: Tensor, temperature: float = 0.1, *, group: Group = None) -> 
     Returns:
         A scalar. Equal embeddings cost ln(1 + V (N - 1)).
 
+    Raises:
+        ValueError: there are not two views or more.
+
     Collectives: those of `gather_rows`, once.
     """
+    if views.dim() != 3 or len(views) < 2:
+        raise ValueError(f"views of shape {tuple(views.shape)}: expected [V, B, D] with two views or more")
     return among_views(unit(views), temperature, group).loss()

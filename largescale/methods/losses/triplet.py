@@ -47,9 +47,14 @@ def triplet(
     Returns:
         A scalar; 0 if no triplet is active.
 
+    Raises:
+        ValueError: for another `mining`.
+
     Collectives: those of `gather_rows`, twice, and one all-reduce of a number.
     """
-    near, far = (_batch_hard if mining == "batch_hard" else _semi_hard)(distances(embeddings, ids, group))
+    if mining not in _MINING:
+        raise ValueError(f"mining={mining}: expected {' or '.join(_MINING)}")
+    near, far = _MINING[mining](distances(embeddings, ids, group))
     terms = near - far + margin
     return mean_of_counted(terms, terms > 0, group)
 
@@ -66,3 +71,6 @@ def _semi_hard(found: Distances) -> tuple[Tensor, Tensor]:
     beyond = torch.searchsorted(far.detach(), found.values.detach().contiguous(), right=True)
     far = far.gather(1, beyond.clamp_max(far.shape[1] - 1)).masked_fill(beyond == far.shape[1], math.inf)
     return found.values.masked_fill(~found.alike, -math.inf), far
+
+
+_MINING = {"batch_hard": _batch_hard, "semi_hard": _semi_hard}

@@ -40,3 +40,10 @@ def test_small_temperatures_do_not_overflow():
     views = embeddings().float()
     for others in (None, torch.eye(5)):
         assert info_nce(*views, others, temperature=0.001).isfinite()
+
+
+@pytest.mark.parametrize("queries, keys", [((6, 5), (4, 5)), ((3, 5), (6, 5)), ((6, 4), (6, 5)), ((6, 5), (5,))])
+@pytest.mark.parametrize("others", [None, torch.eye(5)], ids=["batch", "queue"])
+def test_queries_of_other_images_are_refused(queries, keys, others):
+    with pytest.raises(ValueError, match=r"expected \[V \* B, D\] and \[B, D\]"):
+        info_nce(torch.ones(queries), torch.ones(keys), others)

@@ -44,3 +44,8 @@ def test_equal_rows_of_different_images_have_a_finite_gradient():
     loss = contrastive_margin(z, torch.arange(4), margin=1.0)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(1, abs=1e-4) and z.grad.isfinite().all()
+
+
+def test_an_unknown_mean_is_refused():
+    with pytest.raises(ValueError, match=r"over=some: expected all or active"):
+        contrastive_margin(torch.ones(4, 3), torch.arange(4), over="some")

@@ -49,3 +49,9 @@ def test_half_precision_is_compared_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         loss = nt_xent(views)
     torch.testing.assert_close(loss, nt_xent(views.float()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 5), (12, 5)])
+def test_one_view_is_refused(shape):
+    with pytest.raises(ValueError, match=r"views of shape .*: expected \[V, B, D\] with two views or more"):
+        nt_xent(torch.ones(shape))

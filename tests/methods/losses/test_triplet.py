@@ -48,3 +48,8 @@ def test_semi_hard_leaves_out_others_nearer_than_the_partner():
     ids = torch.tensor([0, 0, 1])
     assert triplet(z, ids, margin=0.2, mining="semi_hard") == 0
     assert float(triplet(z, ids, margin=0.2)) == pytest.approx(0.7)
+
+
+def test_unknown_mining_is_refused():
+    with pytest.raises(ValueError, match=r"mining=hard: expected batch_hard or semi_hard"):
+        triplet(torch.ones(4, 3), torch.arange(4), mining="hard")
