@@ -32,7 +32,7 @@ def doubts(config: Config, shards: tuple[Corpus, Corpus]) -> list[str]:
 
 def class_doubts(train: FeatureSet, test: FeatureSet) -> list[str]:
     """Sentences about the classes of training and test images."""
-    return [sentence for sentence in [_unknown_classes(train, test)] if sentence]
+    return [sentence for sentence in (_unknown_classes(train, test), _single_class(test)) if sentence]
 
 
 def num_shared(train: Corpus, test: Corpus) -> int:
@@ -104,4 +104,14 @@ def _unknown_classes(train: FeatureSet, test: FeatureSet) -> str:
     return (
         f"{len(missing)} classes of the test images ({train.classes[missing[0]]}, ...) have no labelled training "
         f"image: {num:,} of {len(test):,} test images cannot be classified correctly"
+    )
+
+
+def _single_class(test: FeatureSet) -> str:
+    classes = test.labels.unique().tolist()
+    if len(classes) > 1:
+        return ""
+    return (
+        f"all {len(test):,} test images are of one class ({test.classes[classes[0]]}): the figures say nothing of how "
+        f"well classes are told apart; use other data.eval_shards"
     )

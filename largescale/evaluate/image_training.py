@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from largescale.config import Config, MethodConfig
@@ -212,13 +213,14 @@ def _train(network: Probe, trial: Trial, recipe: Recipe) -> None:
         _log.warning(
             "%d ranks train on %d images per step, one would on %d: results differ", world_size(), batch, alone
         )
+    network.train()
+    refuse_single_images(network, batch, recipe)
     optimizer = torch.optim.SGD(
         network.groups(recipe), lr=0.0, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
     )
     state = TrainingState(trial.unfinished, network.trained(), optimizer, batch, steps) if trial.unfinished else None
     first = state.load() if state else 0
     labels = labels_of(trial.train, recipe.subset)
-    network.train()
     said = f"training on {trial.train.manifest.root.name}"
     with tqdm(
         total=steps, initial=first, desc=said, unit="step", leave=False, mininterval=1, disable=rank() > 0
@@ -234,6 +236,19 @@ def _train(network: Probe, trial: Trial, recipe: Recipe) -> None:
             if state:
                 state.save(one.step + 1)
             bar.update()
+
+
+def refuse_single_images(network: nn.Module, batch: int, recipe: Recipe) -> None:
+    """BatchNorm in training mode has no statistics of one image.
+
+    Raises:
+        InputError: a step has one image, and the network such a BatchNorm.
+    """
+    if batch < 2 and any(isinstance(module, _BatchNorm) and module.training for module in network.modules()):
+        raise InputError(
+            f"{recipe.batch_key}={recipe.batch}: steps of one image, of which BatchNorm has no statistics; it takes at "
+            f"least 2 training images, and 2 per step"
+        )
 
 
 def _step(network: Probe, batch: Batch, labels: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:

@@ -95,8 +95,10 @@ def linear_probe(
     Raises:
         InputError: fewer than two training samples or no learning rate.
     """
-    if len(train) < 2 or not learning_rates:
-        raise InputError(f"linear probe: {len(train)} training samples and {len(learning_rates)} learning rates")
+    if len(train) < 2:
+        raise InputError(f"linear: {len(train)} labelled training image; needs at least 2")
+    if not learning_rates:
+        raise InputError("evaluate.linear_rates=[]: expected at least one learning rate")
     generator = torch.Generator().manual_seed(seed)
     x, x_test = _standardise(train.features, test.features)
     num_classes = len(train.classes)

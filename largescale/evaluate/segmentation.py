@@ -22,7 +22,7 @@ from tqdm import tqdm
 from largescale.config import Config, EvaluateConfig
 from largescale.config.setting import setting
 from largescale.distributed.out_of_memory import memory_for
-from largescale.evaluate.image_training import Recipe, Trial, average_gradients, batch_for
+from largescale.evaluate.image_training import Recipe, Trial, average_gradients, batch_for, refuse_single_images
 from largescale.evaluate.masks import IGNORED, Cut, MaskedImages, centre, random_cut
 from largescale.evaluate.shares import total
 from largescale.evaluate.stage_maps import StageMaps
@@ -151,8 +151,9 @@ def _train(network: Segmenter, trial: Trial, recipe: Recipe, images: MaskedImage
     state = TrainingState(trial.unfinished, trained, optimizer, batch, steps) if trial.unfinished else None
     first = state.load() if state else 0
     plan = _Plan(trial.config, images.ids, batch, recipe.seed)
-    source = images.batches(map(plan.own, range(first, steps)))
     network.train()
+    refuse_single_images(network, batch, recipe)
+    source = images.batches(map(plan.own, range(first, steps)))
     said = f"training on {trial.train.manifest.root.name}"
     with tqdm(
         total=steps, initial=first, desc=said, unit="step", leave=False, mininterval=1, disable=rank() > 0

@@ -30,6 +30,7 @@ from torch.nn.functional import normalize
 from largescale.config import EvaluateConfig
 from largescale.config.setting import setting
 from largescale.evaluate.feature_set import FeatureSet
+from shards.ground.errors import InputError
 
 _FLOOR = 1e-7
 """Added to shares, as in RankMe."""
@@ -55,8 +56,14 @@ class Settings(EvaluateConfig):
 
 
 def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, Any]:
-    """The measures of the training images' features; labels and test images take no part."""
+    """The measures of the training images' features; labels and test images take no part.
+
+    Raises:
+        InputError: fewer than two images.
+    """
     features = train.features
+    if len(features) < 2:
+        raise InputError(f"spectrum: {len(features)} training image; needs at least 2")
     if 0 < config.spectrum_images < len(features):
         features = features[_spread(len(features), config.spectrum_images)]
     return {**spectrum(features), "num_images": len(features)}

@@ -71,6 +71,8 @@ def _of_several(places: list[str], records: Sequence[Record]) -> str:
 def _value(record: Record, network: str) -> str:
     """The metric, in percent if it is a share, with half of its confidence interval where there is one."""
     result = record["results"][network]
+    if record["metric"] not in result:  # not defined of these features
+        return "-"
     value = result[record["metric"]]
     text = f"{value:6.2%}" if record.get("metric_is_share", True) else f"{value:6.1f}"
     if "interval" in result:

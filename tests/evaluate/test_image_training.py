@@ -106,10 +106,10 @@ def test_stages_are_probed_each_on_its_own_map(trial):
     found = layers.measure(
         trial, layers.Settings(layers_epochs=6, layers_batch=40, layers_rate=0.3, layers_numbers=100)
     )
-    assert list(found["by_stage"]) == ["stage 1", "stage 2", "features"]
-    assert [one["numbers"] for one in found["by_stage"].values()] == [72, 64, 16]
-    assert found["top1"] == found["by_stage"]["features"]["top1"]
-    assert all(0.12 < one["top1"] < one["top5"] <= 1 for one in found["by_stage"].values())  # chance: 0.1
+    assert found["numbers_by_stage"] == {"stage 1": 72, "stage 2": 64, "features": 16}
+    top1, top5 = found["top1_by_stage"], found["top5_by_stage"]
+    assert (found["top1"], found["top5"]) == (top1["features"], top5["features"])
+    assert all(0.12 < top1[stage] < top5[stage] <= 1 for stage in found["numbers_by_stage"])  # chance: 0.1
     assert all(torch.equal(value, before[name]) for name, value in trial.method.state_dict().items())
 
 
@@ -126,6 +126,18 @@ def test_low_shot_trains_on_the_split_alone(trial):
     assert (made.data.augment.blur, made.data.augment.noise, len(made.data.crops)) == (0, 0, 1)
     with pytest.raises(InputError, match="expected those of trunk"):
         low_shot_finetune.measure(trial, low_shot_finetune.Settings(low_shot_finetune_rates=[0.1]))
+
+
+@pytest.mark.parametrize(
+    "measure, settings",
+    [
+        (finetune.measure, finetune.Settings(finetune_epochs=1, finetune_batch=1)),
+        (layers.measure, layers.Settings(layers_epochs=1, layers_batch=1)),
+    ],
+)
+def test_steps_of_one_image_are_refused_where_batchnorm_is_trained(trial, measure, settings):
+    with pytest.raises(InputError, match="_batch=1: steps of one image, of which BatchNorm has no statistics"):
+        measure(trial, settings)
 
 
 def test_a_rate_that_diverges_is_said(trial):

@@ -68,5 +68,5 @@ def test_a_rate_that_diverges_is_not_chosen_and_alone_is_an_error():
 
 
 def test_no_samples_is_an_error():
-    with pytest.raises(InputError, match="1 training samples"):
+    with pytest.raises(InputError, match="1 labelled training image; needs at least 2"):
         linear_probe(features(1, 0), features(10, 1), **SETTINGS)
