@@ -208,6 +208,10 @@ class Engine:
         if clip > 0 and check.grad_norm > clip:
             torch._foreach_mul_(self.gradients(), clip / check.grad_norm)
         set_rates(self.optimizer.param_groups, step=step, lr=lr, peak=self._peak_lr)
+        self.apply_gradients(step)
+
+    def apply_gradients(self, step: int) -> None:
+        """Update the parameters, then the teachers and what else the method moves. Collectives: the optimizer's."""
         self.step_optimizer()
         if self.method.averages():
             self.follow(self.method.average_momentum(step))

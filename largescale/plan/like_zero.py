@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from largescale.config import Config
@@ -13,6 +14,13 @@ from largescale.parallel.engine import Engine
 from largescale.plan.like_zero3 import Zero3
 from largescale.plan.like_zero12 import Zero12
 from shards.ground.errors import InputError
+
+
+class _Engine(zero.ZeroEngine):
+    """The adapter's, but that all parameters of stage 3 look gathered here."""
+
+    def pieces(self, parameter: Tensor) -> list[Tensor]:
+        return self.wrapped.copies(parameter) if isinstance(self.wrapped, Zero3) else super().pieces(parameter)
 
 
 def build(method: Method, config: Config, device: torch.device, fake: FakeTensorMode, *, stage: int) -> Engine:
@@ -34,6 +42,6 @@ def build(method: Method, config: Config, device: torch.device, fake: FakeTensor
             if stage == 3
             else Zero12(method, optimizer, stage, config.train.accumulate, settings)
         )
-    return zero.ZeroEngine(
+    return _Engine(
         stage=stage, offload=False, wrapped=wrapped, method=method, optimizer=optimizer, config=config, device=device
     )

@@ -9,6 +9,7 @@ is added to the trace of a step whose weights stay whole: two steps lie behind i
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -69,8 +70,9 @@ class Zero3(StandIn):
         self._micro = 0
         for group, flat in zip(inner.param_groups, self.fp32_partitioned_groups_flat, strict=True):
             group["params"] = [flat]
+        for parameter, piece in self._pieces_of_parameters(method):
+            _describe(cast(Cut, parameter), piece)
         for parameter in method.parameters():
-            _describe(cast(Cut, parameter))
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._on_gradient)
         tell_calls(method, self._tell)
@@ -88,6 +90,10 @@ class Zero3(StandIn):
     def always_held(self) -> list[Tensor]:
         """These, the bucket, and the pieces of gradients."""
         return [*self.weights(), self.bucket, self.gradient_pieces]
+
+    def copies(self, parameter: Tensor) -> list[Tensor]:
+        """The piece of a parameter, and all of it if it is small."""
+        return [cast(Cut, parameter).ds_tensor, *([parameter.detach()] if self._stays(parameter) else [])]
 
     def is_gradient_accumulation_boundary(self) -> bool:
         """Whether this is the last micro-batch of a step."""
@@ -164,6 +170,11 @@ class Zero3(StandIn):
             live=self.settings["max_live_parameters"],
         )
 
+    def _pieces_of_parameters(self, method: Method) -> Iterator[tuple[Tensor, Tensor]]:
+        for flat, group in zip(self.pieces, self.fp16_groups, strict=True):
+            yield from zip(group, flat.split([_piece(p) for p in group]), strict=True)
+        yield from zip((p for p in method.parameters() if not p.requires_grad), self.frozen_pieces, strict=True)
+
     def _stays(self, parameter: Tensor) -> bool:
         return parameter.numel() <= self.settings["param_persistence_threshold"]
 
@@ -213,8 +224,9 @@ def _piece(parameter: Tensor) -> int:
     return math.ceil(parameter.numel() / world_size())
 
 
-def _describe(parameter: Cut) -> None:
+def _describe(parameter: Cut, piece: Tensor) -> None:
     """What the adapter asks DeepSpeed's parameters for."""
     size = _piece(parameter)
+    parameter.ds_tensor = piece
     parameter.ds_numel, parameter.ds_shape = parameter.numel(), parameter.shape
     parameter.partition_numel = lambda: size

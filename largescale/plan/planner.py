@@ -127,6 +127,7 @@ def _describe(config: Config, request: Request, step: Simulation, guess: Estimat
         "batch_per_gpu": batch // request.gpus,
         "accumulate": config.train.accumulate,
         "parameters": step.parameters,
+        "trained": step.trained,
         "memory_gb": {
             **{name: size / 1e9 for name, size in parts.items()},
             "peak of a step": step.peak / 1e9,

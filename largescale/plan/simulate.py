@@ -57,7 +57,7 @@ class Simulation:
         peak: the most that is held at a time, all of the above included.
         counts, sent: collectives of the step.
         operators: what is computed.
-        parameters: of the whole network, a number.
+        parameters, trained: numbers of the whole network, and those that take a gradient, not a teacher's.
     """
 
     weights: int
@@ -71,6 +71,7 @@ class Simulation:
     sent: Counter[Collective]
     operators: list[Operator]
     parameters: int
+    trained: int
 
     @property
     def flops(self) -> int:
@@ -148,9 +149,10 @@ def _step(engine: Engine, config: Config, ranks: int) -> Simulation:
     trace = StepTrace()
     trace.watch(iter([*parameters, *buffers, *images, *wrapped.always_held()]))
     wrapped.observe(trace)
-    kept, passes, gradients = _passes(engine, views, trace)
+    last = engine.method.length.num_steps - 1  # by then everything takes part, such as a queue
+    kept, passes, gradients = _passes(engine, views, last, trace)
     with trace:
-        engine.step_optimizer()
+        engine.apply_gradients(last)
     peaks = wrapped.settle(trace, Peaks(kept, passes, trace.lap()))
     optimizer = local_bytes(value for state in engine.optimizer.state.values() for value in state.values())
     return Simulation(
@@ -166,17 +168,18 @@ def _step(engine: Engine, config: Config, ranks: int) -> Simulation:
         sent=trace.sent,
         operators=trace.operators,
         parameters=sum(p.numel() for p in parameters),
+        trained=sum(p.numel() for p in parameters if p.requires_grad),
     )
 
 
-def _passes(engine: Engine, views: Views, trace: StepTrace) -> tuple[int, int, int]:
+def _passes(engine: Engine, views: Views, step: int, trace: StepTrace) -> tuple[int, int, int]:
     """Forward and backward; bytes that are kept in between, that are held at most, and of gradients."""
     before = trace.held()
     kept = [0]
     backward = _noting(engine.backward, lambda: kept.append(trace.held() - before))
     engine.backward = backward  # type: ignore[method-assign]  # of this engine alone, which is thrown away
     with trace:
-        engine.forward_backward(views, 0)
+        engine.forward_backward(views, step)
     return max(kept), trace.lap(), local_bytes(engine.gradients())
 
 

@@ -8,8 +8,10 @@ from typing import Any
 def table(found: dict[str, Any]) -> str:
     """A whole plan."""
     memory, seconds = found["memory_gb"], found["seconds"]
+    trained = f" ({found['trained'] / 1e6:,.1f} M take a gradient)" if found["trained"] < found["parameters"] else ""
     lines = [
-        f"{found['recipe']}: {found['parameters'] / 1e6:,.1f} M parameters, {found['strategy']}, {found['precision']}, "
+        f"{found['recipe']}: {found['parameters'] / 1e6:,.1f} M parameters{trained}, {found['strategy']}, "
+        f"{found['precision']}, "
         f"{found['gpus']} x {found['gpu']}, batch {found['global_batch']:,} ({found['batch_per_gpu']} per GPU"
         + (f" in {found['accumulate']} micro-batches)" if found["accumulate"] > 1 else ")"),
         "",

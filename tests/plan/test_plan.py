@@ -55,13 +55,14 @@ def real_step(overrides: list[str]) -> dict[str, object]:
     views = views_of_step(config, 0)
     trace = StepTrace()
     trace.watch(iter([*engine.method.parameters(), *engine.method.buffers(), *views.images]))
+    last = engine.method.length.num_steps - 1
     with trace:
-        engine.forward_backward(views, 0)
+        engine.forward_backward(views, last)
     gradients = local_bytes(p.grad for p in engine.method.parameters())
     for group in engine.optimizer.param_groups:
         group["lr"] = 0.1
     with trace:
-        engine.step_optimizer()
+        engine.apply_gradients(last)
     optimizer = local_bytes(value for state in engine.optimizer.state.values() for value in state.values())
     return {
         "counts": trace.counts,
@@ -105,7 +106,7 @@ def test_operations_are_the_published_ones_with_grouped_convolutions(name, gmacs
 
 
 def step_of(**changes: object) -> Simulation:
-    one = Simulation(10, 10, 10, 0, 0, 0, 10**9, Counter(), Counter(), [Operator(10**12, 10**9)], 10)
+    one = Simulation(10, 10, 10, 0, 0, 0, 10**9, Counter(), Counter(), [Operator(10**12, 10**9)], 10, 10)
     return replace(one, **changes)
 
 

@@ -1,0 +1,118 @@
+"""What steps of real engines do, to compare plans with."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from largescale.config import Config
+from largescale.data.views import Views
+from largescale.methods import build_method
+from largescale.parallel import zero
+from largescale.parallel.engine import Engine
+from largescale.parallel.precision import views_dtype
+from largescale.parallel.strategies import build_engine
+from largescale.plan.simulate import local_bytes
+from largescale.plan.trace import WAITED, WEIGHTS, Collective, StepTrace
+from tests.methods.harness import views_of_step
+
+LIMITS = {
+    "stage3_param_persistence_threshold": 300,
+    "stage3_prefetch_bucket_size": 1000,
+    "stage3_max_reuse_distance": 3000,
+}
+"""So small that some parameters of the small networks are gathered ahead and freed again."""
+
+
+def tighten(set_attribute: Callable[[object, str, object], None] = setattr) -> None:
+    """Give DeepSpeed small buckets and `LIMITS`, in real steps and in plans."""
+    original = zero.deepspeed_config
+
+    def config(*arguments: object) -> dict[str, object]:
+        found = original(*arguments)
+        if found["zero_optimization"]["stage"] == 3:
+            found["zero_optimization"] |= LIMITS
+        return found
+
+    set_attribute(zero, "_BUCKET_ELEMENTS", 2500)
+    set_attribute(zero, "deepspeed_config", config)
+
+
+def real_steps(configs: list[Config]) -> list[dict[str, Any]]:
+    """What a rank did in the third step of each."""
+    tighten()
+    return [_real_step(config) for config in configs]
+
+
+def _real_step(config: Config) -> dict[str, Any]:
+    older = _live_tensors()  # DeepSpeed does not let go of the engine of the case before
+    torch.manual_seed(0)
+    engine = build_engine(build_method(config), config, torch.device("cpu"))
+    views = views_of_step(config, 0)
+    views = views._replace(images=[images.to(views_dtype(config)) for images in views.images])
+    for _ in range(2):  # in these DeepSpeed learns in which order the modules run
+        _one_step(engine, views)
+    trace = StepTrace()
+    gc.collect()
+    ids = {id(tensor) for tensor in older}
+    trace.watch(tensor for tensor in _live_tensors() if id(tensor) not in ids)
+    with trace:
+        gradients = _one_step(engine, views)
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        _one_step(engine, views)
+    optimizer = local_bytes(value for state in engine.optimizer.state.values() for value in state.values())
+    return {
+        "counts": trace.counts,
+        "sent": trace.sent,
+        "flops": sum(o.flops for o in trace.operators),
+        "weights": local_bytes(_weights_of(engine)),
+        "gradients": gradients,
+        "optimizer": optimizer,
+        "peak": trace.peak,
+        "profiled": sum(event.name.startswith("c10d::") for event in recorded.events()),
+    }
+
+
+def _one_step(engine: Engine, views: Views) -> int:
+    """Returns bytes of gradients."""
+    last = engine.method.length.num_steps - 1
+    engine.forward_backward(views, last)
+    gradients = local_bytes(engine.gradients())
+    for group in engine.optimizer.param_groups:
+        group["lr"] = 0.1
+    engine.apply_gradients(last)
+    return gradients
+
+
+def _live_tensors() -> list[Tensor]:
+    return [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter) and thing.device.type == "cpu"]
+
+
+def _weights_of(engine: Engine) -> list[Tensor]:
+    """All that a rank holds of weights: DeepSpeed's flat tensors, what it updates, and what is gathered."""
+    sharded = getattr(engine, "zero", None)
+    parameters = list(engine.method.parameters())
+    if sharded is None:
+        return parameters
+    if engine.stage < 3:
+        frozen = [p for p in parameters if not p.requires_grad]
+        return [*sharded.bit16_groups_flat, *sharded.single_partition_of_fp32_groups, *frozen]
+    return [
+        *(p.ds_tensor for p in parameters),
+        *sharded.fp32_partitioned_groups_flat,
+        *(p.data for p in parameters if p.data.shape == p.ds_shape),
+    ]
+
+
+def merged(found: Counter[Collective]) -> Counter[Collective]:
+    """A real step does not show which exchanges it waits for."""
+    total: Counter[Collective] = Counter()
+    for what, number in found.items():
+        total[what._replace(of=WEIGHTS if what.of == WAITED else what.of)] += number
+    return total
