@@ -13,6 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from largescale.config import load_config
+from largescale.parallel.batchnorm import STATISTICS
+from largescale.plan.simulate import simulate
+from largescale.plan.trace import WEIGHTS
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -45,29 +50,45 @@ def measure(variant: Variant, folder: Path, *, seed: int, ranks: int) -> dict[st
     steps = [-1, *(line["step"] for line in metrics)]
     row["train_s"] = sum(line["step_s"] * (line["step"] - before) for line, before in zip(metrics, steps, strict=False))
     row["images_per_s"] = metrics[-1]["images_seen"] / row["train_s"]
+    row["memory_gb"] = max(line["peak_memory_bytes"] for line in metrics) / 1e9
+    row["collectives"], row["own_collectives"] = collectives(folder, ranks)
     row["environment"] = json.loads((folder / "environment.json").read_text())
     del row["environment"]["command"]
     return row
 
 
+def collectives(folder: Path, ranks: int) -> tuple[int, int]:
+    """Per step of a run: all, and those that are neither BatchNorm's nor of weights and gradients."""
+    counts = simulate(load_config(folder / "config.yaml"), ranks).counts
+    own = sum(number for what, number in counts.items() if what.of not in (WEIGHTS, STATISTICS))
+    return counts.total(), own
+
+
 def table(rows: list[dict[str, Any]], names: Sequence[str], *, of: str) -> str:
     """The results as Markdown: each seed, and the mean of each variant."""
     lines = [
-        f"| {of} | seed | " + " | ".join(COLUMNS) + " | training s | images/s |",
-        "|---|---|" + "---|" * (len(COLUMNS) + 2),
+        f"| {of} | seed | " + " | ".join(COLUMNS) + " | training s | images/s | GB per rank | collectives |",
+        "|---|---|" + "---|" * (len(COLUMNS) + 4),
     ]
     for name in names:
         own = sorted((row for row in rows if row["variant"] == name), key=lambda row: row["seed"])
         for row in own:
             cells = [f"{row[column]:.2f}" for column in COLUMNS]
-            lines.append(
-                f"| {name} | {row['seed']} | {' | '.join(cells)} | {row['train_s']:.0f} | {row['images_per_s']:.0f} |"
-            )
+            cells += [f"{row['train_s']:.0f}", f"{row['images_per_s']:.0f}", *_costs(row)]
+            lines.append(f"| {name} | {row['seed']} | {' | '.join(cells)} |")
         if own:
             cells = [f"**{statistics.mean(row[column] for row in own):.2f}**" for column in COLUMNS]
             seconds, rate = (statistics.mean(row[key] for row in own) for key in ("train_s", "images_per_s"))
-            lines.append(f"| {name} | mean | {' | '.join(cells)} | {seconds:.0f} | {rate:.0f} |")
+            cells += [f"{seconds:.0f}", f"{rate:.0f}", *_costs(own[-1])]
+            lines.append(f"| {name} | mean | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _costs(row: dict[str, Any]) -> list[str]:
+    """Memory, and collectives per step with the method's own in brackets; rows of older versions have neither."""
+    if "collectives" not in row:
+        return ["-", "-"]
+    return [f"{row['memory_gb']:.2f}", f"{row['collectives']} ({row['own_collectives']})"]
 
 
 def main(
@@ -101,7 +122,7 @@ def main(
                 f"`python -m benchmarks.{script}` on {environment['processor']}, {environment['cpu_cores']} cores, "
                 f"{arguments.ranks} ranks, torch {environment['torch']}. Top-1 in percent on 2,000 test images that no "
                 "choice was made on; bank and probe: the 10,000 training images; kNN with k = 20. One number's "
-                f"sampling error is about 0.8. The seconds include whatever else the machine did.{about}\n\n"
-                + table(rows, list(variants), of=of)
-                + "\n"
+                "sampling error is about 0.8. The seconds include whatever else the machine did. Memory is what a rank "
+                "held at most; collectives are those of a step, the method's own in brackets (others are BatchNorm's "
+                f"and the gradients').{about}\n\n" + table(rows, list(variants), of=of) + "\n"
             )

@@ -18,7 +18,8 @@ from largescale.distributed.collectives import all_gather, exchanging
 from largescale.processes import world_size
 from shards.ground.errors import InputError
 
-_STATISTICS = "BatchNorm's statistics"
+STATISTICS = "BatchNorm's statistics"
+"""Their name among exchanges."""
 
 
 class _SyncBatchNorm(torch.autograd.Function):
@@ -56,7 +57,7 @@ class _SyncBatchNorm(torch.autograd.Function):
             [True, True, True],
         )
         sums = torch.cat([grad_weight, grad_bias])
-        with exchanging(_STATISTICS):
+        with exchanging(STATISTICS):
             dist.all_reduce(sums, group=ctx.group)
         sum_grad_xhat, sum_grad = sums.chunk(2)
         invstd = torch.rsqrt(var + ctx.eps)
@@ -84,7 +85,7 @@ def _global_statistics(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tens
     packed = torch.cat([mean, var, mean.new_tensor([count])])
     world_size = dist.get_world_size(group)
     gathered = packed.new_empty(world_size, packed.numel())
-    with exchanging(_STATISTICS):
+    with exchanging(STATISTICS):
         all_gather(gathered.view(-1), packed, group)
     channels = x.shape[1]
     means, variances, counts = gathered[:, :channels], gathered[:, channels:-1], gathered[:, -1:]
