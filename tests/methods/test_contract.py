@@ -119,3 +119,11 @@ def test_every_method_says_what_it_is():
     for name, method in METHODS.items():
         assert method.title and method.Settings.__doc__ and method.__doc__, name
         assert issubclass(method.Settings, torch.nn.Module) is False
+
+
+def test_the_page_of_methods_has_a_row_to_choose_each_by():
+    page = (ROOT / "docs" / "methods.md").read_text()
+    rows = [line for line in page.partition("\n## ")[0].splitlines() if line.startswith("| [`")]
+    assert sorted(name for row in rows for name in re.findall(r"`(\w+)`", row.split("]")[0])) == sorted(METHODS)
+    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^## (.*)", page, re.M)}
+    assert {re.search(r"\(#([\w-]+)\)", row).group(1) for row in rows} <= anchors
