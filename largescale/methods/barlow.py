@@ -16,9 +16,12 @@ from largescale.config.setting import setting
 from largescale.methods.embedding_method import Named
 from largescale.methods.losses.cross_correlation import CrossCorrelation, cross_correlation_terms
 from largescale.methods.losses.over_ranks import all_ranks
-from largescale.methods.method import Output
+from largescale.methods.method import Output, Row
 from largescale.methods.redundancy import RedundancyReduction, RedundancySettings
 from largescale.models.heads import mlp
+
+_UNRELATED = 0.95
+"""Mean of (1 - c[i, i])^2 over dimensions from which on two views have nothing in common; by chance it is above 1."""
 
 
 @dataclass
@@ -53,6 +56,19 @@ class BarlowTwins(RedundancyReduction):
         """The loss of views that have nothing in common."""
         assert isinstance(config.method, Settings)
         return {"views unrelated": float(config.method.embedding)}
+
+    @classmethod
+    def diagnose(cls, config: Config, before: Row, row: Row) -> str:
+        """Warn of what others warn of, or if correlations stay near 0, as they do where embeddings hardly vary: the
+        square root's constant outweighs their variance then. Chance would make them negative as often as positive.
+        """
+        assert isinstance(config.method, Settings)
+        before_share, share = (line.get("diagonal", 0.0) / config.method.embedding for line in (before, row))
+        if all(_UNRELATED < value <= 1 + 1e-6 for value in (before_share, share)):
+            return f"two views have nothing in common ({share:.0%} of the dimensions): this looks like collapse. " + (
+                cls.remedy(config)
+            )
+        return super().diagnose(config, before, row)
 
     @classmethod
     def remedy(cls, config: Config) -> str:

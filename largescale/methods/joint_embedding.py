@@ -44,7 +44,7 @@ class JointEmbedding(EmbeddingMethod):
     @staticmethod
     @torch.no_grad()
     def watch_embeddings(first: Tensor, second: Tensor) -> dict[str, Tensor]:
-        """The signs of this rank's embeddings.
+        """The signs of this rank's embeddings. `pair_square` is 0 if there is a single image, so no pair.
 
         Args:
             first, second: unit vectors [B, D] of two views of the same images, as the loss compares them.
@@ -57,7 +57,7 @@ class JointEmbedding(EmbeddingMethod):
         return {
             "mean_embedding": first.mean(0),
             "mean_square": first.square().mean(0),
-            "pair_square": square / pairs if pairs else square + 1,
+            "pair_square": square / max(pairs, 1),
             "agreement": (first * second).sum(1).mean(),
         }
 
@@ -66,10 +66,11 @@ class JointEmbedding(EmbeddingMethod):
         own = {name: float(value) for name, value in signs.items() if value.numel() == 1 and name != "pair_square"}
         mean, square = signs["mean_embedding"], signs["mean_square"]
         variance = (square - mean.square()).clamp_min(0)
+        if (pair_square := float(signs["pair_square"])) > 0:
+            own["effective_rank"] = 1 / max(pair_square, 1e-6)
         return own | {
             "embedding_spread": max(0.0, 1 - float(mean.square().sum())),
             "embedding_std": float(variance.sqrt().mean()) * len(mean) ** 0.5,
-            "effective_rank": 1 / max(float(signs["pair_square"]), 1e-6),
         }
 
     @classmethod
@@ -77,7 +78,8 @@ class JointEmbedding(EmbeddingMethod):
         """How far apart embeddings are."""
         if "embedding_std" not in row:
             return ""
-        return f" (std {row['embedding_std']:.2f}, rank {row['effective_rank']:.1f})"
+        used = f", rank {row['effective_rank']:.1f}" if "effective_rank" in row else ""
+        return f" (std {row['embedding_std']:.2f}{used})"
 
     @classmethod
     def diagnose(cls, config: Config, before: Row, row: Row) -> str:

@@ -38,7 +38,7 @@ from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import unit
 from largescale.methods.losses.picks import among_others
 from largescale.methods.method import Average, Output
-from largescale.methods.multi_crop import each_view, num_large
+from largescale.methods.multi_crop import each_view, num_large, require_large_first
 from largescale.methods.queue import Queue, complaints_of_queue, queue_setting, require_whole_batches
 from largescale.methods.teachers import following, teacher_of
 from largescale.models.backbones import build_backbone
@@ -58,8 +58,9 @@ class MoCoSettings(ContrastiveSettings):
     queue: int = queue_setting()
 
     def check(self, config: Config) -> None:
-        """The queue holds whole batches."""
+        """The queue holds whole batches; keys are of large views."""
         super().check(config)
+        require_large_first(config)
         require_whole_batches(config, self.queue)
 
 

@@ -36,6 +36,22 @@ def require_two_large(config: Config) -> None:
         f"{large} views in the leading groups of one size",
         f"at least two large views with method.name={config.method.name}, such as [{{num: 2, size: 224}}]",
     )
+    require_large_first(config)
+
+
+def require_large_first(config: Config) -> None:
+    """Refuse views larger than those of the first group, which the others are compared with.
+
+    Raises:
+        InputError: naming the key.
+    """
+    sizes = [group.size for group in config.data.crops]
+    require(
+        max(sizes) == sizes[0],
+        "data.crops",
+        f"groups of {', '.join(map(str, sizes))} px",
+        f"the largest first with method.name={config.method.name}: others are compared with the first group's views",
+    )
 
 
 def require_two_views(config: Config) -> None:

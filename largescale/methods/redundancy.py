@@ -63,5 +63,7 @@ class RedundancyReduction(JointEmbedding):
     def output(self, loss: Tensor, terms: tuple[Tensor, ...], embeddings: Tensor) -> Output:
         """What `loss` returns, of embeddings [2, B, D]."""
         z = embeddings.detach()
+        # What all embeddings have in common costs nothing here, so it is no sign of collapse.
+        apart = z - z.mean(1, keepdim=True) if z.shape[1] > 1 else z
         named = {name: value.detach() for name, value in zip(self.terms, terms, strict=True)}
-        return Output(loss, self.watch_embeddings(*unit(z)) | named, {"embeddings": z})
+        return Output(loss, self.watch_embeddings(*unit(apart)) | named, {"embeddings": z})

@@ -113,3 +113,13 @@ def test_what_does_not_fit_is_refused(overrides, words):
 
 def test_a_loss_over_the_global_batch_may_have_micro_batches_of_one_image():
     assert build("train.accumulate=16", "train.loss_spans=global_batch").config.off_diagonal == 0.1
+
+
+def test_what_embeddings_have_in_common_is_no_collapse():
+    """The loss does not see it, so training leaves it as it happens to be."""
+    method, z = build(), torch.randn(2, 512, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inputs = {"embeddings": torch.stack([z[0], z[0] + 0.1 * z[1]]) + 100}
+    output = method.loss(inputs, torch.arange(512), 0)
+    found = method.measures(float(output.loss), output.signs, 512)
+    assert method.diagnose(load_config(MINI), found, found) == ""
+    assert found["effective_rank"] > 7 and found["embedding_std"] > 0.9

@@ -1,6 +1,6 @@
 """BYOL, and what methods without negatives share.
 
-Covers: largescale/methods/bootstrapped.py, largescale/methods/multi_crop.py, largescale/methods/predicting.py,
+Covers: largescale/methods/bootstrapped.py, largescale/methods/predicting.py,
 largescale/models/heads.py
 """
 

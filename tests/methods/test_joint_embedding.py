@@ -62,8 +62,12 @@ def test_one_point_and_one_line_are_called_collapse():
     assert JointEmbedding.diagnose(config, {}, {}) == ""
 
 
-def test_a_rank_with_a_single_image_has_no_pairs_and_stays_finite():
-    assert all(value.isfinite().all() for value in JointEmbedding.watch_embeddings(drawn(1), drawn(1)).values())
+def test_single_images_have_no_pairs_and_are_not_called_collapse():
+    each = [JointEmbedding.watch_embeddings(row, row) for row in drawn(50).split(1)]
+    signs = {name: torch.stack([one[name] for one in each]).mean(0) for name in each[0]}
+    row = JointEmbedding.measures(JointEmbedding.__new__(JointEmbedding), 0.0, signs, 50)
+    assert "effective_rank" not in row and JointEmbedding.diagnose(load_config(MINI), row, row) == ""
+    assert JointEmbedding.brief(row).startswith(" (std ")
 
 
 def test_embeddings_close_together_are_no_collapse_where_the_loss_tells_them_apart():

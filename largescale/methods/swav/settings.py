@@ -9,6 +9,7 @@ from largescale.config.schema import MOST_STEPS, Config, MethodConfig
 from largescale.config.setting import setting
 from largescale.config.values import require
 from largescale.methods.embedding_method import SPANS
+from largescale.methods.multi_crop import require_large_first
 from largescale.models.heads import hidden_widths
 
 
@@ -63,7 +64,8 @@ class Settings(MethodConfig):
         return list(self.prototypes) if isinstance(self.prototypes, list) else [self.prototypes]
 
     def check(self, config: Config) -> None:
-        """An image has at least two views; the queue holds whole batches."""
+        """An image has at least two views, large ones first; the queue holds whole batches."""
         require(sum(group.num for group in config.data.crops) > 1, "data.crops", "one view", "at least two views")
+        require_large_first(config)
         batch = config.train.global_batch
         require(self.queue % batch == 0, "method.queue", self.queue, f"a multiple of train.global_batch={batch}")
