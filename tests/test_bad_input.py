@@ -54,7 +54,7 @@ def copied_shards(shard_folder: Path, tmp_path: Path) -> Path:
         ("optim=3", "optim is a group of keys"),
         ("train.precision=fp8", "expected auto, fp32, tf32, bf16, fp16 or fp64"),
         ("model.backbone=resnet51", "expected one of resnet"),
-        ("method.name=simsiam", "expected one of swav"),
+        ("method.name=siamese", "expected one of swav"),
         ("optim.name=adam", "expected one of lars"),
         ("parallel.strategy=zero9", "expected one of ddp, fsdp, zero1"),
         ("parallel={strategy: fsdp, replicate: 2}", "expected 1 ranks in all"),
