@@ -175,19 +175,19 @@ class Classifier(Probe):
             self.head.bias.zero_()
         self.method.requires_grad_(False)
         if not self.frozen:
-            self.method.backbone.requires_grad_(True)
+            self._encoder().requires_grad_(True)
 
     def groups(self, recipe: Recipe) -> list[dict[str, Any]]:
         """The classifier, and the trunk if it is trained."""
         groups: list[dict[str, Any]] = [{"params": [*self.head.parameters()], "rate": recipe.head_rate}]
         if not self.frozen:
-            trunk = [parameter for parameter in self.method.parameters() if parameter.requires_grad]
-            groups.append({"params": trunk, "rate": recipe.trunk_rate})
+            groups.append({"params": [*self._encoder().parameters()], "rate": recipe.trunk_rate})
         return groups
 
     def trained(self) -> dict[str, Tensor]:
         """The classifier's, and the trunk's if that is trained."""
-        return self.head.state_dict(prefix="head.") if self.frozen else self.state_dict()
+        tensors = self.head.state_dict(prefix="head.")
+        return tensors if self.frozen else tensors | self._encoder().state_dict(prefix="encoder.")
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores of normalised images [B, 3, S, S]."""
@@ -203,6 +203,10 @@ class Classifier(Probe):
         if self.frozen:
             self.method.eval()
         return self
+
+    def _encoder(self) -> nn.Module:
+        """The network that is evaluated, which need not be the one that the method trains: it may be a teacher's."""
+        return self.method.get_submodule(self.method.encoder_name)
 
 
 def _train(network: Probe, trial: Trial, recipe: Recipe) -> None:

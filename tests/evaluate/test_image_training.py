@@ -16,11 +16,21 @@ from largescale.config import load_config
 from largescale.data.corpora import Corpus
 from largescale.evaluate import finetune, image_training, layers, linear_augmented, low_shot_finetune
 from largescale.evaluate.extract import load_method
-from largescale.evaluate.image_training import Recipe, Trial, batch_for, labels_of, rate_factor, stream_config
+from largescale.evaluate.image_training import (
+    Classifier,
+    Recipe,
+    Trial,
+    batch_for,
+    labels_of,
+    rate_factor,
+    stream_config,
+)
 from largescale.evaluate.training_state import Unfinished
+from largescale.methods import METHODS, build_method
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
+from tests.methods.harness import mini
 
 
 @pytest.fixture
@@ -54,6 +64,23 @@ def test_fine_tuning_changes_the_trunk_and_repeats_itself(trial):
     trial.method.load_state_dict(before)
     assert finetune.measure(trial, config) == found
     assert all(torch.equal(value, after[name]) for name, value in trial.method.state_dict().items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_fine_tuning_trains_the_network_that_is_measured_and_nothing_else_of_the_method(trial, name):
+    config = mini(name)
+    method = build_method(config)
+    recipe = Recipe(epochs=1, batch=8, trunk_rate=0.1, head_rate=0.1)
+    network = Classifier(replace(trial, config=config, method=method), recipe).train()
+    network(torch.randn(8, 3, 24, 24)).square().sum().backward()
+    encoder = f"method.{method.encoder_name}."
+    for key, value in network.named_parameters():
+        measured = key.startswith((encoder, "head."))
+        assert (value.grad is not None) == measured and value.requires_grad == measured, key
+    taken = {parameter for group in network.groups(recipe) for parameter in group["params"]}
+    assert taken == {value for value in network.parameters() if value.grad is not None}
+    kept = {tensor.data_ptr() for tensor in network.trained().values()}
+    assert {value.data_ptr() for value in taken} <= kept
 
 
 class Killed(Exception):
