@@ -52,13 +52,13 @@ class LabelLists:
         member, colon, field = source.partition(":")
         if member not in ("json", "cls") or bool(colon) != (member == "json") or (colon and not field):
             raise InputError(f"labels from {source!r}: expected json:FIELD, such as json:labels, or cls")
-        members = MemberReader(self._corpus)
+        members = MemberReader(self._corpus, member)
         found: list[Labels | None] = []
         said = f"labels of {self._corpus.manifest.name}"
         for number in tqdm(ids, desc=said, unit="image", leave=False, mininterval=1, disable=rank() > 0):
             try:
                 if field:
-                    payload = members.read(number, member)
+                    payload = members.read(number)
                     found.append(None if payload is None else _of_json(payload, field))
                 else:
                     label = members.reader.label(number)

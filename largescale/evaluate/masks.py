@@ -57,7 +57,7 @@ class MaskedImages:
     """
 
     def __init__(self, corpus: Corpus, config: Config, member: str) -> None:
-        self._members, self._member, self._max_pixels = MemberReader(corpus), member, config.data.max_pixels
+        self._members, self._member, self._max_pixels = MemberReader(corpus, member), member, config.data.max_pixels
         self.num_samples = corpus.manifest.num_samples
         found: dict[str, tuple[list[int], int]] = {}
         together(lambda: found.update({str(rank()): self._scanned(corpus)}))
@@ -72,7 +72,7 @@ class MaskedImages:
         ids, largest, said = [], -1, f"masks of {corpus.manifest.name}"
         rows = own_rows(self.num_samples).tolist()
         for number in tqdm(rows, desc=said, unit="mask", leave=False, mininterval=1, disable=rank() > 0):
-            payload = self._members.read(number, self._member)
+            payload = self._members.read(number)
             if payload is not None:
                 values = self._mask(number, payload)
                 ids.append(number)
@@ -98,7 +98,7 @@ class MaskedImages:
         Raises:
             InputError: they differ in size, or the shards are away.
         """
-        payload = self._members.read(number, self._member)
+        payload = self._members.read(number)
         if payload is None:
             raise InputError(f"{self._members.name(number)}: has no {self._member} any more; do not change the shards")
         try:

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from pathlib import Path
+
+import numpy as np
 
 from largescale.data.corpora import Corpus
 from largescale.data.reader import SampleError, ShardReader
 from shards.format.tar import walk
 from shards.ground.errors import InputError
 
-_TARS = 8
-"""Tars whose members are remembered."""
-
-Spans = dict[str, tuple[int, int]]
-"""Where in a tar the bytes of a sample's members are, by suffix."""
-
 
 class MemberReader:
-    """Reads members of the samples of a corpus; threads may share it."""
+    """Reads one member of each sample of a corpus; threads may share it.
 
-    def __init__(self, corpus: Corpus) -> None:
-        self.reader = ShardReader([corpus])
-        self._known: OrderedDict[Path, dict[int, Spans]] = OrderedDict()
+    A tar is walked when its first member is wanted; where its members are is remembered, 24 bytes per sample, so that
+    members can then be read in any order.
+
+    Args:
+        corpus: what is read.
+        suffix: of the member, such as `json` or `mask.png`.
+    """
+
+    def __init__(self, corpus: Corpus, suffix: str) -> None:
+        self.reader, self._suffix = ShardReader([corpus]), suffix
+        self._known: dict[Path, np.ndarray] = {}
+        self._walking: dict[Path, threading.Lock] = {}
         self._lock = threading.Lock()
 
-    def read(self, sample_id: int, suffix: str) -> bytes | None:
-        """The bytes of a member such as `json` or `mask.png`; None if the sample has none of that suffix.
+    def read(self, sample_id: int) -> bytes | None:
+        """The bytes of the member; None if the sample has none of that suffix.
 
         Raises:
             InputError: the tar is away, or is not what was indexed.
@@ -36,13 +40,13 @@ class MemberReader:
             path, image = self.reader.place(sample_id)
         except SampleError as error:
             raise InputError(str(error)) from error
-        with self._lock:
-            spans = self._spans_of(path)
-        if image not in spans:
+        spans = self._spans_of(path)
+        row = np.searchsorted(spans[:, 0], image, side="right") - 1
+        if row < 0 or spans[row, 0] != image:
             raise InputError(f"{path}: has no sample whose image begins at byte {image}; run `shards verify`")
-        if suffix not in spans[image]:
+        start, size = spans[row, 1:].tolist()
+        if start < 0:
             return None
-        start, size = spans[image][suffix]
         with path.open("rb") as file:
             file.seek(start)
             return file.read(size)
@@ -52,12 +56,23 @@ class MemberReader:
         about = self.reader.describe(sample_id)
         return f"{about['shard']}, key {about['key']}"
 
-    def _spans_of(self, path: Path) -> dict[int, Spans]:
-        if path not in self._known:
-            with path.open("rb") as file:
-                found = {place[0]: sample.members for sample in walk(file, path) if (place := sample.image())}
-            self._known[path] = found
-            if len(self._known) > _TARS:
-                self._known.popitem(last=False)
-        self._known.move_to_end(path)
-        return self._known[path]
+    def _spans_of(self, path: Path) -> np.ndarray:
+        """What `_walked` says of a tar. Whoever wants a tar waits while it is walked, and for no other one."""
+        with self._lock:
+            walking = self._walking.setdefault(path, threading.Lock())
+        with walking:
+            if path not in self._known:
+                self._known[path] = _walked(path, self._suffix)
+            return self._known[path]
+
+
+def _walked(path: Path, suffix: str) -> np.ndarray:
+    """Where images begin, ascending, and where the member of each begins and its size, -1 for none: int64 [N, 3]."""
+    with path.open("rb") as file:
+        rows = [
+            (image[0], *sample.members.get(suffix, (-1, 0)))
+            for sample in walk(file, path)
+            if (image := sample.image()) is not None
+        ]
+    spans = np.array(rows, np.int64).reshape(-1, 3)
+    return spans[np.argsort(spans[:, 0], kind="stable")]
