@@ -13,7 +13,7 @@ from largescale.distributed.launch import own_launch
 from largescale.evaluate.doubts import doubts
 from largescale.evaluate.made_from import result_stamp, words_for
 from largescale.evaluate.protocols import COMMON, Protocol, check_settings, protocol_named
-from largescale.evaluate.published import AnyTarget, PublishedTarget, any_target_at
+from largescale.evaluate.published import AnyTarget, PublishedTarget, any_target_at, check_names
 from largescale.evaluate.results import Record, write_result
 from largescale.evaluate.shares import interval
 from largescale.evaluate.subject import Subject
@@ -41,7 +41,8 @@ def evaluate(protocol: str, *places: str | Path, overrides: Sequence[str] = ()) 
         A result per place, as its file has it.
 
     Raises:
-        InputError: no such protocol or setting, no checkpoint, no labelled shards, or features that are not finite.
+        InputError: no such protocol or setting, files of one name for one folder, no checkpoint, no labelled shards,
+            or features that are not finite.
 
     Collectives: every rank must call it.
     """
@@ -49,6 +50,7 @@ def evaluate(protocol: str, *places: str | Path, overrides: Sequence[str] = ()) 
     if not places:
         raise InputError(f"largescale evaluate {protocol}: no run; pass the folder that pretrain wrote")
     check_settings(protocol, replaced)
+    check_names(places, replaced)
     targets = [any_target_at(place, replaced) for place in places]  # all of them before the first takes its time
     of_files = ("run.dir=",) if any(isinstance(target, PublishedTarget) for target in targets) else ()
     for override in replaced:

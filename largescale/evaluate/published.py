@@ -8,6 +8,7 @@ Images are normalised as the file, or what is known of its origin, says. Results
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def any_target_at(place: str | Path, overrides: Sequence[str] = ()) -> AnyTarget
         InputError: none of these, damaged, or not weights of a known network.
     """
     path = Path(place).expanduser()
-    if not (path.is_file() or any((path / name).is_file() for name in _FOLDERS)):
+    if not _is_of_weights(path):
         return target_at(place)
     found = load_backbone(path)
     weights = Published(found)
@@ -85,13 +86,43 @@ def any_target_at(place: str | Path, overrides: Sequence[str] = ()) -> AnyTarget
         raise InputError(f"{place}: model.stem or another setting of model is not that of the file; leave it out")
     if rank() == 0:
         _log.info("%s: %s", place, found.taken.summary())
-    given = any(override.startswith("run.dir=") for override in overrides)
-    folder = Path(config.run.dir) / path.name if given else path.with_name(f"{path.name}.evaluated")
+    own = _absolute(path)  # whose name is never `..`
+    folder = Path(config.run.dir) / own.name if _says_where(overrides) else own.with_name(f"{own.name}.evaluated")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}; pass run.dir=FOLDER, where results can be written") from error
     return PublishedTarget(folder, weights)
+
+
+def check_names(places: Sequence[str | Path], overrides: Sequence[str]) -> None:
+    """Files of weights have results of their own also below `run.dir`, where folders have the files' names.
+
+    Raises:
+        InputError: different files of the same name, and `run.dir`.
+    """
+    if not _says_where(overrides):
+        return
+    known: dict[str, Path] = {}
+    for path in filter(_is_of_weights, (Path(place).expanduser() for place in places)):
+        other = known.setdefault(_absolute(path).name, path)
+        if _absolute(other) != _absolute(path):
+            raise InputError(
+                f"{other} and {path}: both results would go into the folder {_absolute(path).name} below run.dir; "
+                f"leave run.dir out, or measure them one by one, each with another run.dir"
+            )
+
+
+def _is_of_weights(path: Path) -> bool:
+    return path.is_file() or any((path / name).is_file() for name in _FOLDERS)
+
+
+def _says_where(overrides: Sequence[str]) -> bool:
+    return any(override.startswith("run.dir=") for override in overrides)
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))
 
 
 def _config_of(weights: Published, overrides: list[str]) -> Config:

@@ -23,7 +23,8 @@ from largescale.data.decode import decode
 from largescale.data.reader import ShardReader
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.protocols import PROTOCOLS
-from largescale.evaluate.published import any_target_at
+from largescale.evaluate.published import any_target_at, check_names
+from shards.ground.errors import InputError
 from tests.helpers.networks import narrow_resnet
 
 SIZES = ["evaluate.resize=32", "evaluate.size=32", "data.workers=0"]
@@ -72,6 +73,24 @@ def test_files_stand_in_one_table_and_results_go_where_run_dir_says(file, places
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["narrow.pth", "other.safetensors"]
     config = any_target_at(other, words).agreed(words)[1]
     assert (config.evaluate.resize, config.evaluate.size) == (30, 28)
+
+
+def test_files_of_one_name_do_not_share_a_folder(places, tmp_path, capsys, monkeypatch):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.safetensors").write_bytes(b"not read")
+    monkeypatch.chdir(tmp_path)
+    words = [*places, f"run.dir={tmp_path / 'out'}"]
+    assert main(["evaluate", "knn", "a/model.safetensors", "b/model.safetensors", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: a/model.safetensors and b/model.safetensors: both results would go into the folder")
+    assert not (tmp_path / "out").exists()
+    check_names(["a/model.safetensors", "b/model.safetensors"], places)  # results are beside each
+    check_names(["a/model.safetensors", "a/../a/model.safetensors", "b"], words)  # the same file; a folder, named b
+    with pytest.raises(InputError, match=r"^b and b/\.\./c/b: both results would go into the folder b below run.dir"):
+        (tmp_path / "c/b").mkdir(parents=True)
+        (tmp_path / "c/b/model.safetensors").touch()
+        check_names(["b", "b/../c/b"], words)
 
 
 def test_features_of_a_file_are_written_like_those_of_a_run(file, test_shard_folder, tmp_path, capsys):
