@@ -2,8 +2,10 @@
 
 DINOv3's linear protocol (arXiv 2508.10104) as far as it fits a convolutional network: AdamW, a rate of 1e-3 that warms
 up and falls along a cosine, weight decay 1e-3, images of half to twice the size, random crops and flips; no dropout.
-Scores are brought to the mask's size bilinearly. Intersection over union of a class is over all pixels of all test
-images; the mean is over the classes that occur in the test masks.
+Intersection over union of a class is over the pixels of the centre crops of all test images: shorter side to
+`evaluate.resize`, then a square of `evaluate.size`. Masks are resized alike, to the nearest neighbour, and cut; scores
+are brought to the crop's size bilinearly. Pixels outside of it do not count, unlike in figures over whole masks at
+their own size. The mean is over the classes that occur in what is left of the test masks.
 """
 
 from __future__ import annotations
@@ -85,7 +87,9 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
     confusion = _confusion(network.eval(), trial, test, num_classes)
     shares = intersections_over_unions(confusion)
     if not shares:
-        raise InputError(f"evaluate.segmentation_masks={config.segmentation_masks}: all pixels of the test are ignored")
+        raise InputError(
+            f"evaluate.segmentation_masks={config.segmentation_masks}: all pixels of the test crops are ignored"
+        )
     return {
         "miou": sum(shares.values()) / len(shares),
         "pixel_accuracy": float(confusion.diagonal().sum() / confusion.sum()),
@@ -213,7 +217,7 @@ class _Plan:
 
 @torch.no_grad()
 def _confusion(network: Segmenter, trial: Trial, images: MaskedImages, num_classes: int) -> Tensor:
-    """Pixel counts [C, C] over all test images. Collectives: one all-reduce."""
+    """Pixel counts [C, C] over the centre crops of all test images. Collectives: one all-reduce."""
     size = trial.config.evaluate.batch
     batches = [images.ids[start : start + size] for start in range(0, len(images.ids), size)][rank() :: world_size()]
     cut, counts = centre(trial.config), torch.zeros(num_classes * num_classes, dtype=torch.int64)
