@@ -218,7 +218,7 @@ def describe(config: Config) -> tuple[dict[str, object], list[str]]:
         ),
         "views per image": " + ".join(f"{group.num} x {group.size} px" for group in config.data.crops),
         "backbone parameters": sum(p.numel() for p in method.backbone.parameters()),
-        "head parameters": sum(p.numel() for p in method.parameters())
+        "head parameters": sum(p.numel() for p in method.parameters() if p.requires_grad)
         - sum(p.numel() for p in method.backbone.parameters()),
         "feature width": method.num_features,
     }

@@ -34,6 +34,7 @@ from torch.nn.functional import linear, log_softmax, normalize
 
 from largescale.config import Config, MethodConfig
 from largescale.config.setting import setting
+from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.distributed.collectives import exchanging
 from largescale.methods.embedding_method import SPANS, Named
@@ -71,14 +72,20 @@ class Settings(MethodConfig):
         0.04, "Divides the teacher's outputs; that of the student would not sharpen them.", at_least=1e-6, at_most=1e6
     )
     warmup_teacher_temperature: float = setting(
-        0.04, "The teacher's temperature at the start.", at_least=1e-6, at_most=1e6
+        0.04,
+        "The teacher's temperature at the start.",
+        at_least=1e-6,
+        at_most=1e6,
+        used_if="method.warmup_teacher_epochs",
     )
     warmup_teacher_epochs: float = setting(0.0, "Epochs until it has changed.", at_least=0, at_most=1e9)
     momentum: float = setting(
         0.996, "Fraction of its weights that the teacher keeps per step; rises to 1.", at_least=0, at_most=1
     )
     centring: bool = setting(True, "Subtract the centre from the teacher's outputs; without it training collapses.")
-    centre_momentum: float = setting(0.9, "Fraction of itself that the centre keeps per step.", at_least=0, at_most=1)
+    centre_momentum: float = setting(
+        0.9, "Fraction of itself that the centre keeps per step.", at_least=0, at_most=1, used_if="method.centring"
+    )
     freeze_last_layer_epochs: float = setting(
         1.0, "Epochs at the start during which the last layer stays fixed.", at_least=0, at_most=1e9
     )
@@ -186,6 +193,27 @@ class DINO(JointEmbedding):
         """Entropy and divergence as shares of ln K."""
         own, uniform = super().measures(loss, signs, num_images), math.log(self.config.outputs)
         return own | {name: own[name] / uniform for name in ("teacher_entropy", "divergence")}
+
+    @classmethod
+    def complaints(cls, config: Config, length: Length) -> list[str]:
+        """Also what takes most of the run to come about, and a teacher that does not sharpen."""
+        settings, epochs = _settings(config), length.num_steps / length.steps_per_epoch
+        late = {
+            "freeze_last_layer_epochs": "the last layer trains",
+            "warmup_teacher_epochs": "the teacher's temperature is reached",
+        }
+        found = [
+            f"method.{key}={value:g}: {what} only after that, and the run has {epochs:.3g} epochs; "
+            f"set method.{key}={epochs / 20:.2g}"
+            for key, what in late.items()
+            if (value := getattr(settings, key)) > epochs / 2
+        ]
+        if settings.teacher_temperature >= settings.temperature:
+            found.append(
+                f"method.teacher_temperature={settings.teacher_temperature:g} does not sharpen the teacher's outputs: "
+                f"training collapses to uniform ones; set it below method.temperature={settings.temperature:g}"
+            )
+        return [*super().complaints(config, length), *found]
 
     @classmethod
     def brief(cls, row: Row) -> str:

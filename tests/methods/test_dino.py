@@ -189,3 +189,18 @@ def test_a_network_at_its_start_gets_no_warning():
 def test_one_large_view_is_refused(crops):
     with pytest.raises(InputError, match=r"data.crops=1 views in the leading groups.*at least two large views"):
         load_config(MINI, [f"data.crops={crops}"])
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["method.freeze_last_layer_epochs=9"], "the last layer trains only after that, and the run has 10 epochs"),
+        (["method.warmup_teacher_epochs=6"], "set method.warmup_teacher_epochs=0.5"),
+        (["method.teacher_temperature=0.1"], "set it below method.temperature=0.1"),
+    ],
+)
+def test_what_comes_too_late_or_does_not_sharpen_is_said_before_the_run(overrides, words):
+    length = Length(num_steps=100, steps_per_epoch=10, num_samples=160)
+    [line] = DINO.complaints(load_config(MINI, overrides), length)
+    assert words in line
+    assert DINO.complaints(load_config(MINI), length) == []
