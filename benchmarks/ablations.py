@@ -140,7 +140,8 @@ QUESTIONS = {
         ["picked", "embedding_std"],
     ),
     "DINO without centring, without sharpening": Question(
-        "the teacher's entropy falls to 0, or rises to ln K, and the divergence to 0 (arXiv 2104.14294, figure 7)",
+        "the teacher's entropy falls to 0, or rises to ln K, and the divergence to 0 (arXiv 2104.14294, figure 7). "
+        "DINO itself leaves uniform outputs after a few hundred steps only",
         {
             "dino": Variant("dino", SOON),
             "dino centring=false": Variant("dino", [*SOON, "method.centring=false"]),
