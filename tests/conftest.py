@@ -51,7 +51,7 @@ def shard_folder(tmp_path_factory: pytest.TempPathFactory, sample_images: Path) 
 
 
 @pytest.fixture(scope="session")
-def test_shard_folder(tmp_path_factory: pytest.TempPathFactory, sample_images: Path) -> Path:
+def held_out_shards(tmp_path_factory: pytest.TempPathFactory, sample_images: Path) -> Path:
     """The test images, labelled."""
     return _convert(sample_images / "test", tmp_path_factory.mktemp("shards") / "test")
 
@@ -76,13 +76,13 @@ def _convert(source: Path, out: Path) -> Path:
 
 
 @pytest.fixture
-def tiny_overrides(shard_folder: Path, test_shard_folder: Path, tmp_path: Path) -> Callable[..., list[str]]:
+def tiny_overrides(shard_folder: Path, held_out_shards: Path, tmp_path: Path) -> Callable[..., list[str]]:
     """Overrides of configs/tests/tiny.yaml that point to the shards and to a fresh run folder."""
 
     def overrides(*extra: str, run: str = "run") -> list[str]:
         return [
             f"data.shards={shard_folder}",
-            f"data.eval_shards={test_shard_folder}",
+            f"data.eval_shards={held_out_shards}",
             f"run.dir={tmp_path / run}",
             *extra,
         ]

@@ -151,8 +151,8 @@ def test_streams_are_shared_by_weight(weights, streams, counts):
     assert mixture.stream_counts == counts
 
 
-def test_two_folders_are_mixed_by_weight(shard_folder, test_shard_folder):
-    mixed = f"data.shards=[{{path: {shard_folder}, weight: 3}}, {test_shard_folder}]"
+def test_two_folders_are_mixed_by_weight(shard_folder, held_out_shards):
+    mixed = f"data.shards=[{{path: {shard_folder}, weight: 3}}, {held_out_shards}]"
     stream: Stream = make_stream(shard_folder, mixed)
     batches = list(stream(range(30)))
     assert stream.num_steps == 14 and stream.order.steps_per_epoch == 300 // 16

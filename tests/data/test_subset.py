@@ -148,9 +148,9 @@ def test_what_is_no_array_is_refused_without_advice_of_numpy(shard_folder, tmp_p
     assert "allow_pickle" not in str(error.value)
 
 
-def test_weights_count_by_their_ratio(shard_folder, test_shard_folder):
+def test_weights_count_by_their_ratio(shard_folder, held_out_shards):
     def fingerprint(first: float, second: float) -> str:
-        rows = f"[{{path: {shard_folder}, weight: {first}}}, {{path: {test_shard_folder}, weight: {second}}}]"
+        rows = f"[{{path: {shard_folder}, weight: {first}}}, {{path: {held_out_shards}, weight: {second}}}]"
         return make_stream(shard_folder, f"data.shards={rows}").fingerprint
 
     assert fingerprint(1, 1) == fingerprint(2, 2) != fingerprint(2, 1)
@@ -164,9 +164,9 @@ def test_arrays_that_hold_objects_are_not_unpickled(shard_folder, tmp_path):
         make_stream(shard_folder, f"data.subset={path}")
 
 
-def test_a_list_of_corpora_takes_its_subsets_in_the_list(shard_folder, test_shard_folder, tmp_path, chosen):
+def test_a_list_of_corpora_takes_its_subsets_in_the_list(shard_folder, held_out_shards, tmp_path, chosen):
     path = write(tmp_path, chosen, "npy", [])
-    stream = make_stream(shard_folder, f"data.shards=[{{path: {shard_folder}, subset: {path}}}, {test_shard_folder}]")
+    stream = make_stream(shard_folder, f"data.shards=[{{path: {shard_folder}, subset: {path}}}, {held_out_shards}]")
     assert stream.order.num_samples == len(chosen) + 100
     with pytest.raises(InputError, match=r"data\.subset=.*set it in the list"):
         make_stream(shard_folder, f"data.shards=[{shard_folder}]", f"data.subset={path}")

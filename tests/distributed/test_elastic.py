@@ -36,11 +36,11 @@ def forget_checkpoints_after(run: Path, step: int) -> None:
 
 
 @pytest.mark.parametrize("precision, tolerance", [("fp64", 1e-8), ("fp32", 1e-5)])
-def test_a_run_is_handed_from_strategy_to_strategy(shard_folder, test_shard_folder, tmp_path, precision, tolerance):
+def test_a_run_is_handed_from_strategy_to_strategy(shard_folder, held_out_shards, tmp_path, precision, tolerance):
     run = tmp_path / "run"
     shared = [
         f"data.shards={shard_folder}",
-        f"data.eval_shards={test_shard_folder}",
+        f"data.eval_shards={held_out_shards}",
         *DIVISIBLE,
         f"train.precision={precision}",
         f"run.dir={run}",

@@ -91,8 +91,8 @@ def test_ranks_may_be_more_than_rows():
     assert found[0] == alone
 
 
-def test_two_ranks_find_what_one_finds(shard_folder, test_shard_folder):
-    shards = shard_folder, test_shard_folder
+def test_two_ranks_find_what_one_finds(shard_folder, held_out_shards):
+    shards = shard_folder, held_out_shards
     alone, *trained = both(shards)
     (here, *of_training), (there, *nothing) = run_ranks(both, 2, shards)
     assert here == there and nothing == [None] * 3
@@ -124,7 +124,7 @@ def test_two_ranks_segment_as_one_does(scene_folders):
     assert found[0] == found[1] and found[0]["miou"] == pytest.approx(alone["miou"], abs=2e-3)
 
 
-def test_three_ranks_share_a_batch_and_refuse_together(shard_folder, test_shard_folder):
-    (found, *_), said = zip(*run_ranks(of_three, 3, (shard_folder, test_shard_folder)), strict=True)
+def test_three_ranks_share_a_batch_and_refuse_together(shard_folder, held_out_shards):
+    (found, *_), said = zip(*run_ranks(of_three, 3, (shard_folder, held_out_shards)), strict=True)
     assert found.isfinite().all()
     assert len(set(said)) == 1 and said[0].startswith("the loss is nan at step 0 of ")

@@ -45,8 +45,8 @@ def on_each_rank(folder: str):
     return [found(folder, batch) for batch in (7, 150)], refused(folder), uneven
 
 
-def test_ranks_share_the_images_and_change_nothing(test_shard_folder: Path):
-    folder = str(test_shard_folder)
+def test_ranks_share_the_images_and_change_nothing(held_out_shards: Path):
+    folder = str(held_out_shards)
     expected = [found(folder, batch) for batch in (7, 150)]
     for name, one in expected[0].items():  # whatever the size of a batch
         assert torch.equal(one.ids, torch.arange(100)) and torch.equal(one.ids, expected[1][name].ids)

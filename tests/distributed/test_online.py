@@ -42,10 +42,10 @@ def without_online(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def data(shard_folder, test_shard_folder) -> list[str]:
+def data(shard_folder, held_out_shards) -> list[str]:
     return [
         f"data.shards={shard_folder}",
-        f"data.eval_shards={test_shard_folder}",
+        f"data.eval_shards={held_out_shards}",
         "train.precision=fp32",
         "train.steps=5",
         "data.audit=false",

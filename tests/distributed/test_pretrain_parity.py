@@ -31,9 +31,9 @@ VARIANTS = [  # ranks, strategy, loader workers
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory, shard_folder, test_shard_folder) -> tuple[list[str], Path]:
+def reference(tmp_path_factory, shard_folder, held_out_shards) -> tuple[list[str], Path]:
     """Overrides that name the data, and the run of one rank that loads in its own process."""
-    data = [f"data.shards={shard_folder}", f"data.eval_shards={test_shard_folder}"]
+    data = [f"data.shards={shard_folder}", f"data.eval_shards={held_out_shards}"]
     run = tmp_path_factory.mktemp("parity") / "reference"
     pretrain([*data, f"run.dir={run}"])
     return data, run

@@ -24,11 +24,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, shard_folder, test_shard_folder) -> Path:
+def run(tmp_path_factory, shard_folder, held_out_shards) -> Path:
     folder = tmp_path_factory.mktemp("evaluated") / "run"
     overrides = [
         f"data.shards={shard_folder}",
-        f"data.eval_shards={test_shard_folder}",
+        f"data.eval_shards={held_out_shards}",
         f"run.dir={folder}",
         "train.precision=fp32",
         "data.mean=[0.3, 0.3, 0.3]",
@@ -105,10 +105,10 @@ def test_another_image_size_makes_new_features(run):
     assert (run / "eval/features/pixels-test.safetensors").read_bytes() == before
 
 
-def test_a_loaded_network_gives_the_features_of_the_evaluation(run, test_shard_folder):
+def test_a_loaded_network_gives_the_features_of_the_evaluation(run, held_out_shards):
     assert main(["evaluate", "knn", str(run)]) == 0
     network = largescale.load(run)
-    reader = ShardReader([open_corpus(str(test_shard_folder), network.config.data)])
+    reader = ShardReader([open_corpus(str(held_out_shards), network.config.data)])
     images = torch.stack([network.prepare(decode(reader.read(number), max_pixels=2**20)) for number in range(100)])
     expected = FeatureSet.load(run / "eval/features/pretrained-test.safetensors").features
     assert torch.allclose(network.encode(images), expected, rtol=1e-5, atol=1e-6)

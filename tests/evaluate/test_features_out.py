@@ -34,9 +34,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, shard_folder, test_shard_folder) -> Path:
+def run(tmp_path_factory, shard_folder, held_out_shards) -> Path:
     folder = tmp_path_factory.mktemp("featured") / "run"
-    data = [f"data.shards={shard_folder}", f"data.eval_shards={test_shard_folder}", "train.steps=2"]
+    data = [f"data.shards={shard_folder}", f"data.eval_shards={held_out_shards}", "train.steps=2"]
     assert main(["pretrain", str(TINY), *data, f"run.dir={folder}", "train.precision=fp32"]) == 0
     return folder
 
@@ -127,8 +127,8 @@ def test_npy_has_its_keys_beside_it_and_needs_no_labels(run, sample_images, tmp_
     assert features(run, shards, tmp_path / "out") == 0 and not list((tmp_path / "out").glob("*.npy"))
 
 
-def test_an_image_that_cannot_be_read_is_left_out_and_made_up_for(run, test_shard_folder, tmp_path, capsys):
-    shards = Path(shutil.copytree(test_shard_folder, tmp_path / "damaged"))
+def test_an_image_that_cannot_be_read_is_left_out_and_made_up_for(run, held_out_shards, tmp_path, capsys):
+    shards = Path(shutil.copytree(held_out_shards, tmp_path / "damaged"))
     tar = shards / "test-000000.tar"
     good = tar.read_bytes()
     bad = bytearray(good)
@@ -143,25 +143,25 @@ def test_an_image_that_cannot_be_read_is_left_out_and_made_up_for(run, test_shar
     assert "features of 100 images in 3 files, 2 of them kept from before; " in capsys.readouterr().out
 
 
-def test_what_cannot_be_done_is_one_line_and_leaves_nothing_half_written(run, test_shard_folder, tmp_path, capsys):
+def test_what_cannot_be_done_is_one_line_and_leaves_nothing_half_written(run, held_out_shards, tmp_path, capsys):
     out = tmp_path / "out"
-    assert "expected parquet or npy" in refusal(capsys, run, test_shard_folder, out, "--format", "csv")
-    assert "expected fp16 or fp32" in refusal(capsys, run, test_shard_folder, out, "--dtype", "int8")
-    assert "expected 0 to evaluate.size=28" in refusal(capsys, run, test_shard_folder, out, "--thumbnails", "99")
-    assert "is in the folder of the run" in refusal(capsys, run, test_shard_folder, run / "eval" / "out")
-    assert "is in the shard folder" in refusal(capsys, run, test_shard_folder, test_shard_folder)
+    assert "expected parquet or npy" in refusal(capsys, run, held_out_shards, out, "--format", "csv")
+    assert "expected fp16 or fp32" in refusal(capsys, run, held_out_shards, out, "--dtype", "int8")
+    assert "expected 0 to evaluate.size=28" in refusal(capsys, run, held_out_shards, out, "--thumbnails", "99")
+    assert "is in the folder of the run" in refusal(capsys, run, held_out_shards, run / "eval" / "out")
+    assert "is in the shard folder" in refusal(capsys, run, held_out_shards, held_out_shards)
     assert "no such folder" in refusal(capsys, run, tmp_path / "nothing", out)
-    assert "no run here" in refusal(capsys, tmp_path, test_shard_folder, out)
+    assert "no run here" in refusal(capsys, tmp_path, held_out_shards, out)
     (tmp_path / "file").touch()
-    assert "is a file" in refusal(capsys, run, test_shard_folder, tmp_path / "file")
-    cut = Path(shutil.copytree(test_shard_folder, tmp_path / "cut"))
+    assert "is a file" in refusal(capsys, run, held_out_shards, tmp_path / "file")
+    cut = Path(shutil.copytree(held_out_shards, tmp_path / "cut"))
     (cut / "test-000001.tar").write_bytes((cut / "test-000001.tar").read_bytes()[:-2000])
     assert "test-000001.tar: " in refusal(capsys, run, cut, out)
     assert not out.exists()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))  # as a disk that is full
     try:
-        assert "test-000000.parquet" in refusal(capsys, run, test_shard_folder, out)
+        assert "test-000000.parquet" in refusal(capsys, run, held_out_shards, out)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert names(out) == []

@@ -34,10 +34,10 @@ from tests.methods.harness import mini
 
 
 @pytest.fixture
-def trial(shard_folder, test_shard_folder, tmp_path) -> Trial:
+def trial(shard_folder, held_out_shards, tmp_path) -> Trial:
     config = load_config(ROOT / "tests/tiny.yaml", [f"data.shards={shard_folder}", "data.audit=false"])
     config.evaluate.resize = config.evaluate.size = 16
-    train, test = (Corpus(read_manifest(folder)) for folder in (shard_folder, test_shard_folder))
+    train, test = (Corpus(read_manifest(folder)) for folder in (shard_folder, held_out_shards))
     method = load_method(config, None)
     return Trial(config, method, train, test, str(shard_folder), tmp_path / "splits", torch.device("cpu"))
 

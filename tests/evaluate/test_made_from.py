@@ -43,10 +43,10 @@ def test_weights_of_the_same_step_are_told_apart_by_their_content():
     assert identity({"weights": one}) != identity({"weights": other})
 
 
-def test_the_stamp_of_shards_is_of_their_images_and_labels_not_of_their_place(test_shard_folder, tmp_path):
-    stamp = shards_stamp(Corpus(read_manifest(test_shard_folder)), str(test_shard_folder))
+def test_the_stamp_of_shards_is_of_their_images_and_labels_not_of_their_place(held_out_shards, tmp_path):
+    stamp = shards_stamp(Corpus(read_manifest(held_out_shards)), str(held_out_shards))
     assert (stamp["samples"], stamp["classes"], stamp["name"]) == (100, 10, "test")
-    moved = shutil.copytree(test_shard_folder, tmp_path / "moved")
+    moved = shutil.copytree(held_out_shards, tmp_path / "moved")
     assert difference(stamp, shards_stamp(Corpus(read_manifest(moved)), str(moved))) == ""
     # The same tars with other labels: an index that was made again.
     manifest = read_manifest(moved)
@@ -58,7 +58,7 @@ def test_the_stamp_of_shards_is_of_their_images_and_labels_not_of_their_place(te
     assert other["fingerprint"] == stamp["fingerprint"] and "labels" in difference(stamp, other)
 
 
-def test_shared_images_are_counted_however_the_shards_are_cut(sample_images, shard_folder, test_shard_folder, tmp_path):
+def test_shared_images_are_counted_however_the_shards_are_cut(sample_images, shard_folder, held_out_shards, tmp_path):
     cut = tmp_path / "cut"
     run_python(
         "-m",
@@ -75,7 +75,7 @@ def test_shared_images_are_counted_however_the_shards_are_cut(sample_images, sha
         "--workers",
         "1",
     )
-    train, test, again = (Corpus(read_manifest(folder)) for folder in (shard_folder, test_shard_folder, cut))
+    train, test, again = (Corpus(read_manifest(folder)) for folder in (shard_folder, held_out_shards, cut))
     assert num_shared(test, test) == num_shared(test, again) == 100
     assert num_shared(train, test) == 0
     assert num_in_shared_shards(test.manifest, again.manifest) == 0  # what tars alone would say
@@ -89,16 +89,16 @@ def test_shared_images_are_counted_however_the_shards_are_cut(sample_images, sha
         assert [line.split(" (")[0] for line in doubts(config, (train, test))] == [expected] * bool(expected)
 
 
-def test_features_that_are_not_numbers_are_refused(test_shard_folder):
+def test_features_that_are_not_numbers_are_refused(held_out_shards):
     config = load_config(ROOT / "tests/tiny.yaml", ["data.shards=unused"])
-    corpus = Corpus(read_manifest(test_shard_folder))
+    corpus = Corpus(read_manifest(held_out_shards))
     broken = {"pretrained": lambda images: images.flatten(1) / 0 * 0}
     with pytest.raises(InputError, match="features of the pretrained network are not finite on 100 of 100 images"):
         extract(corpus, config, broken, torch.device("cpu"))
 
 
-def test_features_without_an_image_that_can_be_read_again_are_stale(test_shard_folder, tmp_path):
-    folder = shutil.copytree(test_shard_folder, tmp_path / "damaged")
+def test_features_without_an_image_that_can_be_read_again_are_stale(held_out_shards, tmp_path):
+    folder = shutil.copytree(held_out_shards, tmp_path / "damaged")
     config = load_config(ROOT / "tests/tiny.yaml", ["data.shards=unused"])
     corpus = Corpus(read_manifest(folder))
     tar = corpus.manifest.tar_path(0)
@@ -114,13 +114,13 @@ def test_features_without_an_image_that_can_be_read_again_are_stale(test_shard_f
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, shard_folder, test_shard_folder) -> SimpleNamespace:
+def run(tmp_path_factory, shard_folder, held_out_shards) -> SimpleNamespace:
     """A run that was evaluated on its shards; `train` and `evaluate` do it again with other settings."""
     folder = tmp_path_factory.mktemp("stamped") / "run"
     recipe = [
         str(ROOT / "tests/tiny.yaml"),
         f"data.shards={shard_folder}",
-        f"data.eval_shards={test_shard_folder}",
+        f"data.eval_shards={held_out_shards}",
         f"run.dir={folder}",
         "train.precision=fp32",
         "train.steps=4",
@@ -159,15 +159,15 @@ def test_test_images_that_are_the_training_images_are_named_in_the_result_and_th
 
 
 @pytest.mark.slow
-def test_the_report_shows_no_images_of_shards_that_are_gone_or_others_now(run, test_shard_folder, tmp_path):
-    away = shutil.copytree(test_shard_folder, tmp_path / "away")
+def test_the_report_shows_no_images_of_shards_that_are_gone_or_others_now(run, held_out_shards, tmp_path):
+    away = shutil.copytree(held_out_shards, tmp_path / "away")
     manifest = read_manifest(away)  # other images: without the first shard
     write_manifest(replace(manifest, shards=manifest.shards[1:]))
     run.evaluate(f"data.eval_shards={away}")
     (reported,) = read_runs([run.path])
     assert "of away, network of step 4" in images.sections_of(reported)
     shutil.rmtree(away)
-    for there in (None, test_shard_folder):
+    for there in (None, held_out_shards):
         if there:
             shutil.copytree(there, away)
         page = images.sections_of(reported)

@@ -38,11 +38,11 @@ def file(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def places(file, shard_folder, test_shard_folder) -> list[str]:
-    return [f"evaluate.train_shards={shard_folder}", f"data.eval_shards={test_shard_folder}", *SIZES]
+def places(file, shard_folder, held_out_shards) -> list[str]:
+    return [f"evaluate.train_shards={shard_folder}", f"data.eval_shards={held_out_shards}", *SIZES]
 
 
-def test_a_file_is_measured_with_its_baselines(file, places, test_shard_folder, capsys):
+def test_a_file_is_measured_with_its_baselines(file, places, held_out_shards, capsys):
     assert main(["evaluate", "knn", str(file), *places]) == 0
     assert capsys.readouterr().out.count("top-1") == 3
     folder = file.with_name("narrow.pth.evaluated")
@@ -53,7 +53,7 @@ def test_a_file_is_measured_with_its_baselines(file, places, test_shard_folder, 
 
     found = FeatureSet.load(folder / "eval/features/pretrained-test.safetensors").features
     config = any_target_at(file, places).agreed(places)[1]
-    reader = ShardReader([open_corpus(str(test_shard_folder), config.data)])
+    reader = ShardReader([open_corpus(str(held_out_shards), config.data)])
     images = torch.stack([centre_crop(decode(reader.read(n), max_pixels=2**20), 32, 32) for n in range(100)])
     mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     theirs = narrow_resnet()
@@ -93,8 +93,8 @@ def test_files_of_one_name_do_not_share_a_folder(places, tmp_path, capsys, monke
         check_names(["b", "b/../c/b"], words)
 
 
-def test_features_of_a_file_are_written_like_those_of_a_run(file, test_shard_folder, tmp_path, capsys):
-    words = ["features", str(file), str(test_shard_folder), str(tmp_path / "out"), *SIZES]
+def test_features_of_a_file_are_written_like_those_of_a_run(file, held_out_shards, tmp_path, capsys):
+    words = ["features", str(file), str(held_out_shards), str(tmp_path / "out"), *SIZES]
     assert main([*words, "--assign"]) == 2
     assert "read without its heads; leave it out" in capsys.readouterr().err
     assert main(words) == 0

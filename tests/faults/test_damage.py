@@ -24,9 +24,9 @@ pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, shard_folder, test_shard_folder) -> tuple[list[str], Path]:
+def finished(tmp_path_factory, shard_folder, held_out_shards) -> tuple[list[str], Path]:
     """A run of one rank with checkpoints of steps 5, 10 and 14, and its overrides but for run.dir."""
-    data = [f"data.shards={shard_folder}", f"data.eval_shards={test_shard_folder}", "checkpoint.keep=3"]
+    data = [f"data.shards={shard_folder}", f"data.eval_shards={held_out_shards}", "checkpoint.keep=3"]
     run = tmp_path_factory.mktemp("damage") / "finished"
     pretrain([*data, f"run.dir={run}"])
     return data, run

@@ -61,6 +61,6 @@ def test_torchrun_starts_again_from_the_last_checkpoint(undisturbed, tmp_path):
     assert_same_end(run, expected)
 
 
-def test_kills_at_random_moments(shard_folder, test_shard_folder, tmp_path):
-    data = [f"data.shards={shard_folder}", f"data.eval_shards={test_shard_folder}"]
+def test_kills_at_random_moments(shard_folder, held_out_shards, tmp_path):
+    data = [f"data.shards={shard_folder}", f"data.eval_shards={held_out_shards}"]
     assert kill_again_and_again(data, tmp_path, num_kills=3, seed=0, steps=60)["kills"] == 3

@@ -24,11 +24,11 @@ SCREENS = [(1200, "light"), (1200, "dark"), (390, "light"), (390, "dark")]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, shard_folder, test_shard_folder) -> Path:
+def run(tmp_path_factory, shard_folder, held_out_shards) -> Path:
     folder = tmp_path_factory.mktemp("reported") / "<run> & more"
     overrides = [
         f"data.shards={shard_folder}",
-        f"data.eval_shards={test_shard_folder}",
+        f"data.eval_shards={held_out_shards}",
         f"run.dir={folder}",
         "train.precision=fp32",
         "name=a <b>bold</b> name",

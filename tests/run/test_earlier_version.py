@@ -20,7 +20,7 @@ FIXTURE = ROOT / "tests" / "fixtures" / "run_before_contract"
 EXACT = ("loss", "grad_norm", "lr")
 
 
-def test_it_goes_on_to_the_same_end(shard_folder, test_shard_folder, tmp_path):
+def test_it_goes_on_to_the_same_end(shard_folder, held_out_shards, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(FIXTURE / "checkpoints", run / "checkpoints")
     run_largescale(
@@ -29,7 +29,7 @@ def test_it_goes_on_to_the_same_end(shard_folder, test_shard_folder, tmp_path):
         f"run.dir={run}",
         "parallel.strategy=ddp",
         f"data.shards={shard_folder}",
-        f"data.eval_shards={test_shard_folder}",
+        f"data.eval_shards={held_out_shards}",
     )
     expected = [json.loads(line) for line in (FIXTURE / "metrics.jsonl").read_text().splitlines()][4:]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

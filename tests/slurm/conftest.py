@@ -123,11 +123,11 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
 
 
 @pytest.fixture(scope="session")
-def steady(tmp_path_factory, shard_folder, test_shard_folder) -> tuple[list[str], Path]:
+def steady(tmp_path_factory, shard_folder, held_out_shards) -> tuple[list[str], Path]:
     """Overrides of a run that takes some seconds, and the folder where it ran through without SLURM."""
     overrides = [
         f"data.shards={shard_folder}",
-        f"data.eval_shards={test_shard_folder}",
+        f"data.eval_shards={held_out_shards}",
         "train.steps=80",
         "train.precision=fp32",
         "parallel.strategy=fsdp",
