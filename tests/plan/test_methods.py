@@ -43,7 +43,8 @@ def test_a_plan_is_what_a_real_step_does(method, strategy, monkeypatch):
         assert getattr(planned, name) == real[name], name
     assert merged(planned.counts) == real["counts"]
     assert merged(planned.sent) == real["sent"]
-    assert planned.peak > planned.kept > 0 and planned.peak >= planned.weights + planned.gradients + planned.optimizer
+    # Memory of networks this small is mostly that of single operators; test_stand_ins.py is stricter on larger ones.
+    assert planned.peak == pytest.approx(real["peak"], rel=0.1)
 
 
 def test_a_plan_says_how_many_parameters_take_a_gradient():
