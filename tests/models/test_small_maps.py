@@ -38,7 +38,9 @@ def test_gradients_are_those_of_finite_differences():
     torch.manual_seed(0)
     conv = SmallMapConv2d(3, 2, 3, 1, 1, bias=False, dtype=torch.float64)
     x = torch.randn(2, 3, 2, 3, dtype=torch.float64, requires_grad=True)
-    torch.autograd.gradcheck(lambda x, w: torch.func.functional_call(conv, {"weight": w}, (x,)), (x, conv.weight))
+    assert torch.autograd.gradcheck(
+        lambda x, w: torch.func.functional_call(conv, {"weight": w}, (x,)), (x, conv.weight)
+    )
 
 
 def test_larger_maps_are_convolved():
