@@ -18,6 +18,7 @@ class Figure:
         images: name of those that it was measured on.
         measure: what was measured, such as `top1`.
         value, untrained: of the network, and of the same one untrained (None where that was not measured).
+        is_share: whether they are shares, to be shown in percent.
     """
 
     protocol: str
@@ -25,6 +26,13 @@ class Figure:
     measure: str
     value: float
     untrained: float | None
+    is_share: bool = False
+
+    def in_words(self, value: float | None) -> str:
+        """One of its values; empty for None."""
+        if value is None:
+            return ""
+        return f"{100 * value:.2f}%" if self.is_share else f"{value:.4g}"
 
 
 def model_card(network: Network, load: str, figures: Sequence[Figure]) -> str:
@@ -37,8 +45,7 @@ def model_card(network: Network, load: str, figures: Sequence[Figure]) -> str:
     """
     about, values = network.about(), network.values
     rows = [
-        f"| {one.protocol} | {one.images} | {one.measure} | {one.value:.4g} | "
-        f"{'' if one.untrained is None else f'{one.untrained:.4g}'} |"
+        f"| {one.protocol} | {one.images} | {one.measure} | {one.in_words(one.value)} | {one.in_words(one.untrained)} |"
         for one in figures
     ]
     measured = "Not measured yet: `largescale evaluate knn RUN` measures it; export again to list the result."

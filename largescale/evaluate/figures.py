@@ -7,13 +7,10 @@ from pathlib import Path
 
 from largescale.checkpoint.folder import Checkpoint
 from largescale.checkpoint.model_card import Figure
-from largescale.evaluate.headline import OWN
+from largescale.evaluate.headline import OWN, SETTINGS, is_share
 from largescale.evaluate.made_from import weights_stamp
 from largescale.evaluate.protocols import PROTOCOLS
 from largescale.evaluate.results import Record, read_results
-
-_CHOSEN = ("learning_rate", "strength")
-"""Numbers of results that are not measures but settings, chosen on training images."""
 
 
 def figures_of(run_dir: Path) -> Callable[[Checkpoint], Sequence[Figure]]:
@@ -34,10 +31,17 @@ def _figures(record: Record) -> Iterator[Figure]:
     """The measure that the result names as its main one, by its title, then the others of the same network."""
     result, untrained = (record["results"].get(network, {}) for network in (OWN, "untrained"))
     metric = record.get("metric")
-    names = [name for name, value in result.items() if isinstance(value, float) and name not in _CHOSEN]
+    names = [name for name, value in result.items() if isinstance(value, float) and name not in SETTINGS]
     for name in sorted(names, key=lambda name: name != metric):
         title = str(record.get("metric_title", name)) if name == metric else name
-        yield Figure(str(record["protocol"]), _images(record), title, result[name], untrained.get(name))
+        yield Figure(
+            str(record["protocol"]),
+            _images(record),
+            title,
+            result[name],
+            untrained.get(name),
+            is_share=is_share(record, name, result[name]),
+        )
 
 
 def _images(record: Record) -> str:

@@ -1,4 +1,4 @@
-"""One number per protocol: the main measure of a result, whatever else its file holds."""
+"""One number per protocol: the main measure of a result, whatever else its file holds; and numbers as text."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from largescale.evaluate.results import read_results
 
 _MAIN = ("top1", "accuracy", "map", "mAP", "mean_average_precision", "miou", "nmi", "recall_at_1")
 """Names of main measures, for results that do not say theirs: the first that one has counts."""
+
+SETTINGS = ("learning_rate", "strength")
+"""Numbers of results that are not measures but settings, chosen on training images."""
 
 OWN = "pretrained"
 """The network that was trained, among those that a result compares."""
@@ -29,6 +32,19 @@ def main_measure(record: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[
         if isinstance(value, int | float) and 0 <= value <= 1:
             return name, float(value)
     return None
+
+
+def is_share(record: Mapping[str, Any], name: str, value: Any) -> bool:
+    """Whether a number of a result is a share, to be shown in percent.
+
+    Args:
+        record: all of the evaluation, which says whether its metric is one; so are then its other fractions.
+        name: of the number.
+        value: the number itself; counts are whole numbers.
+    """
+    if not isinstance(value, float) or not -1 <= value <= 1 or name in SETTINGS:
+        return False
+    return bool(record.get("metric_is_share", True)) or name.endswith("_share")
 
 
 def headlines(run_dir: Path) -> dict[str, float]:

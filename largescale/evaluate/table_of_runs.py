@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from largescale.evaluate.features import NETWORKS
 from largescale.evaluate.results import Record
@@ -30,19 +31,27 @@ def _of_one(record: Record) -> str:
             if isinstance(own, dict) and record["metric"] in own:
                 name = f"{NETWORKS[network]}, {what.removeprefix('by_')}s"
                 lines.append(f"{record['protocol']:>7}  {name:<24} {record['metric']} {own[record['metric']]:6.2%}")
-    return "\n".join([*lines, *_by_stage(record)])
+    return "\n".join([*lines, *_by_part(record)])
 
 
-def _by_stage(record: Record) -> list[str]:
-    """A line per stage of the network, and a column per network, where a protocol measures stages."""
-    key = f"{record['metric']}_by_stage"
-    results = {name: result[key] for name, result in record["results"].items() if key in result}
+def _by_part(record: Record) -> list[str]:
+    """A line per stage of the network or share of the labels, and a column per network, where a protocol has these."""
+    found = {name: _parts(record["metric"], result) for name, result in record["results"].items()}
+    results = {name: parts for name, parts in found.items() if parts}
     if not results:
         return []
     first = next(iter(results.values()))
     rows = [["", *(NETWORKS[name] for name in results)]]
     rows += [[stage, *(f"{one[stage]:.2%}" for one in results.values())] for stage in first]
     return _aligned(rows)
+
+
+def _parts(metric: str, result: Mapping[str, Any]) -> dict[str, float]:
+    """The metric by stage, or by share of the labels; empty where it was measured once."""
+    stages: dict[str, float] = result.get(f"{metric}_by_stage", {})
+    return stages or {
+        f"{100 * float(share):g}% of the labels": one[metric] for share, one in result.get("by_share", {}).items()
+    }
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

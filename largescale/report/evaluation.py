@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from largescale.evaluate.headline import OWN
+from largescale.evaluate.headline import OWN, is_share
 from largescale.evaluate.results import Record, age
 from largescale.report import plots
 from largescale.report.html_parts import details, missing, section, table
@@ -128,28 +128,43 @@ def _rows(run: ReportedRun, record: Record, differing: list[str]) -> Iterator[li
     where = [(made_from.get(f"{part}_shards") or {}).get("name", "") for part in ("test", "train")]
     step = f"{record['checkpoint_step']}{' (old)' if age(record, run.path) else ''}"
     for network, result in record["results"].items():
-        for what, measure, value in _numbers(record["protocol"], result):
+        for what, measure, value in _numbers(record, result):
             name = f"{protocol_name(record['protocol'])}{what}{settings}"
             yield [name, network_name(network), *where, step, measure, value]
 
 
-def _numbers(protocol: str, result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _numbers(record: Record, result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """What stands behind the protocol's name, the measure and its value: percentages where it is a share."""
     for name, value in result.items():
         if isinstance(value, dict) and (swept := name.partition("_by_"))[2]:
             yield from (
-                (f", {swept[2]} = {key}", swept[0], _as_text(one)) for key, one in value.items() if _is_number(one)
+                (f", {swept[2]} = {key}", swept[0], _as_text(record, swept[0], one))
+                for key, one in value.items()
+                if _is_number(one)
             )
+        elif isinstance(value, dict) and name.startswith("by_") and not any(key.endswith(f"_{name}") for key in result):
+            yield from _nested(record, name.removeprefix("by_"), value)
         elif _is_number(value) and f"{name}_by_k" not in result:
-            yield "", name.replace("_", " "), _as_text(value)
+            yield "", name.replace("_", " "), _as_text(record, name, value)
+
+
+def _nested(record: Record, by: str, found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The numbers of `by_prototype`, which is measured once, or of `by_share`, once for each share."""
+    for key, one in found.items():
+        if isinstance(one, dict):
+            for name, value in one.items():
+                if _is_number(value):
+                    yield f", {by} = {key}", name.replace("_", " "), _as_text(record, name, value)
+        elif _is_number(one):
+            yield f", by {by}", key.replace("_", " "), _as_text(record, key, one)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _as_text(value: float) -> str:
-    return f"{100 * value:.2f} %" if isinstance(value, float) and 0 <= value <= 1 else f"{value:g}"
+def _as_text(record: Record, name: str, value: float) -> str:
+    return f"{100 * value:.2f} %" if is_share(record, name, value) else f"{value:g}"
 
 
 def _settings(record: Record) -> dict[str, Any]:

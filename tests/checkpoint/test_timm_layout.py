@@ -81,7 +81,7 @@ RESULTS: list[tuple[str, dict, dict, dict]] = [
     (
         "spectrum",
         {"metric": "effective_rank", "metric_title": "effective rank", "metric_is_share": False},
-        {"effective_rank": 23.5, "mean_share": 0.125, "num_images": 200},
+        {"effective_rank": 23.5, "mean_share": 0.125, "alpha": 0.875, "num_images": 200},
         {"effective_rank": 2.0},
     ),
 ]
@@ -109,15 +109,16 @@ def test_a_folder_for_hugging_face_with_its_card(regnet, tmp_path):
     assert told["architecture"] == "regnetx_004_tv" and told["pretrained_cfg"]["mean"] == [0.5, 0.5, 0.5]
     assert told["pretrained_cfg"]["input_size"] == [3, 32, 32] and told["largescale"]["step"] == "3"
     card = (out / "README.md").read_text()
-    assert "| knn | flowers | top1 | 0.75 | 0.5 |" in card and checkpoint.content_hash in card
+    assert "| knn | flowers | top1 | 75.00% | 50.00% |" in card and checkpoint.content_hash in card
     for line in (
-        "| linear | flowers | top-1 | 0.8 | 0.4 |\n| linear | flowers | top5 | 0.9 |  |",
-        "| retrieval | flowers | mean average precision | 0.25 | 0.125 |",
-        "| clusters | flowers | NMI of k-means | 0.5 | 0.25 |",
-        "| clusters | flowers | ami | 0.375 |  |",
-        "| clusters | flowers | matched | 0.625 |  |",
+        "| linear | flowers | top-1 | 80.00% | 40.00% |\n| linear | flowers | top5 | 90.00% |  |",
+        "| retrieval | flowers | mean average precision | 25.00% | 12.50% |",
+        "| clusters | flowers | NMI of k-means | 50.00% | 25.00% |",
+        "| clusters | flowers | ami | 37.50% |  |",
+        "| clusters | flowers | matched | 62.50% |  |",
         "| spectrum | meadows (training images) | effective rank | 23.5 | 2 |",
-        "| spectrum | meadows (training images) | mean_share | 0.125 |  |",
+        "| spectrum | meadows (training images) | mean_share | 12.50% |  |",
+        "| spectrum | meadows (training images) | alpha | 0.875 |  |",
     ):
         assert line in card, line
     assert "learning_rate |" not in card and "num_" not in card.split("## What it is worth")[1].split("## Where")[0]

@@ -1,11 +1,12 @@
 """Result files are shown as they were measured, or not at all.
 
-Covers: largescale/report/evaluation.py
+Covers: largescale/evaluate/headline.py, largescale/report/evaluation.py
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from largescale.config import Config
 from largescale.evaluate.made_from import VERSION
 from largescale.evaluate.results import Results, read_results, write_result
+from largescale.evaluate.table_of_runs import table
 from largescale.report import evaluation, verdict
 from largescale.report.reported_run import ReportedRun
 from largescale.run.status import RunStatus
@@ -107,3 +109,28 @@ def test_what_settings_were_chosen_on_is_said_by_the_result_alone(tmp_path):
     assert f"finetune: {on}; settings chosen on: nothing; the rate is given." in page
     assert f"linear: {on}; settings chosen on: a tenth of the training images." in page
     assert f"kNN: {on}." in page and "probe" not in page and "Frozen" not in page
+
+
+def test_only_shares_are_shown_in_percent(tmp_path):
+    spectrum = {"effective_rank": 0.5, "mean_share": 0.25, "alpha": 0.75, "uniformity": -0.5, "num_images": 1}
+    by_share = {"0.01": {"top1": 0.5, "num_train": 9}, "0.1": {"top1": 0.625, "num_train": 90}}
+    measured = {
+        "spectrum": {"metric": "effective_rank", "metric_is_share": False, "results": {"pretrained": spectrum}},
+        "clusters": {"results": {"pretrained": {"nmi": 0.5, "ari": -0.125, "by_prototype": {"nmi": 0.375}}}},
+        "linear": {"results": {"pretrained": {"top1": 0.5, "learning_rate": 0.25}}},
+        "low-shot": {
+            "metric": "top1",
+            "metric_title": "top-1",
+            "results": {"pretrained": {"top1": 0.5, "by_share": by_share}},
+        },
+    }
+    for protocol, about in measured.items():
+        write_result(tmp_path, record(protocol=protocol) | about)
+    page = evaluation.section_of([reported(tmp_path, read_results(tmp_path))])
+    shown = re.sub(r"<[^>]*>", " ", page).replace("  ", " ")
+    for line in ("effective rank 0.5", "mean share 25.00 %", "alpha 0.75", "uniformity -0.5", "num images 1"):
+        assert re.search(rf"{line}\s", shown), (line, shown)
+    for line in ("ari -12.50 %", "by prototype .* nmi 37.50 %", "learning rate 0.25", "share = 0.1 .* top1 62.50 %"):
+        assert re.search(rf"{line}\s", shown), (line, shown)
+    printed = table(["run"], [record(protocol="low-shot") | measured["low-shot"]])
+    assert re.search(r"^10% of the labels +62.50%$", printed, re.MULTILINE)
