@@ -22,6 +22,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from images import write_photographs
 
@@ -49,7 +50,7 @@ def measure(folder: str, backbone: str, rank: int, ranks: int, pairs: int, barri
         torch.set_num_threads(1)
     config = settings(folder, backbone)
     corpus, method = open_corpus(folder, config.data), load_method(config, None).to(device)
-    batches = blocks(corpus.manifest.num_samples, BATCH)[rank::ranks]
+    batches = blocks(np.arange(corpus.manifest.num_samples), BATCH)[rank::ranks]
     noise = torch.rand(BATCH, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)
     method.encode(noise)
     for _ in range(pairs):

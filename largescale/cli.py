@@ -116,6 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--thumbnails", type=int, default=0, metavar="PX", help="add a JPEG of each image, for viewers"
     )
+    command.add_argument(
+        "--dim", type=int, default=0, metavar="N", help="write N principal components instead of all numbers"
+    )
 
     command = _command(commands, "export", _export, "write the weights to a file that other programs load")
     command.add_argument("run_dir", metavar="RUN", help="folder of a run")
@@ -277,12 +280,13 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _features(arguments: argparse.Namespace) -> None:
-    from largescale.evaluate.features_out import Wish, write_features
+    from largescale.evaluate.features_out import write_features
+    from largescale.evaluate.features_wish import Wish
     from largescale.processes import process_group
 
     level = logging.INFO if own_rank() <= 0 else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    wish = Wish(arguments.format, arguments.dtype, arguments.assign, arguments.thumbnails)
+    wish = Wish(arguments.format, arguments.dtype, arguments.assign, arguments.thumbnails, arguments.dim)
     out = Path(arguments.out).expanduser()
     with process_group():
         done = write_features(arguments.place, arguments.shards, out, wish, arguments.overrides)

@@ -22,6 +22,7 @@ EXAMPLES = {
     "features": """examples:
   largescale features runs/demo data/shards/fashion-mnist-test features/demo-test
   largescale features runs/demo data/shards/photos features/photos --assign --thumbnails 64
+  largescale features runs/demo data/shards/photos features/small --dim 128
   torchrun --standalone --nproc-per-node=8 -m largescale features runs/demo data/shards/photos features/photos""",
     "export": """examples:
   largescale export runs/demo backbone.safetensors

@@ -151,19 +151,25 @@ def _only_labelled(crops: CentreCrops) -> CentreCrops:
     )
 
 
-def blocks(num_samples: int, batch: int) -> list[np.ndarray]:
-    """All samples in batches. Ranks share whole batches, so that features do not depend on how many ranks there are."""
-    ids = np.arange(num_samples)
-    return [ids[start : start + batch] for start in range(0, num_samples, batch)]
+def blocks(ids: np.ndarray, batch: int) -> list[np.ndarray]:
+    """Samples in batches. Ranks share whole batches, so that features do not depend on how many ranks there are."""
+    return [ids[start : start + batch] for start in range(0, len(ids), batch)]
 
 
 def extract(
-    corpus: Corpus, config: Config, networks: dict[str, Network], device: torch.device, *, labelled: bool = True
+    corpus: Corpus,
+    config: Config,
+    networks: Mapping[str, Network],
+    device: torch.device,
+    *,
+    ids: np.ndarray | None = None,
+    labelled: bool = True,
 ) -> dict[str, FeatureSet]:
-    """Features of the samples under several networks, in one pass over the images that all ranks share.
+    """Features of samples under several networks, in one pass over the images that all ranks share.
 
     Args:
         networks: by name.
+        ids: of the samples, int64; None for all of them.
         labelled: whether to leave out samples without a class; theirs is -1.
 
     Returns:
@@ -174,10 +180,10 @@ def extract(
 
     Collectives: every rank must call it with the same networks; a gather per network.
     """
-    manifest, num_samples = corpus.manifest, corpus.manifest.num_samples
-    all_batches = blocks(num_samples, config.evaluate.batch)
+    manifest, wanted = corpus.manifest, np.arange(corpus.manifest.num_samples) if ids is None else ids
+    all_batches = blocks(wanted, config.evaluate.batch)
     first, last = (len(all_batches) * one // world_size() for one in (rank(), rank() + 1))
-    own, ids, labels = all_batches[first:last], [], []
+    own, found_ids, labels = all_batches[first:last], [], []
     features: dict[str, list[Tensor]] = {name: [] for name in networks}
     said, quiet = f"features of {manifest.root.name}", rank() > 0
     with (
@@ -185,13 +191,13 @@ def extract(
         tqdm(total=sum(map(len, own)), desc=said, unit="image", leave=False, mininterval=1, disable=quiet) as bar,
     ):
         for found in source:
-            ids.append(found.crops.ids)
+            found_ids.append(found.crops.ids)
             labels.append(found.crops.labels)
             for name, values in found.features.items():
                 features[name].append(values)
             bar.update(len(own[found.crops.number]))
-    sets = _gathered(features, labels, ids, tuple(manifest.classes))
-    on_rank_0(lambda: _check(sets, corpus, labelled))
+    sets = _gathered(features, labels, found_ids, tuple(manifest.classes))
+    on_rank_0(lambda: _check(sets, corpus, len(wanted), labelled))
     return sets
 
 
@@ -209,8 +215,8 @@ def _gathered(
     return sets
 
 
-def _check(sets: dict[str, FeatureSet], corpus: Corpus, labelled: bool) -> None:
-    num_samples, root = corpus.manifest.num_samples, corpus.manifest.root
+def _check(sets: dict[str, FeatureSet], corpus: Corpus, num_samples: int, labelled: bool) -> None:
+    root = corpus.manifest.root
     what = "has a label and can be read" if labelled else "can be read"
     for name, one in sets.items():
         if len(one) == 0:

@@ -7,7 +7,6 @@ the same for any number of ranks.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import time
@@ -19,20 +18,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from largescale.config import Config
 from largescale.data.centre_crops import CentreCropMaker
 from largescale.data.corpora import Corpus, open_corpus
 from largescale.evaluate import feature_files
-from largescale.evaluate.extract import Extracted, Network, check_finite, features_of, is_readable
-from largescale.evaluate.feature_files import DTYPES, FORMS, ShardFeatures
-from largescale.evaluate.made_from import VERSION, Stamp, images_stamp, network_stamp, weights_stamp
+from largescale.evaluate.extract import Extracted, Network, check_finite, extract, features_of, is_readable
+from largescale.evaluate.feature_files import DTYPES, ShardFeatures
+from largescale.evaluate.features_wish import Wish
+from largescale.evaluate.made_from import VERSION, Stamp, difference, images_stamp, network_stamp, weights_stamp
+from largescale.evaluate.projection import Projection, check_components, of_folder
 from largescale.evaluate.published import any_target_at
-from largescale.evaluate.weights import Published, Weights, exemplars_of, method_of
+from largescale.evaluate.thumbnails import jpegs, shrinking
+from largescale.evaluate.weights import Weights, method_of
 from largescale.methods import Method
 from largescale.processes import from_rank_0, on_rank_0, rank, together, world_size
 from shards.ground.errors import InputError
@@ -40,45 +40,10 @@ from shards.ground.files import at_work_in, remove_partial_files
 from shards.stores.store import is_url
 
 _THUMBNAIL = "thumbnail"
+_MOST_COMPARED = 1000
+"""Files of other shards whose stamps are read."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Wish:
-    """How features are to be written.
-
-    Attributes:
-        form: one of `feature_files.FORMS`.
-        dtype: one of `feature_files.DTYPES`.
-        assign: whether to add what the method assigns each image to, and its score.
-        thumbnails: side in pixels of a JPEG of each image, for viewers; 0 for none.
-    """
-
-    form: str = "parquet"
-    dtype: str = "fp16"
-    assign: bool = False
-    thumbnails: int = 0
-
-    def check(self, config: Config, weights: Weights) -> None:
-        """Refuse what cannot be done.
-
-        Raises:
-            InputError: says what, and what can.
-        """
-        if self.form not in FORMS:
-            raise InputError(f"--format={self.form}: expected {' or '.join(FORMS)}")
-        if self.dtype not in DTYPES:
-            raise InputError(f"--dtype={self.dtype}: expected {' or '.join(DTYPES)}")
-        if self.assign and exemplars_of(config, weights) is None:
-            if isinstance(weights, Published):
-                raise InputError(f"--assign: {weights.path} is read without its heads; leave it out")
-            raise InputError(
-                f"--assign: method.name={config.method.name} assigns images to nothing (it learns no "
-                f"clusters); leave it out"
-            )
-        if not 0 <= self.thumbnails <= config.evaluate.size:
-            raise InputError(f"--thumbnails={self.thumbnails}: expected 0 to evaluate.size={config.evaluate.size}")
 
 
 @dataclass(frozen=True)
@@ -125,7 +90,8 @@ def write_features(run: str | Path, shards: str, out: Path, wish: Wish, override
     Raises:
         InputError: no checkpoint; shards or output folder cannot be used; features are not finite.
 
-    Collectives: every rank must call it; three broadcasts of an object, and an exchange of what went wrong.
+    Collectives: every rank must call it; three broadcasts of an object, and an exchange of what went wrong; with `dim`,
+        those of `extract` and two broadcasts more.
     """
     started, target = time.perf_counter(), any_target_at(run, overrides)
     weights, config, warnings = target.agreed(list(overrides))
@@ -137,6 +103,8 @@ def write_features(run: str | Path, shards: str, out: Path, wish: Wish, override
     on_rank_0(lambda: _check_out(out, shards))
     plan = Plan(config, weights, corpus, out, wish)
     with at_work_in(out, with_others=True):
+        if wish.dim:
+            plan.project()
         found: list[int] = []
         on_rank_0(lambda: found.extend(plan.stale()))
         stale = from_rank_0(found)
@@ -206,6 +174,45 @@ class Plan:
     def __init__(self, config: Config, weights: Weights, corpus: Corpus, out: Path, wish: Wish) -> None:
         self._config, self._weights, self._corpus, self._out, self._wish = config, weights, corpus, out, wish
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._method: Method | None = None
+        self._projection: Projection | None = None
+
+    @property
+    def method(self) -> Method:
+        """With the weights that are asked, built when it is first needed: what is there already needs none."""
+        if self._method is None:
+            self._method = method_of(self._config, self._weights).to(self._device)
+        return self._method
+
+    def project(self) -> None:
+        """Have all files hold components of one projection: that of the output folder, or one fitted on the shards.
+
+        Raises:
+            InputError: it is damaged or cannot be written, or the features have not as many components.
+
+        Collectives: every rank must call it; those of `of_folder` and `extract`.
+        """
+
+        def features(ids: np.ndarray) -> Tensor:
+            check_components(self._wish.dim, self.method.num_features)
+            networks = {"pretrained": self.method.encode}
+            sets = extract(self._corpus, self._config, networks, self._device, ids=ids, labelled=False)
+            return sets["pretrained"].features if sets else torch.empty(0, self.method.num_features)
+
+        self._projection = of_folder(self._out, self._wish.dim, self._corpus, self._of_network(), features)
+
+    def _of_network(self) -> Stamp:
+        """What features depend on, but for the images."""
+        return {
+            "layer": "features",
+            "transform": images_stamp(self._config),
+            "network": network_stamp(self._config, self._weights),
+            "weights": weights_stamp(self._weights),
+        }
+
+    def _shared(self) -> Stamp:
+        """What must be alike for features to be compared."""
+        return {**self._of_network(), **({"projection": self._projection.stamp()} if self._projection else {})}
 
     def stamp(self, shard: int) -> Stamp:
         """What the features of a shard depend on."""
@@ -214,10 +221,7 @@ class Plan:
             "version": [feature_files.VERSION, VERSION],
             "run": self._config.name,
             "step": self._weights.step,
-            "layer": "features",
-            "transform": images_stamp(self._config),
-            "network": network_stamp(self._config, self._weights),
-            "weights": weights_stamp(self._weights),
+            **self._shared(),
             "shard": {"tar": entry.checksum, "index": entry.index_checksum, "samples": entry.num_samples},
             "format": self._wish.form,
             "dtype": self._wish.dtype,
@@ -246,7 +250,19 @@ class Plan:
             {path.name for path in self._out.glob("*.parquet")} - {path.name for path in self._paths()}
         ):
             _log.warning("%s: also holds %d files of other shards, such as %s", self._out, len(others), others[0])
+            if why := next(filter(None, map(self._not_like, others[:_MOST_COMPARED])), ""):
+                _log.warning("%s: do not compare features of these files with the new ones: %s", self._out, why)
         return stale
+
+    def _not_like(self, name: str) -> str:
+        """How the features of a file that may be of other shards were made otherwise than these; empty if alike."""
+        try:
+            found = feature_files.about(self._out / name)
+        except InputError:
+            return ""  # of another program
+        alike = ("layer", "transform", "network", "weights", "projection")
+        why = difference(*({key: one[key] for key in alike if key in one} for one in (found, self._shared())))
+        return f"{name}: {why}" if why else ""
 
     def check(self) -> None:
         """Check that every shard's file is there and as it must be.
@@ -254,6 +270,8 @@ class Plan:
         Raises:
             InputError: naming one that is not.
         """
+        if self._projection and Projection.load(self._out).stamp() != self._projection.stamp():
+            raise InputError(f"{self._out}: another command has put another projection there; run this one again")
         for shard, path in enumerate(self._paths()):
             if not path.is_file():
                 raise InputError(f"{path}: is missing though a rank wrote it; do all ranks share {self._out}?")
@@ -268,7 +286,7 @@ class Plan:
         """
         if not shards:
             return
-        method = method_of(self._config, self._weights).to(self._device)
+        method = self.method
         batches, owners = self._batches(shards)
         bar = tqdm(total=sum(map(len, batches)), unit="image", leave=False, mininterval=1, disable=rank() > 0)
         source = features_of([self._corpus], self._config, self._networks(method), batches, self._device, keys=True)
@@ -294,9 +312,10 @@ class Plan:
         manifest, name = self._corpus.manifest, self._corpus.manifest.shards[done.number].name
         features = done.features("pretrained", method.num_features)
         check_finite("pretrained", features, name)
-        embeddings = features.numpy().astype(DTYPES[self._wish.dtype])
+        written = self._projection.of(features) if self._projection else features
+        embeddings = written.numpy().astype(DTYPES[self._wish.dtype])
         if not np.isfinite(embeddings).all():
-            largest = float(features.abs().max())
+            largest = float(written.abs().max())
             raise InputError(f"{name}: features of up to {largest:.3g} do not fit into fp16; use --dtype fp32")
         assigned = None
         if self._wish.assign and method.exemplars is not None:
@@ -311,14 +330,18 @@ class Plan:
             done.labels.numpy() if manifest.classes else None,
             tuple(manifest.classes),
             assigned,
-            _jpegs(done, self._wish.thumbnails) if self._wish.thumbnails else None,
+            self._pictures(done),
         )
 
     def _networks(self, method: Method) -> dict[str, Network]:
         networks: dict[str, Network] = {"pretrained": method.encode}
         if self._wish.thumbnails:
-            networks[_THUMBNAIL] = _thumbnails(self._config, self._wish.thumbnails)
+            networks[_THUMBNAIL] = shrinking(self._config, self._wish.thumbnails)
         return networks
+
+    def _pictures(self, done: _OpenShard) -> list[bytes] | None:
+        side = self._wish.thumbnails
+        return jpegs(done.features(_THUMBNAIL, 3 * side * side), side) if side else None
 
     def _batches(self, shards: Sequence[int]) -> tuple[list[np.ndarray], list[int]]:
         """Batches of sample ids, and the shard of each."""
@@ -342,26 +365,3 @@ class Plan:
         missing = np.setdiff1d(np.arange(first[shard + 1] - first[shard]), feature_files.rows_of(path))
         maker = CentreCropMaker([self._corpus], self._config)
         return any(is_readable(maker, int(first[shard] + row)) for row in missing)
-
-
-def _thumbnails(config: Config, side: int) -> Network:
-    """A network whose features are the small image itself, [B, 3 * side * side] from 0 to 255."""
-
-    def shrink(images: Tensor) -> Tensor:
-        mean, std = (
-            torch.tensor(values, device=images.device)[:, None, None] for values in (config.data.mean, config.data.std)
-        )
-        return (interpolate(images * std + mean, (side, side), mode="area") * 255).round().clamp(0, 255).flatten(1)
-
-    return shrink
-
-
-def _jpegs(done: _OpenShard, side: int) -> list[bytes]:
-    small = done.features(_THUMBNAIL, 3 * side * side).to(torch.uint8).view(-1, 3, side, side).permute(0, 2, 3, 1)
-    return [_jpeg(pixels) for pixels in small.numpy()]
-
-
-def _jpeg(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()

@@ -1,6 +1,7 @@
 """`largescale features`: what is written, what is kept, what is refused.
 
-Covers: largescale/evaluate/feature_files.py
+Covers: largescale/evaluate/feature_files.py, largescale/evaluate/features_wish.py, largescale/evaluate/projection.py,
+largescale/evaluate/thumbnails.py
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from largescale.config import load_config
 from largescale.data.corpora import open_corpus
 from largescale.data.decode import decode
 from largescale.data.reader import ShardReader
-from largescale.evaluate.features_out import Wish
+from largescale.evaluate.features_wish import Wish
 from shards.cli import main as convert
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT, TINY
@@ -106,6 +107,41 @@ def test_only_what_does_not_fit_is_made_again(run, written, shard_folder, tmp_pa
     assert "and 2 more again: transform.size was 28 and is now 20" in caplog.text
 
 
+def embeddings(out: Path) -> np.ndarray:
+    return np.array(pq.read_table(out)["embedding"].to_pylist(), np.float64)
+
+
+def test_components_are_those_of_all_features_and_serve_later_shards(
+    run, written, shard_folder, held_out_shards, tmp_path, capsys, caplog
+):
+    whole, out, plain = tmp_path / "whole", tmp_path / "out", ("data.workers=0", "--dtype", "fp32")
+    assert features(run, shard_folder, whole, *plain) == 0
+    assert features(run, held_out_shards, whole, *plain) == 0
+    with caplog.at_level(logging.INFO):
+        assert features(run, shard_folder, out, *plain, "--dim", "5", "--assign") == 0
+    assert "5 components, " in caplog.text and "of the variance of 200 images" in caplog.text
+    x = embeddings(whole)[100:]  # test, then train
+    _, spread, axes = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    expected, found = (x - x.mean(0)) @ axes[:5].T, embeddings(out)
+    signs = np.sign((expected * found).sum(0))
+    np.testing.assert_allclose(found * signs, expected, rtol=1e-4, atol=1e-4 * spread[0] / len(x))
+    tables = [pq.read_table(folder) for folder in (out, written)]
+    for column in ("key", "prototype", "prototype_score"):  # assigned by all features, not by five numbers
+        assert tables[0][column].equals(tables[1][column])
+    kept = (out / "_projection.safetensors").read_bytes()
+    (out / "train-000002.parquet").unlink()
+    assert features(run, held_out_shards, out, *plain, "--dim", "5", "--assign") == 0
+    assert features(run, shard_folder, out, *plain, "--dim", "5", "--assign") == 0
+    assert "4 of them kept from before; 5 numbers per image" in capsys.readouterr().out
+    assert (out / "_projection.safetensors").read_bytes() == kept and "do not compare" not in caplog.text
+    later = (embeddings(whole)[:100] - x.mean(0)) @ (axes[:5] * signs[:, None]).T
+    np.testing.assert_allclose(embeddings(out)[:100], later, rtol=1e-3, atol=1e-3 * spread[0] / len(x))
+    with caplog.at_level(logging.INFO):
+        assert features(run, held_out_shards, out, *plain, "--dim", "4") == 0
+    assert "fitting a projection again: components was 5 and is now 4" in caplog.text
+    assert "do not compare features of these files with the new ones: train-000000.parquet: projection" in caplog.text
+
+
 @pytest.mark.distributed
 def test_ranks_share_the_shards_and_write_the_same_files(run, written, shard_folder, tmp_path):
     out = tmp_path / "out"
@@ -148,6 +184,11 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing_half_written(run, he
     assert "expected parquet or npy" in refusal(capsys, run, held_out_shards, out, "--format", "csv")
     assert "expected fp16 or fp32" in refusal(capsys, run, held_out_shards, out, "--dtype", "int8")
     assert "expected 0 to evaluate.size=28" in refusal(capsys, run, held_out_shards, out, "--thumbnails", "99")
+    assert "--dim=-1: expected" in refusal(capsys, run, held_out_shards, out, "--dim", "-1")
+    assert "--dim=17: expected 1 to 16, the numbers" in refusal(capsys, run, held_out_shards, out, "--dim", "17")
+    (out / "_projection.safetensors").write_bytes(b"short")
+    assert "not a projection that largescale wrote" in refusal(capsys, run, held_out_shards, out, "--dim", "2")
+    shutil.rmtree(out)
     assert "is in the folder of the run" in refusal(capsys, run, held_out_shards, run / "eval" / "out")
     assert "is in the shard folder" in refusal(capsys, run, held_out_shards, held_out_shards)
     assert "no such folder" in refusal(capsys, run, tmp_path / "nothing", out)

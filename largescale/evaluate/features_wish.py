@@ -1,0 +1,51 @@
+"""What `largescale features` is asked for, and what of it cannot be done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from largescale.config import Config
+from largescale.evaluate.feature_files import DTYPES, FORMS
+from largescale.evaluate.weights import Published, Weights, exemplars_of
+from shards.ground.errors import InputError
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How features are to be written.
+
+    Attributes:
+        form: one of `feature_files.FORMS`.
+        dtype: one of `feature_files.DTYPES`.
+        assign: whether to add what the method assigns each image to, and its score.
+        thumbnails: side in pixels of a JPEG of each image, for viewers; 0 for none.
+        dim: numbers per image, by principal components (`projection.py`); 0 leaves features as they are.
+    """
+
+    form: str = "parquet"
+    dtype: str = "fp16"
+    assign: bool = False
+    thumbnails: int = 0
+    dim: int = 0
+
+    def check(self, config: Config, weights: Weights) -> None:
+        """Refuse what cannot be done.
+
+        Raises:
+            InputError: says what, and what can.
+        """
+        if self.form not in FORMS:
+            raise InputError(f"--format={self.form}: expected {' or '.join(FORMS)}")
+        if self.dtype not in DTYPES:
+            raise InputError(f"--dtype={self.dtype}: expected {' or '.join(DTYPES)}")
+        if self.dim < 0:
+            raise InputError(f"--dim={self.dim}: expected the numbers per image that are wanted, or 0 for all")
+        if self.assign and exemplars_of(config, weights) is None:
+            if isinstance(weights, Published):
+                raise InputError(f"--assign: {weights.path} is read without its heads; leave it out")
+            raise InputError(
+                f"--assign: method.name={config.method.name} assigns images to nothing (it learns no "
+                f"clusters); leave it out"
+            )
+        if not 0 <= self.thumbnails <= config.evaluate.size:
+            raise InputError(f"--thumbnails={self.thumbnails}: expected 0 to evaluate.size={config.evaluate.size}")
