@@ -206,6 +206,7 @@ def _command(
 def _pretrain(arguments: argparse.Namespace) -> None:
     from largescale.distributed import stopping
 
+    _require_threads()
     stopping.listen()
     from largescale.config import load_config, to_yaml
 
@@ -222,6 +223,13 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     else:
         _say_of_copy(Path(arguments.config), Path(config.run.dir))
         pretrain(config)
+
+
+def _require_threads() -> None:
+    """To be called before libraries are loaded that start threads at once and may not survive a refusal."""
+    from largescale.distributed import threads
+
+    threads.require(threads.COMMAND + threads.of_math())
 
 
 def _config(arguments: argparse.Namespace) -> None:
@@ -280,6 +288,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _features(arguments: argparse.Namespace) -> None:
+    _require_threads()
     from largescale.evaluate.features_out import write_features
     from largescale.evaluate.features_wish import Wish
     from largescale.processes import process_group
@@ -304,6 +313,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     words = [*arguments.runs, *arguments.overrides]
     overrides = [word for word in words if re.match(r"[a-z][\w.\[\]]*=", word)]
     places = [word for word in words if word not in overrides]
+    _require_threads()
     from largescale.evaluate.measure import evaluate
     from largescale.evaluate.table_of_runs import table
 
@@ -335,6 +345,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _preflight(arguments: argparse.Namespace) -> None:
+    _require_threads()
     from largescale.config import load_config
 
     config = load_config(arguments.config, arguments.overrides)

@@ -15,7 +15,7 @@ import torch
 
 from largescale.config import Config, without_effect
 from largescale.data.corpora import shares_of_batch
-from largescale.data.stream import Stream
+from largescale.data.stream import Stream, num_loading
 from largescale.distributed import stopping
 from largescale.distributed.stopping import StoppedInOrder
 from largescale.evaluate.online import Online
@@ -58,7 +58,8 @@ def pretrain(config: Config) -> None:
     """
     started = time.time()
     stopping.check_job_time(config.run.stop_before_s)
-    with memory_advice(config), process_group(config.run.hang_timeout_s, config.run.join_timeout_s) as device:
+    waits = (config.run.hang_timeout_s, config.run.join_timeout_s)
+    with memory_advice(config), process_group(*waits, loading=num_loading(config.data)) as device:
         configure_logging(rank(), world_size())
         config = precision.resolve(config, device)
         precision.set_up(config, device)

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from largescale.distributed import threads
 from largescale.distributed.launch import Launch, own_launch
 from largescale.distributed.rendezvous import join
 from shards.ground.errors import InputError, line_of
@@ -92,27 +93,34 @@ def together(action: Callable[[], None]) -> None:
 
 
 @contextmanager
-def process_group(hang_timeout_s: float = 0, join_timeout_s: float = 0) -> Iterator[torch.device]:
+def process_group(hang_timeout_s: float = 0, join_timeout_s: float = 0, loading: int = 0) -> Iterator[torch.device]:
     """Join the processes that torchrun or srun started (or be the only one) and leave in order; yields the device.
 
     Args:
         hang_timeout_s: of the watchdog; collectives give up after twice that, so that the watchdog reports first.
         join_timeout_s: time for all ranks to join; 0 uses `join_time_s`.
+        loading: processes and threads that this rank is going to load data with.
 
     NCCL on GPUs, gloo on CPUs. A process that fails exits at once: waiting for the others would hang.
 
     Raises:
-        InputError: the environment contradicts itself, or not all ranks meet; the message says which.
+        InputError: the environment contradicts itself, not all ranks meet, or too few threads may be started; the
+            message says which.
         StoppedWaiting: a signal asked to stop while this rank waited for others.
     """
     launch = own_launch()
     device = _device(launch)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=max(1800.0, 2 * hang_timeout_s))
+    more = threads.COMMAND + threads.GROUPS + threads.of_math() + loading
+    room = threads.allowed(more, "lower data.workers or data.threads" if loading > 1 else "")
     if launch is None:
+        with room:
+            pass
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
-        store = join(launch, timeout_s=join_timeout_s or join_time_s(launch), uses=_name(device))
+        with room:  # until all ranks are there, and hold theirs
+            store = join(launch, timeout_s=join_timeout_s or join_time_s(launch), uses=_name(device))
         store.set_timeout(timeout)
         dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
     try:

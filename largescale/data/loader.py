@@ -38,6 +38,9 @@ _STATUS_BYTES = 256
 _MAX_THREADS = 4
 """With more, the threads of a process only wait for the interpreter's lock."""
 
+CONDUCTORS = 2
+"""Threads of a loader process besides those that decode: each sees to one batch."""
+
 _LESS_LOADING = "lower data.workers, data.threads or data.prefetch, or data.max_pixels if images are that large"
 
 _NO_SHM = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOSYS)
@@ -354,7 +357,7 @@ def _load(
     torch.set_num_threads(1)
     maker.reader.begin_in_process(lambda text: board.write(number, text))
     threads = ThreadPoolExecutor(num_threads)
-    conductors = ThreadPoolExecutor(2)
+    conductors = ThreadPoolExecutor(CONDUCTORS)
     making: deque[Future[Part]] = deque()
 
     def make(count: int, step: int) -> Part:

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from largescale.config import Config, augment_of_group
+from largescale.config import Config, DataConfig, augment_of_group
 from largescale.data.augment import Augment
 from largescale.data.batches import BatchMaker, Buffers, Part
 from largescale.data.corpora import fingerprint, open_corpora
 from largescale.data.fetcher import Fetcher, Needs, working_set
 from largescale.data.length import Length, num_steps_of
-from largescale.data.loader import Loader, Position, choose_counts
+from largescale.data.loader import CONDUCTORS, Loader, Position, choose_counts
 from largescale.data.order import Mixture, rank_places
 from largescale.data.reader import ShardReader
 from largescale.data.views import Views
@@ -59,6 +59,18 @@ class Batch:
     def inputs(self) -> Views:
         """The part of the batch that the method sees."""
         return Views(self.views, self.ids.to(self.views[0].device, non_blocking=True), self.facts)
+
+
+def num_loading(data: DataConfig) -> int:
+    """How many processes and threads a rank is going to load data with, the fetcher's not counted."""
+    launch = own_launch()
+    processes, threads = choose_counts(
+        data.workers,
+        data.threads,
+        local_ranks=max(1, launch.local_ranks if launch else 1),
+        on_gpu=torch.cuda.is_available(),
+    )
+    return processes * (1 + threads + CONDUCTORS) if processes else threads
 
 
 class Steps(Sized, Iterable[int], Protocol):

@@ -6,24 +6,39 @@ This one ends with the exit code of the rank that failed first, and says in a li
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
+from typing import TYPE_CHECKING
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.run import main as torchrun
-
+from largescale.distributed import threads
+from shards.ground.errors import InputError
 from shards.ground.terminal import fail_line
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 _WHY: dict[int, str] = {
     signal.SIGKILL: "by hand, or by the kernel because memory ran out: lower train.global_batch, raise "
     "train.accumulate, or start fewer ranks on this machine"
 }
+_USER_ERROR = 2
+_OWN_THREADS = 6
 _CRASHED = "a library crashed; PYTHONFAULTHANDLER=1 in the environment shows where"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Start ranks as torchrun does and wait for them; returns the exit code: of a signal 128 and its number."""
+    try:
+        of_ranks = _num_ranks(arguments or sys.argv[1:]) * (1 + threads.COMMAND + threads.GROUPS)
+        threads.require(_OWN_THREADS + of_ranks)
+    except InputError as error:
+        return fail_line(str(error), _USER_ERROR)
+    # Imported late: it starts threads, too.
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
     try:
         torchrun(arguments)
     except SignalException as asked:
@@ -31,6 +46,12 @@ def main(arguments: list[str] | None = None) -> int:
     except ChildFailedError as failed:
         return _of_first(*failed.get_first_failure())
     return 0
+
+
+def _num_ranks(arguments: list[str]) -> int:
+    """As many as are asked for by number; one where torchrun is to count devices."""
+    asked = re.search(r"--nproc[-_]per[-_]node[= ](\d+)\b", " ".join(arguments))
+    return int(asked.group(1)) if asked else 1
 
 
 def _of_first(rank: int, failure: ProcessFailure) -> int:

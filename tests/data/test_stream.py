@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from largescale.config import DataConfig
 from largescale.data.cache import ShardLost
 from largescale.data.corpora import Corpus
 from largescale.data.reader import ShardReader
+from largescale.data.stream import num_loading
 from shards.format.manifest import read_manifest
 from shards.format.shard_index import read_index, write_index
 from shards.ground.errors import InputError
@@ -172,3 +174,8 @@ def test_reader_refuses_a_shard_that_was_replaced_with_its_index(shard_folder, t
     write_index(replace(index, keys=[f"other-{row}" for row in range(len(index))]), manifest.index_path(2))
     with pytest.raises(ShardLost, match=r"000002\.index\.safetensors: is not the index .* run `shards"):
         ShardReader([Corpus(manifest)]).read(85)
+
+
+@pytest.mark.parametrize("workers, threads, num", [(2, 3, 2 * (1 + 3 + 2)), (0, 4, 4)])
+def test_what_loads_is_counted_before_it_starts(workers, threads, num):
+    assert num_loading(DataConfig(workers=workers, threads=threads)) == num
