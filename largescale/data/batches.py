@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from largescale.data.augment import DRAWS
 from largescale.data.cache import ShardLost
 from largescale.data.crops import BOX_DRAWS, BoxSampler, as_stored, crop, on_grid, reduction, turn
 from largescale.data.decode import EncodedImage, Scratch
-from largescale.data.order import Mixture, rank_places
+from largescale.data.order import rank_places
 from largescale.data.random import uniform
 from largescale.data.reader import SampleError, ShardReader
 from shards.ground.errors import InputError
@@ -133,10 +133,17 @@ class Unreadable:
         return f"{shard}: {len(tried)} consecutive samples cannot be read{failed}: {self.reasons[example]}; {remedy}"
 
 
+class Order(Protocol):
+    """Which samples form which step."""
+
+    def samples(self, steps: int | np.ndarray, places: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and epochs, as of `Mixture`."""
+
+
 class BatchMaker:
     """Makes any part of this rank's batch of any step: a pure function of (corpora, configuration, step)."""
 
-    def __init__(self, reader: ShardReader, order: Mixture, config: Config, *, rank: int, world_size: int) -> None:
+    def __init__(self, reader: ShardReader, order: Order, config: Config, *, rank: int, world_size: int) -> None:
         self.reader, self.order, self.data, self.seed = reader, order, config.data, config.run.seed
         self.facts = config.method.facts
         self.places = rank_places(

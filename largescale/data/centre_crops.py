@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 
 from largescale.config import Config
 from largescale.config.data_settings import CropGroup
-from largescale.data.batches import Buffers, Part
+from largescale.data.batches import BatchMaker, Buffers, Part
 from largescale.data.corpora import Corpus
 from largescale.data.decode import REDUCTIONS, EncodedImage
 from largescale.data.loader import Loader, Position, choose_counts
@@ -157,6 +157,26 @@ def centre_crop(image: Tensor, resize: int, size: int) -> Tensor:
     return image[:, top : top + size, left : left + size]
 
 
+def loader_of(
+    maker: CentreCropMaker | BatchMaker, steps: range, config: Config, device: torch.device, *, in_process: bool = False
+) -> Loader:
+    """A loader of evaluation's batches: processes and threads as `data` says, or none but this one."""
+    launch, on_gpu = own_launch(), device.type == "cuda"
+    local_ranks = max(1, launch.local_ranks if launch else 1)
+    processes, threads = choose_counts(config.data.workers, config.data.threads, local_ranks=local_ranks, on_gpu=on_gpu)
+    return Loader(
+        maker,
+        steps,
+        processes=0 if in_process else processes,
+        threads=threads,
+        slots=config.data.prefetch,
+        position=Position(),
+        stall_s=config.data.store_stall_s,
+        pin=on_gpu,
+        batch_key="evaluate.batch",
+    )
+
+
 def centre_crops(
     corpora: Sequence[Corpus],
     config: Config,
@@ -180,20 +200,7 @@ def centre_crops(
     maker, on_gpu = CentreCropMaker(corpora, config, batches, keys=keys), device.type == "cuda"
     if not len(maker.places):
         return
-    launch = own_launch()
-    local_ranks = max(1, launch.local_ranks if launch else 1)
-    processes, threads = choose_counts(config.data.workers, config.data.threads, local_ranks=local_ranks, on_gpu=on_gpu)
-    loader = Loader(
-        maker,
-        range(len(batches)),
-        processes=0 if in_process else processes,
-        threads=threads,
-        slots=config.data.prefetch,
-        position=Position(),
-        stall_s=config.data.store_stall_s,
-        pin=on_gpu,
-        batch_key="evaluate.batch",
-    )
+    loader = loader_of(maker, range(len(batches)), config, device, in_process=in_process)
     side = torch.cuda.Stream(device) if on_gpu else None
     with closing(loader):
         for number, ids in enumerate(batches):

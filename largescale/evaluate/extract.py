@@ -64,7 +64,9 @@ def labelled_corpus(location: object, key: str, config: Config, *, classes: bool
         InputError: not set, not there, damaged or without labels.
     """
     if not location or not isinstance(location, str):
-        raise InputError(f"{key} is not set; pass {key}=FOLDER with labelled shards")
+        what = "labelled shards" if classes else "shards"
+        one = "" if not location else "; data.shards names several, of which one is measured"
+        raise InputError(f"{key} is not set; pass {key}=FOLDER with {what}{one}")
     corpus = open_corpus(location, config.data)
     corpus.check_files()
     if classes and not corpus.manifest.classes:

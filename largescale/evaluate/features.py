@@ -64,7 +64,7 @@ def features_of_subject(
     if kept and "pixels" in names and None in (kept["pixels", 0], kept["pixels", 1]):
         kept["pixels", 0] = kept["pixels", 1] = None  # both lose their equal channels, or neither does
     stale = from_rank_0([place for place in wanted if kept[place] is None] if kept else [])
-    networks = _Networks(config, weights)
+    networks = Networks(config, weights)
     made: dict[tuple[str, int], FeatureSet] = {}
     for place, corpus in enumerate(shards):
         if needed := [name for name, where in stale if where == place]:
@@ -131,7 +131,7 @@ def _read(path: Path, wanted: Stamp) -> tuple[FeatureSet | None, str]:
     return (None if why else features), why
 
 
-class _Networks:
+class Networks:
     """The networks by name, each built when it is first needed: features that are kept need none."""
 
     def __init__(self, config: Config, weights: Weights) -> None:
@@ -154,7 +154,7 @@ class _Networks:
         return self.method.encode
 
 
-def _keep_exemplars(config: Config, path: Path, networks: _Networks, train: FeatureSet, made_from: Stamp) -> None:
+def _keep_exemplars(config: Config, path: Path, networks: Networks, train: FeatureSet, made_from: Stamp) -> None:
     stamp = {**made_from, "seed": config.run.seed}
     known = exemplars.load(path)
     if known is None or json.dumps(known.made_from) != json.dumps(stamp):

@@ -65,7 +65,15 @@ def _evaluated(name: str, protocol: Protocol, target: AnyTarget, overrides: list
     own = protocol.own_keys()
 
     def measured(weights: Weights, config: Config, warnings: list[str]) -> Record:
-        subject = Subject.of(target.run_dir, weights, config, protocol=name, own_keys=own, classes=protocol.of_classes)
+        subject = Subject.of(
+            target.run_dir,
+            weights,
+            config,
+            protocol=name,
+            own_keys=own,
+            classes=protocol.of_classes,
+            tests=not protocol.on_training_images,
+        )
         return _measure(name, protocol, subject, warnings)
 
     record = target.read(overrides, measured)
@@ -74,11 +82,11 @@ def _evaluated(name: str, protocol: Protocol, target: AnyTarget, overrides: list
     path = write_result(target.run_dir, record, newest=target.is_newest(record["checkpoint_step"]))
     for sentence in record["warnings"]:
         _log.warning("%s", sentence)
+    tests = "" if protocol.on_training_images else f"{record['num_test']} test images of {record['test_shards']}, "
     _log.info(
-        "%s, %d test images of %s, %d training images of %s; chosen on: %s; %s",
+        "%s, %s%d training images of %s; chosen on: %s; %s",
         words_for(record["made_from"]["weights"]),
-        record["num_test"],
-        record["test_shards"],
+        tests,
         record["num_train"],
         record["train_shards"],
         record["chosen_on"],
@@ -108,6 +116,10 @@ def _measure(name: str, protocol: Protocol, subject: Subject, warnings: list[str
         "test_shards": stamps[1]["location"],
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "results": found.results,
-        "warnings": [*warnings, *found.doubts, *doubts(config, subject.shards)],
+        "warnings": [
+            *warnings,
+            *found.doubts,
+            *([] if protocol.on_training_images else doubts(config, subject.shards)),
+        ],
         "made_from": result_stamp(config, subject.weights, *stamps),
     }

@@ -24,6 +24,7 @@ from largescale.evaluate import (
     svm,
 )
 from largescale.evaluate.ways import Way, by_dense_training, by_features, by_features_and_heads, by_lists, by_training
+from largescale.evaluate.without_labels import by_images_alone
 from shards.ground.errors import InputError
 
 COMMON = frozenset(item.name for item in fields(EvaluateConfig))
@@ -43,7 +44,7 @@ class Protocol:
         metric: the value that is quoted, by its name in a result.
         title: of the metric, for people.
         is_share: whether it is one, to be shown in percent.
-        on_training_images: whether its values are of these, not of the test images.
+        on_training_images: whether its values are of these; test images are then not needed.
         way: what it measures: see `ways.py`.
         of_classes: whether samples must be of classes.
     """
@@ -113,6 +114,8 @@ PROTOCOLS = {
         title="effective rank",
         is_share=False,
         on_training_images=True,
+        way=by_images_alone,
+        of_classes=False,
     ),
 }
 

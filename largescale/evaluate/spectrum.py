@@ -53,10 +53,41 @@ class Settings(EvaluateConfig):
     spectrum_images: int = setting(
         25600, "Images that the spectrum of features is computed of; 0 takes all.", at_least=0, at_most=2**31, free=True
     )
+    spectrum_views: int = setting(
+        0,
+        "Augmented views per image, for alignment and LiDAR; 0 leaves these out.",
+        at_least=0,
+        at_most=1000,
+        free=True,
+    )
+    spectrum_view_images: int = setting(
+        1000,
+        "Images of which there are views.",
+        at_least=2,
+        at_most=10**6,
+        free=True,
+        used_if="evaluate.spectrum_views",
+    )
+
+    def check(self) -> None:
+        """Refuse a single view, which has nothing to agree with.
+
+        Raises:
+            InputError: `spectrum_views` is 1.
+        """
+        if self.spectrum_views == 1:
+            raise InputError(
+                "evaluate.spectrum_views=1: expected 0 for none, or at least 2 (LiDAR's authors use 10 to 50)"
+            )
 
 
-def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, Any]:
-    """The measures of the training images' features; labels and test images take no part.
+def measure(train: FeatureSet, views: Tensor | None, config: Settings) -> dict[str, Any]:
+    """The measures of the training images' features; labels take no part.
+
+    Args:
+        train: features.
+        views: features of views of some of the images, [V, N, D]; None leaves alignment and LiDAR out.
+        config: settings.
 
     Raises:
         InputError: fewer than two images.
@@ -65,8 +96,13 @@ def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, 
     if len(features) < 2:
         raise InputError(f"spectrum: {len(features)} training image; needs at least 2")
     if 0 < config.spectrum_images < len(features):
-        features = features[_spread(len(features), config.spectrum_images)]
-    return {**spectrum(features), "num_images": len(features)}
+        features = features[spread(len(features), config.spectrum_images)]
+    found = {**spectrum(features), "num_images": len(features)}
+    if views is not None and views.shape[1] > 1:
+        num_views, num_images, _ = views.shape
+        found |= {"alignment": alignment(views), "lidar": lidar(views)}
+        found |= {"num_views": num_views, "num_view_images": num_images}
+    return found
 
 
 def spectrum(features: Tensor) -> dict[str, float]:
@@ -110,7 +146,7 @@ def alpha(eigenvalues: Tensor) -> float:
 
 def uniformity(features: Tensor) -> float:
     """log mean exp(-2 d^2) over all pairs of (at most 2,048) images, evenly spread."""
-    units = normalize(features[_spread(len(features), _PAIRED)].double(), dim=1)
+    units = normalize(features[spread(len(features), _PAIRED)].double(), dim=1)
     squares = (2 - 2 * units @ units.T).clamp_min(0)
     above = torch.ones_like(squares, dtype=torch.bool).triu(1)
     return float(torch.exp(-2 * squares[above]).mean().log())
@@ -158,6 +194,6 @@ def _eigenvalues(symmetric: Tensor) -> Tensor:
     return torch.linalg.eigvalsh((symmetric + symmetric.T) / 2).flip(0).clamp_min(0)
 
 
-def _spread(num: int, wanted: int) -> Tensor:
+def spread(num: int, wanted: int) -> Tensor:
     """At most `wanted` of `num` positions, evenly spread: shards need not be shuffled."""
     return torch.arange(num) if num <= wanted else (torch.arange(wanted) * num) // wanted

@@ -37,7 +37,14 @@ class Subject:
 
     @staticmethod
     def of(
-        run_dir: Path, weights: Weights, config: Config, *, protocol: str, own_keys: Sequence[str], classes: bool
+        run_dir: Path,
+        weights: Weights,
+        config: Config,
+        *,
+        protocol: str,
+        own_keys: Sequence[str],
+        classes: bool,
+        tests: bool = True,
     ) -> Subject:
         """With the shards that the configuration names.
 
@@ -46,19 +53,24 @@ class Subject:
             protocol: its name.
             own_keys: its keys under `evaluate`.
             classes: whether samples must be of classes.
+            tests: whether test shards are measured on; if not, the training shards stand in their place.
 
         Raises:
             InputError: they are not there, have no labels or other classes.
         """
-        shards, locations = _labelled_shards(config, classes)
+        shards, locations = _labelled_shards(config, classes, tests)
         stamps = shards_stamp(shards[0], locations[0]), shards_stamp(shards[1], locations[1])
         settings = {key: getattr(config.evaluate, key) for key in own_keys}
         task = identity({"settings": settings, "made_from": result_stamp(config, weights, *stamps)})
         return Subject(run_dir, weights, config, shards, stamps, f"{protocol}-{task}")
 
 
-def _labelled_shards(config: Config, classes: bool) -> tuple[tuple[Corpus, Corpus], tuple[str, str]]:
+def _labelled_shards(config: Config, classes: bool, tests: bool) -> tuple[tuple[Corpus, Corpus], tuple[str, str]]:
     """Training and test shards, and where they are."""
+    if not tests:
+        place = config.evaluate.train_shards or config.data.shards
+        alone = labelled_corpus(place, "evaluate.train_shards", config, classes=classes)
+        return (alone, alone), (place, place)
     # Both folders first: a missing one must not cost the time of the other.
     locations = config.evaluate.train_shards or config.data.shards, config.data.eval_shards
     shards = (

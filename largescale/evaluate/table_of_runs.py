@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from largescale.evaluate.features import NETWORKS
+from largescale.evaluate.headline import is_share
+from largescale.evaluate.protocols import PROTOCOLS
 from largescale.evaluate.results import Record
 
 
@@ -35,19 +37,32 @@ def _of_one(record: Record) -> str:
 
 
 def _by_part(record: Record) -> list[str]:
-    """A line per stage of the network or share of the labels, and a column per network, where a protocol has these."""
-    found = {name: _parts(record["metric"], result) for name, result in record["results"].items()}
+    """A line per stage of the network, share of the labels, or measure, and a column per network, where a protocol has
+    these.
+    """
+    found = {name: _parts(record, result) for name, result in record["results"].items()}
     results = {name: parts for name, parts in found.items() if parts}
     if not results:
         return []
-    first = next(iter(results.values()))
     rows = [["", *(NETWORKS[name] for name in results)]]
-    rows += [[stage, *(f"{one[stage]:.2%}" for one in results.values())] for stage in first]
+    for part in dict.fromkeys(part for parts in results.values() for part in parts):
+        rows.append([part, *(_text(record, part, parts.get(part)) for parts in results.values())])
     return _aligned(rows)
 
 
-def _parts(metric: str, result: Mapping[str, Any]) -> dict[str, float]:
-    """The metric by stage, or by share of the labels; empty where it was measured once."""
+def _text(record: Record, part: str, value: float | None) -> str:
+    if value is None:  # not defined of these features
+        return "-"
+    return f"{value:.2%}" if is_share(record, part.replace(" ", "_"), value) else f"{value:.4g}"
+
+
+def _parts(record: Record, result: Mapping[str, Any]) -> dict[str, float]:
+    """The metric by stage, or by share of the labels; all measures where the metric is but one of them that are no
+    shares; empty where there is one alone.
+    """
+    metric = record["metric"]
+    if not record.get("metric_is_share", True):
+        return {name.replace("_", " "): value for name, value in result.items() if isinstance(value, float)}
     stages: dict[str, float] = result.get(f"{metric}_by_stage", {})
     return stages or {
         f"{100 * float(share):g}% of the labels": one[metric] for share, one in result.get("by_share", {}).items()
@@ -63,7 +78,7 @@ def _of_several(places: list[str], records: Sequence[Record]) -> str:
     networks = list(dict.fromkeys(name for record in records for name in record["results"]))
     tests = [record["made_from"]["test_shards"]["name"] for record in records]
     same = len({record["made_from"]["test_shards"]["fingerprint"] for record in records}) == 1
-    head = ["run", *([] if same else ["test images"]), "step", *(NETWORKS[name] for name in networks)]
+    head = ["run", *([] if same else ["images"]), "step", *(NETWORKS[name] for name in networks)]
     rows = [
         [
             place,
@@ -73,7 +88,13 @@ def _of_several(places: list[str], records: Sequence[Record]) -> str:
         ]
         for place, test, record in zip(places, tests, records, strict=True)
     ]
-    on = f"{records[0]['num_test']:,} test images of {tests[0]}" if same else "not the same test images in every row"
+    protocol = PROTOCOLS.get(records[0]["protocol"])
+    kind = "training" if protocol is not None and protocol.on_training_images else "test"
+    on = (
+        f"{records[0]['num_test']:,} {kind} images of {tests[0]}"
+        if same
+        else f"not the same {kind} images in every row"
+    )
     return "\n".join([f"{records[0]['protocol']}, {records[0]['metric_title']}, {on}", *_aligned([head, *rows])])
 
 

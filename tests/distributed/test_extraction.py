@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from largescale.config import load_config
 from largescale.data.corpora import open_corpus
@@ -17,6 +18,8 @@ from largescale.distributed.collectives import rows_on_rank_0
 from largescale.evaluate.extract import extract, load_method, pixels
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.projection import Projection, of_folder
+from largescale.evaluate.spectrum import lidar
+from largescale.evaluate.views import features_of_views
 from largescale.processes import rank
 from shards.ground.errors import InputError
 from tests.helpers.commands import TINY
@@ -44,6 +47,13 @@ def projected(folder: str, out: Path) -> Projection:
     return of_folder(out, 9, corpus, {"layer": "pixels"}, features)
 
 
+def without_labels(folder: str) -> dict[str, Tensor]:
+    """Features of three views of some images, on rank 0."""
+    config = load_config(TINY, [f"data.shards={folder}", "evaluate.batch=12"])
+    networks, ids = {"untrained": load_method(config, None).encode}, np.arange(0, 100, 7)
+    return features_of_views(open_corpus(folder, config.data), config, networks, ids, 3, torch.device("cpu"))
+
+
 def refused(folder: str) -> str:
     config = load_config(TINY, [f"data.shards={folder}"])
     networks = {"broken": lambda images: images.flatten(1) / 0 * 0}
@@ -56,7 +66,13 @@ def refused(folder: str) -> str:
 
 def on_each_rank(folder: str, out: Path):
     uneven = rows_on_rank_0(torch.full((rank() * 2, 3), float(rank())))
-    return [found(folder, batch) for batch in (7, 150)], refused(folder), uneven, projected(folder, out)
+    return (
+        [found(folder, batch) for batch in (7, 150)],
+        refused(folder),
+        uneven,
+        projected(folder, out),
+        without_labels(folder),
+    )
 
 
 def test_ranks_share_the_images_and_change_nothing(held_out_shards: Path, tmp_path: Path):
@@ -79,3 +95,6 @@ def test_ranks_share_the_images_and_change_nothing(held_out_shards: Path, tmp_pa
     assert projection.components.shape == (9, 3 * 28 * 28) and projection.about["fitted_on"]["num_images"] == 50
     for outcome in (first, second, third):  # bit for bit
         assert outcome[3].stamp() == projection.stamp() and outcome[3].about == projection.about
+    expected_views = without_labels(folder)["untrained"]
+    assert torch.equal(first[4]["untrained"], expected_views) and expected_views.shape[:2] == (3, 15)
+    assert lidar(first[4]["untrained"]) == lidar(expected_views) and second[4] == third[4] == {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import shards
 from largescale.cli import main
 from largescale.evaluate import clusters, knn, linear, linear_cached, low_shot, retrieval, spectrum
 from largescale.evaluate.doubts import class_doubts
+from largescale.evaluate.features import NETWORKS
 from largescale.evaluate.protocols import PROTOCOLS
 from shards.ground.errors import InputError
 from tests.helpers.features import features
@@ -61,7 +64,7 @@ def unlabelled(sample_images, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if name != "spectrum"])
 def test_no_labels_are_said_by_every_protocol(unlabelled, protocol, capsys):
     bags = unlabelled / "bags"
     words = [f"evaluate.train_shards={bags}", f"data.eval_shards={bags}", "evaluate.resize=32", "evaluate.size=32"]
@@ -70,6 +73,23 @@ def test_no_labels_are_said_by_every_protocol(unlabelled, protocol, capsys):
     last = capsys.readouterr().err.splitlines()[-1]
     lines = "its samples have no labels; make it with", "no image has a label there", "no sample has a member"
     assert last.startswith("error: ") and any(line in last for line in lines)
+
+
+def test_the_spectrum_needs_neither_labels_nor_test_images(unlabelled, capsys):
+    words = [f"evaluate.train_shards={unlabelled / 'bags'}", "evaluate.resize=32", "evaluate.size=32", "data.workers=0"]
+    words += ["evaluate.spectrum_images=9", "evaluate.spectrum_view_images=5", "data.crops=[{size: 32}]"]
+    command = ["evaluate", "spectrum", str(unlabelled / "narrow.pth"), *words]
+    assert main([*command, "evaluate.spectrum_views=1"]) == 2
+    assert "evaluate.spectrum_views=1: expected 0 for none, or at least 2" in capsys.readouterr().err
+    assert main([*command, "evaluate.spectrum_views=3"]) == 0
+    shown = capsys.readouterr()
+    assert re.search(r"^alignment +[\d.]+ +[\d.]+ +-$", shown.out, re.MULTILINE), shown.out
+    assert "test images" not in shown.out + shown.err
+    [path] = unlabelled.glob("narrow.pth.evaluated/eval/results/spectrum-bags-*.json")
+    record = json.loads(path.read_text())
+    assert record["num_train"] == 9 and record["warnings"] == [] and set(record["results"]) == set(NETWORKS)
+    found = record["results"]["pretrained"]
+    assert found["num_views"] == 3 and found["num_view_images"] == 5 and 1 <= found["lidar"] < 5
 
 
 def test_one_image_of_one_class_is_told(unlabelled, sample_images, tmp_path):
