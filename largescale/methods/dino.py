@@ -39,6 +39,7 @@ from largescale.data.views import Views
 from largescale.distributed.collectives import exchanging
 from largescale.methods.embedding_method import SPANS, Named
 from largescale.methods.joint_embedding import JointEmbedding, unit
+from largescale.methods.losses import swapped_prediction
 from largescale.methods.method import Average, Output, Panel, Row, Sign
 from largescale.methods.multi_crop import num_large, require_two_large
 from largescale.methods.teachers import cosine_momentum, following, teacher_of
@@ -149,7 +150,7 @@ class DINO(JointEmbedding):
             centre = self.centre.to(teacher.dtype)
             shifted = teacher - centre if self.config.centring else teacher
             log_q = log_softmax(shifted / self.teacher_temperature(step), dim=-1)
-            loss = between_views(log_q.exp(), log_softmax(student / self.config.temperature, dim=-1))
+            loss = swapped_prediction(student, log_q.exp(), self.config.temperature)
             signs = self.watch_embeddings(z[0], z[1]) | _watch_outputs(log_q, loss.detach())
             self._recentre(teacher)
         return Output(loss, signs, {"teacher_embeddings": z, "centre": centre})
@@ -294,14 +295,6 @@ class UnitRows(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """[N, D] to [N, K]; cosines for unit vectors."""
         return linear(x, normalize(self.weight, dim=1))
-
-
-def between_views(q: Tensor, log_p: Tensor) -> Tensor:
-    """The loss of the module's docstring: probabilities q [A, B, K] of the teacher, log-probabilities [V, B, K]."""
-    num_large, num_views, batch = len(q), *log_p.shape[:2]
-    # The other views of a large view are all views less itself.
-    others = log_p.sum(0) - log_p[:num_large]
-    return -(q * others).sum() / (num_large * (num_views - 1) * batch)
 
 
 def _outputs(

@@ -10,7 +10,8 @@ from largescale.config import load_config
 from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.methods import build_method
-from largescale.methods.dino import DINO, between_views
+from largescale.methods.dino import DINO
+from largescale.methods.losses import swapped_prediction
 from largescale.optim.roles import role_of
 from largescale.plan.simulate import simulate
 from shards.ground.errors import InputError
@@ -98,7 +99,7 @@ def test_a_constant_added_to_all_outputs_and_the_centre_leaves_the_loss():
     shift = torch.randn(OUTPUTS, generator=generator, dtype=torch.float64)
 
     def loss(t: torch.Tensor, s: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        return between_views(((t - c) / 0.04).softmax(-1), (s / 0.1).log_softmax(-1))
+        return swapped_prediction(s, ((t - c) / 0.04).softmax(-1), 0.1)
 
     torch.testing.assert_close(
         loss(teacher + shift, student + 3.0, shift), loss(teacher, student, torch.zeros(OUTPUTS)), rtol=1e-12, atol=0

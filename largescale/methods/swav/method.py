@@ -1,12 +1,7 @@
 """SwAV: swapped prediction of cluster assignments between views (arXiv 2006.09882, section 3).
 
 Each large view of an image is assigned to prototypes by Sinkhorn-Knopp; every other view of it, large or small, must
-predict that assignment. Loss for scores z and codes q, the naive loop::
-
-    for a in assign views:
-        for v in all views except a:
-            loss += -(q[a] * log_softmax(z[v] / temperature)).sum(-1).mean()
-    loss /= num assign views * (num views - 1)                       # and the mean over heads
+predict that assignment: `losses.swapped_prediction` of scores and codes, the mean over heads.
 """
 
 from __future__ import annotations
@@ -19,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
-from torch.nn.functional import log_softmax, normalize
+from torch.nn.functional import normalize
 
 from largescale.config import Config
 from largescale.data.views import Views
 from largescale.methods.embedding_method import EmbeddingMethod, Named
+from largescale.methods.losses import swapped_prediction
 from largescale.methods.method import Exemplars, Output, Panel, Role, Row, Sign
 from largescale.methods.milestone import Milestone
 from largescale.methods.prototypes import Prototypes
@@ -86,7 +82,8 @@ class SwAV(EmbeddingMethod):
         scores = [inputs[f"scores.{head}"] for head in range(len(self.counts))]
         with torch.autocast(scores[0].device.type, enabled=False):
             codes = self._codes(scores, inputs["embeddings"].detach(), step)
-            loss = torch.stack([self._swapped_loss(z, q) for z, q in zip(scores, codes, strict=True)]).mean()
+            losses = [swapped_prediction(z, q, self.config.temperature) for z, q in zip(scores, codes, strict=True)]
+            loss = torch.stack(losses).mean()
             evidence = {f"scores.{head}": values.detach() for head, values in enumerate(scores)}
             return Output(loss, self._signs(scores, codes), evidence)
 
@@ -213,17 +210,9 @@ class SwAV(EmbeddingMethod):
             fresh = embeddings.unflatten(1, (-1, self.queue.shape[2])).flip(1).to(self.queue.dtype)
             self.queue = torch.cat([fresh, self.queue[:, : -fresh.shape[1]]], dim=1)
 
-    def _swapped_loss(self, scores: Tensor, codes: Tensor) -> Tensor:
-        """Loss of one head: scores [V, B, K], codes [A, B, K]."""
-        log_p = log_softmax(scores / self.config.temperature, dim=-1)
-        # The other views of assign view a are all views less itself.
-        others = log_p.sum(0) - log_p[: self.num_assign]
-        num_pairs = self.num_assign * (scores.shape[0] - 1) * scores.shape[1]
-        return -(codes * others).sum() / num_pairs
-
     @torch.no_grad()
     def _signs(self, scores: list[Tensor], codes: list[Tensor]) -> dict[str, Tensor]:
-        entropies = [-(q * q.clamp_min(1e-30).log()).sum(-1).mean() / math.log(q.shape[-1]) for q in codes]
+        entropies = [torch.special.entr(q).sum(-1).mean() / math.log(q.shape[-1]) for q in codes]
         signs = {"assignment_entropy": torch.stack(entropies).mean()}
         for number, head in enumerate(scores):
             nearest = head[: self.num_assign].argmax(-1).flatten()
