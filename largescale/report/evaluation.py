@@ -149,7 +149,7 @@ def _numbers(record: Record, result: dict[str, Any]) -> Iterator[tuple[str, str,
 
 
 def _nested(record: Record, by: str, found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """The numbers of `by_prototype`, which is measured once, or of `by_share`, once for each share."""
+    """The numbers under `by_SOMETHING`: measured once, or once for each share."""
     for key, one in found.items():
         if isinstance(one, dict):
             for name, value in one.items():
