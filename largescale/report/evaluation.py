@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from largescale.evaluate.headline import OWN, is_share
 from largescale.evaluate.results import Record, age
 from largescale.report import plots
-from largescale.report.html_parts import details, missing, section, table
+from largescale.report.html_parts import details, escape, missing, section, table
 from largescale.report.measurements import Measurement, measured_on, network_name, newest, of_record, protocol_name
 from largescale.report.reported_run import ReportedRun
 
@@ -50,11 +50,13 @@ def section_of(runs: Sequence[ReportedRun]) -> str:
         return section(title, "", missing("Not measured yet; `largescale evaluate knn RUN` does it."))
     several = len(runs) > 1
     on = dict.fromkeys(f"{protocol_name(one.protocol)}: {measured_on(one.record)}{_chosen(one)}." for one in found)
-    text = f"{' '.join(on)} Intervals are Wilson's at 95 % over the test images."
+    text = "Intervals are Wilson's at 95 % over the test images. What was measured on what:"
+    lines = "".join(f"<li>{escape(line)}</li>" for line in on)
     charts = "".join(f"<div>{plots.in_page(figure, name, _alt(found, name))}</div>" for name, figure in figures(runs))
     rows = [_row(one, several) for one in found]
     heads = ["run"] * several + ["protocol", "features", "%", "95 % interval", "test images", "step"]
-    body = f'<div class="grid">{charts}</div>{table("Newest results", heads, rows, numbers_from=2 + several)}'
+    shown = table("Newest results", heads, rows, numbers_from=2 + several)
+    body = f'<ul class="lines">{lines}</ul><div class="grid">{charts}</div>{shown}'
     num_all = sum(len(run.results.all) for run in runs)
     many = "s" * (num_all != 1)
     return section(title, text, body + details(f"All numbers, of {num_all} measurement{many}", _all(runs)))
@@ -68,7 +70,7 @@ def figures(runs: Sequence[ReportedRun]) -> Iterator[tuple[str, Figure]]:
         yield (
             f"accuracy-{protocol}",
             plots.bars(
-                f"{protocol_name(protocol)} {of_protocol[0].name}, %, with 95 % intervals",
+                f"{protocol_name(protocol)} {of_protocol[0].title}, %, with 95 % intervals",
                 [
                     (_label(one, runs), 100 * one.value, 100 * one.low, 100 * one.high, _number(one, runs))
                     for one in of_protocol
@@ -100,7 +102,7 @@ def _label(one: Measurement, runs: Sequence[ReportedRun]) -> str:
 def _alt(found: list[Measurement], name: str) -> str:
     of_protocol = [one for one in found if name == f"accuracy-{one.protocol}"]
     values = "; ".join(f"{one.run.label} {network_name(one.network)} {100 * one.value:.1f}" for one in of_protocol)
-    return f"{protocol_name(of_protocol[0].protocol)} {of_protocol[0].name} in percent: {values}"
+    return f"{protocol_name(of_protocol[0].protocol)} {of_protocol[0].title} in percent: {values}"
 
 
 def _row(one: Measurement, several: bool) -> list[str]:

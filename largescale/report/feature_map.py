@@ -64,7 +64,8 @@ def feature_map(test: Part, found: Predictions) -> FeatureMap:
             raise InputError(
                 "All images have the same features: the network has collapsed, and there is nothing to map."
             )
-        points, method = _embedded(reduced)
+        perplexity = min(_PERPLEXITY, (len(values) - 1) / 3)
+        points = TSNE(init="pca", random_state=0, perplexity=perplexity, max_iter=500).fit_transform(reduced)
         clusters = KMeans(num_clusters, n_init=1, random_state=0).fit_predict(reduced)
     names = [f"cluster {number}" for number in range(num_clusters)]
     right = (truth != found.classes).astype(np.int64)
@@ -76,19 +77,8 @@ def feature_map(test: Part, found: Predictions) -> FeatureMap:
             "k-means cluster": (names, clusters),
             "kNN right or wrong": (["right", "wrong"], right),
         },
-        f"{method} of {dimensions} principal components",
+        f"t-SNE of {dimensions} principal components",
     )
-
-
-def _embedded(values: np.ndarray) -> tuple[np.ndarray, str]:
-    """Points [M, 2], by openTSNE where it is installed."""
-    perplexity = min(_PERPLEXITY, (len(values) - 1) / 3)
-    try:
-        from openTSNE import TSNE as OpenTSNE
-    except ImportError:
-        made = TSNE(init="pca", random_state=0, perplexity=perplexity, max_iter=500)
-        return made.fit_transform(values), "t-SNE"
-    return np.asarray(OpenTSNE(initialization="pca", random_state=0, perplexity=perplexity).fit(values)), "openTSNE"
 
 
 def as_html(found: FeatureMap, test: Part, told: Sequence[str]) -> str:

@@ -38,6 +38,11 @@ class Measurement:
     high: float
     num_test: int
 
+    @property
+    def title(self) -> str:
+        """Of the measure, for people."""
+        return str(self.record.get("metric_title", self.name.replace("top1", "top-1")))
+
     def paired(self, other: Measurement) -> float | None:
         """How likely chance explains the difference, by McNemar's test on the same images; None if it was not made."""
         if other.record is not self.record or self.network != OWN:

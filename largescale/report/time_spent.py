@@ -24,7 +24,10 @@ def section_of(runs: Sequence[ReportedRun]) -> str:
         [run.label, *(f"{parts.get(kind, 0) / total(parts):.1%}" for kind in kinds), format_seconds(total(parts))]
         for run, parts in found
     ]
-    bars = "".join(_bar(run, parts, kinds) for run, parts in found)
+    keys = "".join(
+        f'<li><i style="background:var(--line-{place})"></i>{escape(kind)}</li>' for place, kind in enumerate(kinds)
+    )
+    bars = f'{"".join(_bar(run, parts, kinds) for run, parts in found)}<ul class="legend">{keys}</ul>'
     text = "Of the time between the first and the last logged step. Computing includes exchanges between ranks."
     return section(title, text, bars + table("Where time went", ["run", *kinds, "in all"], rows, numbers_from=1))
 
@@ -56,9 +59,6 @@ def _bar(run: ReportedRun, parts: dict[str, float], kinds: list[str]) -> str:
         for kind in kinds
         if kind in parts
     )
-    keys = "".join(
-        f'<li><i style="background:var(--line-{place})"></i>{escape(kind)}</li>' for place, kind in enumerate(kinds)
-    )
     says = ", ".join(f"{kind} {seconds / total(parts):.0%}" for kind, seconds in parts.items())
     label = f"{run.label}: {says}"
-    return f'<div class="bar" role="img" aria-label="{escape(label)}">{pieces}</div><ul class="legend">{keys}</ul>'
+    return f'<div class="bar" role="img" aria-label="{escape(label)}">{pieces}</div>'

@@ -103,7 +103,7 @@ def _values(run: ReportedRun, key: str) -> list[float]:
 def panels_of(runs: Sequence[ReportedRun]) -> Iterator[Panel]:
     """The panels that some run has values for; with several runs each column is a panel of its own."""
     taken: set[str] = set()
-    for panel in [*_common(runs), *_of_methods(runs), *_costs()]:
+    for panel in [*_common(runs), *_of_methods(runs), *_online(), *_costs()]:
         columns = {label: key for label, key in panel.columns.items() if _has(runs, key)}
         new = {label: key for label, key in columns.items() if key not in taken}
         taken |= set(columns.values())
@@ -111,7 +111,8 @@ def panels_of(runs: Sequence[ReportedRun]) -> Iterator[Panel]:
     keys = dict.fromkeys(key for run in runs for row in run.metrics for key in row)
     for key in keys:
         if key not in taken and key not in _NOT_CURVES and _has(runs, key):
-            yield Panel(key, key.replace("_", " "), {key: key})
+            title = key.replace("_", " ")
+            yield Panel(key, title[:1].upper() + title[1:], {key: key})
 
 
 def _apart(panel: Panel, columns: dict[str, str], *, several: bool) -> Iterator[Panel]:
@@ -145,6 +146,20 @@ def _of_methods(runs: Sequence[ReportedRun]) -> list[Panel]:
             name = "-".join(panel.columns.values()).replace("_", "-")
             found.setdefault(panel.title, Panel(name, panel.title, panel.columns, panel.limits))
     return list(found.values())
+
+
+def _online() -> list[Panel]:
+    return [
+        Panel("online-knn", "kNN top-1 among training images", {"kNN": "online_knn_top1"}),
+        Panel(
+            "online-rank",
+            "Effective rank",
+            {"as it is": "online_effective_rank", "less the mean": "online_effective_rank_centred"},
+        ),
+        Panel("online-mean-share", "Share of the mean vector", {"share": "online_mean_share"}),
+        Panel("online-alpha", "Alpha of the spectrum", {"alpha": "online_alpha"}),
+        Panel("online-uniformity", "Uniformity", {"uniformity": "online_uniformity"}),
+    ]
 
 
 def _costs() -> list[Panel]:

@@ -101,7 +101,7 @@ def _better(run: ReportedRun) -> Iterator[Answer]:
         range_ = f" ({100 * own.low:.1f} to {100 * own.high:.1f})" if own.low < own.high else ""
         text = f"{100 * own.value:.1f} %{range_}{' against ' if against else ''}{against}."
         name = protocol_name(own.protocol)
-        yield Answer(f"Better, by {name} {own.name.replace('top1', 'top-1')}?", _kind(own, others), text)
+        yield Answer(f"Better, by {name} {own.title}?", _kind(own, others), text)
 
 
 def _kind(own: Measurement, others: list[Measurement]) -> str:

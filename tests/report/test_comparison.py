@@ -90,7 +90,7 @@ def test_runs_are_compared_in_colours_and_settings(tmp_path):
     page = training.section_of(runs, None)
     assert page.count("var(--line-0)") > 1 and page.count("var(--line-1)") > 1 and "b&lt;" in page and "b<" not in page
     titles = [panel.title for panel in training.panels_of(runs)]
-    assert "Seconds per step: waiting for data" in titles and "online knn" in titles and "Loss" in titles
+    assert "Seconds per step: waiting for data" in titles and "Online knn" in titles and "Loss" in titles
     assert len([title for title in titles if "Images per second" in title]) == 0  # no run has it
     table = settings.differing(runs)
     assert "optim.lr" in table and "0.5" in table and "2.0" in table and "train.steps" not in table
