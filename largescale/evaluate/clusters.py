@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans, MiniBatchKMeans
-from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -66,6 +63,8 @@ def measure(
 
 
 def _by_k_means(train: FeatureSet, test: FeatureSet, count: int, starts: int) -> dict[str, Any]:
+    from sklearn.cluster import KMeans, MiniBatchKMeans  # see `protocols`
+
     method = KMeans if len(train) < _LARGE else MiniBatchKMeans
     model = method(n_clusters=count, n_init=starts, random_state=0).fit(normalize(train.features, dim=1).numpy())
     return agreement(test.labels, model.predict(normalize(test.features, dim=1).numpy()))
@@ -73,11 +72,13 @@ def _by_k_means(train: FeatureSet, test: FeatureSet, count: int, starts: int) ->
 
 def agreement(labels: Tensor, clusters: np.ndarray) -> dict[str, Any]:
     """How well clusters [N] are the classes of labels [N]: shares, and the number of clusters that are not empty."""
+    from sklearn import metrics  # see `protocols`
+
     truth = labels.numpy()
     return {
-        "nmi": float(normalized_mutual_info_score(truth, clusters)),
-        "ami": float(adjusted_mutual_info_score(truth, clusters)),
-        "ari": float(adjusted_rand_score(truth, clusters)),
+        "nmi": float(metrics.normalized_mutual_info_score(truth, clusters)),
+        "ami": float(metrics.adjusted_mutual_info_score(truth, clusters)),
+        "ari": float(metrics.adjusted_rand_score(truth, clusters)),
         "matched": matched_share(truth, clusters),
         "num_clusters": len(np.unique(clusters)),
     }
@@ -85,6 +86,8 @@ def agreement(labels: Tensor, clusters: np.ndarray) -> dict[str, Any]:
 
 def matched_share(labels: np.ndarray, clusters: np.ndarray) -> float:
     """Share of samples that are of the class their cluster stands for, in the best matching of one class each."""
+    from scipy.optimize import linear_sum_assignment  # see `protocols`
+
     table = np.zeros((int(labels.max()) + 1, int(clusters.max()) + 1), np.int64)
     np.add.at(table, (labels, clusters), 1)
     rows, columns = linear_sum_assignment(table, maximize=True)

@@ -1,4 +1,8 @@
-"""The protocols of `largescale evaluate`, by name: each has a file with its settings, and an entry here."""
+"""The protocols of `largescale evaluate`, by name: each has a file with its settings, and an entry here.
+
+Their settings are part of every configuration, so every command imports them all. SciPy and scikit-learn, which take
+two seconds of a processor to import, are therefore imported by the functions that use them.
+"""
 
 from __future__ import annotations
 

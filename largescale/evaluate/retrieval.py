@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sklearn.metrics import average_precision_score
 from torch.nn.functional import normalize
 
 from largescale.config import EvaluateConfig
@@ -45,6 +44,8 @@ def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, 
 
     Collectives: every rank must call it; one all-reduce.
     """
+    from sklearn.metrics import average_precision_score  # see `protocols`
+
     unit, labels = normalize(test.features, dim=1), test.labels
     counts = torch.bincount(labels)
     queries = (counts[labels] > 1).nonzero().flatten()

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from scipy.stats import binomtest
 from torch import Tensor
 
 from largescale.distributed.collectives import sum_over_ranks
@@ -47,6 +46,8 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:
     Returns:
         `only_first` and `only_second`, numbers of such images, and `p`: how likely chance splits them as unevenly.
     """
+    from scipy.stats import binomtest  # see `protocols`
+
     one, other = (torch.tensor(hits, dtype=torch.bool) for hits in (first, second))
     ours, theirs = int((one & ~other).sum()), int((other & ~one).sum())
     p = float(binomtest(ours, ours + theirs).pvalue) if ours + theirs else 1.0
@@ -55,5 +56,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:
 
 def interval(share: float, num: int) -> list[float]:
     """The 95 % confidence interval (Wilson) of a share that was found on `num` independent test images."""
+    from scipy.stats import binomtest  # see `protocols`
+
     found = binomtest(round(share * num), num).proportion_ci(method="wilson")
     return [float(found.low), float(found.high)]

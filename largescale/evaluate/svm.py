@@ -12,13 +12,9 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import average_precision_score, precision_recall_curve
-from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.svm import LinearSVC
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,6 +25,9 @@ from largescale.evaluate.label_lists import LabelLists, Labels, sorted_classes
 from largescale.evaluate.shares import from_all_ranks
 from largescale.processes import rank, world_size
 from shards.ground.errors import InputError
+
+if TYPE_CHECKING:
+    from sklearn.svm import LinearSVC
 
 CHOSEN_ON = "three folds of the training images, per class"
 
@@ -134,6 +133,9 @@ def _truth(features: Tensor, lists: list[Labels | None], unsure: list[Labels | N
 
 def _of_classes(classes: list[str], train: Truth, test: Truth, costs: list[float]) -> dict[str, dict[str, Any]]:
     """By class, of those that can be measured; ranks share the classes. Collectives: one all-gather of objects."""
+    from sklearn.exceptions import ConvergenceWarning  # see `protocols`
+    from sklearn.metrics import average_precision_score
+
     own = {}
     numbers = range(rank(), len(classes), world_size())
     for number in tqdm(numbers, desc="SVMs", unit="class", leave=False, mininterval=1, disable=rank() > 0):
@@ -160,6 +162,9 @@ def _of_classes(classes: list[str], train: Truth, test: Truth, costs: list[float
 
 def chosen_cost(x: np.ndarray, y: np.ndarray, costs: list[float]) -> float:
     """The cost of the best average precision over folds of training images; the smallest where there is no fold."""
+    from sklearn.exceptions import ConvergenceWarning  # see `protocols`
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+
     folds = min(_FOLDS, int(y.sum()), int((~y).sum()))
     if len(costs) == 1 or folds < 2:
         return min(costs)
@@ -171,11 +176,15 @@ def chosen_cost(x: np.ndarray, y: np.ndarray, costs: list[float]) -> float:
 
 
 def _svm(cost: float) -> LinearSVC:
+    from sklearn.svm import LinearSVC  # see `protocols`
+
     return LinearSVC(C=cost, class_weight={True: 2, False: 1}, dual=True, tol=1e-4, max_iter=2000, random_state=0)
 
 
 def eleven_points(truth: np.ndarray, scores: np.ndarray) -> float:
     """Average precision as VOC07 has it: the mean, over recalls of 0, 0.1, ... 1, of the best precision beyond."""
+    from sklearn.metrics import precision_recall_curve  # see `protocols`
+
     precision, recall, _ = precision_recall_curve(truth, scores)
     # The last point of scikit-learn's curve stands for no image at all.
     precision, recall = precision[:-1], recall[:-1]
