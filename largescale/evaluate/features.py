@@ -16,6 +16,7 @@ from torch import Tensor
 
 from largescale.config import Config
 from largescale.evaluate import exemplars
+from largescale.evaluate.corpora_shown import keep_corpora
 from largescale.evaluate.extract import can_be_read, drop_equal_channels, extract, pixels
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.made_from import VERSION, Stamp, difference, images_stamp, network_stamp, weights_stamp
@@ -50,7 +51,7 @@ def features_of_subject(
     Raises:
         InputError: no sample can be used, or features are not finite.
 
-    Collectives: every rank must call it; those of `extract`, and two broadcasts of an object.
+    Collectives: every rank must call it; those of `extract` and `keep_corpora`, and two broadcasts of an object.
     """
     config, run_dir, weights, shards = subject.config, subject.run_dir, subject.weights, subject.shards
 
@@ -83,6 +84,9 @@ def features_of_subject(
             _keep_exemplars(config, scores, networks, whole["pretrained", 0], wanted["pretrained", 0])
 
     on_rank_0(write)
+    if not every:
+        own = {key: wanted["pretrained", 0][key] for key in ("images", "network", "weights")}
+        keep_corpora(run_dir, config, lambda images: networks["pretrained"](images), own, networks.device)
     if rank() > 0:
         whole = {(name, place): FeatureSet.load(path(name, place)) for name, place in wanted}
     return {name: whole[name, 0] for name in names}, {name: whole[name, 1] for name in names}

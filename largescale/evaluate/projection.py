@@ -144,11 +144,19 @@ def _fit(out: Path, features: Tensor, num_components: int, wanted: Stamp, corpus
 
 def chosen_images(corpus: Corpus, num_components: int) -> np.ndarray:
     """Sample ids that a projection is fitted on, ascending, int64."""
+    return spread_over(corpus, max(_FEWEST_IMAGES, _IMAGES_PER_COMPONENT * num_components), _MOST_SHARDS)
+
+
+def spread_over(corpus: Corpus, num_images: int, most_shards: int) -> np.ndarray:
+    """At most so many sample ids, evenly spread over at most so many shards that are evenly spread: ascending, int64.
+
+    Shards in a store are fetched whole, so they are few.
+    """
     first, sizes = corpus.first_samples, corpus.shard_sizes()
     filled = np.flatnonzero(sizes)
-    shards = filled[_spread(len(filled), _MOST_SHARDS)]
+    shards = filled[_spread(len(filled), most_shards)]
     there = np.concatenate([np.empty(0, np.int64), *(np.arange(first[shard], first[shard + 1]) for shard in shards)])
-    return there[_spread(len(there), max(_FEWEST_IMAGES, _IMAGES_PER_COMPONENT * num_components))]
+    return there[_spread(len(there), num_images)]
 
 
 def check_components(num_components: int, width: int) -> None:

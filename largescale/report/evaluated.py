@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from largescale.config import Config
+from largescale.config import Config, corpus_settings
 from largescale.data.corpora import open_corpus
 from largescale.data.reader import ShardReader
+from largescale.evaluate import corpora_shown
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.features import path_of
 from largescale.evaluate.knn import nearest
@@ -38,6 +39,11 @@ class Part:
     def class_of(self, row: int) -> str:
         """The name of a row's class."""
         return self.features.classes[int(self.features.labels[row])]
+
+    @property
+    def name(self) -> str:
+        """Of the shard folder."""
+        return str(self.features.made_from["shards"]["name"])
 
     @property
     def what(self) -> str:
@@ -69,6 +75,25 @@ def part_of(run_dir: Path, config: Config, part: str) -> Part:
     return Part(features, reader_of(features.made_from["shards"], config))
 
 
+def corpora_of(run_dir: Path, config: Config, like: FeatureSet) -> list[Part]:
+    """Some images of each corpus that the run was trained on, if there are several, as far as they are of its weights.
+
+    Args:
+        run_dir, config: of the run.
+        like: features of the network that is shown.
+
+    Raises:
+        InputError: the images are nowhere.
+    """
+    parts = []
+    for number in range(len(corpus_settings(config.data))):
+        path = corpora_shown.path_of(run_dir, number)
+        features = FeatureSet.load(path) if path.is_file() else None
+        if features and all(features.made_from[key] == like.made_from[key] for key in ("version", "weights", "images")):
+            parts.append(Part(features, reader_of(features.made_from["shards"], config)))
+    return parts
+
+
 def both_parts(run_dir: Path, config: Config) -> tuple[Part, Part]:
     """Training and test features of the same network.
 
@@ -88,7 +113,8 @@ def reader_of(stamp: dict[str, Any], config: Config) -> ShardReader:
     Raises:
         InputError: they are nowhere.
     """
-    known = [stamp["location"], config.data.eval_shards, config.evaluate.train_shards, config.data.shards]
+    trained_on = [place for place, _, _ in corpus_settings(config.data)]
+    known = [stamp["location"], config.data.eval_shards, config.evaluate.train_shards, *trained_on]
     why = ""
     for location in dict.fromkeys(place for place in known if isinstance(place, str) and place):
         try:

@@ -1,4 +1,4 @@
-"""A map of features that shows the image under the pointer, coloured by class, cluster, or what kNN gets wrong.
+"""A map of features that shows the image under the pointer, coloured by class, cluster, corpus, or what kNN gets wrong.
 
 Choosing the colours needs no script (radio buttons and CSS); the images under the pointer do (map.js).
 """
@@ -19,6 +19,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from torch.nn.functional import normalize
 
+from largescale.evaluate.feature_set import FeatureSet
 from largescale.report import plots
 from largescale.report.evaluated import Part, Predictions
 from largescale.report.gallery import picture
@@ -27,8 +28,9 @@ from shards.ground.errors import InputError
 
 _DIMENSIONS, _PERPLEXITY = 50, 30
 _WIDTH, _HEIGHT, _MARGIN = 900, 620, 14
-_BY_ERROR = 2
-"""The place of right or wrong among the groups."""
+_RIGHT, _WRONG, _OTHER, _NO_CLASS = "right", "wrong", "not a test image", "no class known"
+CLASS, CLUSTER, CORPUS, ERROR = "class", "k-means cluster", "corpus", "kNN right or wrong"
+"""What points can be coloured by."""
 _ALIKE = 1e-6
 """Spread of unit vectors below which t-SNE has nothing but rounding to go by, and crashes on none at all."""
 _SIDE = 40
@@ -37,23 +39,28 @@ _SIDE = 40
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """Points [M, 2] of some rows of the test set, and what they can be coloured by.
+    """Points [M, 2] of some images, and what they can be coloured by.
 
     Attributes:
+        images: part and row in it of each point, int64 [M, 2]; part 0 is the test set, others are corpora.
         groups: names of groups and the group of each point, by what they are.
         method: how the points were found, in words.
     """
 
     points: np.ndarray
-    rows: np.ndarray
+    images: np.ndarray
     groups: dict[str, tuple[list[str], np.ndarray]]
     method: str
 
 
-def feature_map(test: Part, found: Predictions) -> FeatureMap:
-    """The map of the test images that kNN was asked about; always the same for the same features."""
+def feature_map(test: Part, found: Predictions, corpora: Sequence[Part] = ()) -> FeatureMap:
+    """The map of the test images that kNN was asked about, and of images of corpora; the same for the same features."""
     features, truth = test.features, test.features.labels.numpy()[found.rows]
-    values = normalize(features.features[torch.from_numpy(found.rows)], dim=1).numpy()
+    others = [part.features for part in corpora]
+    rows = [found.rows, *(np.arange(len(one)) for one in others)]
+    images = np.concatenate([np.stack([np.full_like(own, place), own], 1) for place, own in enumerate(rows)])
+    shown = [features.features[torch.from_numpy(found.rows)], *(one.features for one in others)]
+    values = normalize(torch.cat(shown), dim=1).numpy()
     if not values.std(0).max() > _ALIKE:
         raise InputError("All images have the same features: the network has collapsed. There is nothing to map.")
     dimensions = min(_DIMENSIONS, *values.shape)
@@ -68,28 +75,38 @@ def feature_map(test: Part, found: Predictions) -> FeatureMap:
         points = TSNE(init="pca", random_state=0, perplexity=perplexity, max_iter=500).fit_transform(reduced)
         clusters = KMeans(num_clusters, n_init=1, random_state=0).fit_predict(reduced)
     names = [f"cluster {number}" for number in range(num_clusters)]
-    right = (truth != found.classes).astype(np.int64)
+    classes = np.concatenate([truth, *(_classes_as(features.classes, one) for one in others)])
+    right = np.full(len(points), 2)
+    right[: len(truth)] = truth != found.classes
+    groups = {CLASS: ([*features.classes, *[_NO_CLASS] * bool(others)], classes), CLUSTER: (names, clusters)}
+    if others:
+        groups[CORPUS] = ([f"{test.name} (test)", *(part.name for part in corpora)], images[:, 0])
     return FeatureMap(
         points,
-        found.rows,
-        {
-            "class": (list(features.classes), truth),
-            "k-means cluster": (names, clusters),
-            "kNN right or wrong": (["right", "wrong"], right),
-        },
+        images,
+        {**groups, ERROR: ([_RIGHT, _WRONG, *[_OTHER] * bool(others)], right)},
         f"t-SNE of {dimensions} principal components",
     )
 
 
-def as_html(found: FeatureMap, test: Part, told: Sequence[str]) -> str:
+def _classes_as(classes: tuple[str, ...], features: FeatureSet) -> np.ndarray:
+    """Numbers of an own list of classes, by their names; one beyond it for others."""
+    known = {name: number for number, name in enumerate(classes)}
+    numbers = [*(known.get(name, len(classes)) for name in features.classes), len(classes)]
+    return np.array(numbers, np.int64)[features.labels.numpy()]  # a label of -1 is the last of these
+
+
+def as_html(found: FeatureMap, parts: Sequence[Part], told: Sequence[str]) -> str:
     """The map for the page.
 
     Args:
         found: the map.
-        test: the images.
+        parts: the images: the test set and corpora.
         told: what to say of each point [M].
     """
-    sprite, columns = _sprite([picture(test.reader, int(test.features.ids[row])) for row in found.rows.tolist()])
+    sprite, columns = _sprite(
+        [picture(parts[part].reader, int(parts[part].features.ids[row])) for part, row in found.images.tolist()]
+    )
     choices, styles, legends = [], [], []
     for number, (what, (names, _)) in enumerate(found.groups.items()):
         chosen = f"#colour-{number}:checked ~ .map"
@@ -98,10 +115,12 @@ def as_html(found: FeatureMap, test: Part, told: Sequence[str]) -> str:
             f'<input type="radio" name="colour" id="colour-{number}"{checked}><label for="colour-{number}">'
             f"{escape(what)}</label>"
         )
-        styles += [f"{chosen} .g{number}-{group} {{ fill: {_variable(number, group)} }}" for group in range(len(names))]
+        styles += [
+            f"{chosen} .g{number}-{group} {{ fill: {_variable(names[group], group)} }}" for group in range(len(names))
+        ]
         styles.append(f"{chosen} .legend-{number} {{ display: flex }}")
         shown = "".join(
-            f'<li><i style="background:{_variable(number, group)}"></i>{escape(name)}</li>'
+            f'<li><i style="background:{_variable(name, group)}"></i>{escape(name)}</li>'
             for group, name in enumerate(names[:20])
         )
         more = f"<li>and {len(names) - 20} more</li>" if len(names) > 20 else ""
@@ -116,13 +135,17 @@ def as_html(found: FeatureMap, test: Part, told: Sequence[str]) -> str:
 
 
 def _alt(found: FeatureMap) -> str:
-    names, _ = found.groups["class"]
-    return f"Map of {len(found.points):,} test images of {len(names)} classes: near points have similar features"
+    of = (
+        f"{len(found.groups[CORPUS][0])} corpora"
+        if CORPUS in found.groups
+        else f"{len(found.groups[CLASS][0])} classes"
+    )
+    return f"Map of {len(found.points):,} images of {of}: near points have similar features"
 
 
-def _variable(number: int, group: int) -> str:
-    if number == _BY_ERROR:  # right is faint, wrong stands out
-        return "var(--grid)" if group == 0 else "var(--line-1)"
+def _variable(name: str, group: int) -> str:
+    if name in (_RIGHT, _OTHER, _NO_CLASS):  # what is not asked for is faint, and what is wrong stands out
+        return "var(--grid)"
     return f"var(--line-{group % len(plots.PALETTE)})"
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from matplotlib.figure import Figure
 
-from largescale.evaluate import exemplars
+from largescale.evaluate import corpora_shown, exemplars
 from largescale.evaluate.features import path_of
 from largescale.methods import method_class
 from largescale.report import gallery, plots
-from largescale.report.evaluated import Part, Predictions, both_parts, described, predictions, reader_of
-from largescale.report.feature_map import FeatureMap, as_html, feature_map
+from largescale.report.evaluated import Part, Predictions, both_parts, corpora_of, described, predictions, reader_of
+from largescale.report.feature_map import CLASS, CLUSTER, CORPUS, FeatureMap, as_html, feature_map
 from largescale.report.html_parts import missing, section
 from largescale.report.reported_run import ReportedRun
 from shards.ground.errors import InputError
@@ -35,13 +35,16 @@ def sections_of(run: ReportedRun) -> str:
     return "".join(_section(title, part, run) for title, part in parts)
 
 
-def map_figure(run: ReportedRun) -> Figure | None:
-    """The map by class, for a file; None where there are no features."""
+def map_figures(run: ReportedRun) -> Iterator[tuple[str, Figure]]:
+    """The map by class, and by corpus where there are several, with their names; none where there are no features."""
     try:
-        found, test, _ = _map_of(run)
+        found, _, _ = _map_of(run)
     except InputError:
-        return None
-    return plots.scatter(found.points, found.groups["class"][1], test.features.classes)
+        return
+    for name, by in (("map", CLASS), ("map-by-corpus", CORPUS)):
+        if by in found.groups:
+            names, groups = found.groups[by]
+            yield name, plots.scatter(found.points, groups, names)
 
 
 def _section(title: str, part: Callable[[ReportedRun], tuple[str, str]], run: ReportedRun) -> str:
@@ -90,29 +93,38 @@ def _failures(run: ReportedRun) -> tuple[str, str]:
 
 
 def _map(run: ReportedRun) -> tuple[str, str]:
-    found, test, decided = _map_of(run)
-    names = test.features.classes
-    classes, clusters = found.groups["class"][1], found.groups["k-means cluster"][1]
-    told = [
-        f"{names[classes[place]]}; kNN says {names[decided.classes[place]]} ({decided.confidence[place]:.0%}); "
-        f"cluster {clusters[place]}; {test.reader.key(int(test.features.ids[row]))}"
-        for place, row in enumerate(found.rows.tolist())
-    ]
+    found, parts, decided = _map_of(run)
+    test, clusters = parts[0], found.groups[CLUSTER][1]
+
+    def told(place: int, part: int, row: int) -> str:
+        images = parts[part]
+        says = f"{images.name}" if part else ""
+        if images.features.labels[row] >= 0:
+            says += f"{'; ' * bool(says)}{images.class_of(row)}"
+        if not part:
+            says += f"; kNN says {test.features.classes[decided.classes[place]]} ({decided.confidence[place]:.0%})"
+        return f"{says}; cluster {clusters[place]}; {images.reader.key(int(images.features.ids[row]))}"
+
+    others = sum(len(part.features) for part in parts[1:])
+    also = f" and {others:,} images of the {len(parts) - 1} corpora it was trained on," if others else ""
     text = (
-        f"{found.method} of {len(found.rows):,} test images of {test.what}, by cosine; classes were not known in "
-        f"training. Point at a dot (or touch it) to see its image. Distances between far groups mean little."
+        f"{found.method} of {len(found.points) - others:,} test images of {test.what},{also} by cosine; "
+        f"classes were not known in training. Point at a dot (or touch it) to see its image. Distances between far "
+        f"groups mean little."
     )
-    return text, as_html(found, test, told)
+    return text, as_html(found, parts, [told(place, *image) for place, image in enumerate(found.images.tolist())])
 
 
-def _map_of(run: ReportedRun) -> tuple[FeatureMap, Part, Predictions]:
+def _map_of(run: ReportedRun) -> tuple[FeatureMap, list[Part], Predictions]:
     train, test = both_parts(run.path, run.config)
     if len(test.features) < _FEWEST_ON_A_MAP:
         raise InputError(f"Needs `largescale evaluate knn RUN` with at least {_FEWEST_ON_A_MAP} test images.")
     decided = predictions(train.features, test.features, run.config.run.seed)
+    corpora = corpora_of(run.path, run.config, test.features)
     files = [path_of(run.path, "pretrained", part) for part in ("train", "test")]
-    key = (run.config.run.seed, *((path, path.stat().st_mtime_ns) for path in files))
+    files += [corpora_shown.path_of(run.path, number) for number in range(len(corpora))]
+    key = (run.config.run.seed, *((path, path.stat().st_mtime_ns) for path in files if path.exists()))
     if key not in _made:
         _made.clear()
-        _made[key] = feature_map(test, decided)
-    return _made[key], test, decided
+        _made[key] = feature_map(test, decided, corpora)
+    return _made[key], [test, *corpora], decided

@@ -95,8 +95,8 @@ def write_figures(run_dirs: Sequence[Path], folder: Path, *, smooth: int | None 
     """
     runs = read_runs(list(run_dirs))
     figures = [*training.figures(runs, smooth), *evaluation.figures(runs)]
-    if len(runs) == 1 and (found := images.map_figure(runs[0])):
-        figures.append(("map", found))
+    if len(runs) == 1:
+        figures += images.map_figures(runs[0])
     return [path for name, figure in figures for path in plots.save(figure, folder, name)]
 
 

@@ -78,7 +78,8 @@ def _evaluation(run: ReportedRun, record: dict[str, Any]) -> str:
         if own.get(key, value) != value
     ]
     shards = {"data.eval_shards": record.get("test_shards"), "evaluate.train_shards": record.get("train_shards")}
-    known = {run.config.data.eval_shards, run.config.data.shards, run.config.evaluate.train_shards, None}
+    places = run.config.data.eval_shards, run.config.data.shards, run.config.evaluate.train_shards
+    known = {None, *(place for place in places if isinstance(place, str))}  # several corpora are a list
     elsewhere = [f"{key}={shlex.quote(str(place))}" for key, place in shards.items() if not _same(place, known)]
     return " ".join(["largescale evaluate", record["protocol"], shlex.quote(str(run.path)), *elsewhere, *changed])
 

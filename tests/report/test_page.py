@@ -1,7 +1,8 @@
 """The report, as a real browser renders it.
 
-Covers: largescale/evaluate/exemplars.py, largescale/report/evaluated.py, largescale/report/gallery.py,
-largescale/report/html_parts.py, largescale/report/images.py, largescale/run/environment.py
+Covers: largescale/evaluate/corpora_shown.py, largescale/evaluate/exemplars.py, largescale/report/evaluated.py,
+largescale/report/gallery.py, largescale/report/html_parts.py, largescale/report/images.py,
+largescale/run/environment.py
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import shards
 from largescale.cli import main
 from tests.helpers.commands import ROOT
 
@@ -24,10 +26,14 @@ SCREENS = [(1200, "light"), (1200, "dark"), (390, "light"), (390, "dark")]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, shard_folder, held_out_shards) -> Path:
+def run(tmp_path_factory, shard_folder, held_out_shards, sample_images) -> Path:
+    """On two corpora, one of them without labels."""
     folder = tmp_path_factory.mktemp("reported") / "<run> & more"
+    bags = folder.with_name("<b>ags")
+    shards.convert(sample_images / "train" / "bag", bags, workers=1)
     overrides = [
-        f"data.shards={shard_folder}",
+        f"data.shards=[{{path: {shard_folder}}},{{path: '{bags}'}}]",
+        f"evaluate.train_shards={shard_folder}",
         f"data.eval_shards={held_out_shards}",
         f"run.dir={folder}",
         "train.precision=fp32",
@@ -123,7 +129,7 @@ def test_the_whole_report_stands_alone_and_nothing_in_it_is_broken(run, tmp_path
     assert main(["report", str(run), "--figures", str(tmp_path / "figures")]) == 0
     written = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert written[0] == run / "report.html" and {path.suffix for path in written[1:]} == {".svg", ".png"}
-    assert {"loss", "loss-log", "accuracy-knn", "map"} <= {path.stem for path in written[1:]}
+    assert {"loss", "loss-log", "accuracy-knn", "map", "map-by-corpus"} <= {path.stem for path in written[1:]}
     assert all(path.stat().st_size > 1000 for path in written)
     page = written[0].read_text()
     check_structure(page)
@@ -137,6 +143,8 @@ def test_the_whole_report_stands_alone_and_nothing_in_it_is_broken(run, tmp_path
     assert light != dark
     for heading in ("Verdict", "Training", "What it learned", "Where time went", "Nearest neighbours", "Prototypes"):
         assert heading.lower() in page.lower(), heading
+    assert "by cosine" in page and "images of the 2 corpora it was trained on" in page
+    assert page.count("</i>&lt;b&gt;ags</li>") == page.count("</i>test (test)</li>") == 1  # colours of corpora
     for heading in ("Confident mistakes", "Map", "To repeat it"):
         assert heading.lower() in page.lower(), heading
     numbers = json.loads(page.split('id="numbers">')[1].split("</script>")[0])
