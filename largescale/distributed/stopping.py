@@ -199,6 +199,11 @@ def reason(left_s: float, margin_s: float) -> str:
     return "its time limit" if left_s < margin_s else ""
 
 
+def asked_for_s() -> float:
+    """Seconds since a signal asked to stop; 0 if none did."""
+    return time.monotonic() - _since[0] if _since else 0.0
+
+
 def leave_if_asked(doing: str, grace_s: float = 0.0, waiting_since: float = 0.0) -> None:
     """Leave if a signal asked to; to be called from time to time while waiting for what may never come.
 

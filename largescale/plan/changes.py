@@ -48,22 +48,43 @@ def fitting_changes(
         available: bytes that a rank has.
         needed: bytes that a rank needs, from a configuration and its step.
     """
-    lasting = before.weights + before.gradients + before.optimizer + before.buffers
+    planned = [(config, before)]
     for overrides, changed in changes(config, ranks):
-        smaller = (changed.train.global_batch * config.train.accumulate) / (
-            config.train.global_batch * changed.train.accumulate
-        )
-        same_otherwise = replace(changed, train=config.train) == config
-        if same_otherwise and lasting + (before.peak - lasting) * smaller > _HOPE * available:
+        guesses = [needed(changed, guess) for base in planned if (guess := _guessed(*base, changed)) is not None]
+        if guesses and min(guesses) > _HOPE * available:
             continue
         try:
             validate(changed)
-            size = needed(changed, simulate(changed, ranks))
+            step = simulate(changed, ranks)
         except InputError:
             continue  # it does not go with another setting
+        planned.append((changed, step))
+        size = needed(changed, step)
         yield Change(overrides, size, size <= available)
         if size <= available:
             return
+
+
+def first_guess(
+    config: Config, ranks: int, before: Simulation, *, available: float, needed: Callable[[Config, Simulation], float]
+) -> Change | None:
+    """The first change of micro-batches or batches that should fit, without a simulation; arguments as above."""
+    for overrides, changed in changes(config, ranks):
+        guess = _guessed(config, before, changed)
+        if guess is not None and (size := needed(changed, guess)) <= available:
+            return Change(overrides, size, True)
+    return None
+
+
+def _guessed(config: Config, before: Simulation, changed: Config) -> Simulation | None:
+    """A step with another micro-batch, whose activations are its share; None if more than that is changed."""
+    if replace(changed, train=config.train) != config:
+        return None
+    lasting = before.weights + before.gradients + before.optimizer + before.buffers
+    share = (changed.train.global_batch * config.train.accumulate) / (
+        config.train.global_batch * changed.train.accumulate
+    )
+    return replace(before, peak=int(lasting + (before.peak - lasting) * share))
 
 
 def changes(config: Config, ranks: int) -> Iterator[tuple[list[str], Config]]:

@@ -1,13 +1,15 @@
 """`python -m largescale.plan.what_fits`: which change makes a configuration fit, for a training that did not.
 
 Reads a request as JSON: `config` (YAML), `ranks`, `available` (bytes that a rank has), `on_gpu`. Writes a line of JSON
-for what failed (`needed`, in bytes) and for each change that is tried (`overrides`, `needed`, `fits`), as soon as it is
-known: the caller may not wait for all.
+for what failed (`needed`, in bytes), for a change that should fit by its share of the batch (`overrides`, `needed`,
+`fits`, `guessed`), and for each change that is tried (the same, not guessed), as soon as it is known: the caller may
+not wait for all. `cpu_s` limits the seconds of a processor.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from typing import Any
 
@@ -16,7 +18,7 @@ from omegaconf import OmegaConf
 from largescale.config import Config
 from largescale.config.slots import schema_for
 from largescale.data.batches import Buffers
-from largescale.plan.changes import fitting_changes
+from largescale.plan.changes import first_guess, fitting_changes
 from largescale.plan.simulate import Simulation, simulate
 from shards.ground.worker_processes import die_with_parent
 
@@ -34,6 +36,7 @@ def main() -> None:
     """Answer one request."""
     die_with_parent()
     request = json.load(sys.stdin)
+    resource.setrlimit(resource.RLIMIT_CPU, (request["cpu_s"], request["cpu_s"]))
     written = OmegaConf.create(request["config"])
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema_for(written.method.name)), written))
     assert isinstance(config, Config)
@@ -46,6 +49,9 @@ def main() -> None:
     failed = simulate(config, ranks)
     _write(needed=needed(config, failed))
     available = min(request["available"], _BELOW_WHAT_FAILED * needed(config, failed))
+    guess = first_guess(config, ranks, failed, available=available, needed=needed)
+    if guess is not None:
+        _write(overrides=guess.overrides, needed=guess.needed, fits=True, guessed=True)
     for change in fitting_changes(config, ranks, failed, available=available, needed=needed):
         _write(overrides=change.overrides, needed=change.needed, fits=change.fits)
 

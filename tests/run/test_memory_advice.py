@@ -9,18 +9,20 @@ import json
 import re
 import resource
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch.distributed import HashStore
 
 from largescale.config import load_config
 from largescale.distributed.out_of_memory import OutOfMemory, line_of_memory
 from largescale.evaluate.extract import extract, labelled_corpus
 from largescale.run.memory import footprint, host_bytes
-from largescale.run.memory_advice import _worded, memory_advice
+from largescale.run.memory_advice import _RAN_OUT, _SAID, _let_first_speak, _worded, memory_advice
 from largescale.run.status import read_status
 from shards.cli import main as shards
 from tests.helpers.commands import ROOT, run_python
@@ -164,3 +166,33 @@ def test_what_is_there(tmp_path: Path):
     with more_memory_at_most(1e9):
         assert 0.9e9 < host_bytes(1, start) < 1.1e9
     assert 0 < host_bytes(4, start) < host_bytes(1, start)
+
+
+def test_a_guess_is_said_to_be_one_and_gives_way_to_what_was_planned(tmp_path):
+    config = load_config(TINY, ["data.shards=x", f"run.dir={tmp_path}/run"])
+    failed = {"needed": 9e9}
+    guess = {"overrides": ["train.accumulate=2"], "needed": 5e9, "fits": True, "guessed": True}
+    too_large = {"overrides": ["model.recompute_stages=[1]"], "needed": 7e9, "fits": False}
+    planned = {**guess, "needed": 4.8e9, "guessed": False}
+    for rows in ([failed, guess], [failed, guess, too_large]):
+        assert _worded(config, rows, int(5.5e9)) == (
+            "run the same command with train.accumulate=2, which should fit (`largescale plan` says about 5.0 instead "
+            "of 9.0 GB, 5.5 GB are available)"
+        )
+    assert "train.accumulate=2, which fits (`largescale plan` says 4.8" in _worded(
+        config, [failed, guess, too_large, planned], int(5.5e9)
+    )
+    wrong = _worded(config, [failed, guess, {**planned, "needed": 6e9, "fits": False}], int(5.5e9))
+    assert "no change tried fits, not even train.accumulate=2 (`largescale plan` says 6.0" in wrong
+
+
+def test_other_ranks_wait_for_the_first_that_ran_out(monkeypatch):
+    store = HashStore()
+    store.add(_RAN_OUT, 1)
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(_let_first_speak, store) for _ in range(2)]
+        assert not any(one.done() for one in waiting)
+        store.set(_SAID, "1")
+        assert [one.result(600) for one in waiting] == [None, None]
+    monkeypatch.setattr("largescale.distributed.stopping._since", [0.0])
+    _let_first_speak(HashStore())  # a signal came: it does not wait
