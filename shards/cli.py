@@ -59,6 +59,8 @@ def _line(error: Exception) -> str:
     """An error in a line for the user."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{error.filename or 'files'}: {error.strerror}; raise the limit (`ulimit -n`), or use fewer --workers"
+    if isinstance(error, OSError) and error.errno == errno.EAGAIN:
+        return line_of(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{line_of(error)}; make room or fix permissions, then run the same command again: finished work is kept"
     return str(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,9 @@ _LIMITS = {
     os.strerror(errno.EAGAIN): MORE_THREADS,
     THREADS: MORE_THREADS,
 }
+
+_STARTS_PROCESSES = ("subprocess", "multiprocessing.popen_fork", "multiprocessing.util")
+"""Modules from which an error of the system is one of starting a process."""
 
 _NO_MEMORY = (
     "can't allocate memory",
@@ -63,19 +67,24 @@ def own_words(error: BaseException) -> str:
 
 
 def line_of_limit(error: BaseException) -> str:
-    """A line for a limit on open files or processes that was reached, with the remedy; empty if none was."""
+    """A line, with the remedy, for a limit on files or processes that was reached, or for a busy file; else empty."""
     if not isinstance(error, OSError | RuntimeError):  # libraries of C++ raise the latter with the system's words in it
         return ""
     limit = next((words for words in _LIMITS if words in str(error)), "")
-    if not limit or (limit == os.strerror(errno.EAGAIN) and not _of_a_process(error)):
+    if not limit:
         return ""
-    return f"{line_of(error) if isinstance(error, OSError) else limit}; {_LIMITS[limit]}"
+    if limit == os.strerror(errno.EAGAIN) and not _of_a_process(error):
+        return line_of(error) if isinstance(error, OSError) else ""
+    named = isinstance(error, OSError) and error.filename
+    return f"{line_of(error) if named else limit}; {_LIMITS[limit]}"
 
 
 def _of_a_process(error: OSError | RuntimeError) -> bool:
     """Whether what is "temporarily unavailable" is a process or thread; it may also be a lock, a file or an address."""
     if isinstance(error, OSError):
-        return error.filename is None
+        # Neither an error of `fork` nor one of an open file has a name in it: where it comes from tells them apart.
+        frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        return error.filename is None and bool(frames) and frames[-1] in _STARTS_PROCESSES
     words = str(error).strip()  # of C++'s threads nothing but the system's own
     return words == os.strerror(errno.EAGAIN) or any(word in words.lower() for word in ("thread", "process", "fork"))
 

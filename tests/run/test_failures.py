@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import multiprocessing
 import os
 import resource
+import subprocess
 import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 
 import pytest
 import torch.distributed as dist
@@ -15,6 +19,22 @@ from largescale.run.failures import end_of, reason_of, told
 
 FILES = "Too many open files; raise the limit on open files (`ulimit -n`)"
 THREADS = "raise the limits on processes and memory (`ulimit -u`, `-v`), or lower data.workers, data.threads"
+
+
+def start_under_a_limit(sending: Connection) -> None:
+    """What is said where a user may start no more processes."""
+    context = multiprocessing.get_context("fork")
+    starts: list[Callable[[], object]] = [lambda: subprocess.run(["true"]), context.Process(target=print).start]
+    if os.getuid() == 0:  # whom no such limit holds
+        os.setresuid(65534, 65534, 65534)
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+    said = []
+    for start in starts:
+        try:
+            start()
+        except OSError as error:
+            said.append(end_of(error))
+    sending.send(said)
 
 
 def test_too_few_open_files_are_a_line_also_where_a_library_meets_the_limit():
@@ -51,9 +71,22 @@ def test_what_else_is_temporarily_unavailable_is_not_laid_to_threads(tmp_path):
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(BlockingIOError) as locked:
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    locked.value.filename = str(tmp_path / "file")
-    for error in (locked.value, RuntimeError("[pair.cc:144] read: Resource temporarily unavailable")):
-        assert THREADS not in str(end_of(error))
+    for name, shown in ((None, "a file"), (str(tmp_path / "file"), str(tmp_path / "file"))):
+        locked.value.filename = name
+        line, by_input = end_of(locked.value)
+        assert (
+            line.startswith(f"{shown}: Resource temporarily unavailable; another process may hold a lock") and by_input
+        )
+        assert "ulimit" not in line and reason_of(locked.value) == line
+    assert THREADS not in str(end_of(RuntimeError("[pair.cc:144] read: Resource temporarily unavailable")))
+
+
+def test_a_process_that_cannot_be_started_is_laid_to_its_limit():
+    receiving, sending = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=start_under_a_limit, args=(sending,))
+    child.start()
+    assert receiving.recv() == [(f"Resource temporarily unavailable; {THREADS}", True)] * 2
+    child.join()
 
 
 def test_a_rank_that_lost_another_says_where_the_reason_is():
