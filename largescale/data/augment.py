@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 
 from largescale.config import AugmentConfig
+from largescale.models.compile import allow_many_graphs
 
 DRAWS = 32
 """Uniform numbers per view (a few are spare, so that a new transform does not move the others)."""
@@ -93,6 +94,7 @@ class Augment:
         if views.device.type == "cpu" and not self._everywhere:
             return self._change_all(views, draws.to(torch.float64), counters)
         if self._compiled is None:
+            allow_many_graphs()
             self._compiled = torch.compile(self._change_all, dynamic=False, fullgraph=True)
         return self._compiled(views, draws.to(torch.float64), counters)
 

@@ -12,7 +12,13 @@ from torch import nn
 from largescale.models.backbones import chosen_blocks
 
 _GRAPHS = 256
-"""Graphs of one block class: one a width, stride and crop size. torch gives up compiling after 8."""
+"""Graphs of one function: of a block one per width, stride and crop size, of augmentation one per crop group. Beyond 8,
+torch would run the rest uncompiled, or fail where a whole graph is asked for."""
+
+
+def allow_many_graphs() -> None:
+    """Raise torch's limit on graphs of one function; to be called before what is compiled first runs."""
+    torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
 
 
 def compile_blocks(backbone: nn.Module, numbers: list[int]) -> None:
@@ -23,6 +29,6 @@ def compile_blocks(backbone: nn.Module, numbers: list[int]) -> None:
     """
     blocks = chosen_blocks(backbone, numbers, key="model.compile_stages")
     if blocks:
-        torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
+        allow_many_graphs()
     for block in blocks:
         block.forward = torch.compile(block.forward, dynamic=False)
