@@ -34,7 +34,7 @@ _PER_SHARD = 1000
 
 
 def garments(part: str, most: int) -> list[tuple[np.ndarray, int]]:
-    """Images [28, 28] uint8 of `train` or `test` with numbers of their classes, as many of each class."""
+    """Images [28, 28] uint8 of `train` or `test` with the numbers of their classes, equally many of each class."""
     found: list[tuple[np.ndarray, int]] = []
     taken = dict.fromkeys(CLASSES, 0)
     with zipfile.ZipFile(SAMPLE) as archive:
@@ -104,6 +104,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def main() -> None:
+    """Write scenes to train and to test on, with their labels, as shards under OUT."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--train", type=int, default=4000, metavar="N", help="scenes to train on")

@@ -75,7 +75,7 @@ def measure(rank: int, world_size: int, gigabytes: float, repeats: int, folder: 
 
 
 def _step() -> int:
-    """Matrix products for the time of a step; their number."""
+    """Multiply matrices for as long as a training step takes; returns how often."""
     started, matrix, number = time.perf_counter(), torch.randn(512, 512), 0
     while time.perf_counter() - started < _STEP_S:
         matrix, number = torch.tanh(matrix @ matrix), number + 1

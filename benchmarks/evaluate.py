@@ -29,6 +29,7 @@ PUBLISHED_EPOCHS = 100
 
 
 def main() -> None:
+    """Measure a run by both probes, and write their accuracies and processor times."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--epochs", type=int, default=PUBLISHED_EPOCHS, help="of the published probe")

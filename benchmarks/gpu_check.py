@@ -61,7 +61,7 @@ def check(arguments: argparse.Namespace, cases: list[Case], folder: str) -> int:
 
 
 def main(cases: list[Case] = CASES) -> int:
-    """Parse, run, write."""
+    """Run the cases that the command line asks for and write the page; returns 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the page goes")
     parser.add_argument(

@@ -48,6 +48,7 @@ def memory(device: str) -> int:
 
 
 def main() -> None:
+    """Measure each loss in both forms, each in a process of its own, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--dimensions", type=int, default=8192)

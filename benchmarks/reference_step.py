@@ -80,7 +80,7 @@ class PlainLARS(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """One update."""
+        """Update every parameter by LARS: rate scaled by |w| / (|g| + decay |w|), then momentum."""
         decays = [group["weight_decay"] for group in self.param_groups]
         for group, decay in zip(self.param_groups, decays, strict=True):
             for parameter in group["params"]:

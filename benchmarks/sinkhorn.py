@@ -58,7 +58,10 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def measure(rank: int, world_size: int, repeats: int, folder: str) -> None:
-    """One rank."""
+    """Time all sizes on this rank, over gloo; rank 0 writes `rows.json` to the folder that the ranks meet in.
+
+    Collectives: every rank must call it.
+    """
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     rows = [compare(*size, repeats, torch.device("cpu")) for size in SIZES]

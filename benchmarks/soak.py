@@ -30,7 +30,7 @@ EVERY_S = 10.0
 
 
 def own_bytes() -> int:
-    """Memory of this process and its children that they share with nobody."""
+    """Bytes of memory that belong to this process and its children alone."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     total = 0
     for pid in [os.getpid(), *map(int, children)]:
@@ -50,7 +50,7 @@ def thirds(sizes: list[int]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Stream, watch, write."""
+    """Stream for the given minutes, look at the memory every `EVERY_S`, and write what was seen."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--workers", type=int, default=1)

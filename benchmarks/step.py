@@ -65,7 +65,7 @@ def views(config: Config, device: torch.device) -> Views:
 
 
 def reference(config: Config, device: torch.device) -> Step:
-    """The plain step."""
+    """The step of `ReferenceStep`, a training loop without this project's engine, on the same views."""
     torch.manual_seed(0)
     dtype = precision.AUTOCAST.get(config.train.precision, torch.float32)
     step = ReferenceStep(build_method(config).to(device), config, dtype)
@@ -95,7 +95,7 @@ def ours(
 
 
 def in_nchw(engine: Engine, config: Config) -> None:
-    """Views in NCHW."""
+    """A change: views come in NCHW memory layout, not channels last."""
     batch = views(config, torch.device(engine.all_ranks.device_type))
     batch = batch._replace(images=[images.contiguous() for images in batch.images])
     engine.micro_batches = lambda _: [batch]

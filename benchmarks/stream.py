@@ -8,7 +8,7 @@ all alike. Writes benchmarks/results/stream.json and stream.md.
 
 - classic: Pillow decodes, torchvision's transforms cut and change each view, as the SwAV paper describes it
   (arXiv 2006.09882, section 3.3 and appendix A); the bytes are in memory already.
-- webdataset: its reader over the same shards (its own writer made them, an image and a small JSON a sample),
+- webdataset: its reader over the same shards (its own writer made them, an image and a small JSON per sample),
   torchvision's decoder and transforms v2 on uint8 tensors.
 - ours: what a loader process does; photometric changes come later, batched on the device (listed apart).
 - decode: simplejpeg (libjpeg-turbo) decodes and nothing else.
@@ -183,7 +183,7 @@ class Pipelines:
 
 
 def write_shards(photographs: Path, shards: Path) -> None:
-    """Shards as others write them: webdataset's writer, an image and a small JSON a sample; then our index."""
+    """Shards as others write them: webdataset's writer, an image and a small JSON per sample; then our index."""
     shards.mkdir()
     with webdataset.ShardWriter(f"{shards}/bench-%06d.tar", maxcount=64, verbose=0) as writer:
         for path in sorted(photographs.iterdir()):

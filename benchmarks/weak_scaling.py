@@ -33,13 +33,20 @@ NETWORKS = {
     "RegNetY-256gf, fsdp": ("seer/regnety_256gf.yaml", 16, []),
     "RegNetY-256gf, HSDP of 64": ("seer/regnety_256gf.yaml", 16, ["parallel.shard=64"]),
 }
-"""Recipe, images a GPU, changes."""
+"""Recipe, images per GPU, changes."""
 
 GPUS = (8, 64, 512, 2048)
 
 
 def planned(recipe: str, images: int, changes: list[str], gpus: int, gpu: str) -> dict[str, Any]:
-    """One plan."""
+    """The plan of a recipe on a number of GPUs, with the batch in proportion, reduced to what the table shows.
+
+    Args:
+        recipe: path below `configs/`.
+        images: per GPU and step.
+        changes: overrides of the recipe.
+        gpus, gpu: how many, and their kind.
+    """
     if "parallel.shard=64" in changes:
         changes = [f"parallel.shard={min(64, gpus)}", f"parallel.replicate={max(1, gpus // 64)}"]
     config = load_config(
@@ -63,13 +70,13 @@ def planned(recipe: str, images: int, changes: list[str], gpus: int, gpu: str) -
 
 
 def efficiency(rows: list[dict[str, Any]], key: str) -> list[float]:
-    """Images/s a GPU as a share of those on the fewest."""
+    """Images per second and GPU, relative to the smallest number of GPUs."""
     first = rows[0][key] / rows[0]["gpus"]
     return [row[key] / row["gpus"] / first for row in rows]
 
 
 def report(found: dict[str, list[dict[str, Any]]]) -> str:
-    """The table."""
+    """The plans of all recipes as a table in Markdown."""
     lines = [
         "| network | GPUs | GB needed | step, ms | waits, ms | images/s | efficiency | with Sinkhorn hidden |",
         "|---|---|---|---|---|---|---|---|",
@@ -86,7 +93,7 @@ def report(found: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Efficiency over GPUs."""
+    """Plot efficiency over the number of GPUs; dotted lines are with Sinkhorn's all-reduces hidden."""
     figure, axes = plt.subplots(figsize=(7, 3.6))
     for name, rows in found.items():
         [line] = axes.plot(GPUS, efficiency(rows, "images_per_s"), "o-", label=name)

@@ -84,7 +84,7 @@ def _steps(context: Context) -> int:
 
 
 def _stream_alone(context: Context, options: list[str], device: torch.device) -> tuple[float, str]:
-    """Images a second, the augmentation included, after some batches to warm up."""
+    """Images per second, the augmentation included, after some batches to warm up."""
     config = precision.resolve(recipe(options), device)
     stream = Stream(config, rank=0, world_size=1, device=device, dtype=precision.views_dtype(config))
     # The loaders work ahead while the augmentation is compiled; what they had made by then must not count.

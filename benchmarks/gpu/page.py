@@ -85,7 +85,7 @@ def _case_of(row: dict[str, Any]) -> str:
 
 
 def markdown(content: dict[str, Any], rows: list[Row]) -> str:
-    """The page."""
+    """The page of results in Markdown: facts of the machine, then a table of the checks, then those of earlier runs."""
     facts, to_come, earlier = content["facts"], content["to_come"], content["earlier"]
     rows = rows + [Row(**row) for run in earlier for row in run["rows"]]
     counts = {

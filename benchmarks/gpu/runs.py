@@ -220,6 +220,15 @@ sys.exit(main(sys.argv[1:]))
 def run_python(
     arguments: list[str], *, check: bool = False, timeout_s: float = 120, address_space: int = 0
 ) -> subprocess.CompletedProcess[str]:
+    """Run `python ARGUMENTS` in a process of its own.
+
+    Args:
+        arguments: of the interpreter.
+        check: raise if it fails.
+        timeout_s: after which it is killed.
+        address_space: limit in bytes, as `ulimit -v` sets it; 0 sets none.
+    """
+
     def limit() -> None:
         if address_space:
             resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))

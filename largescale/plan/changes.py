@@ -23,11 +23,11 @@ _HOPE = 1.25
 
 @dataclass(frozen=True)
 class Change:
-    """Settings with other values, and what the recipe needs with them.
+    """Settings with other values, and the memory that the recipe needs with them.
 
     Attributes:
         overrides: `key=value`, as they are typed.
-        needed: bytes of a rank.
+        needed: bytes per rank.
         fits: whether it has them.
     """
 

@@ -18,16 +18,16 @@ from largescale.plan.trace import WEIGHTS, Collective
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a step, and memory.
+    """How long one training step takes, and the memory it needs per GPU.
 
     Attributes:
-        compute_s: operators.
-        hidden_s, blocking_s: collectives that overlap with them, and those that do not.
-        waits_s: the latter by what they exchange.
-        step_s: all together.
-        memory_gb: needed on a GPU, assumptions included.
-        fits: whether it has that.
-        utilisation: model FLOPs a second as a share of the data sheet's.
+        compute_s: seconds of all operators.
+        hidden_s, blocking_s: seconds of collectives that overlap with them, and of those that do not.
+        waits_s: `blocking_s` by what is exchanged.
+        step_s: seconds of the whole step.
+        memory_gb: needed per GPU (1e9 bytes), with the assumed reserve and slack.
+        fits: whether the GPU has that much.
+        utilisation: FLOPs per second as a fraction of the data sheet's peak.
     """
 
     compute_s: float
@@ -41,7 +41,17 @@ class Estimate:
 
 
 def estimate(step: Simulation, gpu: Gpu, gpus_per_node: int, assume: Assumptions) -> Estimate:
-    """How long a step takes and whether it fits."""
+    """Estimate time and memory of a simulated step by a roofline model.
+
+    An operator takes as long as its arithmetic or its memory traffic, whichever is slower, but no less than a kernel
+    launch. Collectives of weights and gradients overlap with operators; the others are waited for.
+
+    Args:
+        step: what is computed and sent.
+        gpu: data sheet of the GPU.
+        gpus_per_node: within which the fast network reaches.
+        assume: how far real kernels and networks fall short of the data sheet.
+    """
     compute = sum(
         max(
             operator.flops / (gpu.tflops * 1e12 * assume.math),

@@ -32,6 +32,7 @@ class Buckets(StandIn):
             parameter.register_post_accumulate_grad_hook(partial(_move, piece.view_as(parameter)))
 
     def always_held(self) -> list[Tensor]:
+        """Weights, and the bucket that all gradients lie in."""
         return [*self.weights(), self._bucket]
 
     def settle(self, trace: StepTrace, peaks: Peaks) -> Peaks:

@@ -45,7 +45,7 @@ class ShardedData(StandIn):
             parameter.register_post_accumulate_grad_hook(self._send)
 
     def owned_by(self, number: int) -> list[Tensor]:
-        """The parameters of a rank."""
+        """The parameters whose gradients and optimizer state rank `number` keeps."""
         return [parameter for parameter, owner in self.owners.items() if owner == number]
 
     def own_groups(self) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ class ShardedData(StandIn):
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Gradients stay whole, and where they are."""
+        """Within this block, gradients accumulate on every rank and are not reduced to their owners."""
         self.synchronises = False
         try:
             yield
@@ -86,7 +86,7 @@ class ShardedData(StandIn):
                 dist.broadcast(flat, src=number)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop all gradients."""
+        """Drop the gradients of all parameters, those of other ranks included."""
         for parameter in self.owners:
             parameter.grad = None
 

@@ -20,6 +20,7 @@ class _Engine(zero.ZeroEngine):
     """The adapter's, but that all parameters of stage 3 look gathered here."""
 
     def pieces(self, parameter: Tensor) -> list[Tensor]:
+        """The tensors that stand for a parameter: under stage 3 its gathered copies."""
         return self.wrapped.copies(parameter) if isinstance(self.wrapped, Zero3) else super().pieces(parameter)
 
 

@@ -75,7 +75,7 @@ class Simulation:
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of the step on a rank."""
+        """Floating-point operations of the step on one rank."""
         return sum(operator.flops for operator in self.operators)
 
 

@@ -46,7 +46,7 @@ class StandIn(nn.Module):
         return self.weights()
 
     def observe(self, trace: StepTrace) -> None:
-        """Told before a step which trace it runs under."""
+        """Called before the step, with the trace that it will run under."""
 
     def settle(self, trace: StepTrace, peaks: Peaks) -> Peaks:
         """Add to the trace of a step what could not be seen in it; returns what was held with that."""

@@ -6,7 +6,11 @@ from typing import Any
 
 
 def table(found: dict[str, Any]) -> str:
-    """A whole plan."""
+    """A plan as text for people, several lines: sizes, memory per GPU, collectives, time, cost.
+
+    Args:
+        found: what `planner.plan` returns.
+    """
     memory, seconds = found["memory_gb"], found["seconds"]
     trained = f" ({found['trained'] / 1e6:,.1f} M take a gradient)" if found["trained"] < found["parameters"] else ""
     lines = [

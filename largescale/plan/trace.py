@@ -134,7 +134,9 @@ class StepTrace(TorchDispatchMode):
         kind = next((kind for start, kind in _KINDS.items() if name.startswith(start)), name)
         groups = [a for a in arguments if isinstance(a, torch.ScriptObject) and "ProcessGroup" in str(a._type())]
         ranks = dist.get_process_group_ranks(dist.ProcessGroup.unbox(groups[0]))
+        # Ranks of a group that are far apart in number are on different nodes, and the slower network counts.
         stride = ranks[1] - ranks[0] if len(ranks) > 1 else 1
+        # Outputs come first; of a reduce-scatter the input is the larger one, and its size is what rings send.
         whole = arguments[1] if kind == "reduce-scatter" else arguments[0]
         what = Collective(kind, len(ranks), exchanged(WEIGHTS), stride)
         self.add(what, 1, sum(tensor.nbytes for tensor in _tensors(whole)))
@@ -142,7 +144,7 @@ class StepTrace(TorchDispatchMode):
     def _operator(self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any], result: Any) -> None:
         name = function._schema.name
         if name.startswith("aten::empty") or name == "aten::new_empty":
-            return
+            return  # allocates and touches nothing, so it takes no time
         inputs = [tensor for value in (arguments, options) for tensor in _tensors(value)]
         moved = sum(tensor.nbytes for tensor in [*inputs, *_tensors(result)])
         self.operators.append(Operator(_flops(name, arguments, result), moved))

@@ -33,7 +33,7 @@ _BELOW_WHAT_FAILED = 0.85
 
 
 def main() -> None:
-    """Answer one request."""
+    """Read one request from standard input and write the rows that answer it to standard output."""
     die_with_parent()
     request = json.load(sys.stdin)
     resource.setrlimit(resource.RLIMIT_CPU, (request["cpu_s"], request["cpu_s"]))

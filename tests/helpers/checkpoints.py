@@ -17,6 +17,7 @@ OWN = ["model.backbone=resnet", "model.depths=[1,2]", "model.width=8", "model.st
 
 
 def config_of(model: list[str], *more: str) -> Config:
+    """The configuration of tests/tiny.yaml with another network, in fp32; its shards do not exist."""
     return load_config(ROOT / "tests/tiny.yaml", ["data.shards=not-there", "train.precision=fp32", *model, *more])
 
 

@@ -35,6 +35,7 @@ def with_exif(jpeg: bytes, *blocks: bytes) -> bytes:
 
 
 def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
+    """An image as the bytes of a file; `options` are those of Pillow's `save`."""
     stored = io.BytesIO()
     image.save(stored, file_format, **options)
     return stored.getvalue()

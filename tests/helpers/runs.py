@@ -71,11 +71,12 @@ def started(
 
 
 def log_of(run: Path) -> Path:
+    """The file that the output of a started run goes to."""
     return run.parent / f"{run.name}.log"
 
 
 def wait_for_step(process: subprocess.Popen[bytes], run: Path, step: int) -> None:
-    """Return when the last rank has trained on a step."""
+    """Return once rank 1 has trained on data step `step`; fail if the run ends before."""
     audit = run / "audit" / "rank-00001.jsonl"
     deadline = time.monotonic() + 600
     while not audit.exists() or len(audit.read_text().splitlines()) <= step:
@@ -102,7 +103,7 @@ def rank_processes(launcher: int) -> dict[int, int]:
 
 
 def losses(run: Path) -> list[float]:
-    """Of every step."""
+    """The loss of every logged step, in the order of the steps."""
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 

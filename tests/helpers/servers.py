@@ -23,7 +23,7 @@ import pytest
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A TCP port of this machine that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -43,7 +43,7 @@ class StoreServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
-        """What starts it."""
+        """The command line that starts the server."""
         raise NotImplementedError
 
     def settings(self) -> dict[str, str]:
@@ -59,7 +59,7 @@ class StoreServer:
             time.sleep(0.1)
 
     def kill(self) -> None:
-        """Kill it."""
+        """Kill the server; what it held is lost."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -180,8 +180,8 @@ class WebServer:
     """Serves a folder over HTTP, with range requests and pages that list folders.
 
     Attributes:
-        resets: every so many answers the connection is reset half-way; 0 never.
-        cuts: every so many answers end half-way; 0 never.
+        resets: one in this many answers is cut off by a reset of the connection; 0: none.
+        cuts: one in this many answers ends half-way; 0: none.
         hangs: answers, of those to come, that are not given at all.
         sent: bytes of each file that were sent.
         url: where it is.
