@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -16,6 +18,8 @@ def augment_of_group(data: DataConfig, place: int) -> AugmentConfig:
         InputError: a key that `data.augment` does not have, or a value of another type.
     """
     own = data.crops[place].augment
+    if not own:
+        return deepcopy(data.augment)
     try:
         merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(data.augment), own))
     except (OmegaConfBaseException, ValueError) as error:

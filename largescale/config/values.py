@@ -25,14 +25,14 @@ def flatten(config: Config) -> dict[str, Any]:
     """All values by dotted key, lists whole."""
     flat: dict[str, Any] = {}
 
-    def visit(node: Any, prefix: str) -> None:
+    def visit(node: dict[str, Any], prefix: str) -> None:
         for key, value in node.items():
             if isinstance(value, dict):
                 visit(value, f"{prefix}{key}.")
             else:
                 flat[prefix + key] = value
 
-    visit(OmegaConf.to_container(OmegaConf.structured(config), resolve=True), "")
+    visit(asdict(config), "")
     return flat
 
 
