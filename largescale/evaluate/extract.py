@@ -112,32 +112,48 @@ def features_of(
     """
     mean = torch.tensor(config.data.mean, device=device)[:, None, None]
     std = torch.tensor(config.data.std, device=device)[:, None, None]
-    waiting: list[tuple[CentreCrops, dict[str, Tensor]]] = []
+    waiting: list[_OnItsWay] = []
     with closing(centre_crops(corpora, config, batches, device, keys=keys, in_process=in_process)) as source:
         for crops in source:
             if labelled:
                 crops = _only_labelled(crops)
             if not len(crops.ids):
-                waiting.append((crops, {}))  # networks need not know what to make of no images
+                waiting.append(_OnItsWay(crops, {}))  # networks need not know what to make of no images
                 continue
             with memory_for(f"lower evaluate.batch={config.evaluate.batch}"):
                 x = (crops.images.float() / 255 - mean) / std
                 x = x.contiguous(memory_format=torch.channels_last)
-                waiting.append(
-                    (
-                        replace(crops, images=x.new_empty(0, *x.shape[1:])),
-                        {name: one(x).float() for name, one in networks.items()},
-                    )
-                )
+                found = {name: one(x).float() for name, one in networks.items()}
+                waiting.append(_OnItsWay(replace(crops, images=x.new_empty(0, *x.shape[1:])), found))
             # One batch late: while the host waits for features, the device has the next batch to work on.
             if len(waiting) > (device.type == "cuda"):
-                yield _fetched(*waiting.pop(0))
+                yield waiting.pop(0).arrived()
     for late in waiting:
-        yield _fetched(*late)
+        yield late.arrived()
 
 
-def _fetched(crops: CentreCrops, features: dict[str, Tensor]) -> Extracted:
-    return Extracted(crops, {name: value.cpu() for name, value in features.items()})
+class _OnItsWay:
+    """Features of a batch on their way to the host.
+
+    On a GPU they are sent as soon as they are computed, and waiting for them waits for nothing later: a plain copy
+    would stand in line behind the next batch, and leave the device idle while the one after that is fetched.
+    """
+
+    def __init__(self, crops: CentreCrops, features: dict[str, Tensor]) -> None:
+        self._crops, self._sent = crops, None
+        if any(value.is_cuda for value in features.values()):
+            pinned = {name: torch.empty(value.shape, pin_memory=True) for name, value in features.items()}
+            features = {name: pinned[name].copy_(value, non_blocking=True) for name, value in features.items()}
+            self._sent = torch.cuda.Event()
+            self._sent.record()
+        self._features = features
+
+    def arrived(self) -> Extracted:
+        """The features, once they are there; copies, since page-locked memory is scarce."""
+        if self._sent is None:
+            return Extracted(self._crops, self._features)
+        self._sent.synchronize()
+        return Extracted(self._crops, {name: value.clone() for name, value in self._features.items()})
 
 
 def _only_labelled(crops: CentreCrops) -> CentreCrops:

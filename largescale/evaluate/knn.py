@@ -6,7 +6,7 @@ A query's neighbours are the k training samples of largest cosine; each votes fo
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,9 @@ HEADLINE_K = 20
 """The number of neighbours whose accuracy is quoted (a k chosen on the test images would flatter)."""
 
 CHOSEN_ON = "nothing; k and temperature are given"
+
+Search = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""From a bank, queries and k to cosines and rows, as of `nearest`."""
 
 _QUERY_CHUNK, _BANK_CHUNK = 1024, 65536
 
@@ -47,6 +50,12 @@ class Settings(EvaluateConfig):
         at_most=1e6,
         free=True,
     )
+    knn_search: str = setting(
+        "torch",
+        "What finds neighbours, exactly: torch (on a GPU if there is one), or faiss (on CPUs; pip install faiss-cpu).",
+        one_of=("torch", "faiss"),
+        free=True,
+    )
 
 
 def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, Any]:
@@ -61,7 +70,8 @@ def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, 
         )
     neighbours = sorted({headline, *possible})
     temperatures = list(dict.fromkeys([config.knn_temperature, *config.knn_temperatures]))
-    hits = hits_by(train, test, num_neighbours=neighbours, temperatures=temperatures)
+    search = nearest if config.knn_search == "torch" else nearest_by_faiss
+    hits = hits_by(train, test, num_neighbours=neighbours, temperatures=temperatures, search=search)
     found = _shares(hits, neighbours, temperatures)
     by_k = {str(k): share for k, share in found[config.knn_temperature].items()}
     return {
@@ -111,6 +121,25 @@ def nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return torch.cat([cosines for cosines, _ in best]), torch.cat([rows for _, rows in best])
 
 
+def nearest_by_faiss(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """What `nearest` finds, by faiss's flat index, on all CPUs.
+
+    Raises:
+        InputError: k is larger than the bank, or faiss is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise InputError("evaluate.knn_search=faiss: faiss is not installed; pip install faiss-cpu") from error
+    if not 1 <= k <= len(bank):
+        raise InputError(f"k={k} neighbours: expected 1 to {len(bank)}, the number of samples in the bank")
+    index = faiss.IndexFlatIP(bank.shape[1])
+    for part in bank.split(_BANK_CHUNK):
+        index.add(normalize(part.float(), dim=1).numpy())
+    cosines, rows = index.search(normalize(queries.float(), dim=1).numpy(), k)
+    return torch.from_numpy(cosines), torch.from_numpy(rows)
+
+
 def _chunks(queries: Tensor) -> tuple[Tensor, ...]:
     return queries.split(_QUERY_CHUNK)
 
@@ -145,7 +174,12 @@ def _shares(hits: Tensor, ks: Sequence[int], temperatures: Sequence[float]) -> d
 
 
 def hits_by(
-    train: FeatureSet, test: FeatureSet, *, num_neighbours: Sequence[int], temperatures: Sequence[float]
+    train: FeatureSet,
+    test: FeatureSet,
+    *,
+    num_neighbours: Sequence[int],
+    temperatures: Sequence[float],
+    search: Search = nearest,
 ) -> Tensor:
     """Which queries get their class, by temperature and number of neighbours: bool [T, K, N].
 
@@ -154,6 +188,7 @@ def hits_by(
         test: the queries, which ranks share.
         num_neighbours: values of k.
         temperatures: of the votes.
+        search: what finds neighbours.
 
     Raises:
         InputError: a k larger than the bank, or a temperature that is not above 0.
@@ -164,7 +199,7 @@ def hits_by(
         if not temperature > 0:
             raise InputError(f"evaluate.knn_temperature={temperature}: expected a number above 0")
     own = own_rows(len(test))
-    cosines, rows = nearest(train.features, test.features[own], max(num_neighbours))
+    cosines, rows = search(train.features, test.features[own], max(num_neighbours))
     classes, labels = train.labels[rows], test.labels[own]
     hits = torch.zeros(len(temperatures), len(num_neighbours), len(test), dtype=torch.bool)
     for number, temperature in enumerate(temperatures):

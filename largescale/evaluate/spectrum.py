@@ -69,16 +69,17 @@ class Settings(EvaluateConfig):
         used_if="evaluate.spectrum_views",
     )
 
-    def check(self) -> None:
-        """Refuse a single view, which has nothing to agree with.
 
-        Raises:
-            InputError: `spectrum_views` is 1.
-        """
-        if self.spectrum_views == 1:
-            raise InputError(
-                "evaluate.spectrum_views=1: expected 0 for none, or at least 2 (LiDAR's authors use 10 to 50)"
-            )
+def chosen_images(total: int, config: Settings) -> tuple[Tensor, Tensor, int]:
+    """Positions of the images that are measured, of those that there are views of, and the number of views.
+
+    Raises:
+        InputError: a single view, which has nothing to agree with.
+    """
+    if config.spectrum_views == 1:
+        raise InputError("evaluate.spectrum_views=1: expected 0 for none, or at least 2 (LiDAR's authors use 10 to 50)")
+    viewed = config.spectrum_view_images if config.spectrum_views else 0
+    return spread(total, config.spectrum_images or total), spread(total, viewed), config.spectrum_views
 
 
 def measure(train: FeatureSet, views: Tensor | None, config: Settings) -> dict[str, Any]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 from largescale.evaluate.extract import drop_equal_channels, extract
 from largescale.evaluate.features import NETWORKS, Networks
-from largescale.evaluate.spectrum import Settings, spread
+from largescale.evaluate.spectrum import Settings, chosen_images
 from largescale.evaluate.subject import Subject
 from largescale.evaluate.views import features_of_views
 from largescale.evaluate.ways import Measured
@@ -24,17 +23,14 @@ def by_images_alone(measure: Callable[..., dict[str, Any]], subject: Subject) ->
     Collectives: every rank must call it; those of `extract` and `features_of_views`, and two broadcasts.
     """
     config, corpus, settings = subject.config, subject.shards[0], cast(Settings, subject.config.evaluate)
-    settings.check()
+    ids, viewed, num_views = chosen_images(corpus.manifest.num_samples, settings)
     networks = Networks(config, subject.weights)
     chosen = {name: networks[name] for name in (NETWORKS if config.evaluate.baselines else ["pretrained"])}
-    total = corpus.manifest.num_samples
-    ids = spread(total, settings.spectrum_images or total).numpy()
-    sets = extract(corpus, config, chosen, networks.device, ids=ids, labelled=False)
+    sets = extract(corpus, config, chosen, networks.device, ids=ids.numpy(), labelled=False)
     views: dict[str, torch.Tensor] = {}
-    if settings.spectrum_views:
-        some = spread(total, settings.spectrum_view_images).numpy().astype(np.int64)
+    if num_views:
         trained = {name: network for name, network in chosen.items() if name != "pixels"}
-        views = features_of_views(corpus, config, trained, some, settings.spectrum_views, networks.device)
+        views = features_of_views(corpus, config, trained, viewed.numpy(), num_views, networks.device)
     results: dict[str, dict[str, Any]] = {}
 
     def measured() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -66,3 +68,22 @@ def test_votes_equal_logsumexp_in_float64_at_every_temperature(temperature):
 def test_a_temperature_of_zero_is_refused():
     with pytest.raises(InputError, match="knn_temperature=0"):
         knn.knn_accuracy(features(30, 0), features(5, 1), num_neighbours=[3], temperature=0)
+
+
+def test_faiss_finds_the_same_neighbours():
+    pytest.importorskip("faiss")
+    train, test = features(300, 0), features(80, 1)
+    cosines, rows = knn.nearest(train.features, test.features, 20)
+    theirs, their_rows = knn.nearest_by_faiss(train.features, test.features, 20)
+    torch.testing.assert_close(theirs, cosines)
+    assert torch.equal(their_rows, rows)
+    found = [knn.measure(train, test, knn.Settings(knn_search=name)) for name in ("torch", "faiss")]
+    assert found[0] == found[1]
+    with pytest.raises(InputError, match="expected 1 to 300"):
+        knn.nearest_by_faiss(train.features, test.features, 301)
+
+
+def test_faiss_that_is_not_installed_is_a_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(InputError, match=r"evaluate.knn_search=faiss: faiss is not installed; pip install faiss-cpu"):
+        knn.measure(features(30, 0), features(8, 1), knn.Settings(knn_search="faiss"))
