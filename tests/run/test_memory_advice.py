@@ -187,6 +187,7 @@ def test_a_guess_is_said_to_be_one_and_gives_way_to_what_was_planned(tmp_path):
 
 
 def test_other_ranks_wait_for_the_first_that_ran_out(monkeypatch):
+    monkeypatch.setattr("largescale.distributed.stopping._since", [])
     store = HashStore()
     store.add(_RAN_OUT, 1)
     with ThreadPoolExecutor(2) as threads:
