@@ -6,7 +6,8 @@ writes two shard folders, OUT/train and OUT/test, of images that share no garmen
 noisy background, and has one to four garments in a jittered grid of two by two. Each sample has
 
     KEY.png         the scene
-    KEY.json        labels: names of the classes in it; boxes: [x1, y1, x2, y2] in px; classes: the number of each box
+    KEY.json        labels: names of the classes in it; annotations: its garments as COCO has objects, with masks as run
+                    lengths; category_id is the number of the class in `CLASSES`
     KEY.mask.png    grey: 0 where there is none, else 1 + the number of the class
 """
 
@@ -19,6 +20,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -49,30 +51,34 @@ def garments(part: str, most: int) -> list[tuple[np.ndarray, int]]:
 
 def scenes(
     part: str, num: int, seed: int, most: int = 1000
-) -> Iterator[tuple[np.ndarray, np.ndarray, list[list[int]], list[int]]]:
-    """Scene and mask, uint8 [SIDE, SIDE], boxes and numbers of their classes."""
+) -> Iterator[tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]]:
+    """Scene and mask, uint8 [SIDE, SIDE], and annotations."""
     random, known = np.random.default_rng([seed, part == "test"]), garments(part, most)
     for _ in range(num):
         scene = random.integers(0, _FOREGROUND, (SIDE, SIDE)).astype(np.uint8)
-        mask = np.zeros((SIDE, SIDE), np.uint8)
-        boxes, classes = [], []
+        mask, annotations = np.zeros((SIDE, SIDE), np.uint8), []
         for cell in random.permutation(4)[: random.integers(1, 5)]:
             pixels, number = known[random.integers(len(known))]
             top, left = (int(_CELL * place + random.integers(0, _CELL - 28 + 1)) for place in divmod(int(cell), 2))
-            inside = pixels >= _FOREGROUND
-            scene[top : top + 28, left : left + 28][inside] = pixels[inside]
-            mask[top : top + 28, left : left + 28][inside] = number + 1
-            rows, columns = np.nonzero(inside)
-            boxes.append(
-                [
-                    left + int(columns.min()),
-                    top + int(rows.min()),
-                    left + int(columns.max()) + 1,
-                    top + int(rows.max()) + 1,
-                ]
-            )
-            classes.append(number)
-        yield scene, mask, boxes, classes
+            inside = np.zeros((SIDE, SIDE), bool)
+            inside[top : top + 28, left : left + 28] = pixels >= _FOREGROUND
+            scene[inside] = pixels[pixels >= _FOREGROUND]
+            mask[inside] = number + 1
+            annotations.append({"category_id": number, **annotated(inside)})
+        yield scene, mask, annotations
+
+
+def annotated(inside: np.ndarray) -> dict[str, Any]:
+    """Box, area and run lengths of a mask, bool [H, W], as COCO has them."""
+    rows, columns = (np.nonzero(inside.any(axis))[0] for axis in (1, 0))
+    downwards = inside.T.flatten()
+    turns = np.flatnonzero(np.diff(downwards, prepend=False)).tolist()
+    return {
+        "bbox": [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)],
+        "area": int(inside.sum()),
+        "iscrowd": 0,
+        "segmentation": {"size": list(inside.shape), "counts": np.diff([0, *turns, inside.size]).tolist()},
+    }
 
 
 def write(out: Path, part: str, num: int, seed: int, most: int = 1000) -> Path:
@@ -83,8 +89,9 @@ def write(out: Path, part: str, num: int, seed: int, most: int = 1000) -> Path:
     for shard in range(-(-num // _PER_SHARD)):
         with tarfile.open(folder / f"{part}-{shard:06d}.tar", "w") as tar:
             for number in range(shard * _PER_SHARD, min(num, (shard + 1) * _PER_SHARD)):
-                scene, mask, boxes, classes = next(made)
-                about = {"labels": sorted({CLASSES[one] for one in classes}), "boxes": boxes, "classes": classes}
+                scene, mask, annotations = next(made)
+                labels = sorted({CLASSES[one["category_id"]] for one in annotations})
+                about = {"labels": labels, "annotations": annotations}
                 for suffix, payload in (
                     ("json", json.dumps(about).encode()),
                     ("mask.png", _png(mask)),

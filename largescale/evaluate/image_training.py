@@ -236,7 +236,7 @@ def _train(network: Probe, trial: Trial, recipe: Recipe) -> None:
                 loss = _step(network, one, labels[one.ids].to(trial.device), optimizer)
             # Seldom, since the host waits for it.
             if one.step % 50 == 0 or one.step + 1 == steps:
-                _check_finite(loss, one.step, steps)
+                refuse_no_number(loss, one.step, steps)
             if state:
                 state.save(one.step + 1)
             bar.update()
@@ -270,7 +270,7 @@ def _step(network: Probe, batch: Batch, labels: Tensor, optimizer: torch.optim.O
     return loss.detach()
 
 
-def _check_finite(loss: Tensor, step: int, steps: int) -> None:
+def refuse_no_number(loss: Tensor, step: int, steps: int) -> None:
     """Refuse a loss that is not a number on any rank, on all of them. Collectives: one all-reduce."""
     if world_size() > 1:
         dist.all_reduce(loss)

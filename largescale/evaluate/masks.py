@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,7 @@ from largescale.data.corpora import Corpus
 from largescale.data.decode import decode
 from largescale.data.reader import SampleError
 from largescale.evaluate.members import MemberReader
+from largescale.evaluate.read_ahead import read_ahead
 from largescale.evaluate.shares import from_all_ranks, own_rows
 from largescale.processes import rank, together
 from shards.ground.errors import InputError
@@ -26,7 +26,6 @@ from shards.ground.errors import InputError
 IGNORED = 255
 """Pixels of this number say nothing."""
 
-_THREADS = 8
 _KINDS = ("L", "P", "1", "I;16")
 
 
@@ -121,15 +120,8 @@ class MaskedImages:
         Args:
             wanted: sample ids of each batch, and how each of them is cut, all to one size.
         """
-        with ThreadPoolExecutor(_THREADS) as threads:
-            waiting = None
-            for ids, cut in wanted:
-                coming = [threads.submit(self._cut, int(one), how) for one, how in zip(ids, cut, strict=True)]
-                if waiting is not None:
-                    yield _stacked([one.result() for one in waiting])
-                waiting = coming
-            if waiting is not None:
-                yield _stacked([one.result() for one in waiting])
+        for pairs in read_ahead(self._cut, wanted):
+            yield _stacked(pairs)
 
     def _cut(self, number: int, cut: Cut) -> Pair:
         pair = self.pair(number)

@@ -14,6 +14,7 @@ from largescale.config import EvaluateConfig
 from largescale.config.setting import a_name
 from largescale.evaluate import (
     clusters,
+    detection,
     finetune,
     knn,
     layers,
@@ -99,6 +100,15 @@ PROTOCOLS = {
         segmentation.CHOSEN_ON,
         metric="miou",
         title="mean intersection over union",
+        way=by_dense_training,
+        of_classes=False,
+    ),
+    "detection": Protocol(
+        detection.measure,
+        detection.Settings,
+        detection.CHOSEN_ON,
+        metric="box_ap",
+        title="box AP (COCO)",
         way=by_dense_training,
         of_classes=False,
     ),

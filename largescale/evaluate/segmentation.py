@@ -26,6 +26,7 @@ from largescale.config.setting import setting
 from largescale.distributed.out_of_memory import memory_for
 from largescale.evaluate.image_training import Recipe, Trial, average_gradients, batch_for, refuse_single_images
 from largescale.evaluate.masks import IGNORED, Cut, MaskedImages, centre, random_cut
+from largescale.evaluate.own_samples import OwnSamples
 from largescale.evaluate.shares import total
 from largescale.evaluate.stage_maps import StageMaps
 from largescale.evaluate.training_state import TrainingState
@@ -154,10 +155,10 @@ def _train(network: Segmenter, trial: Trial, recipe: Recipe, images: MaskedImage
     trained = network.head.state_dict()
     state = TrainingState(trial.unfinished, trained, optimizer, batch, steps) if trial.unfinished else None
     first = state.load() if state else 0
-    plan = _Plan(trial.config, images.ids, batch, recipe.seed)
+    samples = OwnSamples(images.ids, batch, recipe.seed)
     network.train()
     refuse_single_images(network, batch, recipe)
-    source = images.batches(map(plan.own, range(first, steps)))
+    source = images.batches(_cuts(trial.config, samples, step) for step in range(first, steps))
     said = f"training on {trial.train.manifest.root.name}"
     with tqdm(
         total=steps, initial=first, desc=said, unit="step", leave=False, mininterval=1, disable=rank() > 0
@@ -197,22 +198,10 @@ def _normalised(images: Tensor, trial: Trial) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-class _Plan:
-    """Which samples a step has, and how they are cut: the same on any number of ranks."""
-
-    def __init__(self, config: Config, ids: np.ndarray, batch: int, seed: int) -> None:
-        self._config, self._ids, self._batch, self._seed = config, ids, batch, seed
-        self._order = -1, ids
-
-    def own(self, step: int) -> tuple[np.ndarray, list[Cut]]:
-        """This rank's part of a step."""
-        epoch, place = divmod(step, len(self._ids) // self._batch)
-        if self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng([self._seed, epoch]).permutation(self._ids)
-        share = self._batch // world_size()
-        start = place * self._batch + rank() * share
-        ids = self._order[1][start : start + share]
-        return ids, [random_cut(self._config, np.random.default_rng([self._seed, epoch, int(one)])) for one in ids]
+def _cuts(config: Config, samples: OwnSamples, step: int) -> tuple[np.ndarray, list[Cut]]:
+    """This rank's samples of a step, and how they are cut."""
+    ids, randoms = samples.of(step)
+    return ids, [random_cut(config, random) for random in randoms]
 
 
 @torch.no_grad()

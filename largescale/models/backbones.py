@@ -7,6 +7,7 @@ images [B, 3, H, W] to pooled features [B, num_features].
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -103,6 +104,19 @@ def stages(backbone: nn.Module) -> list[nn.Sequential]:
     else:
         found = (backbone.get_submodule(f"layer{number}") for number in (1, 2, 3, 4))
     return [cast(nn.Sequential, stage) for stage in found]
+
+
+def in_sequence(backbone: nn.Module) -> nn.Sequential:
+    """What a backbone that `build_backbone` made does before it pools, by name: `stem`, `stage1`, `stage2`, ...
+
+    The modules are the backbone's own, so that training them trains it.
+    """
+    if isinstance(backbone, ResNet | RegNet):
+        stem = backbone.stem
+    else:
+        stem = nn.Sequential(*(backbone.get_submodule(name) for name in ("conv1", "bn1", "relu", "maxpool")))
+    named = {f"stage{number}": stage for number, stage in enumerate(stages(backbone), 1)}
+    return nn.Sequential(OrderedDict[str, nn.Module](stem=stem, **named))
 
 
 def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:

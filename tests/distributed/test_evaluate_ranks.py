@@ -5,20 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from largescale.config import load_config
 from largescale.data.corpora import Corpus
-from largescale.evaluate import clusters, knn, layers, linear_cached, low_shot, retrieval, segmentation, svm
+from largescale.evaluate import clusters, detection, knn, layers, linear_cached, low_shot, retrieval, segmentation, svm
+from largescale.evaluate.annotations import AnnotatedImages
+from largescale.evaluate.average_precision import AveragePrecision
 from largescale.evaluate.extract import load_method
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.image_training import Recipe, Trial, scores_of, trained_scores
 from largescale.evaluate.label_lists import LabelLists
-from largescale.processes import rank
+from largescale.processes import rank, world_size
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
+from tests.helpers.canvases import scenes
 from tests.helpers.commands import ROOT
+from tests.helpers.detection import small
 from tests.helpers.features import features
 from tests.helpers.ranks import run_ranks
 
@@ -114,14 +119,39 @@ def of_three(shards: tuple[Path, Path]) -> tuple[torch.Tensor | None, str]:
     return found, str(told.value)
 
 
-def of_scenes(folders: tuple[Path, Path]) -> dict[str, Any]:
+def near_misses(folder: Path) -> dict[str, Any]:
+    """Average precision of boxes and masks that are moved a little, by numbers that follow from the sample."""
+    trial = trial_of((folder, folder))
+    images = AnnotatedImages(trial.test, trial.config, "json:annotations", masks=True)
+    figures = AveragePrecision(masks=True)
+    for number in images.ids[rank() :: world_size()].tolist():
+        scene, random = images.scene(number), np.random.default_rng(number)
+        moved = torch.from_numpy(random.normal(0, 2, scene.boxes.shape)).float()
+        turned = random.permutation(len(scene.boxes))
+        found = {
+            "boxes": scene.boxes + moved,
+            "labels": scene.categories,
+            "scores": torch.from_numpy(random.random(len(scene.boxes)).round(1)).float(),  # many are equal
+            "masks": (scene.masks if random.random() < 0.5 else scene.masks[turned])[:, None].float(),
+        }
+        figures.add(number, found, scene)
+    return figures.figures()
+
+
+def of_scenes(folders: tuple[Path, Path], few: tuple[Path, Path]) -> tuple[dict[str, Any], ...]:
     settings = segmentation.Settings(segmentation_epochs=1, segmentation_rate=0.02)
-    return segmentation.measure(trial_of(folders), settings)
+    trial = trial_of(few)
+    detected = detection.measure(trial, small(detection_batch=4))
+    weights = {name: float(value.double().sum()) for name, value in trial.method.state_dict().items()}
+    return segmentation.measure(trial_of(folders), settings), near_misses(folders[1]), detected, weights
 
 
-def test_two_ranks_segment_as_one_does(scene_folders):
-    alone, found = of_scenes(scene_folders), run_ranks(of_scenes, 2, scene_folders)
-    assert found[0] == found[1] and found[0]["miou"] == pytest.approx(alone["miou"], abs=2e-3)
+def test_two_ranks_segment_and_detect_as_one_does(scene_folders, tmp_path):
+    places = scene_folders, scenes(tmp_path, 8, 3)
+    alone, (here, there) = of_scenes(*places), run_ranks(of_scenes, 2, *places)
+    assert here == there and here[0]["miou"] == pytest.approx(alone[0]["miou"], abs=2e-3)
+    assert here[1] == alone[1] and 0.2 < here[1]["box_ap"] < 1 and 0.2 < here[1]["mask_ap"] < 1
+    assert here[2]["num_test"] == alone[2]["num_test"] == 3
 
 
 def test_three_ranks_share_a_batch_and_refuse_together(shard_folder, held_out_shards):
