@@ -110,6 +110,10 @@ class ModelConfig:
         one_of=("basic", "bottleneck"),
         used_if="model.backbone=resnet",
     )
+    zero_init_residual: bool = setting(
+        False,
+        "Whether the last BatchNorm of each residual block starts at 0, so that blocks start as their shortcuts.",
+    )
     weights: str = setting(
         "",
         "File of weights (of torchvision, timm and many others, see docs/weights.md) that the backbone of a new run "

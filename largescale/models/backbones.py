@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.models.regnet import BlockParams, RegNet, ResBottleneckBlock
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
@@ -79,6 +80,15 @@ def build_backbone(config: ModelConfig) -> tuple[nn.Module, int]:
     Raises:
         InputError: for a name that torchvision does not have; it lists those it has.
     """
+    backbone, num_features = _build(config)
+    if config.zero_init_residual:
+        for block in filter(_is_block, backbone.modules()):
+            block.starts_as_shortcut = True
+            finish_block(block)
+    return backbone, num_features
+
+
+def _build(config: ModelConfig) -> tuple[nn.Module, int]:
     if config.backbone == "resnet":
         block = BasicBlock if config.block == "basic" else Bottleneck
         return _with_stem(ResNet(config.depths, config.width, block), config.stem)
@@ -93,6 +103,27 @@ def build_backbone(config: ModelConfig) -> tuple[nn.Module, int]:
     network.fc = nn.Identity()
     _STEMS["regnet" if config.backbone.startswith("regnet") else "resnet"](network, config.stem)
     return network, num_features
+
+
+@torch.no_grad()
+def finish_block(block: nn.Module) -> None:
+    """Let a residual block start as its shortcut, if that is asked of it: the last scale of its branch is 0.
+
+    Source: arXiv 1706.02677, section 5.1. Works on this rank's piece of the scale.
+    """
+    if getattr(block, "starts_as_shortcut", False):
+        scale = _last_norm(block).weight
+        (scale.to_local() if isinstance(scale, DTensor) else scale).zero_()
+
+
+def _is_block(module: nn.Module) -> bool:
+    return isinstance(module, BLOCKS)
+
+
+def _last_norm(block: nn.Module) -> nn.Module:
+    """The BatchNorm at the end of a residual block's branch."""
+    names = {BasicBlock: "bn2", Bottleneck: "bn3", ResBottleneckBlock: "f.c.1"}
+    return block.get_submodule(next(name for kind, name in names.items() if isinstance(block, kind)))
 
 
 def stages(backbone: nn.Module) -> list[nn.Sequential]:

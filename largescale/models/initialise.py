@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from largescale.models.backbones import finish_block
+
 
 def materialise(network: nn.Module, device: torch.device, seed: int) -> None:
     """Give a network on the meta device memory and weights. Collectives: none."""
@@ -45,6 +47,7 @@ def initialise_pieces(network: nn.Module, seed: int) -> None:
         for key, parameter in module.named_parameters(recurse=False):
             _keep_piece(parameter, _draw(module, key, tuple(parameter.shape), f"{seed} {name}.{key}"))
     for module in network.modules():
+        finish_block(module)
         if finish := getattr(module, "finish_initialisation", None):
             finish()
 

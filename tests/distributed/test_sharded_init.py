@@ -53,7 +53,11 @@ def weights(overrides: list[str]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "overrides", [["model.backbone=resnet", "model.depths=[1,1]", "model.width=6"], ["model.backbone=regnet_y_400mf"]]
+    "overrides",
+    [
+        ["model.backbone=resnet", "model.depths=[1,1]", "model.width=6", "model.zero_init_residual=true"],
+        ["model.backbone=regnet_y_400mf"],
+    ],
 )
 def test_weights_do_not_depend_on_the_ranks(overrides):
     [whole] = run_ranks(whole_state, 1, configuration(*overrides))
@@ -86,9 +90,10 @@ def spreads(config: Config) -> dict[str, tuple[float, float]]:
     }
 
 
-@pytest.mark.parametrize("backbone", ["resnet50", "regnet_y_400mf", "resnet"])
-def test_the_distributions_are_those_of_the_constructors(backbone):
-    [found] = run_ranks(spreads, 1, configuration(f"model.backbone={backbone}"))
+@pytest.mark.parametrize("backbone, zero", [("resnet50", "true"), ("regnet_y_400mf", "true"), ("resnet", "false")])
+def test_the_distributions_are_those_of_the_constructors(backbone, zero):
+    config = configuration(f"model.backbone={backbone}", f"model.zero_init_residual={zero}")
+    [found] = run_ranks(spreads, 1, config)
     assert len(found) > 3
     for name, (usual, drawn) in found.items():
         assert drawn == pytest.approx(usual, rel=0.1), name

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 
 from largescale.config import ModelConfig
 from largescale.methods.prototypes import Prototypes
-from largescale.models.backbones import build_backbone, feature_map, pooled, stages
+from largescale.models.backbones import BLOCKS, build_backbone, feature_map, pooled, stages
 from largescale.models.heads import projection_head
 from shards.ground.errors import InputError
 
@@ -96,6 +97,23 @@ def test_depths_and_width_make_the_small_resnet(block, expansion):
     backbone, width = build_backbone(ModelConfig(backbone="resnet", depths=[1, 2, 1], width=8, block=block))
     assert width == 8 * 4 * expansion
     assert [len(stage) for stage in backbone.stages] == [1, 2, 1]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet", "regnet_y_400mf"])
+def test_blocks_start_as_their_shortcuts_if_asked(name):
+    """Of torchvision's ResNets the scales that its own option sets to 0."""
+    backbone, _ = build_backbone(ModelConfig(backbone=name, depths=[1, 2], width=8, zero_init_residual=True))
+    zero = {key for key, value in backbone.state_dict().items() if key.endswith("weight") and not value.any()}
+    if name in ("resnet18", "resnet50"):
+        theirs = torchvision.models.get_model(name, zero_init_residual=True).state_dict()
+        assert zero == {key for key, value in theirs.items() if key.endswith("weight") and not value.any()}
+    for block in (module for module in backbone.modules() if isinstance(module, BLOCKS)):
+        x = torch.randn(2, next(block.parameters()).shape[1], 8, 8)
+        shortcut = getattr(block, "proj" if name.startswith("regnet") else "downsample", None) or torch.nn.Identity()
+        torch.testing.assert_close(block(x), shortcut(x).relu())
+    usual, _ = build_backbone(ModelConfig(backbone=name, depths=[1, 2], width=8))
+    assert len(zero) == sum(isinstance(module, BLOCKS) for module in usual.modules())
+    assert all(value.any() for key, value in usual.state_dict().items() if key.endswith("weight"))
 
 
 def test_an_unknown_name_lists_those_that_exist():
