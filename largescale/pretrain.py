@@ -19,7 +19,7 @@ from largescale.data.stream import Stream, num_loading
 from largescale.distributed import stopping
 from largescale.distributed.stopping import StoppedInOrder
 from largescale.evaluate.online import Online
-from largescale.methods import build_method
+from largescale.methods import build_method, require_fit
 from largescale.observe import waiting
 from largescale.observe.console import Progress, configure_logging
 from largescale.observe.doctor import Doctor
@@ -75,6 +75,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     dtype = precision.views_dtype(config)
     stream = Stream(config, rank=rank(), world_size=world_size(), device=device, dtype=dtype)
     together(stream.check_files)
+    require_fit(config, stream.length)
     num_steps, steps_per_epoch = stream.num_steps, stream.order.steps_per_epoch
     rates = learning_rates(config, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
 

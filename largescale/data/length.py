@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from largescale.config import Config
 
-_NOMINAL = 1_281_167
+NOMINAL = 1_281_167
 """Images of ImageNet's training set."""
 
 
@@ -27,10 +27,10 @@ class Length:
     left_out: int = 0
 
     @classmethod
-    def nominal(cls, config: Config) -> Length:
-        """The length of a run whose images are not at hand, as for a plan: as if they were as many as ImageNet's."""
-        per_epoch = max(1, _NOMINAL // config.train.global_batch)
-        return cls(num_steps_of(config, per_epoch), per_epoch, _NOMINAL, _NOMINAL % config.train.global_batch)
+    def nominal(cls, config: Config, images: int = NOMINAL) -> Length:
+        """The length of a run whose images are not at hand, as for a plan: by default, as many as ImageNet's."""
+        per_epoch = max(1, images // config.train.global_batch)
+        return cls(num_steps_of(config, per_epoch), per_epoch, images, images % config.train.global_batch)
 
 
 def num_steps_of(config: Config, steps_per_epoch: int) -> int:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,8 @@ from largescale.models.backbones import feature_map, pooled
 @dataclass
 class Settings(MoCoSettings):
     """DenseCL's keys under `method`: MoCo's, and those of its dense part."""
+
+    num_queues: ClassVar[int] = 2
 
     temperature: float = setting(0.2, "Divides cosines before the softmax.", at_least=1e-6, at_most=1e6)
     dense_weight: float = setting(

@@ -130,12 +130,16 @@ class Method(nn.Module):
         """Called once when the method is built, for schedules and state that depend on the length of the run."""
         self.length = length
 
+    @classmethod
+    def misfit(cls, config: Config, length: Length) -> str:
+        """Why so many images cannot be trained on with as many ranks as there are, in a line; empty if they can. Asked
+        before a network is made or an image is read: state by sample id must fit into memory.
+        """
+        return ""
+
     def begin(self) -> None:
         """Called once by the engine that trains the method, when it is on its device and its length is known; not where
         it is evaluated. State that only training needs gets its room here, such as `rows_by_id.RowsById`.
-
-        Raises:
-            InputError: on all ranks, if there are too many or too few images.
         """
 
     def forward(self, views: Views, step: int) -> Output:

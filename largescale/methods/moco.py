@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ from largescale.methods.joint_embedding import unit
 from largescale.methods.losses.picks import among_others
 from largescale.methods.method import Average, Output
 from largescale.methods.multi_crop import each_view, num_large, require_large_first
-from largescale.methods.queue import Queue, complaints_of_queue, queue_setting, require_whole_batches
+from largescale.methods.queue import Queue, complaints_of_queue, max_queue_setting, queue_setting, require_queue
 from largescale.methods.teachers import following, teacher_of
 from largescale.models.backbones import build_backbone
 from largescale.models.heads import projection_head
@@ -56,12 +56,14 @@ class MoCoSettings(ContrastiveSettings):
         at_most=1,
     )
     queue: int = queue_setting()
+    max_queue_gb: float = max_queue_setting()
+    num_queues: ClassVar[int] = 1
 
     def check(self, config: Config) -> None:
-        """The queue holds whole batches; keys are of large views."""
+        """The queue holds whole batches, not too many; keys are of large views."""
         super().check(config)
         require_large_first(config)
-        require_whole_batches(config, self.queue)
+        require_queue(config, self.queue, self.embedding, max_gb=self.max_queue_gb, queues=self.num_queues)
 
 
 class MoCo(Contrastive):

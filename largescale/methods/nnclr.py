@@ -33,7 +33,7 @@ from largescale.methods.losses.over_ranks import all_ranks, gathered, own_places
 from largescale.methods.losses.picks import Picks, among_gathered
 from largescale.methods.method import Output, Panel, Sign
 from largescale.methods.predicting import Predicting, PredictingSettings
-from largescale.methods.queue import Queue, complaints_of_queue, queue_setting, require_whole_batches
+from largescale.methods.queue import Queue, complaints_of_queue, max_queue_setting, queue_setting, require_queue
 from largescale.models.heads import hidden_widths, mlp
 
 
@@ -45,11 +45,12 @@ class Settings(PredictingSettings):
     predictor_hidden: list[int] = hidden_widths([4096], "the predictor")
     temperature: float = setting(0.1, "Divides cosines before the softmax.", at_least=1e-6, at_most=1e6)
     queue: int = queue_setting(98304)
+    max_queue_gb: float = max_queue_setting()
 
     def check(self, config: Config) -> None:
-        """There are large views to have neighbours; the queue holds whole batches."""
+        """There are large views to have neighbours; the queue holds whole batches, not too many."""
         super().check(config)
-        require_whole_batches(config, self.queue)
+        require_queue(config, self.queue, self.embedding, max_gb=self.max_queue_gb)
 
 
 class NNCLR(Predicting, Contrastive):

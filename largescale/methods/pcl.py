@@ -48,7 +48,7 @@ from largescale.methods.losses.picks import Picks
 from largescale.methods.method import Output, Panel, Sign
 from largescale.methods.moco import MoCo, MoCoSettings
 from largescale.methods.phase import PlainEmbeddings
-from largescale.methods.rows_by_id import RowsById
+from largescale.methods.rows_by_id import RowsById, too_many_rows
 from largescale.processes import rank
 from shards.ground.errors import InputError
 
@@ -86,6 +86,14 @@ class Settings(MoCoSettings):
     smoothing: float = setting(
         10.0, "Added to the size of a cluster before its logarithm divides its spread.", above=1, at_most=1e9
     )
+    max_phase_gb: float = setting(
+        16.0,
+        "Largest size in GB on a rank of its images' embeddings, of which a phase holds two copies, and clusters; more "
+        "is refused before anything is read.",
+        above=0,
+        at_most=1e9,
+        free=True,
+    )
 
 
 class PCL(MoCo):
@@ -110,12 +118,22 @@ class PCL(MoCo):
         self.register_buffer("spreads", torch.zeros(0), persistent=False)
         self.signs |= {"cluster_picked": Sign()}
 
+    @classmethod
+    def misfit(cls, config: Config, length: Length) -> str:
+        """There may be fewer images than clusters, or too many to cluster."""
+        settings, images = config.method, length.num_samples
+        assert isinstance(settings, Settings)
+        if max(settings.clusters) > images:
+            return (
+                f"method.clusters={settings.clusters}: {max(settings.clusters):,} clusters for {images:,} images; "
+                "lower it"
+            )
+        width = 2 * settings.embedding + len(settings.clusters)
+        return too_many_rows(images, width, key="method.max_phase_gb", max_gb=settings.max_phase_gb)
+
     def begin(self) -> None:
         """Make room for clusters, and for those of each image."""
-        images, largest = self.length.num_samples, max(self._counts)
-        if largest > images:
-            raise InputError(f"method.clusters={self._counts}: {largest:,} clusters for {images:,} images; lower it")
-        self.assignments.make_room(images, key="method.clusters", max_gb=math.inf)
+        self.assignments.make_room(self.length.num_samples, key="method.max_phase_gb", max_gb=math.inf)
         self.centroids = self.centroids.new_zeros(sum(self._counts), self.config.embedding)
         self.spreads = self.spreads.new_ones(sum(self._counts))
 

@@ -6,7 +6,8 @@ The rows of step t, in the order of its global batch, take the place of those of
         rows[(t * B + place) % K] = embeddings[place]
 
 so where a row stands follows from its step and its place in the batch, and there is no pointer to keep. A step's own
-rows go in when its last micro-batch is through; before, nothing sees them.
+rows go in when the next step asks for rows: before, nothing sees them, and the backward pass needs the old ones. So the
+queue is written in place, never copied.
 """
 
 from __future__ import annotations
@@ -39,25 +40,54 @@ def queue_setting(default: int = 65536) -> Any:
     )
 
 
-def require_whole_batches(config: Config, num_rows: int, key: str = "method.queue") -> None:
-    """Refuse a queue that does not hold whole batches.
+def max_queue_setting() -> Any:
+    """The setting of the most that queues may take: a field of a dataclass."""
+    return setting(
+        4.0,
+        "Largest size in GB of what is queued, which every rank holds; more is refused before anything is read.",
+        above=0,
+        at_most=1e9,
+        free=True,
+    )
+
+
+def require_queue(config: Config, num_rows: int, width: int, *, max_gb: float, queues: int = 1) -> None:
+    """Refuse a queue that does not hold whole batches, or is too large.
+
+    Args:
+        config: of the run.
+        num_rows: `method.queue`.
+        width: of a row.
+        max_gb: `method.max_queue_gb`, in GB (10^9 bytes).
+        queues: of this size.
 
     Raises:
         InputError: naming the key.
     """
     batch = config.train.global_batch
-    require(num_rows % batch == 0, key, num_rows, f"a multiple of train.global_batch={batch}")
+    require(num_rows % batch == 0, "method.queue", num_rows, f"a multiple of train.global_batch={batch}")
+    size = queues * num_rows * width * torch.float32.itemsize / 1e9
+    expected = (
+        f"at most {_rows_in(max_gb, width * queues, batch):,}, since {size:.3g} GB on every rank are more than "
+        "method.max_queue_gb"
+    )
+    require(size <= max_gb, "method.queue", num_rows, f"{expected}={max_gb:g}")
 
 
-def complaints_of_queue(config: Config, length: Length, num_rows: int, key: str = "method.queue") -> list[str]:
+def _rows_in(gb: float, width: int, batch: int) -> int:
+    """Rows of whole batches that so much memory holds."""
+    return int(gb * 1e9 / (width * torch.float32.itemsize)) // batch * batch
+
+
+def complaints_of_queue(config: Config, length: Length, num_rows: int) -> list[str]:
     """A line if a queue holds as many embeddings as there are images."""
     images, batch = length.num_samples, config.train.global_batch
     if num_rows < images:
         return []
     fewer = max(1, images // _FEW // batch) * batch
     return [
-        f"{key}={num_rows}: the queue holds every one of the {images:,} images, so each meets itself in it; "
-        f"set {key}={fewer}"
+        f"method.queue={num_rows}: the queue holds every one of the {images:,} images, so each meets itself in it; "
+        f"set method.queue={fewer}"
     ]
 
 
@@ -70,27 +100,38 @@ class Queue(nn.Module):
         width: D.
         number: of this queue among those of a method; they start with different rows.
 
-    Attributes:
-        rows: [K, D], the same on all ranks; unit rows of random directions at first.
     """
 
-    rows: Tensor
+    _rows: Tensor
 
     def __init__(self, config: Config, num_rows: int, width: int, *, number: int = 0) -> None:
         super().__init__()
         self._seed = config.run.seed + number
         self._batch, self._micro_batches = config.train.global_batch, config.train.accumulate
         self._piece = self._batch // self._micro_batches // world_size()
-        self.register_buffer("rows", torch.zeros(num_rows, width), persistent=False)
+        self.register_buffer("_rows", torch.zeros(num_rows, width), persistent=False)
         self._fresh: list[Tensor] = []
+        self._due: tuple[int, Tensor] | None = None
         self.finish_initialisation()
+
+    @property
+    def rows(self) -> Tensor:
+        """All rows [K, D], the same on all ranks; unit rows of random directions at first. Of a step, to be asked for
+        before `keep`: from then on until the backward pass is through, the graph holds them.
+        """
+        self._write_due()
+        return self._rows
+
+    @rows.setter
+    def rows(self, rows: Tensor) -> None:
+        self._rows, self._due = rows, None
 
     def finish_initialisation(self) -> None:
         """Fill the queue with random unit rows; `models.initialise` calls it as well."""
         generator = torch.Generator().manual_seed(self._seed)
-        rows = torch.randn(self.rows.shape, generator=generator, device="cpu")
+        rows = torch.randn(self._rows.shape, generator=generator, device="cpu")
         with torch.no_grad():
-            self.rows.copy_(normalize(rows, dim=1))
+            self._rows.copy_(normalize(rows, dim=1))
 
     @torch.no_grad()
     def keep(self, embeddings: Tensor, step: int) -> None:
@@ -98,14 +139,20 @@ class Queue(nn.Module):
 
         Collectives: those of `gather_rows`, once, without a gradient.
         """
+        self._write_due()
         # Ranks hold a piece of each micro-batch: [ranks, micro-batches, B, D].
         pieces = gather_rows(embeddings.detach()).view(world_size(), -1, self._piece, embeddings.shape[1])
-        self._fresh += pieces.transpose(0, 1).flatten(1, 2).to(self.rows.dtype)
+        self._fresh += pieces.transpose(0, 1).flatten(1, 2).to(self._rows.dtype)
         if len(self._fresh) == self._micro_batches:
-            first, rows = step * self._batch % len(self.rows), self.rows.clone()  # the backward pass needs the old ones
-            rows[first : first + self._batch] = torch.cat(self._fresh)
-            self.rows = rows
+            self._due = step * self._batch % len(self._rows), torch.cat(self._fresh)
             self._fresh.clear()
+
+    @torch.no_grad()
+    def _write_due(self) -> None:
+        if self._due:
+            first, fresh = self._due
+            self._rows[first : first + len(fresh)] = fresh
+            self._due = None
 
     def whole(self, mesh: DeviceMesh) -> Tensor:
         """The rows, as a part of `Method.state`: all ranks hold all of them."""

@@ -28,6 +28,27 @@ _BLOCK = 4096
 """Ids whose first rows are drawn together."""
 
 
+def too_many_rows(num_samples: int, width: int, element_size: int = 4, *, key: str, max_gb: float) -> str:
+    """A line if a rank's part of rows of all samples is larger than a limit; else empty.
+
+    Args:
+        num_samples, width: of the rows, [N, width].
+        element_size: of a number, in bytes.
+        key: the setting with the limit.
+        max_gb: the limit, in GB (10^9 bytes).
+    """
+    ranks = world_size()
+    size = -(-num_samples // ranks) * width * element_size / 1e9
+    return (
+        ""
+        if size <= max_gb
+        else (
+            f"{key}={max_gb:g}: rows of {width} numbers for {num_samples:,} images take {size:.3g} GB on each "
+            f"of {ranks} rank{'s' * (ranks > 1)}; use more ranks or shorter rows, or raise it"
+        )
+    )
+
+
 class RowsById(nn.Module):
     """Rows [N, width] of all samples, of which this rank holds `rows[:-1]`; the last one takes what is for nobody here.
 
@@ -57,13 +78,8 @@ class RowsById(nn.Module):
         Raises:
             InputError: a rank's part is larger.
         """
-        ranks = world_size()
-        size = -(-num_samples // ranks) * self.width * self.rows.element_size() / 1e9
-        if size > max_gb:
-            raise InputError(
-                f"{key}={max_gb:g}: rows of {self.width} numbers for {num_samples:,} images take {size:.3g} GB on each "
-                f"of {ranks} rank{'s' * (ranks > 1)}; use more ranks or shorter rows, or raise it"
-            )
+        if line := too_many_rows(num_samples, self.width, self.rows.element_size(), key=key, max_gb=max_gb):
+            raise InputError(line)
         own = own_ids(num_samples)
         self.num_samples, self.first, self.num_own = num_samples, own.start, len(own)
         self.rows = self.rows.new_zeros(self.num_own + 1, self.width)

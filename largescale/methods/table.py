@@ -64,6 +64,16 @@ def build_method(config: Config, length: Length | None = None, *, on_meta: bool 
     return built
 
 
+def require_fit(config: Config, length: Length) -> None:
+    """Refuse a run whose method cannot be trained on so many images, or on so few ranks.
+
+    Raises:
+        InputError: on all ranks, before anything is made or read.
+    """
+    if line := method_class(config).misfit(config, length):
+        raise InputError(line)
+
+
 def method_class(config: Config) -> type[Method]:
     """The class that `method.name` names.
 

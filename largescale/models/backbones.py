@@ -28,6 +28,9 @@ from shards.ground.errors import InputError
 BLOCKS = (BasicBlock, Bottleneck, ResBottleneckBlock)
 """Residual blocks: the units that strategies shard and checkpointing recomputes."""
 
+_AS_SHORTCUT = "starts_as_shortcut"
+"""Attribute of blocks whose branch is to add nothing at first."""
+
 _FAMILIES = ("resnet", "wide_resnet", "resnext", "regnet_")
 
 
@@ -83,7 +86,7 @@ def build_backbone(config: ModelConfig) -> tuple[nn.Module, int]:
     backbone, num_features = _build(config)
     if config.zero_init_residual:
         for block in filter(_is_block, backbone.modules()):
-            block.starts_as_shortcut = True
+            setattr(block, _AS_SHORTCUT, True)
             finish_block(block)
     return backbone, num_features
 
@@ -111,8 +114,8 @@ def finish_block(block: nn.Module) -> None:
 
     Source: arXiv 1706.02677, section 5.1. Works on this rank's piece of the scale.
     """
-    if getattr(block, "starts_as_shortcut", False):
-        scale = _last_norm(block).weight
+    if getattr(block, _AS_SHORTCUT, False):
+        scale = _last_norm(block).get_parameter("weight")
         (scale.to_local() if isinstance(scale, DTensor) else scale).zero_()
 
 

@@ -8,6 +8,7 @@ from itertools import combinations
 
 from largescale.config import Config
 from largescale.config.checks import validate
+from largescale.data.length import NOMINAL
 from largescale.methods import build_method
 from largescale.models.backbones import stages
 from largescale.parallel import fsdp
@@ -37,7 +38,13 @@ class Change:
 
 
 def fitting_changes(
-    config: Config, ranks: int, before: Simulation, *, available: float, needed: Callable[[Config, Simulation], float]
+    config: Config,
+    ranks: int,
+    before: Simulation,
+    *,
+    available: float,
+    needed: Callable[[Config, Simulation], float],
+    images: int = NOMINAL,
 ) -> Iterator[Change]:
     """Try `changes` until one fits, which is the last; each is simulated, which may take seconds.
 
@@ -47,6 +54,7 @@ def fitting_changes(
         before: a step of it.
         available: bytes that a rank has.
         needed: bytes that a rank needs, from a configuration and its step.
+        images: of the corpus.
     """
     planned = [(config, before)]
     for overrides, changed in changes(config, ranks):
@@ -55,7 +63,7 @@ def fitting_changes(
             continue
         try:
             validate(changed)
-            step = simulate(changed, ranks)
+            step = simulate(changed, ranks, images)
         except InputError:
             continue  # it does not go with another setting
         planned.append((changed, step))

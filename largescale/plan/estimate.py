@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 from largescale.plan.hardware import Assumptions, Gpu
+from largescale.plan.phase import Phase
 from largescale.plan.simulate import Simulation
 from largescale.plan.trace import WEIGHTS, Collective
 
@@ -52,26 +53,10 @@ def estimate(step: Simulation, gpu: Gpu, gpus_per_node: int, assume: Assumptions
         gpus_per_node: within which the fast network reaches.
         assume: how far real kernels and networks fall short of the data sheet.
     """
-    compute = sum(
-        max(
-            operator.flops / (gpu.tflops * 1e12 * assume.math),
-            operator.moved / (gpu.memory_gb_s * 1e9 * assume.bandwidth),
-            assume.launch_us * 1e-6,
-        )
-        for operator in step.operators
-    )
-    times = {
-        what: count * collective_s(what, step.sent[what] / count, gpu, gpus_per_node, assume)
-        for what, count in step.counts.items()
-    }
-    hidden = sum(seconds for what, seconds in times.items() if what.of == WEIGHTS)
-    waits: dict[str, float] = {}
-    for what, seconds in times.items():
-        if what.of != WEIGHTS:
-            waits[what.of] = waits.get(what.of, 0.0) + seconds
+    compute, hidden, waits = _seconds(step, gpu, gpus_per_node, assume)
     blocking = sum(waits.values())
     seconds = max(compute, hidden) + blocking
-    memory = step.peak / 1e9 + assume.reserve_gb
+    memory = step.most_held / 1e9 + assume.reserve_gb
     return Estimate(
         compute,
         hidden,
@@ -82,6 +67,36 @@ def estimate(step: Simulation, gpu: Gpu, gpus_per_node: int, assume: Assumptions
         memory <= gpu.memory_gb * (1 - assume.slack),
         step.flops / seconds / (gpu.tflops * 1e12),
     )
+
+
+def phase_s(phase: Phase, gpu: Gpu, gpus_per_node: int, assume: Assumptions) -> float:
+    """How long it takes to embed all images once."""
+    compute, hidden, waits = _seconds(phase, gpu, gpus_per_node, assume)
+    return phase.calls * (max(compute, hidden) + sum(waits.values()))
+
+
+def _seconds(
+    work: Simulation | Phase, gpu: Gpu, gpus_per_node: int, assume: Assumptions
+) -> tuple[float, float, dict[str, float]]:
+    """Seconds of operators, of collectives that hide behind them, and of others by what they exchange."""
+    compute = sum(
+        max(
+            operator.flops / (gpu.tflops * 1e12 * assume.math),
+            operator.moved / (gpu.memory_gb_s * 1e9 * assume.bandwidth),
+            assume.launch_us * 1e-6,
+        )
+        for operator in work.operators
+    )
+    times = {
+        what: count * collective_s(what, work.sent[what] / count, gpu, gpus_per_node, assume)
+        for what, count in work.counts.items()
+    }
+    hidden = sum(seconds for what, seconds in times.items() if what.of == WEIGHTS)
+    waits: dict[str, float] = {}
+    for what, seconds in times.items():
+        if what.of != WEIGHTS:
+            waits[what.of] = waits.get(what.of, 0.0) + seconds
+    return compute, hidden, waits
 
 
 def collective_s(what: Collective, size: float, gpu: Gpu, gpus_per_node: int, assume: Assumptions) -> float:

@@ -12,15 +12,16 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from largescale.config import Config
+from largescale.data.length import NOMINAL
 from largescale.parallel import fsdp
 from largescale.parallel.strategies import STRATEGIES, drawn_in_pieces
 from largescale.plan.changes import fitting_changes
-from largescale.plan.estimate import Estimate, estimate
+from largescale.plan.estimate import Estimate, estimate, phase_s
 from largescale.plan.hardware import Assumptions, gpu_named
 from largescale.plan.simulate import Simulation, simulate
 from shards.ground.errors import InputError
 
-IMAGENET = 1_281_167
+IMAGENET = NOMINAL
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def plan(config: Config, request: Request, *, advise: bool = True) -> dict[str, 
     """
     _check(request)
     config = _in_half_precision(config, gpu_named(request.gpu).half)
-    step = simulate(config, request.gpus)
+    step = simulate(config, request.gpus, request.images)
     guess = estimate(step, gpu_named(request.gpu), request.gpus_per_node, request.assume)
     found = _describe(config, request, step, guess)
     if advise and not guess.fits:
@@ -108,7 +109,8 @@ def _in_half_precision(config: Config, half: str) -> Config:
 def _describe(config: Config, request: Request, step: Simulation, guess: Estimate) -> dict[str, Any]:
     gpu, batch = gpu_named(request.gpu), config.train.global_batch
     steps = config.train.steps or max(1, int(request.images // batch * config.train.epochs))
-    hours = steps * guess.step_s / 3600
+    phases = _phases(request, step)
+    hours = (steps * guess.step_s + phases.get("count", 0) * phases.get("seconds", 0)) / 3600
     parts = {
         "weights": step.weights,
         "gradients": step.gradients,
@@ -131,6 +133,7 @@ def _describe(config: Config, request: Request, step: Simulation, guess: Estimat
         "memory_gb": {
             **{name: size / 1e9 for name, size in parts.items()},
             "peak of a step": step.peak / 1e9,
+            **({"peak of an offline phase": step.held_in_a_phase / 1e9} if step.phase else {}),
             "reserve": request.assume.reserve_gb,
             "needed": guess.memory_gb,
             "of the GPU": gpu.memory_gb,
@@ -149,6 +152,7 @@ def _describe(config: Config, request: Request, step: Simulation, guess: Estimat
             **{f"of these {what}": seconds for what, seconds in sorted(guess.waits_s.items())},
             "step": guess.step_s,
         },
+        "offline_phases": phases,
         "utilisation": guess.utilisation,
         "images_per_s": batch / guess.step_s,
         "images_per_s_per_node": batch / guess.step_s / max(1, request.gpus / request.gpus_per_node),
@@ -160,6 +164,14 @@ def _describe(config: Config, request: Request, step: Simulation, guess: Estimat
         "cost": hours * request.gpus * request.price,
         "assumptions": {**asdict(request.assume), "gpus_per_node": request.gpus_per_node, **asdict(gpu)},
     }
+
+
+def _phases(request: Request, step: Simulation) -> dict[str, float]:
+    """Number of the offline phases, and seconds of each, in which all images are embedded; empty if there are none."""
+    if step.phase is None:
+        return {}
+    seconds = phase_s(step.phase, gpu_named(request.gpu), request.gpus_per_node, request.assume)
+    return {"count": step.phase.count, "seconds": seconds}
 
 
 def _strategy(config: Config) -> str:
@@ -174,7 +186,12 @@ def _advice(config: Config, request: Request, step: Simulation) -> str:
     available = gpu_named(request.gpu).memory_gb * (1 - request.assume.slack) * 1e9
     tried = list(
         fitting_changes(
-            config, request.gpus, step, available=available, needed=lambda _, changed: changed.peak + reserve
+            config,
+            request.gpus,
+            step,
+            available=available,
+            needed=lambda _, changed: changed.most_held + reserve,
+            images=request.images,
         )
     )
     best = min(tried, key=lambda change: change.needed, default=None)

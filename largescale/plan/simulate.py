@@ -22,8 +22,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from largescale.config import Config
 from largescale.config.setting import a_name
+from largescale.data.length import NOMINAL, Length
 from largescale.data.views import Views
-from largescale.methods import build_method
+from largescale.methods import build_method, require_fit
 from largescale.methods.method import Method
 from largescale.models.backbones import chosen_blocks
 from largescale.models.initialise import materialise
@@ -33,6 +34,7 @@ from largescale.parallel.offload import offloads
 from largescale.parallel.precision import views_dtype
 from largescale.parallel.strategies import STRATEGIES, prepare
 from largescale.plan import like_ddp, like_fairscale, like_zero
+from largescale.plan.phase import Phase, phase_of
 from largescale.plan.stand_in import Peaks, StandIn
 from largescale.plan.trace import Collective, Operator, StepTrace
 from shards.ground.errors import InputError
@@ -58,6 +60,7 @@ class Simulation:
         counts, sent: collectives of the step.
         operators: what is computed.
         parameters, trained: numbers of the whole network, and those that take a gradient, not a teacher's.
+        phase: an offline phase of the run, if it has any.
     """
 
     weights: int
@@ -72,6 +75,18 @@ class Simulation:
     operators: list[Operator]
     parameters: int
     trained: int
+    phase: Phase | None = None
+
+    @property
+    def most_held(self) -> int:
+        """Bytes that are held at most, in a step or in an offline phase."""
+        return max(self.peak, self.held_in_a_phase)
+
+    @property
+    def held_in_a_phase(self) -> int:
+        """Bytes that are held at most in an offline phase; 0 if there is none."""
+        between_steps = self.weights + self.gradients + self.optimizer + self.buffers
+        return between_steps + self.phase.held if self.phase else 0
 
     @property
     def flops(self) -> int:
@@ -79,8 +94,13 @@ class Simulation:
         return sum(operator.flops for operator in self.operators)
 
 
-def simulate(config: Config, ranks: int) -> Simulation:
-    """Simulate a step of rank 0 out of `ranks`.
+def simulate(config: Config, ranks: int, images: int = NOMINAL) -> Simulation:
+    """Simulate a step of rank 0 out of `ranks`, and an offline phase if there are any.
+
+    Args:
+        config: of the run.
+        ranks: number of them.
+        images: of the corpus; what is held of each is simulated too.
 
     Raises:
         InputError: a strategy that cannot be planned, or sizes that do not fit the ranks.
@@ -91,12 +111,15 @@ def simulate(config: Config, ranks: int) -> Simulation:
             f"train.global_batch={config.train.global_batch}: not divisible by {ranks} GPUs"
             + (f" x {config.train.accumulate} micro-batches" if config.train.accumulate > 1 else "")
         )
+    length = Length.nominal(config, images)
     with _group(ranks):
+        require_fit(config, length)
         fake = FakeTensorMode(allow_non_fake_inputs=True)
-        engine = _build(config, fake)
+        engine = _build(config, length, fake)
         with fake:
             engine.method.begin()
-            return _step(engine, config, ranks)
+            step = _step(engine, config, ranks)
+            return replace(step, phase=phase_of(engine, config))
 
 
 def _check(config: Config) -> None:
@@ -118,9 +141,9 @@ def _group(ranks: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _build(config: Config, fake: FakeTensorMode) -> Engine:
+def _build(config: Config, length: Length, fake: FakeTensorMode) -> Engine:
     device = torch.device("cpu")
-    method = build_method(config, on_meta=True)
+    method = build_method(config, length, on_meta=True)
     # Compiled blocks would be traced, and not run; uncompiled ones do the same, in more kernels.
     chosen_blocks(method.backbone, config.model.compile_stages, key="model.compile_stages")
     config = replace(config, model=replace(config.model, compile_stages=[]))

@@ -40,11 +40,22 @@ def table(found: dict[str, Any]) -> str:
         f"{found['images']:,} images: {found['epochs_per_day']:,.2f} epochs per day; the recipe's {found['steps']:,} "
         f"steps take {found['hours']:,.1f} hours, {found['gpu_hours']:,.0f} GPU-hours"
         + (f", cost {found['cost']:,.0f}" if found["cost"] else ""),
+        *_phases(found["offline_phases"]),
         "",
         "assumed: " + ", ".join(f"{name} {value}" for name, value in found["assumptions"].items()),
         "Bytes and collectives are those of a real step; seconds are an estimate.",
     ]
     return "\n".join(lines)
+
+
+def _phases(found: dict[str, float]) -> list[str]:
+    if not found:
+        return []
+    hours = found["count"] * found["seconds"] / 3600
+    return [
+        f"of these {hours:,.1f} hours for {found['count']:,} offline phases, {found['seconds']:,.1f} s each to embed "
+        "all images; what is made of them, such as clusters, is not counted"
+    ]
 
 
 def side_by_side(plans: list[dict[str, Any]]) -> str:

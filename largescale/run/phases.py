@@ -107,6 +107,7 @@ class Phases:
         while len(vectors) < calls:  # where other ranks have more images, or more that can be read
             network(torch.zeros(0, 3, side, side, device=self._device))
         read, found = torch.cat(ids).to(self._device), torch.cat(vectors)
+        vectors.clear()  # two copies at a time are enough
         rows = found.new_zeros(len(own), found.shape[1]).index_copy_(0, read, found)
         readable = torch.zeros(len(own), dtype=torch.bool, device=self._device).index_fill_(0, read, True)
         return PlainEmbeddings(rows, readable)

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from largescale.config import Config, without_effect
 from largescale.data.corpora import Corpus
 from largescale.data.stream import Stream
-from largescale.methods import build_method
+from largescale.methods import build_method, require_fit
 from largescale.models.backbones import count_parameters
 from largescale.parallel import precision
 from largescale.parallel.strategies import build_engine
@@ -73,6 +73,7 @@ def preflight(config: Config) -> None:
     with process_group(config.run.hang_timeout_s, config.run.join_timeout_s) as device:
         stream = Stream(config, rank=rank(), world_size=world_size(), device=device, dtype=torch.float32)
         together(stream.check_files)
+        require_fit(config, stream.length)
         engine = build_engine(build_method(config, stream.length), precision.resolve(config, device), device)
         parameters = count_parameters(engine.method)
         problems = [*_disk_problems(config, parameters), *_shard_problems(stream.corpora)]

@@ -84,6 +84,10 @@ def _of_method(config: Config, length: Length) -> Iterator[str]:
         if milestone.step > LATEST * length.num_steps:
             yield _late(milestone, length)
     yield from method_class(config).complaints(config, length)
+    if line := method_class(config).misfit(
+        config, length
+    ):  # refused where a run starts; not yet where one is described
+        yield line
 
 
 def _late(milestone: Milestone, length: Length) -> str:

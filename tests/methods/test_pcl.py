@@ -15,7 +15,7 @@ from largescale.config import load_config
 from largescale.data.device_random import uniform
 from largescale.data.length import Length
 from largescale.data.views import Views
-from largescale.methods import build_method
+from largescale.methods import build_method, require_fit
 from largescale.methods.pcl import PCL
 from largescale.methods.phase import PlainEmbeddings
 from shards.ground.errors import InputError
@@ -39,6 +39,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def build(*overrides: str, length: Length = LENGTH) -> PCL:
     config = load_config(MINI, [f"train.global_batch={BATCH}", "data.streams=1", "method.queue=18", *overrides])
     torch.manual_seed(0)
+    require_fit(config, length)
     method = build_method(config, length).double()
     method.begin()
     return method
@@ -206,6 +207,13 @@ def test_a_warm_up_that_outlasts_the_run_is_said():
         "method.warmup_epochs=1, or train longer"
     )
     assert not PCL.complaints(load_config(MINI, ["method.warmup_epochs=5"]), Length(30, 3, 200))
+
+
+def test_more_images_than_a_phase_can_hold_are_refused():
+    """Two copies of embeddings of 8 numbers, and clusters of two kinds."""
+    with pytest.raises(InputError) as refusal:
+        build("method.clusters=[5,7]", "method.max_phase_gb=1e-6")
+    assert str(refusal.value).startswith("method.max_phase_gb=1e-06: rows of 18 numbers for 20 images take 1.44e-06 GB")
 
 
 def test_more_clusters_than_images_are_refused():

@@ -9,6 +9,7 @@ from largescale.config import load_config
 from largescale.data.length import Length
 from largescale.methods.queue import Queue
 from largescale.run.schedule_check import complaints
+from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 
 RECIPE = ROOT / "tests/methods/mini/mocov2.yaml"
@@ -22,9 +23,11 @@ def test_rows_stand_where_their_step_and_place_say():
     expected = list(queue.rows.clone())
     for step, rows in enumerate(steps):
         before = queue.rows
+        assert torch.equal(before, torch.stack(expected))
         queue.keep(rows[:2], step)
-        assert queue.rows is before
+        assert queue.rows is before and torch.equal(before, torch.stack(expected))
         queue.keep(rows[2:], step)
+        assert torch.equal(before, torch.stack(expected)), "the backward pass of this step is yet to come"
         for place in range(4):
             expected[(step * 4 + place) % 12] = rows[place]
         assert torch.equal(queue.rows, torch.stack(expected))
@@ -32,6 +35,31 @@ def test_rows_stand_where_their_step_and_place_say():
     for step, rows in enumerate(steps):
         whole.keep(rows, step)
     assert torch.equal(whole.rows, queue.rows)
+
+
+def test_a_queue_is_written_in_place_after_the_backward_pass():
+    queue = Queue(load_config(RECIPE, ["train.global_batch=4"]), 8, 3)
+    place = queue.rows.data_ptr()
+    for step in range(3):
+        views = torch.randn(4, 3, requires_grad=True)
+        before = queue.rows.clone()
+        loss = (views @ queue.rows.T).square().sum()
+        queue.keep(views, step)
+        loss.backward()
+        torch.testing.assert_close(views.grad, 2 * views.detach() @ before.T @ before)
+        assert torch.equal(queue.rows[step * 4 % 8 :][:4], views) and queue.rows.data_ptr() == place
+
+
+@pytest.mark.parametrize(
+    "method, most", [("mocov2", 4_000_000_000 // (4 * 8) // 8 * 8), ("densecl", 4_000_000_000 // (2 * 4 * 8) // 8 * 8)]
+)
+def test_a_queue_that_is_too_large_is_refused_when_the_configuration_is_read(method, most):
+    recipe = RECIPE.with_stem(method)
+    load_config(recipe, [f"method.queue={most}", "train.global_batch=8", "data.shards=x"])
+    with pytest.raises(InputError) as refusal:
+        load_config(recipe, [f"method.queue={2**39}", "train.global_batch=8", "data.shards=x"])
+    assert f"method.queue={2**39}: expected at most {most:,}, since " in str(refusal.value)
+    assert str(refusal.value).endswith("GB on every rank are more than method.max_queue_gb=4")
 
 
 def test_queues_start_with_unit_rows_of_their_own():

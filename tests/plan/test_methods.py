@@ -1,4 +1,7 @@
-"""Every method's plan against its real step: teachers, queues and passes without a gradient included."""
+"""Every method's plan against its real step: teachers, queues and passes without a gradient included.
+
+Covers: largescale/plan/phase.py
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from largescale.methods import METHODS
 from largescale.plan.planner import Request, plan
 from largescale.plan.simulate import simulate
 from largescale.plan.table import table
+from shards.ground.errors import InputError
 from tests.helpers.ranks import run_ranks
 from tests.helpers.real_steps import merged, real_steps, tighten
 from tests.methods.harness import mini
@@ -52,3 +56,32 @@ def test_a_plan_says_how_many_parameters_take_a_gradient():
     assert found["parameters"] == 2 * found["trained"] > 0
     assert f"({found['trained'] / 1e6:,.1f} M take a gradient)" in table(found)
     assert "take a gradient" not in table(plan(mini("swav", "train.precision=fp32"), Request(2)))
+
+
+def test_a_plan_is_of_as_many_images_as_there_are():
+    """Of a bank, each rank holds a row for every second image."""
+    config = mini("pirl", "train.precision=fp32")
+    small, large = (simulate(config, 2, images) for images in (1_000, 101_000))
+    assert large.buffers - small.buffers == 50_000 * config.method.embedding * 4
+    with pytest.raises(InputError, match=r"method.max_bank_gb=16: rows of 8 numbers for 1,000,000,000,000 images"):
+        simulate(config, 2, 10**12)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero3", "fairscale"])
+def test_offline_phases_are_part_of_a_plan(strategy):
+    overrides = [f"parallel.strategy={strategy}", "method.warmup_epochs=1", "method.recluster_epochs=1"]
+    overrides += ["train.steps=0", "train.epochs=3"]
+    config = mini("pcl", "train.precision=fp32", *overrides, "evaluate.batch=10")
+    small, large = (plan(config, Request(2, images=images)) for images in (1_000, 101_000))
+    assert small["offline_phases"]["count"] == 2, "one before each epoch but the first"
+    # 50 and 5050 batches of 10 images on each of 2 ranks.
+    assert large["offline_phases"]["seconds"] == pytest.approx(101 * small["offline_phases"]["seconds"])
+    for found in (small, large):
+        seconds = found["steps"] * found["seconds"]["step"] + 2 * found["offline_phases"]["seconds"]
+        assert found["hours"] == pytest.approx(seconds / 3600)
+        assert f"hours for 2 offline phases, {found['offline_phases']['seconds']:,.1f} s each" in table(found)
+    held = [1e9 * found["memory_gb"]["peak of an offline phase"] for found in (small, large)]
+    # Two copies of embeddings of 8 numbers, and the clusters of each image: 50,000 images more on a rank.
+    more = 50_000 * (2 * config.method.embedding + len(config.method.clusters)) * 4
+    assert held[1] - held[0] == pytest.approx(more, rel=1e-6)
+    assert "offline" not in table(plan(mini("mocov2", "train.precision=fp32"), Request(2)))

@@ -1,0 +1,54 @@
+"""What the offline phases of a run cost: embedding all images, by one batch of it on fake tensors.
+
+What a method makes of the embeddings, such as k-means, is not counted: neither its seconds nor its memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from largescale.config import Config
+from largescale.parallel.engine import Engine
+from largescale.plan.trace import Collective, Operator, StepTrace
+
+_COPIES = 2
+"""Of the embeddings, while they are put in order."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """An offline phase, of which a run has several.
+
+    Attributes:
+        count: phases of the run.
+        calls: batches that a rank embeds in each.
+        operators, counts, sent: of one batch.
+        held: bytes beyond what the rank holds between steps: activations of a batch and embeddings of its images.
+    """
+
+    count: int
+    calls: int
+    operators: list[Operator]
+    counts: Counter[Collective]
+    sent: Counter[Collective]
+    held: int
+
+
+def phase_of(engine: Engine, config: Config) -> Phase | None:
+    """Simulate a batch of a phase; None for a run that has none. To be called within a mode of fake tensors."""
+    length = engine.method.length
+    due = [step for step in range(length.num_steps) if engine.method.phase_due(step)]
+    if not due:
+        return None
+    side, batch = config.evaluate.size, config.evaluate.batch
+    own = math.ceil(length.num_samples / dist.get_world_size())
+    trace = StepTrace()
+    with trace:
+        embeddings = engine.embed(torch.empty(batch, 3, side, side), due[-1])
+    size = _COPIES * own * embeddings.shape[1] * embeddings.element_size()
+    return Phase(len(due), math.ceil(own / batch), trace.operators, trace.counts, trace.sent, trace.lap() + size)
