@@ -21,9 +21,10 @@ from all N. The naive loop::
 
 Z is N times the mean of exp(z @ m / temperature) over all similarities of the first (micro-)batch, and stays.
 
-Two departures from the published code. Patches are cut out of an augmented view, so photometric changes are those of
-the view, not of each patch. And the images at random are drawn from (seed, step) for all ranks, so that a step does not
-depend on how many there are; of 32,000 one or two may be of the batch, as there.
+Three departures from the published code. Patches are cut out of an augmented view, so photometric changes are those of
+the view, not of each patch. The images at random are drawn from (seed, step) for all ranks, so that a step does not
+depend on how many there are; of 32,000 one or two may be of the batch, as there. And BatchNorm's running statistics are
+those of images alone: features of images are what is evaluated, and patches have other statistics.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from torch.nn.functional import softplus
 from largescale.config import Config, require
 from largescale.config.setting import setting
 from largescale.data.device_random import uniform
+from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.distributed.collectives import exchanging, gather_rows
 from largescale.methods.contrastive import Contrastive, ContrastiveSettings
@@ -49,9 +51,10 @@ from largescale.methods.joint_embedding import unit
 from largescale.methods.losses.picks import Picks
 from largescale.methods.method import Output
 from largescale.methods.patches import shuffled_patches
-from largescale.methods.rows_by_id import RowsById
+from largescale.methods.rows_by_id import RowsById, too_many_rows
 from largescale.models.backbones import build_backbone
 from largescale.models.heads import hidden_widths, projection_head
+from largescale.models.running_statistics import statistics_untouched
 from largescale.processes import rank, world_size
 
 _PURPOSE = 41
@@ -75,7 +78,11 @@ class Settings(ContrastiveSettings):
         0.5, "Fraction of itself that an image's row of the bank keeps when the image is met.", at_least=0, at_most=1
     )
     max_bank_gb: float = setting(
-        16.0, "Largest bank in GB per rank; a larger one is refused at the start.", above=0, at_most=1e9, free=True
+        16.0,
+        "Largest part of the bank in GB on a rank; a larger one is refused before anything is read.",
+        above=0,
+        at_most=1e9,
+        free=True,
     )
 
     def check(self, config: Config) -> None:
@@ -117,6 +124,15 @@ class PIRL(Contrastive):
         self.register_buffer("log_z", torch.zeros(1), persistent=False)
         self.signs = self.contrastive_signs(settings.embedding)
         self._fresh: list[tuple[Tensor, Tensor]] = []
+        self._others: Tensor | None = None
+
+    @classmethod
+    def misfit(cls, config: Config, length: Length) -> str:
+        """The bank may be too large."""
+        assert isinstance(config.method, Settings)
+        return too_many_rows(
+            length.num_samples, config.method.embedding, key="method.max_bank_gb", max_gb=config.method.max_bank_gb
+        )
 
     def begin(self) -> None:
         """Make the bank: random rows."""
@@ -135,22 +151,21 @@ class PIRL(Contrastive):
         """`embeddings` [2, B, D] of patches and images, unit vectors."""
         images, patches = views.images
         image = self.projection(self.backbone(images))
-        each = self.patch_projection(self.backbone(patches)).unflatten(0, (len(images), -1))
+        with statistics_untouched(self.backbone.modules()):
+            each = self.patch_projection(self.backbone(patches)).unflatten(0, (len(images), -1))
         return {"embeddings": unit(torch.stack([self.patches_together(each.flatten(1)), image]))}
 
     def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:
         """The loss of a batch, or of one of its micro-batches; all of a step see the bank as it was before.
 
-        Collectives: an all-gather of ids and one of embeddings, an all-reduce of the rows of the batch and of the
-        images at random; in the first step also one of a number.
+        Collectives: an all-gather of ids and one of embeddings, an all-reduce of the rows of the batch and, in a step's
+        first micro-batch, of the images at random; in the first step also one of a number.
         """
         z = inputs["embeddings"]
         batch = ids.shape[0]
         all_ids = gather_rows(ids)
-        draws = uniform(self._seed, step, _PURPOSE, num=self.config.negatives, device=ids.device)
-        others = (draws * self.length.num_samples).long()
         with torch.autocast(z.device.type, enabled=False):
-            known, other = self.bank.read(torch.cat([all_ids, others])).to(z.dtype).split([len(all_ids), len(others)])
+            known, other = (rows.to(z.dtype) for rows in self._read(all_ids, step))
             own = known[rank() * batch : (rank() + 1) * batch]
             logits = torch.cat([(z * own).sum(-1, keepdim=True), z @ other.T], dim=-1) / self.config.temperature
             if step == 0 and not self._fresh:
@@ -161,6 +176,15 @@ class PIRL(Contrastive):
             self._keep(z[1].detach(), known, all_ids)
         picks = Picks(logits[0, :, :1], logits[0, :, 1:])  # of what is known of its image, by patches
         return Output(loss, self.watch(z[1], z[0], picks), {"embeddings": z.detach()})
+
+    def _read(self, ids: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Rows of some images, and those of the images at random, which all micro-batches of a step share."""
+        if self._others is not None:
+            return self.bank.read(ids), self._others
+        draws = uniform(self._seed, step, _PURPOSE, num=self.config.negatives, device=ids.device)
+        others = (draws * self.length.num_samples).long()
+        known, self._others = self.bank.read(torch.cat([ids, others])).split([len(ids), len(others)])
+        return known, self._others
 
     @torch.no_grad()
     def _fix_z(self, logits: Tensor) -> None:
@@ -185,6 +209,7 @@ class PIRL(Contrastive):
             ids, new = (torch.cat(parts) for parts in zip(*self._fresh, strict=True))
             self.bank.write(ids, new)
             self._fresh.clear()
+            self._others = None
 
     def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
         """The bank, sharded by sample id, and ln Z."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 
 import pytest
@@ -12,7 +14,7 @@ from largescale.config import load_config
 from largescale.data.device_random import uniform
 from largescale.data.length import Length
 from largescale.data.views import Views
-from largescale.methods import build_method
+from largescale.methods import build_method, require_fit
 from largescale.methods.pirl import PIRL
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
@@ -25,6 +27,7 @@ BATCH, SAMPLES = 6, 9
 def build(*overrides: str) -> PIRL:
     config = load_config(MINI, [f"train.global_batch={BATCH}", "data.streams=1", *overrides])
     torch.manual_seed(0)
+    require_fit(config, Length(8, 1, SAMPLES))
     method = build_method(config, Length(8, 1, SAMPLES)).double()
     method.begin()
     return method
@@ -93,24 +96,39 @@ def test_loss_gradient_and_bank_equal_the_naive_loop_over_steps():
     assert min(len(set(views(step).ids.tolist())) for step in range(4)) < BATCH, "no sample came twice"
 
 
-def count_exchanges() -> list[tuple[str, int]]:
-    method = build().eval()
-    own = slice(dist.get_rank() * BATCH // 2, (dist.get_rank() + 1) * BATCH // 2)
-    with Counted() as counted:
-        for step in range(2):
-            whole = views(step)
-            method(Views([images[own] for images in whole.images], whole.ids[own]), step)
-    return counted.calls
+def count_exchanges() -> list[list[tuple[str, int]]]:
+    """Of two steps in one micro-batch, and of one step in three."""
+    calls = []
+    for steps, parts in ((2, 1), (1, 3)):
+        method, piece = build(f"train.accumulate={parts}").eval(), BATCH // 2 // parts
+        with Counted() as counted:
+            for step, part in itertools.product(range(steps), range(parts)):
+                whole, first = views(step), (2 * part + dist.get_rank()) * piece
+                method(Views([images[first:][:piece] for images in whole.images], whole.ids[first:][:piece]), step)
+        calls.append(counted.calls)
+    return calls
 
 
 @pytest.mark.distributed
 def test_a_step_exchanges_ids_embeddings_and_rows_once():
     """Besides Z, once in a run. Gathers are counted by their results."""
-    [calls, _] = run_ranks(count_exchanges, 2, timeout_s=600)
+    [(calls, in_three_parts), _] = run_ranks(count_exchanges, 2, timeout_s=600)
     gathered = [size for name, size in calls if name.startswith("all_gather")]
     reduced = [size for name, size in calls if name == "all_reduce"]
     rows = (BATCH + 12) * 8
     assert gathered == [BATCH, BATCH * 8] * 2 and reduced == [rows, 1, rows] and len(calls) == 7
+    reduced = [size for name, size in in_three_parts if name == "all_reduce"]
+    assert reduced == [(2 + 12) * 8, 1, 2 * 8, 2 * 8], "the images at random, once"
+
+
+def test_running_statistics_are_those_of_images():
+    """They are what evaluation uses; patches have others."""
+    method, batch = build().train(), views()
+    alone = copy.deepcopy(method.backbone)
+    alone(batch.images[0])
+    method(batch, 0)
+    for (name, ours), expected in zip(method.backbone.named_buffers(), alone.buffers(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0, msg=name)
 
 
 def test_a_bank_row_is_a_unit_vector_from_the_start_whatever_the_ranks():
