@@ -25,6 +25,7 @@ def validate(config: Config) -> None:
         require(not expected, key, value, expected)
     _check_groups(config)
     _check_batch(config)
+    _check_clipping(config)
     _check_loss_spans(config)
     _check_model(config)
     _check_unused(config)
@@ -141,6 +142,15 @@ def _check_batch(config: Config) -> None:
     batch = config.train.global_batch
     for key, value in (("train.accumulate", config.train.accumulate), ("data.streams", config.data.streams)):
         require(batch % value == 0, key, value, f"a divisor of train.global_batch={batch}")
+
+
+def _check_clipping(config: Config) -> None:
+    require(
+        not (config.optim.clip_grad_norm and config.optim.clip_tensor_norm),
+        "optim.clip_tensor_norm",
+        config.optim.clip_tensor_norm,
+        f"0 with optim.clip_grad_norm={config.optim.clip_grad_norm:g}; leave one of them out",
+    )
 
 
 def _check_loss_spans(config: Config) -> None:

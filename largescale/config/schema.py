@@ -111,8 +111,7 @@ class ModelConfig:
         used_if="model.backbone=resnet",
     )
     zero_init_residual: bool = setting(
-        False,
-        "Whether the last BatchNorm of each residual block starts at 0, so that blocks start as their shortcuts.",
+        False, "Whether the last BatchNorm of each residual block starts at 0, so that blocks start as their shortcuts."
     )
     weights: str = setting(
         "",
@@ -177,6 +176,12 @@ class OptimConfig:
     )
     clip_grad_norm: float = setting(
         0.0, "Clip the global gradient norm to this; 0 does not clip.", at_least=0, at_most=1e30
+    )
+    clip_tensor_norm: float = setting(
+        0.0,
+        "Clip the gradient norm of each parameter to this, by itself; 0 does not clip. Not with `clip_grad_norm`.",
+        at_least=0,
+        at_most=1e30,
     )
 
 

@@ -15,8 +15,7 @@ Outputs are cosines with rows of a last layer. Centring alone would end in unifo
 temperature of the teacher) alone in one output for all images; together they end in neither.
 
 Departures: weights of the head are drawn uniformly instead of normally, with the published standard deviation; the
-teacher's temperature rises by the step, not by the epoch; gradients may be clipped all together
-(`optim.clip_grad_norm`), not parameter by parameter.
+teacher's temperature rises by the step, not by the epoch.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from largescale.methods.method import Method, Output
 from largescale.models.unit_rows import normalize_rows_
 from largescale.optim.lars import local_piece, norms, shard_group
 from largescale.optim.roles import parameters_with, set_rates
+from largescale.parallel.clipping import GradientPieces, clip_each
 from largescale.parallel.precision import LossScale, views_dtype
 from largescale.processes import rank, world_size
 
@@ -76,7 +77,7 @@ class Engine:
         self.accumulate, self.autocast_dtype = config.train.accumulate, autocast_dtype
         self._loss_over_batch = config.train.loss_spans == "global_batch" and self.accumulate > 1
         self._views_dtype = views_dtype(config)
-        self._peak_lr = config.optim.lr
+        self._peak_lr, self._clip_tensors = config.optim.lr, config.optim.clip_tensor_norm
         self._unit_rows = parameters_with(method, method.roles(), "unit_rows")
         self._views_per_group = [group.num for group in config.data.crops]
         self.loss_scale = LossScale(config.train.precision == "fp16", device)
@@ -211,7 +212,12 @@ class Engine:
         self.apply_gradients(step)
 
     def apply_gradients(self, step: int) -> None:
-        """Update the parameters, then the teachers and what else the method moves. Collectives: the optimizer's."""
+        """Clip gradients one by one, update the parameters, then the teachers and what else the method moves.
+
+        Collectives: those of `clip_each`, if that is asked for; the optimizer's.
+        """
+        if self._clip_tensors > 0:
+            clip_each(self.gradient_pieces(), self._clip_tensors, torch.device(self.all_ranks.device_type))
         self.step_optimizer()
         if self.method.averages():
             self.follow(self.method.average_momentum(step))
@@ -261,6 +267,12 @@ class Engine:
     def gradients(self) -> list[Tensor]:
         """This rank's pieces of the averaged gradient, to be read or scaled in place."""
         return [local_piece(p.grad) for p in self.method.parameters() if p.grad is not None]
+
+    def gradient_pieces(self) -> GradientPieces:
+        """The same by parameter."""
+        parameters: list[Tensor] = list(self.method.parameters())
+        numbers = [number for number, parameter in enumerate(parameters) if parameter.grad is not None]
+        return GradientPieces(numbers, self.gradients(), len(parameters), shard_group(parameters))
 
     def gradient_replicas(self) -> int:
         """Ranks that hold the same piece of the gradient."""

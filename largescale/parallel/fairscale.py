@@ -16,6 +16,7 @@ from largescale.config import Config
 from largescale.methods.method import Method
 from largescale.optim.optimizers import optimizer_recipe, pass_over_frozen_groups
 from largescale.optim.roles import parameter_groups
+from largescale.parallel.clipping import GradientPieces
 from largescale.parallel.engine import Engine, state_keys
 from largescale.parallel.precision import AUTOCAST
 from shards.ground.errors import InputError
@@ -32,6 +33,10 @@ class FairScaleEngine(Engine):
 
     def gradients(self) -> list[Tensor]:
         return [p.grad for p in self.own_parameters() if p.grad is not None]
+
+    def gradient_pieces(self) -> GradientPieces:
+        gradients = self.gradients()
+        return GradientPieces(list(range(len(gradients))), gradients, len(gradients), None)
 
     def gradient_replicas(self) -> int:
         return 1

@@ -26,6 +26,7 @@ from largescale.distributed.collectives import exchanging
 from largescale.methods.method import Method
 from largescale.optim.lars import LARS, FlatLayout, Fragment
 from largescale.optim.optimizers import build_optimizer
+from largescale.parallel.clipping import GradientPieces
 from largescale.parallel.engine import Engine, state_keys
 from largescale.parallel.offload import offloads
 from largescale.parallel.precision import AUTOCAST
@@ -75,6 +76,20 @@ class ZeroEngine(Engine):
         if self.offload:
             return [flat.grad for flat in self.layouts if flat.grad is not None]
         return [grad for group in range(len(self.layouts)) for grad in self.zero.averaged_gradients[group]]
+
+    def gradient_pieces(self) -> GradientPieces:
+        numbers, tensors, count = [], [], 0
+        for group, (flat, layout) in enumerate(self.layouts.items()):
+            if self.offload and flat.grad is not None:
+                held = [(fragment.parameter, _stretch(flat.grad, fragment)) for fragment in layout.fragments]
+            elif not self.offload:
+                held = _by_parameter(self.zero.averaged_gradients[group], layout, self.stage)
+            else:
+                held = []
+            numbers += [count + number for number, _ in held]
+            tensors += [tensor for _, tensor in held]
+            count += len(layout.shapes)
+        return GradientPieces(numbers, tensors, count, dist.group.WORLD)
 
     def gradient_replicas(self) -> int:
         return 1
@@ -236,6 +251,19 @@ def _own_stretch(parameter: Cut) -> tuple[int, int]:
     """First element and number of elements that this rank holds of a parameter that stage 3 has cut."""
     start = min(rank() * parameter.partition_numel(), parameter.ds_numel)
     return start, min(parameter.partition_numel(), parameter.ds_numel - start)
+
+
+def _by_parameter(gradients: list[Tensor], layout: FlatLayout, stage: int) -> list[tuple[int, Tensor]]:
+    """This rank's gradients of a group, each with the number of its parameter.
+
+    Stage 3 has one for every parameter, padded with zeros; before, one for every fragment, and maybe some of padding.
+    """
+    if stage == 3:
+        return list(zip(range(len(layout.shapes)), gradients, strict=True))
+    sizes = [fragment.numel for fragment in layout.fragments]
+    held = [one for one in gradients if not getattr(one, "_zero_padding", False)][: len(sizes)]
+    assert sizes == [one.numel() for one in held], "gradients do not lie as their parameters do"
+    return list(zip([fragment.parameter for fragment in layout.fragments], held, strict=True))
 
 
 def _stretch(flat: Tensor, fragment: Fragment) -> Tensor:
