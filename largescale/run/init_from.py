@@ -3,6 +3,9 @@
 It takes the parameters and BatchNorm statistics of the method, by name; step, optimizer and queue start at zero, so
 length, schedule, rates, crops, strategy and images may all differ. The backbone must be the same. Anything else that
 has another shape (say, a head of another width) keeps its random weights, and a line names it.
+
+The network that is evaluated of the other run is what this one starts from: where that is a teacher, and is not here,
+its backbone and heads are taken for the student's, of which teachers then start as copies.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ import torch
 from largescale.checkpoint import sharded
 from largescale.checkpoint.folder import PROGRESS, Checkpoint, newest_first, open_checkpoint
 from largescale.config import Config, flatten
+from largescale.methods import METHODS
+from largescale.methods.method import Method
 from largescale.parallel.engine import Engine
 from largescale.processes import rank, together, world_size
 from shards.ground.errors import InputError
@@ -35,7 +40,7 @@ def take_weights(engine: Engine, config: Config, device: torch.device) -> dict[s
 
     Returns:
         What was taken, for the run's records: `init_from`, `checkpoint`, `step`, `sha256` (of the checksums of its
-        files), `taken` (number of tensors) and `not_taken` (names).
+        files), `of` (the teacher whose weights they are, or `all`), `taken` (number of tensors), `not_taken` (names).
 
     Raises:
         InputError: there is no whole checkpoint, or it has another backbone.
@@ -44,24 +49,30 @@ def take_weights(engine: Engine, config: Config, device: torch.device) -> dict[s
     """
     checkpoint = _open(config.init_from, device)
     state = engine.state()
-    found: dict[str, tuple[int, ...]] = {}
-    together(lambda: found.update(_shapes(config, checkpoint)))
+    there: dict[str, tuple[int, ...]] = {}
+    together(lambda: there.update(_shapes(config, checkpoint)))
+    teacher = _evaluated_teacher(checkpoint, engine.method)
+    found = _for_the_student(there, teacher) if teacher else {name: (name, shape) for name, shape in there.items()}
     needed = {name: tuple(value.shape) for name, value in state.items() if name.startswith("model.")}
-    differ = sorted(name for name in found.keys() | needed.keys() if found.get(name) != needed.get(name))
+    shapes = {name: shape for name, (_, shape) in found.items()}
+    differ = sorted(name for name in shapes.keys() | needed.keys() if shapes.get(name) != needed.get(name))
     _require_same_backbone(config, checkpoint, differ)
-    taken = {name: value for name, value in state.items() if name in needed and name not in differ}
+    taken = {found[name][0]: value for name, value in state.items() if name in needed and name not in differ}
     with _while_it_is_there(config, checkpoint):
         sharded.load(checkpoint, taken)
     engine.take_state(state)
-    if any(name.startswith(f"model.{average.teacher}.") for average in engine.method.averages() for name in differ):
+    teachers = tuple(f"model.{average.teacher}." for average in engine.method.averages())
+    if any(name.startswith(teachers) for name in differ):
         engine.follow(momentum=0.0)
+        differ = [name for name in differ if not name.startswith(teachers)]
     if rank() == 0:
-        _log.info("starts from the weights of %s: %d tensors", checkpoint.path, len(taken))
+        whose = f", those of its {teacher}, which is what is evaluated there" if teacher else ""
+        _log.info("starts from the weights of %s: %d tensors%s", checkpoint.path, len(taken), whose)
         if differ:
             _log.warning(
                 "not taken from there, random instead: %s",
                 "; ".join(
-                    f"{name.removeprefix('model.')} ({_shape(found.get(name))} there, {_shape(needed.get(name))} here)"
+                    f"{name.removeprefix('model.')} ({_shape(shapes.get(name))} there, {_shape(needed.get(name))} here)"
                     for name in differ
                 ),
             )
@@ -70,9 +81,30 @@ def take_weights(engine: Engine, config: Config, device: torch.device) -> dict[s
         "checkpoint": str(checkpoint.path),
         "step": checkpoint.step,
         "sha256": _sha256(checkpoint),
+        "of": teacher or "all",
         "taken": len(taken),
         "not_taken": [name.removeprefix("model.") for name in differ],
     }
+
+
+def _evaluated_teacher(checkpoint: Checkpoint, method: Method) -> str:
+    """The module of the other run that holds the network that is evaluated there, such as `teacher`; empty if its
+    modules mean here what they mean there.
+    """
+    theirs = METHODS.get(str(checkpoint.progress["config"].get("method.name")))
+    if theirs is None or theirs.encoder_name == method.encoder_name:
+        return ""
+    return theirs.encoder_name.removesuffix("backbone").removesuffix(".")
+
+
+def _for_the_student(there: dict[str, tuple[int, ...]], teacher: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Tensors by the names that they get here: those of a teacher under the student's, whose own are left there."""
+    prefix = f"model.{teacher}."
+    of_teacher = {
+        f"model.{name.removeprefix(prefix)}": (name, shape) for name, shape in there.items() if name.startswith(prefix)
+    }
+    others = {name: (name, shape) for name, shape in there.items() if not name.startswith(prefix)}
+    return {**others, **of_teacher}
 
 
 def _shapes(config: Config, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:

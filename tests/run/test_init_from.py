@@ -20,6 +20,7 @@ from tests.helpers.commands import ROOT
 pytestmark = pytest.mark.slow
 
 TINY = str(ROOT / "tests" / "tiny.yaml")
+MINI = ROOT / "tests" / "methods" / "mini"
 SHORT = ["train.precision=fp32", "data.audit=false", "train.steps=2"]
 
 
@@ -112,6 +113,38 @@ def test_other_prototypes_are_said_and_stay_random(source, pretrain, tmp_path):
         rtol=0,
         atol=1e-6,
     )
+
+
+@pytest.fixture(scope="module")
+def of_a_teacher(tmp_path_factory, shard_folder) -> Path:
+    """A run whose teacher, which lags behind its student, is what is evaluated."""
+    run = tmp_path_factory.mktemp("teacher") / "run"
+    assert main(["pretrain", str(MINI / "dino.yaml"), f"data.shards={shard_folder}", *SHORT, f"run.dir={run}"]) == 0
+    return run
+
+
+@pytest.mark.parametrize("method", ["simclr", "mocov2", "dino"])
+def test_what_is_evaluated_of_a_run_is_what_another_starts_from(method, of_a_teacher, shard_folder, tmp_path, capsys):
+    run = tmp_path / "new"
+    still = [one for one in STILL if not one.startswith("method.")]
+    still += ["method.momentum=1"] if method != "simclr" else []
+    recipe = [str(MINI / f"{method}.yaml"), f"data.shards={shard_folder}", *SHORT, *still, "train.steps=1"]
+    assert main(["pretrain", *recipe, f"run.dir={run}", f"init_from={of_a_teacher}"]) == 0
+    said = capsys.readouterr().err
+    before, after = weights(of_a_teacher), weights(run)
+    learnt = [name for name in after if name.startswith("model.backbone.") and name.endswith("weight")]
+    assert any(not torch.equal(before[name], before[name.replace(".", ".teacher.", 1)]) for name in learnt)
+    same = method == "dino"
+    for name in learnt:
+        in_teacher = name.replace(".", ".teacher.", 1)
+        expected = before[name if same else in_teacher]
+        torch.testing.assert_close(after[name], expected, rtol=0, atol=1e-6)
+        if in_teacher in after:
+            torch.testing.assert_close(after[in_teacher], before[in_teacher], rtol=0, atol=1e-6)
+    assert ("those of its teacher, which is what is evaluated there" in said) == (not same)
+    record = json.loads((run / "init.json").read_text())
+    assert record["of"] == ("all" if same else "teacher")
+    assert not any(name.startswith("teacher.") for name in record["not_taken"])
 
 
 def test_a_resumed_run_does_not_need_its_source(source, pretrain, tmp_path):
