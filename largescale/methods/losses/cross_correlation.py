@@ -52,9 +52,9 @@ def cross_correlation(
     Returns:
         A scalar; 0 where both views have the same, uncorrelated dimensions.
 
-    Memory for D = 8192, B = 2048 and float32, forward and backward, beyond the embeddings: 1.3 GB directly and 0.6 GB
-    with Gram matrices in one process, measured (benchmarks/results/gram.md). Of W ranks each holds the embeddings of
-    all, 0.13 GB, and of the matrices, 0.8 GB or 0.07 GB, its share.
+    Memory for D = 8192, B = 2048 and float32, forward and backward, beyond the embeddings: 1.5 GB directly and 0.7 GB
+    with Gram matrices in one process. From 8 ranks on 0.7 GB either way: each holds its share of the matrices, and five
+    copies of the embeddings of all, 0.13 GB each (gathered, standardised, and their gradients).
 
     Collectives: those of `gather_rows`, once, for both views.
     """

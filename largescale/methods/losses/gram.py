@@ -26,7 +26,7 @@ def square_of_product(a: Tensor, b: Tensor, group: Group, form: Form = "auto") -
     """W times this rank's share of the sum of squares of a^T b: the mean over ranks is the whole sum.
 
     Memory, forward and backward, in numbers of the rows' type: about 3 D^2 / W directly, 4 N^2 / W with Gram matrices,
-    3 N^2 / W where a and b are the same tensor.
+    3 N^2 / W where a and b are the same tensor; besides, N D for the gradient of each.
 
     Args:
         a, b: rows [N, D] of all ranks, the same on each.

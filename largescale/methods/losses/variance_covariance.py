@@ -66,9 +66,9 @@ def variance_covariance(
         form: how covariances are summed up; see `gram.square_of_product`, and its memory.
         group: ranks with as many other images each; see `over_ranks`. At least two images in all.
 
-    Memory for D = 8192, B = 2048 and float32, forward and backward, beyond the embeddings: 1.5 GB directly and 0.5 GB
-    with Gram matrices in one process, measured (benchmarks/results/gram.md). Of W ranks each holds the embeddings of
-    all, 0.13 GB, and of the matrices, 0.8 GB or 0.05 GB, its share.
+    Memory for D = 8192, B = 2048 and float32, forward and backward, beyond the embeddings: 1.6 GB directly and 0.55 GB
+    with Gram matrices in one process; 0.45 GB and 0.42 GB on each of 8 ranks, which hold their share of the matrices,
+    and three copies of the embeddings of all, 0.13 GB each (gathered, centred, and gradients).
 
     Collectives: those of `gather_rows`, once, for both views.
     """
