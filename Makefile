@@ -71,6 +71,9 @@ pretrain: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/i
 	@$(BIN)/largescale export $(RUN) $(RUN)/backbone.safetensors
 	@echo "report:  $$($(BIN)/largescale report $(RUN))"
 
+# Tests start hundreds of processes, so what Python compiles is kept, also where the environment says otherwise.
+test test-fast slurm-test: export PYTHONDONTWRITEBYTECODE :=
+
 test: $(VENV)/strategies $(VENV)/with-tests  ## all tests: fast ones first, then distributed and fault tests
 	$(call TESTS,-m "not distributed and not slow and not slurm" -n $(TEST_JOBS))
 	$(call TESTS,-m "distributed or slow" -n $(TEST_JOBS) --dist worksteal)
@@ -85,7 +88,7 @@ slurm-packages:
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge >/dev/null; fi
 
 slurm-test: slurm-packages | $(VENV)/with-tests  ## jobs on a real SLURM of two nodes on this machine (as root; installs slurm-wlm)
-	$(call TESTS,-m slurm)
+	$(call TESTS,tests/slurm -m slurm)
 
 kill-test: $(VENV)/with-tests  ## 200 kills at random moments, 20 of them of a lost machine; each run ends as the undisturbed one (about 40 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.kills --kills 200 --out benchmarks/results/kills.json
