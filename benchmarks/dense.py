@@ -34,9 +34,9 @@ SETTINGS = {
     },
     "fcn": {
         "segmentation_head": "fcn",
-        "segmentation_epochs": "12",
-        "segmentation_rate": "0.01",
-        "segmentation_width": "32",
+        "segmentation_fcn_epochs": "6",
+        "segmentation_fcn_rate": "0.01",
+        "segmentation_fcn_width": "32",
         "resize": "64",
         "size": "64",
     },

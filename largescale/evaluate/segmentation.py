@@ -1,7 +1,12 @@
-"""Segmentation by a linear classifier on the frozen network's maps: BatchNorm and a 1 x 1 convolution.
+"""Segmentation by a linear classifier on the frozen network's maps, or by a fully convolutional network (FCN).
 
-DINOv3's linear protocol (arXiv 2508.10104) as far as it fits a convolutional network: AdamW, a rate of 1e-3 that warms
-up and falls along a cosine, weight decay 1e-3, images of half to twice the size, random crops and flips; no dropout.
+linear    BatchNorm and a 1 x 1 convolution, by DINOv3's linear protocol (arXiv 2508.10104) as far as it fits a
+          convolutional network: AdamW, a rate of 1e-3 that warms up and falls along a cosine, weight decay 1e-3; no
+          dropout
+fcn       the whole network, by MoCo's protocol on VOC (arXiv 1911.05722; see `fcn.py`): SGD with momentum 0.9, a rate
+          of 0.003, a tenth of it after 70 % and 90 % of the training, weight decay 1e-4, 30,000 steps of 16 images
+
+Both see images of half to twice the size, random crops and flips.
 Intersection over union of a class is over the pixels of the centre crops of all test images: shorter side to
 `evaluate.resize`, then a square of `evaluate.size`. Masks are resized alike, to the nearest neighbour, and cut; scores
 are brought to the crop's size bilinearly. Pixels outside of it do not count, unlike in figures over whole masks at
@@ -24,7 +29,16 @@ from tqdm import tqdm
 from largescale.config import Config, EvaluateConfig
 from largescale.config.setting import setting
 from largescale.distributed.out_of_memory import memory_for
-from largescale.evaluate.image_training import Recipe, Trial, average_gradients, batch_for, refuse_single_images
+from largescale.evaluate.fcn import Fcn
+from largescale.evaluate.image_training import (
+    Recipe,
+    Trial,
+    average_gradients,
+    batch_for,
+    rate_factor,
+    refuse_no_number,
+    refuse_single_images,
+)
 from largescale.evaluate.masks import IGNORED, Cut, MaskedImages, centre, random_cut
 from largescale.evaluate.own_samples import OwnSamples
 from largescale.evaluate.shares import total
@@ -37,7 +51,10 @@ from shards.ground.errors import InputError
 CHOSEN_ON = "nothing; the rate is given and the last epoch is measured"
 
 _WARM_UP = 0.0375
-"""Of the training: 1,500 of 40,000 steps."""
+"""Of the linear classifier's training: 1,500 of 40,000 steps."""
+_DROPS = (0.7, 0.9)
+"""Shares of the FCN's training after which its rate is a tenth."""
+_LINEAR, _FCN = "evaluate.segmentation_head=linear", "evaluate.segmentation_head=fcn"
 
 
 @dataclass
@@ -50,39 +67,65 @@ class Settings(EvaluateConfig):
         min_length=1,
         free=True,
     )
+    segmentation_head: str = setting(
+        "linear",
+        "linear classifies the pixels of the frozen network's maps; fcn fine-tunes the whole network.",
+        one_of=("linear", "fcn"),
+        free=True,
+    )
+    segmentation_batch: int = setting(
+        16, "Images per step of training, over all ranks.", at_least=1, at_most=2**31, free=True
+    )
     segmentation_stages: list[int] = setting(
         [],
         "Stages of the backbone, counted from 1, whose maps are classified, side by side; empty takes the last.",
         at_least=1,
+        used_if=_LINEAR,
         free=True,
     )
-    segmentation_epochs: int = setting(30, "Epochs of its training.", at_least=1, at_most=10**6, free=True)
-    segmentation_batch: int = setting(
-        16, "Images per step of it, over all ranks.", at_least=1, at_most=2**31, free=True
+    segmentation_epochs: int = setting(
+        30, "Epochs of the classifier's training.", at_least=1, at_most=10**6, used_if=_LINEAR, free=True
     )
-    segmentation_rate: float = setting(1e-3, "Its learning rate.", above=0, at_most=1e9, free=True)
-    segmentation_weight_decay: float = setting(1e-3, "Its weight decay.", at_least=0, at_most=1e6, free=True)
+    segmentation_rate: float = setting(1e-3, "Its learning rate.", above=0, at_most=1e9, used_if=_LINEAR, free=True)
+    segmentation_weight_decay: float = setting(
+        1e-3, "Its weight decay.", at_least=0, at_most=1e6, used_if=_LINEAR, free=True
+    )
+    segmentation_fcn_epochs: int = setting(
+        45,
+        "Epochs of the FCN's training (VOC: 45; Cityscapes: 484).",
+        at_least=1,
+        at_most=10**6,
+        used_if=_FCN,
+        free=True,
+    )
+    segmentation_fcn_rate: float = setting(
+        3e-3, "Its learning rate (VOC: 0.003; Cityscapes: 0.01).", above=0, at_most=1e9, used_if=_FCN, free=True
+    )
+    segmentation_fcn_weight_decay: float = setting(
+        1e-4, "Its weight decay.", at_least=0, at_most=1e6, used_if=_FCN, free=True
+    )
+    segmentation_fcn_width: int = setting(
+        256, "Channels of its head.", at_least=1, at_most=65536, used_if=_FCN, free=True
+    )
 
 
 def measure(trial: Trial, config: Settings) -> dict[str, Any]:
     """Mean intersection over union, and that of each class by its number.
 
     Raises:
-        InputError: no masks, masks that are not as they must be, or a stage that the backbone does not have.
+        InputError: no masks, masks that are not as they must be, a stage that the backbone does not have, or a loss
+            that is not a number.
 
     Collectives: every rank must call it; those of `MaskedImages`, an all-reduce of gradients and one of a count per
-    step, those of BatchNorm, and an all-reduce.
+    step, one of the loss now and then, those of BatchNorm, and an all-reduce.
     """
     train, test = (MaskedImages(part, trial.config, config.segmentation_masks) for part in (trial.train, trial.test))
     num_classes = max(train.num_classes, test.num_classes)
-    network = Segmenter(trial, num_classes, config.segmentation_stages)
-    recipe = Recipe(
-        epochs=config.segmentation_epochs,
-        batch=config.segmentation_batch,
-        batch_key="evaluate.segmentation_batch",
-        trunk_rate=0.0,
-        head_rate=config.segmentation_rate,
-        weight_decay=config.segmentation_weight_decay,
+    recipe = _recipe(config)
+    network = (
+        Fcn(trial, num_classes, config.segmentation_fcn_width, recipe.seed)
+        if config.segmentation_head == "fcn"
+        else Segmenter(trial, num_classes, config.segmentation_stages)
     )
     _train(network, trial, recipe, train)
     confusion = _confusion(network.eval(), trial, test, num_classes)
@@ -104,6 +147,27 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
             if len(one.ids) < one.num_samples
         ],
     }
+
+
+def _recipe(config: Settings) -> Recipe:
+    if config.segmentation_head == "linear":
+        return Recipe(
+            epochs=config.segmentation_epochs,
+            batch=config.segmentation_batch,
+            batch_key="evaluate.segmentation_batch",
+            trunk_rate=0.0,
+            head_rate=config.segmentation_rate,
+            weight_decay=config.segmentation_weight_decay,
+        )
+    return Recipe(
+        epochs=config.segmentation_fcn_epochs,
+        batch=config.segmentation_batch,
+        batch_key="evaluate.segmentation_batch",
+        trunk_rate=config.segmentation_fcn_rate,
+        head_rate=config.segmentation_fcn_rate,
+        weight_decay=config.segmentation_fcn_weight_decay,
+        drops=_DROPS,
+    )
 
 
 def intersections_over_unions(confusion: Tensor) -> dict[int, float]:
@@ -135,6 +199,11 @@ class Segmenter(nn.Module):
         if world_size() > 1:
             self.head = synchronize_batchnorm(self.head, trial.device)
 
+    @property
+    def trained(self) -> nn.Module:
+        """What is trained: the classifier."""
+        return self.head
+
     def forward(self, images: Tensor) -> Tensor:
         """Scores of normalised images [B, 3, S, S], as large as the largest of the maps."""
         found, _ = self.trunk(images)
@@ -148,11 +217,10 @@ def _resized(maps: Tensor, side: tuple[int, ...]) -> Tensor:
     return maps if same else interpolate(maps, side, mode="bilinear", align_corners=False)
 
 
-def _train(network: Segmenter, trial: Trial, recipe: Recipe, images: MaskedImages) -> None:
+def _train(network: Segmenter | Fcn, trial: Trial, recipe: Recipe, images: MaskedImages) -> None:
     batch = batch_for(recipe, len(images.ids), world_size())
     steps = recipe.epochs * (len(images.ids) // batch)
-    optimizer = torch.optim.AdamW(network.head.parameters(), lr=0.0, weight_decay=recipe.weight_decay)
-    trained = network.head.state_dict()
+    optimizer, trained = _optimizer(network, recipe), network.trained.state_dict()
     state = TrainingState(trial.unfinished, trained, optimizer, batch, steps) if trial.unfinished else None
     first = state.load() if state else 0
     samples = OwnSamples(images.ids, batch, recipe.seed)
@@ -164,17 +232,28 @@ def _train(network: Segmenter, trial: Trial, recipe: Recipe, images: MaskedImage
         total=steps, initial=first, desc=said, unit="step", leave=False, mininterval=1, disable=rank() > 0
     ) as bar:
         for step, pair in enumerate(source, first):
-            warm_up = min(1.0, (step + 1) / max(1.0, _WARM_UP * steps))
+            warm_up = 1.0 if recipe.drops else min(1.0, (step + 1) / max(1.0, _WARM_UP * steps))
             for group in optimizer.param_groups:
-                group["lr"] = recipe.head_rate * warm_up * 0.5 * (1 + math.cos(math.pi * step / steps))
+                group["lr"] = recipe.head_rate * warm_up * rate_factor(recipe, step / steps)
             with memory_for(f"lower {recipe.batch_key}"):
-                _step(network, trial, pair.image, pair.mask, optimizer)
+                loss = _step(network, trial, pair.image, pair.mask, optimizer)
+            if step % 50 == 0 or step + 1 == steps:  # seldom, since the host waits for it
+                refuse_no_number(loss, step, steps)
             if state:
                 state.save(step + 1)
             bar.update()
 
 
-def _step(network: Segmenter, trial: Trial, images: Tensor, masks: Tensor, optimizer: torch.optim.Optimizer) -> None:
+def _optimizer(network: Segmenter | Fcn, recipe: Recipe) -> torch.optim.Optimizer:
+    parameters = network.trained.parameters()
+    if isinstance(network, Segmenter):
+        return torch.optim.AdamW(parameters, lr=0.0, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=recipe.weight_decay)
+
+
+def _step(
+    network: Segmenter | Fcn, trial: Trial, images: Tensor, masks: Tensor, optimizer: torch.optim.Optimizer
+) -> Tensor:
     truth = masks.to(trial.device).long()
     scores = _resized(network(_normalised(images, trial)), tuple(truth.shape[1:]))
     known = (truth != IGNORED).sum()
@@ -185,8 +264,9 @@ def _step(network: Segmenter, trial: Trial, images: Tensor, masks: Tensor, optim
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if world_size() > 1:
-        average_gradients([parameter.grad for parameter in network.head.parameters() if parameter.grad is not None])
+        average_gradients([one.grad for one in network.trained.parameters() if one.grad is not None])
     optimizer.step()
+    return loss.detach()
 
 
 def _normalised(images: Tensor, trial: Trial) -> Tensor:
@@ -205,7 +285,7 @@ def _cuts(config: Config, samples: OwnSamples, step: int) -> tuple[np.ndarray, l
 
 
 @torch.no_grad()
-def _confusion(network: Segmenter, trial: Trial, images: MaskedImages, num_classes: int) -> Tensor:
+def _confusion(network: Segmenter | Fcn, trial: Trial, images: MaskedImages, num_classes: int) -> Tensor:
     """Pixel counts [C, C] over the centre crops of all test images. Collectives: one all-reduce."""
     size = trial.config.evaluate.batch
     batches = [images.ids[start : start + size] for start in range(0, len(images.ids), size)][rank() :: world_size()]

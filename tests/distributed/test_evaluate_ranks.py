@@ -138,17 +138,31 @@ def near_misses(folder: Path) -> dict[str, Any]:
     return figures.figures()
 
 
+def of_fcn(few: tuple[Path, Path]) -> dict[str, torch.Tensor]:
+    """The network after two steps of an FCN."""
+    trial = trial_of(few)
+    settings = segmentation.Settings(
+        segmentation_head="fcn", segmentation_fcn_width=4, segmentation_fcn_epochs=2, segmentation_batch=8
+    )
+    segmentation.measure(trial, settings)
+    return dict(trial.method.state_dict())
+
+
 def of_scenes(folders: tuple[Path, Path], few: tuple[Path, Path]) -> tuple[dict[str, Any], ...]:
     settings = segmentation.Settings(segmentation_epochs=1, segmentation_rate=0.02)
     trial = trial_of(few)
     detected = detection.measure(trial, small(detection_batch=4))
     weights = {name: float(value.double().sum()) for name, value in trial.method.state_dict().items()}
-    return segmentation.measure(trial_of(folders), settings), near_misses(folders[1]), detected, weights
+    segmented = segmentation.measure(trial_of(folders), settings)
+    return segmented, near_misses(folders[1]), detected, weights, of_fcn(few)
 
 
 def test_two_ranks_segment_and_detect_as_one_does(scene_folders, tmp_path):
     places = scene_folders, scenes(tmp_path, 8, 3)
-    alone, (here, there) = of_scenes(*places), run_ranks(of_scenes, 2, *places)
+    (*alone, trunk), (one, other) = of_scenes(*places), run_ranks(of_scenes, 2, *places)
+    (*here, first), (*there, second) = one, other
+    for theirs in (first, second):  # sums of gradients in another order
+        torch.testing.assert_close(theirs, trunk, rtol=1e-3, atol=1e-4)
     assert here == there and here[0]["miou"] == pytest.approx(alone[0]["miou"], abs=2e-3)
     assert here[1] == alone[1] and 0.2 < here[1]["box_ap"] < 1 and 0.2 < here[1]["mask_ap"] < 1
     assert here[2]["num_test"] == alone[2]["num_test"] == 3

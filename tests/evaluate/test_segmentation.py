@@ -1,10 +1,11 @@
 """Segmentation of scenes whose masks are known.
 
-Covers: largescale/evaluate/masks.py, largescale/evaluate/stage_maps.py
+Covers: largescale/evaluate/masks.py, largescale/evaluate/stage_maps.py, largescale/evaluate/fcn.py
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import tarfile
 
@@ -15,14 +16,16 @@ from PIL import Image
 from sklearn.metrics import jaccard_score
 
 import shards
-from largescale.config import load_config
+from largescale.config import ModelConfig, load_config
 from largescale.data.corpora import Corpus
 from largescale.evaluate import segmentation
 from largescale.evaluate.extract import load_method
+from largescale.evaluate.fcn import dilate
 from largescale.evaluate.image_training import Trial
 from largescale.evaluate.masks import Cut, MaskedImages, Pair
 from largescale.evaluate.segmentation import Settings, intersections_over_unions, measure
 from largescale.evaluate.training_state import Unfinished
+from largescale.models.backbones import build_backbone, in_sequence
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
@@ -47,9 +50,42 @@ def test_it_learns_more_than_the_background_and_leaves_the_trunk(trial):
     assert all(torch.equal(value, before[name]) for name, value in trial.method.state_dict().items())
 
 
-def test_one_that_is_killed_goes_on_and_finds_the_same(trial, monkeypatch):
-    settings = Settings(segmentation_epochs=1)
+FCN = {"segmentation_head": "fcn", "segmentation_fcn_width": 8}
+
+
+def test_an_fcn_learns_and_trains_the_trunk(trial):
+    before = {name: value.clone() for name, value in trial.method.state_dict().items()}
+    found = measure(trial, Settings(**FCN, segmentation_fcn_epochs=2, segmentation_fcn_rate=0.1))
+    assert 0.6 < found["iou_by_class"]["0"] < 1 and found["miou"] > 0.07
+    after = trial.method.state_dict()
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert {"backbone.stem.0.weight", "backbone.stem.1.running_mean"} <= {*changed}
+    assert all(name.startswith("backbone.") for name in changed)
+    with pytest.raises(InputError, match="lower the learning rate"):
+        measure(trial, Settings(**FCN, segmentation_fcn_epochs=1, segmentation_fcn_rate=1e9))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "regnet_y_400mf"])
+def test_the_last_stage_of_an_fcn_is_dilated(name):
+    body = in_sequence(build_backbone(ModelConfig(backbone=name))[0].eval())
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        third = body[:-1](image)
+        coarse = body[-1](third)
+        dilate(body[-1])
+        fine = body[-1](third)
+    assert coarse.shape[2:] == (2, 3) and fine.shape[2:] == third.shape[2:] == (4, 6)
+    kernels = [one for one in body[-1].modules() if isinstance(one, torch.nn.Conv2d) and one.kernel_size == (3, 3)]
+    assert kernels and all(one.dilation == one.padding == (2, 2) and one.stride == (1, 1) for one in kernels)
+    assert all(one.dilation == (1, 1) for one in body[-2].modules() if isinstance(one, torch.nn.Conv2d))
+
+
+@pytest.mark.parametrize("head", [{}, FCN | {"segmentation_fcn_epochs": 1}])
+def test_one_that_is_killed_goes_on_and_finds_the_same(trial, monkeypatch, head):
+    settings, start = Settings(segmentation_epochs=1, **head), copy.deepcopy(trial.method.state_dict())
     expected = measure(trial, settings)
+    trial = Trial(**{**vars(trial), "method": load_method(trial.config, None)})
+    trial.method.load_state_dict(start)
     trial = Trial(**{**vars(trial), "unfinished": Unfinished(trial.scratch.parent / "unfinished", "x")})
     step, done = segmentation._step, []
 
@@ -57,11 +93,13 @@ def test_one_that_is_killed_goes_on_and_finds_the_same(trial, monkeypatch):
         if len(done) == 6:
             raise KeyboardInterrupt
         done.append(step(*arguments))
+        return done[-1]
 
     monkeypatch.setattr(segmentation, "_step", killed)
     with pytest.raises(KeyboardInterrupt):
         measure(trial, settings)
-    monkeypatch.setattr(segmentation, "_step", lambda *arguments: done.append(step(*arguments)))
+    trial = Trial(**{**vars(trial), "method": load_method(trial.config, None)})
+    monkeypatch.setattr(segmentation, "_step", lambda *arguments: done.append(step(*arguments)) or done[-1])
     assert measure(trial, settings) == expected and len(done) == 10
 
 
