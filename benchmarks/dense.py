@@ -34,7 +34,7 @@ SETTINGS = {
     },
     "fcn": {
         "segmentation_head": "fcn",
-        "segmentation_fcn_epochs": "6",
+        "segmentation_fcn_epochs": "20",
         "segmentation_fcn_rate": "0.1",
         "segmentation_fcn_width": "32",
         "resize": "64",
