@@ -22,6 +22,7 @@ from largescale.methods import build_method
 from largescale.models.backbones import REGNETS_Y
 from largescale.parallel.strategies import build_engine
 from tests.helpers.commands import ROOT
+from tests.helpers.once import once
 from tests.helpers.ranks import run_ranks
 from tests.methods.harness import views_of_step, whole
 
@@ -106,14 +107,11 @@ FOUR_RANKS = [("regnet", "lars", 2)]
 
 
 @pytest.fixture(scope="module")
-def one_process() -> dict[tuple[str, str, int], dict[str, Any]]:
-    return dict(
-        zip(
-            CASES,
-            run_ranks(train_cases, 1, CASES, "ddp", "fp64", [], [STEPS_OF_FOUR, STEPS], timeout_s=600)[0],
-            strict=True,
-        )
-    )
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, int], dict[str, Any]]:
+    def compute() -> list[dict[str, Any]]:
+        return run_ranks(train_cases, 1, CASES, "ddp", "fp64", [], [STEPS_OF_FOUR, STEPS], timeout_s=600)[0]
+
+    return dict(zip(CASES, once(tmp_path_factory, "strategies", compute), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -151,10 +149,15 @@ ROOMY = ["train.global_batch=16", "method.queue=32"]
 
 
 @pytest.fixture(scope="module")
-def ddp_in_float32() -> Callable[[int], list[dict[str, Any]]]:
+def ddp_in_float32(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[dict[str, Any]]]:
     """DeepSpeed keeps fp32 weights. Against fp64 a ReLU that opens in one of them alone would show in a few weights, so
     it is compared with DDP on the same ranks, which the test above compares with one process."""
-    return cache(lambda ranks: train_in_float32("ddp", ranks))
+
+    def of_ranks(ranks: int) -> list[dict[str, Any]]:
+        name = f"strategies-in-float32-{ranks}"
+        return once(tmp_path_factory, name, lambda: train_in_float32("ddp", ranks))
+
+    return cache(of_ranks)
 
 
 def train_in_float32(strategy: str, ranks: int) -> list[dict[str, Any]]:

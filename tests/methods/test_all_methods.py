@@ -15,6 +15,7 @@ from torch import nn
 
 from largescale.methods import METHODS, build_method
 from tests.helpers.commands import ROOT
+from tests.helpers.once import once
 from tests.helpers.ranks import run_ranks
 from tests.methods.harness import STEPS, mini, train_all
 
@@ -35,8 +36,8 @@ AVERAGED_STATISTICS = {"densecl", "mocov1", "mocov2", "pcl"}
 
 
 @pytest.fixture(scope="module")
-def one_process() -> list[dict[str, dict[str, Any]]]:
-    return run_ranks(train_all, 1, WAYS, timeout_s=600)[0]
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
+    return once(tmp_path_factory, "all-methods", lambda: run_ranks(train_all, 1, WAYS, timeout_s=600)[0])
 
 
 def assert_equal_states(own: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], where: Any) -> None:
@@ -134,16 +135,20 @@ def biases_before_batchnorm(name: str) -> list[str]:
     ]
 
 
-@cache
+@pytest.fixture(scope="module")
+def ddp_in_float32(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
+    return once(tmp_path_factory, "all-methods-in-float32", lambda: in_float32("ddp"))
+
+
 def in_float32(strategy: str) -> list[dict[str, dict[str, Any]]]:
     ways = [[*way, f"parallel.strategy={strategy}", "train.precision=fp32"] for way in WAYS]
     return run_ranks(train_all, 2, ways, timeout_s=600)[0]
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_deepspeed_equals_ddp_in_float32(stage):
+def test_deepspeed_equals_ddp_in_float32(ddp_in_float32, stage):
     """DeepSpeed keeps fp32 weights, so it is compared with DDP on the same ranks."""
-    for way, (mine, theirs) in enumerate(zip(in_float32(f"zero{stage}"), in_float32("ddp"), strict=True)):
+    for way, (mine, theirs) in enumerate(zip(in_float32(f"zero{stage}"), ddp_in_float32, strict=True)):
         for name in METHODS:
             own, expected = mine[name], theirs[name]
             # Some losses pass through 0, as a mean of cosines does; float32 has seven digits of the cosines.

@@ -5,7 +5,6 @@ Covers: largescale/plan/phase.py
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from largescale.plan.planner import Request, plan
 from largescale.plan.simulate import simulate
 from largescale.plan.table import table
 from shards.ground.errors import InputError
+from tests.helpers.once import once
 from tests.helpers.ranks import run_ranks
 from tests.helpers.real_steps import merged, real_steps, tighten
 from tests.methods.harness import mini
@@ -29,18 +29,22 @@ def config_of(method: str, strategy: str) -> Config:
     return mini(method, "train.precision=fp32", f"parallel.strategy={strategy}")
 
 
-@cache
-def measured() -> list[dict[tuple[str, str], dict[str, Any]]]:
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], dict[str, Any]]]:
     """What each rank did in a step of every method under every strategy."""
-    found = run_ranks(real_steps, 2, [config_of(*case) for case in CASES], timeout_s=600)
+
+    def compute() -> list[list[dict[str, Any]]]:
+        return run_ranks(real_steps, 2, [config_of(*case) for case in CASES], timeout_s=600)
+
+    found = once(tmp_path_factory, "steps-of-methods", compute)
     return [dict(zip(CASES, of_rank, strict=True)) for of_rank in found]
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("method, strategy", CASES)
-def test_a_plan_is_what_a_real_step_does(method, strategy, monkeypatch):
+def test_a_plan_is_what_a_real_step_does(measured, method, strategy, monkeypatch):
     # FairScale's ranks own different parameters; a plan is of the one that owns most.
-    real = max((of_rank[method, strategy] for of_rank in measured()), key=lambda found: found["optimizer"])
+    real = max((of_rank[method, strategy] for of_rank in measured), key=lambda found: found["optimizer"])
     tighten(monkeypatch.setattr)
     planned = simulate(config_of(method, strategy), 2)
     for name in ("weights", "gradients", "optimizer", "flops"):

@@ -7,6 +7,7 @@ largescale/plan/module_calls.py, largescale/plan/stand_in.py
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,7 @@ from largescale.parallel import zero
 from largescale.plan.fetching import Coordinator, Event, Parameter
 from largescale.plan.like_zero3 import _DEFAULTS
 from largescale.plan.simulate import simulate
+from tests.helpers.once import once
 from tests.helpers.plans import configuration
 from tests.helpers.ranks import run_ranks
 from tests.helpers.real_steps import merged, real_steps, tighten
@@ -43,16 +45,20 @@ CASES = [
 ]
 
 
-@cache
-def measured(ranks: int) -> list[list[dict[str, Any]]]:
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[list[dict[str, Any]]]]:
     """All cases of so many ranks, run by the same processes: rank by rank, case by case."""
-    configs = [configuration(overrides) for number, overrides in CASES if number == ranks]
-    return run_ranks(real_steps, ranks, configs, timeout_s=600)
+
+    def compute(ranks: int) -> list[list[dict[str, Any]]]:
+        configs = [configuration(overrides) for number, overrides in CASES if number == ranks]
+        return run_ranks(real_steps, ranks, configs, timeout_s=600)
+
+    return cache(lambda ranks: once(tmp_path_factory, f"steps-of-stand-ins-{ranks}", lambda: compute(ranks)))
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("ranks, overrides", CASES)
-def test_a_plan_is_what_the_library_does(ranks, overrides, monkeypatch):
+def test_a_plan_is_what_the_library_does(measured, ranks, overrides, monkeypatch):
     number = [case for case in CASES if case[0] == ranks].index((ranks, overrides))
     of_ranks = [rank[number] for rank in measured(ranks)]
     # FairScale's ranks own different parameters; a plan is of the one that owns most. All others are alike.
