@@ -21,8 +21,6 @@ from tqdm import tqdm
 
 from largescale.config import Config
 from largescale.data.corpora import Corpus
-from largescale.data.decode import decode
-from largescale.data.reader import SampleError
 from largescale.evaluate.annotated_masks import is_number, is_shape, mask_of
 from largescale.evaluate.members import MemberReader
 from largescale.evaluate.shares import from_all_ranks, own_rows
@@ -154,9 +152,8 @@ class AnnotatedImages:
         annotations = self._annotations(number)
         if annotations is None:
             raise InputError(f"{self._members.name(number)}: has no {self._source} any more; do not change the shards")
-        try:
-            image = decode(self._members.reader.read(number), max_pixels=self._max_pixels)
-        except SampleError:
+        image = self._members.image(number, self._max_pixels)
+        if image is None:
             return None
         height, width = image.shape[1:]
         self._check(number, annotations, width, height)

@@ -15,8 +15,6 @@ from tqdm import tqdm
 
 from largescale.config import Config
 from largescale.data.corpora import Corpus
-from largescale.data.decode import decode
-from largescale.data.reader import SampleError
 from largescale.evaluate.members import MemberReader
 from largescale.evaluate.read_ahead import read_ahead
 from largescale.evaluate.shares import from_all_ranks, own_rows
@@ -100,9 +98,8 @@ class MaskedImages:
         payload = self._members.read(number)
         if payload is None:
             raise InputError(f"{self._members.name(number)}: has no {self._member} any more; do not change the shards")
-        try:
-            image = decode(self._members.reader.read(number), max_pixels=self._max_pixels)
-        except SampleError:
+        image = self._members.image(number, self._max_pixels)
+        if image is None:
             return None
         mask = torch.from_numpy(self._mask(number, payload))
         if mask.shape != image.shape[1:]:

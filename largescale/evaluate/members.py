@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from largescale.data.corpora import Corpus
+from largescale.data.decode import decode
 from largescale.data.reader import SampleError, ShardReader
 from shards.format.tar import walk
 from shards.ground.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 
 class MemberReader:
@@ -29,6 +34,7 @@ class MemberReader:
         self._known: dict[Path, np.ndarray] = {}
         self._walking: dict[Path, threading.Lock] = {}
         self._lock = threading.Lock()
+        self._unreadable: set[int] = set()
 
     def read(self, sample_id: int) -> bytes | None:
         """The bytes of the member; None if the sample has none of that suffix.
@@ -50,6 +56,18 @@ class MemberReader:
         with path.open("rb") as file:
             file.seek(start)
             return file.read(size)
+
+    def image(self, sample_id: int, max_pixels: int) -> Tensor | None:
+        """The upright image of a sample, uint8 [3, H, W]; None if it cannot be read, of which the log has a line."""
+        try:
+            return decode(self.reader.read(sample_id), max_pixels=max_pixels)
+        except SampleError as error:
+            with self._lock:
+                known = sample_id in self._unreadable
+                self._unreadable.add(sample_id)
+            if not known:
+                _log.warning("%s: nothing is learned or measured of it: %s", self.name(sample_id), error)
+            return None
 
     def name(self, sample_id: int) -> str:
         """Tar and key of a sample, for messages."""

@@ -81,3 +81,11 @@ def test_an_image_that_is_not_where_the_index_says_is_named(corpus, monkeypatch)
         monkeypatch.setattr(reader.reader, "place", lambda number, wrong=wrong: (path, wrong))
         with pytest.raises(InputError, match=f"has no sample whose image begins at byte {wrong}; run `shards verify`"):
             reader.read(3)
+
+
+def test_an_image_that_cannot_be_read_is_named_once(corpus, caplog):
+    reader = MemberReader(corpus, "txt")
+    assert reader.image(7, max_pixels=64).shape == (3, 8, 8) and not caplog.records
+    assert [reader.image(7, max_pixels=63) for _ in range(3)] == [None] * 3
+    [line] = caplog.messages
+    assert "a-000001.tar, key 1-2: nothing is learned or measured of it: 8 x 8 pixels" in line
