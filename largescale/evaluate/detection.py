@@ -51,7 +51,8 @@ class Settings(EvaluateConfig):
 
     detection_model: str = setting(
         "faster_rcnn",
-        "faster_rcnn finds boxes, mask_rcnn masks as well (published: COCO by mask_rcnn, VOC by faster_rcnn).",
+        "What is trained: faster_rcnn finds boxes, mask_rcnn masks as well (published: mask_rcnn for COCO, faster_rcnn "
+        "for VOC).",
         one_of=("faster_rcnn", "mask_rcnn"),
         free=True,
     )
@@ -89,8 +90,8 @@ class Settings(EvaluateConfig):
     )
     detection_batchnorm: str = setting(
         "synchronised",
-        "synchronised: trained, over all ranks, in the pyramid as well (MoCo, VISSL); frozen: as it was pretrained, "
-        "and none in the pyramid (torchvision's own recipes).",
+        "BatchNorm is synchronised: trained, over all ranks, in the pyramid as well (MoCo, VISSL); or frozen: as it was "
+        "pretrained, and none in the pyramid (torchvision's own recipes).",
         one_of=("synchronised", "frozen"),
         free=True,
     )

@@ -69,7 +69,7 @@ class Settings(EvaluateConfig):
     )
     segmentation_head: str = setting(
         "linear",
-        "linear classifies the pixels of the frozen network's maps; fcn fine-tunes the whole network.",
+        "What is trained: linear classifies the pixels of the frozen network's maps, fcn fine-tunes the whole network.",
         one_of=("linear", "fcn"),
         free=True,
     )
