@@ -90,8 +90,8 @@ class Settings(EvaluateConfig):
     )
     detection_batchnorm: str = setting(
         "synchronised",
-        "BatchNorm is synchronised: trained, over all ranks, in the pyramid as well (MoCo, VISSL); or frozen: as it was "
-        "pretrained, and none in the pyramid (torchvision's own recipes).",
+        "BatchNorm is synchronised: trained, over all ranks, in the pyramid as well (MoCo, VISSL); or frozen: as it "
+        "was pretrained, and none in the pyramid (torchvision's own recipes).",
         one_of=("synchronised", "frozen"),
         free=True,
     )
