@@ -58,10 +58,12 @@ class _SwappedPrediction(torch.autograd.Function):
                 # The other views of view a are all views less itself.
                 loss -= (q * (log_p.sum(0) - log_p[:num_assign])).sum() / num_terms
                 if gradient is not None:
-                    wanted = q.sum(0).expand_as(log_p).clone()
-                    wanted[:num_assign] -= q
-                    found = log_p.exp_().mul_(wanted.sum(-1, keepdim=True)).sub_(wanted)
-                    gradient[:, images] = found.div_(num_terms * temperature)
+                    # Step by step as autograd would, so that the written form gives the same bits.
+                    share = q * (-1 / num_terms)
+                    of_log_p = share.sum(0).expand_as(log_p).clone()
+                    of_log_p[:num_assign] -= share
+                    found = torch.ops.aten._log_softmax_backward_data(of_log_p, log_p, -1, precision)
+                    gradient[:, images] = found / temperature
         ctx.gradient = gradient
         return loss
 

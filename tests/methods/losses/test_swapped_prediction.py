@@ -102,3 +102,12 @@ def test_without_a_gradient_nothing_is_kept():
     with torch.no_grad(), Largest(scores) as made:
         swapped_prediction(scores, codes, 0.1)
     assert set(made.storages) <= {scores.untyped_storage().data_ptr()}
+
+
+def test_in_one_block_the_bits_are_those_of_the_written_form():
+    scores, codes = drawn(6, 2, 8, 7, torch.float32)
+    log_p = log_softmax(scores / 0.1, dim=-1)
+    written = -(codes * (log_p.sum(0) - log_p[:2])).sum() / (2 * 5 * 8)
+    ours = swapped_prediction(scores, codes, 0.1)
+    (mine,), (expected,) = (torch.autograd.grad(loss, scores) for loss in (ours, written))
+    assert torch.equal(ours, written) and torch.equal(mine, expected)
