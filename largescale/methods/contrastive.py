@@ -67,9 +67,14 @@ class Contrastive(JointEmbedding):
 
         Without BatchNorm in the head, embeddings share a large mean: they lie close together and still differ.
         """
-        guess = max(cls.loss_references(config).values())
+        guess = cls.loss_of_guesses(config, row)
         told_apart = row.get("loss", guess) < _TOLD_APART * guess
         return "" if told_apart else super().diagnose(config, before, row)
+
+    @classmethod
+    def loss_of_guesses(cls, config: Config, row: Row) -> float:
+        """The loss of a row in which no image is told from another."""
+        return max(cls.loss_references(config).values())
 
     @classmethod
     def panels(cls, config: Config) -> list[Panel]:

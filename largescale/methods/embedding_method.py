@@ -124,8 +124,15 @@ class EmbeddingMethod(Method):
         pass; makes one that ends at the embeddings.
         """
         with torch.enable_grad():
-            leaves = {name: value.detach().requires_grad_() for name, value in whole.embeddings.items()}
-            output = self.loss(leaves | whole.targets, whole.ids, step)
+            # The loss scale comes later, so gradients of half precision would lose what is small.
+            leaves = {name: _float32(value.detach()).requires_grad_() for name, value in whole.embeddings.items()}
+            targets = {name: _float32(value) for name, value in whole.targets.items()}
+            output = self.loss(leaves | targets, whole.ids, step)
             found = torch.autograd.grad(output.loss, list(leaves.values()), allow_unused=True)
         gradients = {name: one for name, one in zip(leaves, found, strict=True) if one is not None}
         return output._replace(loss=output.loss.detach()), Gradients(gradients)
+
+
+def _float32(value: Tensor) -> Tensor:
+    """Floating-point numbers in float32 at least."""
+    return value.to(torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value

@@ -45,7 +45,7 @@ from largescale.distributed.collectives import gather_rows
 from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import unit
 from largescale.methods.losses.picks import Picks
-from largescale.methods.method import Output, Panel, Sign
+from largescale.methods.method import Output, Panel, Row, Sign
 from largescale.methods.moco import MoCo, MoCoSettings
 from largescale.methods.phase import PlainEmbeddings
 from largescale.methods.rows_by_id import RowsById, too_many_rows
@@ -244,6 +244,13 @@ class PCL(MoCo):
         moco = super().loss_references(config)["all views alike"]
         wrong = [min(count, config.method.wrong_clusters) for count in config.method.clusters]
         return {"all views alike, no clusters": moco, "with clusters": moco + sum(map(math.log, wrong)) / len(wrong)}
+
+    @classmethod
+    def loss_of_guesses(cls, config: Config, row: Row) -> float:
+        """MoCo's alone until there are clusters."""
+        assert isinstance(config.method, Settings)
+        without, with_clusters = cls.loss_references(config).values()
+        return without if row.get("epoch", math.inf) <= config.method.warmup_epochs else with_clusters
 
     @classmethod
     def panels(cls, config: Config) -> list[Panel]:

@@ -57,6 +57,7 @@ from largescale.models.heads import hidden_widths, projection_head
 from largescale.models.running_statistics import statistics_untouched
 from largescale.processes import rank, world_size
 
+_FEW_EPOCHS = 3
 _PURPOSE = 41
 """Keeps the numbers that choose images at random apart from others of the same seed and step."""
 
@@ -133,6 +134,28 @@ class PIRL(Contrastive):
         return too_many_rows(
             length.num_samples, config.method.embedding, key="method.max_bank_gb", max_gb=config.method.max_bank_gb
         )
+
+    @classmethod
+    def complaints(cls, config: Config, length: Length) -> list[str]:
+        """Whether images come back, and whether there are enough of them to be compared with."""
+        assert isinstance(config.method, Settings)
+        epochs, negatives, images = (
+            length.num_steps / length.steps_per_epoch,
+            config.method.negatives,
+            length.num_samples,
+        )
+        found = []
+        if epochs < _FEW_EPOCHS:
+            found.append(
+                f"the run has {epochs:.3g} epochs: rows of the bank are random until their image has been met, so most "
+                f"of it teaches nothing; set train.epochs={_FEW_EPOCHS} or more"
+            )
+        if negatives >= images:
+            found.append(
+                f"method.negatives={negatives}: as many as there are images, {images:,}, so each meets itself among "
+                f"them; set method.negatives={max(1, images // 2)}"
+            )
+        return [*super().complaints(config, length), *found]
 
     def begin(self) -> None:
         """Make the bank: random rows."""

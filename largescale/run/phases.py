@@ -1,7 +1,8 @@
 """Offline phases: before certain steps all ranks embed the whole corpus, and the method makes something of it.
 
 Which steps these are follows from the configuration. What comes of a phase is state of the method, in every checkpoint;
-a run that is killed in a phase repeats the phase, since a checkpoint is saved before it.
+a run that is killed in a phase repeats the phase, since a checkpoint is saved before it unless none are wanted
+(`checkpoint.every_steps=0`).
 """
 
 from __future__ import annotations

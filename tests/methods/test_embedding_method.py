@@ -53,6 +53,19 @@ def test_the_loss_scale_of_fp16_fits():
     assert float(half.grad.float().mean()) == pytest.approx(1e-6 * 2**20, rel=0.1)
 
 
+def test_gradients_at_half_precision_embeddings_keep_what_is_small():
+    """fp16 holds nothing below 6e-8, and the loss scale comes only after them."""
+
+    class Tiny(Ratio):
+        def loss(self, inputs, ids, step):
+            return Output((inputs["z"] * inputs["t"][..., None]).sum() * 1e-9, {}, {})
+
+    halves = {"z": torch.ones(1, 2, 3, dtype=torch.float16)}, {"t": torch.ones(1, 2, dtype=torch.float16)}
+    with torch.no_grad():
+        _, gradients = Tiny()(Embedded([halves], torch.arange(2)), 0, "loss")
+    torch.testing.assert_close(gradients.by_name["z"], torch.full((1, 2, 3), 1e-9))
+
+
 def test_methods_say_what_their_loss_may_span():
     for name, method in METHODS.items():
         assert (method.Settings.loss_spans == SPANS) == issubclass(method, EmbeddingMethod), name

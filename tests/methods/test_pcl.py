@@ -209,6 +209,17 @@ def test_a_warm_up_that_outlasts_the_run_is_said():
     assert not PCL.complaints(load_config(MINI, ["method.warmup_epochs=5"]), Length(30, 3, 200))
 
 
+def test_collapse_is_said_before_there_are_clusters_and_after():
+    config = load_config(MINI, ["method.warmup_epochs=2"])
+    without, with_clusters = PCL.loss_references(config).values()
+    signs = {"embedding_std": 0.0, "spread": 0.0, "effective_rank": 1.0, "agreement": 1.0, "picked": 0.0}
+    for epoch, loss in ((1.5, without), (3.0, with_clusters)):
+        collapsed = {**signs, "epoch": epoch, "loss": loss}
+        assert "looks like collapse" in PCL.diagnose(config, collapsed, collapsed)
+        apart = {**collapsed, "loss": 0.5 * loss}
+        assert PCL.diagnose(config, apart, apart) == ""
+
+
 def test_more_images_than_a_phase_can_hold_are_refused():
     """Two copies of embeddings of 8 numbers, and clusters of two kinds."""
     with pytest.raises(InputError) as refusal:

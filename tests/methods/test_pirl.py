@@ -164,3 +164,12 @@ def test_what_does_not_fit_is_refused(overrides, words):
     with pytest.raises(InputError) as refusal:
         build(*overrides)
     assert words in str(refusal.value)
+
+
+def test_a_run_in_which_no_image_comes_back_is_said_and_images_that_meet_themselves():
+    config = load_config(MINI)
+    assert PIRL.complaints(config, Length(30, 10, 60)) == []
+    [short] = PIRL.complaints(config, Length(10, 10, 60))
+    assert short.startswith("the run has 1 epochs: rows of the bank are random") and "set train.epochs=3" in short
+    [many] = PIRL.complaints(config, Length(30, 2, 12))
+    assert many.startswith("method.negatives=12: as many as there are images, 12") and many.endswith("negatives=6")
