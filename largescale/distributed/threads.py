@@ -7,15 +7,13 @@ process or wait forever, which nobody can catch afterwards.
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import resource
-import threading
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
 
-from largescale.distributed import stopping
 from shards.ground.errors import InputError
 
 GROUPS = 6
@@ -24,8 +22,20 @@ GROUPS = 6
 COMMAND = 10
 """Threads that every command with a group of ranks starts; a training needs somewhat more."""
 
-_STACK_BYTES = 64 * 1024
-"""A thread that only waits needs no more; those of default size could meet a limit on memory first."""
+_HOLD = """
+import signal, sys, threading
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends this process
+threading.stack_size(64 * 1024)  # threads that only wait; those of default size could meet a limit on memory first
+wanted, held, never = int(sys.argv[1]), 1, threading.Event()  # this process is one
+try:
+    while held < wanted:
+        threading.Thread(target=never.wait, daemon=True).start()
+        held += 1
+except RuntimeError:
+    pass  # refused
+print(held, flush=True)
+sys.stdin.read()  # until the command ends or kills it
+"""
 
 
 @contextmanager
@@ -41,32 +51,31 @@ def allowed(num: int, remedy: str = "") -> Iterator[None]:
     Raises:
         InputError: the system does not allow that many.
     """
-    # In a process of their own, because what the C library maps for a thread (64 MB of address space) stays mapped.
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe()
-    process = context.Process(target=_hold, args=(num, there), name="threads", daemon=True)
+    # In a process of their own, because what the C library maps for a thread (64 MB of address space) stays mapped; and
+    # in a new one: a copy of this one could wait forever for a lock that another thread of it held.
+    command = [sys.executable, "-I", "-S", "-c", _HOLD, str(num)]
     try:
-        with stopping.held():
-            process.start()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+        )
     except OSError as error:
-        for end in (here, there):
-            end.close()
         if error.errno != errno.EAGAIN:
             raise
         raise InputError(_too_few(0, num, remedy)) from error
-    there.close()
-    try:
+    with process:
         try:
-            held = here.recv()
-        except EOFError:  # it was killed: that says nothing about a limit
-            held = num
-        if held < num:
-            raise InputError(_too_few(held, num, remedy))
-        yield
-    finally:
-        process.kill()
-        process.join()
-        here.close()
+            assert process.stdout is not None
+            said = process.stdout.readline()
+            # Without an answer it was killed: that says nothing about a limit.
+            if said and (held := int(said)) < num:
+                raise InputError(_too_few(held, num, remedy))
+            yield
+        finally:
+            process.kill()
 
 
 def require(num: int, remedy: str = "") -> None:
@@ -84,22 +93,6 @@ def of_math() -> int:
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return (int(wanted) if wanted.isdecimal() and int(wanted) else cpus) - 1
-
-
-def _hold(num: int, connection: Connection) -> None:
-    """In the process: start the threads, say how many there are, and wait to be killed."""
-    stopping.live_and_die_with_parent()
-    threading.stack_size(_STACK_BYTES)
-    never = threading.Event()
-    held = 1  # this process
-    try:
-        while held < num:
-            threading.Thread(target=never.wait, daemon=True).start()
-            held += 1
-    except RuntimeError:
-        pass  # refused; the parent says so
-    connection.send(held)
-    never.wait()
 
 
 def _too_few(held: int, num: int, remedy: str) -> str:
