@@ -84,9 +84,8 @@ def _of_method(config: Config, length: Length) -> Iterator[str]:
         if milestone.step > LATEST * length.num_steps:
             yield _late(milestone, length)
     yield from method_class(config).complaints(config, length)
-    if line := method_class(config).misfit(
-        config, length
-    ):  # refused where a run starts; not yet where one is described
+    # Refused where a run starts; a line where one is described.
+    if line := method_class(config).misfit(config, length):
         yield line
 
 
