@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from shards.ground.errors import InputError
@@ -52,7 +53,6 @@ def over(
     Raises:
         InputError: processes cannot be started, one was killed, or memory was short.
     """
-    before = set(multiprocessing.active_children())
     try:
         if workers == 1 or len(items) <= 1:
             yield from map(do, items)
@@ -70,27 +70,35 @@ def over(
         raise InputError(
             f"{what}; free some, or run the same command again with fewer --workers: finished work stays"
         ) from error
-    finally:
-        # Processes in the middle of an item would delay the end of an interrupted command.
-        for process in set(multiprocessing.active_children()) - before:
-            process.kill()
-            process.join()
 
 
 def _in_pool(
     do: Callable[[Item], Result], items: Sequence[Item], workers: int, context: BaseContext | None
 ) -> Iterator[Result]:
+    before = set(multiprocessing.active_children())
     try:
         pool = ProcessPoolExecutor(workers, context, _begin, (pickle.dumps(do),))
         results = pool.map(_do, items)
     except (OSError, RuntimeError) as error:  # the latter where a thread cannot be started
+        for process in _kill_all_but(before):
+            process.join()
         raise InputError(_why_not_started(error, workers)) from error
     try:
         yield from results
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
+        # Processes in the middle of an item would delay the end of an interrupted command. The pool's own thread
+        # waits for them: were they waited for here as well, one of the two would not learn that they have ended.
+        _kill_all_but(before)
+        pool.shutdown(cancel_futures=True)
         raise
     pool.shutdown()
+
+
+def _kill_all_but(before: set[BaseProcess]) -> set[BaseProcess]:
+    started = set(multiprocessing.active_children()) - before
+    for process in started:
+        process.kill()
+    return started
 
 
 def _why_not_started(error: OSError | RuntimeError, workers: int) -> str:
