@@ -2,13 +2,18 @@
 
 What ranks say is theirs, tracebacks too; torchrun would add one of itself whenever a rank fails or a signal ends it.
 This one ends with the exit code of the rank that failed first, and says in a line which rank a signal has killed.
+No rank outlives it: torchrun forgets those that it was starting when a signal came.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from largescale.distributed import threads
@@ -24,6 +29,8 @@ _WHY: dict[int, str] = {
 }
 _USER_ERROR = 2
 _OWN_THREADS = 6
+_GRACE_S = 30.0
+"""As torchrun gives its ranks between the signal and SIGKILL."""
 _CRASHED = "a library crashed; PYTHONFAULTHANDLER=1 in the environment shows where"
 
 
@@ -42,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         torchrun(arguments)
     except SignalException as asked:
+        _end_forgotten(asked.sigval)
         return 128 + int(asked.sigval)
     except ChildFailedError as failed:
         return _of_first(*failed.get_first_failure())
@@ -52,6 +60,32 @@ def _num_ranks(arguments: list[str]) -> int:
     """As many as are asked for by number; one where torchrun is to count devices."""
     asked = re.search(r"--nproc[-_]per[-_]node[= ](\d+)\b", " ".join(arguments))
     return int(asked.group(1)) if asked else 1
+
+
+def _end_forgotten(number: int) -> None:
+    """End the ranks that are still there after torchrun has waited for those it knows: first as they were asked to."""
+    give_up_at = time.monotonic() + _GRACE_S
+    asked: set[int] = set()
+    while left := _children():
+        how = signal.SIGKILL if time.monotonic() > give_up_at else number
+        for pid in left if how == signal.SIGKILL else left - asked:
+            with suppress(ProcessLookupError):
+                os.kill(pid, how)
+        asked |= left
+        time.sleep(0.05)
+
+
+def _children() -> set[int]:
+    """Processes that the main thread started and that have not ended; those that have are collected. Linux only."""
+    own = Path(f"/proc/self/task/{os.getpid()}/children")
+    return {pid for pid in map(int, own.read_text().split()) if not _has_ended(pid)} if own.exists() else set()
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG) != (0, 0)
+    except ChildProcessError:
+        return True
 
 
 def _of_first(rank: int, failure: ProcessFailure) -> int:
