@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 
 escape = html.escape
 
+_LONG = 24
+"""Characters from which on a cell is broken into lines: the columns beside it are to be seen as well."""
+
 
 def section(title: str, text: str, body: str) -> str:
     """A part of the page."""
@@ -36,8 +39,8 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *, 
 
     def cell(place: int, text: str) -> str:
         tag = 'th scope="row"' if place == 0 else "td"
-        number = ' class="number"' if place >= numbers_from else ""
-        return f"<{tag}{number}>{escape(text)}</{tag.split()[0]}>"
+        kind = "number" if place >= numbers_from else "long" if len(text) > _LONG else ""
+        return f"<{tag}{f' class={kind}' if kind else ''}>{escape(text)}</{tag.split()[0]}>"
 
     head = "".join(
         f'<th scope="col"{" class=number" if place >= numbers_from else ""}>{escape(text)}</th>'
