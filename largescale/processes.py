@@ -92,12 +92,17 @@ def together(action: Callable[[], None]) -> None:
         raise InputError(found)
 
 
+def collective_timeout(hang_timeout_s: float) -> timedelta:
+    """After which a collective gives up: twice the watchdog's time, so that the watchdog reports first."""
+    return timedelta(seconds=max(1800.0, 2 * hang_timeout_s))
+
+
 @contextmanager
 def process_group(hang_timeout_s: float = 0, join_timeout_s: float = 0, loading: int = 0) -> Iterator[torch.device]:
     """Join the processes that torchrun or srun started (or be the only one) and leave in order; yields the device.
 
     Args:
-        hang_timeout_s: of the watchdog; collectives give up after twice that, so that the watchdog reports first.
+        hang_timeout_s: of the watchdog; see `collective_timeout`.
         join_timeout_s: time for all ranks to join; 0 uses `join_time_s`.
         loading: processes and threads that this rank is going to load data with.
 
@@ -111,7 +116,7 @@ def process_group(hang_timeout_s: float = 0, join_timeout_s: float = 0, loading:
     launch = own_launch()
     device = _device(launch)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    timeout = timedelta(seconds=max(1800.0, 2 * hang_timeout_s))
+    timeout = collective_timeout(hang_timeout_s)
     more = threads.COMMAND + threads.GROUPS + threads.of_math() + loading
     room = threads.allowed(more, "lower data.workers or data.threads" if loading > 1 else "")
     if launch is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,23 +18,23 @@ from torch import Tensor
 _ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 _REDUCE_SCATTER = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
 
-_named: list[str] = []
-"""What is being exchanged within `exchanging`, innermost last."""
+_named: ContextVar[str] = ContextVar("_named", default="")
+"""What this thread is exchanging within `exchanging`."""
 
 
 @contextmanager
 def exchanging(what: str) -> Iterator[None]:
     """Name what the collectives within exchange, so that a plan can list them (`largescale.plan.trace`)."""
-    _named.append(what)
+    outer = _named.set(what)
     try:
         yield
     finally:
-        _named.pop()
+        _named.reset(outer)
 
 
 def exchanged(otherwise: str) -> str:
     """What is being exchanged, or `otherwise` outside `exchanging`."""
-    return _named[-1] if _named else otherwise
+    return _named.get() or otherwise
 
 
 def sum_over_ranks(parts: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -117,6 +117,12 @@ class EmbeddingMethod(Method):
             # Views are embedded once more, and feed running statistics then; a teacher sees them this once.
             with statistics_untouched(self.modules()):
                 return self.embed(views), targets
+        return self.loss_of_views(views, targets, step)
+
+    def loss_of_views(self, views: Views, targets: Named, step: int) -> Output:
+        """`loss` of what `embed` makes of a micro-batch. A method may begin with its loss, or with what that exchanges
+        between ranks, before the last view is embedded, if the result is the same.
+        """
         return self.loss(self.embed(views) | targets, views.ids, step)
 
     def _loss_and_gradients(self, whole: Embedded, step: int) -> tuple[Output, Gradients]:

@@ -63,9 +63,12 @@ def naive_loss(
     return torch.stack(heads).mean()
 
 
-@pytest.mark.parametrize("prototypes", ["[12, 12]", "[12, 7]", "9"])
-def test_loss_and_gradient_equal_the_naive_loop(prototypes):
-    config, method, views = small(f"method.prototypes={prototypes}")
+@pytest.mark.parametrize(
+    "prototypes, per_group", [("[12, 12]", False), ("[12, 7]", False), ("[12, 7]", True), ("9", False)]
+)
+def test_loss_and_gradient_equal_the_naive_loop(prototypes, per_group):
+    config, method, views = small(f"method.prototypes={prototypes}", f"method.head_per_group={per_group}")
+    method.begin()
     loss = method(Views.numbered(views, BATCH), 0).loss
     expected = naive_loss(config, method, views)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
@@ -115,6 +118,33 @@ def test_what_is_watched_says_collapse_when_everything_collapses():
     assert float(dead.signs["assignment_entropy"]) == pytest.approx(1, abs=1e-6)
     assert float(dead.loss) >= math.log(12) - 1e-6
     assert [int(dead.signs[f"used.{head}"].sum()) for head in (0, 1)] == [1, 1]
+
+
+@pytest.mark.parametrize("per_group", [False, True])
+def test_batchnorm_of_the_head_sees_all_views_or_those_of_one_group(per_group):
+    _, method, views = small(f"method.head_per_group={per_group}")
+    method.train()
+    features = [method.backbone(group) for group in views]
+    embeddings = [method.project(part) for part in (features if per_group else [torch.cat(features)])]
+    expected = method.prototypes(torch.cat(embeddings))[0].view(4, BATCH, -1)
+    torch.testing.assert_close(method.embed(Views.numbered(views, BATCH))["scores.0"], expected, rtol=0, atol=1e-12)
+
+
+def test_codes_are_computed_beside_the_network_only_where_that_changes_nothing():
+    over_batch = ["train.accumulate=2", "train.loss_spans=global_batch"]
+    cases = {
+        True: [["method.head_per_group=true"], ["method.head_per_group=true", "train.accumulate=2"]],
+        False: [
+            [],
+            ["method.head_per_group=true", "method.overlap_codes=false"],
+            ["method.head_per_group=true", "data.crops=[{num: 2, size: 32}]"],
+            ["method.head_per_group=true", *over_batch],
+        ],
+    }
+    for overlaps, settings in cases.items():
+        for overrides in settings:
+            config, _, _ = small(*overrides)
+            assert config.method.overlaps(config) == overlaps, overrides
 
 
 def test_scores_stay_in_float32_under_autocast():

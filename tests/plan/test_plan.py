@@ -39,6 +39,7 @@ CASES = [
     (4, ["parallel.strategy=fsdp", "parallel.replicate=2"]),
     (4, ["parallel.strategy=fsdp", "parallel.sharded_init=true", "parallel.batchnorm_group_size=2"]),
     (2, ["parallel.strategy=ddp"]),
+    (2, ["parallel.strategy=fsdp", "method.head_per_group=true"]),
     (2, ["parallel.strategy=fsdp", "train.accumulate=2", "train.loss_spans=global_batch"]),
     (2, ["parallel.strategy=ddp", "train.accumulate=2", "train.loss_spans=global_batch"]),
 ]

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
@@ -18,6 +20,7 @@ from torch.nn.functional import normalize
 
 from largescale.config import Config
 from largescale.data.views import Views
+from largescale.methods.beside import Beside
 from largescale.methods.embedding_method import EmbeddingMethod, Named
 from largescale.methods.losses import swapped_prediction
 from largescale.methods.method import Exemplars, Output, Panel, Role, Row, Sign
@@ -28,7 +31,7 @@ from largescale.methods.swav import observe
 from largescale.methods.swav.settings import Settings
 from largescale.models.backbones import build_backbone
 from largescale.models.heads import projection_head
-from largescale.processes import world_size
+from largescale.processes import collective_timeout, world_size
 
 
 class SwAV(EmbeddingMethod):
@@ -48,6 +51,8 @@ class SwAV(EmbeddingMethod):
         super().__init__()
         settings = self.config = _settings(config)
         self.groups = config.data.crops
+        self._overlaps, self._timeout = settings.overlaps(config), collective_timeout(config.run.hang_timeout_s)
+        self._beside: Beside | None = None
         self.num_assign = self.groups[0].num
         self.backbone, self.num_features = build_backbone(config.model)
         self.projection = projection_head(
@@ -65,13 +70,13 @@ class SwAV(EmbeddingMethod):
         shape = (self.num_assign, settings.queue // micro_batch, micro_batch // world_size(), settings.embedding)
         self.register_buffer("queue", torch.zeros(shape), persistent=False)
 
+    def begin(self) -> None:
+        """Make room for codes beside the network, where they are computed there."""
+        self._beside = Beside(self._timeout) if self._overlaps else None
+
     def embed(self, views: Views) -> Named:
         """`scores.HEAD` of all views [V, B, K], and `embeddings` of the assign views [A, B, D] for the queue."""
-        embeddings = self.project(torch.cat([self.backbone(group) for group in views.images]))
-        with torch.autocast(embeddings.device.type, enabled=False):
-            scores = self._by_view(self.prototypes(embeddings))
-        own = self._by_view([embeddings])[0][: self.num_assign].detach()
-        return {"embeddings": own, **{f"scores.{head}": values for head, values in enumerate(scores)}}
+        return self._joined(list(self._parts(views)))
 
     def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:
         """The loss of one batch (with `train.accumulate`: of one of its micro-batches, unless the loss spans all); the
@@ -79,13 +84,21 @@ class SwAV(EmbeddingMethod):
 
         Collectives: those of `sinkhorn`, once for all assign views and all heads with equally many prototypes.
         """
-        scores = [inputs[f"scores.{head}"] for head in range(len(self.counts))]
-        with torch.autocast(scores[0].device.type, enabled=False):
-            codes = self._codes(scores, inputs["embeddings"].detach(), step)
-            losses = [swapped_prediction(z, q, self.config.temperature) for z, q in zip(scores, codes, strict=True)]
-            loss = torch.stack(losses).mean()
-            evidence = {f"scores.{head}": values.detach() for head, values in enumerate(scores)}
-            return Output(loss, self._signs(scores, codes), evidence)
+        return self._output(inputs, self._codes(self._to_assign(inputs, step)))
+
+    def loss_of_views(self, views: Views, targets: Named, step: int) -> Output:
+        """The same; where it can be, codes are computed beside the network, which small crops are still in.
+
+        Collectives: those of `loss`, in a group of their own.
+        """
+        if self._beside is None:
+            return super().loss_of_views(views, targets, step)
+        parts = self._parts(views)
+        large = next(parts)
+        codes = self._beside.start(self._codes, self._to_assign(large, step))
+        inputs = self._joined([large, *parts])
+        del large  # its scores are in `inputs` now
+        return self._output(inputs, codes())
 
     def project(self, features: Tensor) -> Tensor:
         """Backbone features [N, F] to unit embeddings [N, D] in float32 (float64 for a float64 model)."""
@@ -173,23 +186,54 @@ class SwAV(EmbeddingMethod):
             return {}
         return {"queue": DTensor.from_local(self.queue, mesh, [Shard(2)], run_check=False)}
 
-    def _by_view(self, per_head: list[Tensor]) -> list[Tensor]:
-        """[V * B, X] to [V, B, X]."""
-        num_views = sum(group.num for group in self.groups)
-        return [values.view(num_views, -1, values.shape[-1]) for values in per_head]
+    def _parts(self, views: Views) -> Iterator[Named]:
+        """`scores.HEAD` and `embeddings` of what the head sees at a time, the assign views first."""
+        for groups in [[group] for group in views.images] if self.config.head_per_group else [views.images]:
+            embeddings = self.project(torch.cat([self.backbone(group) for group in groups]))
+            with torch.autocast(embeddings.device.type, enabled=False):
+                scores = self.prototypes(embeddings)
+            by_view = [values.view(-1, len(views.ids), values.shape[-1]) for values in (embeddings, *scores)]
+            yield {"embeddings": by_view[0], **{f"scores.{head}": one for head, one in enumerate(by_view[1:])}}
+
+    def _joined(self, parts: list[Named]) -> Named:
+        """What `embed` returns."""
+        scores = {name: [part[name] for part in parts] for name in parts[0] if name != "embeddings"}
+        own = parts[0]["embeddings"][: self.num_assign].detach()
+        # Scores may be large, so those of a single part are not copied.
+        return {
+            "embeddings": own,
+            **{name: ones[0] if len(ones) == 1 else torch.cat(ones) for name, ones in scores.items()},
+        }
+
+    def _output(self, inputs: Named, codes: list[Tensor]) -> Output:
+        """The loss of scores whose codes are known."""
+        scores = [inputs[f"scores.{head}"] for head in range(len(self.counts))]
+        with torch.autocast(scores[0].device.type, enabled=False):
+            codes = [q[:, : head.shape[1]] for q, head in zip(codes, scores, strict=True)]
+            losses = [swapped_prediction(z, q, self.config.temperature) for z, q in zip(scores, codes, strict=True)]
+            evidence = {f"scores.{head}": values.detach() for head, values in enumerate(scores)}
+            return Output(torch.stack(losses).mean(), self._signs(scores, codes), evidence)
 
     @torch.no_grad()
-    def _codes(self, scores: list[Tensor], embeddings: Tensor, step: int) -> list[Tensor]:
-        """Codes [A, B, K] of the assign views for each head; heads of equal K share one Sinkhorn call."""
-        num_assign, local_batch = self.num_assign, scores[0].shape[1]
-        assign = [head[:num_assign].detach() for head in scores]
-        if self.queue_is_full(step):
-            queued = self.prototypes(self.queue.flatten(1, 2).flatten(0, 1).to(embeddings.dtype))
-            assign = [
-                torch.cat([fresh, old.view(num_assign, -1, old.shape[-1])], dim=1)
-                for fresh, old in zip(assign, queued, strict=True)
-            ]
+    def _to_assign(self, inputs: Named, step: int) -> list[Tensor]:
+        """For each head the scores to be assigned [A, B + Q, K]: those of the assign views, then of the queue where it
+        takes part, which gets the embeddings afterwards.
+        """
+        embeddings = inputs["embeddings"][: self.num_assign].detach()
+        assign = [inputs[f"scores.{head}"][: self.num_assign].detach() for head in range(len(self.counts))]
+        with torch.autocast(embeddings.device.type, enabled=False):
+            if self.queue_is_full(step):
+                queued = self.prototypes(self.queue.flatten(1, 2).flatten(0, 1).to(embeddings.dtype))
+                assign = [
+                    torch.cat([fresh, old.view(self.num_assign, -1, old.shape[-1])], dim=1)
+                    for fresh, old in zip(assign, queued, strict=True)
+                ]
         self._enqueue(embeddings, step)
+        return assign
+
+    @torch.no_grad()
+    def _codes(self, assign: list[Tensor], group: dist.ProcessGroup | None = None) -> list[Tensor]:
+        """Codes [A, B + Q, K] for each head; heads of equal K share one Sinkhorn call."""
         heads_by_count = defaultdict(list)
         for head, values in enumerate(assign):
             heads_by_count[values.shape[-1]].append(head)
@@ -199,9 +243,10 @@ class SwAV(EmbeddingMethod):
                 torch.cat([assign[head] for head in heads]),
                 epsilon=self.config.epsilon,
                 iterations=self.config.sinkhorn_iterations,
+                group=group,
                 check_range=False,  # cosines by construction, so no look at the device is needed
             )
-            codes.update(zip(heads, packed[:, :local_batch].split(num_assign), strict=True))
+            codes.update(zip(heads, packed.split(self.num_assign), strict=True))
         return [codes[head] for head in range(len(assign))]
 
     def _enqueue(self, embeddings: Tensor, step: int) -> None:

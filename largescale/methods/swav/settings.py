@@ -24,6 +24,17 @@ class Settings(MethodConfig):
 
     hidden: list[int] = hidden_widths()
     head_batchnorm: bool = setting(True, "BatchNorm after each hidden layer of the projection head.")
+    head_per_group: bool = setting(
+        False,
+        "Pass each group of data.crops through the projection head by itself, as through the backbone, so that its "
+        "BatchNorm sees crops of one group at a time; the published code passes all at once.",
+    )
+    overlap_codes: bool = setting(
+        True,
+        "Compute codes, and wait for other ranks, while small crops are in the network; the result is the same.",
+        used_if="method.head_per_group",
+        free=True,
+    )
     embedding: int = setting(128, "Dimension in which views are compared with prototypes.", at_least=1, at_most=2**24)
     prototypes: Any = setting(
         3000,
@@ -62,6 +73,13 @@ class Settings(MethodConfig):
     def counts(self) -> list[int]:
         """Prototypes of each head."""
         return list(self.prototypes) if isinstance(self.prototypes, list) else [self.prototypes]
+
+    def overlaps(self, config: Config) -> bool:
+        """Whether codes are computed beside the network: large crops are then embedded by themselves, and something
+        comes after them. A loss over several micro-batches comes when all are embedded.
+        """
+        over_batch = config.train.loss_spans == "global_batch" and config.train.accumulate > 1
+        return self.head_per_group and self.overlap_codes and len(config.data.crops) > 1 and not over_batch
 
     def check(self, config: Config) -> None:
         """An image has at least two views, large ones first; the queue holds whole batches."""
