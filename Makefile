@@ -100,6 +100,7 @@ bench: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/inst
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/stream.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/views.py
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/weak_scaling.py

@@ -14,7 +14,8 @@ from gpu.strategies import calm, random_views, recipe
 from torch import Tensor, nn
 
 from largescale.config import AugmentConfig
-from largescale.data.augment import DRAWS, Augment
+from largescale.data.augment import Augment
+from largescale.data.augment_draws import DRAWS
 from largescale.data.stream import Batch
 from largescale.methods import build_method
 from largescale.methods.sinkhorn import sinkhorn

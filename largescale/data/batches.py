@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from largescale.config import Config, DataConfig
-from largescale.data.augment import DRAWS
+from largescale.data.augment_draws import DRAWS
 from largescale.data.cache import ShardLost
 from largescale.data.crops import BOX_DRAWS, BoxSampler, as_stored, crop, on_grid, reduction, turn
 from largescale.data.decode import EncodedImage, Scratch

@@ -13,7 +13,8 @@ from torchvision import transforms
 
 from benchmarks.images import dead_leaves
 from largescale.config import AugmentConfig
-from largescale.data.augment import DRAWS, Augment
+from largescale.data.augment import Augment
+from largescale.data.augment_draws import DRAWS
 from largescale.data.crops import BOX_DRAWS, BoxSampler, crop, on_grid, reduction
 from largescale.data.decode import EncodedImage
 from largescale.data.random import uniform

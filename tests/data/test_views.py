@@ -1,4 +1,6 @@
-"""Covers: largescale/config/group_augment.py, largescale/data/augment.py, largescale/data/crops.py"""
+"""Covers: largescale/config/group_augment.py, largescale/data/augment.py, largescale/data/augment_draws.py,
+largescale/data/changes.py, largescale/data/crops.py, largescale/data/jitter.py
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,9 @@ from hypothesis import strategies as st
 from torch._dynamo.utils import counters
 
 from largescale.config import AugmentConfig, augment_of_group, load_config
-from largescale.data import augment
-from largescale.data.augment import DRAWS, Augment
+from largescale.data import changes
+from largescale.data.augment import Augment
+from largescale.data.augment_draws import DRAWS
 from largescale.data.crops import BOX_DRAWS, BoxSampler, crop
 from tests.helpers.commands import ROOT
 
@@ -57,10 +60,10 @@ def images(count: int = 6, side: int = 12) -> torch.Tensor:
 @pytest.mark.parametrize(
     "ours, theirs, amounts",
     [
-        (augment.brightness, reference.adjust_brightness, [0.2, 1.0, 1.7]),
-        (augment.contrast, reference.adjust_contrast, [0.2, 1.0, 1.7]),
-        (augment.saturation, reference.adjust_saturation, [0.2, 1.0, 1.7]),
-        (augment.hue, reference.adjust_hue, [-0.2, 0.0, 0.1]),
+        (changes.brightness, reference.adjust_brightness, [0.2, 1.0, 1.7]),
+        (changes.contrast, reference.adjust_contrast, [0.2, 1.0, 1.7]),
+        (changes.saturation, reference.adjust_saturation, [0.2, 1.0, 1.7]),
+        (changes.hue, reference.adjust_hue, [-0.2, 0.0, 0.1]),
     ],
 )
 def test_colour_changes_equal_torchvisions(ours, theirs, amounts):
@@ -73,7 +76,7 @@ def test_colour_changes_equal_torchvisions(ours, theirs, amounts):
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 1.0])
 def test_solarisation_equals_torchvisions(threshold):
     batch = images().round(decimals=1)  # some intensities are the threshold itself
-    torch.testing.assert_close(augment.solarise(batch, threshold), reference.solarize(batch, threshold), rtol=0, atol=0)
+    torch.testing.assert_close(changes.solarise(batch, threshold), reference.solarize(batch, threshold), rtol=0, atol=0)
 
 
 def test_a_share_of_views_is_solarised_by_a_draw_of_its_own():
@@ -91,13 +94,13 @@ def test_a_share_of_views_is_solarised_by_a_draw_of_its_own():
 
 def test_blur_equals_torchvisions():
     batch = images(side=20)
-    blurred = augment.gaussian_blur(batch, torch.full((6,), 1.3, dtype=torch.float64), 2.0)
+    blurred = changes.gaussian_blur(batch, torch.full((6,), 1.3, dtype=torch.float64), 2.0)
     torch.testing.assert_close(blurred, reference.gaussian_blur(batch, [13, 13], [1.3, 1.3]), rtol=0, atol=1e-6)
 
 
 def test_rotation_equals_torchvisions():
     batch = images(side=16)
-    turned = augment.rotate(batch, torch.full((6,), 0.3, dtype=torch.float64))
+    turned = changes.rotate(batch, torch.full((6,), 0.3, dtype=torch.float64))
     degrees = float(np.degrees(0.3))
     expected = reference.rotate(batch, degrees, interpolation=reference.InterpolationMode.BILINEAR)
     other_way = reference.rotate(batch, -degrees, interpolation=reference.InterpolationMode.BILINEAR)
@@ -105,8 +108,8 @@ def test_rotation_equals_torchvisions():
 
 
 def test_noise_is_standard_normal_and_differs_between_keys():
-    counters = augment.noise_counters(torch.Size([40, 40]), torch.device("cpu"))
-    noise = augment.gaussian_noise(torch.rand(50, dtype=torch.float64), counters, torch.Size([40, 40]), torch.float32)
+    counters = changes.noise_counters(torch.Size([40, 40]), torch.device("cpu"))
+    noise = changes.gaussian_noise(torch.rand(50, dtype=torch.float64), counters, torch.Size([40, 40]), torch.float32)
     assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
     flat = noise.flatten(1)
     assert (torch.corrcoef(flat) - torch.eye(50)).abs().max() < 0.12
