@@ -13,6 +13,8 @@ from pathlib import Path
 
 from largescale.command_examples import EXAMPLES
 from largescale.distributed.stopping import INTERRUPTED, StoppedInOrder, own_rank
+from largescale.plan.arguments import add_arguments as plan_arguments
+from largescale.propose.arguments import add_arguments as init_arguments
 from shards.ground import terminal
 from shards.ground.errors import InputError
 
@@ -83,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    command = _command(commands, "init", _init, "look at shards and at this machine, and write a recipe for them")
+    init_arguments(command)
+
     command = _command(commands, "pretrain", _pretrain, "train a network on shards; continues where it stopped")
     command.add_argument("config", metavar="CONFIG", help=_RECIPE)
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the recipe")
@@ -142,21 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the recipe")
 
     command = _command(commands, "plan", _plan, "estimate memory, time, traffic and cost of a recipe on N GPUs")
-    command.add_argument("config", metavar="CONFIG", help=_RECIPE)
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the recipe")
-    command.add_argument("--gpus", type=int, required=True, metavar="N", help="number of GPUs")
-    command.add_argument("--gpu", default="h100", metavar="KIND", help="default h100; a wrong name lists all kinds")
-    command.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="GPUs per node (default 8)")
-    command.add_argument("--strategy", metavar="NAME", help="the recipe under another parallel.strategy")
-    command.add_argument(
-        "--images",
-        type=_count,
-        metavar="N",
-        help="images in the corpus (default: in the recipe's shards, or ImageNet's 1,281,167)",
-    )
-    command.add_argument("--price", type=float, default=0.0, metavar="P", help="price per GPU-hour")
-    command.add_argument("--compare", action="store_true", help="show the strategies side by side")
-    command.add_argument("--json", action="store_true", help="print JSON")
+    plan_arguments(command, _RECIPE)
 
     command = _command(commands, "report", _report, "write one self-contained page about a run, or that compares runs")
     command.add_argument("run_dirs", nargs="+", metavar="RUN", help="folders of runs")
@@ -177,14 +168,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    """A number such as 1e9."""
-    number = float(text)
-    if not abs(number) < 2**63:
-        raise argparse.ArgumentTypeError("expected a number of images, such as 1e9")
-    return int(number)
-
-
 def _command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
@@ -201,6 +184,12 @@ def _command(
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     command.set_defaults(run=run)
     return command
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from largescale.propose.command import run
+
+    sys.stdout.write(run(arguments))
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 EXAMPLES = {
+    "init": """examples:
+  largescale init data/photos > photos.yaml
+  largescale init data/photos --hours 0.2 --gpus 0 > photos.yaml
+  largescale init data/photos --hours 24 --gpu a100-80 --gpus 8 > photos.yaml""",
     "pretrain": """examples:
   largescale pretrain configs/demo.yaml
   largescale pretrain configs/demo.yaml optim.lr=0.001 run.seed=1 --print

@@ -42,6 +42,7 @@ ROOMS = {
         "report",
         "plan",
         "pretrain",
+        "propose",
         "command_examples",
         "cli",
         "__main__",

@@ -30,7 +30,9 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from largescale.config import Config
 from largescale.config.setting import setting
+from largescale.data.length import Length
 from largescale.data.views import Views
+from largescale.methods.choice import Choice
 from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import unit
 from largescale.methods.losses.picks import Picks, among_others
@@ -136,6 +138,12 @@ class DenseCL(MoCo):
     def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
         """Both queues."""
         return super().state(mesh) | {"dense_queue": self.dense_queue.whole(mesh)}
+
+    @classmethod
+    def suited(cls, config: Config, length: Length) -> dict[str, Choice]:
+        """Also the dense part within the first tenth of the run."""
+        step = min(_settings(config).dense_start_step, length.num_steps // 10)
+        return super().suited(config, length) | {"dense_start_step": Choice(step, "a tenth of the run at most")}
 
     @classmethod
     def milestones(cls, config: Config) -> list[Milestone]:

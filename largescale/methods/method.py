@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from largescale.config import Config, MethodConfig
 from largescale.data.length import Length
 from largescale.data.views import Views
+from largescale.methods.choice import Choice
 from largescale.methods.milestone import Milestone
 from largescale.methods.phase import PlainEmbeddings
 from largescale.optim.roles import Role
@@ -136,6 +137,17 @@ class Method(nn.Module):
         before a network is made or an image is read: state by sample id must fit into memory.
         """
         return ""
+
+    @classmethod
+    def suited(cls, config: Config, length: Length) -> dict[str, Choice]:
+        """What of its settings should follow from the batch and the corpus: keys under `method` with values and
+        reasons, for a recipe that `largescale init` writes.
+
+        Args:
+            config: the recipe so far, with settings of a packaged recipe for networks of this size.
+            length: of the run and of the corpus.
+        """
+        return {}
 
     def begin(self) -> None:
         """Called once by the engine that trains the method, when it is on its device and its length is known; not where

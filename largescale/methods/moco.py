@@ -33,13 +33,21 @@ from largescale.config import Config
 from largescale.config.setting import setting
 from largescale.data.length import Length
 from largescale.data.views import Views
+from largescale.methods.choice import Choice
 from largescale.methods.contrastive import Contrastive, ContrastiveSettings
 from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import unit
 from largescale.methods.losses.picks import among_others
 from largescale.methods.method import Average, Output
 from largescale.methods.multi_crop import each_view, num_large, require_large_first
-from largescale.methods.queue import Queue, complaints_of_queue, max_queue_setting, queue_setting, require_queue
+from largescale.methods.queue import (
+    Queue,
+    complaints_of_queue,
+    max_queue_setting,
+    queue_setting,
+    require_queue,
+    suited_queue,
+)
 from largescale.methods.teachers import following, teacher_of
 from largescale.models.backbones import build_backbone
 from largescale.models.heads import projection_head
@@ -123,6 +131,11 @@ class MoCo(Contrastive):
     def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
         """The queue."""
         return {"queue": self.queue.whole(mesh)}
+
+    @classmethod
+    def suited(cls, config: Config, length: Length) -> dict[str, Choice]:
+        """The queue, of whole batches."""
+        return suited_queue(config, length, _settings(config).queue)
 
     @classmethod
     def complaints(cls, config: Config, length: Length) -> list[str]:

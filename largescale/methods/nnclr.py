@@ -26,6 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from largescale.config import Config
 from largescale.config.setting import setting
 from largescale.data.length import Length
+from largescale.methods.choice import Choice
 from largescale.methods.contrastive import Contrastive, images_of_loss
 from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import unit
@@ -33,7 +34,14 @@ from largescale.methods.losses.over_ranks import all_ranks, gathered, own_places
 from largescale.methods.losses.picks import Picks, among_gathered
 from largescale.methods.method import Output, Panel, Sign
 from largescale.methods.predicting import Predicting, PredictingSettings
-from largescale.methods.queue import Queue, complaints_of_queue, max_queue_setting, queue_setting, require_queue
+from largescale.methods.queue import (
+    Queue,
+    complaints_of_queue,
+    max_queue_setting,
+    queue_setting,
+    require_queue,
+    suited_queue,
+)
 from largescale.models.heads import hidden_widths, mlp
 
 
@@ -110,6 +118,11 @@ class NNCLR(Predicting, Contrastive):
     def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
         """The queue."""
         return {"queue": self.queue.whole(mesh)}
+
+    @classmethod
+    def suited(cls, config: Config, length: Length) -> dict[str, Choice]:
+        """The queue, of whole batches."""
+        return suited_queue(config, length, _settings(config).queue)
 
     @classmethod
     def complaints(cls, config: Config, length: Length) -> list[str]:

@@ -42,6 +42,7 @@ from largescale.config.setting import setting
 from largescale.data.device_random import uniform
 from largescale.data.length import Length
 from largescale.distributed.collectives import gather_rows
+from largescale.methods.choice import Choice
 from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import unit
 from largescale.methods.losses.picks import Picks
@@ -56,6 +57,7 @@ _PURPOSE = 42
 """Keeps the numbers that choose clusters at random apart from others of the same seed and step."""
 _LEAST = 0.01
 """Of the mean, the least phi: clusters of copies have none, and would be divided by it."""
+_IMAGES_PER_CLUSTER = 10
 _LATE = 0.5
 
 
@@ -222,6 +224,18 @@ class PCL(MoCo):
             **super().state(mesh),
             **{name: DTensor.from_local(value, mesh, [Replicate()], run_check=False) for name, value in same.items()},
             "assignments": self.assignments.tensor(mesh),
+        }
+
+    @classmethod
+    def suited(cls, config: Config, length: Length) -> dict[str, Choice]:
+        """Also at most one cluster for every ten images, and MoCo alone for a tenth of the run at most."""
+        settings, epochs = config.method, length.num_steps / length.steps_per_epoch
+        assert isinstance(settings, Settings)
+        share = min(1.0, length.num_samples / _IMAGES_PER_CLUSTER / max(settings.clusters))
+        clusters = [max(2, int(share * count)) for count in settings.clusters]
+        return super().suited(config, length) | {
+            "clusters": Choice(clusters, f"at most one for every {_IMAGES_PER_CLUSTER} images"),
+            "warmup_epochs": Choice(min(settings.warmup_epochs, int(epochs / 10)), "a tenth of the run at most"),
         }
 
     @classmethod

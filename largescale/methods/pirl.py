@@ -45,6 +45,7 @@ from largescale.data.device_random import uniform
 from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.distributed.collectives import exchanging, gather_rows
+from largescale.methods.choice import Choice
 from largescale.methods.contrastive import Contrastive, ContrastiveSettings
 from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import unit
@@ -58,6 +59,8 @@ from largescale.models.running_statistics import statistics_untouched
 from largescale.processes import rank, world_size
 
 _FEW_EPOCHS = 3
+_PATCH_OF_CELL = 64 / 75
+"""Sides; the published ones (arXiv 1912.01991)."""
 _PURPOSE = 41
 """Keeps the numbers that choose images at random apart from others of the same seed and step."""
 
@@ -134,6 +137,18 @@ class PIRL(Contrastive):
         return too_many_rows(
             length.num_samples, config.method.embedding, key="method.max_bank_gb", max_gb=config.method.max_bank_gb
         )
+
+    @classmethod
+    def suited(cls, config: Config, length: Length) -> dict[str, Choice]:
+        """Patches for the size of the second view, and negatives for the number of images."""
+        settings = config.method
+        assert isinstance(settings, Settings)
+        cell = config.data.crops[-1].size // settings.cells
+        negatives = max(1, min(settings.negatives, length.num_samples // 2))
+        return {
+            "patch": Choice(int(_PATCH_OF_CELL * cell), f"of cells of {cell} px, as 64 of 75 px published"),
+            "negatives": Choice(negatives, "at most half of the images: few meet themselves among them"),
+        }
 
     @classmethod
     def complaints(cls, config: Config, length: Length) -> list[str]:

@@ -24,6 +24,7 @@ from largescale.config import Config, require
 from largescale.config.setting import setting
 from largescale.data.length import Length
 from largescale.distributed.collectives import gather_rows
+from largescale.methods.choice import Choice
 from largescale.processes import world_size
 
 _FEW = 8
@@ -89,6 +90,18 @@ def complaints_of_queue(config: Config, length: Length, num_rows: int) -> list[s
         f"method.queue={num_rows}: the queue holds every one of the {images:,} images, so each meets itself in it; "
         f"set method.queue={fewer}"
     ]
+
+
+def suited_queue(config: Config, length: Length, num_rows: int) -> dict[str, Choice]:
+    """`method.queue` of a recipe for this batch and corpus: whole batches, an eighth of the images at most."""
+    batch, images = config.train.global_batch, length.num_samples
+    rows = min(num_rows, images // _FEW) // batch * batch
+    why = (
+        "whole batches, as many as in the recipe this one follows"
+        if rows > num_rows - batch
+        else (f"whole batches, at most 1/{_FEW} of the images: few meet themselves in it")
+    )
+    return {"queue": Choice(max(batch, rows), why)}
 
 
 class Queue(nn.Module):

@@ -19,8 +19,10 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn.functional import normalize
 
 from largescale.config import Config
+from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.methods.beside import Beside
+from largescale.methods.choice import Choice
 from largescale.methods.embedding_method import EmbeddingMethod, Named
 from largescale.methods.losses import swapped_prediction
 from largescale.methods.method import Exemplars, Output, Panel, Role, Row, Sign
@@ -29,6 +31,7 @@ from largescale.methods.prototypes import Prototypes
 from largescale.methods.sinkhorn import sinkhorn
 from largescale.methods.swav import observe
 from largescale.methods.swav.settings import Settings
+from largescale.methods.swav.suited import suited
 from largescale.models.backbones import build_backbone
 from largescale.models.heads import projection_head
 from largescale.processes import collective_timeout, world_size
@@ -148,6 +151,11 @@ class SwAV(EmbeddingMethod):
                 limits=(0, 1.05),
             )
         ]
+
+    @classmethod
+    def suited(cls, config: Config, length: Length) -> dict[str, Choice]:
+        """Prototypes, their freeze and the queue."""
+        return suited(config, length)
 
     @classmethod
     def milestones(cls, config: Config) -> list[Milestone]:

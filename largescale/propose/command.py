@@ -1,0 +1,175 @@
+"""`largescale init`: looks at shards and at the machine, and writes a commented recipe."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from pathlib import Path
+
+from largescale.config import MethodConfig
+from largescale.methods.choice import Choice
+from largescale.propose.corpus import CorpusFacts, look_at
+from largescale.propose.machine import machine
+from largescale.propose.memory import fitted
+from largescale.propose.proposal import Proposal, as_config, first_proposal, with_larger_network
+from largescale.propose.rate import Rate, measured, planned
+from largescale.propose.references import reference
+from largescale.propose.written import written
+from largescale.run.schedule_check import complaints
+from shards.format.manifest import MANIFEST_NAME, read_manifest
+from shards.ground.errors import InputError
+from shards.stores.store import is_url
+
+TRAINING = 0.9
+"""Share of the hours that is spent on steps; the rest goes to the start and to saving."""
+
+MOST_EPOCHS = 800
+"""As many as the longest published runs of most methods; what more would give is not known."""
+
+LEAST_STEPS = 20
+_TRIED = Choice(100.0, "")
+"""Epochs of a recipe whose speed and memory are to be found."""
+
+_LARGER_COSTS, _LARGER_EPOCHS = 8, 100
+"""A larger network is taken if it can still be trained for so many epochs."""
+
+_LONGEST_HOURS = 24 * 365.0
+_MANY_COPIES = 0.02
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """The recipe that the arguments ask for, as YAML; what is being done is said on standard error.
+
+    Raises:
+        InputError: shards, a method or hardware that cannot be used, or too little time.
+    """
+    hours, method = arguments.hours, arguments.method or MethodConfig.name
+    if not 0 < hours <= _LONGEST_HOURS:
+        raise InputError(f"--hours {hours:g}: expected above 0, and at most {_LONGEST_HOURS:g}")
+    there = machine(arguments.gpu, arguments.gpus)
+    reference(method, small=not there.gpus)  # before anything is read
+    _say(f"looking at {arguments.shards}")
+    shards = arguments.shards.rstrip("/") or arguments.shards
+    corpus = look_at(shards)
+    for line in (*_seen(corpus), str(there)):
+        _say(line)
+    proposal = fitted(first_proposal(_name(shards), shards, _held_out(shards), method, corpus, there), _TRIED)
+    proposal, rate = _timed(proposal, hours)
+    choices = proposal.choices(epochs_in(proposal, rate, hours))
+    config = as_config(choices)
+    for line in complaints(config, proposal.length(config.train.epochs)):
+        _say(f"note: {line}")
+    return written(_header(proposal, hours, config.train.epochs), choices)
+
+
+def _timed(proposal: Proposal, hours: float) -> tuple[Proposal, Rate]:
+    """The recipe, with a larger network if there is time for it, and how fast it trains."""
+    if not proposal.machine.here:
+        rate = planned(as_config(proposal.choices(_TRIED)), proposal.machine, proposal.corpus.num_samples)
+        return proposal, rate
+    rate = _measured(proposal)
+    if proposal.machine.gpus or _affordable(proposal, rate, hours) < _LARGER_COSTS * _LARGER_EPOCHS:
+        return proposal, rate
+    larger = with_larger_network(proposal)
+    rate_of_larger = _measured(larger)
+    if _affordable(larger, rate_of_larger, hours) < _LARGER_EPOCHS:
+        return proposal, rate
+    return larger, rate_of_larger
+
+
+def _measured(proposal: Proposal) -> Rate:
+    _say("training a few steps to measure the speed")
+    rate = measured(_alone(proposal), proposal.machine)
+    _say(f"{rate.images_per_s:.0f} images/s, {rate.source}")
+    return rate
+
+
+def _alone(proposal: Proposal) -> str:
+    """The recipe with the batch of one GPU."""
+    choices = proposal.choices(_TRIED)
+    batch = proposal.batch // max(1, proposal.machine.gpus)
+    return written([], choices | {"train.global_batch": Choice(batch, "")})
+
+
+def _affordable(proposal: Proposal, rate: Rate, hours: float) -> float:
+    """Epochs in so many hours."""
+    return TRAINING * 3600 * hours * rate.images_per_s / proposal.corpus.num_samples
+
+
+def epochs_in(proposal: Proposal, rate: Rate, hours: float) -> Choice:
+    """Epochs for so many hours.
+
+    Raises:
+        InputError: too few steps to learn anything; says how many hours are the least.
+    """
+    epochs = _affordable(proposal, rate, hours)
+    steps = proposal.length(1).steps_per_epoch * epochs
+    if steps < LEAST_STEPS:
+        least = _two_digits_up(hours * LEAST_STEPS / max(steps, 1e-9))
+        raise InputError(
+            f"--hours {hours:g}: at {rate.images_per_s:.3g} images/s, {rate.source}, these are {steps:.0f} steps of "
+            f"{proposal.batch} images; give at least --hours {least:g}"
+        )
+    speed = f"{rate.images_per_s:.0f} images/s, {rate.source}"
+    if epochs > MOST_EPOCHS:
+        return Choice(MOST_EPOCHS, f"the longest published runs; {hours:g} h would allow {epochs:,.0f}: {speed}")
+    return Choice(float(f"{epochs:.3g}"), f"{TRAINING:.0%} of {hours:g} h at {speed}")
+
+
+def _two_digits_up(number: float) -> float:
+    unit = 10.0 ** (math.floor(math.log10(number)) - 1)
+    return float(f"{math.ceil(number / unit) * unit:.2g}")
+
+
+def _name(shards: str) -> str:
+    """The name of the folder, fit to be that of another one."""
+    last = shards.rsplit("/", 1)[-1] if is_url(shards) else Path(shards).resolve().name
+    return re.sub(r"[^\w.-]+", "-", last).strip("-.") or "pretraining"
+
+
+def _held_out(shards: str) -> str:
+    """The labelled images that `shards convert --holdout` put aside; empty if there are none."""
+    place = Path(shards, "holdout")
+    if is_url(shards) or not (place / MANIFEST_NAME).is_file() or not read_manifest(place).classes:
+        return ""
+    return str(place)
+
+
+def _header(proposal: Proposal, hours: float, epochs: float) -> list[str]:
+    there, length = proposal.machine, proposal.length(epochs)
+    start = f"torchrun --standalone --nproc-per-node={there.gpus} -m largescale" if there.gpus > 1 else "largescale"
+    return [
+        f"Proposed by `largescale init` for {proposal.corpus.num_samples:,} images and {hours:g} hours on {there}.",
+        "",
+        f"  {start} pretrain THIS_FILE",
+        f"  largescale report runs/{proposal.name}",
+        "",
+        *(f"{line[0].upper()}{line[1:]}." for line in _seen(proposal.corpus)),
+        f"{length.num_steps:,} steps of {proposal.batch} images. Follows the recipe {proposal.source[0]}; nothing was "
+        "tuned on these images.",
+    ]
+
+
+def _seen(corpus: CorpusFacts) -> list[str]:
+    low, middle, high = corpus.shorter
+    some = "" if corpus.num_indexed == corpus.num_samples else f" (of {corpus.num_indexed:,} looked at)"
+    lines = [
+        f"{corpus.num_samples:,} images; shorter side {low:,} to {high:,} px, mostly about {middle:,}{some}",
+        f"{corpus.num_decoded:,} images decoded, {corpus.grey:.0%} of them grey",
+    ]
+    if corpus.num_broken:
+        lines.append(f"{corpus.num_broken} more could not be decoded; training lists and replaces such images")
+    if corpus.copies > _MANY_COPIES:
+        lines.append(f"{corpus.copies:.0%} are exact copies; `shards convert --duplicates exact` leaves them out")
+    if corpus.aspect[1] > 3:
+        lines.append(
+            f"a tenth are more than {corpus.aspect[1]:.1f} times as long as wide, and crops show little of these"
+        )
+    return lines
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

@@ -1,0 +1,146 @@
+"""What a shard folder's images are like: the indexes tell their sizes and copies, a sample of the pixels their colours.
+
+Of a folder with very many shards some are looked at, spread over all of it; how many images were looked at is part of
+the answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from largescale.config import DataConfig
+from largescale.data.corpora import Corpus, open_corpora
+from largescale.data.decode import decode
+from largescale.data.reader import SampleError, ShardReader
+from shards.format.shard_index import ShardIndex, read_index
+from shards.ground.errors import InputError
+
+MOST_SHARDS = 200
+"""Whose indexes are read; of a store, where whole shards have to come, `MOST_FETCHED`."""
+MOST_FETCHED = 2
+
+MOST_IMAGES, LEAST_IMAGES = 500, 64
+"""Of which the pixels are looked at; large ones only until `MOST_PIXELS` have been, but at least the second number."""
+MOST_PIXELS = 2e8
+
+_GREY = 3
+"""Largest difference of channels, of 255, in an image that is called grey: JPEG leaves some."""
+
+
+class _Pixels(NamedTuple):
+    """What decoding tells; as in `CorpusFacts`."""
+
+    num_decoded: int
+    num_broken: int
+    grey: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    """What was seen.
+
+    Attributes:
+        num_samples: of the whole folder.
+        num_indexed: of which sizes and copies are known.
+        shorter: pixels along the shorter side: of a tenth of the images at most, of half, of nine tenths.
+        aspect: longer over shorter side, of half of the images and of nine tenths.
+        copies: share of images whose bytes are those of another one before them.
+        num_decoded, num_broken: images whose pixels were looked at, and that could not be read.
+        grey: share of these without colours.
+        mean, std: of each channel, where white is 1; every image counts the same.
+    """
+
+    num_samples: int
+    num_indexed: int
+    shorter: tuple[int, ...]
+    aspect: tuple[float, ...]
+    copies: float
+    num_decoded: int
+    num_broken: int
+    grey: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def look_at(location: str) -> CorpusFacts:
+    """Look at a shard folder, here or in a store.
+
+    Raises:
+        InputError: no shard folder, or none of the images looked at can be decoded.
+    """
+    [corpus] = open_corpora(DataConfig(shards=location))
+    indexes = _indexes(corpus)
+    width, height, checksum = (
+        np.concatenate([getattr(index, column) for index in indexes.values()])
+        for column in ("width", "height", "checksum")
+    )
+    if not len(width):
+        raise InputError(f"{location}: no images in it")
+    shorter, longer = np.minimum(width, height), np.maximum(width, height)
+    aspect = longer / np.maximum(1, shorter)
+    pixels = _pixels(corpus, _some(corpus, indexes), location)
+    return CorpusFacts(
+        corpus.manifest.num_samples,
+        len(width),
+        tuple(int(side) for side in np.quantile(shorter, [0.1, 0.5, 0.9], method="nearest")),
+        tuple(float(value) for value in np.quantile(aspect, [0.5, 0.9])),
+        1 - len(np.unique(checksum)) / len(checksum),
+        *pixels,
+    )
+
+
+def _indexes(corpus: Corpus) -> dict[int, ShardIndex]:
+    """Indexes of shards spread over the folder, by the shards' numbers."""
+    most = MOST_SHARDS if corpus.cache is None else MOST_FETCHED
+    count = len(corpus.manifest.shards)
+    found = {}
+    for shard in np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist():
+        if corpus.cache is not None:
+            corpus.cache.get(shard)
+        found[shard] = read_index(corpus.manifest.index_path(shard))
+    return found
+
+
+def _some(corpus: Corpus, indexes: dict[int, ShardIndex]) -> np.ndarray:
+    """Ids of images of these shards in random order, the same at every call."""
+    ids = np.concatenate([corpus.first_samples[shard] + np.arange(len(index)) for shard, index in indexes.items()])
+    random = np.random.default_rng(0)
+    return random.choice(ids, min(MOST_IMAGES, len(ids)), replace=False)
+
+
+def _pixels(corpus: Corpus, ids: np.ndarray, location: str) -> _Pixels:
+    """Decode these images, or until there are enough pixels."""
+    reader, most = ShardReader([corpus]), DataConfig().max_pixels
+    sums, squares, grey, seen, broken, pixels = np.zeros(3), np.zeros(3), 0, 0, 0, 0
+    why = ""
+    for sample_id in ids.tolist():
+        if pixels > MOST_PIXELS and seen >= LEAST_IMAGES:
+            break
+        try:
+            image = decode(reader.read(sample_id), max_pixels=most)
+        except SampleError as error:
+            broken, why = broken + 1, f"{reader.key(sample_id)}: {error}"
+            continue
+        mean, square, is_grey = _moments(image)
+        sums, squares, grey = sums + mean, squares + square, grey + is_grey
+        seen, pixels = seen + 1, pixels + image[0].numel()
+    if not seen:
+        raise InputError(f"{location}: none of {broken} images can be decoded, such as {why}")
+    mean = sums / seen
+    std = np.sqrt(np.maximum(0, squares / seen - mean**2))
+    return _Pixels(seen, broken, grey / seen, tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def _moments(image: Tensor) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Mean and mean square of the channels of an image [3, H, W], and whether it is grey."""
+    rows = image.flatten(1).numpy()
+    counts = np.stack([np.bincount(channel, minlength=256) for channel in rows]) / rows.shape[1]
+    levels = np.arange(256) / 255
+    spread = np.maximum.reduce(rows) - np.minimum.reduce(rows)
+    return counts @ levels, counts @ levels**2, bool(spread.max() <= _GREY)

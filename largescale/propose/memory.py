@@ -1,0 +1,52 @@
+"""Makes a proposed recipe fit into the memory of GPUs, by the planner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import yaml
+
+from largescale.methods.choice import Choice
+from largescale.plan.changes import fitting_changes
+from largescale.plan.hardware import Assumptions
+from largescale.plan.simulate import Simulation, simulate
+from largescale.propose.proposal import LEAST_BATCH, Proposal, as_config
+
+_LEAST_PER_GPU = 32
+"""Before batches become smaller than this on a GPU, something else is changed."""
+
+
+def fitted(proposal: Proposal, epochs: Choice) -> Proposal:
+    """The recipe with the batch, and if need be other settings, that fit; as it is without GPUs."""
+    gpus, assume = proposal.machine.gpus, Assumptions()
+    if not gpus:
+        return proposal
+    available = proposal.machine.gpu_gb * 1e9 * (1 - assume.slack) - assume.reserve_gb * 1e9
+
+    def step_of(one: Proposal) -> Simulation:
+        return simulate(as_config(one.choices(epochs)), gpus, one.corpus.num_samples)
+
+    step = step_of(proposal)
+    while step.most_held > available and proposal.batch // 2 >= gpus * max(LEAST_BATCH, _LEAST_PER_GPU):
+        proposal = replace(proposal, batch=proposal.batch // 2)
+        step = step_of(proposal)
+    needed = f"by the planner a step needs {step.most_held / 1e9:.1f} of {proposal.machine.gpu_gb:.0f} GB"
+    if step.most_held <= available:
+        return replace(proposal, fitting={"parallel.strategy": Choice("ddp", needed)})
+    changes = fitting_changes(
+        as_config(proposal.choices(epochs)),
+        gpus,
+        step,
+        available=available,
+        needed=lambda _, changed: changed.most_held,
+        images=proposal.corpus.num_samples,
+    )
+    best = min(changes, key=lambda change: change.needed, default=None)
+    if best is None:
+        return proposal
+    return replace(proposal, fitting=_values(best.overrides, f"{needed}, with this {best.needed / 1e9:.1f}"))
+
+
+def _values(overrides: list[str], reason: str) -> Mapping[str, Choice]:
+    return {key: Choice(yaml.safe_load(value), reason) for key, _, value in (one.partition("=") for one in overrides)}

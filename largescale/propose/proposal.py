@@ -1,0 +1,213 @@
+"""From the images and the machine to all values of a recipe, each with its reason."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from largescale.config import Config, CropGroup, load_config
+from largescale.data.length import Length
+from largescale.methods import METHODS
+from largescale.methods.choice import Choice
+from largescale.propose.corpus import CorpusFacts
+from largescale.propose.machine import Machine
+from largescale.propose.references import changed_values, reference
+from largescale.propose.views import views
+from largescale.propose.written import written
+from shards.ground.errors import InputError
+
+PER_GPU, LARGEST_BATCH = 256, 4096
+"""Images per GPU and step, and of all GPUs; the second is the largest batch of the published recipes."""
+
+LEAST_BATCH = 8
+"""`data.streams`, which the batch is laid out over."""
+
+LEAST_STEPS_AN_EPOCH = 8
+"""Batches that the images must fill: with fewer, each batch is much of the corpus."""
+
+_WARMUP, _LONGEST_WARMUP = 0.05, 10.0
+"""Share of a run, and epochs."""
+
+_SAVES, _MOST_BETWEEN = 10, 1000
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A recipe for these images on this machine.
+
+    Attributes:
+        name: of the run.
+        shards: what it trains on.
+        labelled: held-out images with labels, to evaluate on; empty if there are none.
+        method: `method.name`.
+        corpus, machine: what was seen.
+        network: values and reasons of keys under `model`.
+        batch: images per step.
+        fitting: values and reasons of keys that make it fit into memory.
+    """
+
+    name: str
+    shards: str
+    labelled: str
+    method: str
+    corpus: CorpusFacts
+    machine: Machine
+    network: Mapping[str, Choice]
+    batch: int
+    fitting: Mapping[str, Choice]
+
+    @cached_property
+    def source(self) -> tuple[str, Config]:
+        """Name and values of the packaged recipe that this one follows."""
+        return reference(self.method, small=not self.machine.gpus)
+
+    def choices(self, epochs: Choice) -> dict[str, Choice]:
+        """All values and reasons by dotted keys, for a run of so many epochs."""
+        following = self.source[1]
+        length = self.length(epochs.value)
+        found = {
+            "name": Choice(self.name, f"the run is in runs/{self.name}"),
+            "data.shards": Choice(self.shards, f"{self.corpus.num_samples:,} images"),
+            **self._evaluated(),
+            "data.workers": Choice(-1, "loader processes per rank: chosen by the CPU cores"),
+            **views(following, self.corpus, small=not self.machine.gpus),
+            **{f"model.{key}": choice for key, choice in self.network.items()},
+            **self._method(),
+            **self._optimizer(epochs.value),
+            "train.epochs": epochs,
+            "train.global_batch": Choice(self.batch, self._why_batch()),
+            "train.precision": Choice("auto", self._why_precision()),
+            "parallel.strategy": Choice("ddp", self._why_strategy()),
+            **self.fitting,
+            "run.log_every": Choice(max(1, min(50, length.num_steps // 100)), f"of {length.num_steps:,} steps"),
+            "checkpoint.every_steps": Choice(
+                max(1, min(_MOST_BETWEEN, length.num_steps // _SAVES)), "at most so much is done again after a kill"
+            ),
+        }
+        suited = METHODS[self.method].suited(self._so_far(found), length)
+        return found | {f"method.{key}": choice for key, choice in suited.items()}
+
+    def _so_far(self, found: Mapping[str, Choice]) -> Config:
+        """The recipe that this one follows, with these views and batches. Not checked: the method may have to change
+        its own settings first.
+        """
+        following = self.source[1]
+        crops = [CropGroup(**choice.value) for choice in found["data.crops"].value]
+        accumulate = found.get("train.accumulate", Choice(1, "")).value
+        train = replace(following.train, global_batch=self.batch, accumulate=accumulate)
+        return replace(following, data=replace(following.data, crops=crops), train=train)
+
+    def length(self, epochs: float) -> Length:
+        """The length of a run of so many epochs."""
+        per_epoch, left_out = divmod(self.corpus.num_samples, self.batch)
+        return Length(max(1, round(epochs * per_epoch)), per_epoch, self.corpus.num_samples, left_out)
+
+    def _evaluated(self) -> dict[str, Choice]:
+        if not self.labelled:
+            return {}
+        return {"data.eval_shards": Choice(self.labelled, "held out by `shards convert --holdout`, to evaluate on")}
+
+    def _method(self) -> dict[str, Choice]:
+        name, following = self.source
+        values = changed_values(following.method)
+        values.pop("name", None)
+        return {
+            "method.name": Choice(self.method, "see docs/methods.md for others"),
+            **{f"method.{key}": Choice(value, f"as {name}") for key, value in values.items()},
+        }
+
+    def _optimizer(self, epochs: float) -> dict[str, Choice]:
+        name, following = self.source
+        factor = self.batch / following.train.global_batch
+        values = changed_values(following.optim) | {"name": following.optim.name}
+        scaled = {key: _three_digits(factor * getattr(following.optim, key)) for key in ("lr", "final_lr")}
+        rule = (
+            f"{following.optim.lr:g} for batches of {following.train.global_batch} in {name}, "
+            "in proportion to the batch"
+        )
+        warmup = min(_LONGEST_WARMUP, _three_digits(_WARMUP * epochs))
+        for key in ("lr", "final_lr", "warmup_lr", "warmup_epochs", "name"):
+            values.pop(key, None)
+        return {
+            "optim.name": Choice(following.optim.name, f"as {name}"),
+            "optim.lr": Choice(scaled["lr"], rule),
+            "optim.final_lr": Choice(scaled["final_lr"], "where the cosine ends"),
+            "optim.warmup_epochs": Choice(warmup, f"5% of the run, {_LONGEST_WARMUP:g} epochs at most"),
+            **{f"optim.{key}": Choice(value, f"as {name}") for key, value in values.items()},
+        }
+
+    def _why_batch(self) -> str:
+        gpus = self.machine.gpus
+        if self.corpus.num_samples // self.batch < 2 * LEAST_STEPS_AN_EPOCH:
+            return f"an epoch of {self.corpus.num_samples:,} images is {self.corpus.num_samples // self.batch} steps"
+        return f"{self.batch // gpus} per GPU" if gpus else "what a CPU does in about a second or a few"
+
+    def _why_precision(self) -> str:
+        return "bf16 on GPUs" if self.machine.gpus else "fp32 on CPUs; bf16 is faster on those with AMX"
+
+    def _why_strategy(self) -> str:
+        if self.machine.gpus > 1:
+            return f"a copy of the network per GPU, {self.machine.gpus} of them; start with torchrun or launch/local.sh"
+        return "the network fits on one device"
+
+
+def first_proposal(
+    name: str, shards: str, labelled: str, method: str, corpus: CorpusFacts, machine: Machine
+) -> Proposal:
+    """The recipe for these images on this machine, with a small network where there is no GPU.
+
+    Raises:
+        InputError: an unknown method, or too few images.
+    """
+    _, following = reference(method, small=not machine.gpus)
+    most = corpus.num_samples // LEAST_STEPS_AN_EPOCH
+    if most < LEAST_BATCH * max(1, machine.gpus):
+        least = LEAST_BATCH * LEAST_STEPS_AN_EPOCH * max(1, machine.gpus)
+        raise InputError(f"{shards}: {corpus.num_samples} images are too few to train on; expected at least {least}")
+    wanted = min(PER_GPU, LARGEST_BATCH // machine.gpus) if machine.gpus else following.train.global_batch
+    per_device = LEAST_BATCH
+    while 2 * per_device <= wanted and 2 * per_device * max(1, machine.gpus) <= most:
+        per_device *= 2
+    batch = per_device * max(1, machine.gpus)
+    return Proposal(name, shards, labelled, method, corpus, machine, network(machine, corpus), batch, {})
+
+
+def network(machine: Machine, corpus: CorpusFacts, *, larger: bool = False) -> dict[str, Choice]:
+    """Keys under `model`; without a GPU a narrow network, or a `larger` one."""
+    if machine.gpus:
+        tiny = corpus.shorter[1] < 96
+        stem = {"stem": Choice("3x3s2", f"keeps detail of images of {corpus.shorter[1]} px")} if tiny else {}
+        return {"backbone": Choice("resnet50", "what most published figures are of"), **stem}
+    depths, width = ([2, 2, 2, 2], 64) if larger else ([1, 1, 1, 1], 32)
+    why = "a ResNet-18: the hours allow it" if larger else "1.3 M parameters: a ResNet-18 takes eight times as long"
+    return {
+        "backbone": Choice("resnet", "of the depths and width below"),
+        "stem": Choice("3x3s2", "keeps detail of small views"),
+        "depths": Choice(depths, why),
+        "width": Choice(width, "channels of the first stage"),
+    }
+
+
+def with_larger_network(proposal: Proposal) -> Proposal:
+    """The same with a ResNet-18."""
+    return replace(proposal, network=network(proposal.machine, proposal.corpus, larger=True))
+
+
+def as_config(choices: Mapping[str, Choice]) -> Config:
+    """The configuration that the choices make, read as that of a user.
+
+    Raises:
+        InputError: they do not go together.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "recipe.yaml")
+        path.write_text(written([], choices), encoding="utf-8")
+        return load_config(path)
+
+
+def _three_digits(number: Any) -> float:
+    return float(f"{number:.3g}")

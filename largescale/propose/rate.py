@@ -1,0 +1,61 @@
+"""How many images per second a recipe trains on: measured by training for some steps, or the planner's estimate."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from largescale.config import Config
+from largescale.plan.planner import Request, plan
+from largescale.propose.machine import Machine
+from shards.ground.errors import InputError
+
+_STEPS, _FIRST = 12, 4
+"""Steps that are trained, and those at first that are not counted: caches are cold and memory is new."""
+
+
+class Rate(NamedTuple):
+    """Images per second, and where the figure is from."""
+
+    images_per_s: float
+    source: str
+
+
+def planned(config: Config, machine: Machine, images: int) -> Rate:
+    """What the planner says of data sheets; a loader that is slower is not in it."""
+    step = plan(config, Request(machine.gpus, machine.gpu, images=images), advise=False)
+    return Rate(
+        step["images_per_s"], f"estimated for {machine.gpus} x {machine.gpu} from data sheets, nothing was measured"
+    )
+
+
+def measured(recipe: str, machine: Machine) -> Rate:
+    """Train by a recipe for some steps, in a process of its own and a folder that is removed, on one GPU or the CPU.
+
+    Args:
+        recipe: YAML, with the batch of one GPU.
+        machine: this one; with several GPUs each is taken to be as fast as the one that is measured.
+
+    Raises:
+        InputError: the training ends with an error, which is passed on.
+    """
+    with tempfile.TemporaryDirectory(prefix="largescale-init-") as folder:
+        path, run = Path(folder, "recipe.yaml"), Path(folder, "run")
+        path.write_text(recipe, encoding="utf-8")
+        steps = [f"train.steps={_STEPS}", "run.log_every=1", "checkpoint.every_steps=0", "evaluate.online_every=0"]
+        command = [sys.executable, "-m", "largescale", "pretrain", str(path), f"run.dir={run}", *steps]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+            raise InputError(f"{_STEPS} steps to measure the speed ended with: {lines[-1].removeprefix('error: ')}")
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rate = statistics.median(row["images_per_s"] for row in rows[_FIRST:])
+    source = f"measured here on {len(rows) - _FIRST} steps"
+    if machine.gpus > 1:
+        return Rate(machine.gpus * rate, f"{machine.gpus} times what was {source} on one GPU")
+    return Rate(rate, source)

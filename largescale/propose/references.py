@@ -1,0 +1,43 @@
+"""The packaged recipe that a proposed one starts from: tuned for networks and batches of about the same size."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+from largescale.config import Config, load_config
+from largescale.config.recipes import packaged
+from largescale.config.setting import a_name
+from largescale.methods import METHODS
+from shards.ground.errors import InputError
+
+
+def reference(method: str, *, small: bool) -> tuple[str, Config]:
+    """Name and values of a method's recipe for own images; else its small one, or its shortest published one.
+
+    Args:
+        method: a `method.name`.
+        small: whether it is for a network that trains without a GPU.
+
+    Raises:
+        InputError: there is no such method, or no recipe of it.
+    """
+    if method not in METHODS:
+        raise InputError(f"--method {method}: expected {a_name(method, METHODS)}")
+    own = f"{method}/own_images_cpu" if small else f"{method}/own_images"
+    published = [f"small/{method}"] if small else [name for name in packaged() if name.startswith(f"{method}/")]
+    names = [own] if own in packaged() else [name for name in published if name in packaged()]
+    if not names:
+        raise InputError(f"--method {method}: no recipe of it comes with the package; choose another method")
+    found = {name: load_config(name, default_shards="unset") for name in names}
+    return min(found.items(), key=lambda item: item[1].train.epochs)
+
+
+def changed_values(settings: Any) -> dict[str, Any]:
+    """The values of a group of settings that are not the defaults, by key."""
+    found = {}
+    for item in fields(settings):
+        default = item.default_factory() if item.default_factory is not MISSING else item.default
+        if (value := getattr(settings, item.name)) != default:
+            found[item.name] = value
+    return found

@@ -1,0 +1,102 @@
+"""Crops, augmentation and normalisation for the images that were seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from largescale.config import AugmentConfig, Config
+from largescale.methods.choice import Choice
+from largescale.propose.corpus import CorpusFacts
+from largescale.propose.references import changed_values
+
+CPU_SIDE, SIDE, LARGE_SIDE = 64, 160, 224
+"""Largest side of a large view in pixels: without a GPU, with one, and with one and `MANY` images."""
+MANY = 100_000
+
+_LEAST_SIDE, _STEP = 16, 4
+"""Of a view: networks halve it four times."""
+
+_LARGE, _SMALL = [0.25, 1.0], [0.08, 0.25]
+"""Shares of an image that views show without a GPU, where recipes to follow are made for one data set."""
+
+_LEAST_SOURCE = 12
+"""Pixels of the image along the side of a crop: fewer show nothing of it."""
+
+_ALMOST_ALL = 0.95
+_LEAST_BLURRED = 48
+_LEAST_STD = 0.02
+"""Images of a single colour have none, and nothing can be divided by 0."""
+
+
+def views(reference: Config, corpus: CorpusFacts, *, small: bool) -> dict[str, Choice]:
+    """Values and reasons of `data.crops`, `data.augment`, `data.mean`, `data.std` and what evaluation crops.
+
+    Args:
+        reference: the recipe whose groups of views are kept, in other sizes.
+        corpus: the images.
+        small: whether for training without a GPU.
+    """
+    side = _side(corpus, small=small)
+    measured = f"measured on {corpus.num_decoded:,} images"
+    return {
+        "data.crops": Choice(_crops(reference, corpus, side, small=small), ""),
+        **{f"data.augment.{key}": choice for key, choice in _augment(reference, corpus, side, small=small).items()},
+        "data.mean": Choice([round(value, 3) for value in corpus.mean], measured),
+        "data.std": Choice([max(_LEAST_STD, round(value, 3)) for value in corpus.std], measured),
+        "evaluate.resize": Choice(side * 8 // 7 if side < corpus.shorter[1] else side, "shorter side of test images"),
+        "evaluate.size": Choice(side, "centre crop of these, as large as the large views"),
+    }
+
+
+def _side(corpus: CorpusFacts, *, small: bool) -> int:
+    most = CPU_SIDE if small else LARGE_SIDE if corpus.num_samples >= MANY else SIDE
+    return max(_LEAST_SIDE, min(most, corpus.shorter[1] // _STEP * _STEP))
+
+
+def _crops(reference: Config, corpus: CorpusFacts, side: int, *, small: bool) -> list[Choice]:
+    groups = reference.data.crops
+    largest = max(group.size for group in groups)
+    found = []
+    for group in groups:
+        size = side if group.size == largest else round(group.size / largest * side / _STEP) * _STEP
+        size = max(_LEAST_SIDE, size)
+        large = size > 0.7 * side
+        scale = _scale((_LARGE if large else _SMALL) if small else group.scale, corpus.shorter[1])
+        value: dict[str, Any] = {"num": group.num, "size": size, "scale": scale}
+        if group.augment and not small:
+            value["augment"] = dict(group.augment)
+        found.append(Choice(value, _why(size, side, corpus, small=small) if large else "parts, for the large ones"))
+    return found
+
+
+def _scale(scale: list[float], side: int) -> list[float]:
+    """Shares of the area, none of so few pixels that there is nothing to see."""
+    least = min(0.5, (_LEAST_SOURCE / max(1, side)) ** 2)
+    if scale[0] >= least:
+        return list(scale)
+    return [round(least, 2), max(scale[1], round(2 * least, 2))]
+
+
+def _why(size: int, side: int, corpus: CorpusFacts, *, small: bool) -> str:
+    if size < side:
+        return "in proportion to the largest"
+    sides = f"half of the images have a shorter side of at most {corpus.shorter[1]:,} px"
+    if side >= corpus.shorter[1] // _STEP * _STEP:
+        return f"as large as the images: {sides}"
+    return f"{sides}; more than {side} px costs too much {'on a CPU' if small else 'for what it gains'}"
+
+
+def _augment(reference: Config, corpus: CorpusFacts, side: int, *, small: bool) -> dict[str, Choice]:
+    usual = {} if small else changed_values(reference.data.augment)
+    defaults = AugmentConfig()
+    found = {"flip": Choice(usual.pop("flip", defaults.flip), "set 0 if left and right differ, as in text")}
+    found |= {key: Choice(value, "as published") for key, value in usual.items()}
+    if corpus.grey >= _ALMOST_ALL:
+        why = f"{corpus.grey:.0%} of the images are grey: there is no colour to change"
+        found |= {key: Choice(0.0, why) for key in ("saturation", "hue", "grayscale")}
+    if side < _LEAST_BLURRED:
+        found["blur"] = Choice(0.0, f"{side} px have no detail to spare")
+    else:
+        most = round(2.0 * side / 224, 2)
+        found["blur_sigma"] = Choice([0.1, most], f"of {side} px, as 2 of 224 px in published runs")
+    return found
