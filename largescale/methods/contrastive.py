@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from largescale.config import Config, MethodConfig, require
 from largescale.config.setting import setting
-from largescale.methods.embedding_method import SPANS
 from largescale.methods.joint_embedding import JointEmbedding
 from largescale.methods.losses.picks import Picks
 from largescale.methods.method import Panel, Row, Sign
@@ -23,8 +21,6 @@ _TOLD_APART = 0.95
 @dataclass
 class ContrastiveSettings(MethodConfig):
     """Keys under `method` that these methods share."""
-
-    loss_spans: ClassVar[tuple[str, ...]] = SPANS
 
     hidden: list[int] = hidden_widths()
     embedding: int = setting(128, "Dimension in which views are compared.", at_least=1, at_most=2**24)

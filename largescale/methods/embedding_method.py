@@ -7,7 +7,8 @@ Such a loss can span a batch that is too large for one forward and backward pass
     for micro_batch, own in zip(batch, g):
         (embed(micro_batch) * own).sum().backward()                 # with a graph, a micro-batch at a time
 
-The engine does so where `train.loss_spans` is `global_batch`, through the parts below. BatchNorm's statistics stay
+The engine does so where `train.loss_spans` is `global_batch`, which a method has to offer (`SPANS`), through the parts
+below. BatchNorm's statistics stay
 those of a micro-batch of all ranks, and running statistics are fed once.
 """
 
@@ -27,7 +28,8 @@ Named = dict[str, Tensor]
 """Tensors [X, B, ...] by name, the images of a batch on the second axis."""
 
 SPANS = ("micro_batch", "global_batch")
-"""`loss_spans` of their settings."""
+"""`loss_spans` of the settings of those whose loss of an image depends on the others of its batch. For a mean over
+images a second forward pass would change nothing, so it is refused."""
 
 Part = Literal["all", "inputs", "loss", "embed", "plain"]
 

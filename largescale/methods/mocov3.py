@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from largescale.config import Config
 from largescale.config.setting import setting
 from largescale.methods.bootstrapped import Bootstrapped, TeacherSettings
 from largescale.methods.contrastive import Contrastive, images_of_loss
-from largescale.methods.embedding_method import Named
+from largescale.methods.embedding_method import SPANS, Named
 from largescale.methods.joint_embedding import unit
 from largescale.methods.losses.over_ranks import all_ranks, gathered, own_places
 from largescale.methods.losses.picks import among_gathered
@@ -39,6 +40,8 @@ from largescale.models.heads import hidden_widths, mlp
 @dataclass
 class Settings(TeacherSettings):
     """MoCo v3's keys under `method`."""
+
+    loss_spans: ClassVar[tuple[str, ...]] = SPANS
 
     hidden: list[int] = hidden_widths([4096])
     predictor_hidden: list[int] = hidden_widths([4096], "the predictor")

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from largescale.config.setting import setting
 from largescale.data.length import Length
 from largescale.methods.choice import Choice
 from largescale.methods.contrastive import Contrastive, images_of_loss
-from largescale.methods.embedding_method import Named
+from largescale.methods.embedding_method import SPANS, Named
 from largescale.methods.joint_embedding import unit
 from largescale.methods.losses.over_ranks import all_ranks, gathered, own_places
 from largescale.methods.losses.picks import Picks, among_gathered
@@ -48,6 +49,8 @@ from largescale.models.heads import hidden_widths, mlp
 @dataclass
 class Settings(PredictingSettings):
     """NNCLR's keys under `method`."""
+
+    loss_spans: ClassVar[tuple[str, ...]] = SPANS
 
     hidden: list[int] = hidden_widths([2048, 2048])
     predictor_hidden: list[int] = hidden_widths([4096], "the predictor")

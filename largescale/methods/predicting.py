@@ -7,7 +7,6 @@ arXiv 2006.09882) every view predicts; the large views alone are predicted.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from largescale.config import Config, MethodConfig
 from largescale.config.setting import setting
 from largescale.data.views import Views
-from largescale.methods.embedding_method import SPANS, Named
+from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import JointEmbedding, unit
 from largescale.methods.method import Output
 from largescale.methods.multi_crop import each_view, num_large, require_two_large
@@ -26,8 +25,6 @@ from largescale.models.heads import hidden_widths
 @dataclass
 class PredictingSettings(MethodConfig):
     """Keys under `method` that these methods share."""
-
-    loss_spans: ClassVar[tuple[str, ...]] = SPANS
 
     hidden: list[int] = hidden_widths()
     embedding: int = setting(256, "Dimension of the embeddings.", at_least=1, at_most=2**24)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from largescale.config import Config
 from largescale.data.views import Views
 from largescale.methods.contrastive import Contrastive, ContrastiveSettings, images_of_loss
-from largescale.methods.embedding_method import Named
+from largescale.methods.embedding_method import SPANS, Named
 from largescale.methods.joint_embedding import unit
 from largescale.methods.losses.over_ranks import all_ranks
 from largescale.methods.losses.picks import among_views
@@ -38,6 +39,8 @@ from largescale.models.backbones import build_backbone
 @dataclass
 class Settings(ContrastiveSettings):
     """SimCLR's keys under `method`."""
+
+    loss_spans: ClassVar[tuple[str, ...]] = SPANS
 
 
 class SimCLR(Contrastive):
