@@ -43,6 +43,7 @@ from largescale.methods.multi_crop import each_view, require_two_views
 from largescale.methods.queue import Queue
 from largescale.methods.teachers import following, teacher_of
 from largescale.models.backbones import feature_map, pooled
+from largescale.models.heads import CellLinear
 
 
 @dataclass
@@ -169,7 +170,7 @@ def _dense_head(widths: list[int]) -> nn.Sequential:
     """The projection head without BatchNorm as 1x1 convolutions: [B, C, h, w] to [B, D, h, w]."""
     layers: list[nn.Module] = []
     for width, next_width in pairwise(widths):
-        layers += [nn.Conv2d(width, next_width, 1), nn.ReLU(inplace=True)]
+        layers += [CellLinear(width, next_width), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers[:-1])
 
 

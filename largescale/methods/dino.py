@@ -36,7 +36,7 @@ from largescale.config.setting import setting
 from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.distributed.collectives import exchanging
-from largescale.methods.embedding_method import SPANS, Named
+from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import JointEmbedding, unit
 from largescale.methods.losses import swapped_prediction
 from largescale.methods.method import Average, Output, Panel, Row, Sign
@@ -59,8 +59,6 @@ _INITIAL_STD = 0.02
 @dataclass
 class Settings(MethodConfig):
     """DINO's keys under `method`."""
-
-    loss_spans = SPANS
 
     hidden: list[int] = hidden_widths([2048, 2048])
     embedding: int = setting(256, "Width of the unit vectors below the outputs.", at_least=1, at_most=2**24)
@@ -112,8 +110,7 @@ class DINO(JointEmbedding):
         super().__init__()
         settings = self.config = _settings(config)
         self.num_large = num_large(config.data.crops)
-        self._batch, self._micro_batches = config.train.global_batch, config.train.accumulate
-        self._piece = self._batch // self._micro_batches // world_size()
+        self._batch = config.train.global_batch
         self.backbone, self.num_features = build_backbone(config.model)
         self.projection = Projection(self.num_features, settings.hidden, settings.embedding)
         self.last_layer = UnitRows(settings.embedding, settings.outputs)
@@ -125,7 +122,8 @@ class DINO(JointEmbedding):
             "same_output": Sign(),
         }
         self.register_buffer("centre", torch.zeros(settings.outputs), persistent=False)
-        self._fresh: list[Tensor] = []
+        self._total: Tensor | None = None
+        self._seen = 0
 
     def embed(self, views: Views) -> Named:
         """`outputs` [V, B, K] of the student for all views."""
@@ -162,15 +160,17 @@ class DINO(JointEmbedding):
 
     def _recentre(self, outputs: Tensor) -> None:
         """Move the centre to the mean of a step's outputs [A, B, K], once its last micro-batch is through."""
-        self._fresh += outputs.sum(0).split(self._piece)
-        if len(self._fresh) == self._micro_batches:
-            total = torch.cat(self._fresh).sum(0)
-            self._fresh.clear()
-            if world_size() > 1:
-                with exchanging("centre of the outputs"):
-                    dist.all_reduce(total)
-            mean = total / (self.num_large * self._batch)
-            self.centre = self.centre.lerp(mean.to(self.centre.dtype), 1 - self.config.centre_momentum)
+        own = outputs.sum(0).sum(0)
+        total = own if self._total is None else self._total + own
+        self._total, self._seen = total, self._seen + outputs.shape[1]
+        if self._seen < self._batch // world_size():
+            return
+        self._total, self._seen = None, 0
+        if world_size() > 1:
+            with exchanging("centre of the outputs"):
+                dist.all_reduce(total)
+        mean = total / (self.num_large * self._batch)
+        self.centre = self.centre.lerp(mean.to(self.centre.dtype), 1 - self.config.centre_momentum)
 
     def roles(self) -> list[Role]:
         """The last layer begins to train later, and gives cosines in float32."""

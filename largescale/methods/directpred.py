@@ -82,7 +82,7 @@ class DirectPred(Bootstrapped):
         self.make_teacher()
         for name in ("moments", "weight"):
             self.register_buffer(name, torch.zeros(width, width), persistent=False)
-        self._fresh: list[Tensor] = []
+        self._total: Tensor | None = None
         self._seen = 0
         self.finish_initialisation()
 
@@ -105,13 +105,12 @@ class DirectPred(Bootstrapped):
     def _keep(self, f: Tensor, step: int) -> None:
         """Move the moments towards those of a step's embeddings [V, B, D], once its last micro-batch is through."""
         rows = f.flatten(0, 1)
-        self._fresh.append(rows.T @ rows)
-        self._seen += f.shape[1]
+        own = rows.T @ rows
+        total = own if self._total is None else self._total + own
+        self._total, self._seen = total, self._seen + f.shape[1]
         if self._seen < self._local_batch:
             return
-        total = torch.stack(self._fresh).sum(0)
-        self._fresh.clear()
-        self._seen = 0
+        self._total, self._seen = None, 0
         if world_size() > 1:
             with exchanging("moments of embeddings"):
                 dist.all_reduce(total)

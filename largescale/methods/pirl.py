@@ -53,6 +53,7 @@ from largescale.methods.losses.picks import Picks
 from largescale.methods.method import Output
 from largescale.methods.patches import shuffled_patches
 from largescale.methods.rows_by_id import RowsById, too_many_rows
+from largescale.methods.state_size import bytes_per_number
 from largescale.models.backbones import build_backbone
 from largescale.models.heads import hidden_widths, projection_head
 from largescale.models.running_statistics import statistics_untouched
@@ -134,8 +135,9 @@ class PIRL(Contrastive):
     def misfit(cls, config: Config, length: Length) -> str:
         """The bank may be too large."""
         assert isinstance(config.method, Settings)
+        width, size = config.method.embedding, bytes_per_number(config)
         return too_many_rows(
-            length.num_samples, config.method.embedding, key="method.max_bank_gb", max_gb=config.method.max_bank_gb
+            length.num_samples, width, size, key="method.max_bank_gb", max_gb=config.method.max_bank_gb
         )
 
     @classmethod

@@ -25,6 +25,7 @@ from largescale.config.setting import setting
 from largescale.data.length import Length
 from largescale.distributed.collectives import gather_rows
 from largescale.methods.choice import Choice
+from largescale.methods.state_size import bytes_per_number
 from largescale.processes import world_size
 
 _FEW = 8
@@ -41,11 +42,11 @@ def queue_setting(default: int = 65536) -> Any:
     )
 
 
-def max_queue_setting() -> Any:
+def max_queue_setting(held: str = "which every rank holds") -> Any:
     """The setting of the most that queues may take: a field of a dataclass."""
     return setting(
         4.0,
-        "Largest size in GB of what is queued, which every rank holds; more is refused before anything is read.",
+        f"Largest size in GB of what is queued, {held}; more is refused before anything is read.",
         above=0,
         at_most=1e9,
         free=True,
@@ -67,17 +68,13 @@ def require_queue(config: Config, num_rows: int, width: int, *, max_gb: float, q
     """
     batch = config.train.global_batch
     require(num_rows % batch == 0, "method.queue", num_rows, f"a multiple of train.global_batch={batch}")
-    size = queues * num_rows * width * torch.float32.itemsize / 1e9
+    row = queues * width * bytes_per_number(config)
+    size = num_rows * row / 1e9
     expected = (
-        f"at most {_rows_in(max_gb, width * queues, batch):,}, since {size:.3g} GB on every rank are more than "
+        f"at most {int(max_gb * 1e9 / row) // batch * batch:,}, since {size:.3g} GB on every rank are more than "
         "method.max_queue_gb"
     )
     require(size <= max_gb, "method.queue", num_rows, f"{expected}={max_gb:g}")
-
-
-def _rows_in(gb: float, width: int, batch: int) -> int:
-    """Rows of whole batches that so much memory holds."""
-    return int(gb * 1e9 / (width * torch.float32.itemsize)) // batch * batch
 
 
 def complaints_of_queue(config: Config, length: Length, num_rows: int) -> list[str]:

@@ -61,10 +61,7 @@ class SimSiam(Predicting):
         return self.output(cosine(predictions, targets) - 1, predictions, targets, embeddings)
 
     def roles(self) -> list[Role]:
-        """The predictor's learning rate stays at its peak: it is to keep up with embeddings that change (section 4.2).
-
-        Its biases and normalisation decay like its weights, as in the published recipe.
-        """
+        """The predictor's rate stays at its peak: it is to keep up with embeddings that change (section 4.2)."""
         return [Role("predictor", "predictor.*", scheduled=False)]
 
     @classmethod

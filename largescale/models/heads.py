@@ -37,6 +37,15 @@ def projection_head(num_features: int, hidden: list[int], embedding: int, *, bat
     return nn.Sequential(*layers)
 
 
+class CellLinear(nn.Conv2d):
+    """A linear layer for each cell of a map, [B, C, h, w] to [B, D, h, w], whose weights start as a linear layer's, not
+    as a backbone's convolutions; see `models.initialise`.
+    """
+
+    def __init__(self, width: int, next_width: int) -> None:
+        super().__init__(width, next_width, 1)
+
+
 Norm = Literal["none", "affine", "plain"]
 """BatchNorm after a layer: none, with scale and shift, or without."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -20,9 +20,10 @@ class Role:
     Attributes:
         name: what they are, for people: "predictor".
         pattern: of their names, as in a shell: "predictor.*".
-        decay: whether `optim.weight_decay` holds for them.
-        scaled: whether LARS scales their gradients.
-        lr_factor: of the learning rate.
+        decay: whether `optim.weight_decay` holds for them; for biases and normalisation among them also
+            `optim.exclude_bias_and_norm` has to be false.
+        scaled: whether LARS scales their gradients; likewise.
+        lr_factor: of the learning rate; biases and normalisation also have that of `optim`.
         scheduled: whether the rate follows the schedule; else it stays at `optim.lr`.
         frozen_until: first step whose update changes them. Before, they gather no momentum either.
         unit_rows: every row has length 1 after an update.
@@ -59,16 +60,15 @@ def role_of(name: str, roles: Sequence[Role]) -> Role | None:
 
 
 def parameter_groups(network: nn.Module, roles: Sequence[Role], config: OptimConfig) -> list[dict[str, Any]]:
-    """Trainable parameters by what is done to them: weights; biases and normalisation; one group per role."""
-    small = not config.exclude_bias_and_norm
-    weights = Role("weights", "*")
-    small_ones = Role(
-        "biases and normalisation", "*", decay=small, scaled=small, lr_factor=config.bias_and_norm_lr_factor
-    )
-    owned: dict[Role, list[Tensor]] = {role: [] for role in (weights, small_ones, *roles)}
+    """Trainable parameters by what is done to them: weights, then biases and normalisation; the same of each role."""
+    rest = Role("weights", "*")
+    owned: dict[Role, list[Tensor]] = {}
+    for role in (rest, *roles):
+        owned |= {role: [], _small_of(role, config): []}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            owned[role_of(name, roles) or (weights if parameter.dim() > 1 else small_ones)].append(parameter)
+            role = role_of(name, roles) or rest
+            owned[role if parameter.dim() > 1 else _small_of(role, config)].append(parameter)
     return [
         {
             "params": parameters,
@@ -80,6 +80,18 @@ def parameter_groups(network: nn.Module, roles: Sequence[Role], config: OptimCon
         for role, parameters in owned.items()
         if parameters
     ]
+
+
+def _small_of(role: Role, config: OptimConfig) -> Role:
+    """The role of biases and normalisation among the parameters of a role."""
+    as_weights = not config.exclude_bias_and_norm
+    return replace(
+        role,
+        name=f"{role.name}: biases and normalisation",
+        decay=role.decay and as_weights,
+        scaled=role.scaled and as_weights,
+        lr_factor=role.lr_factor * config.bias_and_norm_lr_factor,
+    )
 
 
 def set_rates(groups: list[dict[str, Any]], *, step: int, lr: float, peak: float) -> None:

@@ -11,6 +11,7 @@ from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.methods.densecl import DenseCL
 from largescale.models.backbones import feature_map
+from largescale.models.initialise import initialise_pieces
 from largescale.plan.simulate import simulate
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
@@ -171,3 +172,16 @@ def test_keys_and_pooled_keys_are_gathered_once_each():
 def test_small_views_are_refused():
     with pytest.raises(InputError, match=r"data.crops=4 views: expected two views in all with method.name=densecl"):
         build("data.crops=[{num: 2, size: 24}, {num: 2, size: 16}]")
+
+
+def test_weights_that_are_drawn_in_pieces_are_distributed_like_those_of_the_constructors():
+    method, drawn = (
+        build("method.hidden=[200]", "method.embedding=64"),
+        build("method.hidden=[200]", "method.embedding=64"),
+    )
+    initialise_pieces(drawn, 1)
+    for name, usual in method.named_parameters():
+        if "projection" in name:
+            own = drawn.get_parameter(name)
+            assert float(own.std()) == pytest.approx(float(usual.std()), rel=0.2), name
+            assert float(own.abs().max()) == pytest.approx(float(usual.abs().max()), rel=0.1), name

@@ -173,3 +173,26 @@ def test_a_run_in_which_no_image_comes_back_is_said_and_images_that_meet_themsel
     assert short.startswith("the run has 1 epochs: rows of the bank are random") and "set train.epochs=3" in short
     [many] = PIRL.complaints(config, Length(30, 2, 12))
     assert many.startswith("method.negatives=12: as many as there are images, 12") and many.endswith("negatives=6")
+
+
+def test_a_bank_in_double_precision_is_twice_as_large():
+    gb = SAMPLES * 8 * 4 / 1e9
+    for precision, words in (("fp32", ""), ("fp64", "for 9 images take 5.76e-07 GB on each of 1 rank; use more")):
+        config = load_config(MINI, [f"method.max_bank_gb={gb}", f"train.precision={precision}"])
+        line = PIRL.misfit(config, Length(8, 1, SAMPLES))
+        assert words in line and bool(line) == bool(words)
+
+
+def test_once_z_is_fixed_the_loss_is_a_mean_over_images():
+    """So that it may not span the global batch, see `test_embedding_method.py`."""
+    whole, cut = build().eval(), build("train.accumulate=2").eval()
+    batch = views(1)
+    half = BATCH // 2
+    halves = [
+        Views([images[part] for images in batch.images], batch.ids[part]) for part in (slice(half), slice(half, BATCH))
+    ]
+    for method in (whole, cut):
+        method.log_z.fill_(math.log(5))
+    parts = torch.stack([cut(one, 1).loss for one in halves])
+    torch.testing.assert_close(parts.mean(), whole(batch, 1).loss, rtol=1e-12, atol=0)
+    assert torch.equal(cut.bank.own, whole.bank.own)

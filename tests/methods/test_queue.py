@@ -1,4 +1,7 @@
-"""On several ranks and in micro-batches, the harness compares queues with those of one process."""
+"""On several ranks and in micro-batches, the harness compares queues with those of one process.
+
+Covers: largescale/methods/state_size.py
+"""
 
 from __future__ import annotations
 
@@ -55,9 +58,9 @@ def test_a_queue_is_written_in_place_after_the_backward_pass():
 )
 def test_a_queue_that_is_too_large_is_refused_when_the_configuration_is_read(method, most):
     recipe = RECIPE.with_stem(method)
-    load_config(recipe, [f"method.queue={most}", "train.global_batch=8", "data.shards=x"])
+    load_config(recipe, [f"method.queue={most}", "train.global_batch=8", "data.shards=x", "train.precision=fp32"])
     with pytest.raises(InputError) as refusal:
-        load_config(recipe, [f"method.queue={2**39}", "train.global_batch=8", "data.shards=x"])
+        load_config(recipe, [f"method.queue={2**39}", "train.global_batch=8", "data.shards=x", "train.precision=fp32"])
     assert f"method.queue={2**39}: expected at most {most:,}, since " in str(refusal.value)
     assert str(refusal.value).endswith("GB on every rank are more than method.max_queue_gb=4")
 
@@ -77,3 +80,11 @@ def test_a_queue_of_as_many_embeddings_as_there_are_images_is_a_warning(images, 
     said = [line for line in complaints(config, length) if line.startswith("method.queue")]
     assert len(said) == len(words) and all(word in line for word, line in zip(words, said, strict=True))
     assert not said or said[0].endswith("so each meets itself in it; set method.queue=16")
+
+
+def test_a_queue_in_double_precision_is_twice_as_large():
+    gb = 32 * 8 * 4 / 1e9
+    overrides = ["method.queue=32", "train.global_batch=8", "data.shards=x", f"method.max_queue_gb={gb}"]
+    load_config(RECIPE, [*overrides, "train.precision=fp32"])
+    with pytest.raises(InputError, match=r"method\.queue=32: expected at most 16, since 2\.05e-06 GB"):
+        load_config(RECIPE, [*overrides, "train.precision=fp64"])

@@ -74,6 +74,22 @@ def test_the_predictors_rate_stays_where_it_is():
     assert {rate for name, rate in rates.items() if not name.startswith("predictor.")} == {0.1}
 
 
+def test_the_predictors_biases_and_norms_are_excluded_where_those_of_others_are():
+    for excluded in (True, False):
+        overrides = [f"optim.exclude_bias_and_norm={excluded}", "optim.weight_decay=0.1"]
+        config = load_config(MINI, [*overrides, "optim.bias_and_norm_lr_factor=0.5"])
+        method = build()
+        groups = parameter_groups(method, method.roles(), config.optim)
+        set_rates(groups, step=0, lr=0.01, peak=0.2)
+        found = {id(p): (g["weight_decay"], g["scaled"], g["lr"]) for g in groups for p in g["params"]}
+        assert len(found) == sum(len(group["params"]) for group in groups)
+        for name, parameter in method.named_parameters():
+            if parameter.requires_grad:
+                rate = 0.2 if name.startswith("predictor") else 0.01
+                excepted, factor = (excluded, 0.5) if parameter.dim() == 1 else (False, 1.0)
+                assert found[id(parameter)] == (0.0 if excepted else 0.1, not excepted, rate * factor), name
+
+
 def test_heads_are_the_published_ones():
     method = build()
     linear = [layer for head in (method.projection, method.predictor) for layer in head if isinstance(layer, nn.Linear)]

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import log_softmax, normalize
 
 from largescale.config import Config, load_config
+from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.methods.swav.method import SwAV
 from largescale.optim.optimizers import build_optimizer
@@ -162,3 +163,15 @@ def test_the_schedule_warms_up_and_ends_as_configured():
     assert rates[60] == pytest.approx((4.8 + 0.0048) / 2)
     assert 0.0048 < rates[-1] < 0.01 and len(rates) == 110
     assert (rates[11:] < rates[10:-1]).all()
+
+
+def test_a_queue_that_is_too_large_for_a_rank_is_refused():
+    """Two assign views of 60 samples, 8 numbers each."""
+    length, gb = Length(10, 5, 30), 1.1 * 2 * 60 * 8 * 4 / 1e9
+    for precision, words in (
+        ("fp32", ""),
+        ("fp64", "method.queue=60: expected at most 30, since 7.68e-06 GB on each of 1 rank are more than "),
+    ):
+        config, _, _ = small("method.queue=60", f"train.precision={precision}", f"method.max_queue_gb={gb}")
+        assert config.method.embedding == 8
+        assert SwAV.misfit(config, length) == (words and f"{words}method.max_queue_gb={gb:g}")

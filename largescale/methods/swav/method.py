@@ -29,6 +29,7 @@ from largescale.methods.method import Exemplars, Output, Panel, Role, Row, Sign
 from largescale.methods.milestone import Milestone
 from largescale.methods.prototypes import Prototypes
 from largescale.methods.sinkhorn import sinkhorn
+from largescale.methods.state_size import bytes_per_number
 from largescale.methods.swav import observe
 from largescale.methods.swav.settings import Settings
 from largescale.methods.swav.suited import suited
@@ -76,6 +77,21 @@ class SwAV(EmbeddingMethod):
     def begin(self) -> None:
         """Make room for codes beside the network, where they are computed there."""
         self._beside = Beside(self._timeout) if self._overlaps else None
+
+    @classmethod
+    def misfit(cls, config: Config, length: Length) -> str:
+        """The queue may be too large."""
+        settings, ranks = _settings(config), world_size()
+        row = config.data.crops[0].num * settings.embedding * bytes_per_number(config)
+        size = settings.queue // ranks * row / 1e9
+        if size <= settings.max_queue_gb:
+            return ""
+        batch = config.train.global_batch
+        most = int(settings.max_queue_gb * 1e9 / row * ranks) // batch * batch
+        return (
+            f"method.queue={settings.queue}: expected at most {most:,}, since {size:.3g} GB on each of "
+            f"{ranks} rank{'s' * (ranks > 1)} are more than method.max_queue_gb={settings.max_queue_gb:g}"
+        )
 
     def embed(self, views: Views) -> Named:
         """`scores.HEAD` of all views [V, B, K], and `embeddings` of the assign views [A, B, D] for the queue."""

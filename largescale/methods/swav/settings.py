@@ -10,6 +10,7 @@ from largescale.config.setting import setting
 from largescale.config.values import require
 from largescale.methods.embedding_method import SPANS
 from largescale.methods.multi_crop import require_large_first
+from largescale.methods.queue import max_queue_setting
 from largescale.models.heads import hidden_widths
 
 
@@ -68,6 +69,7 @@ class Settings(MethodConfig):
         at_most=MOST_STEPS,
         used_if="method.queue",
     )
+    max_queue_gb: float = max_queue_setting("on a rank, which holds its images' part")
 
     @property
     def counts(self) -> list[int]:
