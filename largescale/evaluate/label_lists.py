@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -48,24 +48,51 @@ class LabelLists:
             self._known[wanted] = from_rank_0(found)
         return self._known[wanted]
 
+    def require(self, source: str, key: str) -> None:
+        """Refuse a source without a label; looks at samples until one has some, so costs nothing where all is well.
+
+        Args:
+            source: `json:FIELD` or `cls`.
+            key: of the setting that names it.
+
+        Raises:
+            InputError: on all ranks.
+
+        Collectives: every rank must call it; one broadcast of an object.
+        """
+
+        def look() -> None:
+            samples = range(self._corpus.manifest.num_samples)
+            if any(self._each(source, samples)):
+                return
+            hint = f"; they have classes, which {key}=cls takes" if self._corpus.manifest.classes else ""
+            raise InputError(
+                f"{key}={source}: none of the {len(samples):,} images of {self._corpus.manifest.name} has a label there"
+                + (hint or "; name another member")
+            )
+
+        on_rank_0(look)
+
     def _read(self, source: str, ids: Sequence[int]) -> list[Labels | None]:
+        said = f"labels of {self._corpus.manifest.name}"
+        bar = tqdm(ids, desc=said, unit="image", leave=False, mininterval=1, disable=rank() > 0)
+        return list(self._each(source, bar))
+
+    def _each(self, source: str, ids: Iterable[int]) -> Iterator[Labels | None]:
         member, colon, field = source.partition(":")
         if member not in ("json", "cls") or bool(colon) != (member == "json") or (colon and not field):
             raise InputError(f"labels from {source!r}: expected json:FIELD, such as json:labels, or cls")
         members = MemberReader(self._corpus, member)
-        found: list[Labels | None] = []
-        said = f"labels of {self._corpus.manifest.name}"
-        for number in tqdm(ids, desc=said, unit="image", leave=False, mininterval=1, disable=rank() > 0):
+        for number in ids:
             try:
                 if field:
                     payload = members.read(number)
-                    found.append(None if payload is None else _of_json(payload, field))
+                    yield None if payload is None else _of_json(payload, field)
                 else:
                     label = members.reader.label(number)
-                    found.append(None if label < 0 else _of_text(self._corpus.manifest.classes[label]))
+                    yield None if label < 0 else _of_text(self._corpus.manifest.classes[label])
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{members.name(number)}: {source}: {error}") from error
-        return found
 
 
 def _of_json(payload: bytes, field: str) -> Labels | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from largescale.evaluate import svm
 from largescale.evaluate.doubts import class_doubts
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.features import features_of_subject
@@ -81,8 +82,11 @@ def _assigned(subject: Subject, network: str, test: FeatureSet) -> tuple[str, to
 
 def by_lists(measure: Measure, subject: Subject) -> Measured:
     """`measure(train, test, settings)` of `FeatureSet`s of all images with their `LabelLists`."""
+    lists, settings = [LabelLists(corpus) for corpus in subject.shards], subject.config.evaluate
+    assert isinstance(settings, svm.Settings)
+    for one in lists:  # before hours of features
+        one.require(settings.svm_labels, "evaluate.svm_labels")
     train, test = features_of_subject(subject, every=True)
-    lists = [LabelLists(corpus) for corpus in subject.shards]
     results = {
         network: measure((train[network], lists[0]), (test[network], lists[1]), subject.config.evaluate)
         for network in train

@@ -136,6 +136,20 @@ def test_what_is_no_list_is_named(tmp_path, payload, source, line):
         measure(listed, listed, Settings(svm_labels=source))
 
 
+def test_shards_without_such_lists_are_refused_before_anything_is_computed(tmp_path):
+    lists = LabelLists(tar(tmp_path / "a", [{"json": b"{}"}, {"json": b'{"labels": [], "tags": ["a"]}'}]))
+    lists.require("json:tags", "evaluate.svm_labels")
+    with pytest.raises(InputError) as refusal:
+        lists.require("json:labels", "evaluate.svm_labels")
+    assert str(refusal.value) == (
+        "evaluate.svm_labels=json:labels: none of the 2 images of a has a label there; name another member"
+    )
+    classes = LabelLists(tar(tmp_path / "b", [{"cls": b"3"}, {"cls": b"4"}]))
+    classes.require("cls", "evaluate.svm_labels")
+    with pytest.raises(InputError, match=r"they have classes, which evaluate\.svm_labels=cls takes"):
+        classes.require("json:labels", "evaluate.svm_labels")
+
+
 class Known(LabelLists):
     """Lists that are given."""
 
