@@ -83,10 +83,10 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     torch.manual_seed(config.run.seed)
     method = build_method(config, stream.length, on_meta=drawn_in_pieces(config))
     engine = build_engine(method, config, device)
-    phases = Phases(config, stream, engine, device)
 
     # -- Run folder: continue from the newest whole checkpoint, if there is one ------------------------------------
     run = RunFolder(config, stream.fingerprint, device, lease)
+    phases = Phases(config, stream, engine, device, run.logs.skipped)
     first_step, num_skipped, spike_state = run.resume(engine)
     if first_step >= num_steps:
         _log.info("%s is complete: %d steps", run.path, num_steps)
@@ -103,16 +103,16 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     spikes, doctor = SpikeWatch(config.train.spike_factor, spike_state), Doctor(config)
     progress = Progress(first_step, num_steps, engine.method.brief)
     online = Online(config, stream.corpora, first_step, steps_per_epoch, device)
+    asked = stopping.asking(config.run.time_limit_s, started, config.run.stop_before_s)
     data_steps = DataSteps(first_step, num_steps, run.rollbacks.windows())
     with run.status.failure(first_step, num_steps), closing(stream(data_steps)) as batches, run.watched() as watchdog:
         waiting_since = time.perf_counter()
         for step, batch in enumerate(batches, first_step):
             lr = float(rates[step])
             data_wait = time.perf_counter() - waiting_since
-            left_s = stopping.seconds_left(config.run.time_limit_s, started)
-            stop_reason = stopping.reason(left_s, config.run.stop_before_s)
-
-            phases.before(step, watchdog.beat)
+            if why := phases.before(step, watchdog.beat, asked):
+                run.stop_in_phase(step, num_steps, why)
+            stop_reason = asked()
             watchdog.beat(f"step {step}: forward and backward")
             output = engine.forward_backward(views := batch.inputs(), step)
             check = engine.check(views, output.loss, stop=bool(stop_reason))
@@ -127,11 +127,11 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
             meter.add(output, check, data_wait, batch)
             done, last = step + 1, step + 1 == num_steps
             every = config.checkpoint.every_steps
-            saves = last or check.stop or (every > 0 and (done % every == 0 or phases.due(done)))
+            saves = last or check.stop or phases.due(done) or (every > 0 and done % every == 0)
             if saves or done % config.run.log_every == 0:
                 # Saving closes the interval, so that a resumed run logs the same intervals.
-                measured = meter.summary()
-                num_skipped += measured.pop("skipped_in_interval")
+                measured = meter.summary() | phases.measures()
+                num_skipped += measured.pop("skipped_in_interval") + int(measured.get("phase_skipped", 0))
                 row = {
                     "step": step,
                     "progress": done / num_steps,
@@ -141,7 +141,6 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                     "grad_norm": check.grad_norm,
                     "skipped_samples": num_skipped,
                     **measured,
-                    **phases.measures(),
                     **online.measure(engine, done, watchdog.beat),
                 }
                 run.record_metrics(row)
@@ -151,7 +150,8 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                 for advice in (waits, doctor.look(row)):
                     if rank() == 0 and advice:
                         _log.warning("step %d: %s", step, advice)
-                if why := too_many_skipped(config, num_skipped, row["skipped_rate"]):
+                rate = max(row["skipped_rate"], row.get("phase_skipped_rate", 0.0))
+                if why := too_many_skipped(config, num_skipped, rate):
                     raise TrainingStopped(f"step {step}: {why}; {run.path}/skipped lists them")
                 meter.reset()
             if saves:

@@ -34,7 +34,8 @@ class FixedPoint:
 
         Collectives: every rank must call it; one all-gather of two numbers.
         """
-        largest = values.abs().max().double() if values.numel() else values.new_zeros((), dtype=torch.float64)
+        ends = torch.stack(torch.aminmax(values)) if values.numel() else values.new_zeros(2)  # no copy of the values
+        largest = ends.abs().max().double()
         own = torch.stack([largest, torch.full_like(largest, len(values))])
         gathered = own.new_empty(world_size(), 2)
         if world_size() > 1:

@@ -1,9 +1,9 @@
-"""k-means whose points lie on all ranks: Lloyd's algorithm, plain or spherical.
+"""k-means whose points lie on all ranks: Lloyd's algorithm, from several starts.
 
-    centroids = the start
+    centroids = points at random
     repeat:
         for x in points: cluster of x = nearest centroid
-        for c in clusters: centroid of c = mean of its points       # spherical: brought to length 1
+        for c in clusters: centroid of c = mean of its points
 
 The result does not depend on how points lie on ranks as long as their order is the same: sums are exact (see
 `fixed_point`), distances are computed in blocks of one shape, and what is drawn follows from the seed.
@@ -11,6 +11,8 @@ The result does not depend on how points lie on ranks as long as their order is 
 A cluster that has lost its points takes half of another one's, as in faiss: a donor is drawn with a probability
 proportional to its points less one, and both centroids are moved apart by a thousandth. That needs no points, so all
 ranks do the same.
+
+Memory: points are never copied. See `working_bytes`.
 """
 
 from __future__ import annotations
@@ -22,18 +24,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import pad
 
 from largescale.clustering.fixed_point import FixedPoint, sums_by_group
-from largescale.processes import from_rank_0, rank, world_size
-
-STARTS = ("random", "kmeans++")
+from largescale.processes import rank, world_size
 
 _APART = 1 / 1024
 _SIMILARITIES = 2**24
 """Numbers in a block of similarities; 64 MB in float32."""
-_SAMPLE = 20
-"""Points per cluster among which k-means++ chooses; it goes through them once per cluster."""
+_OF_A_POINT = 72
+"""Bytes: assignments and distances of two starts, and what adds up distances."""
+_OF_A_MEAN = 32
+"""Bytes of a number of a centroid: its sum in fixed point, and three in float64 on the way to the mean."""
 
 
 @dataclass(frozen=True)
@@ -64,23 +66,18 @@ def kmeans(
     *,
     seed: int,
     iterations: int = 20,
-    spherical: bool = False,
-    start: str | Tensor = "random",
     restarts: int = 1,
     beat: Callable[[str], None] = lambda what: None,
 ) -> Clusters:
     """Cluster the points of all ranks.
 
     Args:
-        points: of this rank, [n, D] in float32 or float64; spherical: of length 1. Ranks may have different numbers.
+        points: of this rank, [n, D] in float32 or float64. Ranks may have different numbers.
         count: clusters, K.
         seed: of the start and of what becomes of empty clusters.
         iterations: at most; fewer if no point changes its cluster.
-        spherical: keep centroids at length 1, so that the nearest has the largest cosine.
-        start: one of `STARTS` (`kmeans++`: Arthur and Vassilvitskii, 2007, on a sample of the points), or
-            centroids [K, D].
-        restarts: times to start; the smallest inertia counts.
-        beat: told what is being done, so that nobody takes it for a hang.
+        restarts: times to start; the smallest inertia counts, which is the same number on all ranks.
+        beat: told what is being done; all ranks call it equally often.
 
     Raises:
         ValueError: on all ranks, if there are fewer points than clusters or points are not finite.
@@ -92,22 +89,28 @@ def kmeans(
         raise ValueError(f"{exact.total} points for {count} clusters")
     found = None
     for number in range(restarts):
-        first = start if isinstance(start, Tensor) else _start(points, exact, count, start, seed + number)
-        one = _lloyd(points, exact, first, seed + number, iterations, spherical, beat)
+        places = np.random.default_rng(seed + number).choice(exact.total, count, replace=False)
+        one = _lloyd(points, exact, _rows_at(points, exact, places), seed + number, iterations, beat)
         if found is None or one.inertia < found.inertia:
             found = one
     assert found is not None
     return found
 
 
+def working_bytes(num_points: int, count: int, width: int, itemsize: int) -> int:
+    """Most bytes that `kmeans` holds at a time beside this rank's points, but for blocks of a hundred MB at most.
+
+    Args:
+        num_points: of this rank.
+        count: clusters.
+        width: of a point.
+        itemsize: bytes of a number of a point.
+    """
+    return num_points * _OF_A_POINT + count * width * (_OF_A_MEAN + 4 * itemsize)
+
+
 def _lloyd(
-    points: Tensor,
-    exact: FixedPoint,
-    centroids: Tensor,
-    seed: int,
-    iterations: int,
-    spherical: bool,
-    beat: Callable[[str], None],
+    points: Tensor, exact: FixedPoint, centroids: Tensor, seed: int, iterations: int, beat: Callable[[str], None]
 ) -> Clusters:
     assignments = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
     for iteration in range(iterations + 1):
@@ -119,7 +122,7 @@ def _lloyd(
             break
         means = exact.value(sums) / sizes.clamp_min(1)[:, None]
         _refill(means, sizes.cpu().numpy().copy(), np.random.default_rng([seed, iteration]))
-        centroids = (normalize(means, dim=1) if spherical else means).to(points.dtype)
+        centroids = means.to(points.dtype)
     distances = _distances(points, centroids, assignments)
     inertia = float(sums_by_group(distances.square(), torch.zeros_like(assignments), 1))
     return Clusters(centroids, assignments, distances, sizes, inertia, iteration)
@@ -127,13 +130,13 @@ def _lloyd(
 
 def nearest_centroids(points: Tensor, centroids: Tensor) -> Tensor:
     """The nearest centroid of each point, int64 [n]; the first of equally near ones. Collectives: none."""
-    half_squares = centroids.square().sum(1) / 2
-    found = [
-        (block @ centroids.T - half_squares).argmax(1)
+    half_squares, rows = centroids.square().sum(1) / 2, _rows(len(centroids))
+    nearest = torch.empty(len(points), dtype=torch.int64, device=points.device)
+    for block, found in zip(points.split(rows), nearest.split(rows), strict=True):
         # Of one shape, so that a point's similarities do not depend on how many others are with it.
-        for block in pad(points, (0, 0, 0, -len(points) % _rows(len(centroids)))).split(_rows(len(centroids)))
-    ]
-    return torch.cat([torch.empty(0, dtype=torch.int64, device=points.device), *found])[: len(points)]
+        whole = pad(block, (0, 0, 0, rows - len(block)))
+        found.copy_((whole @ centroids.T).sub_(half_squares).argmax(1)[: len(block)])
+    return nearest
 
 
 def _rows(count: int) -> int:
@@ -170,43 +173,10 @@ def _refill(means: Tensor, sizes: np.ndarray, generator: np.random.Generator) ->
 
 
 def _distances(points: Tensor, centroids: Tensor, assignments: Tensor) -> Tensor:
-    parts = zip(points.split(4096), assignments.split(4096), strict=True)
-    found = [(some.double() - centroids[theirs].double()).square().sum(1).sqrt() for some, theirs in parts]
-    return torch.cat([torch.empty(0, dtype=torch.float64, device=points.device), *found])
-
-
-def _start(points: Tensor, exact: FixedPoint, count: int, how: str, seed: int) -> Tensor:
-    """Centroids to start from, which are points, [K, D]. Collectives: those of `_rows_at`, and a broadcast."""
-    assert how in STARTS, how
-    generator = np.random.default_rng(seed)
-    several = 1 if how == "random" else _SAMPLE
-    places = generator.choice(exact.total, min(exact.total, count * several), replace=False)
-    sample = _rows_at(points, exact, places)
-    if how == "random":
-        return sample
-    # One rank chooses, since a rounding on another might choose otherwise.
-    return sample[from_rank_0(_far_apart(sample, count, generator) if rank() == 0 else [])]
-
-
-def _far_apart(sample: Tensor, count: int, generator: np.random.Generator) -> list[int]:
-    """k-means++: a few points are drawn with probabilities proportional to their squared distances to those chosen
-    before; the one that leaves the smallest sum of distances is chosen.
-    """
-    tries = 2 + int(np.log(count))
-    chosen = [int(generator.integers(len(sample)))]
-    squares = (sample - sample[chosen[-1]]).double().square().sum(1)
-    while len(chosen) < count:
-        ends = squares.cumsum(0)
-        if not float(ends[-1]) > 0:  # the rest are copies of what is chosen
-            left = np.setdiff1d(np.arange(len(sample)), chosen)
-            return chosen + [int(one) for one in left[: count - len(chosen)]]
-        draws = torch.from_numpy(generator.random(tries)).to(ends) * ends[-1]
-        places = torch.searchsorted(ends, draws, right=True).clamp_max(len(sample) - 1).tolist()
-        left_by = [squares.minimum((sample - sample[place]).double().square().sum(1)) for place in places]
-        best = int(torch.stack([one.sum() for one in left_by]).argmin())
-        chosen.append(places[best])
-        squares = left_by[best]
-    return chosen
+    distances = torch.empty(len(points), dtype=torch.float64, device=points.device)
+    for some, theirs, found in zip(*(whole.split(4096) for whole in (points, assignments, distances)), strict=True):
+        found.copy_((some.double() - centroids[theirs].double()).square().sum(1).sqrt())
+    return distances
 
 
 def _rows_at(points: Tensor, exact: FixedPoint, places: np.ndarray) -> Tensor:

@@ -263,7 +263,11 @@ class CheckpointConfig:
     """When checkpoints are written, which are kept, and where they are copied."""
 
     every_steps: int = setting(
-        1000, "Steps between checkpoints; 0 saves only at the end.", at_least=0, at_most=MOST_STEPS, free=True
+        1000,
+        "Steps between checkpoints; 0 saves only at the end and before offline phases.",
+        at_least=0,
+        at_most=MOST_STEPS,
+        free=True,
     )
     keep: int = setting(3, "How many of the newest checkpoints to keep.", at_least=1, free=True)
     keep_every: int = setting(

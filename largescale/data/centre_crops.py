@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class CentreCrops:
         ids: their sample ids, int64 [N].
         labels: their class numbers, -1 for none, int64 [N].
         keys: their WebDataset keys, if asked for.
-        num_unreadable: images that could not be read; each was named in a warning.
+        skipped: a row per image that could not be read (shard, key, offset, reason); each was named in a warning.
     """
 
     number: int
@@ -53,7 +53,7 @@ class CentreCrops:
     ids: Tensor
     labels: Tensor
     keys: list[str]
-    num_unreadable: int
+    skipped: list[dict[str, Any]]
 
 
 @dataclass
@@ -225,15 +225,15 @@ def _sent(images: Tensor, device: torch.device, side: torch.cuda.Stream) -> Tens
 
 
 def _batch(number: int, images: Tensor, parts: list[_CentrePart]) -> CentreCrops:
-    for row in (row for part in parts for row in part.skipped):
+    skipped = [row for part in parts for row in part.skipped]
+    for row in skipped:
         _log.warning("%s, key %s, is left out: %s", row["shard"], row["key"], row["reason"], extra={"all_ranks": True})
     rows = [row for part in parts for row in part.rows]
-    unreadable = len(images) - len(rows)
     return CentreCrops(
         number,
-        images[torch.tensor(rows, dtype=torch.int64, device=images.device)] if unreadable else images,
+        images[torch.tensor(rows, dtype=torch.int64, device=images.device)] if skipped else images,
         torch.tensor([one for part in parts for one in part.ids], dtype=torch.int64),
         torch.tensor([label for part in parts for label in part.labels], dtype=torch.int64),
         [key for part in parts for key in part.keys],
-        unreadable,
+        skipped,
     )

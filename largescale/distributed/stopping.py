@@ -199,6 +199,11 @@ def reason(left_s: float, margin_s: float) -> str:
     return "its time limit" if left_s < margin_s else ""
 
 
+def asking(time_limit_s: float, started: float, margin_s: float) -> Callable[[], str]:
+    """What says whenever it is called why this rank wants to stop; see `seconds_left` and `reason`."""
+    return lambda: reason(seconds_left(time_limit_s, started), margin_s)
+
+
 def asked_for_s() -> float:
     """Seconds since a signal asked to stop; 0 if none did."""
     return time.monotonic() - _since[0] if _since else 0.0

@@ -161,7 +161,7 @@ class _OpenShard:
 
     @property
     def num_unreadable(self) -> int:
-        return sum(one.crops.num_unreadable for one in self.found)
+        return sum(len(one.crops.skipped) for one in self.found)
 
     def features(self, network: str, width: int) -> Tensor:
         """Of all batches, float32 [N, width]."""

@@ -211,12 +211,13 @@ class Method(nn.Module):
         Args:
             step: about to be done.
             corpus: `plain` of every image, this rank's part.
-            beat: to be called with what is being done, now and then, so that nobody takes it for a hang.
+            beat: to be called with what is being done, now and then and equally often by all ranks: so nobody takes it
+                for a hang, and a run that is to stop leaves there.
 
         Returns:
             What is worth logging.
 
-        Collectives: its own; every rank calls it.
+        Collectives: its own, and one all-reduce of a number per call of `beat`; every rank calls it.
         """
         raise NotImplementedError
 

@@ -1,8 +1,8 @@
 """PCL: MoCo, and besides each query picks the cluster of its image among others (arXiv 2005.04966).
 
 Before an epoch the key network embeds every image, each once and plainly, and k-means finds M sets of K[m] clusters,
-finer and finer. Of an image i, s[m][i] is its cluster, c[m] the centroids at length 1, phi[m] how spread out each
-cluster is. The naive loop::
+finer and finer; of several starts the best counts. Of an image i, s[m][i] is its cluster, c[m] the centroids at length
+1, phi[m] how spread out each cluster is. The naive loop::
 
     loss = MoCo's
     for m in range(M):
@@ -36,7 +36,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.functional import normalize
 
 from largescale.clustering.fixed_point import sums_by_group
-from largescale.clustering.kmeans import Clusters, kmeans
+from largescale.clustering.kmeans import Clusters, kmeans, working_bytes
 from largescale.config import Config
 from largescale.config.setting import setting
 from largescale.data.device_random import uniform
@@ -49,8 +49,9 @@ from largescale.methods.losses.picks import Picks
 from largescale.methods.method import Output, Panel, Row, Sign
 from largescale.methods.moco import MoCo, MoCoSettings
 from largescale.methods.phase import PlainEmbeddings
-from largescale.methods.rows_by_id import RowsById, too_many_rows
-from largescale.processes import rank
+from largescale.methods.rows_by_id import RowsById
+from largescale.methods.state_size import bytes_per_number
+from largescale.processes import rank, world_size
 from shards.ground.errors import InputError
 
 _PURPOSE = 42
@@ -59,6 +60,8 @@ _LEAST = 0.01
 """Of the mean, the least phi: clusters of copies have none, and would be divided by it."""
 _IMAGES_PER_CLUSTER = 10
 _LATE = 0.5
+_BESIDE = 32
+"""Bytes per image: its id, and whether it could be read."""
 
 
 @dataclass
@@ -85,13 +88,16 @@ class Settings(MoCoSettings):
     warmup_epochs: int = setting(20, "Epochs of MoCo alone at the start.", at_least=0, at_most=10**9)
     recluster_epochs: int = setting(1, "Epochs from one k-means to the next.", at_least=1, at_most=10**9)
     kmeans_iterations: int = setting(20, "Iterations of a k-means, at most.", at_least=1, at_most=10**6)
+    kmeans_restarts: int = setting(
+        5, "Times that each k-means starts; that with the smallest inertia counts.", at_least=1, at_most=1000
+    )
     smoothing: float = setting(
         10.0, "Added to the size of a cluster before its logarithm divides its spread.", above=1, at_most=1e9
     )
     max_phase_gb: float = setting(
         16.0,
-        "Largest size in GB on a rank of its images' embeddings, of which a phase holds two copies, and clusters; more "
-        "is refused before anything is read.",
+        "Largest size in GB on a rank of what a phase holds, its images' embeddings above all; more is refused before "
+        "anything is read.",
         above=0,
         at_most=1e9,
         free=True,
@@ -130,8 +136,26 @@ class PCL(MoCo):
                 f"method.clusters={settings.clusters}: {max(settings.clusters):,} clusters for {images:,} images; "
                 "lower it"
             )
-        width = 2 * settings.embedding + len(settings.clusters)
-        return too_many_rows(images, width, key="method.max_phase_gb", max_gb=settings.max_phase_gb)
+        ranks, size = world_size(), cls.phase_bytes(config, images) / 1e9
+        if size <= settings.max_phase_gb:
+            return ""
+        return (
+            f"method.max_phase_gb={settings.max_phase_gb:g}: a phase holds {size:.3g} GB on each of {ranks} "
+            f"rank{'s' * (ranks > 1)}, for {images:,} embeddings of {settings.embedding} numbers and "
+            f"{max(settings.clusters):,} clusters; use more ranks, shorter embeddings or fewer clusters, or raise it"
+        )
+
+    @classmethod
+    def phase_bytes(cls, config: Config, images: int) -> int:
+        """Most bytes that a rank holds in a phase beside networks and activations: embeddings, once; clusters; and what
+        finds them, but for blocks of a hundred MB at most.
+        """
+        settings, own, number = config.method, -(-images // world_size()), bytes_per_number(config)
+        assert isinstance(settings, Settings)
+        width, counts = settings.embedding, settings.clusters
+        of_image = width * number + len(counts) * torch.int32.itemsize + _BESIDE
+        of_clusters = sum(counts) * (width + 1) * number
+        return own * of_image + of_clusters + working_bytes(own, max(counts), width, number)
 
     def begin(self) -> None:
         """Make room for clusters, and for those of each image."""
@@ -152,7 +176,7 @@ class PCL(MoCo):
     @torch.no_grad()
     def phase(self, step: int, corpus: PlainEmbeddings, beat: Callable[[str], None]) -> dict[str, float]:
         """Cluster the corpus. Collectives: those of `kmeans` and `sums_by_group`, once per set of clusters."""
-        points, found = corpus.vectors[corpus.readable].to(self.centroids.dtype), {}
+        points, found = corpus.vectors.to(self.centroids.dtype), {}  # no copy, where keys are in float32 as usual
         self.assignments.own.fill_(-1)
         for number, centroids in enumerate(self.centroids.split(self._counts)):
             clusters = self._clusters(points, len(centroids), step, number, beat)
@@ -165,7 +189,14 @@ class PCL(MoCo):
     def _clusters(self, points: Tensor, count: int, step: int, number: int, beat: Callable[[str], None]) -> Clusters:
         seed = int(uniform(self._run_seed, step, number, _PURPOSE, num=1, device=torch.device("cpu")) * 2**53)
         try:
-            return kmeans(points, count, seed=seed, iterations=self._clustering.kmeans_iterations, beat=beat)
+            return kmeans(
+                points,
+                count,
+                seed=seed,
+                iterations=self._clustering.kmeans_iterations,
+                restarts=self._clustering.kmeans_restarts,
+                beat=beat,
+            )
         except ValueError as error:
             raise InputError(f"method.clusters={self._counts}, before step {step}: {error}") from error
 

@@ -13,11 +13,9 @@ import torch
 import torch.distributed as dist
 
 from largescale.config import Config
+from largescale.methods.phase import with_plain_images
 from largescale.parallel.engine import Engine
 from largescale.plan.trace import Collective, Operator, StepTrace
-
-_COPIES = 2
-"""Of the embeddings, while they are put in order."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,10 @@ def phase_of(engine: Engine, config: Config) -> Phase | None:
     due = [step for step in range(length.num_steps) if engine.method.phase_due(step)]
     if not due:
         return None
-    side, batch = config.evaluate.size, config.evaluate.batch
+    side, batch = with_plain_images(config).evaluate.size, config.evaluate.batch
     own = math.ceil(length.num_samples / dist.get_world_size())
     trace = StepTrace()
     with trace:
         embeddings = engine.embed(torch.empty(batch, 3, side, side), due[-1])
-    size = _COPIES * own * embeddings.shape[1] * embeddings.element_size()
+    size = own * embeddings.shape[1] * embeddings.element_size()
     return Phase(len(due), math.ceil(own / batch), trace.operators, trace.counts, trace.sent, trace.lap() + size)

@@ -39,6 +39,7 @@ from largescale.checkpoint.mirror import Mirror
 from largescale.config import Config, flatten, to_yaml
 from largescale.data import order
 from largescale.data.stream import Batch
+from largescale.distributed.stopping import StoppedInOrder
 from largescale.methods.method import Output
 from largescale.observe import trackers
 from largescale.observe.metrics import forget_from
@@ -203,6 +204,19 @@ class RunFolder:
             num_rollbacks=len(self.rollbacks.rows()),
         )
         raise TrainingStopped(f"step {step}: {trouble}; stopped before the update. {way_on}")
+
+    def stop_in_phase(self, step: int, num_steps: int, why: str) -> None:
+        """End a run in the phase before a step; the checkpoint of that step, if it is not the first, is there.
+
+        Raises:
+            StoppedInOrder: always.
+            TrainingStopped: that checkpoint could not be saved.
+
+        Collectives: those of `end`.
+        """
+        self.saving.settle(final=True)
+        self.end("stopped", step, num_steps)
+        raise StoppedInOrder(f"stopped in the phase before step {step} {why}; the same command begins it again")
 
     def end(self, state: str, step: int, num_steps: int) -> None:
         """Say in `status.json` that the run is stopped or complete, and bring its mirror up to date.

@@ -45,7 +45,11 @@ class Logs:
         """Write what this rank trained on (with data.audit) and what it could not read."""
         if self._audit is not None:
             self._audit.write({"step": step, "keys": batch.keys})
-        for row in batch.skipped:
+        self.skipped(step, batch.skipped)
+
+    def skipped(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Write what this rank could not read, for a step or in the phase before it."""
+        for row in rows:
             if self._skipped is None:
                 self._skipped = JsonLines(self._path / "skipped" / _name("jsonl"))
             self._skipped.write({"step": step, **row})

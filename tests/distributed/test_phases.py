@@ -6,13 +6,28 @@ Covers: largescale/run/phases.py, largescale/methods/phase.py
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
+from largescale.__main__ import main
+from largescale.config import load_config
+from largescale.data.stream import Stream
+from largescale.methods import build_method
+from largescale.parallel.engine import Engine
+from largescale.parallel.strategies import build_engine
+from largescale.run.failures import TrainingStopped
+from largescale.run.phases import Phases
+from largescale.run.status import read_status
 from tests.helpers.commands import ROOT
 from tests.helpers.launcher import run_largescale
+from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import losses
 
 pytestmark = pytest.mark.distributed
@@ -38,8 +53,6 @@ def test_a_run_is_stopped_within_an_epoch_or_a_phase_and_goes_on_with_other_rank
         "method.warmup_epochs=1",
         "method.recluster_epochs=1",
         "optim.lr=0.02",
-        "evaluate.resize=24",
-        "evaluate.size=24",
         "evaluate.batch=32",
         "checkpoint.every_steps=9",
         "checkpoint.keep=9",
@@ -50,9 +63,121 @@ def test_a_run_is_stopped_within_an_epoch_or_a_phase_and_goes_on_with_other_rank
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "phase_s" in row] == [12, 24]
     assert all(0 < row["clusters_used_9"] <= 1 for row in rows if "phase_s" in row)
-    for stop, strategy, ranks in ((18, "ddp", 1), (24, "ddp", 2)):
+    assert all(row["phase_skipped"] == row["skipped_samples"] == 0 for row in rows if "phase_s" in row)
+
+    def go_back_to(last: int) -> None:
         for step in steps_saved(run):
-            if step > stop:
+            if step > last:
                 shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
-        run_largescale(*shared, f"parallel.strategy={strategy}", ranks=ranks)
-        assert losses(run) == pytest.approx(before, rel=1e-8), stop
+
+    go_back_to(18)  # phases see the same images whatever evaluation is to see
+    run_largescale(*shared, "parallel.strategy=ddp", "evaluate.size=16", "evaluate.resize=40")
+    assert losses(run) == pytest.approx(before, rel=1e-8)
+    go_back_to(24)
+    ddp = [*shared, "parallel.strategy=ddp"]
+    stopped = run_largescale(*ddp, ranks=2, check=False, entry=main_that_is_stopped_in_a_phase)
+    assert stopped.returncode == 85, stopped.stderr
+    assert "stopped in the phase before step 24" in stopped.stderr
+    status = read_status(run)
+    assert status is not None and (status["state"], status["step"], status["saved"]) == ("stopped", 24, 24)
+    assert steps_saved(run) == {9, 12, 18, 24}
+    run_largescale(*ddp, ranks=2)
+    assert losses(run) == pytest.approx(before, rel=1e-8)
+
+
+def main_that_is_stopped_in_a_phase() -> int:
+    """The command, whose last rank gets a signal while it embeds its second batch of four."""
+    embed, calls = Engine.embed, []
+
+    def embed_and_be_told(self: Engine, images: torch.Tensor, step: int) -> torch.Tensor:
+        calls.append(step)
+        if len(calls) == 2 and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return embed(self, images, step)
+
+    Engine.embed = embed_and_be_told  # type: ignore[method-assign]  # of a process that is about to end
+    code = main()
+    return code if len(calls) == 2 else 1
+
+
+def phases_of(folder: Path, *overrides: str) -> tuple[Engine, Phases, list[tuple[int, str]]]:
+    """A network, its phases, and what they say was skipped."""
+    config = load_config(MINI, [f"data.shards={folder}", "evaluate.batch=32", *overrides])
+    ranks = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
+    stream = Stream(config, **ranks, device=torch.device("cpu"), dtype=torch.float64)
+    torch.manual_seed(0)
+    engine = build_engine(build_method(config, stream.length), config, torch.device("cpu"))
+    skipped: list[tuple[int, str]] = []
+    return (
+        engine,
+        Phases(
+            config,
+            stream,
+            engine,
+            torch.device("cpu"),
+            lambda step, rows: skipped.extend((step, r["key"]) for r in rows),
+        ),
+        skipped,
+    )
+
+
+def asked_at(number: int) -> Any:
+    """Rank 1 is asked to stop from its call of this number on."""
+    calls: list[int] = []
+
+    def asked() -> str:
+        calls.append(1)
+        return "SIGTERM" if len(calls) >= number and dist.get_rank() == 1 else ""
+
+    return asked
+
+
+def nobody() -> str:
+    return ""
+
+
+def whatever_may_happen(good: Path, bad: Path) -> dict[str, Any]:
+    """Phases on each rank that are left, that meet an unreadable image, and one that diverged."""
+    found: dict[str, Any] = {}
+    engine, phases, skipped = phases_of(good)
+    beats: list[str] = []
+    whole = phases.before(0, beats.append, nobody)
+    found["whole"], found["beats"] = whole, len(beats)
+    state = engine.method.assignments.own.clone()
+    for place in (3, len(beats) - 2):  # among the batches; within k-means
+        again = phases_of(good)
+        found[f"left at {place}"] = again[1].before(0, lambda what: None, asked_at(place))
+        assert again[1].before(0, lambda what: None, nobody) == ""
+        assert torch.equal(again[0].method.assignments.own, state)
+    assert skipped == [] and phases.measures()["phase_skipped"] == 0
+    engine, phases, skipped = phases_of(bad)
+    assert phases.before(0, lambda what: None, nobody) == ""
+    found["skipped"], found["measures"] = list(skipped), phases.measures()
+    found["without"] = int((engine.method.assignments.own[:, 0] < 0).sum())
+    with torch.no_grad():
+        engine.method.teacher["projection"][-1].bias.fill_(torch.nan)
+    with pytest.raises(TrainingStopped) as stopped:
+        phases.before(0, lambda what: None, nobody)
+    found["diverged"] = str(stopped.value)
+    return found
+
+
+def test_phases_are_left_on_all_ranks_and_count_what_they_cannot_use(shard_folder, tmp_path):
+    bad = Path(shutil.copytree(shard_folder, tmp_path / "bad"))
+    tar = sorted(bad.glob("*.tar"))[-1]
+    content = bytearray(tar.read_bytes())
+    content[content.index(b"IDAT") + 9] ^= 1
+    tar.write_bytes(content)
+    first, second = run_ranks(whatever_may_happen, 2, shard_folder, bad)
+    assert first["whole"] == second["whole"] == "" and first["beats"] == second["beats"] > 8
+    for place in (3, first["beats"] - 2):
+        assert first[f"left at {place}"] == "at another rank's request"
+        assert second[f"left at {place}"] == "by SIGTERM"
+    [(step, key)] = second["skipped"]
+    assert first["skipped"] == [] and step == 0 and key
+    assert (first["without"], second["without"]) == (0, 1)
+    for one in (first, second):
+        assert (one["measures"]["phase_skipped"], one["measures"]["phase_skipped_rate"]) == (1, 1 / 200)
+        assert one["diverged"].startswith(
+            "phase before step 0: embeddings of 199 of 200 images are not finite: weights"
+        )

@@ -29,6 +29,7 @@ from largescale.parallel.strategies import build_engine
 from largescale.run.resume import load
 from tests.helpers.commands import ROOT
 
+GLOBAL_BATCH = "train.loss_spans=global_batch"
 STEPS = 4
 LENGTH = Length(num_steps=STEPS, steps_per_epoch=2, num_samples=40, left_out=8)
 
@@ -59,8 +60,13 @@ def whole_corpus(engine: Engine, step: int) -> PlainEmbeddings:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(LENGTH.num_samples, 3, 24, 24, generator=generator, dtype=torch.float64)
     ids = own_ids(LENGTH.num_samples)
-    vectors = engine.embed(images[ids.start : ids.stop], step)
-    return PlainEmbeddings(vectors, torch.arange(ids.start, ids.stop) != 17)
+    readable = torch.arange(ids.start, ids.stop) != 17
+    return PlainEmbeddings(engine.embed(images[ids.start : ids.stop], step)[readable], readable)
+
+
+def spans_global_batch(method: str) -> bool:
+    """Whether the loss of a method may span the global batch."""
+    return "global_batch" in METHODS[method].Settings.loss_spans
 
 
 def whole(value: Tensor) -> Tensor:
@@ -112,10 +118,14 @@ def train(
 def train_all(
     overrides: list[list[str]], *, still: bool = False, folder: Path | None = None, **part: int
 ) -> list[dict[str, dict[str, Any]]]:
-    """Every method under every list of overrides; in a folder of its own each, where they are to be saved."""
+    """Every method under every list of overrides; in a folder of its own each, where they are to be saved.
+
+    A loss that may not span the global batch spans micro-batches: to a mean over images that is the same.
+    """
 
     def one(name: str, place: int) -> dict[str, Any]:
         checkpoints = folder and folder / f"{name}-{place}"
-        return train(mini(name, *overrides[place]), still=still, checkpoints=checkpoints, **part)
+        possible = [one for one in overrides[place] if one != GLOBAL_BATCH or spans_global_batch(name)]
+        return train(mini(name, *possible), still=still, checkpoints=checkpoints, **part)
 
     return [{name: one(name, place) for name in METHODS} for place in range(len(overrides))]

@@ -17,7 +17,8 @@ from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.methods import build_method, require_fit
 from largescale.methods.pcl import PCL
-from largescale.methods.phase import PlainEmbeddings
+from largescale.methods.phase import PlainEmbeddings, with_plain_images
+from largescale.plan.trace import StepTrace
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.ranks import Counted, run_ranks
@@ -52,8 +53,13 @@ def views(step: int = 0) -> Views:
 
 
 def corpus(missing: int = 17) -> PlainEmbeddings:
+    readable = torch.arange(SAMPLES) != missing
+    return PlainEmbeddings(all_vectors()[readable], readable)
+
+
+def all_vectors() -> Tensor:
     vectors = torch.randn(SAMPLES, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    return PlainEmbeddings(normalize(vectors, dim=1), torch.arange(SAMPLES) != missing)
+    return normalize(vectors, dim=1)
 
 
 def cluster(method: PCL, step: int = 0, **options: int) -> dict[str, float]:
@@ -105,20 +111,20 @@ def test_loss_and_gradient_equal_the_naive_loop():
 
 
 def test_a_phase_assigns_every_image_that_could_be_read_to_its_nearest_centroid():
-    method, images = build(), corpus()
+    method, readable, vectors = build(), corpus().readable, all_vectors()
     found = cluster(method)
     assert found["clusters_used_5"] == 1.0 and 0 < found["clusters_used_9"] <= 1
     assigned = method.assignments.own
-    assert assigned[17].tolist() == [-1, -1] and int(assigned[images.readable].min()) == 0
+    assert assigned[17].tolist() == [-1, -1] and int(assigned[readable].min()) == 0
     for number, count in enumerate((5, 9)):
         centroids = method.centroids.split([5, 9])[number]
         torch.testing.assert_close(centroids.norm(dim=1), torch.ones(count, dtype=torch.float64))
-        means = torch.stack([images.vectors[assigned[:, number] == one].mean(0) for one in range(count)])
+        means = torch.stack([vectors[assigned[:, number] == one].mean(0) for one in range(count)])
         used = ~means.isnan().any(1)
         torch.testing.assert_close(centroids[used], normalize(means[used], dim=1))
-    theirs = KMeans(5, n_init=1, init="random", random_state=0).fit(images.vectors[images.readable].numpy()).inertia_
+    theirs = KMeans(5, n_init=1, init="random", random_state=0).fit(vectors[readable].numpy()).inertia_
     ours = sum(
-        float((images.vectors[assigned[:, 0] == one] - images.vectors[assigned[:, 0] == one].mean(0)).square().sum())
+        float((vectors[assigned[:, 0] == one] - vectors[assigned[:, 0] == one].mean(0)).square().sum())
         for one in range(5)
     )
     assert ours <= 1.2 * theirs
@@ -158,7 +164,7 @@ def test_with_a_cluster_per_image_it_is_infonce_against_all_images():
     batch = views(3)
     queries = normalize(method.projection(method.backbone(batch.images[0][:BATCH])), dim=1)
     loss = (method(batch, 3).loss - plain(batch, 3).loss).detach()
-    logits = queries @ corpus().vectors.T / method.config.temperature
+    logits = queries @ all_vectors().T / method.config.temperature
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, batch.ids).detach())
 
 
@@ -221,10 +227,47 @@ def test_collapse_is_said_before_there_are_clusters_and_after():
 
 
 def test_more_images_than_a_phase_can_hold_are_refused():
-    """Two copies of embeddings of 8 numbers, and clusters of two kinds."""
+    config = load_config(MINI, ["method.clusters=[5,7]", "train.precision=fp32"])
+    size, in_double = (PCL.phase_bytes(one, SAMPLES) for one in (config, load_config(MINI, ["method.clusters=[5,7]"])))
+    assert in_double - size == 4 * 8 * SAMPLES + 4 * 12 * 9 + 4 * 4 * 7 * 8
+    build("method.clusters=[5,7]", f"method.max_phase_gb={in_double / 1e9}")
     with pytest.raises(InputError) as refusal:
-        build("method.clusters=[5,7]", "method.max_phase_gb=1e-6")
-    assert str(refusal.value).startswith("method.max_phase_gb=1e-06: rows of 18 numbers for 20 images take 1.44e-06 GB")
+        build("method.clusters=[5,7]", f"method.max_phase_gb={size / 1e9}")
+    assert str(refusal.value).startswith(
+        f"method.max_phase_gb={size / 1e9:g}: a phase holds {in_double / 1e9:.3g} GB on each of 1 rank, for 20 "
+        "embeddings of 8 numbers and 7 clusters; use more ranks"
+    )
+
+
+def test_a_phase_holds_no_more_than_it_promises():
+    """Most bytes of all tensors of a phase, beside what a run holds anyway and k-means' blocks."""
+    images, width = 60_000, 64
+    overrides = [
+        "train.precision=fp32",
+        f"method.embedding={width}",
+        "method.clusters=[50,300]",
+        "method.kmeans_restarts=2",
+    ]
+    config = load_config(MINI, [*overrides, "method.kmeans_iterations=2", "train.global_batch=8", "data.streams=1"])
+    method = build_method(config, Length(6, 3, images))
+    method.begin()
+    vectors = normalize(torch.randn(images, width, generator=torch.Generator().manual_seed(0)), dim=1)
+    with StepTrace() as trace:
+        trace.watch(iter([vectors, method.assignments.rows, method.centroids]))
+        method.phase(0, PlainEmbeddings(vectors, torch.ones(images, dtype=torch.bool)), lambda what: trace.held())
+    held, promised, blocks = trace.lap(), PCL.phase_bytes(config, images), 4096 * (300 * 4 + width * 4 * 8)
+    assert 0.5 * promised < held <= promised + blocks, (held, promised, blocks)
+
+
+def test_the_best_of_several_starts_counts():
+    few, many = (build("method.clusters=[5,9]", f"method.kmeans_restarts={times}") for times in (1, 20))
+    inertia = []
+    for method in (few, many):
+        cluster(method)
+        own = method.assignments.own[corpus().readable, 1].long()
+        means = torch.stack([corpus().vectors[own == one].mean(0) for one in range(9)])
+        inertia.append(float((corpus().vectors - means[own]).square().sum()))
+    assert inertia[1] < inertia[0]
 
 
 def test_more_clusters_than_images_are_refused():
@@ -234,6 +277,23 @@ def test_more_clusters_than_images_are_refused():
     method = build("method.clusters=[20]")
     with pytest.raises(InputError, match=r"method.clusters=\[20\], before step 0: 19 points for 20 clusters"):
         cluster(method)
+
+
+@pytest.mark.parametrize(
+    "crops, size, resize",
+    [
+        ("[{num: 2, size: 224, scale: [0.2, 1.0]}]", 224, 256),  # as published
+        ("[{num: 2, size: 224, scale: [0.14, 1.0]}, {num: 6, size: 96, scale: [0.05, 0.14]}]", 224, 256),
+        ("[{num: 2, size: 28, scale: [0.81, 1.0]}]", 28, 31),
+        ("[{num: 2, size: 90, scale: [0.1, 0.25]}]", 90, 180),
+    ],
+)
+def test_a_phase_sees_images_of_the_size_and_cut_of_large_views(crops, size, resize):
+    """Whatever evaluation sees: that may change within a run."""
+    config = load_config(MINI, [f"data.crops={crops}", "evaluate.size=16", "evaluate.resize=20"])
+    shown = with_plain_images(config)
+    assert (shown.evaluate.size, shown.evaluate.resize) == (size, resize)
+    assert (config.evaluate.size, config.evaluate.resize) == (16, 20)
 
 
 def count_exchanges() -> list[tuple[str, int]]:

@@ -86,6 +86,6 @@ def test_offline_phases_are_part_of_a_plan(strategy):
         assert f"hours for 2 offline phases, {found['offline_phases']['seconds']:,.1f} s each" in table(found)
     held = [1e9 * found["memory_gb"]["peak of an offline phase"] for found in (small, large)]
     # Two copies of embeddings of 8 numbers, and the clusters of each image: 50,000 images more on a rank.
-    more = 50_000 * (2 * config.method.embedding + len(config.method.clusters)) * 4
+    more = 50_000 * (config.method.embedding + len(config.method.clusters)) * 4
     assert held[1] - held[0] == pytest.approx(more, rel=1e-6)
     assert "offline" not in table(plan(mini("mocov2", "train.precision=fp32"), Request(2)))
