@@ -3,7 +3,7 @@
     python benchmarks/weak_scaling.py [--gpu h100]
 
 The batch grows with the GPUs. Efficiency is images/s a GPU, as a share of those on 8. Each network is planned with
-Sinkhorn's exchanges waited for, as they are now, and hidden behind the small crops, as they could be. Writes
+Sinkhorn's exchanges waited for, as by default, and hidden behind the small crops (`method.head_per_group`). Writes
 benchmarks/results/weak_scaling.json, weak_scaling.md and docs/weak-scaling.svg. Nothing here is measured on a GPU.
 """
 
