@@ -120,8 +120,7 @@ class Augment:
             x = x + noise * per_sample(uniforms[:, draw.NOISE_STD] * config.noise)
         if config.erase > 0:
             low, high = config.erase_side
-            erased = erase(x, draws, (low, high), uniforms[:, draw.ERASE_GREY])
-            x = _where(draws[:, draw.ERASE] < config.erase, erased, x)
+            x = erase(x, draws[:, draw.ERASE] < config.erase, draws, (low, high), uniforms[:, draw.ERASE_GREY])
         mean = torch.tensor(self.mean, dtype=self.dtype, device=x.device)[:, None, None]
         std = torch.tensor(self.std, dtype=self.dtype, device=x.device)[:, None, None]
         return ((x - mean) / std).to(self.out_dtype, memory_format=torch.channels_last)

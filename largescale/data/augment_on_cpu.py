@@ -20,7 +20,7 @@ from torch import Tensor
 
 from largescale.config import AugmentConfig
 from largescale.data import augment_draws as draw
-from largescale.data.changes import LUMA, blur_kernel, erase, gaussian_noise, per_sample, rotate, solarise
+from largescale.data.changes import LUMA, blur_kernel, erase, gaussian_noise, rotate, solarise
 from largescale.data.jitter import orders, parts
 
 _PIXELS = 1 << 16
@@ -56,7 +56,7 @@ class CpuChain:
         """
         num, _, height, width = views.shape
         pixels, area = views.permute(0, 2, 3, 1), height * width
-        result = torch.empty(num, area * 3, dtype=self.out_dtype)
+        result = torch.empty(num, height, width, 3, dtype=self.out_dtype)
         most = max(1, min(num, _PIXELS * torch.get_num_threads() // area))
         memory, scratch = (torch.empty(planes * most * area, dtype=self.dtype) for planes in (3, _PLANES))
         order = orders(draws, len(self._parts))
@@ -64,18 +64,26 @@ class CpuChain:
         rows = self._sorted(order, draws)
         changes = list(self._changes(draws[rows], order[rows], counters, scratch, (height, width)))
         for start in range(0, num, most):
-            chosen = rows[start : start + most]
+            chunk = slice(start, min(num, start + most))
+            chosen = pixels.index_select(0, rows[chunk]) if self._parts else pixels[chunk]
             x = _planes(memory, 3, (len(chosen), height, width))
-            x.copy_(pixels.index_select(0, chosen).permute(3, 0, 1, 2)).div_(255)
+            x.copy_(chosen.permute(3, 0, 1, 2)).div_(255)
             for applies, change in changes:
-                _change_some(x, start, applies[start : start + most], change)
+                _change_some(x, start, applies[chunk], change)
             x.sub_(self._mean).div_(self._std)
-            changed = x.permute(1, 2, 3, 0).to(self.out_dtype, memory_format=torch.contiguous_format)
-            result.index_copy_(0, chosen, changed.flatten(1))
-        return result.unflatten(1, (height, width, 3)).permute(0, 3, 1, 2)
+            changed = x.permute(1, 2, 3, 0)
+            if self._parts:
+                result.flatten(1).index_copy_(0, rows[chunk], changed.to(self.out_dtype).flatten(1))
+            else:
+                result[chunk] = changed
+        return result.permute(0, 3, 1, 2)
 
     def _sorted(self, order: Tensor, draws: Tensor) -> Tensor:
-        """Views by the order of their jitter, those to blur last where it is the same: row numbers [N]."""
+        """Views by the order of their jitter, those to blur last where it is the same: row numbers [N]; as they come if
+        there is no jitter.
+        """
+        if not self._parts:
+            return torch.arange(len(draws))
         num_parts = len(self._parts)
         code = (order * num_parts ** torch.arange(num_parts - 1, -1, -1)).sum(1)
         return (2 * code + (draws[:, draw.BLUR] < self.config.blur)).argsort(stable=True)
@@ -120,17 +128,17 @@ class CpuChain:
 
             def add_noise(x: Tensor, some: slice | Tensor) -> None:
                 noise = gaussian_noise(keys[some], counters, torch.Size(shape), self.dtype)
-                _images(x).add_(noise * per_sample(strengths[some]))
+                x.add_(noise[:, 0].mul_(strengths[some][:, None, None]))
 
             yield every, add_noise
         if config.erase > 0:
-            low, high = config.erase_side
-            yield (
-                where(draw.ERASE, config.erase),
-                lambda x, some: _images(x).copy_(
-                    erase(_images(x), draws[some], (low, high), uniforms[some, draw.ERASE_GREY])
-                ),
-            )
+            sides, erased, greys = config.erase_side, draws[:, draw.ERASE] < config.erase, uniforms[:, draw.ERASE_GREY]
+
+            def erase_some(x: Tensor, some: slice | Tensor) -> None:
+                changed = erase(_images(x), erased[some], draws[some], (sides[0], sides[1]), greys[some])
+                _images(x).copy_(changed)
+
+            yield every, erase_some
 
 
 def _change_some(x: Tensor, start: int, applies: list[bool], change: _Change) -> None:

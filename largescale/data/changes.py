@@ -107,8 +107,10 @@ def solarise(x: Tensor, threshold: float) -> Tensor:
     return torch.where(x >= threshold, 1 - x, x)
 
 
-def erase(x: Tensor, draws: Tensor, sides: tuple[float, float], grey: Tensor) -> Tensor:
-    """One rectangle of uniform grey [N]; its sides are between two shares of an image's, by draws [N, DRAWS]."""
+def erase(x: Tensor, applies: Tensor, draws: Tensor, sides: tuple[float, float], grey: Tensor) -> Tensor:
+    """One rectangle of uniform grey [N] in the images of a mask [N]; its sides are between two shares of an image's, by
+    draws [N, DRAWS].
+    """
     side, (low, high) = x.shape[-1], sides
     lengths = [(low + draws[:, draw] * (high - low)) * side for draw in (ERASE_H, ERASE_W)]
     starts = [draws[:, draw] * (side - length) for draw, length in zip((ERASE_TOP, ERASE_LEFT), lengths, strict=True)]
@@ -118,7 +120,7 @@ def erase(x: Tensor, draws: Tensor, sides: tuple[float, float], grey: Tensor) ->
         for start, length in zip(starts, lengths, strict=True)
     )
     inside = (rows[:, :, None] & columns[:, None, :])[:, None]
-    return torch.where(inside, per_sample(grey), x)
+    return torch.where(inside & per_sample(applies), per_sample(grey), x)
 
 
 def noise_counters(shape: torch.Size, device: torch.device) -> Tensor:
