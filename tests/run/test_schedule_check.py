@@ -18,7 +18,7 @@ from tests.helpers.commands import ROOT
 
 TINY = "tests/tiny.yaml"
 SMALL_BATCH = "configs/swav/resnet50_400ep_bs256.yaml"
-RECIPES = sorted((ROOT / "configs").glob("*/resnet50*.yaml"))
+RECIPES = sorted(path for form in ("*/resnet50*", "*-gpu/*") for path in (ROOT / "configs").glob(f"{form}.yaml"))
 LONG = Length(num_steps=2000, steps_per_epoch=100, num_samples=1600)
 
 
