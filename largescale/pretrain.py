@@ -24,6 +24,7 @@ from largescale.observe import waiting
 from largescale.observe.console import Progress, configure_logging
 from largescale.observe.doctor import Doctor
 from largescale.observe.meter import Meter
+from largescale.observe.pixels import pixel_signs
 from largescale.observe.spikes import SpikeWatch
 from largescale.optim.schedules import learning_rates
 from largescale.parallel import precision
@@ -100,7 +101,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
 
     # -- The loop ----------------------------------------------------------------------------------------------------
     meter = Meter(engine.method, config.train.global_batch, stream.order.num_samples, device, engine.loss_scale)
-    spikes, doctor = SpikeWatch(config.train.spike_factor, spike_state), Doctor(config)
+    spikes, doctor = SpikeWatch(config.train.spike_factor, spike_state), Doctor(config, run.logged())
     progress = Progress(first_step, num_steps, engine.method.brief)
     online = Online(config, stream.corpora, first_step, steps_per_epoch, device)
     asked = stopping.asking(config.run.time_limit_s, started, config.run.stop_before_s)
@@ -140,7 +141,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                     "lr": lr,
                     "grad_norm": check.grad_norm,
                     "skipped_samples": num_skipped,
-                    **measured,
+                    **(measured | pixel_signs(views, config.data.crops)),
                     **online.measure(engine, done, watchdog.beat),
                 }
                 run.record_metrics(row)

@@ -16,7 +16,7 @@ from largescale.config.setting import setting
 from largescale.methods.embedding_method import Named
 from largescale.methods.losses.cross_correlation import CrossCorrelation, cross_correlation_terms
 from largescale.methods.losses.over_ranks import all_ranks
-from largescale.methods.method import Output, Row
+from largescale.methods.method import Output, Row, Symptom
 from largescale.methods.redundancy import RedundancyReduction, RedundancySettings
 from largescale.models.heads import mlp
 
@@ -58,22 +58,32 @@ class BarlowTwins(RedundancyReduction):
         return {"views unrelated": float(config.method.embedding)}
 
     @classmethod
-    def diagnose(cls, config: Config, before: Row, row: Row) -> str:
-        """Warn of what others warn of, or if correlations stay near 0, as they do where embeddings hardly vary: the
-        square root's constant outweighs their variance then. Chance would make them negative as often as positive.
+    def symptoms(cls, config: Config) -> list[Symptom]:
+        """Those of all, after correlations that stay near 0, as they do where embeddings hardly vary: the square root's
+        constant outweighs their variance then. Chance would make them negative as often as positive.
         """
         assert isinstance(config.method, Settings)
-        before_share, share = (line.get("diagonal", 0.0) / config.method.embedding for line in (before, row))
-        if all(_UNRELATED < value <= 1 + 1e-6 for value in (before_share, share)):
-            return f"two views have nothing in common ({share:.0%} of the dimensions): this looks like collapse. " + (
-                cls.remedy(config)
-            )
-        return super().diagnose(config, before, row)
+        width = config.method.embedding
+
+        def unrelated(row: Row) -> float | None:
+            return row["diagonal"] / width if "diagonal" in row else None
+
+        nothing_common = Symptom(
+            "embeddings collapsed",
+            sign=unrelated,
+            sick=(_UNRELATED, 1 + 1e-6),
+            recovery="down",
+            seen=lambda row: f"two views have nothing in common ({unrelated(row) or 0:.0%} of the dimensions)",
+            remedy=cls.remedy(config),
+            in_settings=bool(cls.missing(config)),
+            by_rate=True,
+        )
+        return [nothing_common, *super().symptoms(config)]
 
     @classmethod
-    def remedy(cls, config: Config) -> str:
-        """What to try against collapse."""
+    def missing(cls, config: Config) -> str:
+        """What keeps the method from collapse and is switched off."""
         assert isinstance(config.method, Settings)
         if config.method.off_diagonal == 0:
             return "Nothing keeps dimensions apart: set method.off_diagonal=0.0051, in another run.dir"
-        return super().remedy(config)
+        return ""

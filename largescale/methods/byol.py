@@ -59,9 +59,9 @@ class BYOL(Bootstrapped):
         return self.bootstrap_loss(inputs["predictions"], inputs)
 
     @classmethod
-    def remedy(cls, config: Config) -> str:
-        """What to try against collapse."""
+    def missing(cls, config: Config) -> str:
+        """What keeps the method from collapse and is switched off."""
         assert isinstance(config.method, Settings)
         if not config.method.predictor:
             return "There is no predictor: set method.predictor=true, in another run.dir"
-        return super().remedy(config)
+        return ""

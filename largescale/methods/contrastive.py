@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from largescale.config import Config, MethodConfig, require
 from largescale.config.setting import setting
 from largescale.methods.joint_embedding import JointEmbedding
 from largescale.methods.losses.picks import Picks
-from largescale.methods.method import Panel, Row, Sign
+from largescale.methods.method import Panel, Row, Sign, Symptom
 from largescale.models.heads import hidden_widths
 
 _TOLD_APART = 0.95
@@ -58,14 +58,20 @@ class Contrastive(JointEmbedding):
         return f" ({row['picked']:.0%} picked)"
 
     @classmethod
-    def diagnose(cls, config: Config, before: Row, row: Row) -> str:
-        """The words of all, unless the loss says that images are told apart.
+    def symptoms(cls, config: Config) -> list[Symptom]:
+        """Those of all, unless the loss says that images are told apart.
 
         Without BatchNorm in the head, embeddings share a large mean: they lie close together and still differ.
         """
-        guess = cls.loss_of_guesses(config, row)
-        told_apart = row.get("loss", guess) < _TOLD_APART * guess
-        return "" if told_apart else super().diagnose(config, before, row)
+
+        def unless_told_apart(one: Symptom) -> Symptom:
+            return replace(one, sign=lambda row: None if told_apart(row) else one.sign(row))
+
+        def told_apart(row: Row) -> bool:
+            guess = cls.loss_of_guesses(config, row)
+            return bool(row.get("loss", guess) < _TOLD_APART * guess)
+
+        return [unless_told_apart(one) for one in super().symptoms(config)]
 
     @classmethod
     def loss_of_guesses(cls, config: Config, row: Row) -> float:

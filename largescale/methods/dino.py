@@ -39,7 +39,7 @@ from largescale.distributed.collectives import exchanging
 from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import JointEmbedding, unit
 from largescale.methods.losses import swapped_prediction
-from largescale.methods.method import Average, Output, Panel, Row, Sign
+from largescale.methods.method import Average, Output, Panel, Row, Sign, Symptom
 from largescale.methods.multi_crop import num_large, require_two_large
 from largescale.methods.teachers import cosine_momentum, following, teacher_of
 from largescale.models.backbones import build_backbone
@@ -223,31 +223,52 @@ class DINO(JointEmbedding):
         return f" (entropy {row['teacher_entropy']:.0%} of ln K, std {row['embedding_std']:.2f})"
 
     @classmethod
-    def diagnose(cls, config: Config, before: Row, row: Row) -> str:
-        """Warn of outputs that are uniform, or the same for all images. Embeddings may be near each other, as they are
-        at the start: the centre takes what is common to them away.
+    def symptoms(cls, config: Config) -> list[Symptom]:
+        """Outputs that are uniform, or the same for all images. Embeddings may be near each other, as they are at the
+        start: the centre takes what is common to them away.
         """
-        if min(line.get("teacher_entropy", 0.0) for line in (before, row)) > _UNIFORM:
-            cooler = _settings(config).teacher_temperature / 2
-            return (
-                f"the teacher's outputs are uniform (entropy {row['teacher_entropy']:.1%} of ln K): this looks like "
-                f"collapse for want of sharpening. Try, in another run.dir, method.teacher_temperature={cooler:.2g}"
-            )
-        learned = max(line.get("divergence", 1.0) for line in (before, row)) < _NOTHING_TO_LEARN
-        if learned and min(line.get("same_output", 0.0) for line in (before, row)) > _ONE_OUTPUT:
-            return (
-                f"{row['same_output']:.0%} of a batch have the same output and the student predicts it (divergence "
-                f"{row['divergence']:.2%} of ln K): this looks like collapse for want of centring. {cls.remedy(config)}"
-            )
-        return ""
+        settings = _settings(config)
+
+        def divergence_of_same_outputs(row: Row) -> float | None:
+            return row.get("divergence") if row.get("same_output", 0.0) > _ONE_OUTPUT else None
+
+        return [
+            Symptom(
+                "uniform outputs",
+                sign=lambda row: row.get("teacher_entropy"),
+                sick=(_UNIFORM, math.inf),
+                recovery="down",
+                seen=lambda row: f"the teacher's outputs are uniform (entropy {row['teacher_entropy']:.1%} of ln K)",
+                meaning="this looks like collapse for want of sharpening",
+                remedy=f"Try, in another run.dir, method.teacher_temperature={settings.teacher_temperature / 2:.2g}",
+                in_settings=settings.teacher_temperature >= settings.temperature,
+                since_epoch=settings.freeze_last_layer_epochs,
+            ),
+            Symptom(
+                "one output for all",
+                sign=divergence_of_same_outputs,
+                sick=(0, _NOTHING_TO_LEARN),
+                recovery="up",
+                seen=lambda row: (
+                    f"{row['same_output']:.0%} of a batch have the same output and the student predicts it (divergence "
+                    f"{row['divergence']:.2%} of ln K)"
+                ),
+                meaning="this looks like collapse for want of centring",
+                remedy=cls.remedy(config),
+                in_settings=bool(cls.missing(config)),
+            ),
+        ]
+
+    @classmethod
+    def missing(cls, config: Config) -> str:
+        """Centring, where it is off."""
+        return "" if _settings(config).centring else "Try, in another run.dir, method.centring=true"
 
     @classmethod
     def remedy(cls, config: Config) -> str:
         """Centring first, where it is off or slow."""
-        settings = _settings(config)
-        if not settings.centring:
-            return "Try, in another run.dir, method.centring=true"
-        return f"{super().remedy(config)}, or method.outputs={max(2, settings.outputs // 4)}"
+        fewer = f", or method.outputs={max(2, _settings(config).outputs // 4)}"
+        return super().remedy(config) + ("" if cls.missing(config) else fewer)
 
     @classmethod
     def loss_references(cls, config: Config) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Shared by methods that bring views of an image together in one space: what to watch, and what it means.
 
-Three signs of unit embeddings z tell whether they have collapsed, to one point or to a line:
+Four signs of unit embeddings z tell whether they have collapsed, to one point or to a line:
 
 - `embedding_std`: the standard deviation of a dimension, averaged, times sqrt(D): 1 if they are spread over the whole
   sphere, 0 if all are equal (SimSiam, arXiv 2011.10566, section 4.1).
@@ -8,6 +8,8 @@ Three signs of unit embeddings z tell whether they have collapsed, to one point 
   ratio of the second moment's eigenvalues, D for a sphere, 1 for a point or a line. From pairs, it does not depend on
   the size of the batch.
 - `agreement`: the mean cosine of two views of an image; near 1 from the start, the task is too easy.
+- `agreement_of_others`: that of views of two images, as the loss compares them. If the former is no higher, nothing is
+  learnt of images.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from torch.nn.functional import normalize
 
 from largescale.config import Config
 from largescale.methods.embedding_method import EmbeddingMethod
-from largescale.methods.method import Panel, Row, Sign
+from largescale.methods.method import Panel, Row, Sign, Symptom
 
 _ONE_PLACE = 0.05
 """Spread of unit embeddings below which they all point the same way."""
-_ONE_LINE = 2.0
-"""Effective rank below which they lie on a line."""
+_ONE_LINE = 1.7
+"""Effective rank below which they lie on a line, or nearly; runs that go well have passed through 1.88."""
 
 
 def unit(z: Tensor) -> Tensor:
@@ -39,12 +41,18 @@ class JointEmbedding(EmbeddingMethod):
     def embedding_signs(embedding: int) -> dict[str, Sign]:
         """Declarations of what `watch_embeddings` returns, for embeddings of so many dimensions."""
         moment = Sign(shape=(embedding,))
-        return {"mean_embedding": moment, "mean_square": moment, "pair_square": Sign(), "agreement": Sign()}
+        return {
+            "mean_embedding": moment,
+            "mean_square": moment,
+            "pair_square": Sign(),
+            "agreement": Sign(),
+            "agreement_of_others": Sign(),
+        }
 
     @staticmethod
     @torch.no_grad()
     def watch_embeddings(first: Tensor, second: Tensor) -> dict[str, Tensor]:
-        """The signs of this rank's embeddings. `pair_square` is 0 if there is a single image, so no pair.
+        """The signs of this rank's embeddings. Those of pairs are 0 if there is a single image.
 
         Args:
             first, second: unit vectors [B, D] of two views of the same images, as the loss compares them.
@@ -54,11 +62,13 @@ class JointEmbedding(EmbeddingMethod):
         similarity = first @ first.T
         # Without the images' pairs with themselves.
         square = similarity.square().sum() - similarity.diagonal().square().sum()
+        own = (first * second).sum()
         return {
             "mean_embedding": first.mean(0),
             "mean_square": first.square().mean(0),
             "pair_square": square / max(pairs, 1),
-            "agreement": (first * second).sum(1).mean(),
+            "agreement": own / len(first),
+            "agreement_of_others": (first.sum(0) @ second.sum(0) - own) / max(pairs, 1),
         }
 
     def measures(self, loss: float, signs: dict[str, Tensor], num_images: int) -> dict[str, float]:
@@ -82,20 +92,43 @@ class JointEmbedding(EmbeddingMethod):
         return f" (std {row['embedding_std']:.2f}{used})"
 
     @classmethod
-    def diagnose(cls, config: Config, before: Row, row: Row) -> str:
-        """Warn if all embeddings are in one place, or on one line."""
-        if max(line.get("embedding_spread", 1.0) for line in (before, row)) < _ONE_PLACE:
-            what = f"embeddings are nearly equal (spread {row['embedding_spread']:.2%})"
-        elif max(line.get("effective_rank", 2 * _ONE_LINE) for line in (before, row)) < _ONE_LINE:
-            what = f"embeddings lie on a line (effective rank {row['effective_rank']:.2f})"
-        else:
-            return ""
-        return f"{what}: this looks like collapse. {cls.remedy(config)}"
+    def symptoms(cls, config: Config) -> list[Symptom]:
+        """All embeddings in one place, or on one line."""
+        return [
+            Symptom(
+                "embeddings collapsed",
+                sign=lambda row: row.get("embedding_spread"),
+                sick=(0, _ONE_PLACE),
+                recovery="up",
+                seen=lambda row: f"embeddings are nearly equal (spread {row['embedding_spread']:.2%})",
+                remedy=cls.remedy(config),
+                in_settings=bool(cls.missing(config)),
+                by_rate=True,
+            ),
+            Symptom(
+                "features of low rank",
+                sign=lambda row: row.get("effective_rank"),
+                sick=(0, _ONE_LINE),
+                recovery="up",
+                seen=lambda row: f"embeddings lie on a line (effective rank {row['effective_rank']:.2f})",
+                remedy=cls.missing(config)
+                or "Try, in another run.dir, a wider head (method.hidden, method.embedding), "
+                f"optim.lr={config.optim.lr / 2:.2g} or a longer optim.warmup_epochs",
+                in_settings=bool(cls.missing(config)),
+                by_rate=True,
+            ),
+        ]
+
+    @classmethod
+    def missing(cls, config: Config) -> str:
+        """What keeps the method from collapse but is switched off, and how to switch it on; or empty."""
+        return ""
 
     @classmethod
     def remedy(cls, config: Config) -> str:
         """What to try against collapse."""
-        return f"Try, in another run.dir, optim.lr={config.optim.lr / 2:.2g} or a longer optim.warmup_epochs"
+        slower = f"Try, in another run.dir, optim.lr={config.optim.lr / 2:.2g} or a longer optim.warmup_epochs"
+        return cls.missing(config) or slower
 
     @classmethod
     def panels(cls, config: Config) -> list[Panel]:

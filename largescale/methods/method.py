@@ -9,9 +9,9 @@ A method whose loss can span the micro-batches of a step is an `embedding_method
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -22,10 +22,8 @@ from largescale.data.views import Views
 from largescale.methods.choice import Choice
 from largescale.methods.milestone import Milestone
 from largescale.methods.phase import PlainEmbeddings
+from largescale.methods.symptom import Row, Symptom
 from largescale.optim.roles import Role
-
-Row = Mapping[str, Any]
-"""A line of metrics.jsonl."""
 
 
 class Output(NamedTuple):
@@ -241,15 +239,32 @@ class Method(nn.Module):
         return ""
 
     @classmethod
-    def diagnose(cls, config: Config, before: Row, row: Row) -> str:
-        """What looks wrong in a logged line and what to try; empty if nothing does.
+    def symptoms(cls, config: Config) -> list[Symptom]:
+        """How runs of this method look that go wrong, the cause before what follows from it; the doctor judges by them.
 
         Args:
             config: of the run; advice starts from its settings.
-            before: the line before it; empty for the first one.
+        """
+        return []
+
+    @classmethod
+    def young_epochs(cls, config: Config) -> float:
+        """Epochs at the start in which signs mean nothing yet, as while a memory of every image fills."""
+        return 0.0
+
+    @classmethod
+    def diagnose(cls, config: Config, before: Row, row: Row) -> str:
+        """What two lines in succession look like by themselves, and what to try; empty if nothing looks wrong.
+
+        Whether a run is only young, or recovers, is for the doctor to judge, who knows all its lines.
+
+        Args:
+            config: of the run.
+            before: the line before; empty for the first one.
             row: the line. Both may come from another version, and lack what `measures` returns.
         """
-        return ""
+        found = (one for one in cls.symptoms(config) if one.shows(before) and one.shows(row) and not one.than_first)
+        return next((one.words(row) for one in found), "")
 
     @classmethod
     def loss_references(cls, config: Config) -> dict[str, float]:

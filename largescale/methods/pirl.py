@@ -132,6 +132,11 @@ class PIRL(Contrastive):
         self._others: Tensor | None = None
 
     @classmethod
+    def young_epochs(cls, config: Config) -> float:
+        """An epoch that fills the memory, and one that compares with what is in it."""
+        return 2.0
+
+    @classmethod
     def misfit(cls, config: Config, length: Length) -> str:
         """The bank may be too large."""
         assert isinstance(config.method, Settings)

@@ -65,12 +65,12 @@ class SimSiam(Predicting):
         return [Role("predictor", "predictor.*", scheduled=False)]
 
     @classmethod
-    def remedy(cls, config: Config) -> str:
-        """What to try against collapse."""
+    def missing(cls, config: Config) -> str:
+        """What keeps the method from collapse and is switched off."""
         assert isinstance(config.method, Settings)
         if not config.method.stop_gradient:
             return "Targets take a gradient: set method.stop_gradient=true, in another run.dir"
-        return super().remedy(config)
+        return ""
 
     @classmethod
     def loss_references(cls, config: Config) -> dict[str, float]:

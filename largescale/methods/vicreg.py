@@ -6,6 +6,7 @@ Variances and covariances are those of the batch of all ranks.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from largescale.config.setting import setting
 from largescale.methods.embedding_method import Named
 from largescale.methods.losses.over_ranks import all_ranks
 from largescale.methods.losses.variance_covariance import VarianceCovariance, variance_covariance_terms
-from largescale.methods.method import Output, Row
+from largescale.methods.method import Output, Symptom
 from largescale.methods.redundancy import RedundancyReduction, RedundancySettings
 from largescale.models.heads import mlp
 
@@ -57,22 +58,26 @@ class VICReg(RedundancyReduction):
         return self.output(loss, terms, inputs["embeddings"])
 
     @classmethod
-    def diagnose(cls, config: Config, before: Row, row: Row) -> str:
-        """Warn of what others warn of, or if dimensions hardly vary: then embeddings are nearly equal, though their
-        directions need not be where all are close to 0.
+    def symptoms(cls, config: Config) -> list[Symptom]:
+        """Those of all, after dimensions that hardly vary: embeddings are nearly equal then, though their directions
+        need not be where all are close to 0.
         """
-        if min(line.get("variance", 0.0) for line in (before, row)) > _STILL:
-            deviation = 1 - row["variance"]
-            return (
-                f"dimensions of the embeddings hardly vary (standard deviation {deviation:.2g}): this looks like "
-                f"collapse. {cls.remedy(config)}"
-            )
-        return super().diagnose(config, before, row)
+        still = Symptom(
+            "embeddings collapsed",
+            sign=lambda row: row.get("variance"),
+            sick=(_STILL, math.inf),
+            recovery="down",
+            seen=lambda row: f"dimensions of the embeddings hardly vary (standard deviation {1 - row['variance']:.2g})",
+            remedy=cls.remedy(config),
+            in_settings=bool(cls.missing(config)),
+            by_rate=True,
+        )
+        return [still, *super().symptoms(config)]
 
     @classmethod
-    def remedy(cls, config: Config) -> str:
-        """What to try against collapse."""
+    def missing(cls, config: Config) -> str:
+        """What keeps the method from collapse and is switched off."""
         assert isinstance(config.method, Settings)
         if config.method.variance == 0:
             return "Nothing keeps embeddings apart: set method.variance=25, in another run.dir"
-        return super().remedy(config)
+        return ""

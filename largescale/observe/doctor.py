@@ -1,32 +1,158 @@
-"""Warns in words when a run looks wrong; for the console and the report alike."""
+"""Says in words when a run looks sick, and what to try; for the console and the report alike.
+
+A method declares symptoms: a sign, the values of it that alarm, and the way that it goes when a run gets better by
+itself. They are judged here by the run's own course, as metrics.jsonl has it, not by single lines:
+
+- A run is young until twice its warm-up and a tenth of its steps are done; nothing but its images is judged before.
+- A symptom counts if the last lines all show it, for a twentieth of the steps done so far.
+- It does not count while its sign recovers: while the line through those values would leave the range that alarms soon.
+- Where it counts, causes are looked for that would explain it: images that are all the same, or a learning rate that
+  destroyed what was there at first.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 from largescale.config import Config
 from largescale.methods import method_class
 from largescale.methods.method import Row
+from largescale.methods.symptom import Symptom
+from largescale.observe.common_symptoms import BY_IMAGES, SAME, images_are_the_same, not_told_apart
 
-WARMUP_SHARE = 0.1
-"""Fraction at the start of a run during which every run looks collapsed."""
+_YOUNG = 0.1
+"""Share of its steps in which a run is young, at least."""
+_MOST_YOUNG_STEPS = 5000
+"""In long runs a tenth is too long to wait; whatever does not learn anything in so many steps will not."""
+_WARMUPS = 2
+"""Warm-ups: the second is for what the full learning rate does to signs."""
+_FEWEST_LINES = 3
+"""That a symptom must last, so that chance is ruled out and there is a line to be drawn through them."""
+_LASTING = 0.05
+"""Share of the steps so far that a symptom must last."""
+_AHEAD = 4
+"""A sign recovers if it leaves the range that alarms within so many times the steps that it has been there."""
+_SURE = 2.0
+"""Standard errors by which its slope must differ from none."""
+
+
+class Diagnosis(NamedTuple):
+    """What looks wrong: a name, and what is seen, what it means and what to try, in words."""
+
+    name: str
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.words}"
 
 
 class Doctor:
-    """Judges the lines of metrics.jsonl one by one, using what the method knows.
+    """Judges a run line by line.
 
     Args:
         config: of the run; advice starts from its settings.
+        rows: lines logged so far, if it continues.
     """
 
-    def __init__(self, config: Config) -> None:
-        self._config, self._method = config, method_class(config)
-        self._before: Row = {}
+    def __init__(self, config: Config, rows: Iterable[Row] = ()) -> None:
+        self._config, self._rows = config, list(rows)
 
     def look(self, row: Row) -> str:
-        """What looks wrong and what to try, or an empty string.
+        """What looks wrong now that a line of metrics.jsonl is added, and what to try; empty if nothing does."""
+        self._rows.append(row)
+        return str(judge(self._config, self._rows) or "")
 
-        Args:
-            row: a line of metrics.jsonl. One without `progress` (the fraction of the run done) was written by
-                another version and is not judged.
-        """
-        before, self._before = self._before, row
-        return "" if row.get("progress", 0.0) < WARMUP_SHARE else self._method.diagnose(self._config, before, row)
+
+def judge(config: Config, rows: Sequence[Row]) -> Diagnosis | None:
+    """What looks wrong with a run after so many lines; None if nothing does, or if it is too early to say.
+
+    Args:
+        config: of the run.
+        rows: its lines of metrics.jsonl from the first one on. Those without `progress` (the share of its steps that
+            are done) were written by another version, and are passed over.
+    """
+    rows = [row for row in rows if "progress" in row]
+    if not rows:
+        return None
+    if found := next((one for one in BY_IMAGES if _lasts(one, rows)), None):
+        return _diagnosis(found, rows[-1])
+    if is_young(config, rows[-1]):
+        return None
+    symptoms = [*method_class(config).symptoms(config), not_told_apart(config)]
+    lasting = [one for one in symptoms if _lasts(one, rows) and not _recovers(one, rows)]
+    if not lasting:
+        return None
+    return _explained(lasting[0], config, rows)
+
+
+def is_young(config: Config, row: Row) -> bool:
+    """Whether a run is too young at a line for its method's signs to mean anything: in its warm-up and as long after,
+    in the first tenth of its steps, of at most 5,000, and where its method says so.
+    """
+    progress, done = row["progress"], row.get("step", -1) + 1
+    if done <= 0 or progress <= 0:
+        return bool(progress < _YOUNG)
+    epoch = row.get("epoch", math.inf)
+    if epoch < method_class(config).young_epochs(config):
+        return True
+    warmup = config.optim.warmup_epochs * done / epoch
+    return bool(done < max(_WARMUPS * warmup, min(_YOUNG * done / progress, _MOST_YOUNG_STEPS)) and progress < 1)
+
+
+def _tail(symptom: Symptom, rows: Sequence[Row]) -> Sequence[Row]:
+    """The last lines, as many as show the symptom in succession."""
+    start = len(rows)
+    while start and symptom.shows(rows[start - 1]):
+        start -= 1
+    return rows[start:]
+
+
+def _lasts(symptom: Symptom, rows: Sequence[Row]) -> bool:
+    tail = _tail(symptom, rows)
+    if len(tail) < _FEWEST_LINES:
+        return False
+    if symptom.than_first and not any(symptom.worse(row, rows[0]) for row in tail):
+        return False
+    before = rows[-len(tail) - 1]["progress"] if len(tail) < len(rows) else 0.0
+    return bool(rows[-1]["progress"] - before >= _LASTING * rows[-1]["progress"])
+
+
+def _recovers(symptom: Symptom, rows: Sequence[Row]) -> bool:
+    """Whether the line through the last values leaves the range that alarms, in what is left of the run and soon."""
+    tail = _tail(symptom, rows)
+    at = np.array([row["progress"] for row in tail])
+    values = np.array([symptom.sign(row) for row in tail], dtype=float)
+    if len(at) < _FEWEST_LINES or np.ptp(at) == 0 or not np.isfinite(values).all():
+        return False
+    slope, start = np.polyfit(at - at[-1], values, 1)
+    left_over = values - start - slope * (at - at[-1])
+    error = np.sqrt((left_over**2).sum() / max(1, len(at) - 2) / ((at - at.mean()) ** 2).sum())
+    way = -1 if symptom.recovery == "down" else 1
+    ahead = min(1 - at[-1], _AHEAD * np.ptp(at))
+    end = start + slope * ahead
+    leaves = end < symptom.sick[0] if symptom.recovery == "down" else end > symptom.sick[1]
+    return bool(way * slope > _SURE * error and leaves)
+
+
+def _explained(symptom: Symptom, config: Config, rows: Sequence[Row]) -> Diagnosis:
+    """With what may have caused it, where the settings do not say."""
+    if not symptom.in_settings and images_are_the_same(rows):
+        seen = f"{symptom.seen(rows[-1])}, and {SAME.seen(rows[-1])}"
+        return Diagnosis(SAME.diagnosis, f"{seen}: {SAME.meaning}. {SAME.remedy}")
+    came_later = not symptom.shows(rows[0]) or any(symptom.worse(row, rows[0]) for row in _tail(symptom, rows))
+    if symptom.by_rate and not symptom.in_settings and came_later:
+        slower = f"optim.lr={config.optim.lr / 10:.2g} or a longer optim.warmup_epochs"
+        return Diagnosis(
+            "learning rate too high",
+            f"{symptom.seen(rows[-1])}, which was not so at first: {symptom.meaning}, that the learning rate of "
+            f"{config.optim.lr:g} has brought about. Try, in another run.dir, {slower}; if it stays, {symptom.remedy}",
+        )
+    return _diagnosis(symptom, rows[-1])
+
+
+def _diagnosis(symptom: Symptom, row: Row) -> Diagnosis:
+    return Diagnosis(symptom.diagnosis, symptom.words(row))

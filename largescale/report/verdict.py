@@ -9,7 +9,7 @@ import numpy as np
 
 from largescale.evaluate.headline import OWN
 from largescale.observe.console import format_seconds
-from largescale.observe.doctor import Doctor
+from largescale.observe.doctor import is_young, judge
 from largescale.report.html_parts import escape
 from largescale.report.measurements import Measurement, network_name, newest, protocol_name
 from largescale.report.reported_run import ReportedRun
@@ -73,10 +73,10 @@ def _learning(run: ReportedRun) -> Answer:
     question, loss = "Is it learning?", np.asarray(run.column("loss"))
     if len(loss) < _FEWEST_LINES:
         return Answer(question, OPEN, f"Too early to say, after {len(loss)} logged lines.")
-    doctor = Doctor(run.config)
-    trouble = [doctor.look(row) for row in run.metrics[-2:]][-1]
-    if trouble:
-        return Answer(question, BAD, f"It looks wrong: at the last logged step {trouble}.")
+    if trouble := judge(run.config, run.metrics):
+        return Answer(question, BAD, f"It looks wrong: {trouble}.")
+    if "progress" in run.metrics[-1] and is_young(run.config, run.metrics[-1]):
+        return Answer(question, OPEN, f"Too early to say: the run is young, {run.metrics[-1]['progress']:.0%} done.")
     tenth = max(2, len(loss) // 10)
     first, last = loss[:tenth], loss[-tenth:]
     # Noise: that of the differences between neighbouring lines, which a trend hardly touches.

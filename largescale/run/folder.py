@@ -42,7 +42,7 @@ from largescale.data.stream import Batch
 from largescale.distributed.stopping import StoppedInOrder
 from largescale.methods.method import Output
 from largescale.observe import trackers
-from largescale.observe.metrics import forget_from
+from largescale.observe.metrics import METRICS, forget_from, read_lines
 from largescale.parallel.engine import Engine
 from largescale.processes import barrier, on_rank_0, rank, world_size
 from largescale.run import init_from, resume
@@ -132,6 +132,11 @@ class RunFolder:
         if self._resumed is not None:
             self.saving.begin_copies()  # what former starts could not copy
         self.logs.open(first_step, self.config)
+
+    def logged(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl that former starts left; read on rank 0, none on others."""
+        path = self.path / METRICS
+        return read_lines(path) if rank() == 0 and path.exists() else []
 
     def record_configuration(self) -> None:
         """Write `config.yaml`, on rank 0; for a run that is complete what may still change (say `data.eval_shards`)."""

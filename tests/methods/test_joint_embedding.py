@@ -47,6 +47,14 @@ def test_the_rank_is_the_participation_ratio_of_the_second_moment_in_large_and_s
     assert float(1 / torch.stack(squares).mean()) == pytest.approx(expected, rel=0.05)
 
 
+def test_views_of_other_images_are_compared_too():
+    first, second = drawn(6), drawn(6, torch.linspace(1, 4, DIMENSION, dtype=torch.float64))
+    pairs = [float(first[i] @ second[j]) for i in range(6) for j in range(6) if i != j]
+    found = measures(first, second)
+    assert found["agreement_of_others"] == pytest.approx(sum(pairs) / len(pairs))
+    assert found["agreement"] == pytest.approx(sum(float(first[i] @ second[i]) for i in range(6)) / 6)
+
+
 def test_one_point_and_one_line_are_called_collapse():
     config = load_config(MINI)
     line = unit(torch.ones(1, DIMENSION, dtype=torch.float64)) * torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None]

@@ -23,9 +23,10 @@ from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.methods.beside import Beside
 from largescale.methods.choice import Choice
-from largescale.methods.embedding_method import EmbeddingMethod, Named
+from largescale.methods.embedding_method import Named
+from largescale.methods.joint_embedding import JointEmbedding
 from largescale.methods.losses import swapped_prediction
-from largescale.methods.method import Exemplars, Output, Panel, Role, Row, Sign
+from largescale.methods.method import Exemplars, Output, Panel, Role, Row, Sign, Symptom
 from largescale.methods.milestone import Milestone
 from largescale.methods.prototypes import Prototypes
 from largescale.methods.sinkhorn import sinkhorn
@@ -38,11 +39,12 @@ from largescale.models.heads import projection_head
 from largescale.processes import collective_timeout, world_size
 
 
-class SwAV(EmbeddingMethod):
+class SwAV(JointEmbedding):
     """Backbone, projection head, prototypes and queue, and the loss over the views of a batch.
 
-    Signs: `assignment_entropy`, the mean entropy of a sample's code over ln K; `used.HEAD`, which prototypes of a head
-    are nearest to an assign view. Evidence: `scores.HEAD`, the scores of all views [V, B, K].
+    Signs, beside those of embeddings: `assignment_entropy`, the mean entropy of a sample's code over ln K; `used.HEAD`,
+    which prototypes of a head are nearest to an assign view; `mean_code.HEAD`, the mean code of the batch [K].
+    Evidence: `scores.HEAD`, the scores of all views [V, B, K].
     """
 
     title = "SwAV"
@@ -65,9 +67,13 @@ class SwAV(EmbeddingMethod):
         self.counts = settings.counts
         self.prototypes = Prototypes(settings.embedding, self.counts)
         self.signs = {
+            **self.embedding_signs(settings.embedding),
             "assignment_entropy": Sign(),
             **{f"used.{head}": Sign("any", (count,)) for head, count in enumerate(self.counts)},
+            **{f"mean_code.{head}": Sign(shape=(count,)) for head, count in enumerate(self.counts)},
         }
+        if self.num_assign == 1:
+            del self.signs["agreement"], self.signs["agreement_of_others"]
         # Queue: embeddings of the assign views of the last Q / B (micro-)batches, newest first: [A, Q / B, B_local, D].
         self.queue_steps = settings.queue // config.train.global_batch
         micro_batch = config.train.global_batch // config.train.accumulate
@@ -125,13 +131,19 @@ class SwAV(EmbeddingMethod):
         return normalize(embeddings if embeddings.dtype == torch.float64 else embeddings.float(), dim=1)
 
     def measures(self, loss: float, signs: dict[str, Tensor], num_images: int) -> dict[str, float]:
-        """Loss over ln K, entropy, and the share of prototypes in use, beside the share that could be."""
+        """Loss over ln K, entropy of a code and of the mean code, and the share of prototypes in use, beside the share
+        that could be; then the measures of embeddings.
+        """
         used = torch.cat([signs[f"used.{head}"] for head in range(len(self.counts))]) > 0
+        mean_codes = [signs[f"mean_code.{head}"] for head in range(len(self.counts))]
+        entropy = float(signs["assignment_entropy"])
         return {
             "loss_over_ln_k": loss / observe.uniform_loss(self.counts),
-            "assignment_entropy": float(signs["assignment_entropy"]),
+            "assignment_entropy": entropy,
+            "code_balance": observe.balance(mean_codes, entropy, num_images),
             "prototype_usage": float(used.double().mean()),
             "prototype_usage_reachable": observe.reachable_usage(self.counts, num_images),
+            **super().measures(loss, {name: value for name, value in signs.items() if "." not in name}, num_images),
         }
 
     def exemplar_scores(self, features: Tensor) -> Tensor:
@@ -144,9 +156,10 @@ class SwAV(EmbeddingMethod):
         return f" ({row['loss_over_ln_k']:.0%} of ln K)"
 
     @classmethod
-    def diagnose(cls, config: Config, before: Row, row: Row) -> str:
-        """A warning in words if this looks like collapse."""
-        return observe.diagnose(config, _settings(config), before, row)
+    def symptoms(cls, config: Config) -> list[Symptom]:
+        """Those of codes and predictions, beside those of embeddings, which can bring them about."""
+        collapsed, low_rank = super().symptoms(config)
+        return [collapsed, *observe.symptoms(config, _settings(config), low_rank)]
 
     @classmethod
     def loss_references(cls, config: Config) -> dict[str, float]:
@@ -155,17 +168,19 @@ class SwAV(EmbeddingMethod):
 
     @classmethod
     def panels(cls, config: Config) -> list[Panel]:
-        """Entropy of the codes and use of the prototypes."""
+        """Entropy of the codes and use of the prototypes, before the panels of embeddings."""
         return [
             Panel(
                 "Assignments",
                 {
                     "entropy of a code / ln K": "assignment_entropy",
+                    "entropy of the mean code / ln K": "code_balance",
                     "share of prototypes in use": "prototype_usage",
                     "share that this many images could reach": "prototype_usage_reachable",
                 },
                 limits=(0, 1.05),
-            )
+            ),
+            *super().panels(config),
         ]
 
     @classmethod
@@ -236,7 +251,7 @@ class SwAV(EmbeddingMethod):
             codes = [q[:, : head.shape[1]] for q, head in zip(codes, scores, strict=True)]
             losses = [swapped_prediction(z, q, self.config.temperature) for z, q in zip(scores, codes, strict=True)]
             evidence = {f"scores.{head}": values.detach() for head, values in enumerate(scores)}
-            return Output(torch.stack(losses).mean(), self._signs(scores, codes), evidence)
+            return Output(torch.stack(losses).mean(), self._signs(scores, codes, inputs["embeddings"]), evidence)
 
     @torch.no_grad()
     def _to_assign(self, inputs: Named, step: int) -> list[Tensor]:
@@ -280,14 +295,17 @@ class SwAV(EmbeddingMethod):
             self.queue = torch.cat([fresh, self.queue[:, : -fresh.shape[1]]], dim=1)
 
     @torch.no_grad()
-    def _signs(self, scores: list[Tensor], codes: list[Tensor]) -> dict[str, Tensor]:
+    def _signs(self, scores: list[Tensor], codes: list[Tensor], embeddings: Tensor) -> dict[str, Tensor]:
         entropies = [torch.special.entr(q).sum(-1).mean() / math.log(q.shape[-1]) for q in codes]
-        signs = {"assignment_entropy": torch.stack(entropies).mean()}
+        signs = self.watch_embeddings(embeddings[0], embeddings[self.num_assign - 1])
+        if self.num_assign == 1:
+            del signs["agreement"], signs["agreement_of_others"]
+        signs["assignment_entropy"] = torch.stack(entropies).mean()
         for number, head in enumerate(scores):
             nearest = head[: self.num_assign].argmax(-1).flatten()
             # `used[nearest] = True` would copy the value to the device, and make the host wait for it.
             used = torch.zeros(head.shape[-1], dtype=torch.bool, device=head.device).index_fill_(0, nearest, True)
-            signs[f"used.{number}"] = used
+            signs[f"used.{number}"], signs[f"mean_code.{number}"] = used, codes[number].mean((0, 1))
         return signs
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from largescale.config import Config
-from largescale.methods.method import Row
+from largescale.methods.method import Row, Symptom
 from largescale.methods.swav.settings import Settings
 
 _UNIFORM_LOSS = (0.99, 1.01)
@@ -14,10 +17,14 @@ _UNIFORM_LOSS = (0.99, 1.01)
 has just started."""
 
 _UNIFORM_CODES = 0.98
-_USED_OF_REACHABLE = 0.05
+_USED_OF_REACHABLE = 0.1
+_UNBALANCED = 0.85
 
 _SHARPEST = 0.01
 """An epsilon below which assignments are all but hard: a smaller one changes nothing."""
+_USUAL_EPSILON, _USUAL_TEMPERATURE = 0.05, 0.1
+_WARM = 0.5
+"""Temperature above which scores, which are cosines, can hardly leave uniform predictions."""
 _FEWEST = 20
 _QUEUED_BATCHES = 15  # for small batches: 3840 samples of 256 (arXiv 2006.09882, appendix A)
 _LONGER_FREEZE = "a longer method.freeze_prototypes_steps"
@@ -42,36 +49,139 @@ def reachable_usage(counts: Sequence[int], num_images: int) -> float:
     return sum(count * (1 - (1 - 1 / count) ** num_images) for count in counts) / sum(counts)
 
 
-def diagnose(config: Config, settings: Settings, before: Row, row: Row) -> str:
-    """What looks wrong in a logged line, given the one before, and what to try; empty if nothing does."""
-    most = max(settings.counts)
-    # What can still be changed, starting from the run's settings.
-    sharper = [f"method.epsilon={0.6 * settings.epsilon:.2g}"] if settings.epsilon > _SHARPEST else []
-    fewer = [f"method.prototypes={most // 2}"] if most >= _FEWEST else []
+def balance(mean_codes: Sequence[Tensor], entropy: float, num_images: int) -> float:
+    """Entropy of the mean code of a batch, as a share of what so many images can reach, averaged over heads: 1 if all
+    prototypes get the same share of the images.
+
+    Sinkhorn-Knopp sees to that, so less says that the queue, which takes part in it, differs from the batch.
+
+    Args:
+        mean_codes: of each head, [K].
+        entropy: the mean entropy of a code over ln K.
+        num_images: that were looked at.
+    """
+    shares = []
+    for code in mean_codes:
+        most = math.log(len(code))
+        reachable = min(most, math.log(max(2, num_images)) + entropy * most)
+        shares.append(float(torch.special.entr(code).sum()) / reachable)
+    return sum(shares) / len(shares)
+
+
+def symptoms(config: Config, settings: Settings, low_rank: Symptom) -> list[Symptom]:
+    """How codes and predictions look that go wrong.
+
+    Args:
+        config: of the run.
+        settings: the method's part of it.
+        low_rank: the symptom of embeddings on a line, by which few prototypes are reached.
+    """
+    return [*_of_codes(config, settings), *_of_predictions(config, settings), low_rank, _few(config, settings)]
+
+
+def _of_codes(config: Config, settings: Settings) -> list[Symptom]:
+    batch = config.train.global_batch
+    later = f"method.queue_start_step={2 * settings.queue_start_step + settings.queue // batch}"
+    shorter = f"method.queue={settings.queue // batch // 4 * batch}"  # a quarter, in whole batches; or none
+    slower = f"optim.lr={config.optim.lr / 2:.2g}"
+    return [
+        Symptom(
+            "uniform codes",
+            sign=lambda row: row.get("assignment_entropy"),
+            sick=(_UNIFORM_CODES, math.inf),
+            recovery="down",
+            seen=lambda row: f"assignments are nearly uniform (entropy {row['assignment_entropy']:.1%} of ln K)",
+            meaning="samples are not told apart",
+            remedy=_try(_sharper(settings) + _fewer(settings) or [slower]),
+        ),
+        Symptom(
+            "queue harmful",
+            sign=lambda row: row.get("code_balance") if settings.queue else None,
+            sick=(0, _UNBALANCED),
+            recovery="up",
+            seen=lambda row: (
+                f"the batch is assigned to some prototypes only (entropy of the mean code {row['code_balance']:.0%}) "
+                "and the queue to the others"
+            ),
+            meaning="the queue's embeddings are too old to be compared with those of the batch",
+            remedy=_try([shorter, later, slower]),
+        ),
+    ]
+
+
+def _of_predictions(config: Config, settings: Settings) -> list[Symptom]:
+    def over_ln_k(row: Row) -> float | None:
+        return row.get("loss_over_ln_k")
+
+    def seen(row: Row) -> str:
+        return f"the loss is {row['loss_over_ln_k']:.1%} of ln K"
+
+    rate, cooler = config.optim.lr, []
+    if settings.temperature > _WARM:
+        cooler = [f"method.temperature={_USUAL_TEMPERATURE}"]
+    return [
+        Symptom(
+            "learning rate too high",
+            sign=over_ln_k,
+            sick=(_UNIFORM_LOSS[1], math.inf),
+            recovery="down",
+            seen=lambda row: f"{seen(row)}, above that of uniform predictions",
+            meaning="predictions are sure and wrong, and were less so at first",
+            remedy=_try([f"optim.lr={rate / 10:.2g}", "a longer optim.warmup_epochs"]),
+            than_first=True,
+        ),
+        Symptom(
+            "learns too slowly",
+            sign=over_ln_k,
+            sick=(_UNIFORM_LOSS[1], math.inf),
+            recovery="down",
+            seen=lambda row: f"{seen(row)}, still above that of uniform predictions",
+            meaning="predictions are sure and wrong, as in a network that has just started",
+            remedy=_try([f"optim.lr={rate * 10:.2g}", "a shorter optim.warmup_epochs", "more train.epochs"]),
+        ),
+        Symptom(
+            "stuck at ln K",
+            sign=over_ln_k,
+            sick=_UNIFORM_LOSS,
+            recovery="down",
+            seen=lambda row: f"{seen(row)}, as if predictions were uniform",
+            remedy=_try([*cooler, *_sharper(settings), _LONGER_FREEZE, f"optim.lr={rate / 2:.2g}"]),
+        ),
+    ]
+
+
+def _few(config: Config, settings: Settings) -> Symptom:
     queue = [] if settings.queue else [f"method.queue={_QUEUED_BATCHES * config.train.global_batch}"]
-    slower = [f"optim.lr={config.optim.lr / 2:.2g}"]
-    # Twice in a row, since a loss that falls from above passes ln K on its way.
-    if _is_uniform(row) and _is_uniform(before):
-        return (
-            f"the loss is {row['loss_over_ln_k']:.1%} of ln K, as if predictions were uniform: this looks like "
-            f"collapse. {_try([*sharper, _LONGER_FREEZE, *slower])}"
-        )
-    if row.get("assignment_entropy", 0.0) > _UNIFORM_CODES:
-        return (
-            f"assignments are nearly uniform (entropy {row['assignment_entropy']:.1%} of ln K): samples are not "
-            f"told apart. {_try(sharper + fewer or slower)}"
-        )
-    if row.get("prototype_usage", 1.0) < _USED_OF_REACHABLE * row.get("prototype_usage_reachable", 0.0):
-        return (
+    return Symptom(
+        "few prototypes",
+        sign=_used_of_reachable,
+        sick=(0, _USED_OF_REACHABLE),
+        recovery="up",
+        seen=lambda row: (
             f"only {row['prototype_usage']:.2%} of the prototypes are nearest to any sample, where this many images "
-            f"could reach {row['prototype_usage_reachable']:.1%}: embeddings gather in few places. "
-            f"{_try([*fewer, _LONGER_FREEZE, *queue])}"
-        )
-    return ""
+            f"could reach {row['prototype_usage_reachable']:.1%}"
+        ),
+        meaning="embeddings gather in few places",
+        remedy=_try([*_fewer(settings), _LONGER_FREEZE, *queue]),
+    )
 
 
-def _is_uniform(row: Row) -> bool:
-    return _UNIFORM_LOSS[0] < row.get("loss_over_ln_k", 0.0) < _UNIFORM_LOSS[1]
+# What can still be changed, starting from the run's settings.
+
+
+def _sharper(settings: Settings) -> list[str]:
+    epsilon = min(0.6 * settings.epsilon, _USUAL_EPSILON)
+    return [f"method.epsilon={epsilon:.2g}"] if settings.epsilon > _SHARPEST else []
+
+
+def _fewer(settings: Settings) -> list[str]:
+    most = max(settings.counts)
+    return [f"method.prototypes={most // 2}"] if most >= _FEWEST else []
+
+
+def _used_of_reachable(row: Row) -> float | None:
+    reachable = row.get("prototype_usage_reachable", 0.0)
+    return row.get("prototype_usage", 1.0) / reachable if reachable > 0 else None
 
 
 def _try(remedies: list[str]) -> str:
