@@ -132,7 +132,8 @@ QUESTIONS = {
     ),
     "MoCo with current keys as negatives": Question(
         f"the loss cannot fall below ln 2 = {math.log(2):.3f}, since each query has its own key among the wrong ones; "
-        "views that hardly differ and few candidates show it",
+        "views that hardly differ and few candidates show it. Neither run comes down to it in so few steps: what tells "
+        "is how rarely the own key is picked",
         {
             "mocov2 easy": Variant("mocov2", EASY),
             "mocov2 easy, current keys": Variant("mocov2", EASY, method="mocov2-current-keys"),
