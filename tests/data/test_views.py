@@ -165,15 +165,15 @@ def test_the_recipe_of_the_docs_has_two_kinds_of_view(tmp_path):
 
 def test_more_crop_groups_than_torch_compiles_by_itself(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     torch._dynamo.reset()
     before = counters["stats"]["unique_graphs"]
     views = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     draws = torch.rand(4, DRAWS, dtype=torch.float64)
-    for group in range(10):
-        config = AugmentConfig(jitter=0.0, blur=0.0, grayscale=0.1 * group + 0.05)
-        whole, rows = (
-            Augment(config, [0.5] * 3, [0.2] * 3, torch.float32, compiled=compiled) for compiled in (True, False)
-        )
-        torch.testing.assert_close(whole(views, draws), rows(views, draws))
+    with torch._dynamo.config.patch(recompile_limit=8):  # monkeypatch would leave it deleted
+        for group in range(10):
+            config = AugmentConfig(jitter=0.0, blur=0.0, grayscale=0.1 * group + 0.05)
+            whole, rows = (
+                Augment(config, [0.5] * 3, [0.2] * 3, torch.float32, compiled=compiled) for compiled in (True, False)
+            )
+            torch.testing.assert_close(whole(views, draws), rows(views, draws))
     assert counters["stats"]["unique_graphs"] == before + 10
