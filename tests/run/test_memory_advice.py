@@ -144,7 +144,9 @@ def test_a_loader_process_without_memory_for_an_image_says_so(tmp_path):
     batches = make_stream(
         tmp_path / "large", "data.workers=1", "data.threads=1", "train.global_batch=4", "method.queue=0"
     )(range(3))
-    with more_memory_at_most(70e6), pytest.raises(OutOfMemory, match=r"6000 x 6000 .* in loader process 0: lower data"):
+    # 36 MB as it is stored and 108 MB in colours; less would not hold what a thread's allocator reserves beside it.
+    says = "6000 x 6000 .* in loader process 0: lower data"
+    with more_memory_at_most(130e6), pytest.raises(OutOfMemory, match=says):
         next(batches)
 
 
