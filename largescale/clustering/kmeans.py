@@ -77,12 +77,13 @@ def kmeans(
         seed: of the start and of what becomes of empty clusters.
         iterations: at most; fewer if no point changes its cluster.
         restarts: times to start; the smallest inertia counts, which is the same number on all ranks.
-        beat: told what is being done; all ranks call it equally often.
+        beat: told what is being done; all ranks call it equally often, so it may exchange, and end this by raising.
 
     Raises:
         ValueError: on all ranks, if there are fewer points than clusters or points are not finite.
 
-    Collectives: every rank must call it; an all-reduce of K (D + 1) + 1 numbers per iteration, and a few.
+    Collectives: every rank must call it; an all-reduce of K (D + 1) + 1 numbers per iteration, and a few; those of
+        `beat`.
     """
     exact = FixedPoint(points)
     if exact.total < count:
@@ -98,7 +99,7 @@ def kmeans(
 
 
 def working_bytes(num_points: int, count: int, width: int, itemsize: int) -> int:
-    """Most bytes that `kmeans` holds at a time beside this rank's points, but for blocks of a hundred MB at most.
+    """Most bytes that `kmeans` holds at a time beside this rank's points.
 
     Args:
         num_points: of this rank.
@@ -106,7 +107,8 @@ def working_bytes(num_points: int, count: int, width: int, itemsize: int) -> int
         width: of a point.
         itemsize: bytes of a number of a point.
     """
-    return num_points * _OF_A_POINT + count * width * (_OF_A_MEAN + 4 * itemsize)
+    block = _rows(count) * count * itemsize
+    return num_points * _OF_A_POINT + count * width * (_OF_A_MEAN + 4 * itemsize) + block
 
 
 def _lloyd(

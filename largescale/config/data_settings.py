@@ -16,7 +16,7 @@ class CropGroup:
     """A group of views of one size."""
 
     num: int = setting(2, "Views of this size per image.", at_least=1, at_most=1000)
-    size: int = setting(224, "Side in pixels of the square view.", at_least=1, at_most=16384)
+    size: int = setting(224, "Side in pixels of the square view.", at_least=2, at_most=16384)
     scale: list[float] = setting(
         [0.14, 1.0],
         "Smallest and largest fraction of the image's area that a crop covers.",

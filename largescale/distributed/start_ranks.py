@@ -46,10 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    before = _children()
     try:
         torchrun(arguments)
     except SignalException as asked:
-        _end_forgotten(asked.sigval)
+        _end_forgotten(asked.sigval, before)
         return 128 + int(asked.sigval)
     except ChildFailedError as failed:
         return _of_first(*failed.get_first_failure())
@@ -62,11 +63,24 @@ def _num_ranks(arguments: list[str]) -> int:
     return int(asked.group(1)) if asked else 1
 
 
-def _end_forgotten(number: int) -> None:
-    """End the ranks that are still there after torchrun has waited for those it knows: first as they were asked to."""
+def _end_forgotten(number: int, before: set[int]) -> None:
+    """End the ranks that are still there after torchrun has waited for those it knows: first as they were asked to; at
+    once when another signal comes.
+
+    Args:
+        number: of the signal that they are sent.
+        before: processes that are no ranks.
+    """
     give_up_at = time.monotonic() + _GRACE_S
+
+    def give_up(*_: object) -> None:
+        nonlocal give_up_at
+        give_up_at = 0.0
+
+    for another in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(another, give_up)
     asked: set[int] = set()
-    while left := _children():
+    while left := {pid for pid in _children() - before if not _has_ended(pid)}:
         how = signal.SIGKILL if time.monotonic() > give_up_at else number
         for pid in left if how == signal.SIGKILL else left - asked:
             with suppress(ProcessLookupError):
@@ -76,12 +90,13 @@ def _end_forgotten(number: int) -> None:
 
 
 def _children() -> set[int]:
-    """Processes that the main thread started and that have not ended; those that have are collected. Linux only."""
+    """Processes that the main thread started and has not collected. Linux only."""
     own = Path(f"/proc/self/task/{os.getpid()}/children")
-    return {pid for pid in map(int, own.read_text().split()) if not _has_ended(pid)} if own.exists() else set()
+    return set(map(int, own.read_text().split())) if own.exists() else set()
 
 
 def _has_ended(pid: int) -> bool:
+    """Whether a rank has; it is collected then."""
     try:
         return os.waitpid(pid, os.WNOHANG) != (0, 0)
     except ChildProcessError:

@@ -38,7 +38,8 @@ class Beside:
     Attributes:
         group: of all ranks, for these functions alone; None is the default one.
 
-    Collectives: every rank must make one, where there are several; it makes the group.
+    Collectives: every rank must make one, where there are several; an all-gather of objects, and those of making the
+    group.
 
     Raises:
         InputError: the system does not allow its threads, on any rank.
@@ -79,7 +80,9 @@ class Beside:
         with torch.cuda.stream(stream):
             value = work(inputs, self.group)
 
-        def wait(held: list[Tensor] = inputs) -> Value:
+        held = [*inputs]
+
+        def wait() -> Value:
             torch.cuda.current_stream(stream.device).wait_stream(stream)
             held.clear()  # not before: freed memory is handed out again at once
             return value

@@ -8,8 +8,7 @@ Such a loss can span a batch that is too large for one forward and backward pass
         (embed(micro_batch) * own).sum().backward()                 # with a graph, a micro-batch at a time
 
 The engine does so where `train.loss_spans` is `global_batch`, which a method has to offer (`SPANS`), through the parts
-below. BatchNorm's statistics stay
-those of a micro-batch of all ranks, and running statistics are fed once.
+below. BatchNorm's statistics stay those of a micro-batch of all ranks, and running statistics are fed once.
 """
 
 from __future__ import annotations

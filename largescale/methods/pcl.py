@@ -175,7 +175,10 @@ class PCL(MoCo):
 
     @torch.no_grad()
     def phase(self, step: int, corpus: PlainEmbeddings, beat: Callable[[str], None]) -> dict[str, float]:
-        """Cluster the corpus. Collectives: those of `kmeans` and `sums_by_group`, once per set of clusters."""
+        """Cluster the corpus.
+
+        Collectives: those of `kmeans`, `beat`'s among them, and `sums_by_group`, once per set of clusters.
+        """
         points, found = corpus.vectors.to(self.centroids.dtype), {}  # no copy, where keys are in float32 as usual
         self.assignments.own.fill_(-1)
         for number, centroids in enumerate(self.centroids.split(self._counts)):

@@ -77,8 +77,8 @@ class Phases:
             InputError: the shards are away.
             TrainingStopped: embeddings are not finite.
 
-        Collectives: every rank must call it; one all-reduce, those of `Engine.embed` and an all-reduce of a number on
-        the host for each batch, the method's.
+        Collectives: every rank must call it; those of `average_statistics`, of `Engine.embed` and an all-reduce of a
+        number on the host for each batch, one of whether embeddings are finite, the method's.
         """
         if not self.due(step):
             return ""

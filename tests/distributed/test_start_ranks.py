@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -54,6 +55,8 @@ def test_a_rank_that_is_killed_is_named(started, name, why):
 def test_a_signal_to_the_launcher_reaches_the_ranks(started, tmp_path, ups):
     """Whenever it comes: torchrun itself does not know of ranks before it is through with starting them."""
 
+    before = start_ranks._children()
+
     def stop() -> None:
         while len(list(tmp_path.glob("up-*"))) < ups:
             time.sleep(0.001)
@@ -67,4 +70,20 @@ def test_a_signal_to_the_launcher_reaches_the_ranks(started, tmp_path, ups):
     assert code == 143 and "Traceback" not in said
     up, saved = ({path.name[-1] for path in tmp_path.glob(f"{what}-*")} for what in ("up", "saved"))
     assert len(up) >= ups and up <= saved
-    assert not start_ranks._children()
+    assert start_ranks._children() <= before
+
+
+def test_another_signal_ends_ranks_that_do_not_heed_the_first(started, tmp_path, monkeypatch):
+    """Those that torchrun has forgotten; it has a time limit of its own for those it knows."""
+    with subprocess.Popen(["sleep", "1000"]) as bystander:
+        before = start_ranks._children()
+        script = f"trap '' TERM; touch {tmp_path}/up; while :; do sleep 0.02; done"
+        with subprocess.Popen(["bash", "-c", script]) as stubborn:
+            while not (tmp_path / "up").exists():
+                time.sleep(0.01)
+            times = iter([signal.SIGTERM])
+            monkeypatch.setattr(start_ranks.time, "sleep", lambda _: os.kill(os.getpid(), next(times, 0)))
+            start_ranks._end_forgotten(signal.SIGTERM, before)
+            stubborn.wait()
+        assert bystander.poll() is None
+        bystander.kill()

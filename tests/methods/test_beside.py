@@ -22,11 +22,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from largescale.data.views import Views
 from largescale.distributed.collectives import exchanged, exchanging
+from largescale.methods import build_method
 from largescale.methods.beside import Beside
 from largescale.plan.trace import StepTrace
 from tests.helpers.ranks import run_ranks
-from tests.methods.harness import STEPS, mini, train
+from tests.methods.harness import LENGTH, STEPS, mini, train
 
 PATIENCE = timedelta(seconds=600)
 PER_GROUP = ["method.head_per_group=true", "method.epsilon=0.04"]
@@ -186,3 +188,25 @@ def test_threads_name_what_they_exchange_each_for_itself():
             names.append(exchanged("nothing"))
         names.append(exchanged("nothing"))
     assert [*names, exchanged("nothing")] == ["nothing", "within", "here", "nothing"]
+
+
+def test_codes_begin_before_small_crops_and_are_awaited_after_them(tmp_path):
+    dist.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{tmp_path}/store")
+    try:
+        method = build_method(mini("swav", *PER_GROUP, "train.precision=fp32"), LENGTH)
+        happened: list[str] = []
+
+        class Watched(Beside):
+            def start(self, work: Any, inputs: list[Tensor]) -> Any:
+                happened.append("start")
+                wait = super().start(work, inputs)
+                return lambda: (happened.append("wait"), wait())[1]
+
+        method._beside = Watched(PATIENCE)
+        method.backbone.register_forward_pre_hook(lambda _, views: happened.append(str(views[0].shape[-1])))
+        sizes = [group.size for group in method.groups]
+        views = [torch.randn(group.num * 16, 3, group.size, group.size) for group in method.groups]
+        method(Views.numbered(views, 16), 0)
+        assert len(sizes) > 1 and happened == [str(sizes[0]), "start", *map(str, sizes[1:]), "wait"]
+    finally:
+        dist.destroy_process_group()
