@@ -82,7 +82,7 @@ class Saving:
             published=self._published,
         )
         self._copier = Copier(mirror, checkpoints, lease.verify) if mirror is not None else None
-        self._failed, self._seconds = 0, 0.0
+        self._failed, self._why_failed, self._seconds = 0, "", 0.0
 
     def save(self, engine: Engine, progress: dict[str, Any], *, final: bool) -> None:
         """Begin to save a checkpoint; with `final` also end it.
@@ -127,7 +127,7 @@ class Saving:
             self._seconds += time.perf_counter() - started
 
     def settle(self, *, final: bool = False) -> None:
-        """Return when what is being saved is published, or has failed.
+        """Return when what is being saved is published, or has failed; with `final` the last save must be published.
 
         Raises:
             TrainingStopped: as `save`.
@@ -138,6 +138,8 @@ class Saving:
             self._saver.wait()
         except SaveFailed as error:
             self._count_failure(error, final)
+        if final and self._failed:
+            raise TrainingStopped(self._why_failed)
 
     @property
     def has_mirror(self) -> bool:
@@ -169,6 +171,7 @@ class Saving:
         self._lease.check()  # a save may have failed because the folder is another training's
         self._failed += 1
         line = f"{self._checkpoints}: could not save: {error}. Earlier checkpoints are as they were"
+        self._why_failed = f"{line}; {after_failed_saves(str(error))}"
         if final or self._failed == MAX_FAILED_SAVES:
-            raise TrainingStopped(f"{line}; {after_failed_saves(str(error))}") from error
+            raise TrainingStopped(self._why_failed) from error
         _log.warning("%s; will try again in %d steps", line, self._config.every_steps)

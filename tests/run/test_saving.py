@@ -55,3 +55,20 @@ def test_three_failures_in_a_row_and_no_fewer(one_process, tmp_path, background)
         save(9, fails=True)
         saving.settle()
     assert published == [MAX_FAILED_SAVES - 1]
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_run_that_ends_after_a_failed_save_says_so(one_process, tmp_path, background):
+    config = load_config(TINY, ["data.shards=x", f"checkpoint.background={background}"]).checkpoint
+    checkpoints = tmp_path / "checkpoints"
+    saving = Saving(
+        config, checkpoints, lease=LEASE, device=torch.device("cpu"), mirror=None, published=lambda step: None
+    )
+    checkpoints.touch()  # a file where the folder should be
+    saving.save(ENGINE, {"step": 1}, final=False)
+    with pytest.raises(TrainingStopped, match="could not save: "):
+        saving.settle(final=True)
+    checkpoints.unlink()
+    checkpoints.mkdir()
+    saving.save(ENGINE, {"step": 2}, final=False)
+    saving.settle(final=True)
