@@ -18,8 +18,9 @@ _IMAGES_PER_PROTOTYPE = 10
 _PER_SAMPLE = 1.5
 """Prototypes over samples in an assignment: with many more, most are nearest to nobody and learn nothing."""
 
-_QUEUED_BATCHES = 15
-"""3840 samples for batches of 256 (arXiv 2006.09882, appendix A)."""
+_SAMPLES, _MOST_QUEUED = 4096, 15
+"""In an assignment: the batch of the published large runs, and that of the small ones with their queue of 15 batches,
+256 + 3840 (arXiv 2006.09882, appendix A)."""
 
 _QUEUE_FROM_IMAGES = 100_000
 """With fewer, the queue holds a large part of the corpus, and embeddings of epochs ago."""
@@ -36,16 +37,16 @@ def suited(config: Config, length: Length) -> dict[str, Choice]:
     settings = config.method
     assert isinstance(settings, Settings)
     batch, images = config.train.global_batch // config.train.accumulate, length.num_samples
-    queued = _wants_queue(batch, images)
-    samples = batch * (1 + _QUEUED_BATCHES * queued)
+    queue = _queued(batch, config.train.global_batch) if _wants_queue(batch, images) else 0
+    samples = batch + queue
     prototypes = _rounded(min(_MOST, _PER_SAMPLE * samples, images / _IMAGES_PER_PROTOTYPE))
     freeze = min(length.steps_per_epoch, int(_LONGEST_FREEZE * length.num_steps))
     return {
-        "prototypes": Choice(prototypes, _why_prototypes(prototypes, samples, images, queued=queued)),
+        "prototypes": Choice(prototypes, _why_prototypes(prototypes, samples, images, queued=queue > 0)),
         "freeze_prototypes_steps": Choice(
             freeze, f"an epoch as published, or 5% of the {length.num_steps:,} steps if that is less"
         ),
-        **_queue(config.train.global_batch, length, queued=queued),
+        **_queue(queue, config.train.global_batch, length),
     }
 
 
@@ -53,14 +54,19 @@ def _wants_queue(batch: int, images: int) -> bool:
     return images >= _QUEUE_FROM_IMAGES and _PER_SAMPLE * batch < _MOST
 
 
-def _queue(batch: int, length: Length, *, queued: bool) -> dict[str, Choice]:
-    if not queued:
+def _queued(batch: int, global_batch: int) -> int:
+    """Samples in the queue, which holds whole steps: at least one, so that there are about as many as published."""
+    return global_batch * max(1, min(_MOST_QUEUED, (_SAMPLES - batch) // global_batch))
+
+
+def _queue(size: int, batch: int, length: Length) -> dict[str, Choice]:
+    if not size:
         few = length.num_samples < _QUEUE_FROM_IMAGES
         why = "a queue would hold much of so few images" if few else "the batch alone is large enough to be assigned"
         return {"queue": Choice(0, why)}
     start = int(_QUEUE_WAITS * length.num_steps)
     return {
-        "queue": Choice(_QUEUED_BATCHES * batch, f"{_QUEUED_BATCHES} batches, as published for batches of 256"),
+        "queue": Choice(size, f"{size // batch} x the batch; published: 15 x 256, and with more {_SAMPLES} in all"),
         "queue_start_step": Choice(start, "4% of the run, once features have settled (published: 15 of 400 epochs)"),
     }
 
