@@ -37,6 +37,7 @@ class BarlowTwins(RedundancyReduction):
     """Backbone, projection, and the loss of a batch."""
 
     title = "Barlow Twins"
+    reference = "barlow/resnet50_1000ep"
     Settings = Settings
     terms = CrossCorrelation._fields
 

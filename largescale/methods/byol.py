@@ -41,6 +41,7 @@ class BYOL(Bootstrapped):
     """Student with predictor, teacher, and the loss of a batch."""
 
     title = "BYOL"
+    reference = "byol/resnet50_300ep"
     Settings = Settings
 
     def __init__(self, config: Config) -> None:

@@ -73,6 +73,7 @@ class DenseCL(MoCo):
     """
 
     title = "DenseCL"
+    reference = "densecl/resnet50_200ep"
     Settings = Settings
 
     def __init__(self, config: Config) -> None:

@@ -101,6 +101,7 @@ class DINO(JointEmbedding):
     """
 
     title = "DINO"
+    reference = "dino/resnet50_100ep"
     encoder_name = "teacher.backbone"
     head_name = "teacher.projection"
     Settings = Settings

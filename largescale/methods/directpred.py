@@ -66,6 +66,7 @@ class DirectPred(Bootstrapped):
     """
 
     title = "DirectPred"
+    reference = "directpred/resnet50_300ep"
     Settings = Settings
     moments: Tensor
     weight: Tensor

@@ -105,6 +105,8 @@ class Method(nn.Module):
 
     Attributes:
         title: its name as people write it.
+        reference: packaged recipe that `largescale init` follows where there are GPUs; empty for none.
+        small_reference: the same without GPUs; `small/NAME` if empty.
         Settings: its keys under `method` in a configuration.
         backbone: the network that is trained.
         num_features: width of its features.
@@ -116,6 +118,8 @@ class Method(nn.Module):
     """
 
     title: ClassVar[str]
+    reference: ClassVar[str] = ""
+    small_reference: ClassVar[str] = ""
     Settings: ClassVar[type[MethodConfig]]
     exemplars: ClassVar[Exemplars | None] = None
     encoder_name: ClassVar[str] = "backbone"

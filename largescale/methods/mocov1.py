@@ -21,4 +21,5 @@ class MoCoV1(MoCo):
     """MoCo with its first published head and temperature."""
 
     title = "MoCo v1"
+    reference = "mocov1/resnet50_200ep"
     Settings = Settings

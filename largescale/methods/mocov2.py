@@ -21,4 +21,5 @@ class MoCoV2(MoCo):
     """MoCo with its second published head and temperature."""
 
     title = "MoCo v2"
+    reference = "mocov2/resnet50_200ep"
     Settings = Settings

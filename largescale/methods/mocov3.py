@@ -54,6 +54,7 @@ class MoCoV3(Bootstrapped, Contrastive):
     """Student with predictor, teacher, and the loss of a batch."""
 
     title = "MoCo v3"
+    reference = "mocov3/resnet50_100ep"
     Settings = Settings
 
     def __init__(self, config: Config) -> None:

@@ -72,6 +72,7 @@ class NNCLR(Predicting, Contrastive):
     """
 
     title = "NNCLR"
+    reference = "nnclr/resnet50_1000ep"
     Settings = Settings
 
     def __init__(self, config: Config) -> None:

@@ -111,6 +111,7 @@ class PCL(MoCo):
     """
 
     title = "PCL"
+    reference = "pcl/resnet50_v2_200ep"
     Settings = Settings
     centroids: Tensor
     spreads: Tensor

@@ -111,6 +111,7 @@ class PIRL(Contrastive):
     """
 
     title = "PIRL"
+    reference = "pirl/resnet50_200ep"
     head_name = "projection"
     Settings = Settings
     log_z: Tensor

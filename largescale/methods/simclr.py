@@ -50,6 +50,7 @@ class SimCLR(Contrastive):
     """
 
     title = "SimCLR"
+    reference = "simclr/resnet50_100ep"
     head_name = "projection"
     Settings = Settings
 

@@ -42,6 +42,7 @@ class SimSiam(Predicting):
     """Backbone, projection and predictor, and the loss of a batch. Nothing goes on from step to step."""
 
     title = "SimSiam"
+    reference = "simsiam/resnet50_100ep"
     Settings = Settings
 
     def __init__(self, config: Config) -> None:

@@ -42,6 +42,7 @@ class VICReg(RedundancyReduction):
     """Backbone, projection, and the loss of a batch."""
 
     title = "VICReg"
+    reference = "vicreg/resnet50_1000ep"
     Settings = Settings
     terms = VarianceCovariance._fields
 

@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> str:
     config = as_config(choices)
     for line in complaints(config, proposal.length(config.train.epochs)):
         _say(f"note: {line}")
-    return written(_header(proposal, hours, config.train.epochs), choices)
+    return written(header(proposal, hours, config.train.epochs), choices)
 
 
 def _timed(proposal: Proposal, hours: float) -> tuple[Proposal, Rate]:
@@ -137,18 +137,21 @@ def _held_out(shards: str) -> str:
     return str(place)
 
 
-def _header(proposal: Proposal, hours: float, epochs: float) -> list[str]:
+def header(proposal: Proposal, hours: float, epochs: float) -> list[str]:
+    """The comment at the top of a recipe: commands, what was seen, what it follows and where it differs."""
     there, length = proposal.machine, proposal.length(epochs)
     start = f"torchrun --standalone --nproc-per-node={there.gpus} -m largescale" if there.gpus > 1 else "largescale"
+    variables = "".join(f'{name}="{value}" ' for name, value in there.environment.items())
     return [
         f"Proposed by `largescale init` for {proposal.corpus.num_samples:,} images and {hours:g} hours on {there}.",
         "",
-        f"  {start} pretrain THIS_FILE",
+        f"  {variables}{start} pretrain THIS_FILE",
         f"  largescale report runs/{proposal.name}",
         "",
         *(f"{line[0].upper()}{line[1:]}." for line in _seen(proposal.corpus)),
         f"{length.num_steps:,} steps of {proposal.batch} images. Follows the recipe {proposal.source[0]}; nothing was "
         "tuned on these images.",
+        *(f"Unlike there, without {key}={value}." for key, value in proposal.carried.left_out.items()),
     ]
 
 

@@ -22,6 +22,7 @@ class Machine:
         gpu_gb: memory of each, 10^9 bytes.
         here: whether it is this machine, so that its speed can be measured.
         cores, host_gb: of this machine; of another one they are not known, and 0.
+        hidden: whether it has GPUs that the training must not use, though they are there.
     """
 
     gpus: int
@@ -30,10 +31,18 @@ class Machine:
     here: bool
     cores: int
     host_gb: float
+    hidden: bool = False
 
     def __str__(self) -> str:
         what = f"{self.gpus} x {self.gpu} of {self.gpu_gb:.0f} GB" if self.gpus else "no GPU"
+        if self.hidden:
+            what = "no GPU of those here"
         return f"{what}, {self.cores} CPU cores, {self.host_gb:.0f} GB free" if self.here else what
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables to start a training with."""
+        return {"CUDA_VISIBLE_DEVICES": ""} if self.hidden else {}
 
 
 def machine(kind: str | None, gpus: int | None) -> Machine:
@@ -59,6 +68,6 @@ def machine(kind: str | None, gpus: int | None) -> Machine:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     host_gb = host_bytes(1, footprint()) / 1e9
     if not count:
-        return Machine(0, "", 0.0, True, cores, host_gb)
+        return Machine(0, "", 0.0, True, cores, host_gb, hidden=there > 0)
     memory = min(torch.cuda.get_device_properties(number).total_memory for number in range(count)) / 1e9
     return Machine(count, torch.cuda.get_device_name(0), memory, True, cores, host_gb)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import yaml
 
+from largescale.methods import METHODS
 from largescale.methods.choice import Choice
 from largescale.plan.changes import fitting_changes
 from largescale.plan.hardware import Assumptions
 from largescale.plan.simulate import Simulation, simulate
 from largescale.propose.proposal import LEAST_BATCH, Proposal, as_config
+from shards.ground.errors import InputError
 
 _LEAST_PER_GPU = 32
 """Before batches become smaller than this on a GPU, something else is changed."""
 
+_SPLIT = "the loss compares the images of a micro-batch only, or all for one more forward pass: train.loss_spans"
+
 
 def fitted(proposal: Proposal, epochs: Choice) -> Proposal:
-    """The recipe with the batch, and if need be other settings, that fit; as it is without GPUs."""
+    """The recipe with the batch, and if need be other settings, that fit; as it is without GPUs.
+
+    Raises:
+        InputError: nothing that was tried makes it fit.
+    """
     gpus, assume = proposal.machine.gpus, Assumptions()
     if not gpus:
         return proposal
@@ -42,11 +49,19 @@ def fitted(proposal: Proposal, epochs: Choice) -> Proposal:
         needed=lambda _, changed: changed.most_held,
         images=proposal.corpus.num_samples,
     )
-    best = min(changes, key=lambda change: change.needed, default=None)
-    if best is None:
-        return proposal
-    return replace(proposal, fitting=_values(best.overrides, f"{needed}, with this {best.needed / 1e9:.1f}"))
+    for best in changes:
+        if best.fits:
+            return changed_by(proposal, best.overrides, f"{needed}, with this {best.needed / 1e9:.1f}")
+    raise InputError(
+        f"{needed} with the smallest batches, and no change that was tried makes it fit; give GPUs with more memory"
+    )
 
 
-def _values(overrides: list[str], reason: str) -> Mapping[str, Choice]:
-    return {key: Choice(yaml.safe_load(value), reason) for key, _, value in (one.partition("=") for one in overrides)}
+def changed_by(proposal: Proposal, overrides: list[str], reason: str) -> Proposal:
+    """The recipe with these settings; rate and steps follow another batch."""
+    values = {key: yaml.safe_load(value) for key, _, value in (one.partition("=") for one in overrides)}
+    batch = values.pop("train.global_batch", proposal.batch)
+    fitting = {key: Choice(value, reason) for key, value in values.items()}
+    if "train.accumulate" in fitting and "global_batch" in METHODS[proposal.method].Settings.loss_spans:
+        fitting["train.accumulate"] = Choice(values["train.accumulate"], f"{reason}; {_SPLIT}")
+    return replace(proposal, batch=batch, fitting=fitting)

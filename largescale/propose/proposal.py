@@ -13,6 +13,7 @@ from largescale.config import Config, CropGroup, load_config
 from largescale.data.length import Length
 from largescale.methods import METHODS
 from largescale.methods.choice import Choice
+from largescale.propose.carried import Carried, carried
 from largescale.propose.corpus import CorpusFacts
 from largescale.propose.machine import Machine
 from largescale.propose.references import changed_values, reference
@@ -65,6 +66,11 @@ class Proposal:
         """Name and values of the packaged recipe that this one follows."""
         return reference(self.method, small=not self.machine.gpus)
 
+    @cached_property
+    def carried(self) -> Carried:
+        """What it takes over of that recipe's network and BatchNorm."""
+        return carried(self.source[1], self.network["backbone"].value, self.machine.gpus)
+
     def choices(self, epochs: Choice) -> dict[str, Choice]:
         """All values and reasons by dotted keys, for a run of so many epochs."""
         following = self.source[1]
@@ -75,6 +81,7 @@ class Proposal:
             **self._evaluated(),
             "data.workers": Choice(-1, "loader processes per rank: chosen by the CPU cores"),
             **views(following, self.corpus, small=not self.machine.gpus),
+            **{key: Choice(value, f"as {self.source[0]}") for key, value in self.carried.kept.items()},
             **{f"model.{key}": choice for key, choice in self.network.items()},
             **self._method(),
             **self._optimizer(epochs.value),

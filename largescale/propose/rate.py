@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -53,7 +54,8 @@ def measured(recipe: str, machine: Machine) -> Rate:
         path.write_text(recipe, encoding="utf-8")
         steps = [f"train.steps={_STEPS}", "run.log_every=1", "checkpoint.every_steps=0", "evaluate.online_every=0"]
         command = [sys.executable, "-m", "largescale", "pretrain", str(path), f"run.dir={run}", *steps]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        environment = os.environ | machine.environment
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
             raise InputError(f"{_STEPS} steps to measure the speed ended with: {lines[-1].removeprefix('error: ')}")

@@ -13,7 +13,7 @@ from shards.ground.errors import InputError
 
 
 def reference(method: str, *, small: bool) -> tuple[str, Config]:
-    """Name and values of a method's recipe for own images; else its small one, or its shortest published one.
+    """Name and values of the recipe that a method names for `largescale init`.
 
     Args:
         method: a `method.name`.
@@ -24,13 +24,11 @@ def reference(method: str, *, small: bool) -> tuple[str, Config]:
     """
     if method not in METHODS:
         raise InputError(f"--method {method}: expected {a_name(method, METHODS)}")
-    own = f"{method}/own_images_cpu" if small else f"{method}/own_images"
-    published = [f"small/{method}"] if small else [name for name in packaged() if name.startswith(f"{method}/")]
-    names = [own] if own in packaged() else [name for name in published if name in packaged()]
-    if not names:
+    found = METHODS[method]
+    name = (found.small_reference or f"small/{method}") if small else found.reference
+    if name not in packaged():
         raise InputError(f"--method {method}: no recipe of it comes with the package; choose another method")
-    found = {name: load_config(name, default_shards="unset") for name in names}
-    return min(found.items(), key=lambda item: item[1].train.epochs)
+    return name, load_config(name, default_shards="unset")
 
 
 def changed_values(settings: Any) -> dict[str, Any]:

@@ -38,9 +38,10 @@ def views(reference: Config, corpus: CorpusFacts, *, small: bool) -> dict[str, C
     """
     side = _side(corpus, small=small)
     measured = f"measured on {corpus.num_decoded:,} images"
+    off = _switched_off(corpus, side)
     return {
-        "data.crops": Choice(_crops(reference, corpus, side, small=small), ""),
-        **{f"data.augment.{key}": choice for key, choice in _augment(reference, corpus, side, small=small).items()},
+        "data.crops": Choice(_crops(reference, corpus, side, set(off), small=small), ""),
+        **{f"data.augment.{key}": choice for key, choice in _augment(reference, side, off, small=small).items()},
         "data.mean": Choice([round(value, 3) for value in corpus.mean], measured),
         "data.std": Choice([max(_LEAST_STD, round(value, 3)) for value in corpus.std], measured),
         "evaluate.resize": Choice(side * 8 // 7 if side < corpus.shorter[1] else side, "shorter side of test images"),
@@ -53,7 +54,8 @@ def _side(corpus: CorpusFacts, *, small: bool) -> int:
     return max(_LEAST_SIDE, min(most, corpus.shorter[1] // _STEP * _STEP))
 
 
-def _crops(reference: Config, corpus: CorpusFacts, side: int, *, small: bool) -> list[Choice]:
+def _crops(reference: Config, corpus: CorpusFacts, side: int, off: set[str], *, small: bool) -> list[Choice]:
+    """Groups of views; `off` are the changes that none of them may switch on again."""
     groups = reference.data.crops
     largest = max(group.size for group in groups)
     found = []
@@ -63,8 +65,9 @@ def _crops(reference: Config, corpus: CorpusFacts, side: int, *, small: bool) ->
         large = size > 0.7 * side
         scale = _scale((_LARGE if large else _SMALL) if small else group.scale, corpus.shorter[1])
         value: dict[str, Any] = {"num": group.num, "size": size, "scale": scale}
-        if group.augment and not small:
-            value["augment"] = dict(group.augment)
+        own = {key: kept for key, kept in group.augment.items() if key not in {*off, "blur_sigma"}}
+        if own and not small:
+            value["augment"] = own
         found.append(Choice(value, _why(size, side, corpus, small=small) if large else "parts, for the large ones"))
     return found
 
@@ -86,17 +89,24 @@ def _why(size: int, side: int, corpus: CorpusFacts, *, small: bool) -> str:
     return f"{sides}; more than {side} px costs too much {'on a CPU' if small else 'for what it gains'}"
 
 
-def _augment(reference: Config, corpus: CorpusFacts, side: int, *, small: bool) -> dict[str, Choice]:
+def _switched_off(corpus: CorpusFacts, side: int) -> dict[str, str]:
+    """The changes that do nothing for these images, or hide what is in them, and why."""
+    found: dict[str, str] = {}
+    if corpus.grey >= _ALMOST_ALL:
+        why = f"{corpus.grey:.0%} of the images are grey: there is no colour to change"
+        found |= dict.fromkeys(("saturation", "hue", "grayscale"), why)
+    if side < _LEAST_BLURRED:
+        found["blur"] = f"{side} px have no detail to spare"
+    return found
+
+
+def _augment(reference: Config, side: int, off: dict[str, str], *, small: bool) -> dict[str, Choice]:
     usual = {} if small else changed_values(reference.data.augment)
+    usual.pop("blur_sigma", None)
     defaults = AugmentConfig()
     found = {"flip": Choice(usual.pop("flip", defaults.flip), "set 0 if left and right differ, as in text")}
     found |= {key: Choice(value, "as published") for key, value in usual.items()}
-    if corpus.grey >= _ALMOST_ALL:
-        why = f"{corpus.grey:.0%} of the images are grey: there is no colour to change"
-        found |= {key: Choice(0.0, why) for key in ("saturation", "hue", "grayscale")}
-    if side < _LEAST_BLURRED:
-        found["blur"] = Choice(0.0, f"{side} px have no detail to spare")
-    else:
+    if "blur" not in off:
         most = round(2.0 * side / 224, 2)
         found["blur_sigma"] = Choice([0.1, most], f"of {side} px, as 2 of 224 px in published runs")
-    return found
+    return found | {key: Choice(0.0, why) for key, why in off.items()}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from largescale.propose.machine import machine
+from largescale.propose.machine import Machine, machine
 from shards.ground.errors import InputError
 
 
@@ -12,6 +13,13 @@ def test_this_machine_without_its_gpus():
     here = machine(None, 0)
     assert here.here and here.gpus == 0 and here.cores >= 1 and here.host_gb > 0
     assert str(here).startswith("no GPU, ")
+
+
+def test_gpus_that_are_not_to_be_used_are_hidden():
+    hidden = Machine(0, "", 0.0, here=True, cores=2, host_gb=8.0, hidden=True)
+    assert hidden.environment == {"CUDA_VISIBLE_DEVICES": ""} and str(hidden).startswith("no GPU of those here, 2 CPU")
+    assert machine(None, 0).hidden == torch.cuda.is_available()
+    assert machine("h100", 1).environment == {}
 
 
 def test_another_machine():

@@ -1,7 +1,7 @@
 """The values of a proposed recipe follow what was seen, load, and fit the length of the run.
 
 Covers: largescale/propose/views.py, largescale/propose/references.py, largescale/propose/written.py,
-largescale/methods/choice.py, largescale/methods/swav/suited.py
+largescale/propose/carried.py, largescale/methods/choice.py, largescale/methods/swav/suited.py
 """
 
 from __future__ import annotations
@@ -11,27 +11,19 @@ from dataclasses import replace
 
 import pytest
 
-from largescale.config import load_config
+from largescale.config import Config, load_config
 from largescale.methods import METHODS
 from largescale.methods.choice import Choice
-from largescale.propose.command import MOST_EPOCHS, TRAINING, epochs_in
-from largescale.propose.corpus import CorpusFacts
-from largescale.propose.machine import Machine
-from largescale.propose.proposal import as_config, first_proposal, with_larger_network
+from largescale.propose.carried import carried
+from largescale.propose.command import MOST_EPOCHS, TRAINING, epochs_in, header
+from largescale.propose.proposal import as_config, with_larger_network
 from largescale.propose.rate import Rate
+from largescale.propose.references import reference
+from largescale.propose.views import views
 from largescale.propose.written import written
 from largescale.run.schedule_check import complaints
 from shards.ground.errors import InputError
-
-PHOTOS = CorpusFacts(
-    6000, 6000, (300, 375, 480), (1.33, 1.6), 0.0, 500, 0, 0.01, (0.48, 0.45, 0.41), (0.27, 0.26, 0.28)
-)
-CPU = Machine(0, "", 0.0, here=True, cores=2, host_gb=8.0)
-GPU, EIGHT = Machine(1, "a100-80", 80.0, False, 0, 0.0), Machine(8, "a100-80", 80.0, False, 0, 0.0)
-
-
-def proposed(corpus=PHOTOS, machine=CPU, method="swav"):
-    return first_proposal("photos", "data/photos", "", method, corpus, machine)
+from tests.helpers.proposals import CPU, EIGHT, GPU, PHOTOS, proposed
 
 
 def config_of(corpus=PHOTOS, machine=CPU, method="swav", epochs=100.0):
@@ -59,9 +51,31 @@ def test_one_and_eight_gpus():
     assert config_of(replace(PHOTOS, num_samples=30_000), GPU).data.crops[0].size == 160
 
 
+def test_queues_make_up_for_batches_too_small_for_the_prototypes():
+    many = replace(PHOTOS, num_samples=2_000_000)
+    for batch, queue in [(32, 480), (256, 3840), (512, 3584), (1024, 3072), (2048, 0), (4096, 0)]:
+        config = as_config(replace(proposed(many, GPU), batch=batch).choices(Choice(100.0, "")))
+        assert (config.train.global_batch, config.method.queue) == (batch, queue)
+
+
+TINY = replace(PHOTOS, shorter=(28, 28, 28), grey=1.0, std=(0.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_view_of_tiny_grey_images_is_blurred_or_coloured(method):
+    for small in (True, False):
+        _, following = reference(method, small=small)
+        found = views(following, TINY, small=small)
+        off = {name: found[f"data.augment.{name}"].value for name in ("hue", "saturation", "grayscale", "blur")}
+        assert set(off.values()) == {0}
+        groups = [choice.value.get("augment", {}) for choice in found["data.crops"].value]
+        assert not any({*off, "blur_sigma"} & group.keys() for group in groups)
+    solarised = [group.augment.get("solarise") for group in following.data.crops]
+    assert [group.get("solarise") for group in groups] == solarised  # what else its groups change is kept
+
+
 def test_tiny_grey_images():
-    tiny = replace(PHOTOS, shorter=(28, 28, 28), grey=1.0, std=(0.0, 0.0, 0.0))
-    config = config_of(tiny)
+    config = config_of(TINY)
     assert [group.size for group in config.data.crops] == [28, 16]
     augment = config.data.augment
     assert augment.hue == augment.saturation == augment.grayscale == augment.blur == 0
@@ -69,7 +83,7 @@ def test_tiny_grey_images():
     assert config.evaluate.resize == config.evaluate.size == 28
     least = min(group.scale[0] for group in config.data.crops)
     assert 28 * math.sqrt(least) >= 11.5
-    assert config_of(tiny, GPU).model.stem == "3x3s2"
+    assert config_of(TINY, GPU).model.stem == "3x3s2"
 
 
 def test_few_images_make_small_batches_and_too_few_are_refused():
@@ -88,9 +102,43 @@ def test_every_method_gets_a_recipe_that_loads_and_fits_its_length(method, machi
         corpus = replace(PHOTOS, num_samples=images)
         found = proposed(corpus, machine, method)
         config = as_config(found.choices(Choice(100.0, "")))
-        assert config.method.name == method
+        named = METHODS[method].reference if machine.gpus else METHODS[method].small_reference or f"small/{method}"
+        name, following = found.source
+        assert name == named and config.method.name == following.method.name == method
+        assert replace(config.model, stem=following.model.stem) == following.model and not found.carried.left_out
+        if machine.gpus:
+            assert config.parallel.batchnorm_group_size == following.parallel.batchnorm_group_size
         assert METHODS[method].misfit(config, found.length(100.0)) == ""
         assert complaints(config, found.length(100.0)) == []
+
+
+def test_the_second_version_is_followed_not_the_first_by_name():
+    assert proposed(PHOTOS, GPU, "pcl").source[0] == "pcl/resnet50_v2_200ep"
+    assert config_of(PHOTOS, GPU, "pcl").method.hidden == [2048]
+
+
+def test_what_is_kept_of_a_recipes_network_and_batchnorm():
+    defaults = Config()
+    following = replace(
+        defaults,
+        model=replace(defaults.model, zero_init_residual=True, recompute_stages=[1]),
+        parallel=replace(defaults.parallel, strategy="fsdp", batchnorm_group_size=8),
+    )
+    network, group = {"model.zero_init_residual": True}, {"parallel.batchnorm_group_size": 8}
+    assert carried(following, "resnet50", 0) == (network, {})
+    assert carried(following, "resnet50", 16) == (network | group, {})
+    for gpus in (1, 4, 12):
+        assert carried(following, "resnet50", gpus) == (network, group)
+    assert carried(following, "resnet50w2", 8) == (group, network)
+
+
+def test_the_header_hides_gpus_that_are_not_used_and_says_what_is_left_out():
+    lines = header(proposed(), 1.0, 100.0)
+    assert "  largescale pretrain THIS_FILE" in lines and not any("Unlike" in line for line in lines)
+    lines = header(proposed(machine=replace(CPU, hidden=True)), 1.0, 100.0)
+    assert '  CUDA_VISIBLE_DEVICES="" largescale pretrain THIS_FILE' in lines
+    lines = header(proposed(machine=replace(EIGHT, gpus=12), method="pirl"), 1.0, 100.0)
+    assert "Unlike there, without parallel.batchnorm_group_size=8." in lines
 
 
 def test_epochs_follow_from_hours_and_speed():

@@ -48,6 +48,7 @@ class SwAV(JointEmbedding):
     """
 
     title = "SwAV"
+    reference, small_reference = "swav/own_images", "swav/own_images_cpu"
     head_name = "projection"
     Settings = Settings
     queue: Tensor
