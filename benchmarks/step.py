@@ -124,7 +124,7 @@ def published_sinkhorn(config: Config, device: torch.device) -> Step:
     """Sinkhorn as the released code has it."""
     step = ours(config, device)
 
-    def codes(scores: Tensor, *, epsilon: float, iterations: int, check_range: bool) -> Tensor:
+    def codes(scores: Tensor, *, epsilon: float, iterations: int, **_: object) -> Tensor:
         return torch.stack([plain_codes(view, epsilon=epsilon, iterations=iterations) for view in scores])
 
     def patched() -> float:
