@@ -29,6 +29,7 @@ from largescale.config import load_config
 from largescale.methods import METHODS
 from largescale.methods.method import Output
 from largescale.methods.mocov2 import MoCoV2
+from largescale.observe.doctor import judge
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -187,7 +188,7 @@ def measure(variant: Variant, folder: Path, shards: Path, seed: int) -> dict[str
     subprocess.run(command, cwd=ROOT, check=True)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = rows[-1]
-    words = METHODS[variant.method or variant.recipe].diagnose(load_config(recipe, overrides), rows[-2], last)
+    words = str(judge(load_config(recipe, overrides), rows) or "")
     environment = json.loads((folder / "environment.json").read_text())
     numbers = {name: value for name, value in last.items() if isinstance(value, float)}
     return {

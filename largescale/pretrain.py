@@ -148,8 +148,8 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                 _log.info(progress.line(row))
                 starting = done - first_step <= config.run.log_every
                 waits = waiting.advice(row, config.data, stream.counts, starting=starting)
-                for advice in (waits, doctor.look(row)):
-                    if rank() == 0 and advice:
+                if rank() == 0:
+                    for advice in filter(None, (waits, doctor.look(row))):
                         _log.warning("step %d: %s", step, advice)
                 rate = max(row["skipped_rate"], row.get("phase_skipped_rate", 0.0))
                 if why := too_many_skipped(config, num_skipped, rate):

@@ -243,7 +243,7 @@ class DINO(JointEmbedding):
                 meaning="this looks like collapse for want of sharpening",
                 remedy=f"Try, in another run.dir, method.teacher_temperature={settings.teacher_temperature / 2:.2g}",
                 in_settings=settings.teacher_temperature >= settings.temperature,
-                since_epoch=settings.freeze_last_layer_epochs,
+                too_early=lambda row: row.get("epoch", math.inf) < settings.freeze_last_layer_epochs,
             ),
             Symptom(
                 "one output for all",

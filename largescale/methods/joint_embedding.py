@@ -24,6 +24,7 @@ from largescale.methods.method import Panel, Row, Sign, Symptom
 
 _ONE_PLACE = 0.05
 """Spread of unit embeddings below which they all point the same way."""
+_WIDER = "a wider head (method.hidden, method.embedding)"
 _ONE_LINE = 1.7
 """Effective rank below which they lie on a line, or nearly; runs that go well have passed through 1.88."""
 
@@ -112,10 +113,11 @@ class JointEmbedding(EmbeddingMethod):
                 recovery="up",
                 seen=lambda row: f"embeddings lie on a line (effective rank {row['effective_rank']:.2f})",
                 remedy=cls.missing(config)
-                or "Try, in another run.dir, a wider head (method.hidden, method.embedding), "
-                f"optim.lr={config.optim.lr / 2:.2g} or a longer optim.warmup_epochs",
+                or f"Try, in another run.dir, {_WIDER}, optim.lr={config.optim.lr / 2:.2g} or a longer "
+                "optim.warmup_epochs",
                 in_settings=bool(cls.missing(config)),
                 by_rate=True,
+                besides_rate=_WIDER,
             ),
         ]
 

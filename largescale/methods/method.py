@@ -257,20 +257,6 @@ class Method(nn.Module):
         return 0.0
 
     @classmethod
-    def diagnose(cls, config: Config, before: Row, row: Row) -> str:
-        """What two lines in succession look like by themselves, and what to try; empty if nothing looks wrong.
-
-        Whether a run is only young, or recovers, is for the doctor to judge, who knows all its lines.
-
-        Args:
-            config: of the run.
-            before: the line before; empty for the first one.
-            row: the line. Both may come from another version, and lack what `measures` returns.
-        """
-        found = (one for one in cls.symptoms(config) if one.shows(before) and one.shows(row) and not one.than_first)
-        return next((one.words(row) for one in found), "")
-
-    @classmethod
     def loss_references(cls, config: Config) -> dict[str, float]:
         """Meaningful values of the loss by their meaning; drawn as lines in the report's loss panel."""
         return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,12 +23,13 @@ class Symptom:
         sick: smallest and largest value that alarm.
         recovery: the way that the sign goes when a run gets better by itself.
         seen: what a line shows, as a clause.
-        remedy: what to do about it, as sentences that name settings.
+        remedy: what to do about it, as sentences that name settings; of a line, where it depends on how far the run is.
         meaning: what that looks like, as a clause.
         in_settings: whether the settings alone explain it, so that there is no need to look for a cause.
         by_rate: whether too high a learning rate can bring it about.
+        besides_rate: what to try if it was not the rate, as a clause; empty for nothing.
         than_first: whether it counts only where the sign is worse than in the run's first line.
-        since_epoch: before it, every run looks so, as while a last layer is fixed.
+        too_early: lines at which every run looks so, as while a last layer is fixed.
     """
 
     diagnosis: str
@@ -37,16 +37,17 @@ class Symptom:
     sick: tuple[float, float]
     recovery: Literal["up", "down"]
     seen: Callable[[Row], str]
-    remedy: str
+    remedy: str | Callable[[Row], str]
     meaning: str = "this looks like collapse"
     in_settings: bool = False
     by_rate: bool = False
+    besides_rate: str = ""
     than_first: bool = False
-    since_epoch: float = 0.0
+    too_early: Callable[[Row], bool] = lambda row: False
 
     def shows(self, row: Row) -> bool:
         """Whether a line looks sick."""
-        value = self.sign(row) if row.get("epoch", math.inf) >= self.since_epoch else None
+        value = None if self.too_early(row) else self.sign(row)
         return value is not None and self.sick[0] <= value <= self.sick[1]
 
     def worse(self, row: Row, first: Row) -> bool:
@@ -54,8 +55,10 @@ class Symptom:
         value, start = self.sign(row), self.sign(first)
         if value is None or start is None:
             return value is not None
-        return value > (1 + _CLEARLY) * start if self.recovery == "down" else value < (1 - _CLEARLY) * start
+        rise = value - start if self.recovery == "down" else start - value
+        return rise > _CLEARLY * abs(start)
 
     def words(self, row: Row) -> str:
         """What a sick line shows, what it means, and what to do."""
-        return f"{self.seen(row)}: {self.meaning}. {self.remedy}"
+        remedy = self.remedy if isinstance(self.remedy, str) else self.remedy(row)
+        return f"{self.seen(row)}: {self.meaning}. {remedy}"

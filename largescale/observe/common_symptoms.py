@@ -55,9 +55,15 @@ SAME = Symptom(
     remedy=f"{_OTHER_IMAGES}; if they do differ, use, in another run.dir, a larger data.crops scale and less of "
     "data.augment",
 )
-"""What images tell where a run has gone wrong."""
+"""What images tell where a run has gone wrong, and its embeddings tell no images apart either."""
+PERHAPS_SAME = (
+    "Views of one image have hardly a pixel in common, as strong crops of photographs do, but also images that are all "
+    "the same: look at them in the report, and check data.shards"
+)
+"""What is added to another diagnosis where pixels alone say so."""
 _STRANGERS = 0.05
 """How much closer, of what is possible, two views of an image must be than those of two images."""
+_MILDER = "less of data.augment and a larger smallest data.crops scale"
 _ONE_PLACE = 0.05
 """Distance from 1 of the cosine of two images below which there is nothing to compare."""
 
@@ -74,9 +80,10 @@ def not_told_apart(config: Config) -> Symptom:
             f"({row['agreement_of_others']:.2f})"
         ),
         meaning="nothing is learnt of them",
-        remedy="Try, in another run.dir, less of data.augment and a larger smallest data.crops scale, so that views "
-        f"have something in common, or optim.lr={config.optim.lr / 2:.2g}",
+        remedy=f"Try, in another run.dir, {_MILDER}, so that views have something in common, or "
+        f"optim.lr={config.optim.lr / 2:.2g}",
         by_rate=True,
+        besides_rate=_MILDER,
     )
 
 
@@ -90,8 +97,16 @@ def closer_than_chance(row: Row) -> float | None:
     return float((own - others) / (1 - others))
 
 
-def images_are_the_same(rows: Sequence[Row]) -> bool:
-    """Whether views of one image agree no more than those of two, by all lines together: one line's few images vary."""
+def never_told_apart(rows: Sequence[Row]) -> bool:
+    """Whether embeddings of two views of an image are no closer than chance, by all lines together that can tell."""
+    values = [value for row in rows if (value := closer_than_chance(row)) is not None]
+    return bool(values) and float(np.mean(values)) <= _STRANGERS
+
+
+def little_in_common(rows: Sequence[Row]) -> bool:
+    """Whether views of one image hardly agree more than those of two, by all lines together: one line's few images
+    vary.
+    """
     values = [value for row in rows if (value := SAME.sign(row)) is not None]
     if len(values) < 2:
         return False

@@ -6,7 +6,7 @@ itself. They are judged here by the run's own course, as metrics.jsonl has it, n
 - A run is young until twice its warm-up and a tenth of its steps are done; nothing but its images is judged before.
 - A symptom counts if the last lines all show it, for a twentieth of the steps done so far.
 - It does not count while its sign recovers: while the line through those values would leave the range that alarms soon.
-- Where it counts, causes are looked for that would explain it: images that are all the same, or a learning rate that
+- Where it counts, causes are looked for that may explain it: images that are all the same, or a learning rate that
   destroyed what was there at first.
 """
 
@@ -22,7 +22,14 @@ from largescale.config import Config
 from largescale.methods import method_class
 from largescale.methods.method import Row
 from largescale.methods.symptom import Symptom
-from largescale.observe.common_symptoms import BY_IMAGES, SAME, images_are_the_same, not_told_apart
+from largescale.observe.common_symptoms import (
+    BY_IMAGES,
+    PERHAPS_SAME,
+    SAME,
+    little_in_common,
+    never_told_apart,
+    not_told_apart,
+)
 
 _YOUNG = 0.1
 """Share of its steps in which a run is young, at least."""
@@ -38,6 +45,10 @@ _AHEAD = 4
 """A sign recovers if it leaves the range that alarms within so many times the steps that it has been there."""
 _SURE = 2.0
 """Standard errors by which its slope must differ from none."""
+_MOST_LINES = 1000
+"""That are looked at, so that a line costs the same however long the run is. A twentieth of half of them is still many
+times as many lines as a symptom must last.
+"""
 
 
 class Diagnosis(NamedTuple):
@@ -51,7 +62,7 @@ class Diagnosis(NamedTuple):
 
 
 class Doctor:
-    """Judges a run line by line.
+    """Judges a run line by line, by at most 1,000 of its lines at equal distances and the newest one.
 
     Args:
         config: of the run; advice starts from its settings.
@@ -59,12 +70,26 @@ class Doctor:
     """
 
     def __init__(self, config: Config, rows: Iterable[Row] = ()) -> None:
-        self._config, self._rows = config, list(rows)
+        self._config = config
+        self._rows: list[Row] = []
+        self._num_lines, self._distance = 0, 1
+        for row in rows:
+            self._keep(row)
 
     def look(self, row: Row) -> str:
         """What looks wrong now that a line of metrics.jsonl is added, and what to try; empty if nothing does."""
-        self._rows.append(row)
-        return str(judge(self._config, self._rows) or "")
+        before = self._rows.copy()
+        self._keep(row)
+        return str(judge(self._config, [*before, row]) or "")
+
+    def _keep(self, row: Row) -> None:
+        if "progress" not in row:
+            return
+        if self._num_lines % self._distance == 0:
+            self._rows.append(row)
+        if len(self._rows) > _MOST_LINES:
+            self._rows, self._distance = self._rows[::2], 2 * self._distance
+        self._num_lines += 1
 
 
 def judge(config: Config, rows: Sequence[Row]) -> Diagnosis | None:
@@ -94,13 +119,15 @@ def is_young(config: Config, row: Row) -> bool:
     in the first tenth of its steps, of at most 5,000, and where its method says so.
     """
     progress, done = row["progress"], row.get("step", -1) + 1
+    if progress >= 1:
+        return False
     if done <= 0 or progress <= 0:
         return bool(progress < _YOUNG)
     epoch = row.get("epoch", math.inf)
     if epoch < method_class(config).young_epochs(config):
         return True
     warmup = config.optim.warmup_epochs * done / epoch
-    return bool(done < max(_WARMUPS * warmup, min(_YOUNG * done / progress, _MOST_YOUNG_STEPS)) and progress < 1)
+    return bool(done < max(_WARMUPS * warmup, min(_YOUNG * done / progress, _MOST_YOUNG_STEPS)))
 
 
 def _tail(symptom: Symptom, rows: Sequence[Row]) -> Sequence[Row]:
@@ -140,18 +167,29 @@ def _recovers(symptom: Symptom, rows: Sequence[Row]) -> bool:
 
 def _explained(symptom: Symptom, config: Config, rows: Sequence[Row]) -> Diagnosis:
     """With what may have caused it, where the settings do not say."""
-    if not symptom.in_settings and images_are_the_same(rows):
+    if symptom.in_settings:
+        return _diagnosis(symptom, rows[-1])
+    by_itself = _by_rate(symptom, config, rows) or _diagnosis(symptom, rows[-1])
+    if not little_in_common(rows):
+        return by_itself
+    if never_told_apart(rows):
         seen = f"{symptom.seen(rows[-1])}, and {SAME.seen(rows[-1])}"
         return Diagnosis(SAME.diagnosis, f"{seen}: {SAME.meaning}. {SAME.remedy}")
+    return by_itself._replace(words=f"{by_itself.words}. {PERHAPS_SAME}")
+
+
+def _by_rate(symptom: Symptom, config: Config, rows: Sequence[Row]) -> Diagnosis | None:
+    """That the learning rate may be the cause, where it can be and the run did not begin so."""
     came_later = not symptom.shows(rows[0]) or any(symptom.worse(row, rows[0]) for row in _tail(symptom, rows))
-    if symptom.by_rate and not symptom.in_settings and came_later:
-        slower = f"optim.lr={config.optim.lr / 10:.2g} or a longer optim.warmup_epochs"
-        return Diagnosis(
-            "learning rate too high",
-            f"{symptom.seen(rows[-1])}, which was not so at first: {symptom.meaning}, that the learning rate of "
-            f"{config.optim.lr:g} has brought about. Try, in another run.dir, {slower}; if it stays, {symptom.remedy}",
-        )
-    return _diagnosis(symptom, rows[-1])
+    if not (symptom.by_rate and came_later):
+        return None
+    slower = f"optim.lr={config.optim.lr / 10:.2g} or a longer optim.warmup_epochs"
+    otherwise = f"; if it stays, {symptom.besides_rate}" if symptom.besides_rate else ""
+    return Diagnosis(
+        "learning rate too high",
+        f"{symptom.seen(rows[-1])}, which was not so at first: {symptom.meaning}, which a learning rate of "
+        f"{config.optim.lr:g} may have brought about. Try, in another run.dir, {slower}{otherwise}",
+    )
 
 
 def _diagnosis(symptom: Symptom, row: Row) -> Diagnosis:

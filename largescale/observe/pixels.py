@@ -15,17 +15,23 @@ from largescale.data.views import Views
 
 
 def pixel_signs(views: Views, groups: Sequence[CropGroup]) -> dict[str, float]:
-    """`pixel_spread` and `pixel_agreement` of this rank's batch; empty if it has one image, or one view of that size.
+    """`pixel_spread` and `pixel_agreement` of this rank's batch; empty for one image, or without two views of one size.
 
     Args:
         views: of this rank's part of a batch.
-        groups: as configured; the first one's first two views are compared.
+        groups: as configured; the first two views of equal size are compared, be they of one group or of two.
     """
     batch = len(views.ids)
-    if groups[0].num < 2 or batch < 2:
+    if batch < 2:
         return {}
-    spread, agreement = between_and_within(views.images[0][:batch], views.images[0][batch : 2 * batch])
-    return {"pixel_spread": spread, "pixel_agreement": agreement}
+    first: dict[int, Tensor] = {}
+    for group, images in zip(groups, views.images, strict=True):
+        for view in images.split(batch)[: min(2, group.num)]:
+            if group.size in first:
+                spread, agreement = between_and_within(first[group.size], view)
+                return {"pixel_spread": spread, "pixel_agreement": agreement}
+            first[group.size] = view
+    return {}
 
 
 def between_and_within(first: Tensor, second: Tensor) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from largescale.methods import build_method
 from largescale.methods.barlow import BarlowTwins
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
+from tests.helpers.doctor import said_of
 from tests.helpers.ranks import run_ranks
 from tests.methods.losses.loops import cross_correlation_loop
 
@@ -81,7 +82,7 @@ def test_terms_of_the_loss_are_logged_and_a_start_gets_no_warning():
     output = method(views(), 0)
     found = method.measures(float(output.loss.detach()), output.signs, BATCH)
     assert found["diagonal"] + 0.1 * found["off_diagonal"] == pytest.approx(float(output.loss.detach()))
-    assert method.diagnose(load_config(MINI), found, found) == ""
+    assert said_of(load_config(MINI), found) == ""
 
 
 def test_equal_embeddings_are_called_collapse():
@@ -92,9 +93,9 @@ def test_equal_embeddings_are_called_collapse():
     output = method(views(), 0)
     assert float(output.loss.detach()) == pytest.approx(8)  # correlations of 0
     found = method.measures(8.0, output.signs, BATCH)
-    words = method.diagnose(load_config(MINI, ["method.off_diagonal=0"]), found, found)
+    words = said_of(load_config(MINI, ["method.off_diagonal=0"]), found)
     assert "looks like collapse" in words and "set method.off_diagonal=0.0051" in words
-    assert "optim.lr=" in method.diagnose(load_config(MINI), found, found)
+    assert "optim.lr=" in said_of(load_config(MINI), found)
 
 
 @pytest.mark.parametrize(
@@ -121,5 +122,5 @@ def test_what_embeddings_have_in_common_is_no_collapse():
     inputs = {"embeddings": torch.stack([z[0], z[0] + 0.1 * z[1]]) + 100}
     output = method.loss(inputs, torch.arange(512), 0)
     found = method.measures(float(output.loss), output.signs, 512)
-    assert method.diagnose(load_config(MINI), found, found) == ""
+    assert said_of(load_config(MINI), found) == ""
     assert found["effective_rank"] > 7 and found["embedding_std"] > 0.9

@@ -19,6 +19,7 @@ from largescale.methods.byol import BYOL
 from largescale.models.heads import mlp
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
+from tests.helpers.doctor import said_of
 
 MINI = ROOT / "tests/methods/mini/byol.yaml"
 BATCH = 6
@@ -116,16 +117,16 @@ def test_equal_embeddings_are_called_collapse_and_cost_nothing():
     assert float(output.loss.detach()) == pytest.approx(0, abs=1e-12)
     found = method.measures(0.0, output.signs, BATCH)
     assert found["agreement"] == pytest.approx(1)
-    words = method.diagnose(load_config(MINI, ["method.predictor=false"]), found, found)
+    words = said_of(load_config(MINI, ["method.predictor=false"]), found)
     assert "looks like collapse" in words and "set method.predictor=true" in words
-    assert "optim.lr=" in method.diagnose(load_config(MINI), found, found)
+    assert "optim.lr=" in said_of(load_config(MINI), found)
 
 
 def test_a_network_at_its_start_gets_no_warning():
     method = build()
     output = method(views(24, 24), 0)
     found = method.measures(float(output.loss.detach()), output.signs, BATCH)
-    assert method.diagnose(load_config(MINI), found, found) == ""
+    assert said_of(load_config(MINI), found) == ""
 
 
 def test_without_predictor_embeddings_meet_the_teachers():

@@ -16,6 +16,7 @@ from largescale.optim.roles import role_of
 from largescale.plan.simulate import simulate
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
+from tests.helpers.doctor import said_of
 from tests.methods.harness import mini
 
 MINI = ROOT / "tests/methods/mini/dino.yaml"
@@ -163,7 +164,7 @@ def test_uniform_outputs_cost_ln_k_and_are_called_collapse():
     loss, row = logged(method, views())
     assert loss == pytest.approx(math.log(OUTPUTS))
     assert row["teacher_entropy"] == pytest.approx(1) and row["divergence"] == pytest.approx(0, abs=1e-9)
-    assert "collapse for want of sharpening" in method.diagnose(load_config(MINI), row, row)
+    assert "collapse for want of sharpening" in said_of(load_config(MINI), row)
 
 
 def test_one_output_for_all_costs_nothing_and_is_called_collapse():
@@ -176,14 +177,14 @@ def test_one_output_for_all_costs_nothing_and_is_called_collapse():
     loss, row = logged(method, views())
     assert loss == pytest.approx(0, abs=1e-9) and row["same_output"] == 1
     assert row["teacher_entropy"] == pytest.approx(0, abs=1e-9) and row["divergence"] == pytest.approx(0, abs=1e-9)
-    words = method.diagnose(load_config(MINI, ["method.centring=false"]), row, row)
+    words = said_of(load_config(MINI, ["method.centring=false"]), row)
     assert "collapse for want of centring. Try, in another run.dir, method.centring=true" in words
 
 
 def test_a_network_at_its_start_gets_no_warning():
     method = build()
     _, row = logged(method, views())
-    assert method.diagnose(load_config(MINI), row, row) == ""
+    assert said_of(load_config(MINI), row) == ""
 
 
 @pytest.mark.parametrize("crops", ["[{num: 1, size: 24}, {num: 4, size: 16}]", "[{num: 1}]"])

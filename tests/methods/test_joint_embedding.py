@@ -12,7 +12,9 @@ from torch import Tensor
 from largescale.config import load_config
 from largescale.methods.joint_embedding import JointEmbedding, unit
 from largescale.methods.simclr import SimCLR
+from largescale.observe.doctor import judge
 from tests.helpers.commands import ROOT
+from tests.helpers.doctor import said_of
 
 MINI = ROOT / "tests/methods/mini/simclr.yaml"
 DIMENSION = 8
@@ -35,7 +37,7 @@ def test_embeddings_all_over_the_sphere():
     found = measures(drawn(4000), drawn(4000))
     assert found["embedding_std"] == pytest.approx(1, abs=0.01) and found["agreement"] == pytest.approx(1)
     assert found["effective_rank"] == pytest.approx(DIMENSION, rel=0.02)
-    assert JointEmbedding.diagnose(load_config(MINI), found, found) == ""
+    assert said_of(load_config(MINI), found) == ""
 
 
 def test_the_rank_is_the_participation_ratio_of_the_second_moment_in_large_and_small_batches():
@@ -60,21 +62,20 @@ def test_one_point_and_one_line_are_called_collapse():
     line = unit(torch.ones(1, DIMENSION, dtype=torch.float64)) * torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None]
     on_a_line, equal = measures(line, line), measures(line.abs(), line.abs())
     assert on_a_line["effective_rank"] == pytest.approx(1) and on_a_line["embedding_spread"] == pytest.approx(1)
-    assert "lie on a line (effective rank 1.00): this looks like collapse" in JointEmbedding.diagnose(
-        config, on_a_line, on_a_line
-    )
-    assert "nearly equal (spread 0.00%): this looks like collapse" in JointEmbedding.diagnose(config, equal, equal)
+    assert "lie on a line (effective rank 1.00): this looks like collapse" in said_of(config, on_a_line)
+    assert "nearly equal (spread 0.00%): this looks like collapse" in said_of(config, equal)
     assert equal["embedding_std"] == pytest.approx(0, abs=1e-7)
     healthy = measures(drawn(100), drawn(100))
-    assert JointEmbedding.diagnose(config, healthy, equal) == ""  # one line may be chance
-    assert JointEmbedding.diagnose(config, {}, {}) == ""
+    once = [{**row, "progress": 0.5} for row in (healthy, healthy, equal)]
+    assert judge(config, once) is None  # one line may be chance
+    assert said_of(config, {}) == ""
 
 
 def test_single_images_have_no_pairs_and_are_not_called_collapse():
     each = [JointEmbedding.watch_embeddings(row, row) for row in drawn(50).split(1)]
     signs = {name: torch.stack([one[name] for one in each]).mean(0) for name in each[0]}
     row = JointEmbedding.measures(JointEmbedding.__new__(JointEmbedding), 0.0, signs, 50)
-    assert "effective_rank" not in row and JointEmbedding.diagnose(load_config(MINI), row, row) == ""
+    assert "effective_rank" not in row and said_of(load_config(MINI), row) == ""
     assert JointEmbedding.brief(row).startswith(" (std ")
 
 
@@ -85,5 +86,5 @@ def test_embeddings_close_together_are_no_collapse_where_the_loss_tells_them_apa
     row = measures(z, z)
     guess = SimCLR.loss_references(config)["all views alike"]
     assert row["effective_rank"] < 2 and row["embedding_spread"] < 0.05
-    assert SimCLR.diagnose(config, row | {"loss": 0.9 * guess}, row | {"loss": 0.9 * guess}) == ""
-    assert "looks like collapse" in SimCLR.diagnose(config, row | {"loss": guess}, row | {"loss": guess})
+    assert said_of(config, row | {"loss": 0.9 * guess}) == ""
+    assert "looks like collapse" in said_of(config, row | {"loss": guess})

@@ -21,6 +21,7 @@ from largescale.methods.phase import PlainEmbeddings, with_plain_images
 from largescale.plan.trace import StepTrace
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
+from tests.helpers.doctor import said_of
 from tests.helpers.ranks import Counted, run_ranks
 
 MINI = ROOT / "tests/methods/mini/pcl.yaml"
@@ -221,9 +222,9 @@ def test_collapse_is_said_before_there_are_clusters_and_after():
     signs = {"embedding_std": 0.0, "spread": 0.0, "effective_rank": 1.0, "agreement": 1.0, "picked": 0.0}
     for epoch, loss in ((1.5, without), (3.0, with_clusters)):
         collapsed = {**signs, "epoch": epoch, "loss": loss}
-        assert "looks like collapse" in PCL.diagnose(config, collapsed, collapsed)
+        assert "looks like collapse" in said_of(config, collapsed)
         apart = {**collapsed, "loss": 0.5 * loss}
-        assert PCL.diagnose(config, apart, apart) == ""
+        assert said_of(config, apart) == ""
 
 
 def test_more_images_than_a_phase_can_hold_are_refused():

@@ -12,6 +12,7 @@ from largescale.methods import build_method
 from largescale.methods.vicreg import VICReg
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
+from tests.helpers.doctor import said_of
 from tests.methods.losses.loops import variance_covariance_loop
 
 MINI = ROOT / "tests/methods/mini/vicreg.yaml"
@@ -61,9 +62,9 @@ def test_equal_embeddings_are_called_collapse(embedding):
     assert float(output.loss.detach()) == pytest.approx(0, abs=1e-12)
     found = method.measures(0.0, output.signs, BATCH)
     assert found["variance"] == pytest.approx(0.99)
-    words = method.diagnose(load_config(MINI, ["method.variance=0"]), found, found)
+    words = said_of(load_config(MINI, ["method.variance=0"]), found)
     assert "(standard deviation 0.01): this looks like collapse" in words and "set method.variance=25" in words
-    assert "optim.lr=" in method.diagnose(load_config(MINI), found, found)
+    assert "optim.lr=" in said_of(load_config(MINI), found)
 
 
 def test_terms_of_the_loss_are_logged_and_a_start_gets_no_warning():
@@ -72,7 +73,7 @@ def test_terms_of_the_loss_are_logged_and_a_start_gets_no_warning():
     found = method.measures(float(output.loss.detach()), output.signs, BATCH)
     total = 25 * found["invariance"] + 25 * found["variance"] + found["covariance"]
     assert total == pytest.approx(float(output.loss.detach()))
-    assert method.diagnose(load_config(MINI), found, found) == ""
+    assert said_of(load_config(MINI), found) == ""
 
 
 def test_small_crops_are_refused():

@@ -61,12 +61,17 @@ def test_each_sign_of_collapse_is_said_in_words_but_not_while_a_run_begins(sign,
         ("loss_over_ln_k", [], ["method.epsilon=0.03", "optim.lr=0.25"]),
         ("loss_over_ln_k", ["method.epsilon=0.03"], ["method.epsilon=0.018", "optim.lr=0.25"]),
         ("assignment_entropy", ["method.prototypes=300"], ["method.epsilon=0.03", "method.prototypes=150"]),
+        (
+            "assignment_entropy",
+            ["method.prototypes=[300,300,12]"],
+            ["method.epsilon=0.03", "method.prototypes=[150,150,12]"],
+        ),
         ("assignment_entropy", ["method.epsilon=0.005"], ["optim.lr=0.25"]),  # nothing sharper, no fewer than 12
         ("prototype_usage", [], []),
         (
             "prototype_usage",
             ["method.queue=0", "method.prototypes=[64,300]"],
-            ["method.prototypes=150", "method.queue=240"],
+            ["method.prototypes=[32,150]", "method.queue=240"],
         ),
     ],
 )
@@ -74,7 +79,7 @@ def test_advice_starts_from_the_settings_of_the_run_and_is_accepted(sign, overri
     signs = {"loss_over_ln_k": 1.0, "assignment_entropy": 0.99, "prototype_usage": 0.01}
     config = load_config(ROOT / "tests/tiny.yaml", ["data.shards=unused", *overrides])
     line = advice(*3 * [{sign: signs[sign]}], config=config)
-    found = re.findall(r"\b[a-z]+\.[a-z]+=[\d.]+", line)
+    found = re.findall(r"\b[a-z]+\.[a-z]+=(?:\[[\d,]+\]|[\d.]+)", line)
     assert found == expected and "Try, in another run.dir, " in line
     load_config(ROOT / "tests/tiny.yaml", ["data.shards=unused", *overrides, *found])
 

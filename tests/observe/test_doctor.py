@@ -9,11 +9,9 @@ from functools import cache
 
 import pytest
 
-from benchmarks.doctor import RECORDINGS, SICK, recording
+from benchmarks.doctor import FULL_LENGTH, HEALTHY, NO_RECORDING, SICK, healthy, recording
 from largescale.methods.symptom import Symptom
 from largescale.observe.doctor import Diagnosis, Doctor, judge
-
-HEALTHY = sorted({path.stem for path in RECORDINGS.glob("*.json")} - set(SICK))
 
 
 @cache
@@ -23,7 +21,7 @@ def said(name: str) -> list[Diagnosis | None]:
     return [judge(config, rows[: number + 1]) for number in range(len(rows))]
 
 
-@pytest.mark.parametrize("name", HEALTHY)
+@pytest.mark.parametrize("name", healthy())
 def test_no_false_alarm_at_any_moment_of_a_run_that_goes_well(name):
     assert not any(said(name))
 
@@ -38,7 +36,8 @@ def test_a_sick_run_is_diagnosed_and_nothing_else_is_said_of_it(name):
 
 
 def test_there_are_enough_runs_of_each_kind():
-    assert len(SICK) >= 12 and len(HEALTHY) >= 20
+    assert len(SICK) >= 12 and len(healthy()) >= 20
+    assert set(healthy()) == {*HEALTHY, *FULL_LENGTH} - set(NO_RECORDING) and NO_RECORDING == {"pirl-tiny": "PIRL"}
     assert len({case.diagnosis for case in SICK.values() if case.held_out}) >= 9
 
 

@@ -7,7 +7,7 @@ import torch
 
 from largescale.config import CropGroup
 from largescale.data.views import Views
-from largescale.observe.common_symptoms import closer_than_chance, images_are_the_same
+from largescale.observe.common_symptoms import closer_than_chance, little_in_common
 from largescale.observe.pixels import between_and_within, pixel_signs
 
 IMAGES = torch.randn(512, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -35,12 +35,23 @@ def test_the_first_two_views_of_the_first_size_are_compared():
 
 
 def test_images_are_called_the_same_by_all_lines_together():
-    assert images_are_the_same([{"pixel_agreement": value} for value in (-0.1, 0.1, 0.05, -0.05, 0.02, 0.0)])
-    assert not images_are_the_same([{"pixel_agreement": value} for value in (0.3, 0.1, 0.2)])
-    assert not images_are_the_same([{"pixel_agreement": 0.0}]) and not images_are_the_same([{}, {}])
+    assert little_in_common([{"pixel_agreement": value} for value in (-0.1, 0.1, 0.05, -0.05, 0.02, 0.0)])
+    assert not little_in_common([{"pixel_agreement": value} for value in (0.3, 0.1, 0.2)])
+    assert not little_in_common([{"pixel_agreement": 0.0}]) and not little_in_common([{}, {}])
 
 
 def test_how_much_closer_views_of_an_image_are_is_a_share_of_what_is_possible():
     assert closer_than_chance({"agreement": 0.6, "agreement_of_others": 0.2}) == pytest.approx(0.5)
     assert closer_than_chance({"agreement": 0.99, "agreement_of_others": 0.98}) is None  # all nearly equal
     assert closer_than_chance({"agreement": 0.5}) is closer_than_chance({}) is None
+
+
+def test_views_of_equal_size_are_compared_though_they_are_of_two_groups():
+    small = torch.randn(512, 3, 2, 2, generator=torch.Generator().manual_seed(2))
+    own = [CropGroup(num=1, size=4), CropGroup(num=2, size=2), CropGroup(num=1, size=4)]
+    equal_large = Views([IMAGES, torch.cat([small, -small]), IMAGES], torch.arange(512))
+    assert pixel_signs(equal_large, own)["pixel_agreement"] < 0  # the first two of one size are the small ones
+    two = [own[0], own[2]]
+    assert pixel_signs(Views([IMAGES, IMAGES], torch.arange(512)), two)["pixel_agreement"] == pytest.approx(1)
+    unlike = [CropGroup(num=1, size=4), CropGroup(num=1, size=2)]
+    assert pixel_signs(Views([IMAGES, small], torch.arange(512)), unlike) == {}

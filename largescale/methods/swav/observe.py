@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 
@@ -27,7 +28,8 @@ _WARM = 0.5
 """Temperature above which scores, which are cosines, can hardly leave uniform predictions."""
 _FEWEST = 20
 _QUEUED_BATCHES = 15  # for small batches: 3840 samples of 256 (arXiv 2006.09882, appendix A)
-_LONGER_FREEZE = "a longer method.freeze_prototypes_steps"
+_LONG_FREEZE = 0.1
+"""Share of a run for which prototypes stay fixed that is long enough."""
 
 
 def uniform_loss(counts: Sequence[int]) -> float:
@@ -116,6 +118,9 @@ def _of_predictions(config: Config, settings: Settings) -> list[Symptom]:
     def seen(row: Row) -> str:
         return f"the loss is {row['loss_over_ln_k']:.1%} of ln K"
 
+    def too_early(row: Row) -> bool:
+        return _frozen(settings, row)
+
     rate, cooler = config.optim.lr, []
     if settings.temperature > _WARM:
         cooler = [f"method.temperature={_USUAL_TEMPERATURE}"]
@@ -129,6 +134,7 @@ def _of_predictions(config: Config, settings: Settings) -> list[Symptom]:
             meaning="predictions are sure and wrong, and were less so at first",
             remedy=_try([f"optim.lr={rate / 10:.2g}", "a longer optim.warmup_epochs"]),
             than_first=True,
+            too_early=too_early,
         ),
         Symptom(
             "learns too slowly",
@@ -138,6 +144,7 @@ def _of_predictions(config: Config, settings: Settings) -> list[Symptom]:
             seen=lambda row: f"{seen(row)}, still above that of uniform predictions",
             meaning="predictions are sure and wrong, as in a network that has just started",
             remedy=_try([f"optim.lr={rate * 10:.2g}", "a shorter optim.warmup_epochs", "more train.epochs"]),
+            too_early=too_early,
         ),
         Symptom(
             "stuck at ln K",
@@ -145,7 +152,10 @@ def _of_predictions(config: Config, settings: Settings) -> list[Symptom]:
             sick=_UNIFORM_LOSS,
             recovery="down",
             seen=lambda row: f"{seen(row)}, as if predictions were uniform",
-            remedy=_try([*cooler, *_sharper(settings), _LONGER_FREEZE, f"optim.lr={rate / 2:.2g}"]),
+            remedy=lambda row: _try(
+                [*cooler, *_sharper(settings), *_longer_freeze(settings, row), f"optim.lr={rate / 2:.2g}"]
+            ),
+            too_early=too_early,
         ),
     ]
 
@@ -162,7 +172,10 @@ def _few(config: Config, settings: Settings) -> Symptom:
             f"could reach {row['prototype_usage_reachable']:.1%}"
         ),
         meaning="embeddings gather in few places",
-        remedy=_try([*_fewer(settings), _LONGER_FREEZE, *queue]),
+        remedy=lambda row: _try(
+            [*_fewer(settings), *_longer_freeze(settings, row), *queue] or [f"optim.lr={config.optim.lr / 2:.2g}"]
+        ),
+        too_early=lambda row: _frozen(settings, row),
     )
 
 
@@ -175,8 +188,27 @@ def _sharper(settings: Settings) -> list[str]:
 
 
 def _fewer(settings: Settings) -> list[str]:
-    most = max(settings.counts)
-    return [f"method.prototypes={most // 2}"] if most >= _FEWEST else []
+    if max(settings.counts) < _FEWEST:
+        return []
+    halves = [count // 2 if count >= _FEWEST else count for count in settings.counts]
+    several = isinstance(settings.prototypes, list)
+    return [f"method.prototypes={json.dumps(halves, separators=(',', ':')) if several else halves[0]}"]
+
+
+def _longer_freeze(settings: Settings, row: Row) -> list[str]:
+    share = settings.freeze_prototypes_steps / _num_steps(row)
+    return ["a longer method.freeze_prototypes_steps"] if share < _LONG_FREEZE else []
+
+
+def _frozen(settings: Settings, row: Row) -> bool:
+    """Whether prototypes are fixed and will not always be; where they are to the end, there is nothing to wait for."""
+    return bool(row.get("step", math.inf) < settings.freeze_prototypes_steps < _num_steps(row))
+
+
+def _num_steps(row: Row) -> float:
+    """Steps of the whole run, by one of its lines."""
+    known = "step" in row and row.get("progress", 0) > 0
+    return round((row["step"] + 1) / row["progress"]) if known else math.inf
 
 
 def _used_of_reachable(row: Row) -> float | None:
