@@ -51,7 +51,7 @@ def said(capsys):
         (["model.stem"], ["values   one of imagenet, 3x3s2, 3x3"]),
         (["optim.name"], ["values   one of lars, adamw, sgd"]),
         (["data.shards"], ["default  none: it must be set"]),
-        (["data.crops.1.size"], ["data.crops[0].size", "a whole number, from 1 to 16384"]),
+        (["data.crops.1.size"], ["data.crops[0].size", "a whole number, from 2 to 16384"]),
         (
             ["method.queue"],
             [
