@@ -1,0 +1,142 @@
+"""What each method costs beyond forward and backward passes of networks: its loss, its teachers, its memories.
+
+    python benchmarks/overheads.py [--rounds 7] [--batch 32] [--methods simclr ...]
+
+A ResNet-18 on one process and on the CPU, fp32, under each method's published recipe: its head, queue, bank, clusters
+and views, but views of 224 pixels have 96 and smaller ones 48 here. Measured apart, each on what a real step has left:
+
+- loss: the loss of embeddings, and its gradient at them (Sinkhorn, softmax over a queue, Gram matrices);
+- teachers: their running averages, once per step;
+- memories: what else is moved after an update, such as a queue.
+
+A step is all of a step, with the update, on views that are there already. A round measures a step and its parts in
+turns; shares are those of medians. Writes benchmarks/results/overheads.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from step import views
+from tqdm import tqdm
+
+from largescale.config import load_config
+from largescale.methods import METHODS, build_method
+from largescale.methods.embedding_method import Embedded, EmbeddingMethod
+from largescale.parallel.strategies import build_engine
+from largescale.run.environment import environment
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "benchmarks" / "results" / "overheads.md"
+LARGE, SMALL, SMALL_BELOW = 96, 48, 160
+"""Sides of views here, and the published side below which a view is a small one."""
+CPU = torch.device("cpu")
+COLUMNS = ("step", "loss", "teachers", "memories")
+RECIPES = {"swav": "swav/resnet50_800ep"}
+"""Instead of the one that `largescale init` starts from."""
+OTHERWISE = {"pcl": ["method.warmup_epochs=0"], "pirl": ["method.patch=24"]}
+"""Settings other than the published ones: clusters take part at once, patches fit into smaller views."""
+
+
+class Measured:
+    """A method under its published recipe, of which a step and its parts can be timed."""
+
+    def __init__(self, name: str, batch: int) -> None:
+        recipe, unread = RECIPES.get(name, METHODS[name].reference), "data.shards=none"
+        sizes = [group.size for group in load_config(recipe, [unread]).data.crops]
+        settings = [
+            unread,
+            "model.backbone=resnet18",
+            f"train.global_batch={batch}",
+            "train.precision=fp32",
+            "parallel.strategy=ddp",
+            *(f"data.crops.{i}.size={SMALL if size < SMALL_BELOW else LARGE}" for i, size in enumerate(sizes)),
+            *OTHERWISE.get(name, []),
+        ]
+        self.recipe, config = recipe, load_config(recipe, settings)
+        torch.manual_seed(0)
+        method = build_method(config)
+        assert isinstance(method, EmbeddingMethod)
+        self.method, self.engine = method, build_engine(method, config, CPU)
+        self.views, self.lr = views(config, CPU), config.optim.lr
+
+    def __call__(self) -> dict[str, float]:
+        """Seconds of a step, and of its parts."""
+        found = {"step": _seconds(self._step)}
+        micro_batch = self.engine.micro_batches(self.views)[0]
+        with torch.no_grad():
+            whole = Embedded([self.method(micro_batch, 0, "inputs")], self.views.ids)
+            found["loss"] = _seconds(lambda: self.method(whole, 0, "loss"))
+        followed = bool(self.method.averages())
+        found["teachers"] = _seconds(lambda: self.engine.follow(0.99)) if followed else 0.0
+        found["memories"] = _seconds(lambda: self.method.after_update(0))
+        return found
+
+    def _step(self) -> None:
+        check = self.engine.check(self.views, self.engine.forward_backward(self.views, 0).loss)
+        self.engine.update(check, step=0, lr=self.lr, clip=0.0)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def measure(names: list[str], batch: int, rounds: int) -> dict[str, tuple[str, dict[str, float]]]:
+    """Recipe and medians in seconds, by method."""
+    found = {}
+    for name in tqdm(names, desc="overheads", unit="method", leave=False):
+        subject = Measured(name, batch)
+        subject()
+        rows = [subject() for _ in range(rounds)]
+        found[name] = subject.recipe, {key: statistics.median(row[key] for row in rows) for key in COLUMNS}
+    return found
+
+
+def write(found: dict[str, tuple[str, dict[str, float]]], batch: int, rounds: int) -> None:
+    """The table."""
+    about = environment()
+    lines = [
+        "# What methods cost beyond their networks",
+        "",
+        f"`python benchmarks/overheads.py --rounds {rounds} --batch {batch}` on {time.strftime('%Y-%m-%d')}, "
+        f"{about['processor']}, "
+        f"{about['threads_a_rank']} threads, torch {about['torch']}: ResNet-18, batch {batch}, fp32, "
+        f"views of {LARGE} and {SMALL} pixels, heads and memories of the published recipe. Medians, in ms.",
+        "",
+        "| method | recipe | step | loss | teachers | memories | share of the step |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, (recipe, row) in sorted(found.items()):
+        own = sum(row[key] for key in COLUMNS[1:])
+        numbers = " | ".join(f"{1000 * row[key]:.1f}" for key in COLUMNS)
+        lines.append(f"| {name} | {recipe} | {numbers} | {own / row['step']:.1%} |")
+    OUT.write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """See above."""
+    with_recipes = [name for name, method in METHODS.items() if method.reference]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--methods", nargs="+", choices=with_recipes, default=with_recipes, metavar="NAME")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{folder}/store")
+        found = measure(arguments.methods, arguments.batch, arguments.rounds)
+        dist.destroy_process_group()
+    write(found, arguments.batch, arguments.rounds)
+    print(OUT.read_text())
+
+
+if __name__ == "__main__":
+    main()
