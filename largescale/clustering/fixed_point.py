@@ -24,21 +24,27 @@ class FixedPoint:
 
     Attributes:
         num_rows: of each rank.
+        ranks: that add up; 1 if this rank is alone.
     """
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Tensor, *, alone: bool = False) -> None:
         """Agree on a unit for the values [n, D] that this rank has; ranks may have different numbers of rows.
+
+        Args:
+            values: of this rank.
+            alone: whether these are all rows, whatever other ranks have.
 
         Raises:
             ValueError: on all ranks, if values are not finite.
 
-        Collectives: every rank must call it; one all-gather of two numbers.
+        Collectives: every rank must call it, but for `alone`; one all-gather of two numbers.
         """
+        self.ranks = 1 if alone else world_size()
         ends = torch.stack(torch.aminmax(values)) if values.numel() else values.new_zeros(2)  # no copy of the values
         largest = ends.abs().max().double()
         own = torch.stack([largest, torch.full_like(largest, len(values))])
-        gathered = own.new_empty(world_size(), 2)
-        if world_size() > 1:
+        gathered = own.new_empty(self.ranks, 2)
+        if self.ranks > 1:
             all_gather(gathered.view(-1), own)
         else:
             gathered[0] = own
@@ -63,14 +69,14 @@ class FixedPoint:
         return sums.double() * self._unit
 
 
-def sums_by_group(values: Tensor, groups: Tensor, num_groups: int) -> Tensor:
-    """Sums of all ranks' numbers [n] by group, int64 [n]: float64 [num_groups].
+def sums_by_group(values: Tensor, groups: Tensor, num_groups: int, *, alone: bool = False) -> Tensor:
+    """Sums of all ranks' numbers [n], or of this one's `alone`, by group, int64 [n]: float64 [num_groups].
 
-    Collectives: every rank must call it; one all-gather of two numbers, one all-reduce of the sums.
+    Collectives: every rank must call it, but for `alone`; one all-gather of two numbers, one all-reduce of the sums.
     """
-    exact = FixedPoint(values[:, None])
+    exact = FixedPoint(values[:, None], alone=alone)
     sums = torch.zeros(num_groups, 1, dtype=torch.int64, device=values.device)
     exact.add(sums, groups, values[:, None])
-    if world_size() > 1:
+    if exact.ranks > 1:
         dist.all_reduce(sums)
     return exact.value(sums)[:, 0]

@@ -12,6 +12,8 @@ A cluster that has lost its points takes half of another one's, as in faiss: a d
 proportional to its points less one, and both centroids are moved apart by a thousandth. That needs no points, so all
 ranks do the same.
 
+Spherical k-means is the same with centroids of length 1: the nearest to a point of length 1 has the largest cosine.
+
 Memory: points are never copied. See `working_bytes`.
 """
 
@@ -27,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from largescale.clustering.fixed_point import FixedPoint, sums_by_group
-from largescale.processes import rank, world_size
+from largescale.processes import rank
 
 _APART = 1 / 1024
 _SIMILARITIES = 2**24
@@ -67,6 +69,8 @@ def kmeans(
     seed: int,
     iterations: int = 20,
     restarts: int = 1,
+    spherical: bool = False,
+    alone: bool = False,
     beat: Callable[[str], None] = lambda what: None,
 ) -> Clusters:
     """Cluster the points of all ranks.
@@ -77,21 +81,24 @@ def kmeans(
         seed: of the start and of what becomes of empty clusters.
         iterations: at most; fewer if no point changes its cluster.
         restarts: times to start; the smallest inertia counts, which is the same number on all ranks.
+        spherical: whether centroids are normalised to length 1; points must be.
+        alone: cluster this rank's points only, whatever other ranks do meanwhile.
         beat: told what is being done; all ranks call it equally often, so it may exchange, and end this by raising.
 
     Raises:
         ValueError: on all ranks, if there are fewer points than clusters or points are not finite.
 
-    Collectives: every rank must call it; an all-reduce of K (D + 1) + 1 numbers per iteration, and a few; those of
-        `beat`.
+    Collectives: every rank must call it, but for `alone`; an all-reduce of K (D + 1) + 1 numbers per iteration, and a
+        few; those of `beat`.
     """
-    exact = FixedPoint(points)
+    exact = FixedPoint(points, alone=alone)
     if exact.total < count:
         raise ValueError(f"{exact.total} points for {count} clusters")
     found = None
     for number in range(restarts):
         places = np.random.default_rng(seed + number).choice(exact.total, count, replace=False)
-        one = _lloyd(points, exact, _rows_at(points, exact, places), seed + number, iterations, beat)
+        start = _rows_at(points, exact, places)
+        one = _lloyd(points, exact, start, seed + number, iterations, spherical, beat)
         if found is None or one.inertia < found.inertia:
             found = one
     assert found is not None
@@ -112,7 +119,13 @@ def working_bytes(num_points: int, count: int, width: int, itemsize: int) -> int
 
 
 def _lloyd(
-    points: Tensor, exact: FixedPoint, centroids: Tensor, seed: int, iterations: int, beat: Callable[[str], None]
+    points: Tensor,
+    exact: FixedPoint,
+    centroids: Tensor,
+    seed: int,
+    iterations: int,
+    spherical: bool,
+    beat: Callable[[str], None],
 ) -> Clusters:
     assignments = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
     for iteration in range(iterations + 1):
@@ -124,9 +137,11 @@ def _lloyd(
             break
         means = exact.value(sums) / sizes.clamp_min(1)[:, None]
         _refill(means, sizes.cpu().numpy().copy(), np.random.default_rng([seed, iteration]))
+        if spherical:
+            means /= means.norm(dim=1, keepdim=True).clamp_min(torch.finfo(points.dtype).tiny)
         centroids = means.to(points.dtype)
     distances = _distances(points, centroids, assignments)
-    inertia = float(sums_by_group(distances.square(), torch.zeros_like(assignments), 1))
+    inertia = float(sums_by_group(distances.square(), torch.zeros_like(assignments), 1, alone=exact.ranks == 1))
     return Clusters(centroids, assignments, distances, sizes, inertia, iteration)
 
 
@@ -156,7 +171,7 @@ def _totals(
         exact.add(sums, theirs, some)
     sizes.index_add_(0, assignments, torch.ones_like(assignments))
     totals[-1] = moved
-    if world_size() > 1:
+    if exact.ranks > 1:
         dist.all_reduce(totals)
     return sums, sizes, int(totals[-1])
 
@@ -183,10 +198,10 @@ def _distances(points: Tensor, centroids: Tensor, assignments: Tensor) -> Tensor
 
 def _rows_at(points: Tensor, exact: FixedPoint, places: np.ndarray) -> Tensor:
     """Points at these places of all ranks' points, on all ranks. Collectives: one all-reduce of them."""
-    first = sum(exact.num_rows[: rank()])
+    first = sum(exact.num_rows[: rank()]) if exact.ranks > 1 else 0
     found = points.new_zeros(len(places), points.shape[1])
     own = np.flatnonzero((places >= first) & (places < first + len(points)))
     found[torch.from_numpy(own).to(points.device)] = points[torch.from_numpy(places[own] - first).to(points.device)]
-    if world_size() > 1:
+    if exact.ranks > 1:
         dist.all_reduce(found)
     return found

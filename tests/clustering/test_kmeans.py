@@ -40,7 +40,7 @@ def blobs(dtype: torch.dtype = torch.float64, apart: float = 3.0) -> Tensor:
     return (centres[numbers] + torch.randn(COUNT, WIDTH, generator=generator)).to(dtype)
 
 
-def naive(points: Tensor, centroids: Tensor, iterations: int) -> np.ndarray:
+def naive(points: Tensor, centroids: Tensor, iterations: int, spherical: bool = False) -> np.ndarray:
     """Lloyd in numpy: a point at a time."""
     found, means = np.zeros(len(points), int), centroids.numpy().copy()
     for _ in range(iterations):
@@ -48,6 +48,8 @@ def naive(points: Tensor, centroids: Tensor, iterations: int) -> np.ndarray:
             found[number] = np.argmin([((x - c) ** 2).sum() for c in means])
         for c in range(len(means)):
             means[c] = points.numpy()[found == c].mean(0)
+            if spherical:
+                means[c] /= np.linalg.norm(means[c])
     return means
 
 
@@ -65,6 +67,18 @@ def test_steps_are_those_of_a_loop_from_the_same_start(unit):
         torch.testing.assert_close(found.distances, distances)
         assert found.inertia == pytest.approx(float(distances.square().sum()), rel=1e-12)
         assert torch.equal(found.sizes, found.assignments.bincount(minlength=4))
+
+
+def test_spherical_steps_are_those_of_a_loop_from_the_same_start():
+    points = normalize(blobs(), dim=1)
+    start = kmeans(points, 4, seed=0, iterations=0, spherical=True).centroids
+    for iterations in (1, 3):
+        found = kmeans(points, 4, seed=0, iterations=iterations, spherical=True)
+        means = naive(points, start, iterations, spherical=True)
+        np.testing.assert_allclose(found.centroids.numpy(), means, rtol=0, atol=1e-12)
+        assert torch.equal(found.assignments, (points @ found.centroids.T).argmax(1))
+        cosines = (points * found.centroids[found.assignments]).sum(1)
+        assert found.inertia == pytest.approx(float((2 - 2 * cosines).sum()), rel=1e-9)
 
 
 def test_inertia_is_not_above_that_of_scikit_learn():
@@ -126,22 +140,23 @@ def test_sums_are_the_same_bits_in_any_order():
     assert FixedPoint(torch.zeros(0, 2)).total == 0 and sums_by_group(torch.zeros(4), groups[:4], 3).tolist() == [0] * 3
 
 
-def cluster_own(cases: list[tuple[torch.dtype, int]]) -> list[dict[str, Any]]:
+def cluster_own(cases: list[tuple[torch.dtype, int, bool]]) -> list[dict[str, Any]]:
     """Each rank has another number of points; the last of several has none."""
     size, own_rank = dist.get_world_size(), dist.get_rank()
     bounds = [0] + [COUNT * (place + 1) // (size + 1) for place in range(size - 2)] + [COUNT] * min(2, size)
     results = []
-    for dtype, restarts in cases:
-        own = blobs(dtype)[bounds[own_rank] : bounds[own_rank + 1]]
+    for dtype, restarts, spherical in cases:
+        points = normalize(blobs(dtype), dim=1) if spherical else blobs(dtype)
+        own = points[bounds[own_rank] : bounds[own_rank + 1]]
         with Counted() as counted:
-            found: Clusters = kmeans(own, 40, seed=5, iterations=4, restarts=restarts)
+            found: Clusters = kmeans(own, 40, seed=5, iterations=4, restarts=restarts, spherical=spherical)
         results.append({**vars(found), "calls": counted.calls})
     return results
 
 
 @pytest.mark.distributed
 def test_any_number_of_ranks_finds_the_same_bits():
-    cases = [(torch.float64, 1), (torch.float32, 1), (torch.float32, 3)]
+    cases = [(torch.float64, 1, False), (torch.float32, 1, False), (torch.float32, 3, False), (torch.float32, 1, True)]
     [alone] = run_ranks(cluster_own, 1, cases, timeout_s=600)
     assert all(not one["calls"] for one in alone)
     for ranks in (2, 3, 4):
@@ -158,3 +173,17 @@ def test_any_number_of_ranks_finds_the_same_bits():
             restarts = cases[case][1]
             assert expected["iterations"] == 4 and len(large) == 5 * restarts
             assert len(ours[0]["calls"]) <= len(large) + 1 + 4 * restarts
+
+
+def cluster_alone() -> dict[str, Any]:
+    with Counted() as counted:
+        found = kmeans(blobs()[: COUNT - 100 * dist.get_rank()], 9, seed=1 + dist.get_rank(), alone=True)
+    return {"centroids": found.centroids, "inertia": found.inertia, "calls": counted.calls}
+
+
+@pytest.mark.distributed
+def test_a_rank_alone_clusters_its_own_points_without_the_others():
+    for own_rank, found in enumerate(run_ranks(cluster_alone, 3)):
+        expected = kmeans(blobs()[: COUNT - 100 * own_rank], 9, seed=1 + own_rank)
+        assert torch.equal(found["centroids"], expected.centroids) and found["inertia"] == expected.inertia
+        assert not found["calls"]
