@@ -10,7 +10,7 @@ and views, but views of 224 pixels have 96 and smaller ones 48 here. Measured ap
 - memories: what else is moved after an update, such as a queue.
 
 A step is all of a step, with the update, on views that are there already. A round measures a step and its parts in
-turns; shares are those of medians. Writes benchmarks/results/overheads.md.
+turns, in seconds of the processor on one thread, which other processes change little; shares are those of medians. Writes benchmarks/results/overheads.md.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ class Measured:
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     call()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def measure(names: list[str], batch: int, rounds: int) -> dict[str, tuple[str, dict[str, float]]]:
@@ -109,8 +109,9 @@ def write(found: dict[str, tuple[str, dict[str, float]]], batch: int, rounds: in
         "",
         f"`python benchmarks/overheads.py --rounds {rounds} --batch {batch}` on {time.strftime('%Y-%m-%d')}, "
         f"{about['processor']}, "
-        f"{about['threads_a_rank']} threads, torch {about['torch']}: ResNet-18, batch {batch}, fp32, "
-        f"views of {LARGE} and {SMALL} pixels, heads and memories of the published recipe. Medians, in ms.",
+        f"one thread, torch {about['torch']}: ResNet-18, batch {batch}, fp32, "
+        f"views of {LARGE} and {SMALL} pixels, heads and memories of the published recipe. Medians, in ms of the"
+        " processor.",
         "",
         "| method | recipe | step | loss | teachers | memories | share of the step |",
         "|---|---|---|---|---|---|---|",
@@ -130,6 +131,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--methods", nargs="+", choices=with_recipes, default=with_recipes, metavar="NAME")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{folder}/store")
         found = measure(arguments.methods, arguments.batch, arguments.rounds)

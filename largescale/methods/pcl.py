@@ -45,6 +45,7 @@ from largescale.distributed.collectives import gather_rows
 from largescale.methods.choice import Choice
 from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import unit
+from largescale.methods.losses.log_sum import log_sum_exp
 from largescale.methods.losses.picks import Picks
 from largescale.methods.method import Output, Panel, Row, Sign
 from largescale.methods.moco import MoCo, MoCoSettings
@@ -245,10 +246,16 @@ class PCL(MoCo):
         spreads = self.spreads.split(self._counts)[number].to(queries.dtype)
         draws = uniform(self._run_seed, step, number, _PURPOSE, num=len(centroids), device=queries.device)
         others = draws.argsort()[: self._clustering.wrong_clusters]
+        # Where each cluster is among the others; nowhere for most, and for images without one.
+        places = torch.full_like(draws, -1, dtype=torch.int64).index_put_(
+            (others,), torch.arange(len(others), device=draws.device)
+        )
         mine = own.clamp_min(0)
         right = (queries * centroids[mine]).sum(-1) / spreads[mine]
-        wrong = (queries @ centroids[others].T / spreads[others]).masked_fill(others == mine[:, None], -math.inf)
-        picks = Picks(right.flatten()[:, None], wrong.flatten(0, 1))
+        candidates = centroids.index_select(0, others) / spreads[others, None]
+        picks = Picks(
+            right.flatten()[:, None], *log_sum_exp(queries.flatten(0, 1), candidates, places[mine].repeat(len(queries)))
+        )
         has_one = (own >= 0).to(queries.dtype).repeat(len(queries))
         return (picks.losses() * has_one[:, None]).mean(), picks.picked()
 

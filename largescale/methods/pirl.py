@@ -220,7 +220,7 @@ class PIRL(Contrastive):
             odds = logits - self.log_z.to(z.dtype) + math.log(self.length.num_samples / self.config.negatives)
             loss = (softplus(-odds[..., 0]) + softplus(odds[..., 1:]).sum(-1)).mean()
             self._keep(z[1].detach(), known, all_ids)
-        picks = Picks(logits[0, :, :1], logits[0, :, 1:])  # of what is known of its image, by patches
+        picks = Picks.of(logits[0, :, :1], logits[0, :, 1:])  # of what is known of its image, by patches
         return Output(loss, self.watch(z[1], z[0], picks), {"embeddings": z.detach()})
 
     def _read(self, ids: Tensor, step: int) -> tuple[Tensor, Tensor]:
