@@ -10,7 +10,8 @@ and views, but views of 224 pixels have 96 and smaller ones 48 here. Measured ap
 - memories: what else is moved after an update, such as a queue.
 
 A step is all of a step, with the update, on views that are there already. A round measures a step and its parts in
-turns, in seconds of the processor on one thread, which other processes change little; shares are those of medians. Writes benchmarks/results/overheads.md.
+turns: seconds of the processor on one thread, which other processes change little. Shares are those of medians. Writes
+benchmarks/results/overheads.md.
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ class PCL(MoCo):
         centroids = self.centroids.split(self._counts)[number].to(queries.dtype)
         spreads = self.spreads.split(self._counts)[number].to(queries.dtype)
         draws = uniform(self._run_seed, step, number, _PURPOSE, num=len(centroids), device=queries.device)
-        others = draws.argsort()[: self._clustering.wrong_clusters]
+        others = draws.topk(min(len(draws), self._clustering.wrong_clusters), largest=False, sorted=False).indices
         # Where each cluster is among the others; nowhere for most, and for images without one.
         places = torch.full_like(draws, -1, dtype=torch.int64).index_put_(
             (others,), torch.arange(len(others), device=draws.device)
