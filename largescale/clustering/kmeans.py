@@ -71,6 +71,7 @@ def kmeans(
     restarts: int = 1,
     spherical: bool = False,
     alone: bool = False,
+    start: Tensor | None = None,
     beat: Callable[[str], None] = lambda what: None,
 ) -> Clusters:
     """Cluster the points of all ranks.
@@ -83,6 +84,8 @@ def kmeans(
         restarts: times to start; the smallest inertia counts, which is the same number on all ranks.
         spherical: whether centroids are normalised to length 1; points must be.
         alone: cluster this rank's points only, whatever other ranks do meanwhile.
+        start: centroids [K, D] to begin with instead of points at random, the same on all ranks; with no iterations,
+            points are only assigned to them, and there may be fewer of these than clusters.
         beat: told what is being done; all ranks call it equally often, so it may exchange, and end this by raising.
 
     Raises:
@@ -92,6 +95,8 @@ def kmeans(
         few; those of `beat`.
     """
     exact = FixedPoint(points, alone=alone)
+    if start is not None:
+        return _lloyd(points, exact, start, seed, iterations, spherical, beat)
     if exact.total < count:
         raise ValueError(f"{exact.total} points for {count} clusters")
     found = None
@@ -140,7 +145,7 @@ def _lloyd(
         if spherical:
             means /= means.norm(dim=1, keepdim=True).clamp_min(torch.finfo(points.dtype).tiny)
         centroids = means.to(points.dtype)
-    distances = _distances(points, centroids, assignments)
+    distances = distances_to(points, centroids, assignments)
     inertia = float(sums_by_group(distances.square(), torch.zeros_like(assignments), 1, alone=exact.ranks == 1))
     return Clusters(centroids, assignments, distances, sizes, inertia, iteration)
 
@@ -189,7 +194,8 @@ def _refill(means: Tensor, sizes: np.ndarray, generator: np.random.Generator) ->
         sizes[donor] -= sizes[empty]
 
 
-def _distances(points: Tensor, centroids: Tensor, assignments: Tensor) -> Tensor:
+def distances_to(points: Tensor, centroids: Tensor, assignments: Tensor) -> Tensor:
+    """Euclidean distance of each point to the centroid that it is assigned to, float64 [n]. Collectives: none."""
     distances = torch.empty(len(points), dtype=torch.float64, device=points.device)
     for some, theirs, found in zip(*(whole.split(4096) for whole in (points, assignments, distances)), strict=True):
         found.copy_((some.double() - centroids[theirs].double()).square().sum(1).sqrt())

@@ -69,6 +69,14 @@ def test_steps_are_those_of_a_loop_from_the_same_start(unit):
         assert torch.equal(found.sizes, found.assignments.bincount(minlength=4))
 
 
+def test_a_start_may_be_given():
+    whole, first = kmeans(blobs(), 6, seed=0, iterations=5), kmeans(blobs(), 6, seed=0, iterations=2)
+    again = kmeans(blobs(), 6, seed=1, iterations=3, start=first.centroids)
+    assert torch.equal(again.centroids, whole.centroids) and again.inertia == whole.inertia
+    few = kmeans(blobs()[:3], 6, seed=0, iterations=0, start=first.centroids)
+    assert torch.equal(few.assignments, nearest_centroids(blobs()[:3], first.centroids))
+
+
 def test_spherical_steps_are_those_of_a_loop_from_the_same_start():
     points = normalize(blobs(), dim=1)
     start = kmeans(points, 4, seed=0, iterations=0, spherical=True).centroids
