@@ -1,4 +1,4 @@
-"""Distributed Sinkhorn-Knopp: soft assignments with equal use of all prototypes, over the rows of all ranks.
+"""Distributed Sinkhorn-Knopp: soft assignments with equal use of all prototypes, or any other, over all ranks.
 
 Source: SwAV, arXiv 2006.09882, section 3 and appendix; the convention of its published code (column step first, row
 step last, so rows sum to one exactly and columns nearly to B / K).
@@ -36,7 +36,13 @@ _RANGE_EXPONENT = 600.0
 
 @torch.no_grad()
 def sinkhorn(
-    scores: Tensor, *, epsilon: float, iterations: int, group: dist.ProcessGroup | None = None, check_range: bool = True
+    scores: Tensor,
+    *,
+    epsilon: float,
+    iterations: int,
+    prior: Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
+    check_range: bool = True,
 ) -> Tensor:
     """Assignments of samples to prototypes under the equal-partition constraint.
 
@@ -44,7 +50,7 @@ def sinkhorn(
 
         Q = exp(scores / epsilon)                      # [B, K]
         for _ in range(iterations):
-            Q = Q / Q.sum(dim=0)                       # every prototype equally used
+            Q = Q / Q.sum(dim=0) * prior               # every prototype used as it should be
             Q = Q / Q.sum(dim=1, keepdim=True)         # every sample assigned once
 
     Args:
@@ -52,6 +58,7 @@ def sinkhorn(
             (assign crops x heads) that share their collectives. B_local may differ between ranks, and be 0.
         epsilon: entropy regularisation; smaller is sharper.
         iterations: column and row steps, at least 1.
+        prior: shares of the samples that prototypes should get, [K], positive with a sum of 1; None: equal ones.
         group: ranks that hold the rows; None is the default group, or this process alone where there is none.
         check_range: look for scores outside the representable range (reads one number back from the device).
 
@@ -91,6 +98,8 @@ def sinkhorn(
             codes, done = packed.exp_(), 0
         else:
             log_sums = _log_column_sums(packed, wire, 1 / epsilon, group)
+            if prior is not None:
+                log_sums = log_sums - prior.log().to(log_sums)
             codes, done = torch.softmax(packed - log_sums[:, None], dim=-1), 1
         column_scale = codes.new_ones(codes.shape[0], codes.shape[2])
         row_scale = torch.ones_like(codes[:, :, 0])
@@ -98,7 +107,10 @@ def sinkhorn(
             column_sums = _products(codes.mT, row_scale).to(wire if done == 0 else precision)
             _all_reduce(column_sums, group)
             # The mean keeps the total as it is; without it the two scales would drift apart by B / K an iteration.
-            column_scale = (column_sums.mean(-1, keepdim=True) / column_sums).to(precision)
+            wanted = column_sums.mean(-1, keepdim=True)
+            if prior is not None:
+                wanted = wanted * (prior * len(prior)).to(wanted)
+            column_scale = (wanted / column_sums).to(precision)
             row_scale = _products(codes, column_scale).reciprocal_()
             done += 1
         return codes.mul_(column_scale[:, None]).mul_(row_scale[:, :, None]).view(scores.shape)

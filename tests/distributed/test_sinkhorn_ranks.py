@@ -60,6 +60,22 @@ def weak_and_strong_scores() -> torch.Tensor:
     return torch.cat([0.3 * all_scores()[:, :20], all_scores()[:, 20:]], dim=1)
 
 
+PRIOR = torch.arange(1.0, 12.0, dtype=torch.float64) / 66
+
+
+def codes_with_a_prior() -> list[torch.Tensor]:
+    start = 20 * dist.get_rank()
+    local = all_scores()[:, start : start + 20 if start == 0 else None].double()
+    return [sinkhorn(local, epsilon=epsilon, iterations=3, prior=PRIOR) for epsilon in (0.05, 0.002)]
+
+
+def test_a_prior_is_that_of_the_rows_of_all_ranks():
+    per_rank = run_ranks(codes_with_a_prior, 2)
+    for number, epsilon in enumerate((0.05, 0.002)):
+        codes = torch.cat([results[number] for results in per_rank], dim=1)
+        torch.testing.assert_close(codes, oracle(all_scores(), epsilon, 3, PRIOR), rtol=0, atol=1e-12)
+
+
 def codes_of_uneven_ranges() -> torch.Tensor:
     return sinkhorn(
         weak_and_strong_scores()[:, :20] if dist.get_rank() == 0 else weak_and_strong_scores()[:, 20:],

@@ -72,6 +72,17 @@ def test_many_iterations_use_prototypes_equally():
     torch.testing.assert_close(codes.sum(0), torch.full((10,), 50.0), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("epsilon", [0.2, 0.01])
+def test_prototypes_are_used_as_a_prior_says(epsilon):
+    scores, shares = cosines(300, 6, 2).double(), torch.tensor([0.4, 0.3, 0.1, 0.1, 0.05, 0.05], dtype=torch.float64)
+    codes = sinkhorn(scores, epsilon=epsilon, iterations=3, prior=shares)
+    torch.testing.assert_close(codes, oracle(scores, epsilon, 3, shares), rtol=0, atol=1e-13)
+    equal = sinkhorn(scores, epsilon=epsilon, iterations=3, prior=torch.full((6,), 1 / 6, dtype=torch.float64))
+    torch.testing.assert_close(equal, sinkhorn(scores, epsilon=epsilon, iterations=3), rtol=0, atol=1e-13)
+    many = sinkhorn(scores, epsilon=0.2, iterations=300, prior=shares)
+    torch.testing.assert_close(many.mean(0), shares, rtol=1e-6, atol=0)
+
+
 def test_the_scores_are_left_as_they_were():
     scores = cosines(20, 8, 0)
     before = scores.clone()

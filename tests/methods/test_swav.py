@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from torch.nn.functional import log_softmax, normalize
+from torch.nn.functional import cross_entropy, log_softmax, normalize
 
 from largescale.config import Config, load_config
 from largescale.data.length import Length
@@ -31,6 +31,7 @@ def small(*overrides: str) -> tuple[Config, SwAV, list[torch.Tensor]]:
     )
     torch.manual_seed(0)
     method = SwAV(config).double().eval()
+    method.of_run(Length.nominal(config))
     views = [
         torch.randn(group.num * BATCH, 3, group.size, group.size, dtype=torch.float64) for group in config.data.crops
     ]
@@ -175,3 +176,36 @@ def test_a_queue_that_is_too_large_for_a_rank_is_refused():
         config, _, _ = small("method.queue=60", f"train.precision={precision}", f"method.max_queue_gb={gb}")
         assert config.method.embedding == 8
         assert SwAV.misfit(config, length) == (words and f"{words}method.max_queue_gb={gb:g}")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["method.epsilon_end=0.2", "method.temperature_end=0.3", "method.hard_codes_steps=1", "method.prior_power=1"],
+)
+def test_each_takes_part_in_the_loss(setting):
+    """In the step where it does, and not in one where it does not."""
+    settings = ["method.prototypes=5"]
+    _, method, views = small(*settings)
+    _, changed, _ = small(*settings, setting)
+    changed.load_state_dict(method.state_dict())
+    end = method.length.num_steps - 1
+    batch = Views.numbered(views, BATCH)
+    same = [bool(torch.equal(method(batch, step).loss, changed(batch, step).loss)) for step in (0, end)]
+    expected = {"epsilon_end": [True, False], "temperature_end": [True, False], "hard_codes_steps": [False, True]}
+    assert same == expected.get(setting.split(".")[1].split("=")[0], [False, False])
+
+
+def test_hard_codes_make_the_loss_that_of_classes():
+    config, method, views = small("method.prototypes=5", "method.hard_codes_steps=1")
+    with torch.no_grad():
+        output = method(Views.numbered(views, BATCH), 0)
+        scores = method.embed(Views.numbered(views, BATCH))["scores.0"]
+        codes = oracle(scores[:2], config.method.epsilon, config.method.sinkhorn_iterations)
+        classes = codes.argmax(-1)
+        terms = [
+            cross_entropy(scores[view] / config.method.temperature, classes[assigned])
+            for assigned in range(2)
+            for view in range(len(scores))
+            if view != assigned
+        ]
+    assert float(output.loss) == pytest.approx(float(torch.stack(terms).mean()), rel=1e-12)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -32,6 +33,7 @@ from largescale.methods.prototypes import Prototypes
 from largescale.methods.sinkhorn import sinkhorn
 from largescale.methods.state_size import bytes_per_number
 from largescale.methods.swav import observe
+from largescale.methods.swav.assignment import Assignment, hardened, prior
 from largescale.methods.swav.settings import Settings
 from largescale.methods.swav.suited import suited
 from largescale.models.backbones import build_backbone
@@ -110,7 +112,7 @@ class SwAV(JointEmbedding):
 
         Collectives: those of `sinkhorn`, once for all assign views and all heads with equally many prototypes.
         """
-        return self._output(inputs, self._codes(self._to_assign(inputs, step)))
+        return self._output(inputs, self._codes(self._to_assign(inputs, step), step=step), step)
 
     def loss_of_views(self, views: Views, targets: Named, step: int) -> Output:
         """The same; where it can be, codes are computed beside the network, which small crops are still in.
@@ -121,10 +123,10 @@ class SwAV(JointEmbedding):
             return super().loss_of_views(views, targets, step)
         parts = self._parts(views)
         large = next(parts)
-        codes = self._beside.start(self._codes, self._to_assign(large, step))
+        codes = self._beside.start(partial(self._codes, step=step), self._to_assign(large, step))
         inputs = self._joined([large, *parts])
         del large  # its scores are in `inputs` now
-        return self._output(inputs, codes())
+        return self._output(inputs, codes(), step)
 
     def project(self, features: Tensor) -> Tensor:
         """Backbone features [N, F] to unit embeddings [N, D] in float32 (float64 for a float64 model)."""
@@ -141,9 +143,9 @@ class SwAV(JointEmbedding):
         return {
             "loss_over_ln_k": loss / observe.uniform_loss(self.counts),
             "assignment_entropy": entropy,
-            "code_balance": observe.balance(mean_codes, entropy, num_images),
+            "code_balance": observe.balance(mean_codes, entropy, num_images, self.config.prior_power),
             "prototype_usage": float(used.double().mean()),
-            "prototype_usage_reachable": observe.reachable_usage(self.counts, num_images),
+            "prototype_usage_reachable": observe.reachable_usage(self.counts, num_images, self.config.prior_power),
             **super().measures(loss, {name: value for name, value in signs.items() if "." not in name}, num_images),
         }
 
@@ -245,12 +247,13 @@ class SwAV(JointEmbedding):
             **{name: ones[0] if len(ones) == 1 else torch.cat(ones) for name, ones in scores.items()},
         }
 
-    def _output(self, inputs: Named, codes: list[Tensor]) -> Output:
+    def _output(self, inputs: Named, codes: list[Tensor], step: int) -> Output:
         """The loss of scores whose codes are known."""
+        temperature = self._assignment(step).temperature
         scores = [inputs[f"scores.{head}"] for head in range(len(self.counts))]
         with torch.autocast(scores[0].device.type, enabled=False):
             codes = [q[:, : head.shape[1]] for q, head in zip(codes, scores, strict=True)]
-            losses = [swapped_prediction(z, q, self.config.temperature) for z, q in zip(scores, codes, strict=True)]
+            losses = [swapped_prediction(z, q, temperature) for z, q in zip(scores, codes, strict=True)]
             evidence = {f"scores.{head}": values.detach() for head, values in enumerate(scores)}
             return Output(torch.stack(losses).mean(), self._signs(scores, codes, inputs["embeddings"]), evidence)
 
@@ -272,22 +275,29 @@ class SwAV(JointEmbedding):
         return assign
 
     @torch.no_grad()
-    def _codes(self, assign: list[Tensor], group: dist.ProcessGroup | None = None) -> list[Tensor]:
+    def _codes(self, assign: list[Tensor], group: dist.ProcessGroup | None = None, *, step: int) -> list[Tensor]:
         """Codes [A, B + Q, K] for each head; heads of equal K share one Sinkhorn call."""
+        now = self._assignment(step)
         heads_by_count = defaultdict(list)
         for head, values in enumerate(assign):
             heads_by_count[values.shape[-1]].append(head)
         codes: dict[int, Tensor] = {}
-        for heads in heads_by_count.values():
+        for count, heads in heads_by_count.items():
+            shares = prior(count, self.config.prior_power)
             packed = sinkhorn(
                 torch.cat([assign[head] for head in heads]),
-                epsilon=self.config.epsilon,
-                iterations=self.config.sinkhorn_iterations,
+                epsilon=now.epsilon,
+                iterations=now.iterations,
+                prior=None if shares is None else shares.to(assign[heads[0]].device),
                 group=group,
                 check_range=False,  # cosines by construction, so no look at the device is needed
             )
+            packed = hardened(packed) if now.hard else packed
             codes.update(zip(heads, packed.split(self.num_assign), strict=True))
         return [codes[head] for head in range(len(assign))]
+
+    def _assignment(self, step: int) -> Assignment:
+        return Assignment.at(step, self.length.num_steps, self.config)
 
     def _enqueue(self, embeddings: Tensor, step: int) -> None:
         if self.queue_steps and step >= self.config.queue_start_step:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from largescale.config import Config
 from largescale.methods.method import Row, Symptom
+from largescale.methods.swav.assignment import prior
 from largescale.methods.swav.settings import Settings
 
 _UNIFORM_LOSS = (0.99, 1.01)
@@ -37,8 +38,8 @@ def uniform_loss(counts: Sequence[int]) -> float:
     return sum(math.log(count) for count in counts) / len(counts)
 
 
-def reachable_usage(counts: Sequence[int], num_images: int) -> float:
-    """Share of the prototypes expected to be nearest to any of `num_images` images if all are equally likely.
+def reachable_usage(counts: Sequence[int], num_images: int, power: float = 0.0) -> float:
+    """Share of the prototypes expected to be nearest to any of `num_images` images if all are as likely as they should.
 
     Of n draws from K equally likely ones, K (1 - (1 - 1/K)^n) distinct ones are expected (the classical occupancy
     problem; Feller, An Introduction to Probability Theory, vol. 1, section IV.2). The views of an image are not
@@ -47,13 +48,21 @@ def reachable_usage(counts: Sequence[int], num_images: int) -> float:
     Args:
         counts: prototypes of each head.
         num_images: different images that were looked at.
+        power: of the law by which prototypes share the images, `method.prior_power`.
     """
-    return sum(count * (1 - (1 - 1 / count) ** num_images) for count in counts) / sum(counts)
+
+    def reached(count: int) -> float:
+        shares = prior(count, power)
+        if shares is None:
+            return count * (1 - (1 - 1 / count) ** num_images)
+        return float((1 - (1 - shares) ** num_images).sum())
+
+    return sum(reached(count) for count in counts) / sum(counts)
 
 
-def balance(mean_codes: Sequence[Tensor], entropy: float, num_images: int) -> float:
+def balance(mean_codes: Sequence[Tensor], entropy: float, num_images: int, power: float = 0.0) -> float:
     """Entropy of the mean code of a batch, as a share of what so many images can reach, averaged over heads: 1 if all
-    prototypes get the same share of the images.
+    prototypes get their share of the images.
 
     Sinkhorn-Knopp sees to that, so less says that the queue, which takes part in it, differs from the batch.
 
@@ -61,11 +70,13 @@ def balance(mean_codes: Sequence[Tensor], entropy: float, num_images: int) -> fl
         mean_codes: of each head, [K].
         entropy: the mean entropy of a code over ln K.
         num_images: that were looked at.
+        power: of the law by which prototypes share the images, `method.prior_power`.
     """
     shares = []
     for code in mean_codes:
-        most = math.log(len(code))
-        reachable = min(most, math.log(max(2, num_images)) + entropy * most)
+        most, wanted = math.log(len(code)), prior(len(code), power)
+        wanted_entropy = most if wanted is None else float(torch.special.entr(wanted).sum())
+        reachable = min(wanted_entropy, math.log(max(2, num_images)) + entropy * most)
         shares.append(float(torch.special.entr(code).sum()) / reachable)
     return sum(shares) / len(shares)
 

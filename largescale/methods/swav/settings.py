@@ -53,6 +53,37 @@ class Settings(MethodConfig):
     sinkhorn_iterations: int = setting(
         3, "Sinkhorn iterations per assignment, each with one all-reduce.", at_least=1, at_most=10_000
     )
+    temperature_end: float = setting(
+        0.0,
+        "Value of method.temperature in the last step, reached by half a cosine; 0: as at the start.",
+        at_least=0,
+        at_most=1e6,
+    )
+    epsilon_end: float = setting(
+        0.0,
+        "Value of method.epsilon in the last step, reached by half a cosine; 0: as at the start.",
+        at_least=0,
+        at_most=1e6,
+    )
+    sinkhorn_iterations_end: int = setting(
+        0,
+        "Value of method.sinkhorn_iterations in the last step, reached evenly; 0: as at the start.",
+        at_least=0,
+        at_most=10_000,
+    )
+    hard_codes_steps: int = setting(
+        0,
+        "Steps at the start in which a code is the prototype with the largest share alone.",
+        at_least=0,
+        at_most=MOST_STEPS,
+    )
+    prior_power: float = setting(
+        0.0,
+        "Power of the law by which prototypes share the samples, for long-tailed images: the k-th gets k^-power of the "
+        "first's share; 0: all get the same.",
+        at_least=0,
+        at_most=10,
+    )
     freeze_prototypes_steps: int = setting(
         0, "Steps at the start that leave the prototypes as they are.", at_least=0, at_most=MOST_STEPS
     )
@@ -84,7 +115,12 @@ class Settings(MethodConfig):
         return self.head_per_group and self.overlap_codes and len(config.data.crops) > 1 and not over_batch
 
     def check(self, config: Config) -> None:
-        """An image has at least two views, large ones first; the queue holds whole batches."""
+        """An image has at least two views, large ones first; the queue holds whole batches; a schedule ends where its
+        value may be.
+        """
+        for key in ("temperature_end", "epsilon_end"):
+            end = getattr(self, key)
+            require(end == 0 or end >= 1e-6, f"method.{key}", end, "0, or at least 1e-06")
         require(sum(group.num for group in config.data.crops) > 1, "data.crops", "one view", "at least two views")
         require_large_first(config)
         batch = config.train.global_batch
