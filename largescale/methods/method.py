@@ -201,6 +201,12 @@ class Method(nn.Module):
         """Whether an offline phase comes before a step: a function of the configuration and `length` alone."""
         return False
 
+    def phase_embeds(self, step: int) -> bool:
+        """Whether the phase before a step wants `plain` of every image, likewise. Where it does not, as where a memory
+        of all images is what it works on, no image is read and its `corpus` is empty.
+        """
+        return True
+
     def plain(self, images: Tensor) -> Tensor:
         """What a phase wants to know of images [B, 3, S, S], resized and cropped at their centre: rows [B, D]. Called
         through `forward` without a graph, in whatever mode networks are; a row must not depend on the other images.
@@ -212,7 +218,7 @@ class Method(nn.Module):
 
         Args:
             step: about to be done.
-            corpus: `plain` of every image, this rank's part.
+            corpus: `plain` of every image, this rank's part; empty if `phase_embeds` says so.
             beat: to be called with what is being done, now and then and equally often by all ranks: so nobody takes it
                 for a hang, and a run that is to stop leaves there.
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from largescale.config import Config
@@ -25,6 +26,11 @@ class PlainEmbeddings(NamedTuple):
 
     vectors: Tensor
     readable: Tensor
+
+
+def no_embeddings() -> PlainEmbeddings:
+    """For a phase that wants none."""
+    return PlainEmbeddings(torch.empty(0, 0), torch.empty(0, dtype=torch.bool))
 
 
 def with_plain_images(config: Config) -> Config:

@@ -11,6 +11,7 @@ from largescale.config.setting import a_name
 from largescale.data.length import Length
 from largescale.methods.barlow import BarlowTwins
 from largescale.methods.byol import BYOL
+from largescale.methods.deepclusterv2 import DeepClusterV2
 from largescale.methods.densecl import DenseCL
 from largescale.methods.dino import DINO
 from largescale.methods.directpred import DirectPred
@@ -43,6 +44,7 @@ METHODS: dict[str, type[Method]] = {
     "dino": DINO,
     "pirl": PIRL,
     "pcl": PCL,
+    "deepclusterv2": DeepClusterV2,
 }
 
 

@@ -20,10 +20,10 @@ from largescale.plan.trace import Collective, Operator, StepTrace
 
 @dataclass(frozen=True)
 class Phase:
-    """An offline phase, of which a run has several.
+    """An offline phase that embeds all images, of which a run has several.
 
     Attributes:
-        count: phases of the run.
+        count: such phases of the run.
         calls: batches that a rank embeds in each.
         operators, counts, sent: of one batch.
         held: bytes beyond what the rank holds between steps: activations of a batch and embeddings of its images.
@@ -38,9 +38,10 @@ class Phase:
 
 
 def phase_of(engine: Engine, config: Config) -> Phase | None:
-    """Simulate a batch of a phase; None for a run that has none. To be called within a mode of fake tensors."""
+    """Simulate a batch of a phase; None for a run that embeds none. To be called within a mode of fake tensors."""
     length = engine.method.length
-    due = [step for step in range(length.num_steps) if engine.method.phase_due(step)]
+    method = engine.method
+    due = [step for step in range(length.num_steps) if method.phase_due(step) and method.phase_embeds(step)]
     if not due:
         return None
     side, batch = with_plain_images(config).evaluate.size, config.evaluate.batch

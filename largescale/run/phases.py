@@ -1,4 +1,5 @@
-"""Offline phases: before certain steps all ranks embed the whole corpus, and the method makes something of it.
+"""Offline phases: before certain steps all ranks embed the whole corpus, and the method makes something of it. A phase
+that works on what the method holds already embeds nothing.
 
 Which steps these are follows from the configuration, and so does what the network sees: images of the size of a large
 view, whatever `evaluate` says (`evaluate.batch` is how many at a time, and changes roundings alone). What comes of a
@@ -23,7 +24,7 @@ from torch import Tensor
 from largescale.config import Config
 from largescale.data.stream import Stream
 from largescale.evaluate.extract import features_of
-from largescale.methods.phase import PlainEmbeddings, own_ids, with_plain_images
+from largescale.methods.phase import PlainEmbeddings, no_embeddings, own_ids, with_plain_images
 from largescale.parallel.batchnorm import average_statistics
 from largescale.parallel.engine import Engine
 from largescale.processes import world_size
@@ -88,10 +89,11 @@ class Phases:
             _leave_if_any_rank_is_asked_to(asked())
 
         started = time.perf_counter()
-        beat(f"step {step}: embedding the corpus")
+        beat(f"step {step}: offline phase")
         average_statistics(self._engine.method)
         try:
-            corpus = self._embed(step, beat_or_leave)
+            embeds = self._engine.method.phase_embeds(step)
+            corpus = self._embed(step, beat_or_leave) if embeds else no_embeddings()
             embedded = time.perf_counter()
             found = self._engine.method.phase(step, corpus, beat_or_leave)
         except _Left as left:

@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -35,6 +35,16 @@ pytestmark = pytest.mark.distributed
 MINI = ROOT / "tests/methods/mini/pcl.yaml"
 STEPS = 26
 """12 are an epoch of 200 images; with an epoch of warm-up, phases come before steps 12 and 24."""
+
+
+class Expected(NamedTuple):
+    """Steps that phases come before, and those of them in which images are embedded."""
+
+    phases: list[int]
+    embeds: list[int]
+
+
+BETWEEN_EPOCHS = {"deepclusterv2": Expected([0, 12, 24], [0])}
 
 
 def steps_saved(run: Path) -> set[int]:
@@ -82,6 +92,32 @@ def test_a_run_is_stopped_within_an_epoch_or_a_phase_and_goes_on_with_other_rank
     assert status is not None and (status["state"], status["step"], status["saved"]) == ("stopped", 24, 24)
     assert steps_saved(run) == {9, 12, 18, 24}
     run_largescale(*ddp, ranks=2)
+    assert losses(run) == pytest.approx(before, rel=1e-8)
+
+
+@pytest.mark.parametrize("method", BETWEEN_EPOCHS)
+def test_a_run_goes_on_between_two_phases_with_other_ranks(method, shard_folder, tmp_path):
+    run = tmp_path / "run"
+    shared = [
+        "pretrain",
+        str(MINI.with_name(f"{method}.yaml")),
+        f"data.shards={shard_folder}",
+        f"run.dir={run}",
+        "run.log_every=1",
+        f"train.steps={STEPS}",
+        "optim.lr=0.02",
+        "evaluate.batch=32",
+        "checkpoint.every_steps=9",
+        "checkpoint.keep=9",
+    ]
+    run_largescale(*shared, "parallel.strategy=fsdp", ranks=2)
+    before = losses(run)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "phase_s" in row] == BETWEEN_EPOCHS[method].phases
+    assert [row["step"] for row in rows if "phase_skipped" in row] == BETWEEN_EPOCHS[method].embeds
+    for step in steps_saved(run) - {9}:
+        shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
+    run_largescale(*shared, "parallel.strategy=ddp")
     assert losses(run) == pytest.approx(before, rel=1e-8)
 
 

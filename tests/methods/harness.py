@@ -22,7 +22,7 @@ from largescale.data.length import Length
 from largescale.data.order import rank_places
 from largescale.data.views import Views
 from largescale.methods import METHODS, build_method
-from largescale.methods.phase import PlainEmbeddings, own_ids
+from largescale.methods.phase import PlainEmbeddings, no_embeddings, own_ids
 from largescale.parallel.engine import Engine
 from largescale.parallel.precision import weights_dtype
 from largescale.parallel.strategies import build_engine
@@ -99,7 +99,8 @@ def train(
     losses, norms = [], []
     for step in range(first, steps):
         if engine.method.phase_due(step):
-            engine.method.phase(step, whole_corpus(engine, step), lambda what: None)
+            corpus = whole_corpus(engine, step) if engine.method.phase_embeds(step) else no_embeddings()
+            engine.method.phase(step, corpus, lambda what: None)
         views = views_of_step(config, step)
         output = engine.forward_backward(views, step)
         check = engine.check(views, output.loss)

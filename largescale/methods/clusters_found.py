@@ -1,0 +1,124 @@
+"""What methods with clusters say of them: of what a phase found, and in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from largescale.clustering.agreement import agreement
+from largescale.config.setting import setting
+from largescale.methods.method import Panel
+from largescale.methods.symptom import Symptom
+from largescale.processes import world_size
+
+_MOST_IN_ONE = 0.5
+_PERCENTILES = (10, 50, 90)
+
+
+def max_phase_setting() -> float:
+    """The limit of what a phase holds: a field of a dataclass."""
+    found: float = setting(
+        16.0,
+        "Largest size in GB on a rank of what clusters and finding them take; more is refused before anything is read.",
+        above=0,
+        at_most=1e9,
+        free=True,
+    )
+    return found
+
+
+def misfit_of(clusters: Sequence[int], images: int, size: int, max_gb: float) -> str:
+    """Why so many images cannot be clustered, in a line; empty if they can.
+
+    Args:
+        clusters: numbers of them.
+        images: of the corpus.
+        size: bytes that a rank holds.
+        max_gb: the limit, `method.max_phase_gb`.
+    """
+    if max(clusters) > images:
+        return f"method.clusters={clusters}: {max(clusters):,} clusters for {images:,} images; lower it"
+    if size <= max_gb * 1e9:
+        return ""
+    ranks = world_size()
+    return (
+        f"method.max_phase_gb={max_gb:g}: clusters of {images:,} images take {size / 1e9:.3g} GB on each of {ranks} "
+        f"rank{'s' * (ranks > 1)}; use more ranks or fewer clusters, or raise it"
+    )
+
+
+def found(before: Tensor, after: Tensor, sizes: Sequence[Tensor]) -> dict[str, float]:
+    """What is logged of a phase: means over sets of clusters.
+
+    Args:
+        before, after: clusters of this rank's images in each set, -1 for none, [n, M].
+        sizes: images of all ranks in each cluster of each of the M sets, int64 [K].
+
+    Returns:
+        `clusters_used`, the share that have images; `cluster_size_10`, `_50` and `_90`, percentiles of their sizes over
+        the mean size; and, where images had clusters before, `cluster_nmi`, how alike both clusterings are, and
+        `reassigned`, the share of images that have left the largest part of their former cluster.
+
+    Collectives: those of `agreement`, for each set.
+    """
+    values: dict[str, list[float]] = {"clusters_used": [float((own > 0).double().mean()) for own in sizes]}
+    for percent in _PERCENTILES:
+        values[f"cluster_size_{percent}"] = [
+            float(own.sort().values[percent * (len(own) - 1) // 100] / own.double().mean()) for own in sizes
+        ]
+    for number, own in enumerate(sizes):
+        if alike := agreement(before[:, number].long(), after[:, number].long(), len(own), len(own)):
+            values.setdefault("cluster_nmi", []).append(alike.nmi)
+            values.setdefault("reassigned", []).append(1 - alike.kept)
+    return {name: sum(ones) / len(ones) for name, ones in values.items()}
+
+
+@torch.no_grad()
+def same_cluster(assigned: Tensor) -> Tensor:
+    """Share of pairs of different places of a batch whose images have one cluster in common, a mean over sets of
+    clusters: 1 / K for K equal ones. 0 for a single image.
+
+    Args:
+        assigned: clusters of images in each set, [B, M].
+    """
+    batch = len(assigned)
+    together = (assigned[:, None] == assigned[None]).double().mean(2)
+    return (together.sum() - together.diagonal().sum()) / max(1, batch * (batch - 1))
+
+
+def one_for_most(remedy: str) -> Symptom:
+    """That one cluster holds most images."""
+    return Symptom(
+        "one cluster for most images",
+        sign=lambda row: row.get("same_cluster"),
+        sick=(_MOST_IN_ONE, 1),
+        recovery="down",
+        seen=lambda row: f"two images are in one cluster with a probability of {row['same_cluster']:.0%}",
+        remedy=remedy,
+        by_rate=True,
+    )
+
+
+def panels() -> list[Panel]:
+    """Clusters in steps and in phases."""
+    return [
+        Panel(
+            "Clusters",
+            {
+                "share of views that pick their image's cluster": "cluster_picked",
+                "probability that two images are in one": "same_cluster",
+            },
+            limits=(0, 1.05),
+        ),
+        Panel(
+            "Clusters from phase to phase",
+            {
+                "share of clusters with images": "clusters_used",
+                "normalised mutual information with the last ones": "cluster_nmi",
+                "share of images reassigned": "reassigned",
+            },
+            limits=(0, 1.05),
+        ),
+    ]
