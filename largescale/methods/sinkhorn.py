@@ -24,7 +24,7 @@ from torch import Tensor
 
 from largescale.distributed.collectives import exchanging
 
-_KERNEL_EXPONENT = 35.0
+_PRODUCT_EXPONENT = 35.0
 """Largest |score| / epsilon whose exponential, and all products with scaling vectors, stay in float32."""
 
 _SUM_EXPONENT = {torch.float32: 75.0, torch.float64: 690.0}
@@ -43,6 +43,7 @@ def sinkhorn(
     prior: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
     check_range: bool = True,
+    fused: bool = False,
 ) -> Tensor:
     """Assignments of samples to prototypes under the equal-partition constraint.
 
@@ -61,6 +62,8 @@ def sinkhorn(
         prior: shares of the samples that prototypes should get, [K], positive with a sum of 1; None: equal ones.
         group: ranks that hold the rows; None is the default group, or this process alone where there is none.
         check_range: look for scores outside the representable range (reads one number back from the device).
+        fused: by the kernels of `sinkhorn_kernels` where they can do it, and `check_range` is off; the same but for
+            roundings. Elsewhere it changes nothing.
 
     Returns:
         Codes of the shape of `scores`, in float32 (float64 for float64 scores), computed in that precision under
@@ -77,18 +80,21 @@ def sinkhorn(
     """
     if iterations < 1:
         raise ValueError(f"iterations={iterations}: expected at least 1")
+    if fused and not check_range and _kernels_usable(scores, epsilon):
+        packed = scores if scores.dim() == 3 else scores[None]
+        return _by_kernels(packed, epsilon, iterations, prior, group).view(scores.shape)
     with torch.autocast(scores.device.type, enabled=False):
         precision = torch.float64 if scores.dtype == torch.float64 else torch.float32
         logits = scores.to(precision) / epsilon
         packed = logits if logits.dim() == 3 else logits[None]
         # What ranks exchange must not depend on the scores that each has, so epsilon alone decides it.
         wire = torch.float64 if 1 / epsilon > _SUM_EXPONENT[torch.float32] else precision
-        fits = 1 / epsilon <= _KERNEL_EXPONENT
+        fits = 1 / epsilon <= _PRODUCT_EXPONENT
         if check_range:
             largest = float(packed.abs().max()) if packed.numel() else 0.0
             if _group_size(group) == 1:
-                fits = largest <= _KERNEL_EXPONENT
-            elif largest > (_KERNEL_EXPONENT if fits else max(_SUM_EXPONENT[wire], 1 / epsilon)) * (1 + 1e-6):
+                fits = largest <= _PRODUCT_EXPONENT
+            elif largest > (_PRODUCT_EXPONENT if fits else max(_SUM_EXPONENT[wire], 1 / epsilon)) * (1 + 1e-6):
                 raise ValueError(
                     f"scores reach {largest * epsilon:.4g} in absolute value at epsilon={epsilon:.4g}: their "
                     f"exponentials cannot be summed over ranks; pass cosines (normalise features and prototypes) "
@@ -106,14 +112,40 @@ def sinkhorn(
         for _ in range(done, iterations):
             column_sums = _products(codes.mT, row_scale).to(wire if done == 0 else precision)
             _all_reduce(column_sums, group)
-            # The mean keeps the total as it is; without it the two scales would drift apart by B / K an iteration.
-            wanted = column_sums.mean(-1, keepdim=True)
-            if prior is not None:
-                wanted = wanted * (prior * len(prior)).to(wanted)
-            column_scale = (wanted / column_sums).to(precision)
+            column_scale = _column_scale(column_sums, prior).to(precision)
             row_scale = _products(codes, column_scale).reciprocal_()
             done += 1
         return codes.mul_(column_scale[:, None]).mul_(row_scale[:, :, None]).view(scores.shape)
+
+
+def _kernels_usable(scores: Tensor, epsilon: float) -> bool:
+    from largescale.methods.sinkhorn_kernels import usable  # needs Triton, which not every machine without a GPU has
+
+    return usable(scores, epsilon)
+
+
+def _by_kernels(
+    scores: Tensor, epsilon: float, iterations: int, prior: Tensor | None, group: dist.ProcessGroup | None
+) -> Tensor:
+    """The same of [A, B_local, K], with a look at each score per iteration."""
+    from largescale.methods.sinkhorn_kernels import codes, column_sums  # needs Triton
+
+    scores, column_scale = scores.contiguous(), None
+    for _ in range(iterations):
+        sums = column_sums(scores, column_scale, epsilon)
+        _all_reduce(sums, group)
+        column_scale = _column_scale(sums, prior)
+    assert column_scale is not None
+    return codes(scores, column_scale, epsilon)
+
+
+def _column_scale(column_sums: Tensor, prior: Tensor | None) -> Tensor:
+    """What columns [A, K] are multiplied with, from their sums over all ranks."""
+    # The mean keeps the total as it is; without it the two scales would drift apart by B / K an iteration.
+    wanted = column_sums.mean(-1, keepdim=True)
+    if prior is not None:
+        wanted = wanted * (prior * len(prior)).to(wanted)
+    return wanted / column_sums
 
 
 def _products(matrices: Tensor, vectors: Tensor) -> Tensor:

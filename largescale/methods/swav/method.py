@@ -291,6 +291,7 @@ class SwAV(JointEmbedding):
                 prior=None if shares is None else shares.to(assign[heads[0]].device),
                 group=group,
                 check_range=False,  # cosines by construction, so no look at the device is needed
+                fused=self.config.fused_sinkhorn,
             )
             packed = hardened(packed) if now.hard else packed
             codes.update(zip(heads, packed.split(self.num_assign), strict=True))

@@ -84,6 +84,12 @@ class Settings(MethodConfig):
         at_least=0,
         at_most=10,
     )
+    fused_sinkhorn: bool = setting(
+        False,
+        "Compute assignments on CUDA by kernels that read each score once per iteration (Triton); the same but for "
+        "roundings. Elsewhere, and for more than 16,384 prototypes or an epsilon below 1/35, it changes nothing.",
+        free=True,
+    )
     freeze_prototypes_steps: int = setting(
         0, "Steps at the start that leave the prototypes as they are.", at_least=0, at_most=MOST_STEPS
     )

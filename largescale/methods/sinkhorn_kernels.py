@@ -1,0 +1,129 @@
+"""Sinkhorn-Knopp on CUDA with every score touched once per iteration, in Triton.
+
+With M = exp(scores / epsilon), an iteration takes the column scale u [K] and needs, for every row,
+
+    v = 1 / (M[row] @ u)                    # the row step
+    sums += M[row] * v                      # what the next column step needs
+
+so a row that is held between the two lines need not be read again; in torch these are two products with the matrix.
+After the last column step, codes are written at once: M[row] * u * v. For n iterations, scores are read n + 1 times
+and codes written once; the form in torch reads and writes a matrix 2 n + 6 times.
+
+A program holds one row, and the sums of all its rows, in registers, which bounds K. Its sums go to a row of their own
+of `partial`, so the result does not depend on which program comes first.
+
+Only for scores whose exponentials, and products with scaling vectors, stay in float32 (see `sinkhorn`).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MOST_COLUMNS = 2**14
+"""Prototypes that a program can hold: 64 KB of sums, a quarter of a multiprocessor's registers."""
+_EXPONENT = 35.0
+"""Largest |score| / epsilon whose exponential, and all products with scaling vectors, stay in float32."""
+_PROGRAMS = 512
+"""Per problem, at most; about four for each multiprocessor."""
+
+
+@triton.jit
+def _column_sums(
+    scores: tl.tensor,
+    scale: tl.tensor,
+    partial: tl.tensor,
+    num_rows: tl.tensor,
+    num_columns: tl.tensor,
+    over_epsilon: tl.tensor,
+    scaled: tl.constexpr,
+    block: tl.constexpr,
+) -> None:
+    """Sums [programs, K] over some of the rows each of M * v; v is 1 unless there is a scale."""
+    program, problem = tl.program_id(0), tl.program_id(1)
+    columns = tl.arange(0, block)
+    inside = columns < num_columns
+    sums = tl.zeros((block,), tl.float32)
+    if scaled:
+        u = tl.load(scale + problem * num_columns + columns, mask=inside, other=0.0)
+    for row in range(program, num_rows, tl.num_programs(0)):
+        start = (problem * num_rows + row).to(tl.int64) * num_columns
+        s = tl.load(scores + start + columns, mask=inside, other=0.0).to(tl.float32)
+        m = tl.where(inside, tl.exp(s * over_epsilon), 0.0)
+        if scaled:
+            m = m / tl.sum(m * u, axis=0)
+        sums += m
+    place = (problem * tl.num_programs(0) + program) * num_columns
+    tl.store(partial + place + columns, sums, mask=inside)
+
+
+@triton.jit
+def _codes(
+    scores: tl.tensor,
+    scale: tl.tensor,
+    codes: tl.tensor,
+    num_rows: tl.tensor,
+    num_columns: tl.tensor,
+    over_epsilon: tl.tensor,
+    block: tl.constexpr,
+) -> None:
+    """M * u * v, with v so that rows sum to 1."""
+    program, problem = tl.program_id(0), tl.program_id(1)
+    columns = tl.arange(0, block)
+    inside = columns < num_columns
+    u = tl.load(scale + problem * num_columns + columns, mask=inside, other=0.0)
+    for row in range(program, num_rows, tl.num_programs(0)):
+        start = (problem * num_rows + row).to(tl.int64) * num_columns
+        s = tl.load(scores + start + columns, mask=inside, other=0.0).to(tl.float32)
+        m = tl.exp(s * over_epsilon) * u
+        tl.store(codes + start + columns, m / tl.sum(m, axis=0), mask=inside)
+
+
+def usable(scores: Tensor, epsilon: float) -> bool:
+    """Whether the kernels can do it: on CUDA (or in Triton's interpreter), for cosines and few enough prototypes."""
+    there = scores.is_cuda or triton.knobs.runtime.interpret
+    small = scores.dtype != torch.float64 and scores.shape[-1] <= MOST_COLUMNS
+    return bool(there and small and 1 / epsilon <= _EXPONENT)
+
+
+def column_sums(scores: Tensor, column_scale: Tensor | None, epsilon: float) -> Tensor:
+    """What a column step needs of this rank's rows: float32 [A, K].
+
+    Args:
+        scores: [A, B, K], contiguous, in float32 or less; K at most `MOST_COLUMNS`.
+        column_scale: of the column step before, float32 [A, K]; None before the first, when all rows count alike.
+        epsilon: entropy regularisation.
+    """
+    problems, num_rows, num_columns = scores.shape
+    programs = max(1, min(_PROGRAMS, num_rows))
+    partial = torch.empty(problems, programs, num_columns, device=scores.device)
+    _column_sums[(programs, problems)](
+        scores,
+        scores if column_scale is None else column_scale,
+        partial,
+        num_rows,
+        num_columns,
+        1 / epsilon,
+        scaled=column_scale is not None,
+        **_shape(num_columns),
+    )
+    return partial.sum(1)
+
+
+def codes(scores: Tensor, column_scale: Tensor, epsilon: float) -> Tensor:
+    """Codes float32 [A, B, K] after the last column step, with rows that sum to 1. Arguments as of `column_sums`."""
+    problems, num_rows, num_columns = scores.shape
+    found = torch.empty(scores.shape, device=scores.device)
+    if num_rows:
+        programs = min(_PROGRAMS, num_rows)
+        _codes[(programs, problems)](
+            scores, column_scale, found, num_rows, num_columns, 1 / epsilon, **_shape(num_columns)
+        )
+    return found
+
+
+def _shape(num_columns: int) -> dict[str, int]:
+    block = triton.next_power_of_2(num_columns)
+    return {"block": block, "num_warps": min(16, max(4, block // 512))}
