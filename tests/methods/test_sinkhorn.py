@@ -4,18 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-from torch.nn.functional import normalize
 
 from largescale.methods.sinkhorn import sinkhorn
-from tests.helpers.codes import oracle
-
-
-def cosines(num_rows: int, num_prototypes: int, seed: int, dim: int = 16) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    rows = normalize(torch.randn(num_rows, dim, generator=generator), dim=1)
-    prototypes = normalize(torch.randn(num_prototypes, dim, generator=generator), dim=1)
-    return rows @ prototypes.T
+from tests.helpers.codes import cosines, oracle
 
 
 @settings(max_examples=40, deadline=None)

@@ -15,9 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.codes import oracle
+from tests.helpers.codes import cosines, oracle
 from tests.helpers.commands import ROOT
-from tests.methods.test_sinkhorn import cosines
 
 pytest.importorskip("triton", reason="no Triton on this machine")
 
