@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from largescale.clustering.agreement import agreement
+from largescale.config import Config
 from largescale.config.setting import setting
+from largescale.data.length import Length
+from largescale.methods.choice import Choice
 from largescale.methods.method import Panel
-from largescale.methods.symptom import Symptom
+from largescale.methods.symptom import Row, Symptom
 from largescale.processes import world_size
 
 _MOST_IN_ONE = 0.5
+_UNIFORM = 0.98
+"""Of ln K: predictions say nothing."""
+_IMAGES_PER_CLUSTER = 10
 _PERCENTILES = (10, 50, 90)
 
 
@@ -99,6 +106,38 @@ def one_for_most(remedy: str) -> Symptom:
         remedy=remedy,
         by_rate=True,
     )
+
+
+def not_learnt(config: Config) -> Symptom:
+    """That the loss stays that of uniform predictions."""
+    return Symptom(
+        "clusters are not learnt",
+        sign=lambda row: row.get("loss_over_ln_k"),
+        sick=(_UNIFORM, math.inf),
+        recovery="down",
+        seen=lambda row: f"predictions are no better than uniform (loss {row['loss_over_ln_k']:.0%} of ln K)",
+        remedy=f"Try, in another run.dir, optim.lr={config.optim.lr / 2:.2g}, a longer optim.warmup_epochs, or fewer "
+        "method.clusters",
+        meaning="views do not tell the clusters of their images",
+        by_rate=True,
+    )
+
+
+def uniform_loss(clusters: Sequence[int]) -> float:
+    """Mean over sets of clusters of ln K."""
+    return sum(map(math.log, clusters)) / len(clusters)
+
+
+def brief(row: Row) -> str:
+    """What a console line adds: the loss as a share of that of uniform predictions."""
+    return f" ({row['loss_over_ln_k']:.0%} of ln K)" if "loss_over_ln_k" in row else ""
+
+
+def suited(clusters: Sequence[int], length: Length) -> dict[str, Choice]:
+    """At most one cluster for every ten images."""
+    share = min(1.0, length.num_samples / _IMAGES_PER_CLUSTER / max(clusters))
+    fewer = [max(2, int(share * count)) for count in clusters]
+    return {"clusters": Choice(fewer, f"at most one for every {_IMAGES_PER_CLUSTER} images")}
 
 
 def panels() -> list[Panel]:

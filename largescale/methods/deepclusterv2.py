@@ -64,7 +64,6 @@ from shards.ground.errors import InputError
 _PURPOSE = 43
 """Keeps the numbers that seed k-means apart from others of the same seed and step."""
 _BANKS = 2
-_IMAGES_PER_CLUSTER = 10
 
 
 @dataclass
@@ -232,16 +231,12 @@ class DeepClusterV2(JointEmbedding):
     @classmethod
     def suited(cls, config: Config, length: Length) -> dict[str, Choice]:
         """At most one cluster for every ten images."""
-        counts = _settings(config).clusters
-        share = min(1.0, length.num_samples / _IMAGES_PER_CLUSTER / max(counts))
-        clusters = [max(2, int(share * count)) for count in counts]
-        return {"clusters": Choice(clusters, f"at most one for every {_IMAGES_PER_CLUSTER} images")}
+        return clusters_found.suited(_settings(config).clusters, length)
 
     @classmethod
     def loss_references(cls, config: Config) -> dict[str, float]:
         """The loss of uniform predictions."""
-        counts = _settings(config).clusters
-        return {"ln K (uniform predictions)": sum(map(math.log, counts)) / len(counts)}
+        return {"ln K (uniform predictions)": clusters_found.uniform_loss(_settings(config).clusters)}
 
     @classmethod
     def symptoms(cls, config: Config) -> list[Symptom]:

@@ -22,6 +22,7 @@ from largescale.methods.mocov3 import MoCoV3
 from largescale.methods.nnclr import NNCLR
 from largescale.methods.pcl import PCL
 from largescale.methods.pirl import PIRL
+from largescale.methods.sela import SeLa
 from largescale.methods.simclr import SimCLR
 from largescale.methods.simsiam import SimSiam
 from largescale.methods.swav.method import SwAV
@@ -45,6 +46,7 @@ METHODS: dict[str, type[Method]] = {
     "pirl": PIRL,
     "pcl": PCL,
     "deepclusterv2": DeepClusterV2,
+    "sela": SeLa,
 }
 
 

@@ -44,7 +44,7 @@ class Expected(NamedTuple):
     embeds: list[int]
 
 
-BETWEEN_EPOCHS = {"deepclusterv2": Expected([0, 12, 24], [0])}
+BETWEEN_EPOCHS = {"deepclusterv2": Expected([0, 12, 24], [0]), "sela": Expected([2, 11], [2, 11])}
 
 
 def steps_saved(run: Path) -> set[int]:

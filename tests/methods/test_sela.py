@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.functional import cross_entropy
+
+from largescale.clustering.agreement import agreement
+from largescale.config import load_config
+from largescale.data.length import Length
+from largescale.data.views import Views
+from largescale.methods import build_method, require_fit
+from largescale.methods.phase import PlainEmbeddings
+from largescale.methods.sela import SeLa
+from shards.ground.errors import InputError
+from tests.helpers.commands import ROOT
+from tests.helpers.doctor import said_of
+from tests.helpers.ranks import run_ranks
+
+MINI = ROOT / "tests/methods/mini/sela.yaml"
+BATCH, SAMPLES, PER_EPOCH = 6, 40, 3
+LENGTH = Length(6 * PER_EPOCH, PER_EPOCH, SAMPLES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A group of one, as in a run of a process."""
+    store = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def build(*overrides: str, length: Length = LENGTH) -> SeLa:
+    config = load_config(MINI, [f"train.global_batch={BATCH}", "data.streams=1", *overrides])
+    torch.manual_seed(0)
+    require_fit(config, length)
+    method = build_method(config, length).double()
+    method.begin()
+    return method
+
+
+def views(step: int = 0) -> Views:
+    generator = torch.Generator().manual_seed(step)
+    images = [
+        torch.randn(num * BATCH, 3, side, side, generator=generator, dtype=torch.float64)
+        for num, side in ((2, 24), (1, 16))
+    ]
+    return Views(images, torch.randint(SAMPLES, (BATCH,), generator=generator))
+
+
+def plain_images() -> Tensor:
+    return torch.randn(SAMPLES, 3, 24, 24, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+
+
+@torch.no_grad()
+def solve(method: SeLa, images: Tensor, missing: int = 17, step: int = 2) -> dict[str, float]:
+    readable = torch.arange(SAMPLES) != missing
+    return method.phase(step, PlainEmbeddings(method.plain(images[readable]), readable), lambda what: None)
+
+
+def test_loss_and_gradient_equal_the_naive_loop():
+    method = build().eval()
+    for step in range(2):
+        batch = views(step)
+        each = [*batch.images[0].split(BATCH), batch.images[1]]
+        expected = torch.zeros((), dtype=torch.float64)
+        for number, head in enumerate(method.heads):
+            for view in each:
+                for place, sample in enumerate(batch.ids.tolist()):
+                    probabilities = torch.softmax(head(method.backbone(view))[place], 0)
+                    expected = expected - probabilities[method.labels.own[sample, number]].log() / 2 / BATCH / 3
+        loss = method(batch, step).loss
+        torch.testing.assert_close(loss, expected, rtol=1e-11, atol=1e-14)
+        trained = list(method.parameters())
+        ours, theirs = torch.autograd.grad(loss, trained), torch.autograd.grad(expected, trained)
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_the_first_labels_are_balanced_and_other_ones_in_each_head():
+    method = build("method.clusters=[4,4]")
+    for head in range(2):
+        assert method.labels.own[:, head].bincount().tolist() == [10] * 4
+    assert not torch.equal(method.labels.own[:, 0], method.labels.own[:, 1])
+    assert not torch.equal(method.labels.own[:, 0], torch.arange(SAMPLES) % 4)
+    other = build("method.clusters=[4,4]", "run.seed=1")
+    assert not torch.equal(method.labels.own, other.labels.own)
+
+
+def first_labels() -> Tensor:
+    return build().labels.own
+
+
+@pytest.mark.distributed
+def test_the_first_labels_do_not_depend_on_the_ranks():
+    assert torch.equal(torch.cat(run_ranks(first_labels, 3)), build().labels.own)
+
+
+def test_solves_are_often_at_first_and_seldom_in_the_end():
+    method = build("method.solves=4", length=Length(1000, 10, SAMPLES))
+    assert [step for step in range(1000) if method.phase_due(step)] == [40, 160, 360, 640]
+
+
+def test_labels_are_those_of_the_published_loop_by_the_heads_as_they_are():
+    method = build().eval()
+    method._layers = [(torch.zeros(5, 1), torch.zeros(5))]
+    method.after_update(0)  # what heads were is forgotten
+    images, before = plain_images(), method.labels.own.clone()
+    found = solve(method, images)
+    features = method.backbone(images)
+    readable = torch.arange(SAMPLES) != 17
+    for number, head in enumerate(method.heads):
+        kernel = torch.softmax(head(features[readable]), 1).detach() ** 5
+        beta = torch.ones(kernel.shape[1], dtype=torch.float64)
+        for _ in range(100):
+            alpha = 1 / len(kernel) / (kernel @ beta)
+            new = 1 / kernel.shape[1] / (alpha @ kernel)
+            error, beta = float((beta / new - 1).abs().sum()), (beta if (beta / new - 1).abs().sum() < 0.1 else new)
+            if error < 0.1:
+                break
+        assert torch.equal(method.labels.own[readable, number].long(), (kernel * beta).argmax(1))
+    assert torch.equal(method.labels.own[17], before[17]), "an image that cannot be read keeps its labels"
+    assert found["solve_error"] < 0.1 and 0 < found["clusters_used"] <= 1
+
+
+def test_a_solve_sees_each_image_by_itself():
+    method, images = build(), plain_images()  # in training mode
+    with torch.no_grad():
+        torch.testing.assert_close(method.plain(images[:1]), method.plain(images)[:1])
+
+
+def test_coloured_squares_are_told_apart():
+    """A head learns what it is given; labels follow the squares after a few rounds of both."""
+    method = build("method.clusters=[4]", "method.power=25", "method.tolerance=0.01")
+    colours = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 0, 2], [-2, -2, -2]], dtype=torch.float64)
+    known = torch.arange(SAMPLES) % 4
+    noise = torch.randn(SAMPLES, 3, 24, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images = colours[known][:, :, None, None] + 0.05 * noise
+    head = method.heads[0]
+    with torch.no_grad():
+        features = method.plain(images)
+        features = (features - features.mean(0)) / features.std(0).clamp_min(1e-6)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.5)
+    for step in range(30):
+        for _ in range(5):
+            optimizer.zero_grad()
+            cross_entropy(head(features), method.labels.own[:, 0].long()).backward()
+            optimizer.step()
+        method._layers = [(head.weight.detach(), head.bias.detach())]
+        method.phase(step, PlainEmbeddings(features, torch.ones(SAMPLES, dtype=torch.bool)), lambda what: None)
+    found = agreement(method.labels.own[:, 0].long(), known, 4, 4)
+    assert found.nmi == pytest.approx(1)
+
+
+def test_what_a_checkpoint_holds_is_all_that_goes_on():
+    method, other = build().eval(), build("run.seed=1").eval()
+    other.load_state_dict(method.state_dict())
+    solve(method, plain_images())
+    mesh = init_device_mesh("cpu", (1,))
+    for name, value in method.state(mesh).items():
+        other.state(mesh)[name].to_local().copy_(value.to_local())
+    assert torch.equal(method(views(1), 3).loss, other(views(1), 3).loss)
+    assert solve(method, plain_images(), step=8) == solve(other, plain_images(), step=8)
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(InputError, match=r"method.clusters=\[5, 41\]: 41 clusters for 40 images; lower it"):
+        build("method.clusters=[5,41]")
+    with pytest.raises(InputError, match=r"method.max_phase_gb=1e-06: clusters of 40 images take"):
+        build("method.max_phase_gb=0.000001")
+    with pytest.raises(InputError, match=r"method.clusters=\[40\], before step 2: 39 points for 40 clusters"):
+        solve(build("method.clusters=[40]"), plain_images())
+
+
+def test_labels_that_are_not_learnt_are_said():
+    config = load_config(MINI)
+    signs = {"cluster_picked": 0.1, "loss": 1.5}
+    assert "clusters are not learnt" in said_of(config, {**signs, "loss_over_ln_k": 1.0})
+    assert said_of(config, {**signs, "loss_over_ln_k": 0.6}) == ""
