@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from largescale.command_examples import EXAMPLES
+from largescale.curate.arguments import add_arguments as curate_arguments
 from largescale.distributed.stopping import INTERRUPTED, StoppedInOrder, own_rank
 from largescale.plan.arguments import add_arguments as plan_arguments
 from largescale.propose.arguments import add_arguments as init_arguments
@@ -124,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--dim", type=int, default=0, metavar="N", help="write N principal components instead of all numbers"
     )
+
+    command = _command(commands, "curate", _curate, "choose what of a pile to train on, by its features")
+    curate_arguments(command)
 
     command = _command(commands, "export", _export, "write the weights to a file that other programs load")
     command.add_argument("run_dir", metavar="RUN", help="folder of a run")
@@ -290,6 +294,17 @@ def _features(arguments: argparse.Namespace) -> None:
         done = write_features(arguments.place, arguments.shards, out, wish, arguments.overrides)
     if own_rank() <= 0:
         sys.stdout.write(f"{out}: {done}\n")
+
+
+def _curate(arguments: argparse.Namespace) -> None:
+    _require_threads()
+    from largescale.curate.arguments import run
+
+    level = logging.INFO if own_rank() <= 0 else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    done = run(arguments)
+    if own_rank() <= 0:
+        sys.stdout.write(f"{arguments.out}: {done}\n")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

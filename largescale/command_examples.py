@@ -28,6 +28,11 @@ EXAMPLES = {
   largescale features runs/demo data/shards/photos features/photos --assign --thumbnails 64
   largescale features runs/demo data/shards/photos features/small --dim 128
   torchrun --standalone --nproc-per-node=8 -m largescale features runs/demo data/shards/photos features/photos""",
+    "curate": """examples:
+  largescale curate features/photos curated/photos --dedup 0.01
+  largescale curate features/photos curated/photos --levels 10000,500 --target 20000 --dedup 0.01 --shards data/photos
+  torchrun --standalone --nproc-per-node=8 -m largescale curate features/photos curated/photos \\
+      --levels 1000000,50000,1000 --target 20000000 --dedup-fraction 0.3""",
     "export": """examples:
   largescale export runs/demo backbone.safetensors
   largescale export runs/demo backbone.safetensors --step 1000 --head --card backbone.md

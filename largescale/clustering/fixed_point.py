@@ -24,7 +24,8 @@ class FixedPoint:
 
     Attributes:
         num_rows: of each rank.
-        ranks: that add up; 1 if this rank is alone.
+        alone: whether it is about this rank's rows only.
+        ranks: that add up.
     """
 
     def __init__(self, values: Tensor, *, alone: bool = False) -> None:
@@ -39,7 +40,7 @@ class FixedPoint:
 
         Collectives: every rank must call it, but for `alone`; one all-gather of two numbers.
         """
-        self.ranks = 1 if alone else world_size()
+        self.alone, self.ranks = alone, 1 if alone else world_size()
         ends = torch.stack(torch.aminmax(values)) if values.numel() else values.new_zeros(2)  # no copy of the values
         largest = ends.abs().max().double()
         own = torch.stack([largest, torch.full_like(largest, len(values))])

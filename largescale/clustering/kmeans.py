@@ -135,7 +135,7 @@ def _lloyd(
     assignments = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
     for iteration in range(iterations + 1):
         beat(f"k-means of {len(centroids)} clusters, iteration {iteration}")
-        nearest = nearest_centroids(points, centroids)
+        nearest = nearest_centroids(points, centroids, alone=exact.alone)
         sums, sizes, moved = _totals(points, exact, nearest, len(centroids), int((nearest != assignments).sum()))
         assignments = nearest
         if moved == 0 or iteration == iterations:
@@ -146,17 +146,23 @@ def _lloyd(
             means /= means.norm(dim=1, keepdim=True).clamp_min(torch.finfo(points.dtype).tiny)
         centroids = means.to(points.dtype)
     distances = distances_to(points, centroids, assignments)
-    inertia = float(sums_by_group(distances.square(), torch.zeros_like(assignments), 1, alone=exact.ranks == 1))
+    inertia = float(sums_by_group(distances.square(), torch.zeros_like(assignments), 1, alone=exact.alone))
     return Clusters(centroids, assignments, distances, sizes, inertia, iteration)
 
 
-def nearest_centroids(points: Tensor, centroids: Tensor) -> Tensor:
-    """The nearest centroid of each point, int64 [n]; the first of equally near ones. Collectives: none."""
+def nearest_centroids(points: Tensor, centroids: Tensor, *, alone: bool = False) -> Tensor:
+    """The nearest centroid of each point, int64 [n]; the first of equally near ones. Collectives: none.
+
+    Args:
+        points: [n, D].
+        centroids: [K, D].
+        alone: whether these points are always together: what is found of one may then depend on how many there are.
+    """
     half_squares, rows = centroids.square().sum(1) / 2, _rows(len(centroids))
     nearest = torch.empty(len(points), dtype=torch.int64, device=points.device)
     for block, found in zip(points.split(rows), nearest.split(rows), strict=True):
         # Of one shape, so that a point's similarities do not depend on how many others are with it.
-        whole = pad(block, (0, 0, 0, rows - len(block)))
+        whole = block if alone else pad(block, (0, 0, 0, rows - len(block)))
         found.copy_((whole @ centroids.T).sub_(half_squares).argmax(1)[: len(block)])
     return nearest
 

@@ -57,7 +57,7 @@ def spread_start(points: Tensor, count: int, seed: int, *, alone: bool = False) 
         if wanted == 0:
             break
         some = _rows_of(points, first, _first(_times(places, squares, seed, number), places, wanted, ranks), ranks)
-        distances = distances_to(points, some, nearest_centroids(points, some)).square()
+        distances = distances_to(points, some, nearest_centroids(points, some, alone=alone)).square()
         squares = distances if number == 0 else torch.minimum(squares, distances)
         centroids = torch.cat([centroids, some])
     return centroids

@@ -19,6 +19,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from largescale.report.html_parts import escape
 from shards.ground.files import atomic_write
@@ -109,6 +110,9 @@ def curves(
         if log:
             axes.set_xscale("log")
             axes.set_yscale("log")
+            for axis in (axes.xaxis, axes.yaxis):  # the usual labels of powers are TeX
+                axis.set_major_formatter(LogFormatter())
+                axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
         elif limits:
             axes.set_ylim(*limits)
         elif not any(value for line in lines for value in line.values):

@@ -1,0 +1,141 @@
+"""The folder in which a curation is worked out: `OUT.unfinished`, beside OUT, which it becomes in the end.
+
+    curation.json          what is being made, from what; another wish begins again
+    coarse.npz             coarse centroids
+    sorted-000000.npy      rows of a few feature files, by coarse cluster, as they are stored
+    sorted-000000-samples.npy   their sample numbers
+    sorted-000000.npz      where each cluster ends
+    dropped-000000.npz     duplicates of a coarse cluster
+    first-000000.npz       clusters of the first level in a coarse cluster
+    level-2.npz            clusters of a level, and which of them those below belong to
+    result/                what becomes OUT
+
+Every file is whole or absent, and does not depend on the number of ranks: a command that was killed goes on from them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from largescale.evaluate.made_from import difference
+from largescale.processes import barrier, on_rank_0, rank, together, world_size
+from shards.ground.errors import InputError
+from shards.ground.files import at_work_in, atomic_write, remove_partial_files
+
+RECORD = "curation.json"
+_PATTERNS = ("coarse.npz", "sorted-*.np?", "dropped-*.npz", "first-*.npz", "level-*.npz", RECORD)
+_QUIET_S = 10.0
+"""Seconds between two lines of progress."""
+
+_log = logging.getLogger(__name__)
+
+
+class Workshop:
+    """The stages of one curation."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def result(self) -> Path:
+        """What becomes OUT."""
+        return self.folder / "result"
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """What a stage has found."""
+        with np.load(self.folder / f"{name}.npz", allow_pickle=False) as file:
+            return dict(file)
+
+    def has(self, name: str) -> bool:
+        """Whether a stage, or a part of it, is done."""
+        return (self.folder / f"{name}.npz").is_file()
+
+    def keep(self, name: str, **arrays: np.ndarray) -> None:
+        """Write what a stage has found."""
+        with atomic_write(self.folder / f"{name}.npz") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    def keep_rows(self, name: str, rows: np.ndarray) -> None:
+        """Write an array that `rows` reads in parts."""
+        with atomic_write(self.folder / f"{name}.npy") as file:
+            np.save(file, rows, allow_pickle=False)
+
+    def rows(self, name: str) -> np.ndarray:
+        """An array that stays on disk."""
+        return cast(np.ndarray, np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+
+    def share(self, what: str, parts: Iterable[int], name: Callable[[int], str], make: Callable[[int], None]) -> None:
+        """Have every part made that is not there; ranks share them.
+
+        Args:
+            what: is being done, for people.
+            parts: their numbers, in the order in which they are made.
+            name: of a part's arrays, written last.
+            make: makes a part.
+
+        Raises:
+            InputError: on all ranks, if one of them did.
+
+        Collectives: every rank must call it; `together`, and one barrier before it.
+        """
+        missing = [part for part in parts if not self.has(name(part))]
+        barrier()  # all ranks have looked before any makes one
+        own = missing[rank() :: world_size()]
+
+        def work() -> None:
+            said = time.monotonic()
+            for done, part in enumerate(own):
+                if time.monotonic() - said > _QUIET_S:
+                    said = time.monotonic()
+                    _log.info("%s: %d%%", what, 100 * done / len(own))
+                make(part)
+
+        if missing:
+            _log.info("%s", what)
+        together(work)
+
+
+@contextmanager
+def workshop(out: Path, stamp: dict[str, Any]) -> Iterator[Workshop]:
+    """The workshop for a result, with what was done of it before; work of another wish is removed.
+
+    Raises:
+        InputError: it cannot be made, or another command is at work there.
+
+    Collectives: every rank must call it; one broadcast of an object.
+    """
+    folder = out.with_name(f"{out.name}.unfinished")
+    on_rank_0(lambda: _begin(folder, stamp))
+    with at_work_in(folder, with_others=True):
+        yield Workshop(folder)
+
+
+def _begin(folder: Path, stamp: dict[str, Any]) -> None:
+    with at_work_in(folder, with_others=False):
+        remove_partial_files(folder)
+        try:
+            before = json.loads((folder / RECORD).read_text())
+        except (OSError, ValueError):
+            before = None
+        if before is None and any(folder.iterdir()):
+            raise InputError(f"{folder}: holds something else than an unfinished curation; move it away")
+        why = difference(before, stamp) if before is not None else ""
+        if why:
+            _log.warning("%s: begins again: %s", folder, why)
+            for pattern in _PATTERNS:
+                for path in folder.glob(pattern):
+                    path.unlink()
+        elif before is not None:
+            _log.info("%s: goes on where it was", folder)
+        shutil.rmtree(folder / "result", ignore_errors=True)
+        with atomic_write(folder / RECORD) as file:
+            file.write((json.dumps(stamp, indent=1) + "\n").encode())

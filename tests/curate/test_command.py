@@ -1,0 +1,246 @@
+"""`largescale curate` from features to a subset: what is found, on how many ranks, when it is killed, what is refused.
+
+Covers: largescale/curate/arguments.py, largescale/curate/buckets.py, largescale/curate/examples.py,
+largescale/curate/memory.py, largescale/curate/result.py, largescale/curate/stages.py, largescale/curate/summary.py,
+largescale/curate/wish.py, largescale/curate/workshop.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from largescale.cli import main
+from largescale.curate import memory, workshop
+from largescale.curate.command import Places, curate
+from largescale.curate.sampling import shares
+from largescale.curate.wish import Wish
+from largescale.data.corpora import Corpus, read_subset
+from shards.format.manifest import Manifest, ShardEntry
+from shards.ground.errors import InputError
+from tests.helpers.piles import long_tail, write_features
+from tests.helpers.ranks import run_ranks
+
+NUM, EPSILON, MISSING = 900, 1e-4, (5, 250, 899)
+WISH = Wish(levels=(60, 20, 6), target=200, epsilon=EPSILON, rounds=2, iterations=6, coarse=7)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory) -> Path:
+    return write_features(tmp_path_factory.mktemp("pile") / "features", long_tail(NUM), missing=MISSING)
+
+
+@pytest.fixture(scope="module")
+def curated(features, tmp_path_factory) -> Path:
+    return make(features, tmp_path_factory.mktemp("curated") / "out", WISH)
+
+
+def make(features: Path, out: Path, wish: Wish, memory_gb: float = 0) -> Path:
+    curate(Places(features, out, memory_gb=memory_gb), wish, torch.device("cpu"))
+    return out
+
+
+def found_in(out: Path) -> dict[str, bytes]:
+    """All that must not depend on how it was made."""
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.[np]*[yt]"))}
+
+
+def unit() -> np.ndarray:
+    rows = long_tail(NUM).astype(np.float16).astype(float)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def columns(out: Path) -> dict[str, np.ndarray]:
+    """The table; numbers that are missing are NaN."""
+    table = pq.read_table(out / "images")
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def test_the_subset_is_what_the_table_says_and_a_run_takes_it(curated):
+    subset, table = np.load(curated / "subset.npy"), columns(curated)
+    assert len(subset) == 200 and subset.dtype == np.int64 and (np.diff(subset) > 0).all()
+    assert table["sample"].tolist() == [one for one in range(NUM) if one not in MISSING]
+    assert table["sample"][table["kept"]].tolist() == subset.tolist()
+    for key, shard, row, sample in zip(*(table[name] for name in ("key", "shard", "row", "sample")), strict=True):
+        assert key == f"key{sample}" and sample == 100 * int(shard[5:11]) + row
+    shards = tuple(ShardEntry(f"pile-{one:06d}.tar", 100, 1, "sum") for one in range(9))
+    manifest = Manifest(curated, "pile", shards, (), "", {}, {})
+    assert read_subset(str(curated / "subset.npy"), Corpus(manifest)).tolist() == subset.tolist()
+
+
+def test_duplicates_are_those_of_a_loop_over_each_coarse_cluster(curated):
+    table, rows = columns(curated), unit()
+    sample, coarse = table["sample"], table["coarse"]
+    dropped = ~np.isnan(table["duplicate_of"])
+    assert 60 < dropped.sum() < 200 and not table["kept"][dropped].any()
+    for at in np.flatnonzero(dropped):
+        near = sample[(coarse == coarse[at]) & ~dropped]
+        best, other = (rows[near] @ rows[sample[at]]).max(), int(table["duplicate_of"][at])
+        assert table["cosine"][at] == pytest.approx(best, abs=1e-6) and best >= 1 - EPSILON - 1e-6
+        assert other in near and rows[other] @ rows[sample[at]] == pytest.approx(best, abs=1e-6)
+        assert table["cluster_1"][sample == other] == table["cluster_1"][at]
+    for bucket in range(7):
+        some = rows[sample[(coarse == bucket) & ~dropped]]
+        assert np.triu(some @ some.T, 1).max() < 1 - EPSILON + 1e-6
+
+
+def test_clusters_are_a_tree_and_give_what_their_caps_are(curated):
+    table = columns(curated)
+    parents = []
+    for below, above, count in (("cluster_1", "cluster_2", 60), ("cluster_2", "cluster_3", 20)):
+        found = np.zeros(count, np.int64)
+        found[table[below]] = table[above]
+        assert (found[table[below]] == table[above]).all()
+        parents.append(found)
+    assert len(np.unique(table["cluster_1"])) == 60 and table["cluster_3"].max() < 6
+    unique = np.bincount(table["cluster_1"][np.isnan(table["duplicate_of"])], minlength=60)
+    given = np.bincount(table["cluster_1"][table["kept"]], minlength=60)
+    assert given.tolist() == shares(unique, parents, 200, WISH.seed).tolist()
+    before, after = np.bincount(table["cluster_3"]), np.bincount(table["cluster_3"][table["kept"]], minlength=6)
+    assert after.max() / after.sum() < 0.8 * before.max() / before.sum()
+
+
+def test_the_record_counts_what_the_table_holds(curated):
+    record, table = json.loads((curated / "curation.json").read_text()), columns(curated)
+    assert (record["num_samples"], record["num_images"], record["num_kept"]) == (NUM, NUM - 3, 200)
+    assert record["num_duplicates"] == (~np.isnan(table["duplicate_of"])).sum()
+    for level in record["levels"]:
+        clusters = table[level["name"]]
+        assert level["before"]["largest"] == np.bincount(clusters).max()
+        assert level["after"]["largest"] == np.bincount(clusters[table["kept"]]).max()
+    assert set(record["seconds"]) == {"coarse clusters", "sorting", "duplicates", "levels", "result"}
+
+
+def test_npy_features_give_the_same(curated, tmp_path):
+    features = write_features(tmp_path / "features", long_tail(NUM), missing=MISSING, form="npy")
+    assert found_in(make(features, tmp_path / "out", WISH)) == found_in(curated)
+
+
+def of_ranks(features: Path, out: Path) -> None:
+    make(features, out, WISH)
+
+
+@pytest.mark.distributed
+def test_any_number_of_ranks_finds_the_same_bytes(features, curated, tmp_path):
+    run_ranks(of_ranks, 3, features, tmp_path / "out")
+    assert found_in(tmp_path / "out") == found_in(curated) and len(found_in(curated)) == 10
+
+
+@pytest.mark.parametrize("after", [0, 1, 4, 9, 12, 16, 17, 18])
+def test_a_killed_command_goes_on_where_it_was(features, curated, tmp_path, monkeypatch, after):
+    done: Counter[str] = Counter()
+    keep = workshop.Workshop.keep
+
+    def killed(self: workshop.Workshop, name: str, **arrays: np.ndarray) -> None:
+        if sum(done.values()) == after:
+            raise KeyboardInterrupt
+        done[name] += 1
+        keep(self, name, **arrays)
+
+    monkeypatch.setattr(workshop.Workshop, "keep", killed)
+    if after < 18:
+        with pytest.raises(KeyboardInterrupt):
+            make(features, tmp_path / "out", WISH)
+        assert not (tmp_path / "out").exists()
+        after = -1
+    make(features, tmp_path / "out", WISH)
+    assert set(done.values()) == {1}, "nothing is done twice"
+    assert found_in(tmp_path / "out") == found_in(curated)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_another_wish_begins_again_and_the_same_one_is_done(features, curated, tmp_path, monkeypatch, caplog, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("largescale.curate.command.write_page", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make(features, tmp_path / "out", Wish(levels=(50, 5), target=100))
+    make(features, tmp_path / "out", WISH)
+    assert "begins again: settings.levels was [50, 5] and is now [60, 20, 6]" in caplog.text
+    assert found_in(tmp_path / "out") == found_in(curated)
+    options = ["--levels", "60,20,6", "--target", "200", "--dedup", "1e-4", "--rounds", "2", "--coarse", "7"]
+    options += ["--iterations", "6"]
+    assert main(["curate", str(features), str(tmp_path / "out"), *options]) == 0
+    assert capsys.readouterr().out.endswith("; nothing to do\n")
+
+
+def test_only_duplicates(features, tmp_path):
+    out = make(features, tmp_path / "out", Wish(epsilon=EPSILON, coarse=7))
+    table = columns(out)
+    assert (table["kept"] == np.isnan(table["duplicate_of"])).all() and "cluster_1" not in table
+    assert len(np.load(out / "subset.npy")) == table["kept"].sum() < 850
+
+
+def test_epsilon_is_found_for_a_fraction(features, tmp_path):
+    out = make(features, tmp_path / "out", Wish(fraction=0.5, coarse=3))
+    record = json.loads((out / "curation.json").read_text())
+    assert record["epsilon"] > 1e-3 and record["num_duplicates"] / record["num_images"] == pytest.approx(0.5, abs=0.15)
+
+
+def test_small_clusters_repeat_when_asked(features, tmp_path):
+    out = make(features, tmp_path / "out", Wish(levels=(20,), target=2500, repeat=4, coarse=1))
+    subset, repeats = np.load(out / "subset.npy"), np.load(out / "repeats.npy")
+    assert repeats.sum() == 2500 and repeats.max() == 4 and len(subset) == len(repeats) <= NUM
+    nearest = make(features, tmp_path / "nearest", Wish(levels=(20,), target=20, leaves="nearest", coarse=1))
+    assert len(np.load(nearest / "subset.npy")) == 20
+
+
+def test_what_is_left_may_be_less_than_the_target(features, tmp_path):
+    out = tmp_path / "out"
+    said = curate(Places(features, out), Wish(levels=(9,), target=890, epsilon=EPSILON), torch.device("cpu"))
+    assert "images were left for a target of 890" in said
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ("", "nothing to do; pass --levels, --dedup, or both"),
+        ("--levels 60,6 --target 898", "--target=898: there are 897 images"),
+        ("--target 9 --dedup 0.1", "--target=9: needs --levels"),
+        ("--levels 60,60", "--levels: 60 clusters of 60; each level must be smaller than the last"),
+        ("--levels 898", "--levels: 898 clusters of 897 images; choose fewer"),
+        ("--levels 60,x", "--levels=60,x: expected numbers"),
+        ("--levels 60,0", "expected numbers of clusters of 1 or more"),
+        ("--levels 880 --dedup 0.0001", "that are no duplicates; choose fewer"),
+        ("--dedup 1.5", "expected 0 or more, below 1"),
+        ("--dedup 0.1 --dedup-fraction 0.2", "choose one, the other follows from it"),
+        ("--levels 9 --leaves far", "--leaves=far: expected random or nearest"),
+        ("--levels 9 --repeat 0", "--repeat=0: expected 1 or more"),
+        ("--levels 9 --coarse 10", "--coarse=10: expected at most as many"),
+        ("--levels 9 --memory-gb 0.001", "and 0.00 GB are allowed; "),
+        ("--levels 9 --memory-gb -1", "--memory-gb=-1.0: expected 0 or more"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(features, tmp_path, capsys, options, words):
+    assert main(["curate", str(features), str(tmp_path / "out"), *options.split()]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and words in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(features, curated, tmp_path):
+    for out, words in ((curated, "holds another curation"), (features, "is not empty")):
+        with pytest.raises(InputError, match=words):
+            make(features, out, Wish(epsilon=0.1))
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file"):
+        make(features, tmp_path / "file", WISH)
+    (tmp_path / "out.unfinished").mkdir()
+    (tmp_path / "out.unfinished" / "mine").touch()
+    with pytest.raises(InputError, match="holds something else than an unfinished curation"):
+        make(features, tmp_path / "out", WISH)
+    assert (tmp_path / "out.unfinished" / "mine").exists()
+
+
+def test_a_coarse_cluster_that_does_not_fit_is_refused(tmp_path, monkeypatch):
+    """All images but few are the same, so that one coarse cluster is much larger than it was taken to be."""
+    monkeypatch.setattr(memory, "bucket_bytes", lambda images, *_: images * 10**6)
+    rows = np.ones((900, 8)) + 3 * np.eye(900, 8)
+    features = write_features(tmp_path / "features", rows)
+    with pytest.raises(InputError, match=r"a coarse cluster of 89\d images: needs 0.89 GB on each rank, .* --coarse"):
+        make(features, tmp_path / "out", Wish(epsilon=0.01, coarse=9), memory_gb=0.5)

@@ -1,0 +1,74 @@
+"""The page about a curation, as a real browser renders it.
+
+Covers: largescale/curate/pictures.py, largescale/curate/sizes_plot.py
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from largescale.curate.command import Places, curate
+from largescale.curate.wish import Wish
+from largescale.data.corpora import Corpus
+from largescale.data.reader import ShardReader
+from largescale.report.gallery import data_url, picture
+from shards.format.manifest import read_manifest
+from tests.helpers.browser import SCREENS, check_structure, on_screens
+from tests.helpers.piles import long_tail, write_features
+
+WISH = Wish(levels=(60, 12), target=150, epsilon=1e-4, rounds=1, iterations=5, coarse=5)
+
+
+def page_of(features: Path, out: Path, wish: Wish, shards: Path | None = None) -> str:
+    curate(Places(features, out, shards), wish, torch.device("cpu"))
+    return (out / "curation.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def with_thumbnails(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    features = write_features(folder / "features", long_tail(600), thumbnails=20)
+    page_of(features, folder / "out", WISH)
+    return folder / "out" / "curation.html"
+
+
+def test_the_page_says_what_was_kept_and_shows_it(with_thumbnails):
+    page = with_thumbnails.read_text()
+    check_structure(page)
+    assert "150 of 600 images kept" in page and "level 2" in page and "cosine 1.0000" in page
+    assert page.count("<figure") >= 6 * 4 + 2 * 24 and "None was cut" not in page
+    assert "mathdefault" not in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_nothing_on_it_is_broken_on_any_screen(with_thumbnails, tmp_path):
+    for screen in on_screens(with_thumbnails, tmp_path):
+        assert screen["errors"] == screen["broken"] == screen["unnamed"] == 0 and screen["overflow"] <= 0, screen
+        assert screen["images"] > 60 and screen["plots"] == 2
+    assert len(SCREENS) == 4
+
+
+def test_without_pictures_it_says_how_to_have_some(tmp_path):
+    page = page_of(write_features(tmp_path / "features", long_tail(200)), tmp_path / "out", Wish(epsilon=1e-4))
+    check_structure(page)
+    assert "For pictures pass --shards DIR" in page and "<figure" not in page and "coarse clusters" in page
+
+
+def test_pictures_come_from_the_shards_that_are_passed(shard_folder, tmp_path):
+    manifest = read_manifest(shard_folder)
+    sums = {entry.name: entry.checksum for entry in manifest.shards}
+    rows = np.repeat(np.eye(100), 2, axis=0)  # of every two samples, the second is a copy
+    features = write_features(tmp_path / "features", rows, of_shard=40, name="train", checksums=sums)
+    page = page_of(features, tmp_path / "out", Wish(epsilon=1e-4, coarse=1), shard_folder)
+    reader = ShardReader([Corpus(manifest)])
+    urls = [data_url(picture(reader, sample)) for sample in range(200)]
+    pairs = page[page.index("<h2>Duplicates</h2>") :]
+    shown = [sample for sample in range(1, 200, 2) if f'"{urls[sample]}" alt="sample {sample}, dropped"' in pairs]
+    assert len(shown) == 24
+    assert all(f'"{urls[sample - 1]}" alt="sample {sample - 1}, cosine 1.0000"' in pairs for sample in shown)
