@@ -6,12 +6,17 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes compute at once; before torch is imported
+with suppress(AttributeError, OSError):  # another system than Linux, or one that forbids it
+    # A thread that is woken does not take the core from the one that woke it. Else that one is stopped while it holds a
+    # lock, and gloo's loop spins until it goes on, which takes much of the CPU. What tests start inherits it.
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 from tests.helpers.commands import IN_MEMORY, ROOT, SAMPLE, run_python
 
