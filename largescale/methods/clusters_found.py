@@ -36,17 +36,18 @@ def max_phase_setting() -> float:
     return found
 
 
-def misfit_of(clusters: Sequence[int], images: int, size: int, max_gb: float) -> str:
+def misfit_of(clusters: int | Sequence[int], images: int, size: int, max_gb: float) -> str:
     """Why so many images cannot be clustered, in a line; empty if they can.
 
     Args:
-        clusters: numbers of them.
+        clusters: their number, or numbers.
         images: of the corpus.
         size: bytes that a rank holds.
         max_gb: the limit, `method.max_phase_gb`.
     """
-    if max(clusters) > images:
-        return f"method.clusters={clusters}: {max(clusters):,} clusters for {images:,} images; lower it"
+    most = clusters if isinstance(clusters, int) else max(clusters)
+    if most > images:
+        return f"method.clusters={clusters}: {most:,} clusters for {images:,} images; lower it"
     if size <= max_gb * 1e9:
         return ""
     ranks = world_size()

@@ -11,6 +11,7 @@ from largescale.config.setting import a_name
 from largescale.data.length import Length
 from largescale.methods.barlow import BarlowTwins
 from largescale.methods.byol import BYOL
+from largescale.methods.deepcluster import DeepCluster
 from largescale.methods.deepclusterv2 import DeepClusterV2
 from largescale.methods.densecl import DenseCL
 from largescale.methods.dino import DINO
@@ -45,6 +46,7 @@ METHODS: dict[str, type[Method]] = {
     "dino": DINO,
     "pirl": PIRL,
     "pcl": PCL,
+    "deepcluster": DeepCluster,
     "deepclusterv2": DeepClusterV2,
     "sela": SeLa,
 }

@@ -44,7 +44,11 @@ class Expected(NamedTuple):
     embeds: list[int]
 
 
-BETWEEN_EPOCHS = {"deepclusterv2": Expected([0, 12, 24], [0]), "sela": Expected([2, 11], [2, 11])}
+BETWEEN_EPOCHS = {
+    "deepclusterv2": Expected([0, 12, 24], [0]),
+    "sela": Expected([2, 11], [2, 11]),
+    "deepcluster": Expected([0, 12, 24], [0, 12, 24]),
+}
 
 
 def steps_saved(run: Path) -> set[int]:
