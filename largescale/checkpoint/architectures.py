@@ -13,6 +13,7 @@ from largescale.checkpoint import torchvision_layout
 from largescale.config import ModelConfig
 from largescale.config.setting import declared
 from largescale.models.backbones import available, build_backbone
+from largescale.models.plain_networks import PLAIN_NETWORKS
 
 Shapes = dict[str, tuple[int, ...]]
 """Of tensors by torchvision's names."""
@@ -48,7 +49,7 @@ def closest(family: str, there: Shapes) -> Match:
     """The architecture that has most tensors in common with those of a file.
 
     Args:
-        family: `resnet` or `regnet`.
+        family: `resnet`, `regnet` or `plain`.
         there: the tensors.
     """
     matches = []
@@ -87,6 +88,8 @@ def _choice(model: ModelConfig) -> dict[str, Any]:
     found: dict[str, Any] = {"backbone": model.backbone}
     if model.stem != "imagenet":
         found["stem"] = model.stem
+    if model.sobel:
+        found["sobel"] = model.sobel
     if model.backbone == "resnet":
         found |= {"depths": model.depths, "width": model.width, "block": model.block}
     return found
@@ -94,10 +97,17 @@ def _choice(model: ModelConfig) -> dict[str, Any]:
 
 def _candidates(family: str, there: Shapes) -> list[ModelConfig]:
     """Architectures of a family; a ResNet of any depth and width is described by its own tensors."""
+    if family == "plain":
+        sobel = there.get("features.0.weight", (0, 3))[1:2] == (2,)
+        return [ModelConfig(backbone=name, sobel=sobel) for name in PLAIN_NETWORKS]
     stem = "imagenet" if family == "regnet" or there.get("conv1.weight", (7,))[-1] == 7 else "3x3s2"
-    names = [name for name in available() if name != "resnet" and name.startswith("regnet") == (family == "regnet")]
+    names = [name for name in available() if name != "resnet" and _family(name) == family]
     own = [_own_resnet(there, stem)] if family == "resnet" and "conv1.weight" in there else []
     return [*(ModelConfig(backbone=name, stem=stem) for name in names), *own]
+
+
+def _family(backbone: str) -> str:
+    return "plain" if backbone in PLAIN_NETWORKS else "regnet" if backbone.startswith("regnet") else "resnet"
 
 
 def _own_resnet(there: Shapes, stem: str) -> ModelConfig:
@@ -109,12 +119,12 @@ def _own_resnet(there: Shapes, stem: str) -> ModelConfig:
 
 
 def _shapes_of(model: ModelConfig) -> Shapes:
-    return _shapes_of_named(model.backbone, model.stem) if model.backbone != "resnet" else _built(model)
+    return _shapes_of_named(model.backbone, model.stem, model.sobel) if model.backbone != "resnet" else _built(model)
 
 
 @cache  # building all of them takes seconds, most of it in torch's Python
-def _shapes_of_named(backbone: str, stem: str) -> Shapes:
-    return _built(ModelConfig(backbone=backbone, stem=stem))
+def _shapes_of_named(backbone: str, stem: str, sobel: bool) -> Shapes:
+    return _built(ModelConfig(backbone=backbone, stem=stem, sobel=sobel))
 
 
 def _built(model: ModelConfig) -> Shapes:

@@ -119,7 +119,8 @@ def _torchvision_tensors(network: Network) -> dict[str, Tensor]:
         for name, value in network.backbone.state_dict().items()
     }
     head = {} if network.head is None else network.head.state_dict()
-    return tensors | {f"fc.{name}": value for name, value in head.items()}
+    place = torchvision_layout.head_name(network.config.model)
+    return tensors | {f"{place}.{name}": value for name, value in head.items()}
 
 
 def _timm(network: Network, path: Path) -> tuple[dict[str, str], str]:

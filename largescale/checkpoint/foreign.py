@@ -186,7 +186,7 @@ def _find(path: Path, named: dict[str, Tensor]) -> _Network:
     found = [(layout, prefix) for layout in LAYOUTS for prefix in layout.prefixes(list(named))]
     if not found:
         raise InputError(
-            f"{path}: no ResNet or RegNet in a known layout; its {len(named)} tensors are named like "
+            f"{path}: no ResNet, RegNet or VGG in a known layout; its {len(named)} tensors are named like "
             f"{', '.join(list(named)[:3])}; docs/weights.md lists the layouts"
         )
     first = [one for one in found if not SECOND & set(one[1].split("."))] or found

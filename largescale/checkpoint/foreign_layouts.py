@@ -1,4 +1,4 @@
-"""How others name the tensors of ResNets and RegNets, and how to get from there to torchvision's names.
+"""How others name the tensors of backbones, and how to get from there to torchvision's names.
 
 A layout is recognised by one tensor that every network in it has. What stands before that name is the prefix of the
 network in its file: `module.`, `state_dict.module.encoder_q.`, `teacher.module.backbone.`, ... A file may hold several
@@ -19,7 +19,7 @@ WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 
 HEADS = {
     "bn", "classifier", "fc", "head", "heads", "mlp", "pred", "prediction", "predictor", "projection",
-    "projection_head", "projector", "prototypes", "queue", "queue_ptr",
+    "projection_head", "projector", "prototypes", "queue", "queue_ptr", "sobel", "top_layer",
 }  # fmt: skip
 """Beginnings of names, beside a backbone's own, that are not a part of it."""
 
@@ -39,7 +39,7 @@ class Layout:
 
     Attributes:
         title: for people.
-        family: `resnet` or `regnet`.
+        family: `resnet`, `regnet` or `plain`.
         mark: pattern of the name of a tensor that every network in this layout has.
         rules: pattern and replacement, applied one after the other, that lead to torchvision's names.
     """
@@ -75,6 +75,13 @@ LAYOUTS = [
             (r"^stem\.1\.", "bn1."),
             *((rf"^stages\.{stage}\.", f"layer{stage + 1}.") for stage in range(20)),
         ],
+    ),
+    Layout("torchvision's VGG", "plain", r"features\.0\.weight", []),  # DeepCluster's AlexNet has such names too
+    Layout(
+        "this project's VGG or AlexNet",
+        "plain",
+        r"stages\.0\.block0\.0\.weight",
+        [(r"^stages\.\d+\.block\d+\.", "features.")],
     ),
     Layout(
         "timm's RegNet",

@@ -39,6 +39,11 @@ NAMES = {
 }  # fmt: skip
 """timm's name of each backbone that it has."""
 
+_OTHERS = {
+    "resnet": "has no ResNet with these depths and widths",
+    "vgg16_bn": "has none without fully connected layers",
+}
+
 _REGNET = [
     (r"^stem\.0\.", "stem.conv."),
     (r"^stem\.1\.", "stem.bn."),
@@ -59,8 +64,10 @@ def network_of(config: ModelConfig) -> str:
         InputError: timm has none like it; says which formats have a place for it.
     """
     elsewhere = "; use --format torchvision or safetensors"
+    if config.sobel:
+        raise InputError("model.sobel: timm has no Sobel filter before a network; use --format safetensors")
     if config.backbone not in NAMES:
-        why = "has no ResNet with these depths and widths" if config.backbone == "resnet" else "has no such network"
+        why = _OTHERS.get(config.backbone, "has no such network")
         raise InputError(f"model.backbone={config.backbone}: timm {why}{elsewhere}")
     name = NAMES[config.backbone]
     stems = ("imagenet", "3x3s2") if name.startswith("regnet") else ("imagenet",)  # RegNet's own is 3x3 of stride 2

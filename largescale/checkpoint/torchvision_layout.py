@@ -1,7 +1,8 @@
 """Our backbones in the words of torchvision: names of tensors, and the lines that build the network in plain torch.
 
 torchvision's own networks keep their names. Ours (`model.backbone=resnet` and SwAV's wide ones) are torchvision's
-blocks in another frame; its `ResNet`, given other stages, holds them.
+blocks in another frame; its `ResNet`, given other stages, holds them. So does its `vgg16_bn`, without its fully
+connected layers; it has no AlexNet with BatchNorm, and no Sobel filter.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from torch import nn
 
 from largescale.config import ModelConfig
 from largescale.models.backbones import REGNETS_Y, WIDE_RESNETS, ResNet
+from largescale.models.plain_networks import PlainNetwork
 from shards.ground.errors import InputError
 
 _MOST_STAGES = 4
+_ELSEWHERE = "use --format safetensors, onnx or torch_export"
 _LAYERS = (nn.Linear, nn.BatchNorm1d, nn.ReLU)
 _STRIDES = {"3x3s2": 2, "3x3": 1}
 _FRAME = {"stem.0.": "conv1.", "stem.1.": "bn1."}
@@ -24,8 +27,12 @@ def check(config: ModelConfig) -> None:
     """Refuse what torchvision has no place for.
 
     Raises:
-        InputError: more than four stages.
+        InputError: more than four stages, or another network that it does not have.
     """
+    if config.sobel:
+        raise InputError(f"model.sobel: torchvision has no Sobel filter before a network; {_ELSEWHERE}")
+    if config.backbone == "alexnet_bn":
+        raise InputError(f"model.backbone=alexnet_bn: torchvision has no AlexNet with BatchNorm; {_ELSEWHERE}")
     if config.backbone == "resnet" and len(config.depths) > _MOST_STAGES:
         raise InputError(
             f"model.depths={config.depths}: torchvision's ResNet has {_MOST_STAGES} stages, this backbone "
@@ -35,6 +42,8 @@ def check(config: ModelConfig) -> None:
 
 def name_of(backbone: nn.Module, name: str) -> str:
     """torchvision's name of a tensor of our backbone."""
+    if isinstance(backbone, PlainNetwork):
+        return re.sub(r"^stages\.\d+\.block\d+\.", "features.", name)
     if not isinstance(backbone, ResNet):
         return name
     for ours, theirs in _FRAME.items():
@@ -43,13 +52,18 @@ def name_of(backbone: nn.Module, name: str) -> str:
     return re.sub(r"^stages\.(\d+)\.", lambda found: f"layer{int(found[1]) + 1}.", name)
 
 
+def head_name(config: ModelConfig) -> str:
+    """What the network calls the place of its head."""
+    return "classifier" if config.backbone == "vgg16_bn" else "fc"
+
+
 def stem_width(backbone: nn.Module) -> int:
     """Channels of a backbone's first convolution."""
     return next(module for module in backbone.modules() if isinstance(module, nn.Conv2d)).out_channels
 
 
 def build_lines(config: ModelConfig, stem_width: int, head: nn.Module | None = None) -> str:
-    """Python that makes the network as `model`, with random weights, and with the head, or nothing, as its `fc`.
+    """Python that makes the network as `model`, with random weights, and the head, or nothing, as its classifier.
 
     Args:
         config: of the backbone.
@@ -59,7 +73,7 @@ def build_lines(config: ModelConfig, stem_width: int, head: nn.Module | None = N
     Raises:
         InputError: the head is not a sequence of layers that torch has.
     """
-    return f"{_backbone_lines(config, stem_width)}model.fc = {_head(head)}\n"
+    return f"{_backbone_lines(config, stem_width)}model.{head_name(config)} = {_head(head)}\n"
 
 
 def _head(head: nn.Module | None) -> str:
@@ -83,6 +97,8 @@ def _backbone_lines(config: ModelConfig, stem_width: int) -> str:
             lines += [f"model.stem[0] = torch.nn.Conv2d(3, {stem_width}, 3, 1, 1, bias=False)"]
         return _code(lines)
     lines = ["import torch, torchvision", f"model = torchvision.models.{config.backbone}()"]
+    if config.backbone == "vgg16_bn":
+        return _code([*lines, "model.avgpool = torch.nn.AdaptiveAvgPool2d(1)", *(_small_vgg(stride) if stride else [])])
     return _code([*lines, *(_small_stem(stem_width, stride) if stride else [])])
 
 
@@ -123,6 +139,14 @@ def _small_stem(width: int, stride: int) -> list[str]:
     return [
         f"model.conv1 = torch.nn.Conv2d(3, {width}, 3, {stride}, 1, bias=False)",
         "model.maxpool = torch.nn.Identity()",
+    ]
+
+
+def _small_vgg(stride: int) -> list[str]:
+    return [
+        f"model.features[0].stride = ({stride}, {stride})",
+        "model.features[6] = torch.nn.Identity()",
+        "for number in (13, 23, 33, 43): model.features[number].ceil_mode = True",
     ]
 
 

@@ -80,7 +80,8 @@ class ModelConfig:
     backbone: str = setting(
         "resnet50",
         "A torchvision resnet* / wide_resnet* / regnet_* name; resnet50w2, w4, w5 (SwAV's); regnet_y_64gf, "
-        "256gf, 10b (SEER's); or `resnet` with the depths and width below.",
+        "256gf, 10b (SEER's); vgg16_bn, alexnet_bn, their convolutions alone; or `resnet` "
+        "with the depths and width below.",
         table="largescale.models.backbones:available",
     )
     stem: str = setting(
@@ -112,6 +113,11 @@ class ModelConfig:
     )
     zero_init_residual: bool = setting(
         False, "Whether the last BatchNorm of each residual block starts at 0, so that blocks start as their shortcuts."
+    )
+    sobel: bool = setting(
+        False,
+        "Whether a fixed Sobel filter stands before the first convolution: gray, then two 3x3 filters, so that the "
+        "network sees edges and no colours. It is a part of the backbone, on normalised images.",
     )
     weights: str = setting(
         "",

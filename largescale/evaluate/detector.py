@@ -21,8 +21,10 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from largescale.models.backbones import in_sequence
+from largescale.models.plain_networks import PlainNetwork
 from largescale.parallel.batchnorm import synchronize_batchnorm
 from largescale.processes import world_size
+from shards.ground.errors import InputError
 
 MODELS = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
 
@@ -67,7 +69,15 @@ def build_detector(backbone: nn.Module, num_categories: int, design: Design, dev
         num_categories: without the background.
         design: how it is made.
         device: that the backbone is on.
+
+    Raises:
+        InputError: the backbone has no stages of ever larger strides from about 4 on, such as VGG-16.
     """
+    if isinstance(backbone, PlainNetwork):
+        raise InputError(
+            f"model.backbone={backbone.name}: detection needs the stages of a ResNet or RegNet for its pyramid; "
+            f"`largescale evaluate segmentation` measures the maps of this backbone"
+        )
     body = in_sequence(backbone.requires_grad_(True).float())
     channels, strides = _maps_of(body, device)
     if design.frozen:

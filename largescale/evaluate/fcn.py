@@ -60,8 +60,10 @@ class Fcn(nn.Module):
 
 
 def dilate(stage: nn.Module) -> None:
-    """Let a stage of residual blocks keep the size of maps, and its 3x3 convolutions see as far as before."""
+    """Let a stage keep the size of maps, and its 3x3 convolutions see as far as before."""
     for module in stage.modules():
+        if isinstance(module, nn.MaxPool2d):
+            module.kernel_size, module.stride, module.padding = 3, 1, 1
         if isinstance(module, nn.Conv2d):
             module.stride = (1, 1)
             if module.kernel_size == (3, 3):

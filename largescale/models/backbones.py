@@ -1,8 +1,8 @@
-"""Backbones by name: torchvision's ResNets and RegNets, SwAV's wide and other ResNets, and SEER's RegNets.
+"""Backbones by name: torchvision's ResNets and RegNets, SwAV's wide ones, SEER's RegNets, VGG-16 and AlexNet.
 
 Sources: ResNet, arXiv 1512.03385; SwAV's wide ones, arXiv 2006.09882, table 1; RegNet, arXiv 2003.13678; SEER, arXiv
 2103.01988, section 3, and for 10B arXiv 2202.08360, with the parameters of its public configurations. A backbone maps
-images [B, 3, H, W] to pooled features [B, num_features].
+images [B, 3, H, W] to pooled features [B, num_features]. VGG-16 and AlexNet are in `plain_networks.py`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from largescale.config import ModelConfig
 from largescale.config.setting import a_name
+from largescale.models.plain_networks import PLAIN_NETWORKS, ConvBlock, PlainNetwork
+from largescale.models.sobel import see_edges
 from shards.ground.errors import InputError
 
-BLOCKS = (BasicBlock, Bottleneck, ResBottleneckBlock)
-"""Residual blocks: the units that strategies shard and checkpointing recomputes."""
+_RESIDUAL = (BasicBlock, Bottleneck, ResBottleneckBlock)
+
+BLOCKS = (*_RESIDUAL, ConvBlock)
+"""The units that strategies shard and checkpointing recomputes: residual blocks; of plain networks, convolutions."""
 
 _AS_SHORTCUT = "starts_as_shortcut"
 """Attribute of blocks whose branch is to add nothing at first."""
@@ -81,11 +85,16 @@ def build_backbone(config: ModelConfig) -> tuple[nn.Module, int]:
         The backbone, and the width of its features.
 
     Raises:
-        InputError: for a name that torchvision does not have; it lists those it has.
+        InputError: for an unknown name, and lists those there are; or for `model.zero_init_residual` of a network
+            without residual blocks.
     """
     backbone, num_features = _build(config)
+    if config.sobel:
+        see_edges(backbone)
     if config.zero_init_residual:
-        for block in filter(_is_block, backbone.modules()):
+        if isinstance(backbone, PlainNetwork):
+            raise InputError(f"model.zero_init_residual: {config.backbone} has no residual blocks; leave it out")
+        for block in filter(_is_residual, backbone.modules()):
             setattr(block, _AS_SHORTCUT, True)
             finish_block(block)
     return backbone, num_features
@@ -95,6 +104,9 @@ def _build(config: ModelConfig) -> tuple[nn.Module, int]:
     if config.backbone == "resnet":
         block = BasicBlock if config.block == "basic" else Bottleneck
         return _with_stem(ResNet(config.depths, config.width, block), config.stem)
+    if config.backbone in PLAIN_NETWORKS:
+        plain = PlainNetwork(config.backbone, config.stem)
+        return plain, plain.num_features
     if config.backbone in WIDE_RESNETS:
         return _with_stem(ResNet([3, 4, 6, 3], 64 * WIDE_RESNETS[config.backbone], Bottleneck), config.stem)
     names = available()
@@ -119,8 +131,8 @@ def finish_block(block: nn.Module) -> None:
         (scale.to_local() if isinstance(scale, DTensor) else scale).zero_()
 
 
-def _is_block(module: nn.Module) -> bool:
-    return isinstance(module, BLOCKS)
+def _is_residual(module: nn.Module) -> bool:
+    return isinstance(module, _RESIDUAL)
 
 
 def _last_norm(block: nn.Module) -> nn.Module:
@@ -130,8 +142,8 @@ def _last_norm(block: nn.Module) -> nn.Module:
 
 
 def stages(backbone: nn.Module) -> list[nn.Sequential]:
-    """The stages of a backbone that `build_backbone` made, each a sequence of residual blocks."""
-    if isinstance(backbone, ResNet):
+    """The stages of a backbone that `build_backbone` made, each a sequence of blocks, with a pool among them or not."""
+    if isinstance(backbone, ResNet | PlainNetwork):
         found = backbone.stages.children()
     elif isinstance(backbone, RegNet):
         found = backbone.trunk_output.children()
@@ -143,10 +155,13 @@ def stages(backbone: nn.Module) -> list[nn.Sequential]:
 def in_sequence(backbone: nn.Module) -> nn.Sequential:
     """What a backbone that `build_backbone` made does before it pools, by name: `stem`, `stage1`, `stage2`, ...
 
-    The modules are the backbone's own, so that training them trains it.
+    The modules are the backbone's own, so that training them trains it. The last max pool of plain
+    networks counts as pooling.
     """
     if isinstance(backbone, ResNet | RegNet):
-        stem = backbone.stem
+        stem: nn.Module = backbone.stem
+    elif isinstance(backbone, PlainNetwork):
+        stem = nn.Identity()
     else:
         stem = nn.Sequential(*(backbone.get_submodule(name) for name in ("conv1", "bn1", "relu", "maxpool")))
     named = {f"stage{number}": stage for number, stage in enumerate(stages(backbone), 1)}
@@ -159,6 +174,8 @@ def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
         return backbone.stages(backbone.stem(images))
     if isinstance(backbone, RegNet):
         return backbone.trunk_output(backbone.stem(images))
+    if isinstance(backbone, PlainNetwork):
+        return backbone.maps(images)
     theirs = cast(torchvision.models.ResNet, backbone)
     x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images))))
     for stage in stages(backbone):
@@ -172,7 +189,7 @@ def pooled(maps: Tensor) -> Tensor:
 
 
 def chosen_blocks(backbone: nn.Module, numbers: list[int], *, key: str) -> list[nn.Module]:
-    """The residual blocks of some stages, counted from 1.
+    """The blocks of some stages, counted from 1.
 
     Raises:
         InputError: a stage that the backbone does not have; names the key of the configuration.
@@ -180,13 +197,13 @@ def chosen_blocks(backbone: nn.Module, numbers: list[int], *, key: str) -> list[
     available_stages = stages(backbone) if numbers else []
     if any(not 1 <= number <= len(available_stages) for number in numbers):
         raise InputError(f"{key}={numbers}: expected stages from 1 to {len(available_stages)} of this backbone")
-    return [block for number in numbers for block in available_stages[number - 1]]
+    return [block for number in numbers for block in available_stages[number - 1] if isinstance(block, BLOCKS)]
 
 
 def available() -> list[str]:
     """Names that `model.backbone` may have."""
     theirs = [name for name in torchvision.models.list_models(torchvision.models) if name.startswith(_FAMILIES)]
-    return ["resnet", *WIDE_RESNETS, *theirs, *REGNETS_Y]
+    return ["resnet", *WIDE_RESNETS, *theirs, *REGNETS_Y, *PLAIN_NETWORKS]
 
 
 @contextmanager

@@ -25,11 +25,12 @@ class SmallMapConv2d(nn.Conv2d):
         height, width = ((side - 1) // self.stride[0] + 1 for side in x.shape[2:])
         if height * width > _MOST_POSITIONS or torch.compiler.is_compiling():
             return super().forward(x)  # compiling the product takes minutes
-        weight = self.weight
+        weight, bias = self.weight, self.bias
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight = x.to(dtype), weight.to(dtype)
-        return _Product.apply(x, weight, self.stride[0])
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        product = _Product.apply(x, weight, self.stride[0])
+        return product if bias is None else product + bias[:, None, None]
 
 
 class _Product(torch.autograd.Function):
@@ -70,9 +71,9 @@ def multiply_small_maps(network: nn.Module) -> None:
     for name, child in network.named_children():
         if type(child) is nn.Conv2d and _can_multiply(child):
             replacement = SmallMapConv2d(
-                child.in_channels, child.out_channels, 3, child.stride[0], 1, bias=False, device="meta"
+                child.in_channels, child.out_channels, 3, child.stride[0], 1, bias=child.bias is not None, device="meta"
             )
-            replacement.weight = child.weight
+            replacement.weight, replacement.bias = child.weight, child.bias
             setattr(network, name, replacement)
         else:
             multiply_small_maps(child)
@@ -84,7 +85,6 @@ def _can_multiply(conv: nn.Conv2d) -> bool:
         and conv.padding == (1, 1)
         and conv.dilation == (1, 1)
         and conv.groups == 1
-        and conv.bias is None
         and conv.stride[0] == conv.stride[1]
         and conv.in_channels >= _FEWEST_CHANNELS
     )

@@ -19,7 +19,15 @@ from shards.ground.files import NO_ROOM
 _LOWER = 4
 """Divides a learning rate that made the loss infinite; with a smaller factor the run may well end there again."""
 
-_OF_THE_BACKBONE = ("model.backbone", "model.stem", "model.depths", "model.width", "model.block", "model.weights")
+_OF_THE_BACKBONE = (
+    "model.backbone",
+    "model.stem",
+    "model.depths",
+    "model.width",
+    "model.block",
+    "model.sobel",
+    "model.weights",
+)
 """Settings whose change makes weights unusable for a new run."""
 
 

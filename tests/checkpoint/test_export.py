@@ -28,7 +28,7 @@ from shards.ground.errors import InputError
 from tests.helpers.checkpoints import OWN, config_of, save_checkpoint
 from tests.helpers.commands import ROOT
 
-MODELS = {  # own ResNets of two blocks' kinds with fewer stages, torchvision's with a small stem, a RegNetY
+MODELS = {  # own ResNets of two blocks' kinds with fewer stages, torchvision's with a small stem, a RegNetY, a VGG
     "own": OWN,
     "bottleneck": [
         "model.backbone=resnet",
@@ -39,6 +39,7 @@ MODELS = {  # own ResNets of two blocks' kinds with fewer stages, torchvision's 
     ],
     "resnet18": ["model.backbone=resnet18", "model.stem=3x3"],
     "regnet": ["model.backbone=regnet_y_400mf", "model.stem=imagenet"],
+    "vgg": ["model.backbone=vgg16_bn", "model.stem=3x3s2"],
 }
 
 IN_PLAIN_TORCH = """
@@ -118,6 +119,7 @@ def test_plain_torch_gets_the_features_of_the_run_and_the_page_loads_a_file(tmp_
         "regnet_y_16gf",
         "regnet_y_64gf",
         "regnet_y_10b",
+        "vgg16_bn",
     ],
 )
 @pytest.mark.parametrize("stem", ["imagenet", "3x3s2", "3x3"])
@@ -183,6 +185,12 @@ def test_what_cannot_be_exported_is_a_line_and_leaves_no_file(run, tmp_path):
     save_checkpoint(deep, config_of(["model.depths=[1,1,1,1,1]", "model.width=4"]), 1)
     with pytest.raises(InputError, match="has 4 stages, this backbone has 5"):
         export(deep, out)
+    alexnet = tmp_path / "alexnet"
+    save_checkpoint(alexnet, config_of(["model.backbone=alexnet_bn", "model.stem=3x3", "model.sobel=true"]), 1)
+    with pytest.raises(InputError, match="torchvision has no Sobel filter before a network; use --format safetensors"):
+        export(alexnet, out)
+    own = export(alexnet, tmp_path / "own.safetensors", format_name="safetensors")
+    assert "read again by largescale" in own.checked
     with pytest.raises(InputError, match="has 4 stages, this backbone has 5"):
         export(deep, tmp_path / "new" / "file.safetensors")
     assert not list(tmp_path.glob("*out*")) and not (tmp_path / "new").exists()

@@ -325,7 +325,7 @@ def test_no_part_of_a_backbone_is_taken(resnet, tmp_path):
         (state, f"all 120 tensors are those of {own}"),
         (
             {"blocks.0.attn.qkv.weight": torch.zeros(2)},
-            "no ResNet or RegNet in a known layout; its 1 tensors are named",
+            "no ResNet, RegNet or VGG in a known layout; its 1 tensors are named",
         ),
         (under("a.", state) | under("b.", state), "holds several networks, under 'a.' and 'b.'"),
         (under("module.", state) | state, "holds conv1.weight twice, with a wrapper's prefix and without"),
