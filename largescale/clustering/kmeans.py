@@ -32,8 +32,10 @@ from largescale.clustering.fixed_point import FixedPoint, sums_by_group
 from largescale.processes import rank
 
 _APART = 1 / 1024
-_SIMILARITIES = 2**24
-"""Numbers in a block of similarities; 64 MB in float32."""
+_SIMILARITIES, _ON_CPU = 2**24, 2**22
+"""Numbers in a block of similarities; 64 MB in float32, on a CPU 16: larger ones do not stay in its caches."""
+_ROWS = 4096
+"""Most points in a block."""
 _OF_A_POINT = 72
 """Bytes: assignments and distances of two starts, and what adds up distances."""
 _OF_A_MEAN = 32
@@ -119,7 +121,7 @@ def working_bytes(num_points: int, count: int, width: int, itemsize: int) -> int
         width: of a point.
         itemsize: bytes of a number of a point.
     """
-    block = _rows(count) * count * itemsize
+    block = _rows(count, torch.device("cuda")) * count * itemsize
     return num_points * _OF_A_POINT + count * width * (_OF_A_MEAN + 4 * itemsize) + block
 
 
@@ -150,6 +152,7 @@ def _lloyd(
     return Clusters(centroids, assignments, distances, sizes, inertia, iteration)
 
 
+@torch.no_grad()
 def nearest_centroids(points: Tensor, centroids: Tensor, *, alone: bool = False) -> Tensor:
     """The nearest centroid of each point, int64 [n]; the first of equally near ones. Collectives: none.
 
@@ -158,17 +161,20 @@ def nearest_centroids(points: Tensor, centroids: Tensor, *, alone: bool = False)
         centroids: [K, D].
         alone: whether these points are always together: what is found of one may then depend on how many there are.
     """
-    half_squares, rows = centroids.square().sum(1) / 2, _rows(len(centroids))
+    half_squares, rows = centroids.square().sum(1) / 2, _rows(len(centroids), points.device)
     nearest = torch.empty(len(points), dtype=torch.int64, device=points.device)
+    similarities = points.new_empty(rows, len(centroids))  # one for all blocks: new memory costs as much as reading it
     for block, found in zip(points.split(rows), nearest.split(rows), strict=True):
         # Of one shape, so that a point's similarities do not depend on how many others are with it.
         whole = block if alone else pad(block, (0, 0, 0, rows - len(block)))
-        found.copy_((whole @ centroids.T).sub_(half_squares).argmax(1)[: len(block)])
+        values = torch.matmul(whole, centroids.T, out=similarities[: len(whole)]).sub_(half_squares)
+        found.copy_(values[: len(block)].max(1).indices)  # the first of equal ones, and faster than argmax
     return nearest
 
 
-def _rows(count: int) -> int:
-    return max(64, min(4096, _SIMILARITIES // count))
+def _rows(count: int, device: torch.device) -> int:
+    """Points whose similarities are computed together."""
+    return max(64, min(_ROWS, (_ON_CPU if device.type == "cpu" else _SIMILARITIES) // count))
 
 
 def _totals(
@@ -178,7 +184,7 @@ def _totals(
     width = points.shape[1]
     totals = torch.zeros(count * (width + 1) + 1, dtype=torch.int64, device=points.device)
     sums, sizes = totals[: count * width].view(count, width), totals[count * width : -1]
-    for some, theirs in zip(points.split(_rows(count)), assignments.split(_rows(count)), strict=True):
+    for some, theirs in zip(points.split(_ROWS), assignments.split(_ROWS), strict=True):
         exact.add(sums, theirs, some)
     sizes.index_add_(0, assignments, torch.ones_like(assignments))
     totals[-1] = moved
@@ -203,7 +209,7 @@ def _refill(means: Tensor, sizes: np.ndarray, generator: np.random.Generator) ->
 def distances_to(points: Tensor, centroids: Tensor, assignments: Tensor) -> Tensor:
     """Euclidean distance of each point to the centroid that it is assigned to, float64 [n]. Collectives: none."""
     distances = torch.empty(len(points), dtype=torch.float64, device=points.device)
-    for some, theirs, found in zip(*(whole.split(4096) for whole in (points, assignments, distances)), strict=True):
+    for some, theirs, found in zip(*(whole.split(_ROWS) for whole in (points, assignments, distances)), strict=True):
         found.copy_((some.double() - centroids[theirs].double()).square().sum(1).sqrt())
     return distances
 
