@@ -19,7 +19,7 @@ def sizes_figure(title: str, level: LevelSizes) -> Figure:
         ordered = ordered[ordered > 0].astype(float)
         ranks = np.unique(np.geomspace(1, max(1, len(ordered)), min(_POINTS, max(1, len(ordered)))).astype(int))
         values = ordered[ranks - 1] if len(ordered) else np.ones(1)
-        lines.append(plots.Line(label, ranks.tolist(), values.tolist(), number))
+        lines.append(plots.Line(label, (ranks - 1).tolist(), values.tolist(), number))  # the first step of a plot is 0
     figure = plots.curves(title, lines, log=True)
     axes = figure.axes[0]
     axes.set_xlabel("cluster, the largest first")
