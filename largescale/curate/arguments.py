@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+_LONGEST_S = 12 * 3600.0
+"""Half of the time after which a rank gives up waiting for others."""
+
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
@@ -15,7 +18,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--target", type=int, default=0, metavar="N", help="images to keep (default: all that are no duplicates)")
     add("--dedup", type=float, default=0.0, metavar="EPS", help="drop images of cosine 1 - EPS or more to a kept one")
     add("--dedup-fraction", type=float, default=0.0, metavar="F", help="drop about this part; finds EPS")
-    add("--shards", type=Path, metavar="DIR", help="shards that the features are of: compared, and shown on the page")
+    add("--shards", metavar="DIR", help="shards that the features are of: compared, and shown on the page")
     add("--seed", type=int, default=0, metavar="N", help="of everything that is drawn (default 0)")
     add("--rounds", type=int, default=10, metavar="N", help="of resampling in each level above the first (default 10)")
     add("--nearest", type=int, default=0, metavar="R", help="points resampled of a cluster (default: half the mean)")
@@ -31,6 +34,8 @@ def run(arguments: argparse.Namespace) -> str:
     from largescale.curate.command import Places, curate, with_levels
     from largescale.curate.wish import Wish
     from largescale.processes import process_group
+    from shards.ground.errors import InputError
+    from shards.stores.store import is_url
 
     wish = with_levels(
         Wish(
@@ -47,7 +52,10 @@ def run(arguments: argparse.Namespace) -> str:
         ),
         arguments.levels,
     )
-    shards = arguments.shards and arguments.shards.expanduser()
+    if arguments.shards and is_url(arguments.shards):
+        raise InputError(f"--shards={arguments.shards}: expected a folder; of a store, copy its manifest.json into one")
+    shards = Path(arguments.shards).expanduser() if arguments.shards else None
     places = Places(arguments.features.expanduser(), arguments.out.expanduser(), shards, arguments.memory_gb)
-    with process_group() as device:
+    # Ranks that are done wait for those that have the largest coarse clusters.
+    with process_group(hang_timeout_s=_LONGEST_S) as device:
         return curate(places, wish, device)

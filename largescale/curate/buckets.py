@@ -33,9 +33,9 @@ def groups_of_files(embeddings: Embeddings) -> list[list[FeatureFile]]:
     fit = _FILE_BYTES // (embeddings.width * embeddings.dtype.itemsize)
     most = max(_LEAST_ROWS, min(fit, embeddings.num_images // _PARTS))
     groups: list[list[FeatureFile]] = []
-    rows = most
+    rows = 0
     for file in embeddings.files:
-        if rows + file.num_images > most:
+        if not groups or rows + file.num_images > most:
             groups.append([])
             rows = 0
         groups[-1].append(file)
@@ -88,7 +88,9 @@ def sort_rows(place: Workshop, embeddings: Embeddings, centroids: Tensor) -> Buc
     groups = groups_of_files(embeddings)
 
     def make(number: int) -> None:
-        blocks, samples, clusters = [], [], []
+        # A shard may have no image that could be read.
+        blocks = [np.empty((0, embeddings.width), embeddings.dtype)]
+        samples, clusters = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for file in groups[number]:
             samples.append(file.samples())
             for block in file.blocks():

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import resource
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,9 +30,9 @@ from largescale.curate.pictures import Pictures
 from largescale.curate.result import Outcome, write_images
 from largescale.curate.summary import record_of, sentence
 from largescale.curate.wish import Wish
-from largescale.curate.workshop import RECORD, Workshop, workshop
+from largescale.curate.workshop import RECORD, Workshop, remove_workshop, workshop
 from largescale.distributed.launch import own_launch
-from largescale.processes import barrier, from_rank_0, on_rank_0, world_size
+from largescale.processes import barrier, from_rank_0, on_rank_0, together, world_size
 from largescale.run.memory import footprint, host_bytes
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
@@ -75,11 +74,14 @@ def curate(places: Places, wish: Wish, device: torch.device) -> str:
     wish.check(embeddings.num_images)
     stamp = {"version": VERSION, "features": embeddings.fingerprint(), "settings": wish.stamp()}
     done = [""]
+    places = replace(places, out=places.out.absolute())  # "." has no name of its own
     on_rank_0(lambda: done.append(_done(places.out, stamp)))
     if found := from_rank_0(done[-1]):
         return f"{found}; nothing to do"
     limit = _limit(places)
-    name, size = memory.check(memory.stages(embeddings, wish, world_size()), limit)
+    needed = memory.stages(embeddings, wish, world_size())
+    together(lambda: memory.check(needed, limit))
+    name, size = memory.most(needed)
     _log.info(
         "%s images of %d numbers, %d coarse clusters; at most %.2f GB on each rank, for %s; %.1f GB of disk beside %s",
         f"{embeddings.num_images:,}",
@@ -106,8 +108,8 @@ def _limit(places: Places) -> float:
 
 def _done(out: Path, stamp: dict[str, Any]) -> str:
     """What is in OUT, if it is what is wanted; empty if nothing is."""
-    if out.is_file():
-        raise InputError(f"{out}: is a file; pass a folder that does not exist yet")
+    if out.is_symlink() or out.is_file():
+        raise InputError(f"{out}: is a {'link' if out.is_symlink() else 'file'}; pass a folder that does not exist yet")
     if not out.exists() or not any(out.iterdir()):
         return ""
     try:
@@ -120,6 +122,7 @@ def _done(out: Path, stamp: dict[str, Any]) -> str:
             f"{out}: holds another curation (of other features, or with other settings); remove it, or "
             f"choose another OUT"
         )
+    remove_workshop(out)  # of a command that was killed at its very end
     return sentence(record)
 
 
@@ -141,12 +144,12 @@ class _Making:
         largest = int(buckets.sizes.max())
         size = memory.bucket_bytes(largest, wish, buckets.count, buckets.width)
         remedy = "use more clusters with --coarse, or features with --dim"
-        memory.check({f"a coarse cluster of {largest:,} images": (size, remedy)}, self._limit)
+        needed = {f"a coarse cluster of {largest:,} images": (size, remedy)}
+        together(lambda: memory.check(needed, self._limit))
         epsilon = wish.epsilon
         with self._timed("duplicates"):
             if wish.fraction:
-                epsilon = stages.find_epsilon(buckets, centroids, wish)
-                _log.info("epsilon %.3g drops %.0f%% of a part of the images", epsilon, 100 * wish.fraction)
+                epsilon = stages.find_epsilon(self._place, buckets, centroids, wish)
             if epsilon:
                 stages.drop_duplicates(self._place, buckets, centroids, epsilon)
         with self._timed("levels"):
@@ -183,7 +186,7 @@ class _Making:
                 out.rmdir()
             os.replace(result, out)
             sync_folder(out.absolute().parent)
-            shutil.rmtree(self._place.folder)
+            self._place.remove()
 
         barrier()  # all tables are written
         on_rank_0(publish)

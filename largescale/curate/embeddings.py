@@ -105,15 +105,19 @@ class Embeddings:
         return sum(file.num_images for file in self.files)
 
     def fingerprint(self) -> str:
-        """Identifies the embeddings, by what they were made from."""
-        text = json.dumps([[file.path.name, file.first_sample, file.about] for file in self.files], sort_keys=True)
+        """Identifies the embeddings, by what they were made from; not what else is in the files, such as pictures."""
+        made = [{key: file.about.get(key) for key in _ALIKE} for file in self.files[:1]]
+        each = [[file.path.name, file.about["shard"]["tar"], file.num_samples, file.num_images] for file in self.files]
+        text = json.dumps([made, each], sort_keys=True)
         return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def unit_rows(block: np.ndarray, device: torch.device | None = None) -> Tensor:
     """Rows of length 1, float32 [n, D]; rows of zeros stay zeros."""
     rows = torch.from_numpy(block.astype(np.float32)).to(device or "cpu")
-    return rows / rows.double().square().sum(1, keepdim=True).sqrt().clamp_min(1e-30).float()
+    for some in rows.split(_BLOCK):
+        some.div_(some.double().square().sum(1, keepdim=True).sqrt().clamp_min(1e-30).float())
+    return rows
 
 
 def read_embeddings(folder: Path, manifest: Manifest | None = None) -> Embeddings:
@@ -182,7 +186,7 @@ def _of_names(folder: Path, names: list[str]) -> list[str]:
             f"to a folder of its own, or {remedy}"
         )
     numbers = [int(found.group(2)) for found in numbered if found]
-    if len(names) > 1 and numbers != list(range(len(names))):
+    if numbers != list(range(len(names))) and (numbers or len(names) > 1):
         gap = next(place for place in range(len(names)) if place >= len(numbers) or numbers[place] != place)
         raise InputError(
             f"{folder}: has no features of shard number {gap}; run `largescale features` again, or {remedy}"

@@ -12,6 +12,7 @@ Self-Supervised Learning" (Vo et al., 2024), section 3.2.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ from largescale.clustering.kmeans import Clusters, kmeans
 from largescale.clustering.spread_start import spread_start
 from largescale.curate.all_rows import all_rows, own_part
 from largescale.curate.sampling import first_of_group
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def cluster_level(points: Tensor, count: int, how: Resampling, seed: int, *, alo
     for number in range(1, how.rounds + 1):
         near = nearest_members(_all(found.assignments, alone), _all(found.distances, alone), count, how.nearest)
         if len(near) < count:
+            _log.info("resampling ends after %d of %d rounds: some clusters are empty", number - 1, how.rounds)
             break
         own = points[near] if alone else points[own_part(near, len(points))]
         some = clustered(own, spread_start(own, count, seed + number, alone=alone), how.iterations)

@@ -57,17 +57,22 @@ def bucket_bytes(images: int, wish: Wish, coarse: int, width: int) -> int:
     return found
 
 
-def check(found: dict[str, tuple[int, str]], limit: float) -> tuple[str, int]:
-    """The stage that needs most, and its bytes.
+def most(found: dict[str, tuple[int, str]]) -> tuple[str, int]:
+    """The stage that needs most, and its bytes."""
+    name = max(found, key=lambda one: found[one][0])
+    return name, found[name][0]
+
+
+def check(found: dict[str, tuple[int, str]], limit: float) -> None:
+    """Refuse a stage that needs more than the limit, in bytes.
 
     Raises:
-        InputError: more than the limit.
+        InputError: says which, and what makes it less.
     """
-    name = max(found, key=lambda one: found[one][0])
-    size, remedy = found[name]
+    name, size = most(found)
+    remedy = found[name][1]
     if size > limit:
         raise InputError(
             f"{name}: needs {size / 1e9:,.2f} GB on each rank, and {limit / 1e9:,.2f} GB are allowed; {remedy}, or "
             f"allow more with --memory-gb"
         )
-    return name, size

@@ -27,8 +27,10 @@ def shares(sizes: np.ndarray, parents: Sequence[np.ndarray], target: int, seed: 
         seed: of what is drawn.
     """
     all_sizes = [sizes]
-    for above in parents:
-        all_sizes.append(np.bincount(above, all_sizes[-1], minlength=int(above.max(initial=-1)) + 1).astype(np.int64))
+    for level, above in enumerate(parents, 1):
+        # Clusters may be empty, the last ones too.
+        count = len(parents[level]) if level < len(parents) else int(above.max(initial=-1)) + 1
+        all_sizes.append(np.bincount(above, all_sizes[-1], minlength=count).astype(np.int64))
     wanted = np.array([target], np.int64)
     for level in range(len(parents), -1, -1):
         own = all_sizes[level]

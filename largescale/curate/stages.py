@@ -25,37 +25,61 @@ from shards.ground.errors import InputError
 
 _PART, _CLUSTERS, _SEED = 14, 15, 16
 """Purposes of random numbers."""
-_LOOKED_AT, _HALVINGS, _LEAST = 0.1, 14, 1e-6
-"""To find epsilon: the part of coarse clusters, how often the range of its logarithm is halved, and where it begins."""
+_LOOKED_AT, _FEWEST, _HALVINGS, _LEAST = 0.1, 5000, 14, 1e-6
+"""To find epsilon: the part of the images, and at least how many; how often the range of its logarithm is halved, and
+where it begins."""
+_FAR = 0.1
+"""How far what is dropped may be from the wish, as a share of it, without a warning."""
 
 _log = logging.getLogger(__name__)
 
 
-def find_epsilon(buckets: Buckets, centroids: Tensor, wish: Wish) -> float:
-    """The epsilon for which the wanted fraction of images is dropped in a tenth of the coarse clusters.
+def find_epsilon(place: Workshop, buckets: Buckets, centroids: Tensor, wish: Wish) -> float:
+    """The smallest epsilon that drops the wanted fraction of images, in coarse clusters with a tenth of them or more.
 
-    Collectives: every rank must call it; an all-reduce of two numbers per halving, and `together`.
+    Collectives: every rank must call it; an all-reduce of a number per halving, `together` and `on_rank_0`.
     """
+    if not place.has("epsilon"):
+        chosen = _looked_at(buckets, wish)
+        total = int(buckets.sizes[chosen].sum())
+        low, high = math.log(_LEAST), 0.0
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            enough = _num_dropped(buckets, centroids, chosen, math.exp(middle)) >= wish.fraction * total
+            low, high = (low, middle) if enough else (middle, high)
+        epsilon, dropped = math.exp(high), _num_dropped(buckets, centroids, chosen, math.exp(high))
+        _log.info("epsilon %.3g drops %.1f%% of %s images looked at", epsilon, 100 * dropped / total, f"{total:,}")
+        if abs(dropped / total - wish.fraction) > _FAR * wish.fraction:
+            _log.warning(
+                "no epsilon drops close to %.1f%%: copies that are more alike than others are dropped together",
+                100 * wish.fraction,
+            )
+        on_rank_0(lambda: place.keep("epsilon", epsilon=np.array(epsilon)))
+    return float(place.arrays("epsilon")["epsilon"])
+
+
+def _looked_at(buckets: Buckets, wish: Wish) -> np.ndarray:
+    """Coarse clusters drawn by hash, as many as have enough images."""
     order = np.argsort(hash_coordinates(wish.seed, _PART, np.arange(buckets.count)))
-    chosen = order[: math.ceil(buckets.count * _LOOKED_AT)]
-    low, high = math.log(_LEAST), 0.0
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        found = [0, 0]
+    enough = max(_FEWEST, _LOOKED_AT * int(buckets.sizes.sum()))
+    before = buckets.sizes[order].cumsum() - buckets.sizes[order]
+    return order[before < enough]
 
-        def count(epsilon: float = math.exp(middle), found: list[int] = found) -> None:
-            for bucket in chosen[rank() :: world_size()].tolist():
-                rows = buckets.rows(bucket, centroids.device)
-                found[0] += int((find_duplicates(rows, centroids[bucket], epsilon).of >= 0).sum())
-                found[1] += len(rows)
 
-        together(count)
-        totals = torch.tensor(found, device=centroids.device)
-        if world_size() > 1:
-            dist.all_reduce(totals)
-        dropped, total = totals.tolist()
-        low, high = (middle, high) if dropped < wish.fraction * total else (low, middle)
-    return math.exp(high)
+def _num_dropped(buckets: Buckets, centroids: Tensor, chosen: np.ndarray, epsilon: float) -> int:
+    """Duplicates in some coarse clusters, which ranks share. Collectives: an all-reduce of a number, and `together`."""
+    found = [0]
+
+    def count() -> None:
+        for bucket in chosen[rank() :: world_size()].tolist():
+            rows = buckets.rows(bucket, centroids.device)
+            found[0] += int((find_duplicates(rows, centroids[bucket], epsilon).of >= 0).sum())
+
+    together(count)
+    total = torch.tensor(found, device=centroids.device)
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return int(total)
 
 
 def drop_duplicates(place: Workshop, buckets: Buckets, centroids: Tensor, epsilon: float) -> None:

@@ -11,6 +11,7 @@ from shards.ground.errors import InputError
 
 LEAVES = ("random", "nearest")
 
+_LEAST_EPSILON = 1e-6
 _OF_A_CENTROID, _FEWEST, _INSIDE = 64, 4096, 8
 """Images that coarse clusters are found on, per cluster and at least; clusters of the first level in a coarse one."""
 
@@ -91,6 +92,14 @@ class Wish:
             raise InputError("--dedup and --dedup-fraction: expected 0 or more, below 1")
         if self.epsilon and self.fraction:
             raise InputError("--dedup and --dedup-fraction: choose one, the other follows from it")
+        if 0 < self.epsilon < _LEAST_EPSILON:
+            raise InputError(f"--dedup={self.epsilon:g}: expected {_LEAST_EPSILON:g} or more, as cosines are exact")
+        if self.repeat > 1 and not self.target:
+            raise InputError(f"--repeat={self.repeat}: needs --target, which images repeat to reach")
+        if self.leaves != "random" and not self.levels:
+            raise InputError(f"--leaves={self.leaves}: needs --levels, whose clusters the images are taken from")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed={self.seed}: expected 0 to 2^63 - 1")
         if self.leaves not in LEAVES:
             raise InputError(f"--leaves={self.leaves}: expected {' or '.join(LEAVES)}")
         for name, value, least in (

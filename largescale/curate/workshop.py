@@ -5,6 +5,7 @@
     sorted-000000.npy      rows of a few feature files, by coarse cluster, as they are stored
     sorted-000000-samples.npy   their sample numbers
     sorted-000000.npz      where each cluster ends
+    epsilon.npz            the epsilon that was looked for
     dropped-000000.npz     duplicates of a coarse cluster
     first-000000.npz       clusters of the first level in a coarse cluster
     level-2.npz            clusters of a level, and which of them those below belong to
@@ -32,7 +33,8 @@ from shards.ground.errors import InputError
 from shards.ground.files import at_work_in, atomic_write, remove_partial_files
 
 RECORD = "curation.json"
-_PATTERNS = ("coarse.npz", "sorted-*.np?", "dropped-*.npz", "first-*.npz", "level-*.npz", RECORD)
+_PATTERNS = ("coarse.npz", "epsilon.npz", "*-*.npz", "sorted-*.npy", RECORD)
+"""Of files, in the order in which they are removed: what says that something is done before that itself."""
 _QUIET_S = 10.0
 """Seconds between two lines of progress."""
 
@@ -72,6 +74,12 @@ class Workshop:
     def rows(self, name: str) -> np.ndarray:
         """An array that stays on disk."""
         return cast(np.ndarray, np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+
+    def remove(self) -> None:
+        """Remove all of it, its record last: what is left after a kill is known as a workshop."""
+        shutil.rmtree(self.result, ignore_errors=True)
+        _clear(self.folder)
+        shutil.rmtree(self.folder)
 
     def share(self, what: str, parts: Iterable[int], name: Callable[[int], str], make: Callable[[int], None]) -> None:
         """Have every part made that is not there; ranks share them.
@@ -119,6 +127,20 @@ def workshop(out: Path, stamp: dict[str, Any]) -> Iterator[Workshop]:
         yield Workshop(folder)
 
 
+def remove_workshop(out: Path) -> None:
+    """Remove the workshop of a result that is in its place, if there is one; its record goes last."""
+    folder = out.with_name(f"{out.name}.unfinished")
+    if (folder / RECORD).is_file():
+        with at_work_in(folder, with_others=False):
+            Workshop(folder).remove()
+
+
+def _clear(folder: Path) -> None:
+    for pattern in _PATTERNS:
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
 def _begin(folder: Path, stamp: dict[str, Any]) -> None:
     with at_work_in(folder, with_others=False):
         remove_partial_files(folder)
@@ -131,9 +153,7 @@ def _begin(folder: Path, stamp: dict[str, Any]) -> None:
         why = difference(before, stamp) if before is not None else ""
         if why:
             _log.warning("%s: begins again: %s", folder, why)
-            for pattern in _PATTERNS:
-                for path in folder.glob(pattern):
-                    path.unlink()
+            _clear(folder)
         elif before is not None:
             _log.info("%s: goes on where it was", folder)
         shutil.rmtree(folder / "result", ignore_errors=True)
