@@ -19,6 +19,10 @@ from largescale.processes import world_size
 _BITS = 62
 
 
+class NotFinite(ValueError):
+    """Numbers are not finite: what made them has diverged."""
+
+
 class FixedPoint:
     """Adds rows of numbers by group.
 
@@ -36,7 +40,7 @@ class FixedPoint:
             alone: whether these are all rows, whatever other ranks have.
 
         Raises:
-            ValueError: on all ranks, if values are not finite.
+            NotFinite: on all ranks, if values are not finite.
 
         Collectives: every rank must call it, but for `alone`; one all-gather of two numbers.
         """
@@ -52,7 +56,7 @@ class FixedPoint:
         self.num_rows = [int(number) for number in gathered[:, 1].tolist()]
         found = float(gathered[:, 0].max())
         if not math.isfinite(found):
-            raise ValueError("values are not finite")
+            raise NotFinite("values are not finite")
         bits = _BITS - max(1, self.total).bit_length()
         self._unit = math.ldexp(1.0, math.frexp(found)[1] - bits) if found else 1.0
 

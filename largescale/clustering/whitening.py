@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from largescale.clustering.fixed_point import NotFinite
 from largescale.processes import world_size
 
 _BLOCK = 4096
@@ -29,7 +30,7 @@ def whitened(features: Tensor, num_components: int) -> Tensor:
         num_components: C; F of them if there are fewer.
 
     Raises:
-        ValueError: on all ranks, if features are not finite.
+        NotFinite: on all ranks, if features are not finite.
 
     Collectives: every rank must call it; all-reduces of F + 1 and F^2 numbers, a broadcast of F C.
     """
@@ -40,7 +41,7 @@ def whitened(features: Tensor, num_components: int) -> Tensor:
     sums[-1] = len(features)
     _add_up(sums)
     if not bool(sums.isfinite().all()):
-        raise ValueError("features are not finite")
+        raise NotFinite("features are not finite")
     mean = sums[:-1] / sums[-1].clamp_min(1)
     covariance = torch.zeros(width, width, dtype=torch.float64, device=features.device)
     for block in features.split(_BLOCK):

@@ -75,9 +75,12 @@ class Settings(MethodConfig):
         25.0, "Of probabilities, where labels are found; larger is closer to the likeliest label.", above=0, at_most=1e6
     )
     tolerance: float = setting(
-        0.1, "Sum over labels of how far their share is from an equal one, at which it is found.", above=0, at_most=1e6
+        0.1,
+        "Labels are found once an iteration changes the scales of all images by less than this in sum, relatively.",
+        above=0,
+        at_most=1e6,
     )
-    solve_iterations: int = setting(1000, "Iterations to find labels, at most.", at_least=1, at_most=10**7)
+    solve_iterations: int = setting(1000, "Iterations to find labels, at most.", at_least=2, at_most=10**7)
     max_phase_gb: float = clusters_found.max_phase_setting()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from largescale.clustering import optimal_transport
 from largescale.clustering.optimal_transport import EqualClusters, equal_clusters, working_bytes
+from largescale.plan.trace import StepTrace
 from tests.helpers.ranks import run_ranks
 
 COUNT, WIDTH, CLUSTERS = 305, 6, 5
@@ -34,28 +35,36 @@ def solve(features: Tensor, weights: Tensor, biases: Tensor, power: float = 3.0,
 
 
 def naive(features: Tensor, weights: Tensor, biases: Tensor, power: float, tolerance: float) -> tuple[np.ndarray, int]:
-    """The published form."""
+    """The published form, but for where it starts: all points' scales count, in every tenth iteration."""
     kernel = torch.softmax(features @ weights.double().T + biases.double(), dim=1).numpy() ** power
-    beta, iterations = np.ones(kernel.shape[1]), 0
+    beta, iterations, before = np.ones(kernel.shape[1]), 0, None
     while True:
         iterations += 1
         alpha = 1 / len(kernel) / (kernel @ beta)
-        new = 1 / kernel.shape[1] / (alpha @ kernel)
-        error = np.abs(beta / new - 1).sum()
-        if error < tolerance:
+        if iterations % 10 == 1 and before is not None and np.abs(before / alpha - 1).sum() < tolerance:
             return alpha[:, None] * kernel * beta, iterations
-        beta = new
+        before, beta = alpha, 1 / kernel.shape[1] / (alpha @ kernel)
 
 
 @pytest.mark.parametrize("power", [1.0, 3.0, 10.0])
 def test_labels_are_those_of_the_published_loop(power):
     features, weights, biases = problem()
     plan, iterations = naive(features, weights, biases, power, 1e-4)
+    assert iterations > 1
     np.testing.assert_allclose(plan.sum(0), 1 / CLUSTERS, rtol=1e-3)
     np.testing.assert_allclose(plan.sum(1), 1 / COUNT, rtol=1e-9)
     found = solve(features, weights, biases, power, tolerance=1e-4)
     assert found.labels.tolist() == plan.argmax(1).tolist() and found.iterations == iterations
     assert found.error < 1e-4 and found.sizes.tolist() == np.bincount(plan.argmax(1), minlength=CLUSTERS).tolist()
+
+
+def test_the_error_is_that_of_all_points():
+    """Of clusters alone it would be the smaller, the more points there are."""
+    features, weights, biases = problem()
+    once, thrice = (
+        solve(features.repeat(times, 1), weights, biases, tolerance=0, iterations=7).error for times in (1, 3)
+    )
+    assert once > 0 and thrice == pytest.approx(3 * once, rel=1e-9)
 
 
 def test_clusters_are_of_nearly_equal_size_where_the_largest_scores_are_not():
@@ -76,7 +85,7 @@ def test_what_is_balanced_already_comes_back():
 def test_without_any_difference_all_get_the_first_label():
     """Why labels are balanced before a network knows anything."""
     found = solve(torch.zeros(100, WIDTH), *problem()[1:2], torch.zeros(CLUSTERS))
-    assert found.sizes.tolist() == [100, 0, 0, 0, 0] and found.iterations == 1
+    assert found.sizes.tolist() == [100, 0, 0, 0, 0] and found.iterations == 11
 
 
 def test_scores_far_apart_neither_overflow_nor_leave_a_cluster_out():
@@ -120,6 +129,18 @@ def test_any_number_of_ranks_finds_the_same_bits():
             for one in found:
                 assert torch.equal(one[case]["sizes"], expected["sizes"])
                 assert (one[case]["error"], one[case]["iterations"]) == (expected["error"], expected["iterations"])
+
+
+@pytest.mark.parametrize("points, clusters", [(20_000, 50), (3000, 2000)])
+def test_it_holds_no_more_than_it_promises(points, clusters):
+    """Most bytes of all tensors, beside features."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(points, WIDTH, generator=generator)
+    weights, biases = torch.randn(clusters, WIDTH, generator=generator), torch.zeros(clusters)
+    with StepTrace() as trace:
+        solve(features, weights, biases, iterations=12)
+    held, promised = trace.lap(), working_bytes(points, clusters)
+    assert 0.7 * promised < held <= promised, (held, promised)
 
 
 def test_memory_is_a_number_per_point_and_cluster():
