@@ -4,7 +4,7 @@
 s[i] is the cluster of image i, n[k] the size of cluster k, K' the number of those with images. The naive loop::
 
     before an epoch:
-        x = features of all images, seen plainly
+        x = features of all images, seen plainly; of hidden layers, if there are any, before the last ReLU
         y = whitened principal components of x, as unit vectors
         s = kmeans(y, K)
         W, b = N(0, 0.01), 0
@@ -35,7 +35,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, relu
 
 from largescale.clustering.kmeans import kmeans, working_bytes
 from largescale.clustering.whitening import whitened
@@ -55,6 +55,7 @@ from largescale.methods.rows_by_id import RowsById
 from largescale.methods.state_size import bytes_per_number
 from largescale.models.backbones import build_backbone
 from largescale.models.evaluation_mode import running_statistics_used
+from largescale.models.heads import hidden_widths, projection_head
 from largescale.processes import rank, world_size
 from shards.ground.errors import InputError
 
@@ -69,6 +70,9 @@ _ROWS = 1024
 class Settings(MethodConfig):
     """DeepCluster's keys under `method`."""
 
+    hidden: list[int] = hidden_widths(
+        (), of="what stands on the backbone, without BatchNorm; the last one, before its ReLU, is what is clustered"
+    )
     clusters: int = setting(
         10000, "Number of clusters; 50 to 300 for tens of thousands of images.", at_least=2, at_most=2**31
     )
@@ -98,9 +102,12 @@ class DeepCluster(EmbeddingMethod):
         self.config = _settings(config)
         self._seed, self._micro_batches = config.run.seed, config.train.accumulate
         self.backbone, self.num_features = build_backbone(config.model)
+        *hidden, self._width = self.config.hidden or [self.num_features]
+        if self.config.hidden:
+            self.projection = projection_head(self.num_features, hidden, self._width, batchnorm=False)
         self.assignments = RowsById(1, torch.int32)
         # W and b side by side, [K, F + 1]; weights of images by cluster, [K].
-        self.register_buffer("head", torch.zeros(0, self.num_features + 1), persistent=False)
+        self.register_buffer("head", torch.zeros(0, self._width + 1), persistent=False)
         self.register_buffer("weights", torch.zeros(0), persistent=False)
         self.signs = {"cluster_picked": Sign(), "same_cluster": Sign()}
         self._gradient: Tensor | None = None
@@ -117,7 +124,7 @@ class DeepCluster(EmbeddingMethod):
     def phase_bytes(cls, config: Config, images: int) -> int:
         """Most bytes that a rank holds in a phase beside networks: features, components, clusters, what finds them."""
         with torch.device("meta"):
-            width = build_backbone(config.model)[1]
+            width = [build_backbone(config.model)[1], *_settings(config).hidden][-1]
         settings, own, number = _settings(config), -(-images // world_size()), bytes_per_number(config)
         components = min(settings.components, width)
         of_image = (width + components) * number + 2 * torch.int32.itemsize
@@ -129,7 +136,7 @@ class DeepCluster(EmbeddingMethod):
         """Make room for clusters and head."""
         self.assignments.make_room(self.length.num_samples, key="method.max_phase_gb", max_gb=math.inf)
         self.assignments.own.fill_(-1)
-        self.head = self.head.new_zeros(self.config.clusters, self.num_features + 1)
+        self.head = self.head.new_zeros(self.config.clusters, self._width + 1)
         self.weights = self.weights.new_zeros(self.config.clusters)
 
     def phase_due(self, step: int) -> bool:
@@ -140,8 +147,12 @@ class DeepCluster(EmbeddingMethod):
     def plain(self, images: Tensor) -> Tensor:
         """Features [B, F], by BatchNorm's running statistics."""
         with running_statistics_used(self.modules()):
-            features: Tensor = self.backbone(images)
-        return features
+            return self.project(self.backbone(images))
+
+    def project(self, features: Tensor) -> Tensor:
+        """What is clustered, [B, F], of backbone features; these themselves where nothing stands on the backbone."""
+        found: Tensor = self.projection(features) if self.config.hidden else features
+        return found
 
     @torch.no_grad()
     def phase(self, step: int, corpus: PlainEmbeddings, beat: Callable[[str], None]) -> dict[str, float]:
@@ -167,14 +178,15 @@ class DeepCluster(EmbeddingMethod):
         """Weights N(0, 0.01) from (seed, step), biases 0."""
         for start in range(0, len(self.head), _ROWS):
             rows = torch.arange(start, min(start + _ROWS, len(self.head)), device=self.head.device)
-            draws = uniform(self._seed, step, _PURPOSE, rows, num=self.num_features, device=rows.device)
+            draws = uniform(self._seed, step, _PURPOSE, rows, num=self._width, device=rows.device)
             normal = torch.special.ndtri(draws.clamp_min(2.0**-54))
             self.head[rows, :-1] = (_DEVIATION * normal).to(self.head.dtype)
         self.head[:, -1] = 0
 
     def embed(self, views: Views) -> Named:
-        """`features` of all views, [V, B, F]."""
-        features = torch.cat([self.backbone(group) for group in views.images])
+        """`features` of all views, [V, B, F], as the head sees them."""
+        features = self.project(torch.cat([self.backbone(group) for group in views.images]))
+        features = relu(features) if self.config.hidden else features
         return {"features": features.unflatten(0, (-1, len(views.ids)))}
 
     def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:

@@ -67,15 +67,19 @@ def naive_loss(method: DeepCluster, batch: Views, head: Tensor) -> Tensor:
     sizes = [own.count(number) for number in range(6)]
     used, total = sum(size > 0 for size in sizes), torch.zeros((), dtype=torch.float64)
     for view in batch.images:
-        for x, sample in zip(method.backbone(view), batch.ids.tolist(), strict=True):
+        features = method.backbone(view)
+        if method.config.hidden:
+            features = torch.relu(method.projection[2](torch.relu(method.projection[0](features))))
+        for x, sample in zip(features, batch.ids.tolist(), strict=True):
             if own[sample] >= 0:
                 mine = torch.softmax(head[:, :-1] @ x + head[:, -1], 0)[own[sample]]
                 total = total - mine.log() * sum(sizes) / used / sizes[own[sample]] / BATCH / 2
     return total
 
 
-def test_loss_and_gradients_equal_the_naive_loop():
-    method = build("method.head_lr=0.5", "method.head_weight_decay=0.1").eval()
+@pytest.mark.parametrize("hidden", [[], [12, 7]])
+def test_loss_and_gradients_equal_the_naive_loop(hidden):
+    method = build(f"method.hidden={hidden}", "method.head_lr=0.5", "method.head_weight_decay=0.1").eval()
     cluster(method)
     without = 0
     for step in range(6):
@@ -165,6 +169,15 @@ def test_coloured_squares_are_found_by_a_network_at_random():
     assert max(found) == pytest.approx(1)
 
 
+def test_what_is_clustered_is_the_last_hidden_layer_before_its_relu():
+    method = build("method.hidden=[12,7]").eval()
+    with torch.no_grad():
+        found = method.plain(plain_images())
+        assert found.shape == (SAMPLES, 7) and float(found.min()) < 0
+        seen = method.embed(views())["features"]
+        assert seen.shape == (2, BATCH, 7) and float(seen.min()) == 0
+
+
 def test_phases_come_before_epochs():
     method = build("method.recluster_epochs=2")
     assert [step for step in range(13) if method.phase_due(step)] == [0, 6, 12]
@@ -210,5 +223,4 @@ def count_exchanges() -> list[tuple[str, int]]:
 def test_a_step_exchanges_ids_clusters_and_the_heads_gradient_once():
     [calls, _] = run_ranks(count_exchanges, 2, timeout_s=600)
     sizes = sorted((name.partition("_single")[0].partition("_into")[0], size) for name, size in calls)
-    features = build().num_features
-    assert sizes == [("all_gather", BATCH), ("all_reduce", BATCH), ("all_reduce", 6 * (features + 1))]
+    assert sizes == [("all_gather", BATCH), ("all_reduce", BATCH), ("all_reduce", 6 * (10 + 1))]
