@@ -246,7 +246,7 @@ class PCL(MoCo):
         spreads = self.spreads.split(self._counts)[number].to(queries.dtype)
         draws = uniform(self._run_seed, step, number, _PURPOSE, num=len(centroids), device=queries.device)
         others = draws.topk(min(len(draws), self._clustering.wrong_clusters), largest=False, sorted=False).indices
-        # Where each cluster is among the others; nowhere for most, and for images without one.
+        # Where each cluster is among the others; nowhere for most.
         places = torch.full_like(draws, -1, dtype=torch.int64).index_put_(
             (others,), torch.arange(len(others), device=draws.device)
         )
@@ -257,7 +257,8 @@ class PCL(MoCo):
             right.flatten()[:, None], *log_sum_exp(queries.flatten(0, 1), candidates, places[mine].repeat(len(queries)))
         )
         has_one = (own >= 0).to(queries.dtype).repeat(len(queries))
-        return (picks.losses() * has_one[:, None]).mean(), picks.picked()
+        picked = (picks.right[:, 0] > picks.best).to(queries.dtype)
+        return (picks.losses() * has_one[:, None]).mean(), (picked * has_one).sum() / has_one.sum().clamp_min(1)
 
     def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
         """Also centroids and spreads, which all ranks hold, and the clusters of each image, sharded by id."""

@@ -119,8 +119,10 @@ def sinkhorn(
 
 
 def _kernels_usable(scores: Tensor, epsilon: float) -> bool:
-    from largescale.methods.sinkhorn_kernels import usable  # needs Triton, which not every machine without a GPU has
-
+    try:
+        from largescale.methods.sinkhorn_kernels import usable
+    except ImportError:  # no Triton, as on machines without a GPU; torch for CUDA comes with it
+        return False
     return usable(scores, epsilon)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from largescale.methods.sinkhorn import sinkhorn
 from tests.helpers.codes import cosines, oracle
 from tests.helpers.commands import ROOT
 
@@ -74,6 +75,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tensor,
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return dict(zip(CASES, torch.load(folder / "results", weights_only=True), strict=True))
+
+
+def test_without_triton_nothing_changes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "largescale.methods.sinkhorn_kernels", raising=False)
+    scores = shaped(5, 4)
+    assert torch.equal(sinkhorn(scores, fused=True, **USUAL), sinkhorn(scores, **USUAL))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -195,6 +195,24 @@ def test_each_takes_part_in_the_loss(setting):
     assert same == expected.get(setting.split(".")[1].split("=")[0], [False, False])
 
 
+def test_what_a_step_asks_sinkhorn_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "largescale.methods.swav.method.sinkhorn", lambda scores, **options: asked.append(options) or scores.softmax(-1)
+    )
+    _, method, views = small(
+        "method.prototypes=5",
+        "method.sinkhorn_iterations_end=9",
+        "method.epsilon_end=0.01",
+        "method.fused_sinkhorn=true",
+    )
+    for step in (0, method.length.num_steps - 1):
+        method(Views.numbered(views, BATCH), step)
+    first, last = asked
+    assert (first["iterations"], last["iterations"]) == (3, 9) and first["fused"] and first["prior"] is None
+    assert (first["epsilon"], last["epsilon"]) == (pytest.approx(0.05), pytest.approx(0.01))
+
+
 def test_hard_codes_make_the_loss_that_of_classes():
     config, method, views = small("method.prototypes=5", "method.hard_codes_steps=1")
     with torch.no_grad():

@@ -45,7 +45,7 @@ class Assignment:
         )
 
 
-def prior(count: int, power: float) -> Tensor | None:
+def prior(count: int, power: float, device: torch.device | None = None) -> Tensor | None:
     """Shares of the samples that prototypes should get, float64 [K]: the k-th (k + 1)^-power of the first's; None for
     equal ones, `power` 0.
 
@@ -53,7 +53,8 @@ def prior(count: int, power: float) -> Tensor | None:
     """
     if power == 0:
         return None
-    shares = torch.arange(1, count + 1, dtype=torch.float64) ** -power
+    # Made where it is used: a copy to the device would make the host wait for it.
+    shares = torch.arange(1, count + 1, dtype=torch.float64, device=device) ** -power
     return shares / shares.sum()
 
 

@@ -283,12 +283,11 @@ class SwAV(JointEmbedding):
             heads_by_count[values.shape[-1]].append(head)
         codes: dict[int, Tensor] = {}
         for count, heads in heads_by_count.items():
-            shares = prior(count, self.config.prior_power)
             packed = sinkhorn(
                 torch.cat([assign[head] for head in heads]),
                 epsilon=now.epsilon,
                 iterations=now.iterations,
-                prior=None if shares is None else shares.to(assign[heads[0]].device),
+                prior=prior(count, self.config.prior_power, assign[heads[0]].device),
                 group=group,
                 check_range=False,  # cosines by construction, so no look at the device is needed
                 fused=self.config.fused_sinkhorn,
