@@ -9,6 +9,7 @@ from importlib import import_module
 
 for name in (
     "hypothesis",
+    "mlflow",  # by DeepSpeed
     "pytest",
     "scipy.optimize",
     "scipy.stats",
