@@ -86,21 +86,28 @@ def _checked(merged: Merged, path: str) -> Config:
     """The configuration of all layers, with paths of this user, fit to be run."""
     values = merged.values
     try:
-        missing = sorted(OmegaConf.missing_keys(values))
-        if missing:
-            raise InputError(f"{path}: {missing[0]} is not set; add it to the file or pass {missing[0]}=VALUE")
         OmegaConf.resolve(values)
         config = cast(Config, OmegaConf.to_object(values))
         _expand_home(config)
     except InputError:
         raise
     except REFUSALS as error:
+        if missing := _missing_key(values):
+            raise InputError(f"{path}: {missing} is not set; add it to the file or pass {missing}=VALUE") from error
         key = getattr(error, "full_key", None)
         if not key and (misfit := merged.misfit_of_resolved()):
             raise InputError(misfit) from error
         raise InputError(f"{path}: {key or '?'}: {str(error).splitlines()[0]}") from error
     validate(config)
     return config
+
+
+def _missing_key(values: DictConfig) -> str:
+    """The first key without a value; empty if there is none, or if a `${...}` cannot be resolved."""
+    try:
+        return min(OmegaConf.missing_keys(values), default="")
+    except REFUSALS:
+        return ""
 
 
 def _expand_home(config: Config) -> None:

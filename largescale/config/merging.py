@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import pickle
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import is_dataclass
@@ -64,7 +64,7 @@ class Merged:
 
     def __init__(self, schema: type[Config]) -> None:
         self.schema = schema
-        self.values = copy.deepcopy(_defaults(schema))  # type: ignore[arg-type]  # mypy: as if instances were the keys
+        self.values = defaults(schema)
         self._moved = types_of(schema)["method"].moved
 
     def apply(self, content: dict[str, Any], origin: str) -> set[str]:
@@ -207,13 +207,18 @@ class Merged:
 
     def _element(self, content: dict[str, Any], schema: type, prefix: str, origin: str) -> DictConfig:
         """An element of a list of groups, with defaults for what it does not set."""
-        element = OmegaConf.structured(schema)
+        element = defaults(schema)
         for key, value, hint in self._leaves(content, schema, origin, prefix):
             self._set(element, key.removeprefix(prefix), key, value, hint, origin)
         return element
 
 
+def defaults(schema: type) -> DictConfig:
+    """A new tree of the defaults of a schema."""
+    return cast(DictConfig, pickle.loads(_packed_defaults(schema)))
+
+
 @cache
-def _defaults(schema: type[Config]) -> DictConfig:
-    """The schema, cached: making it takes longer than all the rest of loading; copying it does not."""
-    return OmegaConf.structured(schema)
+def _packed_defaults(schema: type) -> bytes:
+    """The tree, which takes longer to make than all the rest of loading; a deep copy takes six times as long."""
+    return pickle.dumps(OmegaConf.structured(schema))
