@@ -17,6 +17,8 @@ from largescale.distributed.collectives import all_gather
 from largescale.processes import world_size
 
 _BITS = 62
+_ROWS = 4096
+"""That are added together."""
 
 
 class NotFinite(ValueError):
@@ -72,6 +74,23 @@ class FixedPoint:
     def value(self, sums: Tensor) -> Tensor:
         """Sums in float64."""
         return sums.double() * self._unit
+
+
+def mean_of_rows(values: Tensor) -> Tensor:
+    """Mean of all ranks' rows [n, D], the same bits on any number of ranks: float64 [D]; 0 of none.
+
+    Raises:
+        NotFinite: on all ranks, if values are not finite.
+
+    Collectives: every rank must call it; one all-gather of two numbers, one all-reduce of D.
+    """
+    exact = FixedPoint(values)
+    sums = torch.zeros(1, values.shape[1], dtype=torch.int64, device=values.device)
+    for block in values.split(_ROWS):
+        exact.add(sums, torch.zeros(len(block), dtype=torch.int64, device=values.device), block)
+    if exact.ranks > 1:
+        dist.all_reduce(sums)
+    return exact.value(sums)[0] / max(1, exact.total)
 
 
 def sums_by_group(values: Tensor, groups: Tensor, num_groups: int, *, alone: bool = False) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from largescale.clustering.agreement import agreement
+from largescale.clustering.fixed_point import NotFinite
 from largescale.config import Config
 from largescale.config.setting import setting
 from largescale.data.length import Length
@@ -16,6 +18,7 @@ from largescale.methods.choice import Choice
 from largescale.methods.method import Panel
 from largescale.methods.symptom import Row, Symptom
 from largescale.processes import world_size
+from shards.ground.errors import InputError
 
 _MOST_IN_ONE = 0.5
 _UNIFORM = 0.98
@@ -57,6 +60,22 @@ def misfit_of(clusters: int | Sequence[int], images: int, size: int, max_gb: flo
     )
 
 
+@contextmanager
+def blaming(clusters: int | Sequence[int], step: int) -> Iterator[None]:
+    """Turn the refusal of so many clusters into a user's mistake. Numbers that are not finite are none.
+
+    Raises:
+        InputError: what is done within raises a ValueError.
+        NotFinite: what is done within raises it.
+    """
+    try:
+        yield
+    except NotFinite:
+        raise
+    except ValueError as error:
+        raise InputError(f"method.clusters={clusters}, before step {step}: {error}") from error
+
+
 def found(before: Tensor, after: Tensor, sizes: Sequence[Tensor]) -> dict[str, float]:
     """What is logged of a phase: means over sets of clusters.
 
@@ -84,23 +103,35 @@ def found(before: Tensor, after: Tensor, sizes: Sequence[Tensor]) -> dict[str, f
 
 
 @torch.no_grad()
-def same_cluster(assigned: Tensor) -> Tensor:
-    """Share of pairs of different places of a batch whose images have one cluster in common, a mean over sets of
-    clusters: 1 / K for K equal ones. 0 for a single image.
+def same_cluster(assigned: Tensor, counts: Sequence[int]) -> Tensor:
+    """Share of pairs of different places of a batch whose images are in one cluster, a mean over sets of clusters:
+    1 / K for K equal ones. 0 for a single image. Collectives: none.
 
     Args:
-        assigned: clusters of images in each set, [B, M].
+        assigned: clusters of the images of all ranks in each set, -1 for none, [B, M]. Those without one are left out.
+        counts: K of each set.
     """
-    batch = len(assigned)
-    together = (assigned[:, None] == assigned[None]).double().mean(2)
-    return (together.sum() - together.diagonal().sum()) / max(1, batch * (batch - 1))
+    shares = []
+    for own, count in zip(assigned.T.long(), counts, strict=True):
+        places = torch.where(own >= 0, own, count)
+        ones = torch.ones(len(own), dtype=torch.float64, device=own.device)
+        sizes = ones.new_zeros(count + 1).index_add_(0, places, ones)[:count]
+        total = sizes.sum()
+        shares.append((sizes * (sizes - 1)).sum() / (total * (total - 1)).clamp_min(1))
+    return torch.stack(shares).mean()
 
 
-def one_for_most(remedy: str) -> Symptom:
-    """That one cluster holds most images."""
+def one_for_most(remedy: str, clusters: Sequence[int]) -> Symptom:
+    """That one cluster holds most images: of how likely two are in one, what is more than for equal clusters.
+
+    Args:
+        remedy: what to try.
+        clusters: their number in each set.
+    """
+    equal = sum(1 / count for count in clusters) / len(clusters)
     return Symptom(
         "one cluster for most images",
-        sign=lambda row: row.get("same_cluster"),
+        sign=lambda row: (row["same_cluster"] - equal) / (1 - equal) if "same_cluster" in row else None,
         sick=(_MOST_IN_ONE, 1),
         recovery="down",
         seen=lambda row: f"two images are in one cluster with a probability of {row['same_cluster']:.0%}",

@@ -57,7 +57,6 @@ from largescale.models.backbones import build_backbone
 from largescale.models.evaluation_mode import running_statistics_used
 from largescale.models.heads import hidden_widths, projection_head
 from largescale.processes import rank, world_size
-from shards.ground.errors import InputError
 
 _PURPOSE = 45
 """Keeps the numbers that seed k-means and draw heads apart from others of the same seed and step."""
@@ -161,12 +160,10 @@ class DeepCluster(EmbeddingMethod):
         Collectives: those of `whitened`, `kmeans`, `beat`'s among them, and `agreement`.
         """
         before, count = self.assignments.own.clone(), self.config.clusters
-        try:
+        with clusters_found.blaming(count, step):
             points = whitened(corpus.vectors, self.config.components)
             seed = int(uniform(self._seed, step, _PURPOSE, num=1, device=torch.device("cpu")) * 2**53)
             clusters = kmeans(points, count, seed=seed, iterations=self.config.kmeans_iterations, beat=beat)
-        except ValueError as error:
-            raise InputError(f"method.clusters={count}, before step {step}: {error}") from error
         self.assignments.own.fill_(-1)
         self.assignments.own[corpus.readable, 0] = clusters.assignments.to(torch.int32)
         sizes = clusters.sizes.double()
@@ -195,7 +192,8 @@ class DeepCluster(EmbeddingMethod):
         Collectives: an all-gather of ids, an all-reduce of their clusters; in the last micro-batch one of the head's
         gradient.
         """
-        own = self.assignments.read(gather_rows(ids))[rank() * len(ids) :][: len(ids)].long()
+        assigned = self.assignments.read(gather_rows(ids))
+        own = assigned[rank() * len(ids) :][: len(ids)].long()
         x = inputs["features"].flatten(0, 1)
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(torch.promote_types(x.dtype, self.head.dtype))
@@ -206,7 +204,10 @@ class DeepCluster(EmbeddingMethod):
             losses = cross_entropy(logits, wanted, ignore_index=-1, reduction="none")
             self._add_gradient(logits.detach(), x.detach(), wanted, weights)
         picked = (logits.detach().argmax(1) == wanted).to(x.dtype).mean()
-        signs = {"cluster_picked": picked, "same_cluster": clusters_found.same_cluster(own)}
+        signs = {
+            "cluster_picked": picked,
+            "same_cluster": clusters_found.same_cluster(assigned, [self.config.clusters]),
+        }
         return Output((losses * weights).mean(), signs, {})
 
     @torch.no_grad()
@@ -263,7 +264,7 @@ class DeepCluster(EmbeddingMethod):
     def symptoms(cls, config: Config) -> list[Symptom]:
         """That one cluster holds most images, or that clusters are not learnt."""
         remedy = f"Try, in another run.dir, optim.lr={config.optim.lr / 2:.2g} or a longer optim.warmup_epochs"
-        return [clusters_found.one_for_most(remedy), clusters_found.not_learnt(config)]
+        return [clusters_found.one_for_most(remedy, [_settings(config).clusters]), clusters_found.not_learnt(config)]
 
     @classmethod
     def panels(cls, config: Config) -> list[Panel]:

@@ -17,7 +17,9 @@ last layer; they are never trained. s[h][i] is the image's cluster. The naive lo
             m[i] = embeddings of its views 0 and 1
 
 The bank is one epoch old where the network has moved on, and costs no pass over the images, but before the first step:
-there each image is embedded once, plainly. The published code fills the bank with a pass of the training views instead,
+there each image is embedded once, plainly, and the mean of all embeddings is subtracted before they are unit vectors
+again. As BatchNorm's running statistics mean nothing yet, all embeddings share one direction; without it they, and so
+the centroids, would nearly be one vector. The published code fills the bank with a pass of the training views instead,
 whose embeddings by BatchNorm over a batch depend on how many ranks there are.
 
 Departures from the published code. An image that an epoch leaves out keeps its row, and so gets a cluster among the new
@@ -36,9 +38,10 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize, pad
 
-from largescale.clustering.kmeans import kmeans, working_bytes
+from largescale.clustering.fixed_point import mean_of_rows
+from largescale.clustering.kmeans import Clusters, kmeans, working_bytes
 from largescale.config import Config
 from largescale.config.schema import MethodConfig
 from largescale.config.setting import setting
@@ -59,11 +62,12 @@ from largescale.models.backbones import build_backbone
 from largescale.models.evaluation_mode import running_statistics_used
 from largescale.models.heads import hidden_widths, projection_head
 from largescale.processes import rank, world_size
-from shards.ground.errors import InputError
 
 _PURPOSE = 43
 """Keeps the numbers that seed k-means apart from others of the same seed and step."""
 _BANKS = 2
+_ROWS = 4096
+"""That are centred together."""
 
 
 @dataclass
@@ -129,7 +133,7 @@ class DeepClusterV2(JointEmbedding):
         """Most bytes that a rank holds in a phase beside networks: bank, clusters, and what finds them."""
         settings, own, number = _settings(config), -(-images // world_size()), bytes_per_number(config)
         width, counts = settings.embedding, settings.clusters
-        of_image = (_BANKS + 1) * width * number + 2 * len(counts) * torch.int32.itemsize
+        of_image = (_BANKS + 2) * width * number + 2 * len(counts) * torch.int32.itemsize
         return own * of_image + sum(counts) * width * number + working_bytes(own, max(counts), width, number)
 
     def begin(self) -> None:
@@ -160,29 +164,41 @@ class DeepClusterV2(JointEmbedding):
     def phase(self, step: int, corpus: PlainEmbeddings, beat: Callable[[str], None]) -> dict[str, float]:
         """Cluster the bank, filled before if it is empty.
 
-        Collectives: those of `kmeans`, `beat`'s among them, and of `agreement`, once per head.
+        Collectives: those of `kmeans`, `beat`'s among them, and of `agreement`, once per head; those of `mean_of_rows`.
         """
         if self.phase_embeds(step):
-            self.bank.own[corpus.readable] = corpus.vectors.to(self.bank.rows.dtype).repeat(1, _BANKS)
+            self._fill_bank(corpus)
         before, met = self.assignments.own.clone(), self.bank.own.any(1)
         sizes = []
         for head, centroids in enumerate(self.centroids.split(self._counts)):
-            points = self.bank.own.chunk(_BANKS, dim=1)[head % _BANKS][met]
-            try:
-                clusters = kmeans(
-                    points,
-                    len(centroids),
-                    seed=int(uniform(self._seed, step, head, _PURPOSE, num=1, device=torch.device("cpu")) * 2**53),
-                    iterations=self.config.kmeans_iterations,
-                    spherical=True,
-                    beat=beat,
-                )
-            except ValueError as error:
-                raise InputError(f"method.clusters={self._counts}, before step {step}: {error}") from error
+            clusters = self._clusters(step, head, met, beat)
             centroids.copy_(clusters.centroids)
             self.assignments.own[met, head] = clusters.assignments.to(torch.int32)
             sizes.append(clusters.sizes)
+            del clusters  # before the next are made
         return clusters_found.found(before, self.assignments.own, sizes)
+
+    def _fill_bank(self, corpus: PlainEmbeddings) -> None:
+        """Put centred embeddings into both halves. Collectives: those of `mean_of_rows`."""
+        mean, places = mean_of_rows(corpus.vectors), corpus.readable.nonzero()[:, 0]
+        for rows, theirs in zip(corpus.vectors.split(_ROWS), places.split(_ROWS), strict=True):
+            whole = pad(rows.double(), (0, 0, 0, _ROWS - len(rows)))  # of one shape: rounded alike on all ranks
+            centred = normalize(whole - mean, dim=1)[: len(rows)].to(rows.dtype)
+            # Where all embeddings are equal nothing is left.
+            some = torch.where(centred.any(1, keepdim=True), centred, rows)
+            self.bank.own[theirs] = some.to(self.bank.rows.dtype).repeat(1, _BANKS)
+
+    def _clusters(self, step: int, head: int, met: Tensor, beat: Callable[[str], None]) -> Clusters:
+        """Of the images that were met, for one head. Collectives: those of `kmeans`."""
+        with clusters_found.blaming(self._counts, step):
+            return kmeans(
+                self.bank.own.chunk(_BANKS, dim=1)[head % _BANKS][met],
+                self._counts[head],
+                seed=int(uniform(self._seed, step, head, _PURPOSE, num=1, device=torch.device("cpu")) * 2**53),
+                iterations=self.config.kmeans_iterations,
+                spherical=True,
+                beat=beat,
+            )
 
     def embed(self, views: Views) -> Named:
         """`embeddings` of all views, unit vectors [V, B, D]; the head sees them all at once."""
@@ -196,13 +212,14 @@ class DeepClusterV2(JointEmbedding):
         """
         z = inputs["embeddings"]
         all_ids = gather_rows(ids)
-        own = self.assignments.read(all_ids)[rank() * len(ids) :][: len(ids)].long()
+        assigned = self.assignments.read(all_ids)
+        own = assigned[rank() * len(ids) :][: len(ids)].long()
         with torch.autocast(z.device.type, enabled=False):
             found = [self._picking(z, centroids, own[:, head]) for head, centroids in enumerate(self._heads(z))]
         losses, picked = (torch.stack(values) for values in zip(*found, strict=True))
         self._keep(z[:_BANKS].detach(), all_ids)
         signs = self.watch_embeddings(z[0], z[1])
-        signs |= {"cluster_picked": picked.mean(), "same_cluster": clusters_found.same_cluster(own)}
+        signs |= {"cluster_picked": picked.mean(), "same_cluster": clusters_found.same_cluster(assigned, self._counts)}
         return Output(losses.mean(), signs, {"embeddings": z.detach()})
 
     def _heads(self, z: Tensor) -> tuple[Tensor, ...]:
@@ -241,7 +258,7 @@ class DeepClusterV2(JointEmbedding):
     @classmethod
     def symptoms(cls, config: Config) -> list[Symptom]:
         """That one cluster holds most images, beside the symptoms of embeddings, which bring it about."""
-        return [*super().symptoms(config), clusters_found.one_for_most(cls.remedy(config))]
+        return [*super().symptoms(config), clusters_found.one_for_most(cls.remedy(config), _settings(config).clusters)]
 
     @classmethod
     def panels(cls, config: Config) -> list[Panel]:

@@ -42,6 +42,7 @@ from largescale.config.setting import setting
 from largescale.data.device_random import uniform
 from largescale.data.length import Length
 from largescale.distributed.collectives import gather_rows
+from largescale.methods import clusters_found
 from largescale.methods.choice import Choice
 from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import unit
@@ -53,7 +54,6 @@ from largescale.methods.phase import PlainEmbeddings
 from largescale.methods.rows_by_id import RowsById
 from largescale.methods.state_size import bytes_per_number
 from largescale.processes import rank, world_size
-from shards.ground.errors import InputError
 
 _PURPOSE = 42
 """Keeps the numbers that choose clusters at random apart from others of the same seed and step."""
@@ -193,7 +193,7 @@ class PCL(MoCo):
 
     def _clusters(self, points: Tensor, count: int, step: int, number: int, beat: Callable[[str], None]) -> Clusters:
         seed = int(uniform(self._run_seed, step, number, _PURPOSE, num=1, device=torch.device("cpu")) * 2**53)
-        try:
+        with clusters_found.blaming(self._counts, step):
             return kmeans(
                 points,
                 count,
@@ -202,8 +202,6 @@ class PCL(MoCo):
                 restarts=self._clustering.kmeans_restarts,
                 beat=beat,
             )
-        except ValueError as error:
-            raise InputError(f"method.clusters={self._counts}, before step {step}: {error}") from error
 
     def _spread(self, clusters: Clusters) -> Tensor:
         """phi of each cluster, [K]. Collectives: those of `sums_by_group`."""

@@ -14,14 +14,16 @@ Each head h has K[h] outputs and a label s[h][i] of every image. The naive loop:
             s[h] = argmax of Q, where Q = diag(alpha) softmax(head[h](x))^power diag(beta) has equal sums
 
 See `clustering.optimal_transport`. Labels are found again before steps T (i / (n + 1))^2 for i = 1 to n, T steps in
-all: often at the start, seldom in the end. Heads keep their weights, since outputs keep their meaning.
+all, rounded down, where they are not 0: often at the start, seldom in the end. Heads keep their weights, since outputs
+keep their meaning.
 
-Departures from the published code: there the first labels are found before the first step; here by a network whose
-BatchNorm has seen images. Images that cannot be read in a phase keep their labels.
+Departures from the published code: there the first labels are found before the first step; here never before it, as
+BatchNorm's running statistics mean nothing yet. Images that cannot be read in a phase keep their labels.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,10 +52,14 @@ from largescale.methods.state_size import bytes_per_number
 from largescale.models.backbones import build_backbone
 from largescale.models.evaluation_mode import running_statistics_used
 from largescale.processes import rank, world_size
-from shards.ground.errors import InputError
 
 _PURPOSE = 44
 """Keeps the permutations of the first labels apart from others of the same seed."""
+_SCALE = 2.0**8
+_PER_EPOCH = 4
+"""Solves at most: each embeds every image without a gradient, so these take about as long as training."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -98,15 +104,14 @@ class SeLa(EmbeddingMethod):
         self.backbone, self.num_features = build_backbone(config.model)
         self.heads = nn.ModuleList(nn.Linear(self.num_features, count) for count in self._counts)
         self.labels = RowsById(len(self._counts), torch.int32)
-        self.signs = {"cluster_picked": Sign()}
+        self.signs = {"cluster_picked": Sign(), "same_cluster": Sign()}
         self._layers: list[tuple[Tensor, Tensor]] = []
         self._solve_steps: frozenset[int] = frozenset()
 
     def of_run(self, length: Length) -> None:
         """Labels are found again at steps that depend on the length of the run."""
         super().of_run(length)
-        steps, solves = length.num_steps, self.config.solves
-        self._solve_steps = frozenset(steps * i**2 // (solves + 1) ** 2 for i in range(1, solves + 1))
+        self._solve_steps = _solve_steps(self.config.solves, length)
 
     @classmethod
     def misfit(cls, config: Config, length: Length) -> str:
@@ -122,7 +127,7 @@ class SeLa(EmbeddingMethod):
             width = build_backbone(config.model)[1]
         counts, own = _settings(config).clusters, -(-images // world_size())
         of_image = width * bytes_per_number(config) + 2 * len(counts) * torch.int32.itemsize
-        return own * of_image + sum(counts) * width * 8 + working_bytes(own, max(counts))
+        return own * of_image + (sum(counts) + max(counts)) * width * 8 + working_bytes(own, max(counts))
 
     def begin(self) -> None:
         """Labels at random, equally many of each."""
@@ -144,11 +149,17 @@ class SeLa(EmbeddingMethod):
         with running_statistics_used(self.modules()):
             features: Tensor = self.backbone(images)
         if not self._layers:
-            basis = torch.eye(self.num_features, dtype=features.dtype, device=features.device)
-            for head in self.heads:
-                bias = head(torch.zeros_like(basis[:1]))
-                self._layers.append(((head(basis) - bias).T, bias[0]))
+            with torch.autocast(features.device.type, enabled=False):  # it would round weights
+                self._layers = [self._layer(head) for head in self.heads]
         return features
+
+    def _layer(self, head: nn.Module) -> tuple[Tensor, Tensor]:
+        """Weights [K, F] and biases [K] of a head. Weights are scaled, so that biases take no digits from them."""
+        own = next(head.parameters())
+        basis = _SCALE * torch.eye(self.num_features, dtype=own.dtype, device=own.device)
+        bias = head(torch.zeros_like(basis[:1])).double()
+        weights = (head(basis).double() - bias).div_(_SCALE).T
+        return weights.to(torch.promote_types(own.dtype, torch.float32)), bias[0]
 
     @torch.no_grad()
     def phase(self, step: int, corpus: PlainEmbeddings, beat: Callable[[str], None]) -> dict[str, float]:
@@ -158,7 +169,7 @@ class SeLa(EmbeddingMethod):
         """
         before, solved = self.labels.own.clone(), []
         for head, (weights, biases) in enumerate(self._layers):
-            try:
+            with clusters_found.blaming(self._counts, step):
                 found = equal_clusters(
                     corpus.vectors,
                     weights,
@@ -168,8 +179,16 @@ class SeLa(EmbeddingMethod):
                     iterations=self.config.solve_iterations,
                     beat=beat,
                 )
-            except ValueError as error:
-                raise InputError(f"method.clusters={self._counts}, before step {step}: {error}") from error
+            if found.error >= self.config.tolerance:
+                _log.warning(
+                    "labels of head %d, before step %d: error %.3g after %d iterations is above method.tolerance=%g; "
+                    "raise method.solve_iterations",
+                    head,
+                    step,
+                    found.error,
+                    found.iterations,
+                    self.config.tolerance,
+                )
             self.labels.own[corpus.readable, head] = found.labels.to(torch.int32)
             solved.append(found)
         return clusters_found.found(before, self.labels.own, [one.sizes for one in solved]) | {
@@ -194,7 +213,8 @@ class SeLa(EmbeddingMethod):
 
         Collectives: an all-gather of ids, an all-reduce of their labels.
         """
-        own = self.labels.read(gather_rows(ids))[rank() * len(ids) :][: len(ids)].long()
+        labels = self.labels.read(gather_rows(ids))
+        own = labels[rank() * len(ids) :][: len(ids)].long()
         losses, picked = [], []
         for head in range(len(self._counts)):
             logits = inputs[f"logits.{head}"].flatten(0, 1)
@@ -203,7 +223,11 @@ class SeLa(EmbeddingMethod):
                 wanted = own[:, head].repeat(len(logits) // len(ids))
                 losses.append(cross_entropy(logits, wanted))
                 picked.append((logits.detach().argmax(1) == wanted).to(logits.dtype).mean())
-        return Output(torch.stack(losses).mean(), {"cluster_picked": torch.stack(picked).mean()}, {})
+        signs = {
+            "cluster_picked": torch.stack(picked).mean(),
+            "same_cluster": clusters_found.same_cluster(labels, self._counts),
+        }
+        return Output(torch.stack(losses).mean(), signs, {})
 
     def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
         """Labels, sharded by id."""
@@ -221,8 +245,24 @@ class SeLa(EmbeddingMethod):
 
     @classmethod
     def suited(cls, config: Config, length: Length) -> dict[str, Choice]:
-        """At most one label for every ten images."""
-        return clusters_found.suited(_settings(config).clusters, length)
+        """At most one label for every ten images, and not too many solves."""
+        most = max(1, int(_PER_EPOCH * length.num_steps / length.steps_per_epoch))
+        solves = Choice(min(_settings(config).solves, most), f"at most {_PER_EPOCH} per epoch")
+        return clusters_found.suited(_settings(config).clusters, length) | {"solves": solves}
+
+    @classmethod
+    def complaints(cls, config: Config, length: Length) -> list[str]:
+        """Also whether solves are too many for the run."""
+        solves, epochs = _settings(config).solves, length.num_steps / length.steps_per_epoch
+        most, found = max(1, int(_PER_EPOCH * epochs)), len(_solve_steps(solves, length))
+        if found == solves <= most:
+            return super().complaints(config, length)
+        why = f"only {found} come before steps of their own" if found < solves else "each embeds every image"
+        many = (
+            f"method.solves={solves}: {why}, in a run of {length.num_steps:,} steps or {epochs:.3g} epochs; set "
+            f"method.solves={min(most, max(1, math.isqrt(length.num_steps) - 1))} or fewer, or train longer"
+        )
+        return [many, *super().complaints(config, length)]
 
     @classmethod
     def loss_references(cls, config: Config) -> dict[str, float]:
@@ -231,13 +271,20 @@ class SeLa(EmbeddingMethod):
 
     @classmethod
     def symptoms(cls, config: Config) -> list[Symptom]:
-        """That labels are not learnt."""
-        return [clusters_found.not_learnt(config)]
+        """That one label is that of most images, or that labels are not learnt."""
+        clusters, remedy = _settings(config).clusters, f"Try, in another run.dir, optim.lr={config.optim.lr / 2:.2g}"
+        return [clusters_found.one_for_most(remedy, clusters), clusters_found.not_learnt(config)]
 
     @classmethod
     def panels(cls, config: Config) -> list[Panel]:
         """Labels in steps and in phases."""
         return clusters_found.panels()
+
+
+def _solve_steps(solves: int, length: Length) -> frozenset[int]:
+    """Steps before which labels are found again."""
+    steps = {length.num_steps * i**2 // (solves + 1) ** 2 for i in range(1, solves + 1)}
+    return frozenset(steps - {0})
 
 
 def _settings(config: Config) -> Settings:

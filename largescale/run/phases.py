@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from largescale.clustering.fixed_point import NotFinite
 from largescale.config import Config
 from largescale.data.stream import Stream
 from largescale.evaluate.extract import features_of
@@ -34,6 +35,11 @@ _SAID = 4
 """Lines in the log while a large corpus is embedded."""
 _LARGE = 40
 """Batches of a rank from which on there are any."""
+
+_DIVERGED = (
+    "weights or BatchNorm's statistics have diverged. Start from an earlier checkpoint "
+    "(init_from=CHECKPOINT, in another run.dir) with a lower optim.lr"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +82,7 @@ class Phases:
 
         Raises:
             InputError: the shards are away.
-            TrainingStopped: embeddings are not finite.
+            TrainingStopped: embeddings, or what the method makes of them, are not finite.
 
         Collectives: every rank must call it; those of `average_statistics`, of `Engine.embed` and an all-reduce of a
         number on the host for each batch, one of whether embeddings are finite, the method's.
@@ -98,6 +104,8 @@ class Phases:
             found = self._engine.method.phase(step, corpus, beat_or_leave)
         except _Left as left:
             return str(left)
+        except NotFinite as error:
+            raise TrainingStopped(f"phase before step {step}: {error}: {_DIVERGED}") from error
         seconds = time.perf_counter() - started
         self._found |= {**found, "phase_s": self._found.get("phase_s", 0.0) + seconds}
         words = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
@@ -162,8 +170,7 @@ class Phases:
         if bad:
             raise TrainingStopped(
                 f"phase before step {step}: embeddings of {bad:,} of {self._num_samples:,} images are not finite: "
-                "weights or BatchNorm's statistics have diverged. Start from an earlier checkpoint "
-                "(init_from=CHECKPOINT, in another run.dir) with a lower optim.lr"
+                + _DIVERGED
             )
         if unread:
             _log.warning(

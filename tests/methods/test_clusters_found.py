@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from largescale.clustering.fixed_point import NotFinite
 from largescale.methods import clusters_found
+from shards.ground.errors import InputError
 
 
 def test_a_phase_is_described_by_means_over_sets_of_clusters():
@@ -20,11 +22,25 @@ def test_a_phase_is_described_by_means_over_sets_of_clusters():
 
 
 def test_pairs_of_one_cluster_are_counted_without_images_themselves():
-    assigned = torch.tensor([[0, 2], [0, 1], [3, 1]])
+    assigned = torch.tensor([[0, 2], [0, 1], [3, 1]], dtype=torch.int32)
     together = (assigned[:, None] == assigned[None]).double().mean(2)
     expected = sum(together[i, j] for i in range(3) for j in range(3) if i != j) / 6
-    assert float(clusters_found.same_cluster(assigned)) == pytest.approx(float(expected)) == pytest.approx(1 / 3)
-    assert float(clusters_found.same_cluster(assigned[:1])) == 0
+    found = float(clusters_found.same_cluster(assigned, [4, 3]))
+    assert found == pytest.approx(float(expected)) == pytest.approx(1 / 3)
+    assert float(clusters_found.same_cluster(assigned[:1], [4, 3])) == 0
+
+
+def test_images_without_a_cluster_are_in_no_pair():
+    assigned = torch.tensor([[0, -1], [0, -1], [1, -1], [-1, -1], [-1, 1]])
+    assert float(clusters_found.same_cluster(assigned, [4, 3])) == pytest.approx((1 / 3 + 0) / 2)
+
+
+def test_refusals_are_told_from_numbers_that_are_not_finite():
+    refused = pytest.raises(InputError, match=r"method.clusters=\[9\], before step 3: 8 points")
+    with refused, clusters_found.blaming([9], 3):
+        raise ValueError("8 points for 9 clusters")
+    with pytest.raises(NotFinite), clusters_found.blaming([9], 3):
+        raise NotFinite("values are not finite")
 
 
 def test_what_does_not_fit_is_said_in_a_line():
@@ -37,8 +53,10 @@ def test_what_does_not_fit_is_said_in_a_line():
 
 
 def test_one_cluster_for_most_images_is_a_symptom():
-    symptom = clusters_found.one_for_most("Try less")
+    symptom = clusters_found.one_for_most("Try less", [10, 10])
     assert symptom.shows({"same_cluster": 0.9}) and not symptom.shows({"same_cluster": 0.1}) and not symptom.shows({})
+    two = clusters_found.one_for_most("Try less", [2])
+    assert two.shows({"same_cluster": 0.9}) and not two.shows({"same_cluster": 0.51}), "half are of two equal clusters"
     assert symptom.words({"same_cluster": 0.9}) == (
         "two images are in one cluster with a probability of 90%: this looks like collapse. Try less"
     )

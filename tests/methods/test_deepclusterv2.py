@@ -16,6 +16,7 @@ from largescale.data.views import Views
 from largescale.methods import build_method, require_fit
 from largescale.methods.deepclusterv2 import DeepClusterV2
 from largescale.methods.phase import PlainEmbeddings, no_embeddings
+from largescale.plan.trace import StepTrace
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.ranks import Counted, run_ranks
@@ -106,6 +107,37 @@ def test_centroids_are_never_trained():
     method(views(), 0).loss.backward()
     method.after_update(0)
     assert torch.equal(method.centroids, before)
+
+
+def test_the_first_bank_is_of_centred_embeddings():
+    method = build("method.clusters=[4]")
+    vectors = normalize(torch.randn(SAMPLES, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64), dim=1)
+    vectors = normalize(vectors + 20, dim=1)  # one large direction
+    readable = torch.arange(SAMPLES) != 17
+    method.phase(0, PlainEmbeddings(vectors[readable], readable), lambda what: None)
+    expected = normalize(vectors[readable] - vectors[readable].mean(0), dim=1)
+    for half in method.bank.own[readable].chunk(2, dim=1):
+        torch.testing.assert_close(half, expected, rtol=1e-9, atol=1e-12)
+    assert not method.bank.own[17].any()
+    cosines = normalize(method.centroids, dim=1) @ normalize(method.centroids, dim=1).T
+    assert float(cosines.sum() - 4) / 12 < 0.5
+    method.phase(0, PlainEmbeddings(vectors[:1].repeat(SAMPLES, 1), readable | True), lambda what: None)
+    torch.testing.assert_close(method.bank.own[:, :8], vectors[:1].repeat(SAMPLES, 1))  # all alike: left as they are
+
+
+def test_a_phase_holds_no_more_than_it_promises():
+    """Most bytes of all tensors of the first phase, with its embeddings, and k-means' blocks beside."""
+    images, width = 60_000, 64
+    overrides = [f"method.embedding={width}", "method.clusters=[50,300]", "method.kmeans_iterations=1"]
+    config = load_config(MINI, ["train.precision=fp32", *overrides, "train.global_batch=8", "data.streams=1"])
+    method = build_method(config, Length(6, 3, images))
+    method.begin()
+    vectors = normalize(torch.randn(images, width, generator=torch.Generator().manual_seed(0)), dim=1)
+    with StepTrace() as trace:
+        trace.watch(iter([vectors, method.bank.rows, method.assignments.rows, method.centroids]))
+        method.phase(0, PlainEmbeddings(vectors, torch.ones(images, dtype=torch.bool)), lambda what: trace.held())
+    held, promised, blocks = trace.lap(), DeepClusterV2.phase_bytes(config, images), 4096 * (300 * 4 + width * 4 * 8)
+    assert 0.7 * promised < held <= promised + blocks, (held, promised, blocks)
 
 
 def test_the_bank_holds_the_first_two_views_as_they_were_last_met():

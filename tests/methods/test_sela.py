@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import cross_entropy
 
 from largescale.clustering.agreement import agreement
+from largescale.clustering.fixed_point import NotFinite
 from largescale.config import load_config
 from largescale.data.length import Length
 from largescale.data.views import Views
@@ -105,6 +106,50 @@ def test_solves_are_often_at_first_and_seldom_in_the_end():
     assert [step for step in range(1000) if method.phase_due(step)] == [40, 160, 360, 640]
 
 
+def test_solves_that_a_run_has_no_room_for_are_said_and_none_comes_before_the_first_step():
+    method = build("method.solves=100", length=Length(1000, 100, 10 * SAMPLES))
+    due = [step for step in range(1000) if method.phase_due(step)]
+    assert 0 not in due and len(due) < 100
+    config = load_config(MINI, ["method.solves=100"])
+    [line] = SeLa.complaints(config, Length(1000, 100, 1000))
+    assert f"method.solves=100: only {len(due)} come before steps of their own" in line
+    assert "set method.solves=30 or fewer" in line
+    assert SeLa.complaints(load_config(MINI, ["method.solves=30"]), Length(1000, 100, 1000)) == []
+    [line] = SeLa.complaints(config, Length(20_000, 1000, 1000))
+    assert "each embeds every image, in a run of 20,000 steps or 20 epochs; set method.solves=80" in line
+    assert SeLa.complaints(config, Length(280_000, 1000, 1000)) == []
+    assert SeLa.suited(config, Length(20_000, 1000, 1000))["solves"][0] == 80
+
+
+@pytest.mark.parametrize("precision, within", [(torch.float32, 1e-5), (torch.bfloat16, 2.0**-7)])
+def test_heads_are_read_in_full_under_autocast_and_beside_large_biases(precision, within):
+    method = build().to(precision)
+    for head in method.heads:
+        torch.nn.init.constant_(head.bias, 48.0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        method.plain(plain_images().to(precision)[:2])
+    for head, (weights, biases) in zip(method.heads, method._layers, strict=True):
+        largest = float(head.weight.detach().abs().max())
+        torch.testing.assert_close(weights, head.weight.float(), rtol=within, atol=within * largest)
+        torch.testing.assert_close(biases.float(), head.bias.float())
+
+
+def test_labels_that_are_not_found_in_time_are_said(caplog):
+    method = build("method.solve_iterations=2", "method.tolerance=0.000001").eval()
+    with caplog.at_level("WARNING"):
+        solve(method, plain_images())
+    assert "labels of head 0, before step 2: error" in caplog.text
+    assert "above method.tolerance=1e-06; raise method.solve_iterations" in caplog.text
+
+
+def test_a_network_that_has_diverged_is_no_fault_of_the_clusters():
+    method = build().eval()
+    with torch.no_grad():
+        method.heads[0].bias.fill_(torch.nan)
+    with pytest.raises(NotFinite):
+        solve(method, plain_images())
+
+
 def test_labels_are_those_of_the_published_loop_by_the_heads_as_they_are():
     method = build().eval()
     method._layers = [(torch.zeros(5, 1), torch.zeros(5))]
@@ -177,6 +222,6 @@ def test_what_does_not_fit_is_refused():
 
 def test_labels_that_are_not_learnt_are_said():
     config = load_config(MINI)
-    signs = {"cluster_picked": 0.1, "loss": 1.5}
+    signs = {"cluster_picked": 0.1, "same_cluster": 0.2, "loss": 1.5}
     assert "clusters are not learnt" in said_of(config, {**signs, "loss_over_ln_k": 1.0})
     assert said_of(config, {**signs, "loss_over_ln_k": 0.6}) == ""
