@@ -14,6 +14,7 @@ from pathlib import Path
 from largescale.command_examples import EXAMPLES
 from largescale.curate.arguments import add_arguments as curate_arguments
 from largescale.distributed.stopping import INTERRUPTED, StoppedInOrder, own_rank
+from largescale.evaluate.arguments import add_assign_arguments, add_features_arguments
 from largescale.plan.arguments import add_arguments as plan_arguments
 from largescale.propose.arguments import add_arguments as init_arguments
 from shards.ground import terminal
@@ -112,19 +113,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the runs' configurations")
 
     command = _command(commands, "features", _features, "write the features of a shard folder's images to files")
-    command.add_argument("place", metavar="RUN", help="folder of a run, RUN/checkpoints/step-..., or a file of weights")
-    command.add_argument("shards", metavar="SHARDS", help="folder or URL of shards, labelled or not")
-    command.add_argument("out", metavar="OUT", help="folder to write to, one file per shard")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the run's configuration")
-    command.add_argument("--format", default="parquet", metavar="NAME", help="parquet (default) or npy")
-    command.add_argument("--dtype", default="fp16", metavar="TYPE", help="fp16 (default) or fp32")
-    command.add_argument("--assign", action="store_true", help="add what each image is assigned to, with its score")
-    command.add_argument(
-        "--thumbnails", type=int, default=0, metavar="PX", help="add a JPEG of each image, for viewers"
-    )
-    command.add_argument(
-        "--dim", type=int, default=0, metavar="N", help="write N principal components instead of all numbers"
-    )
+    add_features_arguments(command)
+
+    command = _command(commands, "assign", _assign, "write which cluster of a run each image belongs to, by every head")
+    add_assign_arguments(command)
 
     command = _command(commands, "curate", _curate, "choose what of a pile to train on, by its features")
     curate_arguments(command)
@@ -284,36 +276,46 @@ def _features(arguments: argparse.Namespace) -> None:
     _require_threads()
     from largescale.evaluate.features_out import write_features
     from largescale.evaluate.features_wish import Wish
+
+    wish = Wish(arguments.format, arguments.dtype, arguments.assign, arguments.thumbnails, arguments.dim)
+    _write_of_shards(arguments, lambda run, shards, out: write_features(run, shards, out, wish, arguments.overrides))
+
+
+def _assign(arguments: argparse.Namespace) -> None:
+    _require_threads()
+    from largescale.evaluate.assign import assign
+
+    _write_of_shards(arguments, lambda run, shards, out: assign(run, shards, out, arguments.overrides))
+
+
+def _write_of_shards(arguments: argparse.Namespace, write: Callable[[str, str, Path], object]) -> None:
     from largescale.processes import process_group
 
-    level = logging.INFO if own_rank() <= 0 else logging.ERROR
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    wish = Wish(arguments.format, arguments.dtype, arguments.assign, arguments.thumbnails, arguments.dim)
+    _log_times()
     out = Path(arguments.out).expanduser()
     with process_group():
-        done = write_features(arguments.place, arguments.shards, out, wish, arguments.overrides)
+        done = write(arguments.place, arguments.shards, out)
     if own_rank() <= 0:
         sys.stdout.write(f"{out}: {done}\n")
+
+
+def _log_times() -> None:
+    level = logging.INFO if own_rank() <= 0 else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
 
 
 def _curate(arguments: argparse.Namespace) -> None:
     _require_threads()
     from largescale.curate.arguments import run
 
-    level = logging.INFO if own_rank() <= 0 else logging.ERROR
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    _log_times()
     done = run(arguments)
     if own_rank() <= 0:
         sys.stdout.write(f"{arguments.out}: {done}\n")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    logging.basicConfig(
-        level=logging.INFO if own_rank() <= 0 else logging.ERROR,
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
+    _log_times()
     words = [*arguments.runs, *arguments.overrides]
     overrides = [word for word in words if re.match(r"[a-z][\w.\[\]]*=", word)]
     places = [word for word in words if word not in overrides]

@@ -28,6 +28,10 @@ EXAMPLES = {
   largescale features runs/demo data/shards/photos features/photos --assign --thumbnails 64
   largescale features runs/demo data/shards/photos features/small --dim 128
   torchrun --standalone --nproc-per-node=8 -m largescale features runs/demo data/shards/photos features/photos""",
+    "assign": """examples:
+  largescale assign runs/demo data/shards/fashion-mnist-test assigned/demo-test
+  largescale assign runs/demo/checkpoints/step-00001000 data/shards/photos assigned/photos
+  torchrun --standalone --nproc-per-node=8 -m largescale assign runs/demo data/shards/photos assigned/photos""",
     "curate": """examples:
   largescale curate features/photos curated/photos --dedup 0.01
   largescale curate features/photos curated/photos --levels 10000,500 --target 20000 --dedup 0.01 --shards data/photos

@@ -84,6 +84,14 @@ def agreement(labels: Tensor, clusters: np.ndarray) -> dict[str, Any]:
     }
 
 
+def purity(labels: np.ndarray, clusters: np.ndarray) -> float:
+    """Share of samples that are of the class which most samples of their cluster are of."""
+    pairs, counts = np.unique(np.stack((clusters, labels)), axis=1, return_counts=True)
+    largest = np.zeros(int(clusters.max()) + 1, np.int64)
+    np.maximum.at(largest, pairs[0], counts)
+    return float(largest.sum() / len(labels))
+
+
 def matched_share(labels: np.ndarray, clusters: np.ndarray) -> float:
     """Share of samples that are of the class their cluster stands for, in the best matching of one class each."""
     from scipy.optimize import linear_sum_assignment  # see `protocols`

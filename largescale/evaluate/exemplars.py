@@ -1,4 +1,4 @@
-"""Scores of some training samples under a head of the method, kept for the report's gallery."""
+"""Scores of some training samples under the first head of the method, kept for the report's gallery."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def save(path: Path, method: Method, train: FeatureSet, device: torch.device, se
     """Compute the scores of samples drawn by `seed`, and write them atomically."""
     chosen = np.random.default_rng(seed).permutation(len(train.ids))[:SAMPLES]
     rows = torch.from_numpy(np.sort(chosen))
-    scores = method.exemplar_scores(train.features[rows].to(device)).float().cpu()
+    scores = method.exemplar_scores(train.features[rows].to(device))[0].float().cpu()
     tensors = {"scores": scores.contiguous(), "ids": train.ids[rows]}
     with atomic_write(path) as file:
         file.write(safetensors.torch.save(tensors, metadata={"made_from": json.dumps(made_from)}))

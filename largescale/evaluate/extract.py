@@ -47,6 +47,11 @@ def load_method(config: Config, checkpoint: Checkpoint | None) -> Method:
         if config.train.precision == "fp64":
             method.double()
         state = {f"model.{name}": value for name, value in method.state_dict().items()}
+        there = sharded.shapes(checkpoint) if method.exemplar_state else {}
+        for name in method.exemplar_state:
+            if shape := there.get(f"extra.{name}"):  # of nothing in a method that was built for no corpus
+                state[f"extra.{name}"] = getattr(method, name).new_zeros(shape)
+                setattr(method, name, state[f"extra.{name}"])
         sharded.load(checkpoint, state, no_dist=True)
     return method.float()
 

@@ -1,6 +1,6 @@
 """Features of one shard as a file that other programs read: Parquet, or .npy with a Parquet of keys beside it.
 
-    NAME-000000.parquet    key, shard, row[, label, class], embedding[, NAME, NAME_score][, image]
+    NAME-000000.parquet    key, shard, row[, label, class][, embedding][, NAME, NAME_score, ...][, image]
     NAME-000000.npy        with form `npy`: the embeddings [N, D], row i of which is row i of the Parquet
 
 Rows stand in the order of the shard; `row` is an image's position in it, so that a file can be joined with the shard's
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +31,8 @@ VERSION = 1
 """Of the files. To be raised when columns or metadata change their meaning."""
 
 _ENTRY = b"largescale"
-_COUNTS = ("num_images", "num_features", "num_unreadable")
+_COUNTS = ("num_images", "num_features", "num_unreadable", "num_exemplars")
+"""Entries that say what came of it, and not what it was made from."""
 _ROW_GROUP = 8192
 
 
@@ -43,20 +44,20 @@ class ShardFeatures:
         shard: name of the tar.
         keys: WebDataset keys [N].
         rows: positions in the shard, int64 [N].
-        embeddings: [N, D], in the type to be written.
+        embeddings: [N, D], in the type to be written; None without.
         labels: class numbers, -1 for none, int64 [N]; None if the shards have no classes.
         classes: their names.
-        assigned: name of what an image is assigned to, its numbers int64 [N] and scores float32 [N]; None without.
+        assigned: columns about what an image is assigned to, by name.
         images: JPEGs; None without.
     """
 
     shard: str
     keys: list[str]
     rows: np.ndarray
-    embeddings: np.ndarray
+    embeddings: np.ndarray | None
     labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
-    assigned: tuple[str, np.ndarray, np.ndarray] | None = None
+    assigned: dict[str, pa.Array] = field(default_factory=dict)
     images: list[bytes] | None = None
 
     def columns(self) -> dict[str, pa.Array]:
@@ -72,9 +73,7 @@ class ShardFeatures:
             columns["label"] = pa.array(self.labels, pa.int32(), mask=unknown)
             names = pa.array(self.classes, pa.string())
             columns["class"] = names.take(pa.array(self.labels, pa.int32(), mask=unknown))
-        if self.assigned is not None:
-            name, numbers, scores = self.assigned
-            columns |= {name: pa.array(numbers, pa.int32()), f"{name}_score": pa.array(scores, pa.float32())}
+        columns |= self.assigned
         if self.images is not None:
             columns["image"] = pa.array(
                 [{"bytes": image} for image in self.images], pa.struct([pa.field("bytes", pa.binary())])
@@ -98,14 +97,17 @@ def write(out: Path, form: str, found: ShardFeatures, about: Stamp) -> None:
     """
     path, columns = path_of(out, found.shard), found.columns()
     if form == "npy":
+        assert found.embeddings is not None
         path.unlink(missing_ok=True)  # what it says is not of the new array
         with atomic_write(path.with_suffix(".npy")) as file:
             np.save(file, found.embeddings, allow_pickle=False)
     else:
         path.with_suffix(".npy").unlink(missing_ok=True)  # of another form, and of nobody knows which weights
-        width, flat = found.embeddings.shape[1], pa.array(np.ascontiguousarray(found.embeddings).ravel())
-        columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, width)
-    about = {**about, "num_images": len(found.keys), "num_features": found.embeddings.shape[1]}
+        if found.embeddings is not None:
+            width, flat = found.embeddings.shape[1], pa.array(np.ascontiguousarray(found.embeddings).ravel())
+            columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, width)
+    num_features = 0 if found.embeddings is None else found.embeddings.shape[1]
+    about = {**about, "num_images": len(found.keys), "num_features": num_features}
     table = pa.table(columns).replace_schema_metadata({_ENTRY: json.dumps(about).encode()})
     with atomic_write(path) as file:
         pq.write_table(
@@ -144,9 +146,7 @@ def difference_to(path: Path, form: str, wanted: Stamp) -> str:
         rows = pq.read_metadata(path).num_rows
     except (InputError, OSError, pa.ArrowException):
         return "its file is damaged, or of another program"
-    written = {
-        key: value for key, value in found.items() if key not in ("num_images", "num_features", "num_unreadable")
-    }
+    written = {key: value for key, value in found.items() if key not in _COUNTS}
     if why := difference(written, wanted):
         return why
     shape = (int(found["num_images"]), int(found["num_features"]))

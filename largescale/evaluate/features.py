@@ -159,6 +159,8 @@ class Networks:
 
 
 def _keep_exemplars(config: Config, path: Path, networks: Networks, train: FeatureSet, made_from: Stamp) -> None:
+    if not networks.method.has_exemplars():
+        return
     stamp = {**made_from, "seed": config.run.seed}
     known = exemplars.load(path)
     if known is None or json.dumps(known.made_from) != json.dumps(stamp):

@@ -1,4 +1,5 @@
-"""`largescale features`: embeddings of every image of a shard folder, one file per shard, for other programs.
+"""`largescale features` and `largescale assign`: what a network makes of every image of a shard folder, one file per
+shard, for other programs.
 
 Ranks under torchrun share the shards. A shard that is done stays done: what is killed goes on with the next one, and
 only what was made from other weights, images or settings is made again. Batches never span two shards, so the files are
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -24,7 +26,7 @@ from tqdm import tqdm
 from largescale.config import Config
 from largescale.data.centre_crops import CentreCropMaker
 from largescale.data.corpora import Corpus, open_corpus
-from largescale.evaluate import feature_files
+from largescale.evaluate import assignments, feature_files
 from largescale.evaluate.extract import Extracted, Network, check_finite, extract, features_of, is_readable
 from largescale.evaluate.feature_files import DTYPES, ShardFeatures
 from largescale.evaluate.features_wish import Wish
@@ -57,6 +59,7 @@ class Written:
         num_features: width of an embedding.
         step: of the checkpoint; None for a file of weights.
         seconds: that it took.
+        paths: of its Parquet, one per shard.
     """
 
     num_images: int
@@ -66,14 +69,17 @@ class Written:
     num_features: int
     step: int | None
     seconds: float
+    paths: tuple[Path, ...]
 
     def __str__(self) -> str:
         step = "" if self.step is None else f", checkpoint of step {self.step}"
         kept = f", {self.num_kept} of them kept from before" if self.num_kept else ""
         left_out = f", {self.num_unreadable:,} unreadable images left out" if self.num_unreadable else ""
+        what = f"{self.num_features} numbers per image" if self.num_features else "every head"
+        kind = "features" if self.num_features else "assignments"
         return (
-            f"features of {self.num_images:,} images in {self.num_shards} files{kept}{left_out}; "
-            f"{self.num_features} numbers per image{step}, {self.seconds:.0f} s"
+            f"{kind} of {self.num_images:,} images in {self.num_shards} files{kept}{left_out}; "
+            f"{what}{step}, {self.seconds:.0f} s"
         )
 
 
@@ -110,8 +116,8 @@ def write_features(run: str | Path, shards: str, out: Path, wish: Wish, override
         stale = from_rank_0(found)
         together(lambda: plan.make(stale[rank() :: world_size()]))
         on_rank_0(plan.check)
-    names = [entry.name for entry in corpus.manifest.shards]
-    written = [feature_files.about(feature_files.path_of(out, name)) for name in names]
+    paths = tuple(feature_files.path_of(out, entry.name) for entry in corpus.manifest.shards)
+    written = [feature_files.about(path) for path in paths]
     return Written(
         sum(one["num_images"] for one in written),
         len(written),
@@ -120,6 +126,7 @@ def write_features(run: str | Path, shards: str, out: Path, wish: Wish, override
         written[0]["num_features"] if written else 0,
         weights.step,
         time.perf_counter() - started,
+        paths,
     )
 
 
@@ -176,12 +183,15 @@ class Plan:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._method: Method | None = None
         self._projection: Projection | None = None
+        self._num_exemplars: dict[str, int] = {}
 
     @property
     def method(self) -> Method:
         """With the weights that are asked, built when it is first needed: what is there already needs none."""
         if self._method is None:
             self._method = method_of(self._config, self._weights).to(self._device)
+            if self._wish.assign or self._wish.assignments:
+                assignments.require_exemplars(self._method)
         return self._method
 
     def project(self) -> None:
@@ -225,7 +235,7 @@ class Plan:
             "shard": {"tar": entry.checksum, "index": entry.index_checksum, "samples": entry.num_samples},
             "format": self._wish.form,
             "dtype": self._wish.dtype,
-            "assign": self._wish.assign,
+            "assign": "every head" if self._wish.assignments else self._wish.assign,
             "thumbnails": self._wish.thumbnails,
             "batch": self._config.evaluate.batch,
         }
@@ -236,6 +246,7 @@ class Plan:
         stale = []
         for shard, path in enumerate(self._paths()):
             if path.is_file():
+                self._require_same_kind(path)
                 why = feature_files.difference_to(path, self._wish.form, self.stamp(shard))
                 if not why and self._can_be_completed(shard, path):
                     why = "images that could not be read before can be read now"
@@ -253,6 +264,16 @@ class Plan:
             if why := next(filter(None, map(self._not_like, others[:_MOST_COMPARED])), ""):
                 _log.warning("%s: do not compare features of these files with the new ones: %s", self._out, why)
         return stale
+
+    def _require_same_kind(self, path: Path) -> None:
+        """Neither features nor assignments may take the place of the others."""
+        try:
+            found = feature_files.about(path).get("assign") == "every head"
+        except InputError:
+            return  # damaged, and made again
+        if found != self._wish.assignments:
+            kinds = ("assignments", "features") if found else ("features", "assignments")
+            raise InputError(f"{path}: holds {kinds[0]}; choose another folder for {kinds[1]}")
 
     def _not_like(self, name: str) -> str:
         """How the features of a file that may be of other shards were made otherwise than these; empty if alike."""
@@ -306,32 +327,38 @@ class Plan:
         if writing is not None:
             writing.result()  # one file at a time, so that memory holds two shards at most
         rows, about = self._rows(done, method), {**self.stamp(done.number), "num_unreadable": done.num_unreadable}
+        if self._num_exemplars:
+            about["num_exemplars"] = self._num_exemplars
         return writer.submit(feature_files.write, self._out, self._wish.form, rows, about)
 
     def _rows(self, done: _OpenShard, method: Method) -> ShardFeatures:
         manifest, name = self._corpus.manifest, self._corpus.manifest.shards[done.number].name
         features = done.features("pretrained", method.num_features)
         check_finite("pretrained", features, name)
-        written = self._projection.of(features) if self._projection else features
-        embeddings = written.numpy().astype(DTYPES[self._wish.dtype])
-        if not np.isfinite(embeddings).all():
-            largest = float(written.abs().max())
-            raise InputError(f"{name}: features of up to {largest:.3g} do not fit into fp16; use --dtype fp32")
-        assigned = None
-        if self._wish.assign and method.exemplars is not None:
-            with torch.no_grad():
-                scores, numbers = method.exemplar_scores(features.to(self._device)).float().max(dim=1)
-            assigned = method.exemplars.name, numbers.cpu().numpy(), scores.cpu().numpy()
+        assigned: dict[str, pa.Array] = {}
+        if self._wish.assignments:
+            assigned, self._num_exemplars = assignments.every_head(method, features, self._device)
+        elif self._wish.assign:
+            assigned = assignments.first_head(method, features, self._device)
         return ShardFeatures(
             name,
             done.keys,
             done.ids.numpy() - int(self._corpus.first_samples[done.number]),
-            embeddings,
+            None if self._wish.assignments else self._embeddings(features, name),
             done.labels.numpy() if manifest.classes else None,
             tuple(manifest.classes),
             assigned,
             self._pictures(done),
         )
+
+    def _embeddings(self, features: Tensor, name: str) -> np.ndarray:
+        """As they are written."""
+        written = self._projection.of(features) if self._projection else features
+        embeddings: np.ndarray = written.numpy().astype(DTYPES[self._wish.dtype])
+        if not np.isfinite(embeddings).all():
+            largest = float(written.abs().max())
+            raise InputError(f"{name}: features of up to {largest:.3g} do not fit into fp16; use --dtype fp32")
+        return embeddings
 
     def _networks(self, method: Method) -> dict[str, Network]:
         networks: dict[str, Network] = {"pretrained": method.encode}

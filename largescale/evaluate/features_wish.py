@@ -1,4 +1,4 @@
-"""What `largescale features` is asked for, and what of it cannot be done."""
+"""What `largescale features` and `largescale assign` are asked for, and what of it cannot be done."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from largescale.config import Config
 from largescale.evaluate.feature_files import DTYPES, FORMS
 from largescale.evaluate.weights import Published, Weights, exemplars_of
+from largescale.methods import METHODS
 from shards.ground.errors import InputError
 
 
@@ -17,7 +18,8 @@ class Wish:
     Attributes:
         form: one of `feature_files.FORMS`.
         dtype: one of `feature_files.DTYPES`.
-        assign: whether to add what the method assigns each image to, and its score.
+        assign: whether to add what the method's first head assigns each image to, and its score.
+        assignments: whether to write what each head assigns each image to, and the runner-up, in place of features.
         thumbnails: side in pixels of a JPEG of each image, for viewers; 0 for none.
         dim: numbers per image, by principal components (`projection.py`); 0 leaves features as they are.
     """
@@ -27,6 +29,7 @@ class Wish:
     assign: bool = False
     thumbnails: int = 0
     dim: int = 0
+    assignments: bool = False
 
     def check(self, config: Config, weights: Weights) -> None:
         """Refuse what cannot be done.
@@ -40,12 +43,14 @@ class Wish:
             raise InputError(f"--dtype={self.dtype}: expected {' or '.join(DTYPES)}")
         if self.dim < 0:
             raise InputError(f"--dim={self.dim}: expected the numbers per image that are wanted, or 0 for all")
-        if self.assign and exemplars_of(config, weights) is None:
+        if (self.assign or self.assignments) and exemplars_of(config, weights) is None:
+            what, remedy = ("", "use `largescale features`") if self.assignments else ("--assign: ", "leave it out")
             if isinstance(weights, Published):
-                raise InputError(f"--assign: {weights.path} is read without its heads; leave it out")
+                raise InputError(f"{what}{weights.path} is read without its heads; {remedy}")
+            those = ", ".join(name for name, method in METHODS.items() if method.exemplars is not None)
             raise InputError(
-                f"--assign: method.name={config.method.name} assigns images to nothing (it learns no "
-                f"clusters); leave it out"
+                f"{what}method.name={config.method.name} assigns images to nothing (it learns no clusters), as "
+                f"{those} do; {remedy}"
             )
         if not 0 <= self.thumbnails <= config.evaluate.size:
             raise InputError(f"--thumbnails={self.thumbnails}: expected 0 to evaluate.size={config.evaluate.size}")

@@ -76,7 +76,9 @@ def _assigned(subject: Subject, network: str, test: FeatureSet) -> tuple[str, to
     if shown is None or network == "pixels":
         return None
     method = method_of(subject.config, subject.weights, trained=network == "pretrained")
-    parts = [method.exemplar_scores(some).argmax(1) for some in test.features.split(_ROWS)]
+    if not method.has_exemplars():
+        return None
+    parts = [method.exemplar_scores(some)[0].argmax(1) for some in test.features.split(_ROWS)]
     return shown.name, torch.cat(parts)
 
 

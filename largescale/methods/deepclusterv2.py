@@ -33,6 +33,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ from largescale.methods import clusters_found
 from largescale.methods.choice import Choice
 from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import JointEmbedding, unit
-from largescale.methods.method import Output, Panel, Sign, Symptom
+from largescale.methods.method import Exemplars, Output, Panel, Sign, Symptom
 from largescale.methods.multi_crop import require_two_large
 from largescale.methods.phase import PlainEmbeddings
 from largescale.methods.rows_by_id import RowsById
@@ -104,6 +105,8 @@ class DeepClusterV2(JointEmbedding):
     reference = "deepclusterv2/resnet50_800ep"
     head_name = "projection"
     Settings = Settings
+    exemplars: ClassVar[Exemplars] = Exemplars("cluster", "What clusters stand for")
+    exemplar_state = ("centroids",)
     centroids: Tensor
 
     def __init__(self, config: Config) -> None:
@@ -244,6 +247,11 @@ class DeepClusterV2(JointEmbedding):
             "assignments": self.assignments.tensor(mesh),
             "centroids": DTensor.from_local(self.centroids, mesh, [Replicate()], run_check=False),
         }
+
+    def exemplar_scores(self, features: Tensor) -> list[Tensor]:
+        """Cosines with the centroids of each head."""
+        z = self.project(features)
+        return [z @ centroids.T for centroids in self._heads(z)]
 
     @classmethod
     def suited(cls, config: Config, length: Length) -> dict[str, Choice]:

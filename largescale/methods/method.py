@@ -115,6 +115,7 @@ class Method(nn.Module):
         signs: what `forward` reports to be watched.
         length: of the run; set after `__init__`, by `of_run`.
         exemplars: set if `exemplar_scores` is implemented.
+        exemplar_state: attributes, and entries of `state`, that `exemplar_scores` needs beside the weights.
     """
 
     title: ClassVar[str]
@@ -122,6 +123,7 @@ class Method(nn.Module):
     small_reference: ClassVar[str] = ""
     Settings: ClassVar[type[MethodConfig]]
     exemplars: ClassVar[Exemplars | None] = None
+    exemplar_state: ClassVar[tuple[str, ...]] = ()
     encoder_name: ClassVar[str] = "backbone"
     head_name: ClassVar[str] = ""
     backbone: nn.Module
@@ -229,9 +231,13 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def exemplar_scores(self, features: Tensor) -> Tensor:
-        """Scores [N, K] of backbone features [N, num_features], where `exemplars` is set."""
+    def exemplar_scores(self, features: Tensor) -> list[Tensor]:
+        """Scores [N, K] of each head, of backbone features [N, num_features], where `exemplars` is set."""
         raise NotImplementedError
+
+    def has_exemplars(self) -> bool:
+        """Whether there is something to score by: what a phase finds is not there before the first one."""
+        return all(bool(getattr(self, name).any()) for name in self.exemplar_state)
 
     @classmethod
     def complaints(cls, config: Config, length: Length) -> list[str]:

@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import unit
 from largescale.methods.losses.log_sum import log_sum_exp
 from largescale.methods.losses.picks import Picks
-from largescale.methods.method import Output, Panel, Row, Sign
+from largescale.methods.method import Exemplars, Output, Panel, Row, Sign
 from largescale.methods.moco import MoCo, MoCoSettings
 from largescale.methods.phase import PlainEmbeddings
 from largescale.methods.rows_by_id import RowsById
@@ -114,6 +115,8 @@ class PCL(MoCo):
     title = "PCL"
     reference = "pcl/resnet50_v2_200ep"
     Settings = Settings
+    exemplars: ClassVar[Exemplars] = Exemplars("cluster", "What clusters stand for")
+    exemplar_state = ("centroids",)
     centroids: Tensor
     spreads: Tensor
 
@@ -257,6 +260,11 @@ class PCL(MoCo):
         has_one = (own >= 0).to(queries.dtype).repeat(len(queries))
         picked = (picks.right[:, 0] > picks.best).to(queries.dtype)
         return (picks.losses() * has_one[:, None]).mean(), (picked * has_one).sum() / has_one.sum().clamp_min(1)
+
+    def exemplar_scores(self, features: Tensor) -> list[Tensor]:
+        """Cosines with the centroids of each set of clusters; they are of keys, which queries are to equal."""
+        z = unit(self.projection(features))
+        return [z @ centroids.T for centroids in self.centroids.to(z.dtype).split(self._counts)]
 
     def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
         """Also centroids and spreads, which all ranks hold, and the clusters of each image, sharded by id."""

@@ -27,6 +27,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ from largescale.distributed.collectives import gather_rows
 from largescale.methods import clusters_found
 from largescale.methods.choice import Choice
 from largescale.methods.embedding_method import EmbeddingMethod, Named
-from largescale.methods.method import Output, Panel, Row, Sign, Symptom
+from largescale.methods.method import Exemplars, Output, Panel, Row, Sign, Symptom
 from largescale.methods.phase import PlainEmbeddings
 from largescale.methods.rows_by_id import RowsById
 from largescale.methods.state_size import bytes_per_number
@@ -96,6 +97,7 @@ class SeLa(EmbeddingMethod):
     title = "SeLa"
     reference = "sela/resnet50_10x3000"
     Settings = Settings
+    exemplars: ClassVar[Exemplars] = Exemplars("cluster", "What labels stand for")
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -242,6 +244,10 @@ class SeLa(EmbeddingMethod):
     def brief(cls, row: Row) -> str:
         """The loss as a share of that of uniform predictions."""
         return clusters_found.brief(row)
+
+    def exemplar_scores(self, features: Tensor) -> list[Tensor]:
+        """Logits of the labels of each head."""
+        return [head(features) for head in self.heads]
 
     @classmethod
     def suited(cls, config: Config, length: Length) -> dict[str, Choice]:

@@ -149,9 +149,9 @@ class SwAV(JointEmbedding):
             **super().measures(loss, {name: value for name, value in signs.items() if "." not in name}, num_images),
         }
 
-    def exemplar_scores(self, features: Tensor) -> Tensor:
-        """Cosines with the prototypes of the first head."""
-        return self.prototypes(self.project(features))[0]
+    def exemplar_scores(self, features: Tensor) -> list[Tensor]:
+        """Cosines with the prototypes of each head."""
+        return list(self.prototypes(self.project(features)))
 
     @classmethod
     def brief(cls, row: Row) -> str:
