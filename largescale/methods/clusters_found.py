@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -76,12 +76,15 @@ def blaming(clusters: int | Sequence[int], step: int) -> Iterator[None]:
         raise InputError(f"method.clusters={clusters}, before step {step}: {error}") from error
 
 
-def found(before: Tensor, after: Tensor, sizes: Sequence[Tensor]) -> dict[str, float]:
+def found(
+    before: Tensor, after: Tensor, sizes: Sequence[Tensor], beat: Callable[[str], None] = lambda what: None
+) -> dict[str, float]:
     """What is logged of a phase: means over sets of clusters.
 
     Args:
         before, after: clusters of this rank's images in each set, -1 for none, [n, M].
         sizes: images of all ranks in each cluster of each of the M sets, int64 [K].
+        beat: as that of `Method.phase`.
 
     Returns:
         `clusters_used`, the share that have images; `cluster_size_10`, `_50` and `_90`, percentiles of their sizes over
@@ -96,7 +99,7 @@ def found(before: Tensor, after: Tensor, sizes: Sequence[Tensor]) -> dict[str, f
             float(own.sort().values[percent * (len(own) - 1) // 100] / own.double().mean()) for own in sizes
         ]
     for number, own in enumerate(sizes):
-        if alike := agreement(before[:, number].long(), after[:, number].long(), len(own), len(own)):
+        if alike := agreement(before[:, number].long(), after[:, number].long(), len(own), len(own), beat):
             values.setdefault("cluster_nmi", []).append(alike.nmi)
             values.setdefault("reassigned", []).append(1 - alike.kept)
     return {name: sum(ones) / len(ones) for name, ones in values.items()}

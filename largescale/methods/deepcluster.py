@@ -169,7 +169,7 @@ class DeepCluster(EmbeddingMethod):
         sizes = clusters.sizes.double()
         self.weights.copy_(torch.where(sizes > 0, sizes.sum() / (sizes > 0).sum() / sizes.clamp_min(1), 0))
         self._draw_head(step)
-        return clusters_found.found(before, self.assignments.own, [clusters.sizes])
+        return clusters_found.found(before, self.assignments.own, [clusters.sizes], beat)
 
     def _draw_head(self, step: int) -> None:
         """Weights N(0, 0.01) from (seed, step), biases 0."""

@@ -179,7 +179,7 @@ class DeepClusterV2(JointEmbedding):
             self.assignments.own[met, head] = clusters.assignments.to(torch.int32)
             sizes.append(clusters.sizes)
             del clusters  # before the next are made
-        return clusters_found.found(before, self.assignments.own, sizes)
+        return clusters_found.found(before, self.assignments.own, sizes, beat)
 
     def _fill_bank(self, corpus: PlainEmbeddings) -> None:
         """Put centred embeddings into both halves. Collectives: those of `mean_of_rows`."""

@@ -193,7 +193,7 @@ class SeLa(EmbeddingMethod):
                 )
             self.labels.own[corpus.readable, head] = found.labels.to(torch.int32)
             solved.append(found)
-        return clusters_found.found(before, self.labels.own, [one.sizes for one in solved]) | {
+        return clusters_found.found(before, self.labels.own, [one.sizes for one in solved], beat) | {
             "solve_iterations": sum(one.iterations for one in solved) / len(solved),
             "solve_error": max(one.error for one in solved),
         }

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from largescale.clustering import agreement as module
 from largescale.clustering.agreement import Agreement, agreement
-from tests.helpers.ranks import run_ranks
+from tests.helpers.ranks import Counted, run_ranks
 
 COUNT = 400
 
@@ -48,15 +48,25 @@ def test_the_numbers_of_clusters_do_not_matter():
 
 
 def in_pieces() -> Any:
-    module._BLOCK = 20  # two rows of the table at a time
+    module._BLOCK = 150  # three rows of the table at a time
     own = slice(0, 150) if dist.get_rank() == 0 else slice(150, COUNT)
     first, second = labels(True)
     return agreement(first[own], second[own], 7, 9)
 
 
 @pytest.mark.distributed
-def test_ranks_find_what_one_finds():
+def test_thousands_of_clusters_need_no_table_of_all_pairs():
+    pairs, of = 1000, 100_000  # the table would take 80 GB
+    first = torch.arange(pairs) * (of // pairs)
+    with Counted() as counted:
+        beats: list[str] = []
+        assert agreement(first, of - 1 - first, of, of, beats.append) == pytest.approx((1, 1))
+    assert len(beats) == 1 and not counted.calls
+
+
+def test_ranks_find_what_one_finds(monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK", 150)
     first, second = labels(True)
     whole = agreement(first, second, 7, 9)
     for found in run_ranks(in_pieces, 2):
-        assert isinstance(found, Agreement) and found == pytest.approx(whole, rel=1e-12)
+        assert isinstance(found, Agreement) and found == whole

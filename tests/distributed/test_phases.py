@@ -140,9 +140,9 @@ def main_that_is_stopped_in_a_phase() -> int:
     return code if len(calls) == 2 else 1
 
 
-def phases_of(folder: Path, *overrides: str) -> tuple[Engine, Phases, list[tuple[int, str]]]:
+def phases_of(folder: Path, *overrides: str, recipe: Path = MINI) -> tuple[Engine, Phases, list[tuple[int, str]]]:
     """A network, its phases, and what they say was skipped."""
-    config = load_config(MINI, [f"data.shards={folder}", "evaluate.batch=32", *overrides])
+    config = load_config(recipe, [f"data.shards={folder}", "evaluate.batch=32", *overrides])
     ranks = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
     stream = Stream(config, **ranks, device=torch.device("cpu"), dtype=torch.float64)
     torch.manual_seed(0)
@@ -200,6 +200,44 @@ def whatever_may_happen(good: Path, bad: Path) -> dict[str, Any]:
         phases.before(0, lambda what: None, nobody)
     found["diverged"] = str(stopped.value)
     return found
+
+
+def state_of(engine: Engine) -> dict[str, torch.Tensor]:
+    return {name: value.to_local().clone() for name, value in engine.method.state(engine.all_ranks).items()}
+
+
+def left_between_heads(folder: Path) -> dict[str, Any]:
+    """Phases of methods with several heads, left where the last one is solved, and done again by the next start."""
+    found: dict[str, Any] = {}
+    for name, begins in (("deepclusterv2", "k-means of 4 "), ("sela", "4 equal clusters")):
+        recipe, beats = MINI.with_name(f"{name}.yaml"), list[str]()
+        engine, phases, _ = phases_of(folder, recipe=recipe)
+        step = next(step for step in range(engine.method.length.num_steps) if phases.due(step))
+        assert phases.before(step, beats.append, nobody) == ""
+        state = state_of(engine)
+        place = next(number for number, what in enumerate(beats) if what.startswith(begins))
+        engine, phases, _ = phases_of(folder, recipe=recipe)
+        before = state_of(engine)
+        found[name] = phases.before(step, lambda what: None, asked_at(place))
+        for key, value in before.items():  # as from the checkpoint before the phase
+            engine.method.state(engine.all_ranks)[key].to_local().copy_(value)
+        assert phases.before(step, lambda what: None, nobody) == ""
+        assert all(torch.equal(value, state[key]) for key, value in state_of(engine).items())
+    with torch.no_grad():
+        engine.method.heads[1].bias.fill_(torch.nan)
+    engine.method.after_update(step)
+    with pytest.raises(TrainingStopped) as stopped:
+        phases.before(step, lambda what: None, nobody)
+    found["diverged"] = str(stopped.value)
+    return found
+
+
+def test_phases_are_left_between_heads_and_scores_that_are_not_finite_end_the_run(shard_folder):
+    first, second = run_ranks(left_between_heads, 2, shard_folder)
+    for name in ("deepclusterv2", "sela"):
+        assert (first[name], second[name]) == ("at another rank's request", "by SIGTERM")
+    for one in (first, second):
+        assert "scores are not finite: weights or BatchNorm's statistics have diverged" in one["diverged"]
 
 
 def test_phases_are_left_on_all_ranks_and_count_what_they_cannot_use(shard_folder, tmp_path):
