@@ -231,6 +231,17 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    @classmethod
+    def phase_bytes(cls, config: Config, images: int) -> int:
+        """Most bytes that a rank holds in a phase beside networks, activations and blocks of a fixed size, once images
+        are embedded: for a plan, and for what `misfit` refuses.
+
+        Args:
+            config: of the run.
+            images: of the corpus.
+        """
+        return 0
+
     def exemplar_scores(self, features: Tensor) -> list[Tensor]:
         """Scores [N, K] of each head, of backbone features [N, num_features], where `exemplars` is set."""
         raise NotImplementedError

@@ -1,6 +1,6 @@
 """What the offline phases of a run cost: embedding all images, by one batch of it on fake tensors.
 
-What a method makes of the embeddings, such as k-means, is not counted: neither its seconds nor its memory.
+Of what a method makes of the embeddings, such as k-means, memory is counted as the method promises it; seconds are not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Phase:
         count: such phases of the run.
         calls: batches that a rank embeds in each.
         operators, counts, sent: of one batch.
-        held: bytes beyond what the rank holds between steps: activations of a batch and embeddings of its images.
+        held: bytes beyond what the rank holds between steps: activations of a batch and embeddings of its images, or
+            what the method needs to work on them if that is more. State of the method that is part of it counts twice.
     """
 
     count: int
@@ -50,4 +51,5 @@ def phase_of(engine: Engine, config: Config) -> Phase | None:
     with trace:
         embeddings = engine.embed(torch.empty(batch, 3, side, side), due[-1])
     size = own * embeddings.shape[1] * embeddings.element_size()
-    return Phase(len(due), math.ceil(own / batch), trace.operators, trace.counts, trace.sent, trace.lap() + size)
+    held = max(trace.lap() + size, method.phase_bytes(config, length.num_samples))
+    return Phase(len(due), math.ceil(own / batch), trace.operators, trace.counts, trace.sent, held)
