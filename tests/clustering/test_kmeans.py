@@ -16,7 +16,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from largescale.clustering.fixed_point import FixedPoint, sums_by_group
+from largescale.clustering.fixed_point import FixedPoint, mean_of_rows, sums_by_group
 from largescale.clustering.kmeans import Clusters, kmeans, nearest_centroids
 from tests.helpers.ranks import Counted, run_ranks
 
@@ -148,6 +148,11 @@ def test_sums_are_the_same_bits_in_any_order():
     assert FixedPoint(torch.zeros(0, 2)).total == 0 and sums_by_group(torch.zeros(4), groups[:4], 3).tolist() == [0] * 3
 
 
+def test_a_mean_is_that_of_all_rows():
+    torch.testing.assert_close(mean_of_rows(blobs()), blobs().mean(0), rtol=1e-12, atol=1e-12)
+    assert mean_of_rows(torch.zeros(0, 2)).tolist() == [0, 0]
+
+
 def cluster_own(cases: list[tuple[torch.dtype, int, bool]]) -> list[dict[str, Any]]:
     """Each rank has another number of points; the last of several has none."""
     size, own_rank = dist.get_world_size(), dist.get_rank()
@@ -158,7 +163,7 @@ def cluster_own(cases: list[tuple[torch.dtype, int, bool]]) -> list[dict[str, An
         own = points[bounds[own_rank] : bounds[own_rank + 1]]
         with Counted() as counted:
             found: Clusters = kmeans(own, 40, seed=5, iterations=4, restarts=restarts, spherical=spherical)
-        results.append({**vars(found), "calls": counted.calls})
+        results.append({**vars(found), "calls": counted.calls, "mean": mean_of_rows(own)})
     return results
 
 
@@ -172,7 +177,7 @@ def test_any_number_of_ranks_finds_the_same_bits():
         for case, expected in enumerate(alone):
             ours = [one[case] for one in found]
             for one in ours:
-                for key in ("centroids", "sizes"):
+                for key in ("centroids", "sizes", "mean"):
                     assert torch.equal(one[key], expected[key]), (ranks, case, key)
                 assert (one["inertia"], one["iterations"]) == (expected["inertia"], expected["iterations"])
             for key in ("assignments", "distances"):

@@ -17,6 +17,7 @@ from largescale.data.views import Views
 from largescale.methods import build_method, require_fit
 from largescale.methods.phase import PlainEmbeddings
 from largescale.methods.sela import SeLa
+from largescale.plan.trace import StepTrace
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.doctor import said_of
@@ -140,6 +141,24 @@ def test_labels_that_are_not_found_in_time_are_said(caplog):
         solve(method, plain_images())
     assert "labels of head 0, before step 2: error" in caplog.text
     assert "above method.tolerance=1e-06; raise method.solve_iterations" in caplog.text
+
+
+def test_a_phase_holds_no_more_than_it_promises():
+    """Most bytes of all tensors of a phase, with features."""
+    images = 20_000
+    overrides = ["method.clusters=[50,60]", "method.solve_iterations=12", "method.tolerance=0.000001"]
+    config = load_config(MINI, ["train.precision=fp32", *overrides, f"train.global_batch={BATCH}", "data.streams=1"])
+    method = build_method(config, Length(100, 50, images))
+    method.begin()
+    features = torch.randn(images, method.num_features, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        method.plain(plain_images()[:2].float())
+        with StepTrace() as trace:
+            trace.watch(iter([features, method.labels.rows]))
+            everything = torch.ones(images, dtype=torch.bool)
+            method.phase(2, PlainEmbeddings(features, everything), lambda what: trace.held())
+    held, promised = trace.lap(), SeLa.phase_bytes(config, images)
+    assert 0.6 * promised < held <= promised, (held, promised)
 
 
 def test_a_network_that_has_diverged_is_no_fault_of_the_clusters():
