@@ -253,7 +253,9 @@ class SeLa(EmbeddingMethod):
     def suited(cls, config: Config, length: Length) -> dict[str, Choice]:
         """At most one label for every ten images, and not too many solves."""
         most = max(1, int(_PER_EPOCH * length.num_steps / length.steps_per_epoch))
-        solves = Choice(min(_settings(config).solves, most), f"at most {_PER_EPOCH} per epoch")
+        apart = max(1, math.isqrt(length.num_steps) - 1)
+        why = f"at most {_PER_EPOCH} per epoch, and each before a step of its own"
+        solves = Choice(min(_settings(config).solves, most, apart), why)
         return clusters_found.suited(_settings(config).clusters, length) | {"solves": solves}
 
     @classmethod

@@ -147,7 +147,7 @@ def words_of_a_pickle(path: Path, file: Path) -> None:
         (words_of_a_pickle, [], "besides tensors, which is not loaded, since it could run code"),
         (lambda path, _: path.write_bytes(b""), [], "an empty file"),
         (lambda path, _: path.write_text("name: run"), [], "neither safetensors nor a file of torch.save"),
-        (lambda path, _: torch.save({"a": torch.ones(2)}, path), [], "no ResNet or RegNet in a known layout"),
+        (lambda path, _: torch.save({"a": torch.ones(2)}, path), [], "no ResNet, RegNet or VGG in a known layout"),
         (lambda path, _: path.mkdir(), [], "no run here (config.yaml is missing)"),
         (lambda path, _: None, [], "no run here (config.yaml is missing)"),
         (lambda path, file: path.hardlink_to(file), ["model.backbone=resnet18"], "not a resnet18: "),
