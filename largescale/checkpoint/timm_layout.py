@@ -44,6 +44,9 @@ _OTHERS = {
     "vgg16_bn": "has none without fully connected layers",
 }
 
+_NOWHERE = "; use --format safetensors, onnx or torch_export"
+"""For what torchvision does not have either."""
+
 _REGNET = [
     (r"^stem\.0\.", "stem.conv."),
     (r"^stem\.1\.", "stem.bn."),
@@ -65,9 +68,11 @@ def network_of(config: ModelConfig) -> str:
     """
     elsewhere = "; use --format torchvision or safetensors"
     if config.sobel:
-        raise InputError("model.sobel: timm has no Sobel filter before a network; use --format safetensors")
+        raise InputError(f"model.sobel: timm has no Sobel filter before a network{_NOWHERE}")
     if config.backbone not in NAMES:
         why = _OTHERS.get(config.backbone, "has no such network")
+        if config.backbone == "alexnet_bn":  # nor has torchvision
+            elsewhere = _NOWHERE
         raise InputError(f"model.backbone={config.backbone}: timm {why}{elsewhere}")
     name = NAMES[config.backbone]
     stems = ("imagenet", "3x3s2") if name.startswith("regnet") else ("imagenet",)  # RegNet's own is 3x3 of stride 2

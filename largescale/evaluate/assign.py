@@ -13,19 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from largescale.evaluate import feature_files
 from largescale.evaluate.clusters import agreement, purity
 from largescale.evaluate.features_out import Written, write_features
 from largescale.evaluate.features_wish import Wish
 from largescale.processes import from_rank_0, on_rank_0
+from shards.ground.errors import InputError
 from shards.ground.files import atomic_write
 
 SUMMARY = "_summary.json"
 """Readers of a folder of Parquet pass over names that begin so."""
 _PERCENTILES = (0, 10, 50, 90, 100)
+_MOST_CELLS = 10**7
+"""Classes times clusters up to which they are matched one to one, while other ranks wait."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,8 @@ def summary_of(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     Returns:
         `clusters`, how many there are; `used`, how many have images; `sizes`, percentiles of images per cluster;
         `mean_score` and `mean_margin`; and, where images have labels, `num_labelled` and, of these, `nmi`, `ami`,
-        `ari`, `matched` (as the clusters protocol) and `purity`.
+        `ari`, `matched` (as the clusters protocol) and `purity`; `nmi` and `ari` alone for more than ten million
+        pairs of a class and a cluster.
     """
     counts = feature_files.about(paths[0])["num_exemplars"] if paths else {}
     return {head: _of_head(paths, head, count) for head, count in counts.items()}
@@ -89,7 +95,7 @@ def summary_of(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
 def _of_head(paths: Sequence[Path], head: str, count: int) -> dict[str, Any]:
     labelled = all("label" in pq.read_schema(path).names for path in paths)
     columns = [head, f"{head}_score", f"{head}_margin", *(["label"] if labelled else [])]
-    tables = [pq.read_table(path, columns=columns) for path in paths]
+    tables = [_read(path, columns) for path in paths]
     numbers, scores, margins = (
         np.concatenate([table[column].to_numpy() for table in tables]) for column in columns[:3]
     )
@@ -106,10 +112,27 @@ def _of_head(paths: Sequence[Path], head: str, count: int) -> dict[str, Any]:
         known = labels >= 0
         found["num_labelled"] = int(known.sum())
         if known.any():
-            alike = agreement(torch.from_numpy(labels[known]), numbers[known])
-            alike.pop("num_clusters")
-            found |= {**alike, "purity": purity(labels[known], numbers[known])}
+            found |= _compared(labels[known], numbers[known])
     return found
+
+
+def _read(path: Path, columns: list[str]) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: is damaged ({why}); remove it, and run this again") from error
+
+
+def _compared(labels: np.ndarray, numbers: np.ndarray) -> dict[str, float]:
+    """How clusters agree with labels; of a large table only what takes no time that grows with its cells."""
+    cells = len(np.unique(labels)) * len(np.unique(numbers))
+    if cells > _MOST_CELLS:
+        nmi, ari = normalized_mutual_info_score(labels, numbers), adjusted_rand_score(labels, numbers)
+        return {"nmi": float(nmi), "ari": float(ari)}
+    alike = agreement(torch.from_numpy(labels), numbers)
+    alike.pop("num_clusters")
+    return {**alike, "purity": purity(labels, numbers)}
 
 
 def _table(summary: dict[str, Any]) -> str:

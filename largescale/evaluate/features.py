@@ -159,9 +159,9 @@ class Networks:
 
 
 def _keep_exemplars(config: Config, path: Path, networks: Networks, train: FeatureSet, made_from: Stamp) -> None:
-    if not networks.method.has_exemplars():
-        return
     stamp = {**made_from, "seed": config.run.seed}
     known = exemplars.load(path)
-    if known is None or json.dumps(known.made_from) != json.dumps(stamp):
+    if known is not None and json.dumps(known.made_from) == json.dumps(stamp):
+        return  # without a look at the method: to build it takes a checkpoint
+    if networks.method.has_exemplars():
         exemplars.save(path, networks.method, train, networks.device, config.run.seed, stamp)

@@ -260,6 +260,8 @@ class Plan:
         if others := sorted(
             {path.name for path in self._out.glob("*.parquet")} - {path.name for path in self._paths()}
         ):
+            for name in others[:_MOST_COMPARED]:
+                self._require_same_kind(self._out / name)
             _log.warning("%s: also holds %d files of other shards, such as %s", self._out, len(others), others[0])
             if why := next(filter(None, map(self._not_like, others[:_MOST_COMPARED])), ""):
                 _log.warning("%s: do not compare features of these files with the new ones: %s", self._out, why)

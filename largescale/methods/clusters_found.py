@@ -143,15 +143,21 @@ def one_for_most(remedy: str, clusters: Sequence[int]) -> Symptom:
     )
 
 
-def not_learnt(config: Config) -> Symptom:
-    """That the loss stays that of uniform predictions."""
+def not_learnt(config: Config, remedy: str = "") -> Symptom:
+    """That the loss stays that of uniform predictions.
+
+    Args:
+        config: of the run.
+        remedy: what to try; by default a lower rate, a longer warm-up or fewer clusters.
+    """
     return Symptom(
         "clusters are not learnt",
         sign=lambda row: row.get("loss_over_ln_k"),
         sick=(_UNIFORM, math.inf),
         recovery="down",
         seen=lambda row: f"predictions are no better than uniform (loss {row['loss_over_ln_k']:.0%} of ln K)",
-        remedy=f"Try, in another run.dir, optim.lr={config.optim.lr / 2:.2g}, a longer optim.warmup_epochs, or fewer "
+        remedy=remedy
+        or f"Try, in another run.dir, optim.lr={config.optim.lr / 2:.2g}, a longer optim.warmup_epochs, or fewer "
         "method.clusters",
         meaning="views do not tell the clusters of their images",
         by_rate=True,

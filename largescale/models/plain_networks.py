@@ -79,7 +79,9 @@ class PlainNetwork(nn.Module):
     def __init__(self, name: str, stem: str) -> None:
         super().__init__()
         plan, small = PLAIN_NETWORKS[name], stem != "imagenet"
-        self.name, self.least_side = name, 1 if small else plan.least_side
+        self.name, self.stem, self.least_side = name, stem, plan.least_side
+        if small:  # a pool of 2 px rounds up to a map of 1 px; those of 3 px need 2, twice
+            self.least_side = 1 if plan.pool == 2 else {"3x3": 4, "3x3s2": 7}[stem]
         channels, place, stages = 3, 0, []
         for number, layers in enumerate(plan.stages, 1):
             stage: OrderedDict[str, nn.Module] = OrderedDict()
@@ -102,12 +104,13 @@ class PlainNetwork(nn.Module):
         """Images [B, 3, H, W] to maps [B, num_features, h, w].
 
         Raises:
-            InputError: the images are too small for the published stem.
+            InputError: the images are too small for the stem.
         """
         if min(images.shape[2:]) < self.least_side:
             raise InputError(
-                f"model.backbone={self.name}: images of {images.shape[2]}x{images.shape[3]} px, but its published stem "
-                f"needs {self.least_side}; use model.stem=3x3s2 or 3x3, or larger crops"
+                f"model.backbone={self.name}: images of {images.shape[2]}x{images.shape[3]} px, but with "
+                f"model.stem={self.stem} it needs {self.least_side}; use "
+                f"{'model.stem=3x3s2 or 3x3, or ' if self.stem == 'imagenet' else ''}larger crops"
             )
         return self.last_pool(self.stages(images))
 

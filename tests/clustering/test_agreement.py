@@ -54,7 +54,6 @@ def in_pieces() -> Any:
     return agreement(first[own], second[own], 7, 9)
 
 
-@pytest.mark.distributed
 def test_thousands_of_clusters_need_no_table_of_all_pairs():
     pairs, of = 1000, 100_000  # the table would take 80 GB
     first = torch.arange(pairs) * (of // pairs)
@@ -64,6 +63,7 @@ def test_thousands_of_clusters_need_no_table_of_all_pairs():
     assert len(beats) == 1 and not counted.calls
 
 
+@pytest.mark.distributed
 def test_ranks_find_what_one_finds(monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", 150)
     first, second = labels(True)

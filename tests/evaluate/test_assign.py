@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,7 +20,9 @@ import largescale
 from largescale.cli import main
 from largescale.config import load_config
 from largescale.config.values import to_yaml
+from largescale.evaluate import assign as module
 from largescale.methods import build_method
+from shards.ground.errors import InputError
 from tests.helpers.checkpoints import save_checkpoint
 from tests.helpers.commands import ROOT, TINY
 from tests.helpers.launcher import run_largescale
@@ -98,3 +101,22 @@ def test_networks_without_clusters_are_a_line(shard_folder, tmp_path, capsys):
         assert main(["assign", str(checkpoint), str(shard_folder), str(tmp_path / "out")]) == 2
         assert says in capsys.readouterr().err
         assert not list((tmp_path / "out").glob("*.parquet"))
+
+
+def test_a_damaged_page_is_named(tmp_path):
+    path = tmp_path / "pile-000000.parquet"
+    table = pa.table({"prototype": pa.array(range(3000), pa.int64())})
+    pq.write_table(table, path, write_page_checksum=True, compression="NONE", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1  # of a page; the footer is as it was
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"pile-000000.parquet: is damaged \(.*\); remove it, and run this again"):
+        module._read(path, ["prototype"])
+
+
+def test_a_large_table_is_compared_without_matching_it(monkeypatch):
+    labels, numbers = np.arange(60) % 5, np.arange(60) % 7
+    whole = module._compared(labels, numbers)
+    monkeypatch.setattr(module, "_MOST_CELLS", 34)
+    assert module._compared(labels, numbers) == pytest.approx({key: whole[key] for key in ("nmi", "ari")})
+    assert {"matched", "purity"} <= set(whole)

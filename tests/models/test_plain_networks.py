@@ -83,6 +83,17 @@ def test_images_below_the_published_stem_are_a_line():
     assert backbone.eval()(torch.zeros(1, 3, 63, 63)).shape == (1, 256)
 
 
+@pytest.mark.parametrize(
+    "name, stem, least", [("alexnet_bn", "3x3s2", 7), ("alexnet_bn", "3x3", 4), ("vgg16_bn", "3x3s2", 1)]
+)
+def test_small_stems_have_a_least_side_too(name, stem, least):
+    backbone, width = build_backbone(ModelConfig(backbone=name, stem=stem))
+    assert backbone.eval()(torch.zeros(1, 3, least, least)).shape == (1, width)
+    if least > 1:
+        with pytest.raises(InputError, match=rf"with model.stem={stem} it needs {least}; use larger crops"):
+            backbone(torch.zeros(1, 3, least - 1, least - 1))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_blocks_are_recomputed_and_small_maps_multiplied_with_equal_gradients(name):
     backbone, _ = build_backbone(ModelConfig(backbone=name, stem="3x3s2", sobel=True))
