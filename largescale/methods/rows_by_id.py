@@ -104,7 +104,7 @@ class RowsById(nn.Module):
         Collectives: one all-reduce of the rows; none for a single rank.
         """
         places = self._places(ids)
-        found = torch.where((places < self.num_own)[:, None], self.rows[places], 0)
+        found = torch.where((places < self.num_own)[:, None], self.rows.index_select(0, places), 0)
         if world_size() > 1:
             with exchanging("rows by sample id"):
                 dist.all_reduce(found)
