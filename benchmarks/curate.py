@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def write_pile(folder: Path, num: int, width: int) -> None:
         feature_files.write(folder, "parquet", found, about)
 
 
-def run(features: Path, out: Path, ranks: int, options: argparse.Namespace) -> tuple[float, dict[str, object]]:
+def run(features: Path, out: Path, ranks: int, options: argparse.Namespace) -> tuple[float, dict[str, Any]]:
     """Seconds of the command, and its record."""
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     wanted = ["--levels", options.levels, "--target", str(options.images // 5), "--dedup", "0.005"]
@@ -75,9 +76,9 @@ def main() -> None:
         write_pile(features, options.images, options.width)
         for ranks in options.ranks:
             seconds, record = run(features, Path(folder) / f"out-{ranks}", ranks, options)
-            stages = ", ".join(f"{name} {value:.0f}" for name, value in dict(record["seconds"]).items())  # type: ignore[call-overload]
+            stages = ", ".join(f"{name} {value:.0f}" for name, value in record["seconds"].items())
             lines.append(
-                f"| {ranks} | {seconds:.0f} | {stages} | {float(str(record['peak_memory_bytes'])) / 1e9:.2f} | "
+                f"| {ranks} | {seconds:.0f} | {stages} | {record['peak_memory_bytes'] / 1e9:.2f} | "
                 f"{record['num_duplicates']:,} | {record['num_kept']:,} |"
             )
             subsets.append((Path(folder) / f"out-{ranks}" / "subset.npy").read_bytes())
@@ -100,6 +101,8 @@ def main() -> None:
     ]
     options.out.write_text("\n".join(text))
     print("\n".join(text))
+    if len(set(subsets)) > 1:
+        sys.exit("error: numbers of ranks found different subsets")
 
 
 if __name__ == "__main__":
