@@ -43,6 +43,7 @@ from largescale.config import Config, require
 from largescale.config.setting import setting
 from largescale.data.device_random import uniform
 from largescale.data.length import Length
+from largescale.data.task_views.tiles import Grid, shuffled_tiles
 from largescale.data.views import Views
 from largescale.distributed.collectives import exchanging, gather_rows
 from largescale.methods.choice import Choice
@@ -51,7 +52,6 @@ from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import unit
 from largescale.methods.losses.picks import Picks
 from largescale.methods.method import Output
-from largescale.methods.patches import shuffled_patches
 from largescale.methods.rows_by_id import RowsById, too_many_rows
 from largescale.methods.state_size import bytes_per_number
 from largescale.models.backbones import build_backbone
@@ -188,9 +188,8 @@ class PIRL(Contrastive):
     def task_views(self, views: Views, step: int) -> Views:
         """The first view as it is, and shuffled patches of the second, [B * cells^2, 3, P, P]."""
         image, second = views.images
-        cut = shuffled_patches(
-            second, views.ids, cells=self.config.cells, size=self.config.patch, seed=self._seed, step=step
-        )
+        grid = Grid(self.config.cells, self.config.patch)
+        cut = shuffled_tiles(second, views.ids, grid, seed=self._seed, step=step)
         return views._replace(images=[image, cut.contiguous(memory_format=torch.channels_last)])
 
     def embed(self, views: Views) -> Named:
