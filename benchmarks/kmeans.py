@@ -2,10 +2,11 @@
 
     python -m benchmarks.kmeans [--points 1000000] [--width 128] [--clusters 1000 10000] [--iterations 10 3] [--pairs 2]
 
-Vectors are a mixture of normals. Each run is a process of its own with two threads, one after the other in pairs; both
-end with an assignment of all points, and the objective of both is computed by the same code. About 12 minutes on two
-cores. faiss is no dependency: where `import faiss` fails, a line says so and only this package's k-means is measured.
-Writes benchmarks/results/kmeans.md.
+Vectors are a mixture of normals. Each run is a process of its own with one thread, one after the other in pairs; both
+end with an assignment of all points, and the objective of both is computed by the same code. The processor's time is
+what counts, since other programs share the machine. About 15 minutes. faiss is no dependency: where `import faiss`
+fails, a line says so and only this package's k-means is measured.
+Writes benchmarks/results/kmeans.json and .md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import argparse
 import datetime
 import importlib.util
 import json
+import operator
+import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -29,9 +33,8 @@ from benchmarks.gram import hardware
 from largescale.clustering.kmeans import kmeans, nearest_centroids
 
 RESULTS = Path(__file__).resolve().parent / "results"
-HEADER = ["clusters", "iterations", "of", "seconds", "mean squared distance"]
-SAMPLE = 2000
-THREADS = 2
+HEADER = ["clusters", "iterations", "of", "CPU seconds", "of faiss' CPU time", "wall seconds", "mean squared distance"]
+HEADER += ["peak beside the points, GB"]
 
 
 def mixture(num: int, width: int, path: Path) -> None:
@@ -57,7 +60,7 @@ def faiss(points: np.ndarray, start: np.ndarray, iterations: int) -> np.ndarray:
     """Centroids of faiss, on all points, with an assignment at the end as ours has."""
     import faiss as library
 
-    library.omp_set_num_threads(THREADS)
+    library.omp_set_num_threads(torch.get_num_threads())
     options = {"niter": iterations, "max_points_per_centroid": 10**9, "min_points_per_centroid": 1}
     found = library.Kmeans(points.shape[1], len(start), **options)
     found.train(points, init_centroids=start)
@@ -68,37 +71,63 @@ def faiss(points: np.ndarray, start: np.ndarray, iterations: int) -> np.ndarray:
 SYSTEMS = {"ours": ours, "faiss": faiss}
 
 
-def run_one(system: str, path: Path, clusters: int, iterations: int) -> dict[str, float]:
-    """Seconds and objective of one run, in this process."""
-    torch.set_num_threads(THREADS)
+def run_one(system: str, path: Path, clusters: int, iterations: int, threads: int) -> dict[str, float]:
+    """Seconds, objective and memory of one run, in this process."""
+    torch.set_num_threads(threads)
     points = np.load(path)
     start = points[np.sort(np.random.default_rng(1).choice(len(points), clusters, replace=False))].copy()
-    begun = time.perf_counter()
+    SYSTEMS[system](points[:clusters], start, 1)  # libraries are loaded
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begun, worked = time.perf_counter(), time.process_time()
     centroids = SYSTEMS[system](points, start, iterations)
-    seconds = time.perf_counter() - begun
-    every = torch.from_numpy(points[:: max(1, len(points) // 100_000)])
-    nearest = torch.from_numpy(centroids)[nearest_centroids(every, torch.from_numpy(centroids))]
-    return {"seconds": seconds, "objective": float((every - nearest).double().square().sum(1).mean())}
+    found = {"cpu_s": time.process_time() - worked, "wall_s": time.perf_counter() - begun}
+    found["peak_gb"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9
+    total = 0.0
+    for some in torch.from_numpy(points).split(100_000):
+        nearest = torch.from_numpy(centroids)[nearest_centroids(some, torch.from_numpy(centroids))]
+        total += float((some - nearest).double().square().sum())
+    return found | {"objective": total / len(points)}
 
 
-def measure(systems: list[str], options: argparse.Namespace, path: Path) -> list[list[str]]:
-    """Rows of the table."""
-    rows = []
+def measure(systems: list[str], options: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
+    """One entry per run."""
+    runs = []
     for clusters, iterations in zip(options.clusters, options.iterations, strict=True):
-        found: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
         for pair in range(options.pairs):
             for system in systems[:: 1 if pair % 2 == 0 else -1]:
                 command = [sys.executable, "-m", "benchmarks.kmeans", "--one", system, str(path)]
-                command += [str(clusters), str(iterations)]
-                result = subprocess.run(command, capture_output=True, text=True, check=True)
-                found[system].append(json.loads(result.stdout))
-                print(clusters, iterations, system, found[system][-1], flush=True)
-        for system in systems:
-            seconds = statistics.median(one["seconds"] for one in found[system])
-            rows.append(
-                [f"{clusters:,}", str(iterations), system, f"{seconds:.1f}", f"{found[system][0]['objective']:.4f}"]
+                command += [str(clusters), str(iterations), str(options.threads)]
+                environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+                result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+                run = {"clusters": clusters, "iterations": iterations, "of": system, "pair": pair}
+                runs.append(run | json.loads(result.stdout))
+                print(runs[-1], flush=True)
+    return runs
+
+
+def rows(runs: list[dict[str, Any]]) -> list[list[str]]:
+    """Of the table: medians over the pairs."""
+    found = []
+    for clusters, iterations in dict.fromkeys((run["clusters"], run["iterations"]) for run in runs):
+        own = [run for run in runs if run["clusters"] == clusters]
+        for system in dict.fromkeys(run["of"] for run in own):
+            its = [run for run in own if run["of"] == system]
+            theirs = [run["cpu_s"] for run in own if run["of"] == "faiss"]
+            cpu = [run["cpu_s"] for run in its]
+            ratio = statistics.median(map(operator.truediv, cpu, theirs)) if theirs else None
+            found.append(
+                [
+                    f"{clusters:,}",
+                    str(iterations),
+                    system,
+                    f"{statistics.median(cpu):.1f}",
+                    "-" if ratio is None else f"{ratio:.2f}",
+                    f"{statistics.median(run['wall_s'] for run in its):.1f}",
+                    f"{its[0]['objective']:.4f}",
+                    f"{max(run['peak_gb'] for run in its):.2f}",
+                ]
             )
-    return rows
+    return found
 
 
 def main() -> None:
@@ -108,12 +137,13 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--iterations", type=int, nargs="+", default=[10, 3], help="for each number of clusters")
     parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS / "kmeans.md")
-    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        system, path, clusters, iterations = options.one
-        print(json.dumps(run_one(system, Path(path), int(clusters), int(iterations))))
+        system, path, *numbers = options.one
+        print(json.dumps(run_one(system, Path(path), *map(int, numbers))))
         return
     systems = ["ours"]
     if importlib.util.find_spec("faiss"):
@@ -123,22 +153,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "points.npy"
         mixture(options.points, options.width, path)
-        rows = measure(systems, options, path)
+        runs = measure(systems, options, path)
+    date, machine = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}", hardware("cpu")
     lines = [
         "# k-means beside faiss",
         "",
-        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {hardware('cpu')}, {THREADS} threads.",
+        f"{date}, {machine}, {options.threads} thread{'s' * (options.threads > 1)} for each.",
         f"`python -m benchmarks.kmeans {' '.join(sys.argv[1:])}`".replace(" `", "`"),
         "",
-        f"{options.points:,} vectors of {options.width} numbers, equal starts and iterations; median of "
-        f"{options.pairs} runs in pairs.",
+        f"{options.points:,} vectors of {options.width} numbers, equal starts and iterations, and an assignment at the "
+        f"end; medians of {options.pairs} runs in pairs. Wall time includes what else the machine did.",
         "",
         f"| {' | '.join(HEADER)} |",
         f"|{'---|' * len(HEADER)}",
-        *(f"| {' | '.join(row)} |" for row in rows),
+        *(f"| {' | '.join(row)} |" for row in rows(runs)),
         "",
     ]
     options.out.write_text("\n".join(lines))
+    record = {"date": date, "hardware": machine, "points": options.points, "width": options.width, "runs": runs}
+    options.out.with_suffix(".json").write_text(json.dumps(record | {"threads": options.threads}, indent=1) + "\n")
     print("\n".join(lines))
 
 

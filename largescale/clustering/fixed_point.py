@@ -69,7 +69,7 @@ class FixedPoint:
 
     def add(self, sums: Tensor, groups: Tensor, values: Tensor) -> None:
         """Add rows [n, D] to the sums of their groups, int64 [K, D], in place."""
-        sums.index_add_(0, groups, (values.double() / self._unit).round().long())
+        sums.index_add_(0, groups, (values.double() / self._unit).round_().long())
 
     def value(self, sums: Tensor) -> Tensor:
         """Sums in float64."""

@@ -110,6 +110,19 @@ def test_a_cluster_that_is_left_empty_takes_half_of_another():
     assert found.inertia < kmeans(points, 12 - empty, seed=0, iterations=100).inertia
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 63, 64, 2500])
+def test_the_first_of_the_nearest_is_found_among_many_centroids_wherever_a_point_lies(dtype, count):
+    generator = torch.Generator().manual_seed(count)
+    points = torch.randint(-3, 4, (1100, 4), generator=generator).to(dtype)  # whole numbers: many are equally near
+    centroids = torch.randint(-3, 4, (count, 4), generator=generator).to(dtype)
+    found = nearest_centroids(points, centroids)
+    distances = (points[:, None] - centroids).square().sum(2)
+    assert found.tolist() == [row.index(min(row)) for row in distances.tolist()]
+    for first in (1, 300, 1001):
+        assert torch.equal(nearest_centroids(points[first:], centroids), found[first:])
+
+
 def test_it_stops_where_nothing_moves():
     found = kmeans(blobs(apart=20.0), BLOBS, seed=0, iterations=100)
     assert 1 <= found.iterations < 20
