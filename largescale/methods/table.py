@@ -16,6 +16,7 @@ from largescale.methods.deepclusterv2 import DeepClusterV2
 from largescale.methods.densecl import DenseCL
 from largescale.methods.dino import DINO
 from largescale.methods.directpred import DirectPred
+from largescale.methods.jigsaw import Jigsaw
 from largescale.methods.method import Method
 from largescale.methods.mocov1 import MoCoV1
 from largescale.methods.mocov2 import MoCoV2
@@ -23,6 +24,7 @@ from largescale.methods.mocov3 import MoCoV3
 from largescale.methods.nnclr import NNCLR
 from largescale.methods.pcl import PCL
 from largescale.methods.pirl import PIRL
+from largescale.methods.relativepatch import RelativePatch
 from largescale.methods.sela import SeLa
 from largescale.methods.simclr import SimCLR
 from largescale.methods.simsiam import SimSiam
@@ -49,6 +51,8 @@ METHODS: dict[str, type[Method]] = {
     "deepcluster": DeepCluster,
     "deepclusterv2": DeepClusterV2,
     "sela": SeLa,
+    "jigsaw": Jigsaw,
+    "relativepatch": RelativePatch,
 }
 
 

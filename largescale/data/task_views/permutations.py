@@ -11,7 +11,13 @@ from functools import cache
 from itertools import permutations
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from largescale.data.device_random import uniform
+
+_DRAWN = 53
+"""Keeps these numbers apart from others that are drawn for the same sample and step."""
 MOST_PLACES = 9
 """All permutations of as many are looked through: 362,880."""
 
@@ -34,6 +40,16 @@ def permutation_set(count: int, places: int) -> np.ndarray:
     found = _affine()[:count] if affine else _greedy(count, places)
     found.flags.writeable = False
     return found
+
+
+def drawn_orders(ids: Tensor, count: int, places: int, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """One permutation of `permutation_set` for each sample, a function of (seed, step, sample id).
+
+    Returns:
+        Which one, int64 [B]; and the permutation, int64 [B, places].
+    """
+    number = (uniform(seed, step, ids, _DRAWN, num=1, device=ids.device)[:, 0] * count).long()
+    return number, torch.tensor(permutation_set(count, places), device=ids.device)[number]
 
 
 def _affine() -> np.ndarray:

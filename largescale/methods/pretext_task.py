@@ -1,0 +1,105 @@
+"""Shared by pretext tasks that are classifications: what was done to an image is to be told from what it looks like.
+
+The loss is the cross entropy of K classes, none of which is of the image's content; a network that knows nothing has
+ln K, and tells one in K. `task_accuracy` is the share told right. It says how far the task is solved, not how good
+features are: a task that is solved by a shortcut, such as brightness or lens colours, teaches nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from largescale.config import Config
+from largescale.methods.embedding_method import EmbeddingMethod, Named
+from largescale.methods.method import Output, Panel, Row, Sign, Symptom
+
+_CHANCE = 0.98
+"""Of ln K: predictions say nothing."""
+_SOLVED = 0.98
+
+
+class PretextTask(EmbeddingMethod):
+    """A method whose `embed` gives `logits` [1, B, ..., K] and whose `targets` gives `wanted`, int64 [1, B, ...].
+
+    Evidence: `logits`.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self._num_classes = self.num_classes(config)
+        self.signs = {"task_accuracy": Sign()}
+
+    @classmethod
+    def num_classes(cls, config: Config) -> int:
+        """K."""
+        raise NotImplementedError
+
+    @classmethod
+    def missing(cls, config: Config) -> str:
+        """What keeps shortcuts from solving the task but is switched off, and how to switch it on; or empty."""
+        return ""
+
+    def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:
+        """The cross entropy, a mean over images and over what is asked of each. Collectives: none."""
+        logits, wanted = inputs["logits"].flatten(0, -2), inputs["wanted"].flatten()
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            loss = cross_entropy(logits, wanted)
+        right = (logits.detach().argmax(1) == wanted).to(logits.dtype).mean()
+        return Output(loss, {"task_accuracy": right}, {"logits": inputs["logits"].detach()})
+
+    def measures(self, loss: float, signs: dict[str, Tensor], num_images: int) -> dict[str, float]:
+        """The share told right, that of chance, and the loss over ln K."""
+        own = {"task_chance": 1 / self._num_classes, "loss_over_ln_k": loss / math.log(self._num_classes)}
+        return own | super().measures(loss, signs, num_images)
+
+    @classmethod
+    def brief(cls, row: Row) -> str:
+        """The share told right."""
+        return f" ({row['task_accuracy']:.1%} right)" if "task_accuracy" in row else ""
+
+    @classmethod
+    def loss_references(cls, config: Config) -> dict[str, float]:
+        """The loss of uniform predictions."""
+        return {"ln K (uniform predictions)": math.log(cls.num_classes(config))}
+
+    @classmethod
+    def symptoms(cls, config: Config) -> list[Symptom]:
+        """That the task is not learnt, or that it is solved while a cure of shortcuts is off."""
+        missing = cls.missing(config)
+        found = [
+            Symptom(
+                "task is not learnt",
+                sign=lambda row: row.get("loss_over_ln_k"),
+                sick=(_CHANCE, math.inf),
+                recovery="down",
+                seen=lambda row: f"predictions are no better than uniform (loss {row['loss_over_ln_k']:.0%} of ln K)",
+                remedy=f"Try, in another run.dir, optim.lr={config.optim.lr / 3:.2g} or {3 * config.optim.lr:.2g}, a "
+                "longer run, or weaker data.augment",
+                meaning="the network does not see what was done to images",
+                by_rate=True,
+            )
+        ]
+        if missing:
+            found.append(
+                Symptom(
+                    "task may be solved by a shortcut",
+                    sign=lambda row: row.get("task_accuracy"),
+                    sick=(_SOLVED, 1),
+                    recovery="down",
+                    seen=lambda row: f"{row['task_accuracy']:.1%} of the answers are right",
+                    remedy=missing,
+                    meaning="perhaps they are told by traces that say nothing of images",
+                    in_settings=True,
+                )
+            )
+        return found
+
+    @classmethod
+    def panels(cls, config: Config) -> list[Panel]:
+        """Accuracy against chance."""
+        return [Panel("Task", {"share told right": "task_accuracy", "chance": "task_chance"}, limits=(0, 1.05))]

@@ -1,0 +1,89 @@
+"""Relative patch location: in which of eight directions one tile of an image lies from another (arXiv 1505.05192,
+section 3).
+
+The naive loop::
+
+    for i in images:
+        tiles = one of each of 3 x 3 cells of i, at a random place in it, with a gap between
+        z = [embedding(backbone(tile)) for tile in tiles]       # each by itself
+        for direction, other in enumerate the 8 tiles around the centre:
+            loss += -log softmax(head(concatenated z[centre], z[other]))[direction] / 8 / B
+
+Departures from the published code: all eight pairs of an image are asked in a step, so that every tile is embedded
+once; the grid stands in a crop of the image, not anywhere on one of several sizes; tiles are normalised one by one;
+none of them is shrunk and enlarged again. BatchNorm's running statistics, by which whole images are evaluated, are
+those of tiles, as there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from largescale.config import Config
+from largescale.data.views import Views
+from largescale.methods.embedding_method import Named
+from largescale.methods.tile_task import (
+    SINGLE_CHANNEL,
+    TileSettings,
+    TileTask,
+    aberration_cure,
+    least_gap,
+    settings_of,
+    tile_side,
+)
+from largescale.models.heads import hidden_widths, projection_head
+
+_CELLS, _CENTRE, _DIRECTIONS = 3, 4, 8
+
+
+@dataclass
+class Settings(TileSettings):
+    """Relative patch location's keys under `method`."""
+
+    tile: int = tile_side(96)
+    gap: int = least_gap(34)
+    aberration: str = aberration_cure(SINGLE_CHANNEL)
+    hidden: list[int] = hidden_widths((4096,), of="the head on a pair of tiles")
+
+    def cells_along_side(self) -> int:
+        """Three: a centre and what is around it."""
+        return _CELLS
+
+
+class RelativePatch(TileTask):
+    """Backbone, embedding of tiles, and a head over pairs of them."""
+
+    title = "Relative patch location"
+    reference = "pretext/relativepatch"
+    Settings = Settings
+    published = (96, 34, 0, 144)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        settings = settings_of(config)
+        assert isinstance(settings, Settings)
+        self.head = projection_head(2 * settings.embedding, settings.hidden, _DIRECTIONS, batchnorm=True)
+
+    @classmethod
+    def num_classes(cls, config: Config) -> int:
+        """Directions."""
+        return _DIRECTIONS
+
+    def task_views(self, views: Views, step: int) -> Views:
+        """Tiles in reading order."""
+        order = torch.arange(_CELLS**2, device=views.ids.device).expand(len(views.ids), -1)
+        return views._replace(images=[self.cut(views, order, step)])
+
+    def embed(self, views: Views) -> Named:
+        """`logits` [1, B, 8, 8] of directions, for each neighbour of the centre."""
+        z = self.embedded(views)
+        others = torch.cat([z[:, :_CENTRE], z[:, _CENTRE + 1 :]], dim=1)
+        pairs = torch.cat([z[:, [_CENTRE]].expand_as(others), others], dim=2)
+        return {"logits": self.head(pairs.flatten(0, 1)).unflatten(0, (1, len(z), _DIRECTIONS))}
+
+    def targets(self, views: Views) -> Named:
+        """`wanted`, the directions, int64 [1, B, 8]."""
+        directions = torch.arange(_DIRECTIONS, device=views.ids.device)
+        return {"wanted": directions.expand(1, len(views.ids), -1)}

@@ -1,0 +1,169 @@
+"""Shared by pretext tasks on tiles of an image: how tiles are cut, what keeps shortcuts out of them, and how the
+backbone sees them.
+
+The backbone sees one tile at a time, so that no feature of it compares tiles; what stands on it does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from largescale.config import Config, require
+from largescale.config.schema import MethodConfig
+from largescale.config.setting import setting
+from largescale.data.length import Length
+from largescale.data.task_views.shortcut_cures import normalised, single_channels, without_green_magenta
+from largescale.data.task_views.tiles import Grid, jittered_tiles
+from largescale.data.views import Views
+from largescale.methods.choice import Choice
+from largescale.methods.pretext_task import PretextTask
+from largescale.models.backbones import build_backbone
+
+NONE, SINGLE_CHANNEL, PROJECTION = "none", "single_channel", "projection"
+
+
+def tile_side(default: int) -> Any:
+    """The setting `tile`: a field of a dataclass."""
+    return setting(default, "Side of a tile in pixels.", at_least=1, at_most=2**20)
+
+
+def least_gap(default: int) -> Any:
+    """The setting `gap`."""
+    return setting(
+        default,
+        "Least distance between neighbouring tiles in pixels, so that no edge goes on from one to the next; a tile is "
+        "at a random place in what the gap leaves of its cell (arXiv 1505.05192, section 3.1).",
+        at_least=0,
+        at_most=2**20,
+    )
+
+
+def most_channel_shift(default: int) -> Any:
+    """The setting `channel_shift`."""
+    return setting(
+        default,
+        "Most pixels that each colour channel of a tile is moved by at random, against what lenses do to colours "
+        "(arXiv 1603.09246, section 3.3); of no use on grey images.",
+        at_least=0,
+        at_most=2**10,
+    )
+
+
+def aberration_cure(default: str) -> Any:
+    """The setting `aberration`."""
+    return setting(
+        default,
+        "What else keeps lens colours from telling where a tile was: `single_channel` keeps one at random and puts "
+        "faint noise in the place of others, `projection` takes away what lies between green and magenta (both arXiv "
+        "1505.05192, section 3.1).",
+        one_of=(NONE, SINGLE_CHANNEL, PROJECTION),
+    )
+
+
+@dataclass
+class TileSettings(MethodConfig):
+    """Keys under `method` of tasks on tiles."""
+
+    tile: int = tile_side(64)
+    gap: int = least_gap(0)
+    channel_shift: int = most_channel_shift(0)
+    aberration: str = aberration_cure(NONE)
+    tile_normalisation: bool = setting(
+        True,
+        "Every channel of every tile gets mean 0 and standard deviation 1, since neighbours share both (arXiv "
+        "1603.09246, section 3.3).",
+    )
+    embedding: int = setting(1000, "Width of a tile's embedding.", at_least=1, at_most=2**24)
+
+    def cells_along_side(self) -> int:
+        """Cells along a side."""
+        raise NotImplementedError
+
+    def grid(self) -> Grid:
+        """The cells, and what is taken of each."""
+        return Grid(self.cells_along_side(), self.tile, self.gap, self.channel_shift)
+
+    def check(self, config: Config) -> None:
+        """One view, into whose cells tiles fit."""
+        groups = config.data.crops
+        require(
+            [group.num for group in groups] == [1],
+            "data.crops",
+            [group.num for group in groups],
+            "one group of one view, which tiles are cut from, such as [{num: 1, size: 255, scale: [0.4, 1.0]}]",
+        )
+        cell, grid = groups[0].size // self.cells_along_side(), self.grid()
+        require(
+            grid.least_cell() <= cell,
+            "method.tile",
+            self.tile,
+            f"at most {cell - grid.least_cell() + self.tile}: cells of data.crops.0 have {cell} px, and "
+            "method.gap and twice method.channel_shift must fit in too",
+        )
+
+
+class TileTask(PretextTask):
+    """Backbone, and an embedding of every tile.
+
+    Attributes:
+        published: tile, gap, shift of channels and side of a cell in pixels, of the published recipe.
+    """
+
+    published: ClassVar[tuple[int, int, int, int]]
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.config, self._seed, self._std = settings_of(config), config.run.seed, config.data.std
+        self.backbone, self.num_features = build_backbone(config.model)
+        self.tile_head = nn.Sequential(
+            nn.Linear(self.num_features, self.config.embedding, bias=False),
+            nn.BatchNorm1d(self.config.embedding),
+            nn.ReLU(inplace=True),
+        )
+
+    def cut(self, views: Views, order: Tensor, step: int) -> Tensor:
+        """Tiles [B * T, 3, tile, tile] of the cells of an order [B, T], without what would tell where they were."""
+        [images] = views.images
+        settings = self.config
+        if settings.aberration == PROJECTION:
+            images = without_green_magenta(images, self._std)
+        tiles = jittered_tiles(images, views.ids, order, settings.grid(), seed=self._seed, step=step)
+        if settings.tile_normalisation:
+            tiles = normalised(tiles)
+        if settings.aberration == SINGLE_CHANNEL:
+            tiles = single_channels(tiles, views.ids, seed=self._seed, step=step)
+        return tiles.contiguous(memory_format=torch.channels_last)
+
+    def embedded(self, views: Views) -> Tensor:
+        """Embeddings of tiles, [B, T, D]."""
+        return self.tile_head(self.backbone(views.images[0])).unflatten(0, (len(views.ids), -1))
+
+    @classmethod
+    def missing(cls, config: Config) -> str:
+        """Normalised tiles, and room for them to move in."""
+        settings, side = settings_of(config), config.data.crops[0].size
+        if not settings.tile_normalisation:
+            return "Set method.tile_normalisation=true in another run.dir"
+        room = side // settings.cells_along_side() - settings.grid().least_cell()
+        return "" if room else "Lower method.tile in another run.dir, so that tiles have room to move in their cells"
+
+    @classmethod
+    def suited(cls, config: Config, length: Length) -> dict[str, Choice]:
+        """Tiles and gaps in the proportions of published ones."""
+        tile, gap, shift, published = cls.published
+        side = config.data.crops[0].size // settings_of(config).cells_along_side()
+
+        def scaled(pixels: int) -> Choice:
+            return Choice(pixels * side // published, f"of cells of {side} px, as {pixels} of {published} px published")
+
+        return {"tile": scaled(tile), "gap": scaled(gap), "channel_shift": scaled(shift)}
+
+
+def settings_of(config: Config) -> TileSettings:
+    """The keys under `method`."""
+    assert isinstance(config.method, TileSettings)
+    return config.method
