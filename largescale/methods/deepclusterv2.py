@@ -39,9 +39,8 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
-from torch.nn.functional import cross_entropy, normalize, pad
+from torch.nn.functional import cross_entropy
 
-from largescale.clustering.fixed_point import mean_of_rows
 from largescale.clustering.kmeans import Clusters, kmeans, working_bytes
 from largescale.config import Config
 from largescale.config.schema import MethodConfig
@@ -56,7 +55,7 @@ from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import JointEmbedding, unit
 from largescale.methods.method import Exemplars, Output, Panel, Sign, Symptom
 from largescale.methods.multi_crop import require_two_large
-from largescale.methods.phase import PlainEmbeddings
+from largescale.methods.phase import PlainEmbeddings, centred
 from largescale.methods.rows_by_id import RowsById
 from largescale.methods.state_size import bytes_per_number
 from largescale.models.backbones import build_backbone
@@ -67,8 +66,6 @@ from largescale.processes import rank, world_size
 _PURPOSE = 43
 """Keeps the numbers that seed k-means apart from others of the same seed and step."""
 _BANKS = 2
-_ROWS = 4096
-"""That are centred together."""
 
 
 @dataclass
@@ -170,7 +167,8 @@ class DeepClusterV2(JointEmbedding):
         Collectives: those of `kmeans`, `beat`'s among them, and of `agreement`, once per head; those of `mean_of_rows`.
         """
         if self.phase_embeds(step):
-            self._fill_bank(corpus)
+            for theirs, rows in centred(corpus):
+                self.bank.own[theirs] = rows.to(self.bank.rows.dtype).repeat(1, _BANKS)
         before, met = self.assignments.own.clone(), self.bank.own.any(1)
         sizes = []
         for head, centroids in enumerate(self.centroids.split(self._counts)):
@@ -180,16 +178,6 @@ class DeepClusterV2(JointEmbedding):
             sizes.append(clusters.sizes)
             del clusters  # before the next are made
         return clusters_found.found(before, self.assignments.own, sizes, beat)
-
-    def _fill_bank(self, corpus: PlainEmbeddings) -> None:
-        """Put centred embeddings into both halves. Collectives: those of `mean_of_rows`."""
-        mean, places = mean_of_rows(corpus.vectors), corpus.readable.nonzero()[:, 0]
-        for rows, theirs in zip(corpus.vectors.split(_ROWS), places.split(_ROWS), strict=True):
-            whole = pad(rows.double(), (0, 0, 0, _ROWS - len(rows)))  # of one shape: rounded alike on all ranks
-            centred = normalize(whole - mean, dim=1)[: len(rows)].to(rows.dtype)
-            # Where all embeddings are equal nothing is left.
-            some = torch.where(centred.any(1, keepdim=True), centred, rows)
-            self.bank.own[theirs] = some.to(self.bank.rows.dtype).repeat(1, _BANKS)
 
     def _clusters(self, step: int, head: int, met: Tensor, beat: Callable[[str], None]) -> Clusters:
         """Of the images that were met, for one head. Collectives: those of `kmeans`."""

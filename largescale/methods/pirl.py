@@ -21,6 +21,10 @@ from all N. The naive loop::
 
 Z is N times the mean of exp(z @ m / temperature) over all similarities of the first (micro-)batch, and stays.
 
+The bank starts from random unit vectors, as in the published code, where epochs are many. In a run of a few it can
+start from the network: a row is renewed once per epoch, half of it, so that random ones are what most of such a run
+would teach.
+
 Three departures from the published code. Patches are cut out of an augmented view, so photometric changes are those of
 the view, not of each patch. The images at random are drawn from (seed, step) for all ranks, so that a step does not
 depend on how many there are; of 32,000 one or two may be of the batch, as there. And BatchNorm's running statistics are
@@ -30,6 +34,7 @@ those of images alone: features of images are what is evaluated, and patches hav
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -52,9 +57,11 @@ from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import unit
 from largescale.methods.losses.picks import Picks
 from largescale.methods.method import Output
+from largescale.methods.phase import PlainEmbeddings, centred
 from largescale.methods.rows_by_id import RowsById, too_many_rows
 from largescale.methods.state_size import bytes_per_number
 from largescale.models.backbones import build_backbone
+from largescale.models.evaluation_mode import running_statistics_used
 from largescale.models.heads import hidden_widths, projection_head
 from largescale.models.running_statistics import statistics_untouched
 from largescale.processes import rank, world_size
@@ -81,6 +88,12 @@ class Settings(ContrastiveSettings):
     )
     bank_momentum: float = setting(
         0.5, "Fraction of itself that an image's row of the bank keeps when the image is met.", at_least=0, at_most=1
+    )
+    bank_start: str = setting(
+        "random",
+        "What the bank holds of an image before it is met: a random unit vector, or the untrained network's embedding "
+        "minus the mean of all, which costs a pass over the images and suits runs of few epochs.",
+        one_of=("random", "network"),
     )
     max_bank_gb: float = setting(
         16.0,
@@ -168,10 +181,10 @@ class PIRL(Contrastive):
             length.num_samples,
         )
         found = []
-        if epochs < _FEW_EPOCHS:
+        if epochs < _FEW_EPOCHS and config.method.bank_start == "random":
             found.append(
                 f"the run has {epochs:.3g} epochs: rows of the bank are random until their image has been met, so most "
-                f"of it teaches nothing; set train.epochs={_FEW_EPOCHS} or more"
+                f"of it teaches nothing; set train.epochs={_FEW_EPOCHS} or more, or method.bank_start=network"
             )
         if negatives >= images:
             found.append(
@@ -181,9 +194,25 @@ class PIRL(Contrastive):
         return [*super().complaints(config, length), *found]
 
     def begin(self) -> None:
-        """Make the bank: random rows."""
+        """Make the bank: random rows, also of images that a phase may find unreadable."""
         self.bank.make_room(self.length.num_samples, key="method.max_bank_gb", max_gb=self.config.max_bank_gb)
         self.bank.draw_unit_rows(self._seed)
+
+    def phase_due(self, step: int) -> bool:
+        """Before the first step, if the bank is to be the network's."""
+        return step == 0 and self.config.bank_start == "network"
+
+    def plain(self, images: Tensor) -> Tensor:
+        """Embeddings of images: unit vectors [B, D], by BatchNorm's running statistics."""
+        with running_statistics_used(self.backbone.modules()):
+            return unit(self.projection(self.backbone(images)))
+
+    @torch.no_grad()
+    def phase(self, step: int, corpus: PlainEmbeddings, beat: Callable[[str], None]) -> dict[str, float]:
+        """Fill the bank; images that could not be read keep random rows. Collectives: those of `centred`."""
+        for theirs, rows in centred(corpus):
+            self.bank.own[theirs] = rows.to(self.bank.rows.dtype)
+        return {}
 
     def task_views(self, views: Views, step: int) -> Views:
         """The first view as it is, and shuffled patches of the second, [B * cells^2, 3, P, P]."""

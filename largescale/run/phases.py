@@ -108,7 +108,7 @@ class Phases:
             raise TrainingStopped(f"phase before step {step}: {error}: {_DIVERGED}") from error
         seconds = time.perf_counter() - started
         self._found |= {**found, "phase_s": self._found.get("phase_s", 0.0) + seconds}
-        words = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+        words = ", ".join(f"{name} {value:.4g}" for name, value in found.items()) or "done"
         _log.info(
             "offline phase before step %d: %s; %.1f s, of which embedding %.1f s",
             step,

@@ -15,6 +15,7 @@ from largescale.data.device_random import uniform
 from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.methods import build_method, require_fit
+from largescale.methods.phase import PlainEmbeddings
 from largescale.methods.pirl import PIRL
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
@@ -137,6 +138,27 @@ def test_a_bank_row_is_a_unit_vector_from_the_start_whatever_the_ranks():
     torch.testing.assert_close(build().bank.own.norm(dim=1), torch.ones(SAMPLES, dtype=torch.float64))
 
 
+def test_a_bank_may_start_from_what_the_network_makes_of_images():
+    """Minus their mean; what could not be read stays random. Only before the first step, and only if asked for."""
+    method = build()
+    vectors = torch.randn(SAMPLES, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    vectors, readable = normalize(vectors + 20, dim=1), torch.arange(SAMPLES) != 7  # one large direction
+    random = method.bank.own[7].clone()
+    method.phase(0, PlainEmbeddings(vectors[readable], readable), lambda what: None)
+    expected = normalize(vectors[readable] - vectors[readable].mean(0), dim=1)
+    torch.testing.assert_close(method.bank.own[readable], expected, rtol=1e-9, atol=1e-12)
+    assert torch.equal(method.bank.own[7], random)
+    assert [step for step in range(20) if method.phase_due(step)] == [0]
+    assert not any(build("method.bank_start=random").phase_due(step) for step in range(20))
+
+
+def test_what_a_phase_knows_of_an_image_does_not_depend_on_others():
+    method, images = build(), views().images[0]
+    alone = torch.cat([method.plain(image[None]) for image in images])
+    torch.testing.assert_close(method.plain(images), alone)
+    torch.testing.assert_close(alone.norm(dim=1), torch.ones(BATCH, dtype=torch.float64))
+
+
 def test_equal_embeddings_cost_a_guess_and_are_called_collapse():
     method = build().eval()
     row = torch.ones(8, dtype=torch.float64) / math.sqrt(8)
@@ -168,10 +190,12 @@ def test_what_does_not_fit_is_refused(overrides, words):
 
 
 def test_a_run_in_which_no_image_comes_back_is_said_and_images_that_meet_themselves():
-    config = load_config(MINI)
+    config = load_config(MINI, ["method.bank_start=random"])
     assert PIRL.complaints(config, Length(30, 10, 60)) == []
     [short] = PIRL.complaints(config, Length(10, 10, 60))
     assert short.startswith("the run has 1 epochs: rows of the bank are random") and "set train.epochs=3" in short
+    network = load_config(MINI)
+    assert PIRL.complaints(network, Length(10, 10, 60)) == []
     [many] = PIRL.complaints(config, Length(30, 2, 12))
     assert many.startswith("method.negatives=12: as many as there are images, 12") and many.endswith("negatives=6")
 
