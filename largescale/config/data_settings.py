@@ -44,7 +44,9 @@ class AugmentConfig:
     """Photometric and geometric changes of the views; a strength or probability of 0 switches one off."""
 
     flip: float = setting(0.5, "Probability of a horizontal flip.", **_PROBABILITY)
-    rotate_degrees: float = setting(0.0, "Largest rotation in either direction.", at_least=0, at_most=180)
+    rotate_degrees: float = setting(
+        0.0, "Views are rotated by at most so much, in either direction.", at_least=0, at_most=180
+    )
     jitter: float = setting(0.8, "Probability of colour jitter; its strengths follow.", **_PROBABILITY)
     brightness: float = setting(
         0.8, "Multiplies brightness by 1 + U(-x, x).", at_least=0, at_most=1000, used_if="data.augment.jitter"

@@ -25,6 +25,7 @@ from largescale.methods.nnclr import NNCLR
 from largescale.methods.pcl import PCL
 from largescale.methods.pirl import PIRL
 from largescale.methods.relativepatch import RelativePatch
+from largescale.methods.rotation import Rotation
 from largescale.methods.sela import SeLa
 from largescale.methods.simclr import SimCLR
 from largescale.methods.simsiam import SimSiam
@@ -53,6 +54,7 @@ METHODS: dict[str, type[Method]] = {
     "sela": SeLa,
     "jigsaw": Jigsaw,
     "relativepatch": RelativePatch,
+    "rotation": Rotation,
 }
 
 
