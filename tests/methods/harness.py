@@ -116,17 +116,24 @@ def train(
     return {"losses": losses, "norms": norms, "state": state if dist.get_rank() == 0 else {}}
 
 
-def train_all(
-    overrides: list[list[str]], *, still: bool = False, folder: Path | None = None, **part: int
-) -> list[dict[str, dict[str, Any]]]:
-    """Every method under every list of overrides; in a folder of its own each, where they are to be saved.
+def recipes(ways: list[list[str]]) -> list[dict[str, Config]]:
+    """The recipe of every method under every list of overrides, read once and not by each rank.
 
     A loss that may not span the global batch spans micro-batches: to a mean over images that is the same.
     """
 
-    def one(name: str, place: int) -> dict[str, Any]:
-        checkpoints = folder and folder / f"{name}-{place}"
-        possible = [one for one in overrides[place] if one != GLOBAL_BATCH or spans_global_batch(name)]
-        return train(mini(name, *possible), still=still, checkpoints=checkpoints, **part)
+    def one(name: str, way: list[str]) -> Config:
+        return mini(name, *(key for key in way if key != GLOBAL_BATCH or spans_global_batch(name)))
 
-    return [{name: one(name, place) for name in METHODS} for place in range(len(overrides))]
+    return [{name: one(name, way) for name in METHODS} for way in ways]
+
+
+def train_all(
+    ways: list[dict[str, Config]], *, still: bool = False, folder: Path | None = None, **part: int
+) -> list[dict[str, dict[str, Any]]]:
+    """Train `recipes`; in a folder of its own each, where they are to be saved."""
+
+    def one(config: Config, name: str, place: int) -> dict[str, Any]:
+        return train(config, still=still, checkpoints=folder and folder / f"{name}-{place}", **part)
+
+    return [{name: one(config, name, place) for name, config in way.items()} for place, way in enumerate(ways)]

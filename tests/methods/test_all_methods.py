@@ -17,7 +17,7 @@ from largescale.methods import METHODS, build_method
 from tests.helpers.commands import ROOT
 from tests.helpers.once import once
 from tests.helpers.ranks import run_ranks
-from tests.methods.harness import GLOBAL_BATCH, STEPS, mini, spans_global_batch, train_all
+from tests.methods.harness import GLOBAL_BATCH, STEPS, mini, recipes, spans_global_batch, train_all
 
 pytestmark = pytest.mark.distributed
 
@@ -40,7 +40,7 @@ their own images count there."""
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
-    return once(tmp_path_factory, "all-methods", lambda: run_ranks(train_all, 1, WAYS, timeout_s=600)[0])
+    return once(tmp_path_factory, "all-methods", lambda: run_ranks(train_all, 1, recipes(WAYS), timeout_s=600)[0])
 
 
 def assert_equal_states(own: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], where: Any) -> None:
@@ -61,7 +61,7 @@ def test_every_method_has_a_mini_recipe():
 )
 def test_float64_runs_equal_one_process(one_process, strategy, ranks, overrides):
     ways = [[*way, f"parallel.strategy={strategy}", *overrides] for way in WAYS]
-    found = run_ranks(train_all, ranks, ways, timeout_s=600)[0]
+    found = run_ranks(train_all, ranks, recipes(ways), timeout_s=600)[0]
     for way, (mine, theirs) in enumerate(zip(found, one_process, strict=True)):
         for name in METHODS:
             own, expected = mine[name], theirs[name]
@@ -76,7 +76,7 @@ def test_float64_runs_equal_one_process(one_process, strategy, ranks, overrides)
 
 @pytest.mark.parametrize("ranks, strategy, then, other", [(2, "fsdp", 1, "ddp"), (1, "ddp", 4, "fsdp")])
 def test_a_run_that_stops_goes_on_with_other_ranks(one_process, tmp_path, ranks, strategy, then, other):
-    stops, goes_on = ([[*way, f"parallel.strategy={name}"] for way in WAYS] for name in (strategy, other))
+    stops, goes_on = (recipes([[*way, f"parallel.strategy={name}"] for way in WAYS]) for name in (strategy, other))
     run_ranks(partial(train_all, folder=tmp_path, steps=STEPS // 2), ranks, stops, timeout_s=600)
     found = run_ranks(partial(train_all, folder=tmp_path, first=STEPS // 2), then, goes_on, timeout_s=600)[0]
     for way, (mine, theirs) in enumerate(zip(found, one_process, strict=True)):
@@ -96,7 +96,7 @@ def newest_last(run: dict[str, Any], micro_batches: int) -> torch.Tensor | None:
 def test_a_loss_over_the_global_batch_is_that_of_an_uncut_step():
     """BatchNorm, which sees micro-batches, stands still; a loss that may not span a batch needs no batch whole."""
     ways = [["train.accumulate=1"], [*OVER_BATCH, "train.accumulate=4"], ["train.accumulate=4"]]
-    uncut, over_batch, cut = run_ranks(partial(train_all, still=True), 1, ways, timeout_s=600)[0]
+    uncut, over_batch, cut = run_ranks(partial(train_all, still=True), 1, recipes(ways), timeout_s=600)[0]
     changed = {name for name in METHODS if cut[name]["losses"] != pytest.approx(uncut[name]["losses"])}
     assert changed == CANDIDATES_OF_THE_BATCH | FIRST_MICRO_BATCH
     assert {name for name in METHODS if spans_global_batch(name)} == CANDIDATES_OF_THE_BATCH
@@ -113,8 +113,8 @@ def test_a_loss_over_the_global_batch_is_that_of_an_uncut_step():
 
 def test_batchnorm_sees_micro_batches_whatever_the_loss_spans():
     """Two ranks with a BatchNorm each are two micro-batches; running statistics are fed once by each."""
-    [over_batch, cut] = run_ranks(train_all, 1, [OVER_BATCH, ["train.accumulate=2"]], timeout_s=600)[0]
-    [ranks] = run_ranks(train_all, 2, [["parallel.batchnorm_group_size=1"]], timeout_s=600)[0]
+    [over_batch, cut] = run_ranks(train_all, 1, recipes([OVER_BATCH, ["train.accumulate=2"]]), timeout_s=600)[0]
+    [ranks] = run_ranks(train_all, 2, recipes([["parallel.batchnorm_group_size=1"]]), timeout_s=600)[0]
     for name in set(METHODS) - AVERAGED_STATISTICS - FIRST_MICRO_BATCH:
         assert over_batch[name]["losses"] == pytest.approx(ranks[name]["losses"], rel=1e-9), name
         assert over_batch[name]["norms"] == pytest.approx(ranks[name]["norms"], rel=1e-9), name
@@ -146,7 +146,7 @@ def ddp_in_float32(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, d
 
 def in_float32(strategy: str) -> list[dict[str, dict[str, Any]]]:
     ways = [[*way, f"parallel.strategy={strategy}", "train.precision=fp32"] for way in WAYS]
-    return run_ranks(train_all, 2, ways, timeout_s=600)[0]
+    return run_ranks(train_all, 2, recipes(ways), timeout_s=600)[0]
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
