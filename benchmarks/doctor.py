@@ -217,11 +217,9 @@ HEALTHY = {
 they learn to the end, if less, and their own course does not tell that they could do better.
 """
 MEANT_SICK = list(HEALTHY)[-5:]
-NO_RECORDING = {"pirl-tiny": "PIRL"}
-"""Listed, but not recorded yet, and the methods that nothing is known of therefore."""
 FULL_LENGTH = [
     "demo",
-    *(f"{name}-seed0" for name in ("barlow", "directpred", "simsiam", "vicreg")),
+    *(f"{name}-seed0" for name in ("barlow", "directpred", "pirl", "simsiam", "vicreg")),
     *(f"{name}-seed{seed}" for name in ("mocov2", "simclr", "swav") for seed in range(3)),
 ]
 """Healthy runs of `benchmarks/methods.py` that were kept, and the demo."""
@@ -316,7 +314,6 @@ def page() -> str:
         f"- No run was held out of: {', '.join(sorted(diagnoses(False) - diagnoses(True)))}.",
         f"- {len(MEANT_SICK)} runs with 25 to 2,500 times the recipe's rate were meant to be sick, trained well and "
         f"count as healthy: {', '.join(MEANT_SICK)}.",
-        f"- There is no recording of {', '.join(NO_RECORDING.values())}.",
         f"- Some recordings are older than signs that are logged by now, and could not alarm by them: of "
         f"{len(healthy())} healthy runs, {', '.join(missing)}.",
         "",

@@ -24,6 +24,7 @@ if __name__ == "__main__":
         VARIANTS,
         of="method",
         description=__doc__,
-        about=" Nothing was tuned for these images: the recipes (configs/small) have the published values or their "
-        "equivalent at this size.",
+        about=" What recipes share (the demo's network, views and optimizer), SwAV, and PIRL's patches, bank and rate "
+        "were chosen on training images held out from the others; else the recipes (configs/small) have the published "
+        "values or their equivalent at this size.",
     )

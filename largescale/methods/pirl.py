@@ -147,8 +147,9 @@ class PIRL(Contrastive):
 
     @classmethod
     def young_epochs(cls, config: Config) -> float:
-        """An epoch that fills the memory, and one that compares with what is in it."""
-        return 2.0
+        """An epoch that fills the memory and one that compares with what is in it, unless it is full from the start."""
+        assert isinstance(config.method, Settings)
+        return 0.0 if config.method.bank_start == "network" else 2.0
 
     @classmethod
     def misfit(cls, config: Config, length: Length) -> str:
