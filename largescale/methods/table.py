@@ -13,6 +13,7 @@ from largescale.methods.barlow import BarlowTwins
 from largescale.methods.byol import BYOL
 from largescale.methods.deepcluster import DeepCluster
 from largescale.methods.deepclusterv2 import DeepClusterV2
+from largescale.methods.denoising import Denoising
 from largescale.methods.densecl import DenseCL
 from largescale.methods.dino import DINO
 from largescale.methods.directpred import DirectPred
@@ -55,6 +56,7 @@ METHODS: dict[str, type[Method]] = {
     "jigsaw": Jigsaw,
     "relativepatch": RelativePatch,
     "rotation": Rotation,
+    "denoising": Denoising,
 }
 
 
