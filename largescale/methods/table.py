@@ -11,6 +11,7 @@ from largescale.config.setting import a_name
 from largescale.data.length import Length
 from largescale.methods.barlow import BarlowTwins
 from largescale.methods.byol import BYOL
+from largescale.methods.cpc import CPC
 from largescale.methods.deepcluster import DeepCluster
 from largescale.methods.deepclusterv2 import DeepClusterV2
 from largescale.methods.denoising import Denoising
@@ -57,6 +58,7 @@ METHODS: dict[str, type[Method]] = {
     "relativepatch": RelativePatch,
     "rotation": Rotation,
     "denoising": Denoising,
+    "cpc": CPC,
 }
 
 

@@ -38,8 +38,9 @@ def initialise_pieces(network: nn.Module, seed: int) -> None:
     Collectives: none.
     """
     for name, module in network.named_modules():
-        if isinstance(module, _BatchNorm):
-            module.reset_running_stats()
+        if isinstance(module, _BatchNorm | nn.GroupNorm):
+            if isinstance(module, _BatchNorm):
+                module.reset_running_stats()
             for parameter, value in ((module.weight, 1.0), (module.bias, 0.0)):
                 _piece(parameter).fill_(value)
             continue

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from largescale.data.device_random import uniform
-from largescale.data.task_views.tiles import Grid, jittered_tiles, shuffled_tiles
+from largescale.data.task_views.tiles import Grid, Windows, jittered_tiles, overlapping_tiles, shuffled_tiles
 
 CELLS, SIZE, SIDE = 3, 5, 25
 """Cells of 8 pixels; one pixel is left over."""
@@ -98,3 +98,22 @@ def test_jittered_tiles_are_a_function_of_seed_step_and_sample_alone(shift):
     together, alone = jittered([4, 7, 4], grid, 36), jittered([7], grid, 36)
     assert torch.equal(together[0], together[2]) and torch.equal(together[1], alone[0])
     assert not torch.equal(jittered([7], grid, 36, step=1), alone)
+
+
+@pytest.mark.parametrize("side, along", [(256, 7), (255, 6), (300, 8)])
+def test_windows_along_a_side(side, along):
+    assert Windows(64, 32, 60).along(side) == along
+
+
+def test_overlapping_tiles_lie_anywhere_in_their_windows():
+    windows, side = Windows(8, 5, 6), 24
+    images = coordinates(200, side, 1)
+    found = overlapping_tiles(images, torch.arange(200), windows, seed=0, step=0).view(200, 4, 4, 6, 6)
+    corner = found[..., 0, 0]
+    assert torch.equal(found, corner[..., None, None] + torch.arange(6)[:, None] * side + torch.arange(6))
+    starts = torch.arange(4) * 5
+    for place in (corner // side - starts[:, None], corner % side - starts):
+        assert place.unique().tolist() == [0, 1, 2]
+    alone = overlapping_tiles(images[:1], torch.tensor([7]), windows, seed=0, step=0)
+    assert torch.equal(alone.view(4, 4, 6, 6), found[7])
+    assert not torch.equal(overlapping_tiles(images[:1], torch.tensor([7]), windows, seed=0, step=1), alone)
