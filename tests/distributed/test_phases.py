@@ -98,6 +98,15 @@ def test_a_run_is_stopped_within_an_epoch_or_a_phase_and_goes_on_with_other_rank
     run_largescale(*ddp, ranks=2)
     assert losses(run) == pytest.approx(before, rel=1e-8)
 
+    go_back_to(9)  # killed in a phase; on one rank, killed in the middle of the next epoch; on two to the end
+    killed = run_largescale(*ddp, ranks=2, check=False, entry=main_that_is_killed_in_a_phase)
+    assert killed.returncode != 0 and steps_saved(run) == {9, 12}, killed.stderr
+    killed = run_largescale(*ddp, check=False, entry=main_that_is_killed_in_an_epoch)
+    assert killed.returncode != 0 and steps_saved(run) == {9, 12}, killed.stderr
+    assert 13 < len(losses(run)) <= 17, "not killed in the middle of an epoch"
+    run_largescale(*ddp, ranks=2)
+    assert losses(run) == pytest.approx(before, rel=1e-8)
+
 
 @pytest.mark.parametrize("method", BETWEEN_EPOCHS)
 def test_a_run_goes_on_between_two_phases_with_other_ranks(method, shard_folder, tmp_path):
@@ -138,6 +147,33 @@ def main_that_is_stopped_in_a_phase() -> int:
     Engine.embed = embed_and_be_told  # type: ignore[method-assign]  # of a process that is about to end
     code = main()
     return code if len(calls) == 2 else 1
+
+
+def main_that_is_killed_in_a_phase() -> int:
+    """The command, whose last rank is killed when it is to embed its second batch of four."""
+    embed, calls = Engine.embed, []
+
+    def embed_or_die(self: Engine, images: torch.Tensor, step: int) -> torch.Tensor:
+        calls.append(step)
+        if len(calls) == 2 and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return embed(self, images, step)
+
+    Engine.embed = embed_or_die  # type: ignore[method-assign]  # of a process that is about to end
+    return main()
+
+
+def main_that_is_killed_in_an_epoch() -> int:
+    """The command, killed when it is to train on step 17."""
+    forward_backward = Engine.forward_backward
+
+    def train_or_die(self: Engine, views: Any, step: int) -> Any:
+        if step == 17:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return forward_backward(self, views, step)
+
+    Engine.forward_backward = train_or_die  # type: ignore[method-assign]  # of a process that is about to end
+    return main()
 
 
 def phases_of(folder: Path, *overrides: str, recipe: Path = MINI) -> tuple[Engine, Phases, list[tuple[int, str]]]:
