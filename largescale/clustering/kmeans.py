@@ -32,8 +32,9 @@ from largescale.clustering.fixed_point import FixedPoint, sums_by_group
 from largescale.processes import rank
 
 _APART = 1 / 1024
-_BLOCK, _ON_CPU = (4096, 4096), (512, 2048)
-"""Points and centroids whose similarities are computed together: 64 MB in float32, on a CPU 4, for its caches."""
+_BLOCK, _ON_CPU = (4096, 4096), (256, 1024)
+"""Points and centroids whose similarities are computed together: 64 MB in float32. On a CPU 1 MB, for its caches; of
+2 MB and more the C library returns the memory after every block, and the system clears it again."""
 _GROUP = 64
 """Similarities of which the largest is found without its place, which is faster; divides the above."""
 _OF_A_POINT = 72
