@@ -32,6 +32,7 @@ from largescale.models.backbones import stages
 from largescale.optim.roles import parameter_groups
 from largescale.parallel import precision
 from largescale.parallel.engine import Engine, StepCheck
+from largescale.parallel.freed_memory import keep_freed_memory
 from largescale.parallel.strategies import build_engine
 from largescale.plan.hardware import GPUS, gpu_like
 from largescale.plan.simulate import simulate
@@ -80,6 +81,7 @@ def ours(
     weights: torch.memory_format = torch.preserve_format,
 ) -> Step:
     """The step of the training loop, with something changed."""
+    keep_freed_memory(device)  # of which the plain step has its share, in the same process
     torch.manual_seed(0)
     engine = build_engine(build_method(config).to(memory_format=weights), config, device)
     batch = views(config, device)

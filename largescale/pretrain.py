@@ -29,6 +29,7 @@ from largescale.observe.spikes import SpikeWatch
 from largescale.optim.schedules import learning_rates
 from largescale.parallel import precision
 from largescale.parallel.batchnorm import average_statistics
+from largescale.parallel.freed_memory import keep_freed_memory
 from largescale.parallel.strategies import build_engine, drawn_in_pieces
 from largescale.processes import process_group, rank, together, world_size
 from largescale.run import init_from
@@ -64,6 +65,7 @@ def pretrain(config: Config) -> None:
         configure_logging(rank(), world_size())
         config = precision.resolve(config, device)
         precision.set_up(config, device)
+        keep_freed_memory(device)
         with lease_of(config) as lease, start_in_status(lease):
             check_shared(lease.run_dir)
             while not _train(config, device, started, lease):
