@@ -96,16 +96,18 @@ def test_ranks_may_be_more_than_rows():
     assert found[0] == alone
 
 
-def test_two_ranks_find_what_one_finds(shard_folder, held_out_shards):
+def test_several_ranks_find_what_one_finds(shard_folder, held_out_shards):
     shards = shard_folder, held_out_shards
     alone, *trained = both(shards)
-    (here, *of_training), (there, *nothing) = run_ranks(both, 2, shards)
-    assert here == there and nothing == [None] * 3
-    assert here["retrieval"].pop("map") == pytest.approx(alone["retrieval"].pop("map"), abs=1e-6)  # a sum of shares
-    assert here == alone
-    # Sums of gradients in another order; BatchNorm's statistics are those of the whole batch.
-    for ours, theirs in zip(trained, of_training, strict=True):
-        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
+    average = alone["retrieval"].pop("map")
+    for ranks in (2, 4):
+        (here, *of_training), *others = run_ranks(both, ranks, shards)
+        assert all(there == here and nothing == [None] * 3 for there, *nothing in others)
+        assert here["retrieval"].pop("map") == pytest.approx(average, abs=1e-6)  # a sum of shares
+        assert here == alone
+        # Sums of gradients in another order; BatchNorm's statistics are those of the whole batch.
+        for ours, theirs in zip(trained, of_training, strict=True):
+            torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
 
 
 def of_three(shards: tuple[Path, Path]) -> tuple[torch.Tensor | None, str]:
@@ -157,15 +159,17 @@ def of_scenes(folders: tuple[Path, Path], few: tuple[Path, Path]) -> tuple[dict[
     return segmented, near_misses(folders[1]), detected, weights, of_fcn(few)
 
 
-def test_two_ranks_segment_and_detect_as_one_does(scene_folders, tmp_path):
+def test_several_ranks_segment_and_detect_as_one_does(scene_folders, tmp_path):
     places = scene_folders, scenes(tmp_path, 8, 3)
-    (*alone, trunk), (one, other) = of_scenes(*places), run_ranks(of_scenes, 2, *places)
-    (*here, first), (*there, second) = one, other
-    for theirs in (first, second):  # sums of gradients in another order
-        torch.testing.assert_close(theirs, trunk, rtol=1e-3, atol=1e-4)
-    assert here == there and here[0]["miou"] == pytest.approx(alone[0]["miou"], abs=2e-3)
-    assert here[1] == alone[1] and 0.2 < here[1]["box_ap"] < 1 and 0.2 < here[1]["mask_ap"] < 1
-    assert here[2]["num_test"] == alone[2]["num_test"] == 3
+    *alone, trunk = of_scenes(*places)
+    for ranks in (2, 4):
+        (*here, first), *others = run_ranks(of_scenes, ranks, *places)
+        for theirs in (first, *(weights for *_, weights in others)):  # sums of gradients in another order
+            torch.testing.assert_close(theirs, trunk, rtol=1e-3, atol=1e-4)
+        assert all(there == here for *there, _ in others)
+        assert here[0]["miou"] == pytest.approx(alone[0]["miou"], abs=2e-3)
+        assert here[1] == alone[1] and 0.2 < here[1]["box_ap"] < 1 and 0.2 < here[1]["mask_ap"] < 1
+        assert here[2]["num_test"] == alone[2]["num_test"] == 3
 
 
 def test_three_ranks_share_a_batch_and_refuse_together(shard_folder, held_out_shards):
