@@ -16,8 +16,8 @@ def keep_freed_memory(device: torch.device) -> bool:
     """Let this process keep what tensors on a CPU have freed; true if it will.
 
     glibc gives large blocks back to the system at once, and the system clears every page before it gives it out again:
-    1 to 3% of a step's CPU time with ResNet-18 (benchmarks/results/step_paired.md), 5% with the demo's network. The most
-    that a process holds grows by gaps alone: 1 to 3% with either. On GPUs torch keeps memory itself.
+    1 to 3% of a step's CPU time with ResNet-18 (benchmarks/results/step_paired.md), 5% with the demo's network. What a
+    process holds at most grows by gaps alone: 1 to 3% with either. On GPUs torch keeps memory itself.
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         return False
