@@ -124,20 +124,22 @@ def same_cluster(assigned: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.stack(shares).mean()
 
 
-def one_for_most(remedy: str, clusters: Sequence[int]) -> Symptom:
+def one_for_most(remedy: str, clusters: Sequence[int], column: str = "same_cluster", what: str = "cluster") -> Symptom:
     """That one cluster holds most images: of how likely two are in one, what is more than for equal clusters.
 
     Args:
         remedy: what to try.
         clusters: their number in each set.
+        column: of how likely two are in one.
+        what: one of them is called.
     """
     equal = sum(1 / count for count in clusters) / len(clusters)
     return Symptom(
-        "one cluster for most images",
-        sign=lambda row: (row["same_cluster"] - equal) / (1 - equal) if "same_cluster" in row else None,
+        f"one {what} for most images",
+        sign=lambda row: (row[column] - equal) / (1 - equal) if column in row else None,
         sick=(_MOST_IN_ONE, 1),
         recovery="down",
-        seen=lambda row: f"two images are in one cluster with a probability of {row['same_cluster']:.0%}",
+        seen=lambda row: f"two images are in one {what} with a probability of {row[column]:.0%}",
         remedy=remedy,
         by_rate=True,
     )

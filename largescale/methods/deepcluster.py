@@ -27,7 +27,6 @@ found on another number of ranks may differ for images that are as near to one a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,57 +35,38 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
-from torch.nn.functional import cross_entropy, relu
+from torch.nn.functional import cross_entropy
 
-from largescale.clustering.kmeans import kmeans, working_bytes
-from largescale.clustering.whitening import whitened
+from largescale.clustering.kmeans import kmeans
 from largescale.config import Config
-from largescale.config.schema import MethodConfig
-from largescale.config.setting import setting
-from largescale.data.device_random import uniform
-from largescale.data.length import Length
-from largescale.data.views import Views
 from largescale.distributed.collectives import exchanging, gather_rows
 from largescale.methods import clusters_found
-from largescale.methods.choice import Choice
-from largescale.methods.embedding_method import EmbeddingMethod, Named
-from largescale.methods.method import Output, Panel, Row, Sign, Symptom
+from largescale.methods.embedding_method import Named
+from largescale.methods.feature_clusters import (
+    FeatureClusters,
+    FeatureClustersSettings,
+    drawn_head,
+    faster_head,
+    features_bytes,
+    head_width,
+    settings_of,
+    weights_of,
+)
+from largescale.methods.method import Output, Panel, Sign, Symptom
 from largescale.methods.phase import PlainEmbeddings
-from largescale.methods.rows_by_id import RowsById
 from largescale.methods.state_size import bytes_per_number
-from largescale.models.backbones import build_backbone
-from largescale.models.evaluation_mode import running_statistics_used
-from largescale.models.heads import hidden_widths, projection_head
 from largescale.processes import rank, world_size
 
-_PURPOSE = 45
-"""Keeps the numbers that seed k-means and draw heads apart from others of the same seed and step."""
-_DEVIATION = 0.01
 _ROWS = 1024
 """Of the head that are drawn together."""
 
 
 @dataclass
-class Settings(MethodConfig):
+class Settings(FeatureClustersSettings):
     """DeepCluster's keys under `method`."""
 
-    hidden: list[int] = hidden_widths(
-        (), of="what stands on the backbone, without BatchNorm; the last one, before its ReLU, is what is clustered"
-    )
-    clusters: int = setting(
-        10000, "Number of clusters; 50 to 300 for tens of thousands of images.", at_least=2, at_most=2**31
-    )
-    components: int = setting(
-        256, "Principal components of the features that are clustered.", at_least=1, at_most=2**24
-    )
-    recluster_epochs: int = setting(1, "Epochs from one k-means to the next.", at_least=1, at_most=10**9)
-    kmeans_iterations: int = setting(20, "Iterations of a k-means, at most.", at_least=1, at_most=10**6)
-    head_lr: float = setting(0.05, "Constant learning rate of the head, without momentum.", above=0, at_most=1e6)
-    head_weight_decay: float = setting(1e-5, "Weight decay of the head.", at_least=0, at_most=1e6)
-    max_phase_gb: float = clusters_found.max_phase_setting()
 
-
-class DeepCluster(EmbeddingMethod):
+class DeepCluster(FeatureClusters):
     """Backbone, clusters by sample id, a head that is drawn again with them, and the loss over the views of a batch.
     Evidence: none.
     """
@@ -95,64 +75,26 @@ class DeepCluster(EmbeddingMethod):
     reference = "deepcluster/resnet50_200ep"
     Settings = Settings
     head: Tensor
-    weights: Tensor
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = _settings(config)
-        self._seed, self._micro_batches = config.run.seed, config.train.accumulate
-        self.backbone, self.num_features = build_backbone(config.model)
-        *hidden, self._width = self.config.hidden or [self.num_features]
-        if self.config.hidden:
-            self.projection = projection_head(self.num_features, hidden, self._width, batchnorm=False)
-        self.assignments = RowsById(1, torch.int32)
-        # W and b side by side, [K, F + 1]; weights of images by cluster, [K].
-        self.register_buffer("head", torch.zeros(0, self._width + 1), persistent=False)
-        self.register_buffer("weights", torch.zeros(0), persistent=False)
+        super().__init__(config)
+        # W and b side by side, [K, F + 1].
+        self.register_buffer("head", torch.zeros(0, self.width + 1), persistent=False)
         self.signs = {"cluster_picked": Sign(), "same_cluster": Sign()}
         self._gradient: Tensor | None = None
         self._num_seen = 0
 
     @classmethod
-    def misfit(cls, config: Config, length: Length) -> str:
-        """There may be fewer images than clusters, or too many to cluster."""
-        settings, images = _settings(config), length.num_samples
-        size = cls.phase_bytes(config, images)
-        return clusters_found.misfit_of(settings.clusters, images, size, settings.max_phase_gb)
-
-    @classmethod
     def phase_bytes(cls, config: Config, images: int) -> int:
         """Most bytes that a rank holds in a phase beside networks: features, components, clusters, what finds them."""
-        with torch.device("meta"):
-            width = [build_backbone(config.model)[1], *_settings(config).hidden][-1]
-        settings, own, number = _settings(config), -(-images // world_size()), bytes_per_number(config)
-        components = min(settings.components, width)
-        of_image = (width + components) * number + 2 * torch.int32.itemsize
-        of_head = 3 * settings.clusters * (width + 1) * number
-        found = working_bytes(own, settings.clusters, components, number)
-        return own * of_image + of_head + 4 * width**2 * torch.float64.itemsize + found
+        clusters = settings_of(config).clusters
+        of_head = 3 * clusters * (head_width(config) + 1) * bytes_per_number(config)
+        return of_head + features_bytes(config, images, clusters)
 
     def begin(self) -> None:
         """Make room for clusters and head."""
-        self.assignments.make_room(self.length.num_samples, key="method.max_phase_gb", max_gb=math.inf)
-        self.assignments.own.fill_(-1)
-        self.head = self.head.new_zeros(self.config.clusters, self._width + 1)
-        self.weights = self.weights.new_zeros(self.config.clusters)
-
-    def phase_due(self, step: int) -> bool:
-        """Before an epoch."""
-        epoch, within = divmod(step, self.length.steps_per_epoch)
-        return within == 0 and epoch % self.config.recluster_epochs == 0
-
-    def plain(self, images: Tensor) -> Tensor:
-        """Features [B, F], by BatchNorm's running statistics."""
-        with running_statistics_used(self.modules()):
-            return self.project(self.backbone(images))
-
-    def project(self, features: Tensor) -> Tensor:
-        """What is clustered, [B, F], of backbone features; these themselves where nothing stands on the backbone."""
-        found: Tensor = self.projection(features) if self.config.hidden else features
-        return found
+        super().begin()
+        self.head = self.head.new_zeros(self.shared.clusters, self.width + 1)
 
     @torch.no_grad()
     def phase(self, step: int, corpus: PlainEmbeddings, beat: Callable[[str], None]) -> dict[str, float]:
@@ -160,32 +102,17 @@ class DeepCluster(EmbeddingMethod):
 
         Collectives: those of `whitened`, `kmeans`, `beat`'s among them, and `agreement`.
         """
-        before, count = self.assignments.own.clone(), self.config.clusters
+        before, count, iterations = self.assignments.own.clone(), self.shared.clusters, self.shared.kmeans_iterations
         with clusters_found.blaming(count, step):
-            points = whitened(corpus.vectors, self.config.components)
-            seed = int(uniform(self._seed, step, _PURPOSE, num=1, device=torch.device("cpu")) * 2**53)
-            clusters = kmeans(points, count, seed=seed, iterations=self.config.kmeans_iterations, beat=beat)
+            points = self.points(corpus)
+            clusters = kmeans(points, count, seed=self.kmeans_seed(step), iterations=iterations, beat=beat)
         self.assignments.own.fill_(-1)
         self.assignments.own[corpus.readable, 0] = clusters.assignments.to(torch.int32)
-        sizes = clusters.sizes.double()
-        self.weights.copy_(torch.where(sizes > 0, sizes.sum() / (sizes > 0).sum() / sizes.clamp_min(1), 0))
-        self._draw_head(step)
+        self.weights.copy_(weights_of(clusters.sizes))
+        for start in range(0, count, _ROWS):
+            rows = torch.arange(start, min(start + _ROWS, count), device=self.head.device)
+            self.head[rows] = drawn_head(rows, self.width, seed=self.seed, step=step).to(self.head.dtype)
         return clusters_found.found(before, self.assignments.own, [clusters.sizes], beat)
-
-    def _draw_head(self, step: int) -> None:
-        """Weights N(0, 0.01) from (seed, step), biases 0."""
-        for start in range(0, len(self.head), _ROWS):
-            rows = torch.arange(start, min(start + _ROWS, len(self.head)), device=self.head.device)
-            draws = uniform(self._seed, step, _PURPOSE, rows, num=self._width, device=rows.device)
-            normal = torch.special.ndtri(draws.clamp_min(2.0**-54))
-            self.head[rows, :-1] = (_DEVIATION * normal).to(self.head.dtype)
-        self.head[:, -1] = 0
-
-    def embed(self, views: Views) -> Named:
-        """`features` of all views, [V, B, F], as the head sees them."""
-        features = self.project(torch.cat([self.backbone(group) for group in views.images]))
-        features = relu(features) if self.config.hidden else features
-        return {"features": features.unflatten(0, (-1, len(views.ids)))}
 
     def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:
         """The loss of a batch, or of one of its micro-batches.
@@ -207,7 +134,7 @@ class DeepCluster(EmbeddingMethod):
         picked = (logits.detach().argmax(1) == wanted).to(x.dtype).mean()
         signs = {
             "cluster_picked": picked,
-            "same_cluster": clusters_found.same_cluster(assigned, [self.config.clusters]),
+            "same_cluster": clusters_found.same_cluster(assigned, [self.shared.clusters]),
         }
         return Output((losses * weights).mean(), signs, {})
 
@@ -216,10 +143,10 @@ class DeepCluster(EmbeddingMethod):
         """The head's gradient of this micro-batch, averaged over all of the step and over ranks once it is the last."""
         wrong = torch.softmax(logits, 1)
         wrong[torch.arange(len(x), device=x.device), wanted.clamp_min(0)] -= 1
-        wrong *= weights[:, None] / (len(x) * self._micro_batches * world_size())
+        wrong *= weights[:, None] / (len(x) * self.micro_batches * world_size())
         own = torch.cat([wrong.T @ x, wrong.sum(0)[:, None]], dim=1).to(self.head.dtype)
         self._gradient = own if self._gradient is None or self._num_seen == 0 else self._gradient + own
-        self._num_seen = (self._num_seen + 1) % self._micro_batches
+        self._num_seen = (self._num_seen + 1) % self.micro_batches
         if self._num_seen == 0 and world_size() > 1:
             with exchanging("gradient of the head"):
                 dist.all_reduce(self._gradient)
@@ -228,8 +155,8 @@ class DeepCluster(EmbeddingMethod):
     def after_update(self, step: int) -> None:
         """Update the head."""
         assert self._gradient is not None and self._num_seen == 0
-        self._gradient += self.config.head_weight_decay * self.head
-        self.head -= self.config.head_lr * self._gradient
+        self._gradient += self.shared.head_weight_decay * self.head
+        self.head -= self.shared.head_lr * self._gradient
         self._gradient = None
 
     def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
@@ -242,46 +169,25 @@ class DeepCluster(EmbeddingMethod):
 
     def measures(self, loss: float, signs: dict[str, Tensor], num_images: int) -> dict[str, float]:
         """Signs, and the loss over ln K."""
-        over = {"loss_over_ln_k": loss / clusters_found.uniform_loss([self.config.clusters])}
+        over = {"loss_over_ln_k": loss / clusters_found.uniform_loss([self.shared.clusters])}
         return over | super().measures(loss, signs, num_images)
-
-    @classmethod
-    def brief(cls, row: Row) -> str:
-        """The loss as a share of that of uniform predictions."""
-        return clusters_found.brief(row)
-
-    @classmethod
-    def suited(cls, config: Config, length: Length) -> dict[str, Choice]:
-        """At most one cluster for every ten images."""
-        [count], reason = clusters_found.suited([_settings(config).clusters], length)["clusters"]
-        return {"clusters": Choice(count, reason)}
 
     @classmethod
     def loss_references(cls, config: Config) -> dict[str, float]:
         """The loss of uniform predictions."""
-        return {"ln K (uniform predictions)": clusters_found.uniform_loss([_settings(config).clusters])}
+        return {"ln K (uniform predictions)": clusters_found.uniform_loss([settings_of(config).clusters])}
 
     @classmethod
     def symptoms(cls, config: Config) -> list[Symptom]:
         """That one cluster holds most images, or that clusters are not learnt."""
         remedy = f"Try, in another run.dir, optim.lr={config.optim.lr / 2:.2g} or a longer optim.warmup_epochs"
-        settings = _settings(config)
-        # The head is drawn again with every clustering, and learns by its own rate until the next one.
-        faster = (
-            f"Try, in another run.dir, method.head_lr={10 * settings.head_lr:.2g}, "
-            f"method.recluster_epochs={3 * settings.recluster_epochs} or fewer method.clusters"
-        )
+        settings = settings_of(config)
         return [
             clusters_found.one_for_most(remedy, [settings.clusters]),
-            clusters_found.not_learnt(config, remedy=faster),
+            clusters_found.not_learnt(config, remedy=faster_head(settings)),
         ]
 
     @classmethod
     def panels(cls, config: Config) -> list[Panel]:
         """Clusters in steps and in phases."""
         return clusters_found.panels()
-
-
-def _settings(config: Config) -> Settings:
-    assert isinstance(config.method, Settings)
-    return config.method

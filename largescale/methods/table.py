@@ -14,6 +14,7 @@ from largescale.methods.byol import BYOL
 from largescale.methods.cpc import CPC
 from largescale.methods.deepcluster import DeepCluster
 from largescale.methods.deepclusterv2 import DeepClusterV2
+from largescale.methods.deepercluster import DeeperCluster
 from largescale.methods.denoising import Denoising
 from largescale.methods.densecl import DenseCL
 from largescale.methods.dino import DINO
@@ -53,6 +54,7 @@ METHODS: dict[str, type[Method]] = {
     "pcl": PCL,
     "deepcluster": DeepCluster,
     "deepclusterv2": DeepClusterV2,
+    "deepercluster": DeeperCluster,
     "sela": SeLa,
     "jigsaw": Jigsaw,
     "relativepatch": RelativePatch,

@@ -48,7 +48,12 @@ BETWEEN_EPOCHS = {
     "deepclusterv2": Expected([0, 12, 24], [0]),
     "sela": Expected([2, 11], [2, 11]),
     "deepcluster": Expected([0, 12, 24], [0, 12, 24]),
+    "deepercluster": Expected([0, 12, 24], [0, 12, 24]),
 }
+
+
+HALFWAY = {"deepercluster": "k-means of 3 ", "deepclusterv2": "k-means of 4 ", "sela": "4 equal clusters"}
+"""What phases of several solves say where the last one, or that of a part of the images, begins."""
 
 
 def steps_saved(run: Path) -> set[int]:
@@ -245,7 +250,7 @@ def state_of(engine: Engine) -> dict[str, torch.Tensor]:
 def left_between_heads(folder: Path) -> dict[str, Any]:
     """Phases of methods with several heads, left where the last one is solved, and done again by the next start."""
     found: dict[str, Any] = {}
-    for name, begins in (("deepclusterv2", "k-means of 4 "), ("sela", "4 equal clusters")):
+    for name, begins in HALFWAY.items():
         recipe, beats = MINI.with_name(f"{name}.yaml"), list[str]()
         engine, phases, _ = phases_of(folder, recipe=recipe)
         step = next(step for step in range(engine.method.length.num_steps) if phases.due(step))
@@ -270,7 +275,7 @@ def left_between_heads(folder: Path) -> dict[str, Any]:
 
 def test_phases_are_left_between_heads_and_scores_that_are_not_finite_end_the_run(shard_folder):
     first, second = run_ranks(left_between_heads, 2, shard_folder)
-    for name in ("deepclusterv2", "sela"):
+    for name in HALFWAY:
         assert (first[name], second[name]) == ("at another rank's request", "by SIGTERM")
     for one in (first, second):
         assert "scores are not finite: weights or BatchNorm's statistics have diverged" in one["diverged"]

@@ -33,7 +33,7 @@ CANDIDATES_OF_THE_BATCH = {"swav", "simclr", "mocov3", "nnclr", "barlow", "vicre
 FIRST_MICRO_BATCH = {"pirl"}
 """Methods in which a constant of the run is of the first micro-batch: Z."""
 
-AVERAGED_STATISTICS = {"densecl", "mocov1", "mocov2", "pcl", "deepcluster", "sela"}
+AVERAGED_STATISTICS = {"densecl", "mocov1", "mocov2", "pcl", "deepcluster", "deepercluster", "sela"}
 """Methods with a teacher in evaluation mode, or with phases that see images so: running statistics that ranks have of
 their own images count there."""
 

@@ -1,3 +1,5 @@
+"""Covers: largescale/methods/feature_clusters.py"""
+
 from __future__ import annotations
 
 import itertools
@@ -68,7 +70,7 @@ def naive_loss(method: DeepCluster, batch: Views, head: Tensor) -> Tensor:
     used, total = sum(size > 0 for size in sizes), torch.zeros((), dtype=torch.float64)
     for view in batch.images:
         features = method.backbone(view)
-        if method.config.hidden:
+        if method.shared.hidden:
             features = torch.relu(method.projection[2](torch.relu(method.projection[0](features))))
         for x, sample in zip(features, batch.ids.tolist(), strict=True):
             if own[sample] >= 0:
