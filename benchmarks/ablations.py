@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,15 @@ class Variant:
     Attributes:
         recipe: in configs/small.
         overrides: on top of TINY.
-        batch: images per step; the number of images seen is the same for all.
+        batch: images per step; AdamW's rate goes with its square root.
+        seen: images, in all steps; the same for all variants of a question.
         method: a name other than the recipe's, of CHANGED.
     """
 
     recipe: str
     overrides: Sequence[str] = ()
     batch: int = BATCH
+    seen: int = STEPS * BATCH
     method: str = ""
 
 
@@ -105,7 +107,27 @@ EASY = [
 SOON = ["method.freeze_last_layer_epochs=0.1", "method.outputs=128", "method.momentum=0.98"]
 NO_SHARPENING = ["method.teacher_temperature=0.1", "method.warmup_teacher_temperature=0.1"]
 
-QUEUES = {"mocov2": ["method.queue=1024"], "swav": ["method.queue=1024", "method.queue_start_step=0"]}
+BATCHES, LONGER = (256, 16), 29_440
+
+
+def with_batch(recipe: str, batch: int) -> Variant:
+    """A method with another batch and as many images seen; queues stay, and what goes by the step goes by images."""
+    queues = {
+        "simclr": [],
+        "mocov2": ["method.queue=1024", f"method.momentum={0.99 ** (batch / BATCH):.6g}"],
+        "swav": [
+            "method.queue=1024",
+            "method.queue_start_step=0",
+            f"method.freeze_prototypes_steps={45 * BATCH // batch}",
+        ],
+    }
+    return Variant(recipe, queues[recipe], batch, LONGER)
+
+
+def cut(variant: Variant, images: int) -> Variant:
+    """The same batch in micro-batches of so many images, which the loss and BatchNorm do not look beyond."""
+    return replace(variant, overrides=[*variant.overrides, f"train.accumulate={variant.batch // images}"])
+
 
 QUESTIONS = {
     "SimSiam without stop-gradient": Question(
@@ -153,13 +175,26 @@ QUESTIONS = {
         },
         ["teacher_entropy", "divergence", "same_output"],
     ),
-    "A batch of 16": Question(
+    "A batch of 16 in place of 256": Question(
         "costs SimCLR, whose negatives are the batch, more than MoCo or SwAV, which have a queue (arXiv 2006.09882, "
-        "table 2)",
+        f"table 2). Each run sees {LONGER:,} images here; the rate goes with the root of the batch, MoCo's momentum "
+        "and the steps in which SwAV's prototypes are frozen are those of equally many images",
         {
-            f"{name} batch {batch}": Variant(name, QUEUES.get(name, []), batch)
+            f"{name} batch {batch}": with_batch(name, batch)
             for name in ("simclr", "mocov2", "swav")
-            for batch in (BATCH, 16)
+            for batch in BATCHES
+        },
+    ),
+    "A loss of 16 images in place of 256": Question(
+        "the same, at equal steps: a batch of 256 in micro-batches of 16, which neither the loss nor BatchNorm looks "
+        "beyond, so that SimCLR has 30 negatives in place of 510 while queues are as long as before",
+        {
+            f"{name} batch 256{suffix}": variant
+            for name in ("simclr", "mocov2", "swav")
+            for suffix, variant in (
+                ("", with_batch(name, BATCHES[0])),
+                (" in 16 pieces", cut(with_batch(name, BATCHES[0]), 16)),
+            )
         },
     ),
 }
@@ -167,7 +202,7 @@ QUESTIONS = {
 
 def measure(variant: Variant, folder: Path, shards: Path, seed: int) -> dict[str, Any]:
     """Train with one seed; what its last logged line says, and what the doctor makes of it."""
-    steps = STEPS * BATCH // variant.batch
+    steps = variant.seen // variant.batch
     rate = 0.002 * math.sqrt(variant.batch / BATCH)
     overrides = [
         *TINY,
@@ -178,7 +213,7 @@ def measure(variant: Variant, folder: Path, shards: Path, seed: int) -> dict[str
         f"train.global_batch={variant.batch}",
         f"train.steps={steps}",
         f"optim.lr={rate:g}",
-        f"evaluate.online_every={0.9 * steps * variant.batch / IMAGES:g}",
+        f"evaluate.online_every={0.9 * variant.seen / IMAGES:g}",
         *([f"method.name={variant.method}"] if variant.method else []),
         *variant.overrides,
     ]
@@ -207,8 +242,8 @@ def page(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Ablations\n",
         f"`python -m benchmarks.ablations` on {environment['processor']}, one process per run, torch "
-        f"{environment['torch']}. Each run sees {STEPS * BATCH:,} images of 28 px in {STEPS} steps of {BATCH} (or as "
-        "many in smaller ones): enough to see what collapses, not to rank methods. kNN is on 1,000 held-back training "
+        f"{environment['torch']}. Each run sees {STEPS * BATCH:,} images of 28 px in {STEPS} steps of {BATCH}, unless "
+        "it says otherwise: enough to see what collapses, not to rank methods. kNN is on 1,000 held-back training "
         "images with a bank of 2,000, in percent. Numbers are those of the last logged line: means over seeds "
         "(smallest to largest).",
     ]
