@@ -31,5 +31,10 @@ def test_a_step_clears_no_pages_again():
     assert kept < given_back / 10
 
 
+def test_what_the_user_has_set_counts(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
+    assert not keep_freed_memory(torch.device("cpu"))
+
+
 def test_a_gpu_has_its_own_allocator():
     assert not keep_freed_memory(torch.device("cuda"))
