@@ -34,6 +34,8 @@ RUNS = {
     "cluster": (ROOT / "tests/methods/mini/deepclusterv2.yaml", [5, 9, 4], ["train.steps=2"]),
 }
 
+NOTHING = "assigns images to nothing (it learns no clusters, or none that stay), as swav, "
+
 
 @pytest.fixture(scope="module", params=RUNS)
 def assigned(request, tmp_path_factory, shard_folder, held_out_shards) -> tuple[str, list[int], Path, Path]:
@@ -91,11 +93,12 @@ def test_two_ranks_make_what_is_missing_again(assigned, shard_folder, tmp_path, 
 
 def test_networks_without_clusters_are_a_line(shard_folder, tmp_path, capsys):
     for name, says in (
-        ("simclr", "method.name=simclr assigns images to nothing (it learns no clusters), as swav, "),
+        ("simclr", f"method.name=simclr {NOTHING}"),
+        ("deepercluster", f"method.name=deepercluster {NOTHING}"),
         ("pcl", "this checkpoint has no clusters yet: train on, or take a later one"),
     ):
         config = load_config(ROOT / f"tests/methods/mini/{name}.yaml", [f"data.shards={shard_folder}"])
-        assert build_method(config).has_exemplars() == (name == "simclr")
+        assert build_method(config).has_exemplars() == (name != "pcl")
         checkpoint = save_checkpoint(tmp_path / name, config, 1)
         (tmp_path / name / "config.yaml").write_text(to_yaml(config))
         assert main(["assign", str(checkpoint), str(shard_folder), str(tmp_path / "out")]) == 2
