@@ -25,9 +25,9 @@ from largescale.methods.mocov1 import MoCoV1
 from largescale.methods.mocov2 import MoCoV2
 from largescale.methods.mocov3 import MoCoV3
 from largescale.methods.nnclr import NNCLR
+from largescale.methods.patches import Patches
 from largescale.methods.pcl import PCL
 from largescale.methods.pirl import PIRL
-from largescale.methods.relativepatch import RelativePatch
 from largescale.methods.rotation import Rotation
 from largescale.methods.sela import SeLa
 from largescale.methods.simclr import SimCLR
@@ -57,7 +57,7 @@ METHODS: dict[str, type[Method]] = {
     "deepercluster": DeeperCluster,
     "sela": SeLa,
     "jigsaw": Jigsaw,
-    "relativepatch": RelativePatch,
+    "patches": Patches,
     "rotation": Rotation,
     "denoising": Denoising,
     "cpc": CPC,

@@ -36,31 +36,31 @@ class SmallMapConv2d(nn.Conv2d):
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        # [K, C, 3, 3] to [K, 9 C], in the order of the patches: a copy, so that it is kept.
+        # [K, C, 3, 3] to [K, 9 C], in the order of the windows: a copy, so that it is kept.
         matrix = weight.permute(0, 2, 3, 1).flatten(1)
         ctx.save_for_backward(x, matrix)
         ctx.stride = stride
-        patches = _patches(x, stride)
-        product = patches.flatten(0, 2).flatten(1) @ matrix.t()
-        return product.view(*patches.shape[:3], -1).permute(0, 3, 1, 2)
+        windows = _windows(x, stride)
+        product = windows.flatten(0, 2).flatten(1) @ matrix.t()
+        return product.view(*windows.shape[:3], -1).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         """Gradients of x and of the matrix."""
         x, matrix = ctx.saved_tensors
-        patches = _patches(x, ctx.stride)
+        windows = _windows(x, ctx.stride)
         rows = grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1])
-        grad_weight = (rows.t() @ patches.flatten(0, 2).flatten(1)).view(-1, 3, 3, x.shape[1]).permute(0, 3, 1, 2)
-        grad_patches = (rows @ matrix).view(patches.shape)
+        grad_weight = (rows.t() @ windows.flatten(0, 2).flatten(1)).view(-1, 3, 3, x.shape[1]).permute(0, 3, 1, 2)
+        grad_windows = (rows @ matrix).view(windows.shape)
         padded = grad.new_zeros(x.shape[0], x.shape[2] + 2, x.shape[3] + 2, x.shape[1])
-        down, right = (ctx.stride * side for side in patches.shape[1:3])
+        down, right = (ctx.stride * side for side in windows.shape[1:3])
         for i in range(3):
             for j in range(3):
-                padded[:, i : i + down : ctx.stride, j : j + right : ctx.stride] += grad_patches[..., i, j, :]
+                padded[:, i : i + down : ctx.stride, j : j + right : ctx.stride] += grad_windows[..., i, j, :]
         return padded[:, 1:-1, 1:-1].permute(0, 3, 1, 2), grad_weight, None
 
 
-def _patches(x: Tensor, stride: int) -> Tensor:
+def _windows(x: Tensor, stride: int) -> Tensor:
     """The surroundings of every output position: [B, H', W', 3, 3, C]."""
     padded = nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     return padded.unfold(1, 3, stride).unfold(2, 3, stride).permute(0, 1, 2, 4, 5, 3)

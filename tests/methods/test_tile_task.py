@@ -138,5 +138,5 @@ def test_tiles_are_fitted_to_the_views_of_a_proposed_recipe(name):
     config = load_config(ROOT / f"configs/pretext/{name}.yaml", ["data.shards=none"])
     config.data.crops[0].size = 160
     suited = METHODS[name].suited(config, Length.nominal(config))
-    expected = {"jigsaw": (39, 0, 1), "relativepatch": (35, 12, 0)}[name]
+    expected = {"jigsaw": (39, 0, 1), "patches": (35, 12, 0)}[name]
     assert tuple(suited[key].value for key in ("tile", "gap", "channel_shift")) == expected

@@ -16,7 +16,7 @@ def views() -> Views:
 
 
 def test_loss_and_gradient_equal_the_naive_loop():
-    method, batch = build_method(mini("relativepatch")).double().eval(), views()
+    method, batch = build_method(mini("patches")).double().eval(), views()
     tiles = method.task_views(batch, 4).images[0].unflatten(0, (BATCH, 9))
     expected = torch.zeros((), dtype=torch.float64)
     for own in tiles:
@@ -35,7 +35,7 @@ def test_loss_and_gradient_equal_the_naive_loop():
 
 def test_tiles_are_those_around_the_centre_in_reading_order():
     """Of images whose pixels say where they are."""
-    config = mini("relativepatch", "method.tile_normalisation=false", "method.aberration=none")
+    config = mini("patches", "method.tile_normalisation=false", "method.aberration=none")
     where = torch.arange(float(SIDE * SIDE)).view(1, 1, SIDE, SIDE).expand(BATCH, 3, -1, -1)
     corner = build_method(config).task_views(Views([where], torch.arange(BATCH)), 0).images[0][:, 0, 0, 0]
     down, right = corner.long() // SIDE, corner.long() % SIDE

@@ -52,11 +52,11 @@ class Settings(TileSettings):
         return _CELLS
 
 
-class RelativePatch(TileTask):
+class Patches(TileTask):
     """Backbone, embedding of tiles, and a head over pairs of them."""
 
     title = "Relative patch location"
-    reference = "pretext/relativepatch"
+    reference = "pretext/patches"
     Settings = Settings
     published = (96, 34, 0, 144)
 
