@@ -5,6 +5,7 @@
 A ResNet-18 on one process and on the CPU, fp32, under each method's published recipe: its head, queue, bank, clusters
 and views, but views of 224 pixels have 96 and smaller ones 48 here. Measured apart, each on what a real step has left:
 
+- task views: what the method cuts out of views or does to them on the device, such as tiles;
 - loss: the loss of embeddings, and its gradient at them (Sinkhorn, softmax over a queue, Gram matrices);
 - teachers: their running averages, once per step;
 - memories: what else is moved after an update, such as a queue.
@@ -39,10 +40,16 @@ OUT = ROOT / "benchmarks" / "results" / "overheads.md"
 LARGE, SMALL, SMALL_BELOW = 96, 48, 160
 """Sides of views here, and the published side below which a view is a small one."""
 CPU = torch.device("cpu")
-COLUMNS = ("step", "loss", "teachers", "memories")
+COLUMNS = ("step", "task views", "loss", "teachers", "memories")
 RECIPES = {"swav": "swav/resnet50_800ep"}
 """Instead of the one that `largescale init` starts from."""
-OTHERWISE = {"pcl": ["method.warmup_epochs=0"], "pirl": ["method.patch=24"]}
+OTHERWISE = {
+    "pcl": ["method.warmup_epochs=0"],
+    "pirl": ["method.patch=24"],
+    "jigsaw": ["method.tile=24"],
+    "relativepatch": ["method.tile=21", "method.gap=7"],
+    "cpc": ["method.window=24", "method.stride=12", "method.tile=22"],
+}
 """Settings other than the published ones: clusters take part at once, patches fit into smaller views."""
 
 
@@ -73,6 +80,7 @@ class Measured:
         found = {"step": _seconds(self._step)}
         micro_batch = self.engine.micro_batches(self.views)[0]
         with torch.no_grad():
+            found["task views"] = _seconds(lambda: self.method.task_views(micro_batch, 0))
             whole = Embedded([self.method(micro_batch, 0, "inputs")], self.views.ids)
             found["loss"] = _seconds(lambda: self.method(whole, 0, "loss"))
         followed = bool(self.method.averages())
@@ -114,8 +122,8 @@ def write(found: dict[str, tuple[str, dict[str, float]]], batch: int, rounds: in
         f"views of {LARGE} and {SMALL} pixels, heads and memories of the published recipe. Medians, in ms of the"
         " processor.",
         "",
-        "| method | recipe | step | loss | teachers | memories | share of the step |",
-        "|---|---|---|---|---|---|---|",
+        "| method | recipe | step | task views | loss | teachers | memories | share of the step |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, (recipe, row) in sorted(found.items()):
         own = sum(row[key] for key in COLUMNS[1:])
