@@ -27,6 +27,7 @@ from largescale.models.backbones import _widths_on_the_host, build_backbone
 from shards.ground.errors import InputError
 from tests.helpers.checkpoints import OWN, config_of, save_checkpoint
 from tests.helpers.commands import ROOT
+from tests.methods.harness import mini
 
 MODELS = {  # own ResNets of two blocks' kinds with fewer stages, torchvision's with a small stem, a RegNetY, a VGG
     "own": OWN,
@@ -194,6 +195,15 @@ def test_what_cannot_be_exported_is_a_line_and_leaves_no_file(run, tmp_path):
     with pytest.raises(InputError, match="has 4 stages, this backbone has 5"):
         export(deep, tmp_path / "new" / "file.safetensors")
     assert not list(tmp_path.glob("*out*")) and not (tmp_path / "new").exists()
+
+
+def test_a_backbone_without_batchnorm_is_exported_as_a_graph_only(tmp_path):
+    save_checkpoint(tmp_path / "run", mini("cpc", "train.precision=fp32"), 1)
+    for name in ("torchvision", "safetensors"):
+        with pytest.raises(InputError, match=f"--format={name}: this backbone has layer normalisation"):
+            export(tmp_path / "run", tmp_path / "out.safetensors", format_name=name)
+    found = export(tmp_path / "run", tmp_path / "out.pt2", format_name="torch_export")
+    assert "features equal" in found.checked
 
 
 def test_what_gives_other_features_when_read_again_is_not_kept(run, tmp_path, monkeypatch):
