@@ -70,8 +70,8 @@ def on_rank_0(action: Callable[[], None]) -> None:
         raise InputError(failure[0])
 
 
-def together(action: Callable[[], None]) -> None:
-    """Do something on every rank; if it raises InputError on any of them, all ranks do.
+def together(action: Callable[[], Value]) -> Value:
+    """Do something on every rank and return what came of it here; if it raises InputError on one, all ranks do.
 
     Raises:
         InputError: `action` did, here or elsewhere.
@@ -79,17 +79,17 @@ def together(action: Callable[[], None]) -> None:
     Collectives: every rank must call it; one all-gather of objects.
     """
     if not dist.is_initialized():
-        action()
-        return
-    failure = ""
+        return action()
+    failure, found = "", []
     try:
-        action()
+        found.append(action())
     except (InputError, OSError) as error:
         failure = line_of(error)
     failures: list[str] = [""] * world_size()
     dist.all_gather_object(failures, failure)
-    if found := next(filter(None, failures), ""):
-        raise InputError(found)
+    if first := next(filter(None, failures), ""):
+        raise InputError(first)
+    return found[0]
 
 
 def collective_timeout(hang_timeout_s: float) -> timedelta:

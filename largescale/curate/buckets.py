@@ -56,15 +56,14 @@ def coarse_centroids(place: Workshop, embeddings: Embeddings, wish: Wish, device
     Collectives: every rank must call it; those of `kmeans`.
     """
     if not place.has("coarse"):
-        parts: list[Tensor] = []
-        together(lambda: parts.append(_sample(embeddings, wish, device)))
+        points = together(lambda: _sample(embeddings, wish, device))
         count = wish.num_coarse(embeddings.num_images)
-        start = spread_start(parts[0], count, wish.seed)
+        start = spread_start(points, count, wish.seed)
         found = kmeans(
-            parts[0], count, seed=wish.seed, iterations=wish.iterations, spherical=True, start=start
+            points, count, seed=wish.seed, iterations=wish.iterations, spherical=True, start=start
         ).centroids.cpu()
         on_rank_0(lambda: place.keep("coarse", centroids=found.numpy()))
-    return torch.from_numpy(place.arrays("coarse")["centroids"]).to(device)
+    return torch.from_numpy(place.arrays_on_all("coarse")["centroids"]).to(device)
 
 
 def _sample(embeddings: Embeddings, wish: Wish, device: torch.device) -> Tensor:
@@ -128,14 +127,6 @@ class Buckets:
         return ends
 
     @cached_property
-    def _samples(self) -> list[np.ndarray]:
-        return [self.place.rows(f"{_name(number)}-samples") for number in range(self.num_files)]
-
-    @cached_property
-    def _rows(self) -> list[np.ndarray]:
-        return [self.place.rows(_name(number)) for number in range(self.num_files)]
-
-    @cached_property
     def sizes(self) -> np.ndarray:
         """Images in each bucket, int64."""
         return np.diff(self._ends, axis=1).sum(0)
@@ -147,12 +138,13 @@ class Buckets:
 
     def samples(self, bucket: int) -> np.ndarray:
         """Sample numbers of a bucket, int64 [n]."""
-        return self._of(self._samples, bucket)
+        return self._of("-samples", bucket)
 
     def rows(self, bucket: int, device: torch.device) -> Tensor:
         """Rows of a bucket, of length 1, float32 [n, D]."""
-        return unit_rows(self._of(self._rows, bucket), device)
+        return unit_rows(self._of("", bucket), device)
 
-    def _of(self, arrays: list[np.ndarray], bucket: int) -> np.ndarray:
-        parts = [array[ends[bucket] : ends[bucket + 1]] for array, ends in zip(arrays, self._ends, strict=True)]
-        return np.concatenate(parts)
+    def _of(self, kind: str, bucket: int) -> np.ndarray:
+        ends = self._ends[:, bucket : bucket + 2].tolist()
+        parts = [self.place.rows(f"{_name(number)}{kind}", *its) for number, its in enumerate(ends) if its[0] < its[1]]
+        return np.concatenate(parts or [self.place.rows(f"{_name(0)}{kind}", 0, 0)])

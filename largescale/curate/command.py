@@ -69,8 +69,7 @@ def curate(places: Places, wish: Wish, device: torch.device) -> str:
 
     Collectives: every rank must call it.
     """
-    manifest = read_manifest(places.shards) if places.shards else None
-    embeddings = read_embeddings(places.features, manifest)
+    embeddings = together(lambda: _embeddings(places))
     wish.check(embeddings.num_images)
     stamp = {"version": VERSION, "features": embeddings.fingerprint(), "settings": wish.stamp()}
     done = [""]
@@ -95,6 +94,10 @@ def curate(places: Places, wish: Wish, device: torch.device) -> str:
     with workshop(places.out, stamp) as place:
         text = _Making(place, places, embeddings, wish, device, limit).run(stamp)
     return text
+
+
+def _embeddings(places: Places) -> Embeddings:
+    return read_embeddings(places.features, read_manifest(places.shards) if places.shards else None)
 
 
 def _limit(places: Places) -> float:
@@ -141,7 +144,7 @@ class _Making:
             centroids = coarse_centroids(self._place, self._embeddings, wish, device)
         with self._timed("sorting"):
             buckets = sort_rows(self._place, self._embeddings, centroids)
-        largest = int(buckets.sizes.max())
+        largest = int(together(lambda: buckets.sizes.max()))
         size = memory.bucket_bytes(largest, wish, buckets.count, buckets.width)
         remedy = "use more clusters with --coarse, or features with --dim"
         needed = {f"a coarse cluster of {largest:,} images": (size, remedy)}
@@ -153,10 +156,10 @@ class _Making:
             if epsilon:
                 stages.drop_duplicates(self._place, buckets, centroids, epsilon)
         with self._timed("levels"):
-            pile = stages.Pile(self._place, buckets, wish, deduplicated=epsilon > 0)
+            pile = together(lambda: stages.Pile(self._place, buckets, wish, deduplicated=epsilon > 0))
             if wish.levels:
                 pile.cluster(device)
-                pile.share_out()
+                together(pile.share_out)
         with self._timed("result"):
             outcome = write_images(pile, self._embeddings, self._place.result)
         return self._publish(stamp, outcome, epsilon)

@@ -141,7 +141,7 @@ def read_embeddings(folder: Path, manifest: Manifest | None = None) -> Embedding
         one, other = ({key: abouts[each].get(key) for key in _ALIKE} for each in (names[0], name))
         if why := difference(one, other):
             raise InputError(f"{folder}: features differ between {names[0]} and {name}: {why}; write them again")
-    names = _of_manifest(folder, names, abouts, manifest) if manifest else _of_names(folder, names)
+    names = _of_manifest(folder, names, abouts, manifest) if manifest else _of_names(folder, names, abouts)
     files, first = [], 0
     for name in names:
         about = abouts[name]
@@ -175,7 +175,7 @@ def _of_manifest(folder: Path, names: list[str], abouts: dict[str, dict[str, Any
     return expected
 
 
-def _of_names(folder: Path, names: list[str]) -> list[str]:
+def _of_names(folder: Path, names: list[str], abouts: dict[str, dict[str, Any]]) -> list[str]:
     """Shards of one folder are numbered without gaps; nothing else tells their order."""
     remedy = "pass --shards, whose manifest tells which files there are and in which order"
     numbered = [re.fullmatch(r"(.*?)(\d+)", name) for name in names]
@@ -190,5 +190,10 @@ def _of_names(folder: Path, names: list[str]) -> list[str]:
         gap = next(place for place in range(len(names)) if place >= len(numbers) or numbers[place] != place)
         raise InputError(
             f"{folder}: has no features of shard number {gap}; run `largescale features` again, or {remedy}"
+        )
+    num_shards = max(about.get("num_shards", 0) for about in abouts.values())  # files of version 1 may not say it
+    if len(names) < num_shards:
+        raise InputError(
+            f"{folder}: has features of {len(names):,} of {num_shards:,} shards; run `largescale features` again"
         )
     return names

@@ -21,7 +21,7 @@ from largescale.curate.embeddings import Embeddings, FeatureFile
 from largescale.curate.examples import Examples
 from largescale.curate.stages import BucketImages, Pile
 from largescale.distributed.collectives import rows_on_rank_0
-from largescale.processes import rank
+from largescale.processes import on_rank_0, rank, together
 from shards.ground.files import atomic_write
 
 
@@ -62,7 +62,10 @@ def write_images(pile: Pile, embeddings: Embeddings, folder: Path) -> Outcome:
 
     Every rank reads what was found of all images once, bucket by bucket, and keeps what is of its own files.
 
-    Collectives: every rank must call it; those of `rows_on_rank_0`.
+    Raises:
+        InputError: on all ranks, if one of them cannot read or write.
+
+    Collectives: every rank must call it; those of `together` and `rows_on_rank_0`.
     """
     files = own_files(embeddings)
     start = files[0].first_sample if files else 0
@@ -70,22 +73,30 @@ def write_images(pile: Pile, embeddings: Embeddings, folder: Path) -> Outcome:
     own = _Own(start, stop)
     sizes = np.zeros((3, pile.num_lowest), np.int64)
     examples = Examples(pile.wish.seed, pile.parents) if rank() == 0 else None
-    for bucket in range(pile.buckets.count):
-        found = pile.images_of(bucket)
-        for row, counted in zip(sizes, (found.times >= 0, found.duplicate_of < 0, found.times > 0), strict=True):
-            np.add.at(row, found.clusters, counted)
-        if examples is not None:
-            examples.add(found)
-        own.take(bucket, found)
-    for file in files:
-        _write_table(file, own, pile, folder / "images" / file.path.name)
+
+    def work() -> None:
+        for bucket in range(pile.buckets.count):
+            found = pile.images_of(bucket)
+            for row, counted in zip(sizes, (found.times >= 0, found.duplicate_of < 0, found.times > 0), strict=True):
+                np.add.at(row, found.clusters, counted)
+            if examples is not None:
+                examples.add(found)
+            own.take(bucket, found)
+        for file in files:
+            _write_table(file, own, pile, folder / "images" / file.path.name)
+
+    together(work)
     chosen = np.flatnonzero(own.times)
     subset = rows_on_rank_0(torch.from_numpy(chosen + start))
     times = rows_on_rank_0(torch.from_numpy(own.times[chosen].astype(np.int64)))
-    if subset is not None and times is not None:
+
+    def save() -> None:
+        assert subset is not None and times is not None
         _save(folder / "subset.npy", subset.numpy())
         if pile.wish.repeat > 1:
             _save(folder / "repeats.npy", times.numpy())
+
+    on_rank_0(save)
     levels = tuple(_levels(sizes, pile))
     return Outcome(int(sizes[2].sum()), levels, examples)
 

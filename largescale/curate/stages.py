@@ -55,7 +55,7 @@ def find_epsilon(place: Workshop, buckets: Buckets, centroids: Tensor, wish: Wis
                 100 * wish.fraction,
             )
         on_rank_0(lambda: place.keep("epsilon", epsilon=np.array(epsilon)))
-    return float(place.arrays("epsilon")["epsilon"])
+    return float(place.arrays_on_all("epsilon")["epsilon"])
 
 
 def _looked_at(buckets: Buckets, wish: Wish) -> np.ndarray:
@@ -174,7 +174,7 @@ class Pile:
                     self.place.keep(name, above=above, centroids=centroids)
 
                 on_rank_0(keep)
-            arrays = self.place.arrays(name)
+            arrays = self.place.arrays_on_all(name)
             self.parents.append(arrays["above"])
             points = torch.from_numpy(np.array_split(arrays["centroids"], world_size())[rank()]).to(device)
 

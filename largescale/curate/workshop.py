@@ -18,12 +18,15 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -53,9 +56,21 @@ class Workshop:
         return self.folder / "result"
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """What a stage has found."""
-        with np.load(self.folder / f"{name}.npz", allow_pickle=False) as file:
-            return dict(file)
+        """What a stage has found.
+
+        Raises:
+            InputError: it is damaged, or cannot be read.
+        """
+        path = self.folder / f"{name}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return dict(file)
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise InputError(f"{path}: cannot be read ({error}); if it is damaged, remove {self.folder}") from error
+
+    def arrays_on_all(self, name: str) -> dict[str, np.ndarray]:
+        """`arrays`, which all ranks read. Collectives: every rank must call it; those of `together`."""
+        return together(lambda: self.arrays(name))
 
     def has(self, name: str) -> bool:
         """Whether a stage, or a part of it, is done."""
@@ -71,9 +86,22 @@ class Workshop:
         with atomic_write(self.folder / f"{name}.npy") as file:
             np.save(file, rows, allow_pickle=False)
 
-    def rows(self, name: str) -> np.ndarray:
-        """An array that stays on disk."""
-        return cast(np.ndarray, np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Some rows of an array that stays on disk, in a file that is open only meanwhile: there may be thousands.
+
+        Raises:
+            InputError: it is damaged, or cannot be read.
+        """
+        path = self.folder / f"{name}.npy"
+        try:
+            with path.open("rb") as file:
+                np.lib.format.read_magic(file)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+                width = math.prod(shape[1:])
+                file.seek(start * width * dtype.itemsize, os.SEEK_CUR)
+                return np.fromfile(file, dtype, (stop - start) * width).reshape(stop - start, *shape[1:])
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read ({error}); if it is damaged, remove {self.folder}") from error
 
     def remove(self) -> None:
         """Remove all of it, its record last: what is left after a kill is known as a workshop."""

@@ -31,7 +31,7 @@ VERSION = 1
 """Of the files. To be raised when columns or metadata change their meaning."""
 
 _ENTRY = b"largescale"
-_COUNTS = ("num_images", "num_features", "num_unreadable", "num_exemplars")
+_COUNTS = ("num_images", "num_features", "num_unreadable", "num_exemplars", "num_shards")
 """Entries that say what came of it, and not what it was made from."""
 _ROW_GROUP = 8192
 

@@ -329,6 +329,7 @@ class Plan:
         if writing is not None:
             writing.result()  # one file at a time, so that memory holds two shards at most
         rows, about = self._rows(done, method), {**self.stamp(done.number), "num_unreadable": done.num_unreadable}
+        about["num_shards"] = len(self._corpus.manifest.shards)
         if self._num_exemplars:
             about["num_exemplars"] = self._num_exemplars
         return writer.submit(feature_files.write, self._out, self._wish.form, rows, about)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,6 +24,7 @@ from largescale.curate.command import Places, curate
 from largescale.curate.sampling import shares
 from largescale.curate.wish import Wish
 from largescale.data.corpora import Corpus, read_subset
+from largescale.processes import rank
 from shards.format.manifest import Manifest, ShardEntry
 from shards.ground.errors import InputError
 from tests.helpers.piles import long_tail, write_features
@@ -123,7 +126,28 @@ def test_npy_features_give_the_same(curated, tmp_path):
 
 
 def of_ranks(features: Path, out: Path) -> None:
+    """The disk of one rank fails here and there, which ends all of them; then the same command goes on."""
+    for what in ("command.read_embeddings", "stages.Pile._is_kept", "stages.Pile.share_out", "result._write_table"):
+        broken = patch(f"largescale.curate.{what}", side_effect=OSError("no space left"))
+        failing = broken if rank() == 1 else nullcontext()
+        with failing, pytest.raises(InputError, match="no space left"):
+            make(features, out, WISH)
     make(features, out, WISH)
+
+
+def test_a_damaged_file_of_a_killed_command_is_named(features, tmp_path, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr("largescale.curate.command.write_page", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make(features, tmp_path / "out", WISH)
+    folder = tmp_path / "out.unfinished"
+    for name in ("sorted-000000.npy", "coarse.npz"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:100])
+    words = r"cannot be read .*; if it is damaged, remove .*out\.unfinished"
+    with pytest.raises(InputError, match=rf"coarse.npz: {words}"):
+        make(features, tmp_path / "out", WISH)
+    with pytest.raises(InputError, match=rf"sorted-000000.npy: {words}"):
+        workshop.Workshop(folder).rows("sorted-000000", 3, 5)
 
 
 @pytest.mark.distributed

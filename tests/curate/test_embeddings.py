@@ -89,6 +89,9 @@ def test_what_cannot_be_used_is_one_line(tmp_path):
     (gap / "pile-000001.parquet").unlink()
     assert "has no features of shard number 1; run `largescale features` again, or pass --shards" in refusal(gap)
     assert "has no features of pile-000001.tar of shards" in refusal(gap, manifest(*NAMES))
+    half = write_features(tmp_path / "half", ROWS[:200], num_shards=3)
+    assert "has features of 2 of 3 shards; run `largescale features` again" in refusal(half)
+    assert len(read_embeddings(write_features(half, ROWS, num_shards=3)).files) == 3
     foreign = write_features(tmp_path / "foreign", ROWS, checksums={"pile-000002.tar": "other"})
     assert "pile-000002.parquet was made of another pile-000002.tar than that in shards" in refusal(
         foreign, manifest(*NAMES)
