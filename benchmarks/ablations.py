@@ -75,11 +75,13 @@ class Question:
         claim: of the paper.
         variants: by name; the first is the method as it is.
         signs: columns of metrics.jsonl that tell.
+        outcome: in words, where a table alone would mislead.
     """
 
     claim: str
     variants: dict[str, Variant]
     signs: Sequence[str] = ()
+    outcome: str = ""
 
 
 class CurrentKeysAreNegatives(MoCoV2):
@@ -184,6 +186,8 @@ QUESTIONS = {
             for name in ("simclr", "mocov2", "swav")
             for batch in BATCHES
         },
+        outcome="not that. A smaller batch, with 16 times as many steps, helps all three: MoCo most, SwAV least. So "
+        "short a run tells what steps are worth, not what negatives are",
     ),
     "A loss of 16 images in place of 256": Question(
         "the same, at equal steps: a batch of 256 in micro-batches of 16, which neither the loss nor BatchNorm looks "
@@ -196,6 +200,7 @@ QUESTIONS = {
                 (" in 16 pieces", cut(with_batch(name, BATCHES[0]), 16)),
             )
         },
+        outcome="not that either: SimCLR loses nothing by it",
     ),
 }
 
@@ -252,6 +257,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         if not any(found.values()):
             continue
         lines += ["", f"## {title}", "", f"What is said to happen: {question.claim}.", ""]
+        if question.outcome:
+            lines += [f"What came out: {question.outcome}.", ""]
         columns = ["knn", "loss", *question.signs]
         lines += [f"| run | seeds | {' | '.join(columns)} | the doctor |", "|---" * (len(columns) + 3) + "|"]
         for name, own in found.items():
