@@ -119,7 +119,7 @@ class DeeperCluster(FeatureClusters):
     """
 
     title = "DeeperCluster"
-    reference = "deepercluster/vgg16_100ep"
+    reference = "deepercluster/resnet50_100ep"
     Settings = Settings
 
     def __init__(self, config: Config) -> None:
