@@ -35,6 +35,9 @@ _APART = 1 / 1024
 _BLOCK, _ON_CPU = (4096, 4096), (256, 1024)
 """Points and centroids whose similarities are computed together: 64 MB in float32. On a CPU 1 MB, for its caches; of
 2 MB and more the C library returns the memory after every block, and the system clears it again."""
+_DEPTH = 1024
+"""Numbers of a point that oneDNN sums at a time: of more, its kernels may split a sum over threads, and round it
+differently for other numbers of them."""
 _GROUP = 64
 """Similarities of which the largest is found without its place, which is faster; divides the above."""
 _OF_A_POINT = 72
@@ -182,18 +185,34 @@ def _block(device: torch.device) -> tuple[int, int]:
     return _ON_CPU if device.type == "cpu" else _BLOCK
 
 
-def _in_groups(centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights and biases of similarities, with centroids that are nearest to nothing up to a multiple of a group."""
+def _in_groups(centroids: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Weights, in pieces by width, and biases of similarities, with centroids that are nearest to nothing up to a
+    multiple of a group.
+    """
     missing = -len(centroids) % _GROUP
-    return pad(centroids, (0, 0, 0, missing)), pad(centroids.square().sum(1) / -2, (0, missing), value=-torch.inf)
+    weights = [pad(piece, (0, 0, 0, missing)) for piece in centroids.split(_depth(centroids), dim=1)]
+    return weights, pad(centroids.square().sum(1) / -2, (0, missing), value=-torch.inf)
 
 
-def _affine(rows: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
+def _depth(tensor: Tensor) -> int:
+    return _DEPTH if _is_for_onednn(tensor) else max(1, tensor.shape[1])
+
+
+def _is_for_onednn(tensor: Tensor) -> bool:
+    """On AMD's processors oneDNN takes half the time of MKL, which plain tensors are multiplied by."""
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
+def _affine(rows: Tensor, weights: list[Tensor], biases: Tensor) -> Tensor:
     """Similarities [n, k], larger for smaller distances."""
-    if rows.device.type == "cpu" and rows.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        # On AMD's processors oneDNN takes half the time of MKL, which plain tensors are multiplied by.
-        return linear(rows.to_mkldnn(), weights, biases).to_dense()
-    return torch.addmm(biases, rows, weights.T)
+    if not _is_for_onednn(rows):
+        [whole] = weights
+        return torch.addmm(biases, rows, whole.T)
+    first, *others = zip(rows.split(_DEPTH, dim=1), weights, strict=True)
+    found = linear(first[0].to_mkldnn(), first[1], biases).to_dense()
+    for piece, own in others:  # one after another: in this order whatever the threads
+        found += linear(piece.to_mkldnn(), own).to_dense()
+    return found
 
 
 def _largest(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 from sklearn.cluster import KMeans
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import linear, normalize
 
+from largescale.clustering import kmeans as kmeans_module
 from largescale.clustering.fixed_point import FixedPoint, mean_of_rows, sums_by_group
 from largescale.clustering.kmeans import Clusters, kmeans, nearest_centroids
 from tests.helpers.ranks import Counted, run_ranks
@@ -121,6 +122,36 @@ def test_the_first_of_the_nearest_is_found_among_many_centroids_wherever_a_point
     assert found.tolist() == [row.index(min(row)) for row in distances.tolist()]
     for first in (1, 300, 1001):
         assert torch.equal(nearest_centroids(points[first:], centroids), found[first:])
+
+
+@pytest.mark.parametrize("width", [1024, 2048, 2500])
+def test_similarities_of_wide_points_do_not_depend_on_threads(width):
+    generator = torch.Generator().manual_seed(width)
+    points, centroids = (torch.randn(count, width, generator=generator) for count in (256, 64))
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            found.append(kmeans_module._affine(points, *kmeans_module._in_groups(centroids)))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    exact = points.double() @ centroids.double().T - centroids.double().square().sum(1) / 2
+    torch.testing.assert_close(found[0].double(), exact, rtol=1e-5, atol=1e-2)
+
+
+def test_sums_over_a_wide_point_are_in_pieces_that_no_kernel_splits(monkeypatch):
+    widths = []
+
+    def noted(rows: Tensor, weights: Tensor, biases: Tensor | None = None) -> Tensor:
+        widths.append(weights.shape[1])
+        return linear(rows, weights, biases)
+
+    monkeypatch.setattr(kmeans_module, "linear", noted)
+    for width in (5, 1024, 2500):
+        nearest_centroids(torch.ones(3, width), torch.ones(2, width))
+    if torch.backends.mkldnn.is_available():
+        assert widths == [5, 1024, 1024, 1024, 452]
 
 
 def test_it_stops_where_nothing_moves():
