@@ -47,7 +47,7 @@ OTHERWISE = {
     "pcl": ["method.warmup_epochs=0"],
     "pirl": ["method.patch=24"],
     "jigsaw": ["method.tile=24"],
-    "relativepatch": ["method.tile=21", "method.gap=7"],
+    "patches": ["method.tile=21", "method.gap=7"],
     "cpc": ["method.window=24", "method.stride=12", "method.tile=22"],
 }
 """Settings other than the published ones: clusters take part at once, patches fit into smaller views."""
