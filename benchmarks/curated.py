@@ -126,8 +126,9 @@ def page(record: dict[str, Any]) -> str:
         f"{record['date']}, {record['hardware']}.",
         f"`{record['command']}`",
         "",
-        f"Equally many images seen ({record['images_seen']:,}), equal starts, {len(record['seeds'])} seed(s). Percent "
-        f"on 2,000 balanced test images; after ±, the standard deviation over seeds.",
+        f"Equally many images seen ({record['images_seen']:,}), equal starts, seeds: "
+        f"{', '.join(map(str, record['seeds']))}. Percent on 2,000 balanced test images; after ±, the standard "
+        f"deviation over seeds.",
         "",
         f"| trained on | images | {' | '.join(words.values())} |",
         "|---|---|---|---|---|",
@@ -137,8 +138,9 @@ def page(record: dict[str, Any]) -> str:
         cells = []
         for protocol in MEASURES:
             values = [row[protocol] for row in own]
-            cells.append(f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if values[1:] else 0:.2f}")
-        images = statistics.mean(sum(record["kinds"][seed][name].values()) for seed in record["seeds"])
+            spread = f" ± {statistics.stdev(values):.2f}" if values[1:] else ""
+            cells.append(f"{statistics.mean(values):.2f}{spread}")
+        images = statistics.mean(sum(record["kinds"][str(seed)][name].values()) for seed in record["seeds"])
         lines.append(f"| {name} | {images:,.0f} | {' | '.join(cells)} |")
     lines += ["", "Each pile: curated less the pile, and less the random part, in points.", ""]
     lines += [f"| seed | {' | '.join(words.values())} |", "|---|---|---|---|"]
@@ -146,11 +148,11 @@ def page(record: dict[str, Any]) -> str:
         its = {row["set"]: row for row in record["rows"] if row["seed"] == seed}
         gains = [[its[SETS[2]][protocol] - its[other][protocol] for other in SETS[:2]] for protocol in MEASURES]
         lines.append(f"| {seed} | {' | '.join(f'{one:+.2f}, {two:+.2f}' for one, two in gains)} |")
-    of = list(record["kinds"][record["seeds"][0]][SETS[0]])
+    of = list(record["kinds"][str(record["seeds"][0])][SETS[0]])
     lines += ["", "Images of each kind:", "", f"| seed | set | {' | '.join(of)} |", f"|{'---|' * (2 + len(of))}"]
     for seed in record["seeds"]:
-        for name in SETS:
-            lines.append(f"| {seed} | {name} | {' | '.join(str(record['kinds'][seed][name].get(k, 0)) for k in of)} |")
+        for name, own in record["kinds"][str(seed)].items():
+            lines.append(f"| {seed} | {name} | {' | '.join(str(own.get(k, 0)) for k in of)} |")
     return "\n".join([*lines, ""])
 
 
@@ -183,8 +185,8 @@ def main() -> None:
         for seed in options.seeds:
             folder = (options.folder or Path(temporary)).absolute() / f"pile-{seed}"
             subsets = prepare(folder, seed, options)
-            record["kinds"][seed] = {name: kinds(folder, subset) for name, subset in subsets.items()}
-            print(json.dumps(record["kinds"][seed]), flush=True)
+            record["kinds"][str(seed)] = {name: kinds(folder, subset) for name, subset in subsets.items()}
+            print(json.dumps(record["kinds"][str(seed)]), flush=True)
             runs = [folder / name.split()[0] for name in SETS]
             each = [
                 (folder, run, options.steps, seed, subset) for run, subset in zip(runs, subsets.values(), strict=True)
