@@ -83,6 +83,11 @@ def settings_of(model: ModelConfig) -> str:
     return " ".join(f"model.{key}={str(value).replace(' ', '')}" for key, value in _choice(model).items())
 
 
+def name_of(model: ModelConfig) -> str:
+    """What messages call it: the backbone, and its normalisation if that is not BatchNorm."""
+    return model.backbone if model.norm == "batch" else f"{model.backbone} with model.norm={model.norm}"
+
+
 def _choice(model: ModelConfig) -> dict[str, Any]:
     """What of an architecture is not the default, or does not follow from its name."""
     found: dict[str, Any] = {"backbone": model.backbone}
@@ -90,6 +95,8 @@ def _choice(model: ModelConfig) -> dict[str, Any]:
         found["stem"] = model.stem
     if model.sobel:
         found["sobel"] = model.sobel
+    if model.norm != "batch":
+        found["norm"] = model.norm
     if model.backbone == "resnet":
         found |= {"depths": model.depths, "width": model.width, "block": model.block}
     return found

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from largescale.checkpoint import graphs, huggingface, timm_layout, torchvision_layout
 from largescale.checkpoint.exported import Network, read_network
@@ -38,9 +38,6 @@ from shards.ground.files import naming, sync_folder
 
 TOLERANCE = 1e-5
 """Of the outputs of what was written, relative to the largest one."""
-
-_GRAPHS = ("onnx", "torch_export")
-"""Formats that hold operations, not weights by name alone."""
 
 Figures = Callable[[Checkpoint], Sequence[Figure]]
 
@@ -93,7 +90,6 @@ def export(
     run_dir, out = Path(run_dir).expanduser(), Path(out).expanduser()
     _check_out(out, format_name)
     network = read_network(run_dir, step, head=head)
-    _check_norms(network.backbone, format_name)
     with _staged(out) as path:
         about, load = FORMATS[format_name](network, path)
         if format_name == "huggingface":
@@ -182,15 +178,6 @@ def _check_out(out: Path, format_name: str) -> None:
         raise InputError(f"{out}: expected an output file ending in {suffix}, such as backbone{suffix}")
     if not suffix and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already; remove it, or choose another folder for --format {format_name}")
-
-
-def _check_norms(backbone: nn.Module, format_name: str) -> None:
-    """Layouts of weights name BatchNorm's statistics; graphs hold whatever there is."""
-    if format_name not in _GRAPHS and any(isinstance(module, nn.GroupNorm) for module in backbone.modules()):
-        raise InputError(
-            f"--format={format_name}: this backbone has layer normalisation in the place of BatchNorm, for which that "
-            f"layout has no place; use --format {' or '.join(_GRAPHS)}, or largescale.load in Python"
-        )
 
 
 def _save(tensors: dict[str, Tensor], about: dict[str, str], path: Path) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from largescale.checkpoint import torchvision_layout
-from largescale.checkpoint.architectures import COUNTER, Shapes, closest, model_of
+from largescale.checkpoint.architectures import COUNTER, Shapes, closest, model_of, name_of
 from largescale.checkpoint.folder import stamp_of
 from largescale.checkpoint.foreign_layouts import HEADS, IMAGENET, LAYOUTS, ORIGINS, SECOND, WRAPPERS, Layout
 from largescale.checkpoint.state_file import StateFile, read_state
@@ -103,7 +103,7 @@ def load_backbone(weights: str | Path, model: ModelConfig | None = None) -> Fore
     model = model or _architecture_of(file)
     with torch.device("meta"):
         backbone, num_features = build_backbone(model)
-    taken = take(file, backbone, model.backbone)
+    taken = take(file, backbone, name_of(model))
     state = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
         for name, tensor in taken.tensors.items()

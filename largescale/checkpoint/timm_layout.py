@@ -69,6 +69,8 @@ def network_of(config: ModelConfig) -> str:
     elsewhere = "; use --format torchvision or safetensors"
     if config.sobel:
         raise InputError(f"model.sobel: timm has no Sobel filter before a network{_NOWHERE}")
+    if config.norm != "batch":
+        raise InputError(f"model.norm={config.norm}: timm's networks have BatchNorm{_NOWHERE}")
     if config.backbone not in NAMES:
         why = _OTHERS.get(config.backbone, "has no such network")
         if config.backbone == "alexnet_bn":  # nor has torchvision

@@ -31,6 +31,8 @@ def check(config: ModelConfig) -> None:
     """
     if config.sobel:
         raise InputError(f"model.sobel: torchvision has no Sobel filter before a network; {_ELSEWHERE}")
+    if config.norm != "batch":
+        raise InputError(f"model.norm={config.norm}: torchvision's networks have BatchNorm; {_ELSEWHERE}")
     if config.backbone == "alexnet_bn":
         raise InputError(f"model.backbone=alexnet_bn: torchvision has no AlexNet with BatchNorm; {_ELSEWHERE}")
     if config.backbone == "resnet" and len(config.depths) > _MOST_STAGES:

@@ -112,12 +112,19 @@ class ModelConfig:
         used_if="model.backbone=resnet",
     )
     zero_init_residual: bool = setting(
-        False, "Whether the last BatchNorm of each residual block starts at 0, so that blocks start as their shortcuts."
+        False,
+        "Whether the last normalisation of each residual block starts at 0, so that blocks start as their shortcuts.",
     )
     sobel: bool = setting(
         False,
         "Whether a fixed Sobel filter stands before the first convolution: gray, then two 3x3 filters, so that the "
         "network sees edges and no colours. It is a part of the backbone, on normalised images.",
+    )
+    norm: str = setting(
+        "batch",
+        "`batch` normalisation, or `layer` normalisation in its place, over channels and places of each image: for "
+        "tasks that statistics of a batch would give away. torchvision and timm have no such networks.",
+        one_of=("batch", "layer"),
     )
     weights: str = setting(
         "",

@@ -13,7 +13,8 @@ convolutions that see no lower rows make of all of them. The naive loop::
     loss /= number of guesses
 
 Candidates are all patches of all ranks, the right one among them once. Departures from the published code: layer
-normalisation in the place of no normalisation, as in arXiv 1905.09272, since BatchNorm tells patches about each other;
+normalisation (`model.norm=layer`) in the place of none, as in arXiv 1905.09272, section 3, since BatchNorm's statistics
+tell patches about each other;
 patches are not padded; the backbone is used whole and pooled, not up to its third stage.
 """
 
@@ -38,8 +39,9 @@ from largescale.methods.contrastive import images_of_loss
 from largescale.methods.embedding_method import SPANS, Named
 from largescale.methods.method import Output
 from largescale.methods.pretext_task import PretextTask
+from largescale.methods.tile_task import require_visible
 from largescale.models.backbones import build_backbone
-from largescale.models.layer_norm import use_layer_norm
+from largescale.models.heads import HeadConv2d
 from largescale.processes import rank
 
 
@@ -59,11 +61,6 @@ class Settings(MethodConfig):
     context_layers: int = setting(
         5, "Convolutions over embeddings of this row and the one above.", at_least=1, at_most=2**10
     )
-    layer_norm: bool = setting(
-        True,
-        "Layer normalisation in the place of the backbone's BatchNorm, whose statistics tell patches about each other "
-        "(arXiv 1905.09272, section 3).",
-    )
 
     def windows(self) -> Windows:
         """The grid."""
@@ -78,6 +75,7 @@ class Settings(MethodConfig):
         nums = [group.num for group in config.data.crops]
         require(nums == [1], "data.crops", nums, "one group of one view, such as [{num: 1, size: 256}]")
         require(self.tile <= self.window, "method.tile", self.tile, f"at most method.window, {self.window}")
+        require_visible(config, self.tile)
         require(self.rows >= self.first(), "method.rows", self.rows, f"at least {self.first()}: nearer rows overlap")
         side = config.data.crops[0].size
         along = self.windows().along(side)
@@ -89,7 +87,7 @@ class RowsAbove(nn.Module):
 
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(width, width, (2, 3)) for _ in range(layers))
+        self.layers = nn.ModuleList(HeadConv2d(width, width, (2, 3)) for _ in range(layers))
 
     def forward(self, maps: Tensor) -> Tensor:
         """Residual convolutions of each row and the one above."""
@@ -110,8 +108,6 @@ class CPC(PretextTask):
         settings = self.config = _settings(config)
         self._seed, self._along = config.run.seed, settings.windows().along(config.data.crops[0].size)
         self.backbone, self.num_features = build_backbone(config.model)
-        if settings.layer_norm:
-            use_layer_norm(self.backbone)
         self.embedding = nn.Linear(self.num_features, settings.embedding)
         self.context = RowsAbove(settings.embedding, settings.context_layers)
         self.ahead = range(settings.first(), settings.rows + 1)
@@ -156,6 +152,11 @@ class CPC(PretextTask):
                 count += len(wanted)
         loss = torch.stack(losses).sum() / count
         return Output(loss, {"task_accuracy": torch.stack(right).sum().to(precision) / count}, {})
+
+    @classmethod
+    def missing(cls, config: Config) -> str:
+        """Normalisation without a batch."""
+        return "" if config.model.norm == "layer" else "Set model.norm=layer in another run.dir"
 
     @classmethod
     def suited(cls, config: Config, length: Length) -> dict[str, Choice]:

@@ -22,6 +22,7 @@ from largescale.data.views import Views
 from largescale.methods.choice import Choice
 from largescale.methods.pretext_task import PretextTask
 from largescale.models.backbones import build_backbone
+from largescale.models.plain_networks import least_side
 
 NONE, SINGLE_CHANNEL, PROJECTION = "none", "single_channel", "projection"
 
@@ -97,13 +98,23 @@ class TileSettings(MethodConfig):
             "one group of one view, which tiles are cut from, such as [{num: 1, size: 255, scale: [0.4, 1.0]}]",
         )
         cell, grid = groups[0].size // self.cells_along_side(), self.grid()
-        require(
-            grid.least_cell() <= cell,
-            "method.tile",
-            self.tile,
-            f"at most {cell - grid.least_cell() + self.tile}: cells of data.crops.0 have {cell} px, and "
-            "method.gap and twice method.channel_shift must fit in too",
-        )
+        require(grid.least_cell() <= cell, *self._too_large_for(cell))
+        require_visible(config, self.tile)
+
+    def _too_large_for(self, cell: int) -> tuple[str, int, str]:
+        """Of tiles that do not fit into cells of so many pixels: a key to change, its value, and what is expected."""
+        around, shift = self.grid().least_cell() - self.tile, 2 * self.channel_shift
+        has = f"cells of data.crops.0 have {cell} px"
+        if around < cell:
+            too = "method.gap and twice method.channel_shift must fit in too"
+            return "method.tile", self.tile, f"at most {cell - around}: {has}, and {too}"
+        if shift < cell:
+            too = "a tile and twice method.channel_shift must fit in too"
+            return "method.gap", self.gap, f"at most {cell - shift - 1}: {has}, and {too}"
+        if cell > 0:
+            return "method.channel_shift", self.channel_shift, f"at most {(cell - 1) // 2}: {has}"
+        cells = self.cells_along_side()
+        return "data.crops", cell, f"a size of at least {cells}, {cells} tiles along a side"
 
 
 class TileTask(PretextTask):
@@ -161,6 +172,22 @@ class TileTask(PretextTask):
             return Choice(pixels * side // published, f"of cells of {side} px, as {pixels} of {published} px published")
 
         return {"tile": scaled(tile), "gap": scaled(gap), "channel_shift": scaled(shift)}
+
+
+def require_visible(config: Config, tile: int) -> None:
+    """Tiles are large enough for the backbone.
+
+    Raises:
+        InputError: they are not.
+    """
+    model = config.model
+    least = least_side(model.backbone, model.stem)
+    require(
+        tile >= least,
+        "method.tile",
+        tile,
+        f"at least {least} with model.backbone={model.backbone} model.stem={model.stem}",
+    )
 
 
 def settings_of(config: Config) -> TileSettings:

@@ -23,6 +23,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from largescale.config import ModelConfig
 from largescale.config.setting import a_name
+from largescale.models.layer_norm import use_layer_norm
 from largescale.models.plain_networks import PLAIN_NETWORKS, ConvBlock, PlainNetwork
 from largescale.models.sobel import see_edges
 from shards.ground.errors import InputError
@@ -91,6 +92,8 @@ def build_backbone(config: ModelConfig) -> tuple[nn.Module, int]:
     backbone, num_features = _build(config)
     if config.sobel:
         see_edges(backbone)
+    if config.norm == "layer":
+        use_layer_norm(backbone)
     if config.zero_init_residual:
         if isinstance(backbone, PlainNetwork):
             raise InputError(f"model.zero_init_residual: {config.backbone} has no residual blocks; leave it out")
@@ -136,7 +139,7 @@ def _is_residual(module: nn.Module) -> bool:
 
 
 def _last_norm(block: nn.Module) -> nn.Module:
-    """The BatchNorm at the end of a residual block's branch."""
+    """The normalisation at the end of a residual block's branch."""
     names = {BasicBlock: "bn2", Bottleneck: "bn3", ResBottleneckBlock: "f.c.1"}
     return block.get_submodule(next(name for kind, name in names.items() if isinstance(block, kind)))
 

@@ -8,6 +8,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from largescale.models.heads import HeadConv2d
+
 
 class DenseDecoder(nn.Module):
     """Layers that each enlarge maps by the same factor and convolve them: [B, C, h, w] to [B, K, S, S].
@@ -25,13 +27,13 @@ class DenseDecoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(width, next_width, 3, padding=1, bias=False),
+                HeadConv2d(width, next_width, 3, padding=1, bias=False),
                 nn.BatchNorm2d(next_width),
                 nn.ReLU(inplace=True),
             )
             for width, next_width in pairwise([num_features, *widths])
         )
-        self.last = nn.Conv2d(widths[-1], channels, 3, padding=1)
+        self.last = HeadConv2d(widths[-1], channels, 3, padding=1)
 
     def forward(self, maps: Tensor, side: int) -> Tensor:
         """Images with a side of so many pixels."""

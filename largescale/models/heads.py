@@ -37,10 +37,14 @@ def projection_head(num_features: int, hidden: list[int], embedding: int, *, bat
     return nn.Sequential(*layers)
 
 
-class CellLinear(nn.Conv2d):
-    """A linear layer for each cell of a map, [B, C, h, w] to [B, D, h, w], whose weights start as a linear layer's, not
-    as a backbone's convolutions; see `models.initialise`.
+class HeadConv2d(nn.Conv2d):
+    """A convolution whose weights start as a linear layer's, which are torch's own, not as a backbone's convolutions;
+    see `models.initialise`.
     """
+
+
+class CellLinear(HeadConv2d):
+    """A linear layer for each cell of a map, [B, C, h, w] to [B, D, h, w]."""
 
     def __init__(self, width: int, next_width: int) -> None:
         super().__init__(width, next_width, 1)

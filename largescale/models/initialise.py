@@ -3,7 +3,7 @@
 Every tensor is a function of (seed, its name): each rank draws one whole tensor after the other, keeps its piece and
 forgets the rest. So the network does not depend on the number of ranks; it is another draw than the one that
 constructors make. The distributions are theirs: convolutions normal with variance 2 / fan-out (arXiv 1502.01852), as
-torchvision's ResNet and RegNet have them, linear layers, of maps as well, uniform as torch's.
+torchvision's ResNet and RegNet have them; linear layers, and convolutions of heads, uniform as torch's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from largescale.models.backbones import finish_block
-from largescale.models.heads import CellLinear
+from largescale.models.heads import HeadConv2d
 
 
 def materialise(network: nn.Module, device: torch.device, seed: int) -> None:
@@ -57,13 +57,13 @@ def initialise_pieces(network: nn.Module, seed: int) -> None:
 def _draw(module: nn.Module, key: str, shape: tuple[int, ...], name: str) -> Tensor:
     """Draw a whole tensor from the seed and its name."""
     generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(name.encode()) >> 1)
-    if isinstance(module, nn.Conv2d) and not isinstance(module, CellLinear):
+    if isinstance(module, nn.Conv2d) and not isinstance(module, HeadConv2d):
         if key == "bias":
             return torch.zeros(shape)
         fan_out = shape[0] * math.prod(shape[2:])
         return torch.empty(shape).normal_(0.0, math.sqrt(2 / fan_out), generator=generator)
-    if isinstance(module, (nn.Linear, CellLinear)):
-        bound = 1 / math.sqrt(module.weight.shape[1])
+    if isinstance(module, (nn.Linear, HeadConv2d)):
+        bound = 1 / math.sqrt(math.prod(module.weight.shape[1:]))
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)
     raise TypeError(f"no rule for {key} of {type(module).__name__}")
 

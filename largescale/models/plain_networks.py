@@ -55,6 +55,17 @@ PLAIN_NETWORKS = {
 }  # fmt: skip
 
 
+def least_side(name: str, stem: str) -> int:
+    """Of images in px that a network can see; 1 for networks that are not plain."""
+    if name not in PLAIN_NETWORKS:
+        return 1
+    plan = PLAIN_NETWORKS[name]
+    if stem == "imagenet":
+        return plan.least_side
+    # A pool of 2 px rounds up to a map of 1 px; those of 3 px need 2, twice.
+    return 1 if plan.pool == 2 else {"3x3": 4, "3x3s2": 7}[stem]
+
+
 class ConvBlock(nn.Sequential):
     """Convolution, BatchNorm and ReLU, named by their places in torchvision's `features`."""
 
@@ -79,9 +90,7 @@ class PlainNetwork(nn.Module):
     def __init__(self, name: str, stem: str) -> None:
         super().__init__()
         plan, small = PLAIN_NETWORKS[name], stem != "imagenet"
-        self.name, self.stem, self.least_side = name, stem, plan.least_side
-        if small:  # a pool of 2 px rounds up to a map of 1 px; those of 3 px need 2, twice
-            self.least_side = 1 if plan.pool == 2 else {"3x3": 4, "3x3s2": 7}[stem]
+        self.name, self.stem, self.least_side = name, stem, least_side(name, stem)
         channels, place, stages = 3, 0, []
         for number, layers in enumerate(plan.stages, 1):
             stage: OrderedDict[str, nn.Module] = OrderedDict()

@@ -2,8 +2,8 @@
 them and replicated on the parts (HSDP, `parallel.replicate`).
 
 Units, inside out: residual blocks of at least `parallel.unit_min_parameters`, then the whole method. In bf16 and fp16
-two things stay in float32, each in a unit of its own: BatchNorm, whose running statistics are float32 and do not mix
-with bf16 weights in one unit, and modules whose parameters the method wants in float32.
+two things stay in float32, each in a unit of its own: normalisation (BatchNorm's running statistics are float32 and do
+not mix with bf16 weights in one unit), and modules whose parameters the method wants in float32.
 """
 
 from __future__ import annotations
@@ -162,7 +162,8 @@ def _units(method: nn.Module, min_parameters: int) -> list[nn.Module]:
 
 
 def _shard_norms(module: nn.Module, shared: dict[str, Any]) -> None:
-    """Put the BatchNorms of a module that no inner unit has yet into one float32 unit: one gather for all."""
-    norms: list[nn.Module] = [m for m in module.modules() if isinstance(m, _BatchNorm) and not hasattr(m, "unshard")]
+    """Put the normalisations of a module that no inner unit has yet into one float32 unit: one gather for all."""
+    kinds = _BatchNorm | nn.GroupNorm
+    norms: list[nn.Module] = [m for m in module.modules() if isinstance(m, kinds) and not hasattr(m, "unshard")]
     if norms:
         fully_shard(norms, mp_policy=_AS_STORED, reshard_after_forward=False, **shared)

@@ -26,6 +26,7 @@ _OF_THE_BACKBONE = (
     "model.width",
     "model.block",
     "model.sobel",
+    "model.norm",
     "model.weights",
 )
 """Settings whose change makes weights unusable for a new run."""

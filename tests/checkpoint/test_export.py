@@ -197,13 +197,19 @@ def test_what_cannot_be_exported_is_a_line_and_leaves_no_file(run, tmp_path):
     assert not list(tmp_path.glob("*out*")) and not (tmp_path / "new").exists()
 
 
-def test_a_backbone_without_batchnorm_is_exported_as_a_graph_only(tmp_path):
-    save_checkpoint(tmp_path / "run", mini("cpc", "train.precision=fp32"), 1)
-    for name in ("torchvision", "safetensors"):
-        with pytest.raises(InputError, match=f"--format={name}: this backbone has layer normalisation"):
-            export(tmp_path / "run", tmp_path / "out.safetensors", format_name=name)
-    found = export(tmp_path / "run", tmp_path / "out.pt2", format_name="torch_export")
-    assert "features equal" in found.checked
+def test_layer_normalisation_is_exported_where_it_has_a_place(tmp_path):
+    """The file says which normalisation it is of; a network with the other one is a line."""
+    run = tmp_path / "run"
+    save_checkpoint(run, mini("cpc", "train.precision=fp32"), 1)
+    done = export(run, tmp_path / "own.safetensors", format_name="safetensors")
+    assert load_backbone(done.path).model.norm == "layer"
+    with pytest.raises(InputError, match=r"own\.safetensors: not a resnet: .* tensors differ: bn1\.running_mean"):
+        load_backbone(done.path, mini("cpc", "model.norm=batch").model)
+    assert export(run, tmp_path / "graph.pt2", format_name="torch_export").checked
+    for format_name, network in (("torchvision", "torchvision"), ("timm", "timm")):
+        with pytest.raises(InputError, match=f"^model.norm=layer: {network}'s networks have BatchNorm; use --format"):
+            export(run, tmp_path / "other.safetensors", format_name=format_name)
+    assert not (tmp_path / "other.safetensors").exists()
 
 
 def test_what_gives_other_features_when_read_again_is_not_kept(run, tmp_path, monkeypatch):

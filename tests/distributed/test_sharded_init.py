@@ -1,7 +1,4 @@
-"""Networks that no rank ever holds: the same weights on any number of ranks, and the memory of a piece.
-
-Covers: largescale/models/initialise.py
-"""
+"""Networks that no rank ever holds: the same weights on any number of ranks, and the memory of a piece."""
 
 from __future__ import annotations
 

@@ -104,8 +104,8 @@ def test_equal_patches_cost_the_logarithm_of_their_number_and_that_is_said():
 def test_patches_of_a_batch_do_not_know_each_other_without_batchnorm():
     batch = views()
     other = Views([torch.cat([batch.images[0][:1], torch.randn(3, 3, SIDE, SIDE, dtype=torch.float64)])], batch.ids)
-    for norm, equal in (("true", True), ("false", False)):
-        method = build(f"method.layer_norm={norm}").train()
+    for norm, equal in (("layer", True), ("batch", False)):
+        method = build(f"model.norm={norm}").train()
         first, second = (method.embed(method.task_views(one, 0))["patches"][0, 0] for one in (batch, other))
         assert torch.allclose(first, second, rtol=1e-12) == equal
 
@@ -132,6 +132,7 @@ def test_it_learns_what_comes_further_down():
     "overrides, words",
     [
         (["data.crops=[{num: 2, size: 24}]"], "data.crops=[2]: expected one group of one view"),
+        (["model.backbone=alexnet_bn", "model.stem=imagenet"], "method.tile=7: expected at least 63 with model."),
         (["method.tile=9"], "method.tile=9: expected at most method.window, 8"),
         (["method.rows=4"], "method.rows=4: expected less than 4, the rows of views of 24 px"),
     ],

@@ -114,6 +114,13 @@ def test_tiles_are_what_the_settings_say(name):
         (["data.crops=[{num: 1, size: 24}, {num: 1, size: 24}]"], "data.crops=[1, 1]: expected one group of one view"),
         (["method.tile=9"], "method.tile=9: expected at most 8: cells of data.crops.0 have 8 px"),
         (["method.tile=6", "method.gap=1", "method.channel_shift=1"], "method.tile=6: expected at most 5"),
+        (["method.gap=8"], "method.gap=8: expected at most 7: cells of data.crops.0 have 8 px, and a tile and"),
+        (["method.gap=5", "method.channel_shift=2"], "method.gap=5: expected at most 3"),
+        (["method.channel_shift=4"], "method.channel_shift=4: expected at most 3: cells of data.crops.0 have 8 px"),
+        (
+            ["model.backbone=vgg16_bn", "model.stem=imagenet"],
+            "method.tile=6: expected at least 32 with model.backbone=",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(name, overrides, words):

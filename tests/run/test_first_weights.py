@@ -108,6 +108,7 @@ def test_what_cannot_be_taken_is_one_line(weights, pretrain, tmp_path):
             [f"model.weights={weights}", "model.width=16"],
             "all 36 tensors are those of model.backbone=resnet model.stem=",
         ),
+        ([f"model.weights={weights}", "model.norm=layer"], "not a resnet with model.norm=layer: "),
         (["model.weights=absent.pth"], "error: model.weights=absent.pth: no such file"),
         ([f"model.weights={torn}"], f"error: model.weights={torn}: not a whole file of torch.save"),
         ([f"model.weights={weights}", "init_from=x"], "expected none with init_from=x"),
