@@ -7,7 +7,8 @@ The naive loop::
             for turn in (0, 1, 2, 3):                           # or for one of them, at random
                 loss += -log softmax(head(backbone(rot90(view, turn))))[turn] / B / V / 4
 
-Views are turned behind all augmentation, by flips and transposes alone: nothing but what they show says what is up.
+Views are turned behind all augmentation, by flips and transposes alone, so that neither a border nor resampling by the
+turn says what is up. A crop that is not square has been squeezed before: see `data.crops.N.ratio`.
 """
 
 from __future__ import annotations

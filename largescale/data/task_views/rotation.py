@@ -1,5 +1,5 @@
-"""Square views turned by quarters, exactly: by flips and transposes, so that no resampling gives the turn away
-(RotNet, arXiv 1803.07728, section 2.2).
+"""Square views turned by quarters, exactly: by flips and transposes, which resample nothing (RotNet, arXiv 1803.07728,
+section 2.2).
 
 Turn the square view, not the photograph it is cut from: else its shape or a border would give the turn away.
 """
