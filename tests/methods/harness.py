@@ -21,7 +21,8 @@ from largescale.config import Config, load_config
 from largescale.data.length import Length
 from largescale.data.order import rank_places
 from largescale.data.views import Views
-from largescale.methods import METHODS, build_method
+from largescale.distributed.collectives import sum_over_ranks
+from largescale.methods import METHODS, Method, build_method
 from largescale.methods.phase import PlainEmbeddings, no_embeddings, own_ids
 from largescale.parallel.engine import Engine
 from largescale.parallel.precision import weights_dtype
@@ -74,10 +75,17 @@ def whole(value: Tensor) -> Tensor:
     return (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
 
 
+def together(method: Method, signs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Signs of a step as the meter combines them. Collectives: one all-reduce."""
+    sums = sum_over_ranks({name: value.double() for name, value in signs.items()})
+    means = {name for name, sign in method.signs.items() if sign.over == "mean"}
+    return {name: value / dist.get_world_size() if name in means else value > 0 for name, value in sums.items()}
+
+
 def train(
     config: Config, steps: int = STEPS, *, still: bool = False, first: int = 0, checkpoints: Path | None = None
 ) -> dict[str, Any]:
-    """Losses, gradient norms and, on rank 0, the whole state in the end.
+    """Losses, gradient norms, signs and, on rank 0, the whole state in the end.
 
     Args:
         config: of the run.
@@ -96,7 +104,7 @@ def train(
         checkpoint = sharded.agree_on_latest(checkpoints, device)
         assert checkpoint is not None and checkpoint.step == first
         load(checkpoint, engine)
-    losses, norms = [], []
+    losses, norms, signs = [], [], []
     for step in range(first, steps):
         if engine.method.phase_due(step):
             corpus = whole_corpus(engine, step) if engine.method.phase_embeds(step) else no_embeddings()
@@ -108,12 +116,13 @@ def train(
         engine.update(check, step=step, lr=config.optim.lr, clip=config.optim.clip_grad_norm)
         losses.append(check.loss)
         norms.append(check.grad_norm)
+        signs.append(together(engine.method, output.signs))
     if checkpoints is not None:
         saved = engine.state()
         saver = Saver(checkpoints, keep=1, keep_every=0, background=False, device=device)
         saver.save(saved, {"step": steps}, until_update=engine.until_update(saved))
     state = {name: whole(value) for name, value in engine.state().items()}
-    return {"losses": losses, "norms": norms, "state": state if dist.get_rank() == 0 else {}}
+    return {"losses": losses, "norms": norms, "signs": signs, "state": state if dist.get_rank() == 0 else {}}
 
 
 def recipes(ways: list[list[str]]) -> list[dict[str, Config]]:

@@ -43,6 +43,23 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict
     return once(tmp_path_factory, "all-methods", lambda: run_ranks(train_all, 1, recipes(WAYS), timeout_s=600)[0])
 
 
+OF_PAIRS = {"pair_square", "agreement_of_others"}
+"""Signs that are estimated from the pairs within a rank's micro-batch."""
+_ABOUT_ITS_MEAN = {"mean_embedding", "mean_square", "agreement"}
+OF_SHARES = {"barlow": _ABOUT_ITS_MEAN, "vicreg": _ABOUT_ITS_MEAN, "pirl": {"picked"}, "pcl": {"cluster_picked"}}
+"""Signs that each rank's share decides: moments about its own mean, a fraction of those of its images that have a
+cluster, and a tie of an image with itself among others."""
+
+
+def assert_equal_signs(own: list[dict[str, torch.Tensor]], expected: list[dict[str, torch.Tensor]], name: str) -> None:
+    """What the doctor sees does not depend on who holds the images."""
+    left_out = OF_PAIRS | OF_SHARES.get(name, set())
+    for step, (mine, theirs) in enumerate(zip(own, expected, strict=True)):
+        assert mine.keys() == theirs.keys(), name
+        for sign in theirs.keys() - left_out:
+            torch.testing.assert_close(mine[sign], theirs[sign], rtol=1e-8, atol=1e-8, msg=f"{name}, {step}, {sign}")
+
+
 def assert_equal_states(own: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], where: Any) -> None:
     assert own.keys() == expected.keys(), where
     for key, value in own.items():
@@ -67,6 +84,7 @@ def test_float64_runs_equal_one_process(one_process, strategy, ranks, overrides)
             own, expected = mine[name], theirs[name]
             assert own["losses"] == pytest.approx(expected["losses"], rel=1e-9), (name, way)
             assert own["norms"] == pytest.approx(expected["norms"], rel=1e-8), (name, way)
+            assert_equal_signs(own["signs"], expected["signs"], name)
             missing = expected["state"].keys() - own["state"].keys()
             # OSS keeps the optimizer's state of a parameter on its owner alone.
             assert all(strategy == "fairscale" and key.startswith("optimizer.") for key in missing), (name, missing)
