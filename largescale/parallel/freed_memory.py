@@ -10,7 +10,8 @@ import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3)."""
-_NEVER = 2**31 - 1
+_LARGEST = (2**31 - 1, 2**25)
+"""Bytes from which on a block is given back at once: more than a tensor has, or the most that glibc before 2.35 takes."""
 _OF_THE_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
@@ -18,11 +19,13 @@ def keep_freed_memory(device: torch.device) -> bool:
     """Let this process keep what tensors on a CPU have freed; true if it will. Not where the user says what glibc does.
 
     glibc gives large blocks back to the system at once, and the system clears every page before it gives it out again:
-    1 to 3% of a step's CPU time with ResNet-18 (benchmarks/results/step_paired.md), 5% with the demo's network. What a
-    process holds at most grows by gaps alone: 1 to 3% with either. On GPUs torch keeps memory itself.
+    up to 3% of a step's CPU time with ResNet-18 (benchmarks/results/step_paired.md). What a process holds at most grows
+    by gaps alone. On GPUs torch keeps memory itself.
     """
     chosen = any(name.startswith(_OF_THE_USER) for name in os.environ)
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc" or chosen:
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(parameter, _NEVER) == 1 for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)])
+    # The other parameter alone would be worse than none: it ends glibc's own raising of the first.
+    taken = any(mallopt(_M_MMAP_THRESHOLD, size) == 1 for size in _LARGEST)
+    return taken and mallopt(_M_TRIM_THRESHOLD, _LARGEST[0]) == 1

@@ -25,7 +25,10 @@ def pages_cleared(keep: bool) -> int:
     return counts[-1] - counts[-6]
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is another one")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or tuple(map(int, platform.libc_ver()[1].split("."))) < (2, 35),
+    reason="another C library, or one that gives such blocks back in any case",
+)
 def test_a_step_clears_no_pages_again():
     [kept], [given_back] = (run_ranks(pages_cleared, 1, keep) for keep in (True, False))
     assert kept < given_back / 10
