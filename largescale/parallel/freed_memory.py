@@ -11,7 +11,7 @@ import torch
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3)."""
 _LARGEST = (2**31 - 1, 2**25)
-"""Bytes from which on a block is given back at once: more than a tensor has, or the most that glibc before 2.35 takes."""
+"""Bytes from which on blocks are given back at once: more than any has, or the most that glibc before 2.35 takes."""
 _OF_THE_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
