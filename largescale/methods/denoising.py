@@ -4,7 +4,7 @@ convolutional and trained from end to end).
 The naive loop::
 
     for i in images:
-        damaged = i with a share of its pixels set to the mean, plus noise
+        damaged = i plus noise, then a share of its pixels set to the mean
         loss += mean((decoder(backbone's maps of damaged) - i) ** 2) / B
 
 Departures from the published method: layers are trained together, not one after the other with tied weights; the error
@@ -29,7 +29,7 @@ from largescale.models.backbones import build_backbone, feature_map
 from largescale.models.decoders import DenseDecoder
 
 _NOTHING = 0.98
-"""Of the variance: no better than the mean image."""
+"""Of the variance: no better than one colour everywhere, the mean one."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Settings(MethodConfig):
         used_if="method.masked",
     )
     noise: float = setting(
-        0.0, "Standard deviation of noise in every pixel, in units of data.std.", at_least=0, at_most=1e3
+        0.0, "Standard deviation of noise in pixels that are not hidden, in units of data.std.", at_least=0, at_most=1e3
     )
     decoder: list[int] = setting(
         [512, 256, 128, 64, 32],
@@ -73,7 +73,9 @@ class Denoising(EmbeddingMethod):
         self.config, self._seed = _settings(config), config.run.seed
         self.backbone, self.num_features = build_backbone(config.model)
         self.decoder = DenseDecoder(self.num_features, self.config.decoder)
-        self.signs = {"error": Sign(), "input_error": Sign(), "pixel_variance": Sign()}
+        # Moments, since variances of micro-batches do not add up to that of all.
+        moment = Sign(shape=(3,))
+        self.signs = {"error": Sign(), "input_error": Sign(), "pixel_mean": moment, "pixel_square": moment}
 
     def task_views(self, views: Views, step: int) -> Views:
         """The damaged view and the whole one, both [B, 3, S, S]."""
@@ -111,14 +113,16 @@ class Denoising(EmbeddingMethod):
         signs = {
             "error": error.detach(),
             "input_error": (damaged - whole).square().mean(),
-            "pixel_variance": whole.var((0, 2, 3), correction=0).mean(),
+            "pixel_mean": whole.mean((0, 2, 3)),
+            "pixel_square": whole.square().mean((0, 2, 3)),
         }
         return Output(error, signs, {})
 
     def measures(self, loss: float, signs: dict[str, Tensor], num_images: int) -> dict[str, float]:
-        """Errors, and that of the images made over the variance of pixels, that of the mean image."""
-        variance = max(float(signs["pixel_variance"]), 1e-12)
-        return {"unexplained": float(signs["error"]) / variance} | super().measures(loss, signs, num_images)
+        """Errors, and that of the images made over the variance of pixels, that of the mean colour everywhere."""
+        variance = max(float((signs["pixel_square"] - signs["pixel_mean"].square()).mean()), 1e-12)
+        own = {"unexplained": float(signs["error"]) / variance, "pixel_variance": variance}
+        return own | super().measures(loss, signs, num_images)
 
     @classmethod
     def brief(cls, row: Row) -> str:
@@ -127,7 +131,7 @@ class Denoising(EmbeddingMethod):
 
     @classmethod
     def symptoms(cls, config: Config) -> list[Symptom]:
-        """That the images made are no better than the mean one."""
+        """That the images made are no better than the mean colour everywhere."""
         return [
             Symptom(
                 "images are not restored",
@@ -137,7 +141,7 @@ class Denoising(EmbeddingMethod):
                 seen=lambda row: f"{row['unexplained']:.0%} of the variance of pixels is missing in the images made",
                 remedy=f"Try, in another run.dir, optim.lr={config.optim.lr / 3:.2g} or {3 * config.optim.lr:.2g}, or "
                 f"method.masked={_settings(config).masked / 2:.2g}",
-                meaning="the decoder gives the mean image",
+                meaning="the decoder gives the mean colour everywhere",
                 by_rate=True,
             )
         ]
@@ -145,7 +149,7 @@ class Denoising(EmbeddingMethod):
     @classmethod
     def panels(cls, config: Config) -> list[Panel]:
         """Errors of what is made and of what it is made of."""
-        curves = {"of images made": "error", "of damaged images": "input_error", "of the mean image": "pixel_variance"}
+        curves = {"of images made": "error", "of damaged images": "input_error", "of the mean colour": "pixel_variance"}
         return [Panel("Mean square of what is wrong", curves)]
 
 

@@ -20,12 +20,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from largescale.config import Config, require
 from largescale.config.setting import setting
-from largescale.data.task_views.permutations import drawn_orders
+from largescale.data.task_views.permutations import drawn_orders, permutation_set
 from largescale.data.views import Views
 from largescale.methods.embedding_method import Named
-from largescale.methods.tile_task import TileSettings, TileTask, most_channel_shift, settings_of
+from largescale.methods.tile_task import Proportions, TileSettings, TileTask, most_channel_shift, settings_of
 from largescale.models.heads import hidden_widths, projection_head
 
 
@@ -55,19 +58,34 @@ class Settings(TileSettings):
 
 
 class Jigsaw(TileTask):
-    """Backbone, embedding of tiles, and a head over all tiles of an image."""
+    """Backbone, embedding of tiles, and a head over all tiles of an image.
 
+    Attributes:
+        orders: the permutations, int64 [P, T]; in no checkpoint, since they never change.
+    """
+
+    orders: Tensor
     title = "Jigsaw"
     reference = "pretext/jigsaw"
     Settings = Settings
-    published = (64, 0, 2, 85)
+    published = Proportions(tile=64, gap=0, channel_shift=2, cell=85)
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         settings = _settings(config)
-        self._places, self._permutations = settings.cells**2, settings.permutations
+        self._places = settings.cells**2
+        self.register_buffer("orders", self._orders(settings.permutations), persistent=False)
         width = self._places * settings.embedding
         self.head = projection_head(width, settings.hidden, settings.permutations, batchnorm=True)
+
+    def _orders(self, count: int) -> Tensor:
+        # On the host even where modules are built without memory: weights are put into those, but not these.
+        return torch.tensor(permutation_set(count, self._places), device="cpu")
+
+    @torch.no_grad()
+    def finish_initialisation(self) -> None:
+        """Put the permutations back where memory was allocated anew."""
+        self.orders.copy_(self._orders(len(self.orders)))
 
     @classmethod
     def num_classes(cls, config: Config) -> int:
@@ -76,7 +94,7 @@ class Jigsaw(TileTask):
 
     def task_views(self, views: Views, step: int) -> Views:
         """Tiles in a random order, and as a fact which one it is, int64 [B]."""
-        number, order = drawn_orders(views.ids, self._permutations, self._places, seed=self._seed, step=step)
+        number, order = drawn_orders(views.ids, self.orders, seed=self._seed, step=step)
         return views._replace(images=[self.cut(views, order, step)], facts={"permutation": number})
 
     def embed(self, views: Views) -> Named:

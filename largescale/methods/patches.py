@@ -11,8 +11,8 @@ The naive loop::
 
 Departures from the published code: all eight pairs of an image are asked in a step, so that every tile is embedded
 once; the grid stands in a crop of the image, not anywhere on one of several sizes; tiles are normalised one by one;
-none of them is shrunk and enlarged again. BatchNorm's running statistics, by which whole images are evaluated, are
-those of tiles, as there.
+none of them is shrunk and enlarged again. A backbone trained so sees a channel and two of faint noise, while whole
+images are evaluated as they are, by BatchNorm's running statistics of tiles, as there.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from largescale.data.views import Views
 from largescale.methods.embedding_method import Named
 from largescale.methods.tile_task import (
     SINGLE_CHANNEL,
+    Proportions,
     TileSettings,
     TileTask,
     aberration_cure,
@@ -58,7 +59,7 @@ class Patches(TileTask):
     title = "Relative patch location"
     reference = "pretext/patches"
     Settings = Settings
-    published = (96, 34, 0, 144)
+    published = Proportions(tile=96, gap=34, channel_shift=0, cell=144)
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -80,7 +81,7 @@ class Patches(TileTask):
         """`logits` [1, B, 8, 8] of directions, for each neighbour of the centre."""
         z = self.embedded(views)
         others = torch.cat([z[:, :_CENTRE], z[:, _CENTRE + 1 :]], dim=1)
-        pairs = torch.cat([z[:, [_CENTRE]].expand_as(others), others], dim=2)
+        pairs = torch.cat([z[:, _CENTRE : _CENTRE + 1].expand_as(others), others], dim=2)
         return {"logits": self.head(pairs.flatten(0, 1)).unflatten(0, (1, len(z), _DIRECTIONS))}
 
     def targets(self, views: Views) -> Named:

@@ -1,8 +1,9 @@
-"""Shared by pretext tasks that are classifications: what was done to an image is to be told from what it looks like.
+"""Shared by pretext tasks that are classifications: the network has to tell what was done to an image.
 
-The loss is the cross entropy of K classes, none of which is of the image's content; a network that knows nothing has
-ln K, and tells one in K. `task_accuracy` is the share told right. It says how far the task is solved, not how good
-features are: a task that is solved by a shortcut, such as brightness or lens colours, teaches nothing.
+The loss is the cross entropy over K classes, which say what was done and not what the image shows. A network that knows
+nothing has a loss of ln K and is right once in K times. `task_accuracy` is the share of right answers. It says how well
+the task is solved, not how good the features are: a task solved by a shortcut, such as brightness or lens colours,
+teaches nothing.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ The backbone sees one tile at a time, so that no feature of it compares tiles; w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -117,14 +117,23 @@ class TileSettings(MethodConfig):
         return "data.crops", cell, f"a size of at least {cells}, {cells} tiles along a side"
 
 
+class Proportions(NamedTuple):
+    """Of a recipe: tile, gap, shift of channels and side of a cell, in pixels."""
+
+    tile: int
+    gap: int
+    channel_shift: int
+    cell: int
+
+
 class TileTask(PretextTask):
     """Backbone, and an embedding of every tile.
 
     Attributes:
-        published: tile, gap, shift of channels and side of a cell in pixels, of the published recipe.
+        published: proportions of the published recipe.
     """
 
-    published: ClassVar[tuple[int, int, int, int]]
+    published: ClassVar[Proportions]
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -165,13 +174,14 @@ class TileTask(PretextTask):
     @classmethod
     def suited(cls, config: Config, length: Length) -> dict[str, Choice]:
         """Tiles and gaps in the proportions of published ones."""
-        tile, gap, shift, published = cls.published
-        side = config.data.crops[0].size // settings_of(config).cells_along_side()
+        whole, side = cls.published, config.data.crops[0].size // settings_of(config).cells_along_side()
 
         def scaled(pixels: int) -> Choice:
-            return Choice(pixels * side // published, f"of cells of {side} px, as {pixels} of {published} px published")
+            return Choice(
+                pixels * side // whole.cell, f"of cells of {side} px, as {pixels} of {whole.cell} px published"
+            )
 
-        return {"tile": scaled(tile), "gap": scaled(gap), "channel_shift": scaled(shift)}
+        return {"tile": scaled(whole.tile), "gap": scaled(whole.gap), "channel_shift": scaled(whole.channel_shift)}
 
 
 def require_visible(config: Config, tile: int) -> None:

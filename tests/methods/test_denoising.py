@@ -49,7 +49,7 @@ def test_hidden_pixels_are_the_mean_in_all_channels_and_others_are_as_they_were(
     assert torch.equal(damaged[~hidden], whole[~hidden])
 
 
-def test_the_best_linear_answer_to_noise_is_that_of_ridge_regression():
+def test_the_best_share_of_a_noisy_pixel_is_that_of_its_variance_that_is_no_noise():
     """Of independent normal pixels with noise of deviation s, a share 1 / (1 + s^2) of what is seen."""
     batch = views(400)
     damaged, whole = build("method.masked=0", "method.noise=0.5").task_views(batch, 3).images
@@ -62,7 +62,7 @@ def test_the_best_linear_answer_to_noise_is_that_of_ridge_regression():
     assert best == pytest.approx(0.2, abs=0.005) and best < min(more, less)
 
 
-def test_images_as_they_were_cost_nothing_and_the_mean_image_is_called_no_restoration():
+def test_images_as_they_were_cost_nothing_and_the_mean_colour_is_called_no_restoration():
     method, batch = build(), views()
     whole = batch.images[0][None]
     inputs = {"whole": whole, "damaged": 0.5 * whole}
@@ -72,9 +72,33 @@ def test_images_as_they_were_cost_nothing_and_the_mean_image_is_called_no_restor
     assert row["unexplained"] == pytest.approx(1)
     assert row["input_error"] == pytest.approx(float(whole.square().mean()) / 4)
     config = mini("denoising")
-    assert "the decoder gives the mean image" in said_of(config, row)
+    assert "the decoder gives the mean colour everywhere" in said_of(config, row)
     assert said_of(config, row | {"unexplained": 0.3}) == ""
     assert set(method.panels(config)[0].columns.values()) <= set(row)
+
+
+def test_hidden_pixels_have_no_noise_and_others_have():
+    [whole] = views().images
+    noise = build("method.masked=0.3", "method.noise=0.5").task_views(views(), 3).images[0] - whole
+    hidden = noise == -whole
+    assert torch.equal(hidden.all(1), hidden.any(1)) and 0.2 < hidden.double().mean() < 0.4
+    assert float(noise[~hidden].std()) == pytest.approx(0.5, rel=0.05)
+
+
+def test_what_is_unexplained_does_not_depend_on_how_a_batch_is_split():
+    """Over micro-batches or ranks of very different brightness."""
+    method, whole = build(), torch.cat([views().images[0], 3 + views(seed=1).images[0]])
+    made = whole + torch.randn(whole.shape, dtype=whole.dtype)
+
+    def signs(part: slice) -> dict[str, torch.Tensor]:
+        inputs = {"images": made[None, part], "whole": whole[None, part], "damaged": whole[None, part]}
+        return method.loss(inputs, torch.arange(len(whole[part])), 0).signs
+
+    halves = [signs(slice(None, BATCH)), signs(slice(BATCH, None))]
+    split = {name: (halves[0][name] + halves[1][name]) / 2 for name in halves[0]}
+    expected = float((made - whole).square().mean() / whole.var((0, 2, 3), correction=0).mean())
+    for found in (split, signs(slice(None))):
+        assert method.measures(0.0, found, 10)["unexplained"] == pytest.approx(expected)
 
 
 def test_it_learns_to_fill_in_what_is_hidden():

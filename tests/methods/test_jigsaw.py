@@ -6,6 +6,7 @@ import torch
 from largescale.data.task_views.permutations import permutation_set
 from largescale.data.views import Views
 from largescale.methods import build_method
+from largescale.models.initialise import materialise
 from shards.ground.errors import InputError
 from tests.methods.harness import mini
 
@@ -50,3 +51,11 @@ def test_tiles_stand_in_the_order_of_the_permutation_that_is_wanted():
 def test_more_permutations_than_there_are_are_refused():
     with pytest.raises(InputError, match=r"method\.permutations=25: expected at most 24"):
         mini("jigsaw", "method.permutations=25")
+
+
+def test_a_network_that_no_rank_ever_held_has_the_same_permutations():
+    config = mini("jigsaw")
+    drawn = build_method(config, on_meta=True)
+    materialise(drawn, torch.device("cpu"), 0)
+    assert torch.equal(drawn.orders, build_method(config).orders)
+    assert "orders" not in drawn.state_dict()

@@ -11,7 +11,6 @@ from functools import cache
 from itertools import permutations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from largescale.data.device_random import uniform
@@ -42,14 +41,20 @@ def permutation_set(count: int, places: int) -> np.ndarray:
     return found
 
 
-def drawn_orders(ids: Tensor, count: int, places: int, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """One permutation of `permutation_set` for each sample, a function of (seed, step, sample id).
+def drawn_orders(ids: Tensor, orders: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """One of P permutations for each sample, a function of (seed, step, sample id).
+
+    Args:
+        ids: of the samples, int64 [B].
+        orders: the permutations, int64 [P, places], on the same device.
+        seed: of the run.
+        step: of the run.
 
     Returns:
         Which one, int64 [B]; and the permutation, int64 [B, places].
     """
-    number = (uniform(seed, step, ids, _DRAWN, num=1, device=ids.device)[:, 0] * count).long()
-    return number, torch.tensor(permutation_set(count, places), device=ids.device)[number]
+    number = (uniform(seed, step, ids, _DRAWN, num=1, device=ids.device)[:, 0] * len(orders)).long()
+    return number, orders[number]
 
 
 def _affine() -> np.ndarray:

@@ -68,8 +68,8 @@ def jittered_tiles(images: Tensor, ids: Tensor, order: Tensor, grid: Grid, *, se
     shifts = (draws * (2 * grid.channel_shift + 1)).long() - grid.channel_shift
     shifts = shifts.view(batch, channels, 2, grid.num_tiles)
     each = [
-        _cut(images[:, [channel]], order, places + shifts[:, channel], cells=grid.cells, side=side, tile=grid.tile)
-        for channel in range(channels)
+        _cut(one, order, places + shifts[:, channel], cells=grid.cells, side=side, tile=grid.tile)
+        for channel, one in enumerate(images.split(1, dim=1))
     ]
     return torch.cat(each, dim=1)
 

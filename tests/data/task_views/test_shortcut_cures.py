@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import affine_grid, grid_sample
+from torch import Tensor
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
 from largescale.data.task_views.shortcut_cures import normalised, single_channels, without_green_magenta
 
@@ -55,19 +56,43 @@ def test_single_channels_are_a_function_of_seed_step_and_sample_alone():
     assert not torch.equal(single_channels(tiles[1], torch.tensor([7]), seed=0, step=4), alone)
 
 
-def test_what_a_lens_does_to_green_leaves_no_trace():
-    """Green and magenta structures, magenta drawn 2% larger: after the projection a network sees a picture that knows
-    nothing of green against magenta, here nothing at all.
+def fringed(num: int) -> Tensor:
+    """Pictures of 48 px whose red and blue are drawn 5% larger than green, as a lens does."""
+    noise = torch.randn(num, 1, 48, 48, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    green = 3 * avg_pool2d(noise, 3, 1, 1)
+    larger = torch.tensor([[0.95, 0, 0], [0, 0.95, 0]], dtype=torch.float64).expand(num, -1, -1)
+    magenta = grid_sample(green, affine_grid(larger, [num, 1, 48, 48], False), "bilinear", "reflection", False)
+    return torch.cat([magenta, green, magenta], dim=1) / torch.tensor(STD, dtype=torch.float64)[:, None, None]
+
+
+def in_tiles(images: Tensor) -> Tensor:
+    """Nine tiles of 16 px of each image of 48 px, in reading order."""
+    return images.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+
+
+def place_explained(tiles: Tensor) -> float:
+    """Share of the variance of columns, left to right, that a linear probe explains on the other half of tiles; it sees
+    how pixels of each channel go with those of each channel one to the left, there and one to the right.
     """
-    noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    larger = affine_grid(torch.tensor([[[0.98, 0, 0], [0, 0.98, 0]]], dtype=torch.float64), [1, 1, 64, 64], False)
-    magenta = grid_sample(noise, larger, padding_mode="reflection", align_corners=False)
-    std = torch.tensor(STD, dtype=torch.float64)[:, None, None]
-    seen = torch.cat([-magenta, 2 * magenta, -magenta], dim=1) / std  # green against magenta alone
-    assert without_green_magenta(seen, STD).abs().max() < 1e-12
-    fringed = torch.cat([magenta, noise, magenta], dim=1) / std
-    found = without_green_magenta(fringed, STD) * std
-    assert found[:, 1].sub((found[:, 0] + found[:, 2]) / 2).abs().max() < 1e-12
+    place = torch.arange(len(tiles)).remainder(3).double() - 1
+    seen = [
+        (tiles[:, one, :, 1:-1] * tiles[:, other, :, 1 + by : 15 + by]).mean((1, 2))
+        for one in range(3)
+        for other in range(3)
+        for by in (-1, 0, 1)
+    ]
+    x = torch.stack([*seen, torch.ones_like(place)], dim=1)
+    half = len(tiles) // 2
+    penalty = 1e-6 * torch.eye(x.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(x[:half].T @ x[:half] / half + penalty, x[:half].T @ place[:half] / half)
+    return 1 - float((x[half:] @ weights - place[half:]).square().mean() / place[half:].square().mean())
+
+
+def test_what_a_lens_does_to_green_does_not_tell_a_tiles_place():
+    images = fringed(100)
+    assert place_explained(in_tiles(images)) > 0.8
+    assert place_explained(in_tiles(without_green_magenta(images, STD))) < 0.1
+    assert place_explained(single_channels(in_tiles(images), torch.arange(100), seed=0, step=0)) < 0.1
 
 
 def test_the_projection_leaves_what_is_orthogonal_and_changes_nothing_twice():
