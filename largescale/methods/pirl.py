@@ -97,7 +97,8 @@ class Settings(ContrastiveSettings):
     )
     max_bank_gb: float = setting(
         16.0,
-        "Largest part of the bank in GB on a rank; a larger one is refused before anything is read.",
+        "Largest part of the bank in GB on a rank, with the embeddings that method.bank_start=network fills it from; a "
+        "larger one is refused before anything is read.",
         above=0,
         at_most=1e9,
         free=True,
@@ -153,12 +154,26 @@ class PIRL(Contrastive):
 
     @classmethod
     def misfit(cls, config: Config, length: Length) -> str:
-        """The bank may be too large."""
+        """The bank may be too large, or what fills it."""
         assert isinstance(config.method, Settings)
-        width, size = config.method.embedding, bytes_per_number(config)
-        return too_many_rows(
-            length.num_samples, width, size, key="method.max_bank_gb", max_gb=config.method.max_bank_gb
+        width, number, most = config.method.embedding, bytes_per_number(config), config.method.max_bank_gb
+        line = too_many_rows(length.num_samples, width, number, key="method.max_bank_gb", max_gb=most)
+        size, ranks = cls.phase_bytes(config, length.num_samples) / 1e9, world_size()
+        if line or size <= most:
+            return line
+        return (
+            f"method.max_bank_gb={most:g}: the bank and the embeddings that fill it before the first step take "
+            f"{size:.3g} GB on each of {ranks} rank{'s' * (ranks > 1)}; use more ranks or a smaller method.embedding, "
+            "raise it, or set method.bank_start=random"
         )
+
+    @classmethod
+    def phase_bytes(cls, config: Config, images: int) -> int:
+        """Most bytes that a rank holds in a phase beside networks: the bank, and as many embeddings."""
+        assert isinstance(config.method, Settings)
+        if config.method.bank_start != "network":
+            return 0
+        return 2 * -(-images // world_size()) * config.method.embedding * bytes_per_number(config)
 
     @classmethod
     def suited(cls, config: Config, length: Length) -> dict[str, Choice]:

@@ -203,9 +203,24 @@ def test_a_run_in_which_no_image_comes_back_is_said_and_images_that_meet_themsel
 def test_a_bank_in_double_precision_is_twice_as_large():
     gb = SAMPLES * 8 * 4 / 1e9
     for precision, words in (("fp32", ""), ("fp64", "for 9 images take 5.76e-07 GB on each of 1 rank; use more")):
-        config = load_config(MINI, [f"method.max_bank_gb={gb}", f"train.precision={precision}"])
+        overrides = [f"method.max_bank_gb={gb}", f"train.precision={precision}", "method.bank_start=random"]
+        config = load_config(MINI, overrides)
+        assert PIRL.phase_bytes(config, SAMPLES) == 0
         line = PIRL.misfit(config, Length(8, 1, SAMPLES))
         assert words in line and bool(line) == bool(words)
+
+
+def test_embeddings_that_fill_the_bank_are_held_beside_it():
+    gb = SAMPLES * 8 * 4 / 1e9
+    config = load_config(MINI, [f"method.max_bank_gb={1.5 * gb}", "train.precision=fp32"])
+    assert PIRL.phase_bytes(config, SAMPLES) / 1e9 == pytest.approx(2 * gb)
+    assert PIRL.misfit(config, Length(8, 1, SAMPLES)).startswith(
+        f"method.max_bank_gb={1.5 * gb:g}: the bank and the embeddings that fill it before the first step take "
+        "5.76e-07 GB on each of 1 rank"
+    )
+    assert PIRL.misfit(load_config(MINI, [f"method.max_bank_gb={4.1 * gb}"]), Length(8, 1, SAMPLES)) == "", (
+        "in double precision"
+    )
 
 
 def test_once_z_is_fixed_the_loss_is_a_mean_over_images():
