@@ -49,8 +49,8 @@ class Wish:
                 raise InputError(f"{what}{weights.path} is read without its heads; {remedy}")
             those = ", ".join(name for name, method in METHODS.items() if method.exemplars is not None)
             raise InputError(
-                f"{what}method.name={config.method.name} assigns images to nothing (it learns no clusters, or "
-                f"none that stay), as {those} do; {remedy}"
+                f"{what}method.name={config.method.name} has no lasting clusters to assign images to; use a run of "
+                f"{those}, or {remedy}"
             )
         if not 0 <= self.thumbnails <= config.evaluate.size:
             raise InputError(f"--thumbnails={self.thumbnails}: expected 0 to evaluate.size={config.evaluate.size}")

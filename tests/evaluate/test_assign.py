@@ -34,7 +34,7 @@ RUNS = {
     "cluster": (ROOT / "tests/methods/mini/deepclusterv2.yaml", [5, 9, 4], ["train.steps=2"]),
 }
 
-NOTHING = "assigns images to nothing (it learns no clusters, or none that stay), as swav, "
+NOTHING = "has no lasting clusters to assign images to; use a run of swav, "
 
 
 @pytest.fixture(scope="module", params=RUNS)

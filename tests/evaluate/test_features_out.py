@@ -210,5 +210,8 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing_half_written(run, he
 
 def test_a_method_without_prototypes_assigns_nothing():
     config = load_config(ROOT / "configs/small/simclr.yaml", ["data.shards=x"])
-    with pytest.raises(InputError, match=r"--assign: method.name=simclr assigns images to nothing"):
+    with pytest.raises(
+        InputError,
+        match=r"--assign: method.name=simclr has no lasting clusters to assign images to; use a run of swav, ",
+    ):
         Wish(assign=True).check(config, Checkpoint(ROOT, {}))
