@@ -1,14 +1,16 @@
 """A linear layer whose classes come in groups, each with a softmax of its own, and whose rows are split over ranks.
 
-Of a sample only some groups are asked: which of the group's classes is it? With rows W of group g and its class c::
+For each sample the caller names some of the groups, and the sample's class in each. With rows W of such a group g and
+class c::
 
     loss = -log softmax(W[g] x + b[g])[c]
 
 Every rank gathers the features of all ranks, and computes their products with the rows that it holds; what softmax
-needs of the others are three numbers per sample and group that is asked. So a layer of millions of classes costs each
+needs of the others are four numbers per sample and group that is asked. So a layer of millions of classes costs each
 rank its part of the memory and of the products, and no gradient of a row is exchanged, where a strategy that shards
 parameters would gather all rows for each step. Products are those with all rows of a rank, also of groups that are not
-asked of a sample: which ones are is known to the device alone, and the host does not wait for it.
+asked of a sample: which ones are is known to the device alone, and the host does not wait for it. So a step holds
+several matrices of [samples of all ranks, rows of this rank].
 
 The layer is state, not a parameter: it is drawn again now and then, and trained by an SGD of its own without momentum,
 so that no optimizer holds anything of a former one.
@@ -36,7 +38,7 @@ _ROWS = 1024
 
 
 class Asked(NamedTuple):
-    """A group that is asked of each sample of all ranks, and its right class there.
+    """A group for each sample of all ranks, and the sample's class there.
 
     Attributes:
         groups, classes: int64 [N].
@@ -52,7 +54,8 @@ class Answers(NamedTuple):
     Attributes:
         loss: the mean over them of weighted losses, a sum over what was asked; with the gradient of their features.
         losses: such means of each thing that was asked, detached, [Q].
-        right: shares of them whose largest logit is that of the right class, detached, [Q].
+        right: shares of the samples with a weight whose largest logit is that of the right class alone, detached, [Q];
+            their means over ranks are the shares of all.
     """
 
     loss: Tensor
@@ -77,7 +80,7 @@ class SplitHead(nn.Module):
         self._width, self._groups, self._micro_batches = width, list(groups), micro_batches
         # W and b side by side, [classes of all groups, F + 1], of which this rank holds some.
         self._rows = RowsById(width + 1)
-        # Of the rows of this rank, -1 of the one behind them; the first row of each group.
+        # The group of each of this rank's rows, then -1 for the spare row; the first row of each group.
         self.register_buffer("group_of_row", torch.zeros(0, dtype=torch.int64), persistent=False)
         self.register_buffer("starts", torch.zeros(0, dtype=torch.int64), persistent=False)
         self._gradient: Tensor | None = None
@@ -112,14 +115,14 @@ class SplitHead(nn.Module):
             asked: Q groups of each.
 
         Collectives: an all-gather of features, which is a reduce-scatter in the backward pass, and two all-reduces of Q
-            and 2 Q numbers per sample.
+            and 3 Q numbers per sample.
         """
         num, own = len(features), self._rows.rows.to(features.dtype)
         x = gather_rows(features)
         logits = torch.addmm(own[:, -1], x, own[:, :-1].T)
         with torch.no_grad():
             in_groups = [one.groups[:, None] == self.group_of_row for one in asked]
-            largest, log_sums, right = self._over_ranks(logits, in_groups, asked)
+            largest, log_sums, right, num_largest = self._over_ranks(logits, in_groups, asked)
             mine = slice(rank() * num, (rank() + 1) * num)
             losses = ((log_sums - right) * weights)[:, mine].mean(1)
             wrong = torch.zeros_like(logits)
@@ -130,14 +133,15 @@ class SplitHead(nn.Module):
             self._add_gradient(wrong, x)
         # Its value is that of the losses, its gradient what this rank's rows say of all samples.
         loss = (wrong * logits).sum()
-        picked = (right >= largest)[:, mine].to(losses.dtype).mean(1)
-        return Answers(loss - loss.detach() + losses.sum(), losses, picked)
+        picked = (right >= largest) & (num_largest == 1) & (weights > 0)
+        shares = picked[:, mine].sum(1) * world_size() / (weights > 0).sum().clamp_min(1)
+        return Answers(loss - loss.detach() + losses.sum(), losses, shares.to(losses.dtype))
 
     def _over_ranks(
         self, logits: Tensor, in_groups: list[Tensor], asked: Sequence[Asked]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of the group that is asked: the largest logit, the logarithm of the sum of exponentials, the right class's
-        logit; [Q, N] each.
+        logit, and how many logits are the largest; [Q, N] each.
         """
         inside = torch.stack([torch.where(one, logits, -math.inf).amax(1) for one in in_groups])
         _all_reduce(inside, dist.ReduceOp.MAX)
@@ -148,9 +152,10 @@ class SplitHead(nn.Module):
             ]
         )
         right = torch.stack([torch.where(self._is_right(one), logits, 0).sum(1) for one in asked])
-        both = torch.stack([sums, right])
-        _all_reduce(both, dist.ReduceOp.SUM)
-        return inside, inside + both[0].log(), both[1]
+        same = [(one & (logits == most[:, None])).sum(1) for one, most in zip(in_groups, inside, strict=True)]
+        summed = torch.stack([sums, right, torch.stack(same).to(sums.dtype)])
+        _all_reduce(summed, dist.ReduceOp.SUM)
+        return inside, inside + summed[0].log(), summed[1], summed[2]
 
     def _is_right(self, asked: Asked) -> Tensor:
         """Which of this rank's rows is that of a sample's class, bool [N, rows]."""
@@ -160,16 +165,19 @@ class SplitHead(nn.Module):
 
     def _add_gradient(self, wrong: Tensor, x: Tensor) -> None:
         """The gradient of this rank's rows by the loss of a step, a mean over ranks and micro-batches."""
-        own = torch.cat([wrong.T @ x, wrong.sum(0)[:, None]], dim=1) / (self._micro_batches * world_size())
-        own = own.to(self._rows.rows.dtype)
-        self._gradient = own if self._gradient is None or self._num_seen == 0 else self._gradient + own
+        rows, share = self._rows.rows, 1 / (self._micro_batches * world_size())
+        if self._gradient is None or self._num_seen == 0:
+            self._gradient = torch.zeros_like(rows)
+        # In place: a product beside it would be as large as the layer.
+        self._gradient[:, :-1].addmm_(wrong.T.to(rows.dtype), x.detach().to(rows.dtype), alpha=share)
+        self._gradient[:, -1].add_(wrong.sum(0), alpha=share)
         self._num_seen = (self._num_seen + 1) % self._micro_batches
 
     @torch.no_grad()
     def update(self, lr: float, weight_decay: float) -> None:
         """A step of SGD, with the gradient of the last step's micro-batches."""
         assert self._gradient is not None and self._num_seen == 0
-        self._rows.rows.sub_(lr * (self._gradient + weight_decay * self._rows.rows))
+        self._rows.rows.sub_(self._gradient.add_(self._rows.rows, alpha=weight_decay), alpha=lr)
         self._gradient = None
 
     def tensor(self, mesh: DeviceMesh) -> DTensor:

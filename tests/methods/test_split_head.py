@@ -8,9 +8,10 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from largescale.methods.feature_clusters import drawn_head
 from largescale.methods.split_head import Answers, Asked, SplitHead
+from largescale.plan.trace import StepTrace
 from tests.helpers.ranks import Counted, run_ranks
 
-WIDTH, GROUPS, BATCH, MICRO_BATCHES = 5, [3, 3, 2, 4], 4, 2
+WIDTH, GROUPS, BATCH, MICRO_BATCHES = 5, [3, 4, 2, 3], 4, 2
 SAMPLES = BATCH * 2
 """Of both ranks."""
 
@@ -37,12 +38,12 @@ def inputs(number: int) -> tuple[Tensor, Tensor, list[Asked]]:
     weights[3] = 0
     groups = torch.randint(3, (SAMPLES,), generator=generator)
     classes = torch.randint(2, (SAMPLES,), generator=generator)
-    last = torch.randint(4, (SAMPLES,), generator=generator)
+    last = torch.randint(3, (SAMPLES,), generator=generator)
     return features, weights, [Asked(groups, classes), Asked(torch.full_like(groups, 3), last)]
 
 
 def naive(features: Tensor, weights: Tensor, asked: list[Asked], rows: Tensor) -> tuple[Tensor, list[float]]:
-    """The sum of the docstring over samples, a mean; and the share of right answers to each thing that is asked."""
+    """The sum of the docstring over samples, a mean; and the share of right answers of samples with a weight."""
     total, right = torch.zeros((), dtype=torch.float64), []
     for one in asked:
         correct = 0
@@ -51,8 +52,8 @@ def naive(features: Tensor, weights: Tensor, asked: list[Asked], rows: Tensor) -
             own = rows[start : start + GROUPS[group]]
             logits = own[:, :-1] @ x + own[:, -1]
             total = total - torch.log_softmax(logits, 0)[wanted] * weight / len(features)
-            correct += int(logits.argmax()) == wanted
-        right.append(correct / len(features))
+            correct += weight > 0 and int(logits.argmax()) == wanted
+        right.append(int(correct) / int((weights > 0).sum()))
     return total, right
 
 
@@ -85,6 +86,8 @@ def of_a_rank() -> tuple[list[Answers], list[Tensor], Tensor, int]:
 def test_losses_gradients_and_the_update_equal_the_naive_loop(ranks):
     found = run_ranks(of_a_rank, ranks, timeout_s=600)
     assert sum(own for *_, own in found) == sum(GROUPS)
+    if ranks == 2:
+        assert found[0][-1] not in torch.tensor(GROUPS).cumsum(0), "a group is split over both"
     rows = (drawn_head(torch.arange(sum(GROUPS)), WIDTH, seed=0, step=0) * 100).requires_grad_()
     total = torch.zeros((), dtype=torch.float64)
     for number in range(MICRO_BATCHES):
@@ -124,11 +127,11 @@ def count_exchanges() -> list[tuple[str, int]]:
 
 
 @pytest.mark.distributed
-def test_a_step_exchanges_features_and_three_numbers_per_sample_and_group():
+def test_a_step_exchanges_features_and_four_numbers_per_sample_and_group():
     [calls, _] = run_ranks(count_exchanges, 2, timeout_s=600)
     names = ("all_gather", "all_reduce", "all_reduce", "reduce_scatter")
     assert [name.removesuffix("_").startswith(want) for (name, _), want in zip(calls, names, strict=True)] == [True] * 4
-    assert [size for _, size in calls[1:3]] == [2 * SAMPLES, 4 * SAMPLES]
+    assert [size for _, size in calls[1:3]] == [2 * SAMPLES, 6 * SAMPLES]
 
 
 @pytest.mark.distributed
@@ -145,6 +148,32 @@ def test_a_step_that_is_passed_over_leaves_no_gradient():
     for each in (one, other):
         step(each)
     assert torch.equal(one._rows.own, other._rows.own)
+
+
+def test_equal_logits_pick_nothing_and_samples_without_a_weight_are_not_counted():
+    one = SplitHead(WIDTH, [2], 1).double()
+    one.make_room()
+    one._rows.own[1, -1] = 1
+    classes, weights = torch.tensor([1, 0, 1]), torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
+    asked, x = [Asked(torch.zeros_like(classes), classes)], torch.ones(3, WIDTH, dtype=torch.float64)
+    assert float(one(x, weights, asked).right) == pytest.approx(1 / 2)
+    assert float(one(x, torch.zeros_like(weights), asked).right) == 0
+    one._rows.own.zero_()
+    assert float(one(x, weights, asked).right) == 0
+
+
+def test_a_step_holds_one_gradient_beside_the_rows():
+    """Of a layer much larger than features and logits."""
+    one = SplitHead(4096, [64], MICRO_BATCHES)
+    one.make_room()
+    x, classes = torch.ones(2, 4096), torch.tensor([1, 2])
+    with StepTrace() as trace:
+        trace.watch(iter([one._rows.rows, x]))
+        for _ in range(MICRO_BATCHES):
+            one(x, torch.ones(2), [Asked(torch.zeros_like(classes), classes)])
+        one.update(lr=0.5, weight_decay=0.1)
+    rows = one._rows.rows
+    assert trace.lap() < 2.2 * rows.numel() * rows.element_size()
 
 
 def test_it_holds_no_parameters():
