@@ -145,23 +145,34 @@ def one_for_most(remedy: str, clusters: Sequence[int], column: str = "same_clust
     )
 
 
-def not_learnt(config: Config, remedy: str = "") -> Symptom:
+def not_learnt(
+    config: Config,
+    remedy: str = "",
+    *,
+    what: str = "clusters",
+    column: str = "loss_over_ln_k",
+    uniform: tuple[float, str] = (1.0, "ln K"),
+) -> Symptom:
     """That the loss stays that of uniform predictions.
 
     Args:
         config: of the run.
         remedy: what to try; by default a lower rate, a longer warm-up or fewer clusters.
+        what: they are called.
+        column: of the loss.
+        uniform: what the column says of uniform predictions, and a name for it.
     """
+    value, name = uniform
     return Symptom(
-        "clusters are not learnt",
-        sign=lambda row: row.get("loss_over_ln_k"),
+        f"{what} are not learnt",
+        sign=lambda row: row[column] / value if column in row else None,
         sick=(_UNIFORM, math.inf),
         recovery="down",
-        seen=lambda row: f"predictions are no better than uniform (loss {row['loss_over_ln_k']:.0%} of ln K)",
+        seen=lambda row: f"predictions are no better than uniform (loss {row[column] / value:.0%} of {name})",
         remedy=remedy
         or f"Try, in another run.dir, optim.lr={config.optim.lr / 2:.2g}, a longer optim.warmup_epochs, or fewer "
         "method.clusters",
-        meaning="views do not tell the clusters of their images",
+        meaning=f"views do not tell the {what} of their images",
         by_rate=True,
     )
 
@@ -171,9 +182,9 @@ def uniform_loss(clusters: Sequence[int]) -> float:
     return sum(map(math.log, clusters)) / len(clusters)
 
 
-def brief(row: Row) -> str:
-    """What a console line adds: the loss as a share of that of uniform predictions."""
-    return f" ({row['loss_over_ln_k']:.0%} of ln K)" if "loss_over_ln_k" in row else ""
+def brief(row: Row, uniform: str = "ln K") -> str:
+    """What a console line adds: the loss as a share of that of uniform predictions, which is called `uniform`."""
+    return f" ({row['loss_over_ln_k']:.0%} of {uniform})" if "loss_over_ln_k" in row else ""
 
 
 def suited(clusters: Sequence[int], length: Length) -> dict[str, Choice]:
@@ -183,15 +194,12 @@ def suited(clusters: Sequence[int], length: Length) -> dict[str, Choice]:
     return {"clusters": Choice(fewer, f"at most one for every {_IMAGES_PER_CLUSTER} images")}
 
 
-def panels() -> list[Panel]:
-    """Clusters in steps and in phases."""
+def panels(picked: str = "share of views that pick their image's cluster") -> list[Panel]:
+    """Clusters in steps and in phases; `picked` says what `cluster_picked` is."""
     return [
         Panel(
             "Clusters",
-            {
-                "share of views that pick their image's cluster": "cluster_picked",
-                "probability that two images are in one": "same_cluster",
-            },
+            {picked: "cluster_picked", "probability that two images are in one": "same_cluster"},
             limits=(0, 1.05),
         ),
         Panel(

@@ -14,6 +14,7 @@ c[i] the super-cluster of image i, k[i] its cluster there, n its size, N all ima
     in each step:
         for i in images:
             weight = N / (m' K'[c[i]] n[c[i]][k[i]])            # m', K': super-clusters, clusters there, with images
+            weight = min(weight, N / K)                         # then scaled to 1 on average
             for view in views of i:
                 turn = one of four, at random                   # or each of them
                 s, x = turn m + c[i], features(rot90(view, turn))
@@ -21,15 +22,16 @@ c[i] the super-cluster of image i, k[i] its cluster there, n its size, N all ima
                 loss += -log softmax(W[s] x + b[s])[k[i]] weight / B / V
         V, W = V, W - head_lr (their gradient + head_weight_decay V, W)
 
-The published code gives each super-class to a group of GPUs, which sees its images in its turn alone, so that 16 are
-the least, and BatchNorm must span all lest a group's statistics tell its turn. Here any rank draws any image and turn,
-and the rows of V and W are split over ranks (see `split_head`): any number of ranks has the same result.
+The published code gives each super-class to a group of GPUs, which sees its images in its turn alone. So it needs at
+least 16 GPUs, and BatchNorm over all of them, since statistics of a group would tell its turn. Here any rank draws any
+image and turn, and the rows of V and W are split over ranks (see `split_head`): any number of ranks has the same loss.
 
 Departures from the published code, besides: images are weighted where there clusters are drawn equally often; a
-super-cluster with fewer images than it would have clusters gets one cluster for each; heads are drawn with a standard
-deviation of 0.01 and trained without momentum, as DeepCluster's, so that published rates are to be multiplied by ten;
-clusters and heads are part of a checkpoint, where there a run that stops clusters again. As in DeepCluster, clusters
-found on another number of ranks may differ for images that are as near to one as to another.
+super-cluster with fewer images than it would have clusters gets one cluster for each, and none of these images weighs
+more than the only one of one of K clusters; heads are drawn with a standard deviation of 0.01 and trained without
+momentum, as DeepCluster's, so that published rates are to be multiplied by ten; clusters and heads are part of a
+checkpoint, where there a run that stops clusters again. As in DeepCluster, clusters found on another number of ranks
+may differ for images that are as near to one as to another.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ from largescale.methods.feature_clusters import (
     head_width,
     weights_of,
 )
-from largescale.methods.method import Output, Panel, Sign, Symptom
+from largescale.methods.method import Output, Panel, Row, Sign, Symptom
 from largescale.methods.phase import PlainEmbeddings
 from largescale.methods.rotation import turned_views, turns_setting, turns_unclear
 from largescale.methods.split_head import Asked, SplitHead
@@ -69,7 +71,10 @@ from largescale.methods.state_size import bytes_per_number
 from largescale.processes import world_size
 
 _STARTS = 5
-"""Of the k-means of super-clusters, of which few cost little and a bad start would show."""
+"""Starts of the k-means of super-clusters: with so few centroids they cost little, and one bad start would spoil all
+that follows."""
+
+_ROUNDED = 1 + 1e-9
 
 
 @dataclass
@@ -203,9 +208,16 @@ class DeeperCluster(FeatureClusters):
         return torch.div(clusters, self._fine, rounding_mode="floor")
 
     def _weights(self, sizes: Tensor) -> Tensor:
-        """Weights of images by cluster, [K]: super-clusters count alike, and so do clusters within each."""
-        of_coarse = weights_of(sizes.sum(1))
-        return torch.cat([weight * weights_of(of_fine) for weight, of_fine in zip(of_coarse, sizes, strict=True)])
+        """Weights of images by cluster, [K]: super-clusters count alike, and so do clusters within each, but for
+        super-clusters of few images: none of these weighs more than the only image of one of K clusters would.
+        """
+        of_coarse, own, total = weights_of(sizes.sum(1)), sizes.flatten(), int(sizes.sum())
+        weights = torch.cat([weight * weights_of(of_fine) for weight, of_fine in zip(of_coarse, sizes, strict=True)])
+        most = total / self.config.clusters
+        if not bool((weights > most * _ROUNDED).any()):
+            return weights
+        weights = weights.clamp_max(most)
+        return weights * (total / (weights * own).sum())
 
     def task_views(self, views: Views, step: int) -> Views:
         """Views turned, and by how many quarters."""
@@ -278,7 +290,7 @@ class DeeperCluster(FeatureClusters):
 
     @classmethod
     def symptoms(cls, config: Config) -> list[Symptom]:
-        """That one cluster, or super-cluster, holds most images, or that they are not learnt."""
+        """That one cluster, or super-cluster, holds most images, or that either level is not learnt."""
         remedy = f"Try, in another run.dir, optim.lr={config.optim.lr / 2:.2g} or a longer optim.warmup_epochs"
         settings = _settings(config)
         coarse = clusters_found.one_for_most(
@@ -290,8 +302,24 @@ class DeeperCluster(FeatureClusters):
         return [
             *([coarse] if settings.super_clusters > 1 else []),
             clusters_found.one_for_most(remedy, [settings.clusters]),
-            clusters_found.not_learnt(config, remedy=faster_head(settings)),
+            clusters_found.not_learnt(
+                config,
+                faster_head(
+                    settings, "fewer method.super_clusters" if settings.super_clusters > 1 else "method.turns=all"
+                ),
+                what="super-classes",
+                column="super_loss",
+                uniform=(_uniform_super_loss(settings), "ln 4m"),
+            ),
+            clusters_found.not_learnt(
+                config, faster_head(settings), column="sub_loss", uniform=(_uniform_sub_loss(settings), "ln K/m")
+            ),
         ]
+
+    @classmethod
+    def brief(cls, row: Row) -> str:
+        """The loss as a share of that of uniform predictions, ln 4m + ln K/m."""
+        return clusters_found.brief(row, "ln 4K")
 
     @classmethod
     def panels(cls, config: Config) -> list[Panel]:
@@ -306,7 +334,7 @@ class DeeperCluster(FeatureClusters):
                 limits=(0, 1.05),
             ),
             Panel("Losses of both levels", {"super-class": "super_loss", "cluster within it": "sub_loss"}),
-            *clusters_found.panels(),
+            *clusters_found.panels("share of views that pick their image's cluster among those of its super-class"),
             Panel(
                 "Super-clusters from phase to phase",
                 {
@@ -319,7 +347,15 @@ class DeeperCluster(FeatureClusters):
 
 
 def _uniform_loss(settings: Settings) -> float:
-    return math.log(NUM_TURNS * settings.super_clusters) + math.log(settings.clusters / settings.super_clusters)
+    return _uniform_super_loss(settings) + _uniform_sub_loss(settings)
+
+
+def _uniform_super_loss(settings: Settings) -> float:
+    return math.log(NUM_TURNS * settings.super_clusters)
+
+
+def _uniform_sub_loss(settings: Settings) -> float:
+    return math.log(settings.clusters / settings.super_clusters)
 
 
 def _settings(config: Config) -> Settings:

@@ -72,7 +72,7 @@ class FeatureClusters(EmbeddingMethod):
         if self.shared.hidden:
             self.projection = projection_head(self.num_features, hidden, self.width, batchnorm=False)
         self.assignments = RowsById(1, torch.int32)
-        # Of images by cluster, [K].
+        # The weight in the loss of each cluster's images, [K].
         self.register_buffer("weights", torch.zeros(0), persistent=False)
 
     @classmethod
@@ -174,13 +174,13 @@ def head_width(config: Config) -> int:
         return [build_backbone(config.model)[1], *settings_of(config).hidden][-1]
 
 
-def faster_head(settings: FeatureClustersSettings) -> str:
+def faster_head(settings: FeatureClustersSettings, otherwise: str = "fewer method.clusters") -> str:
     """What to try where clusters are not learnt: a head is drawn again with every clustering, and learns by its own
     rate until the next one.
     """
     return (
         f"Try, in another run.dir, method.head_lr={10 * settings.head_lr:.2g}, "
-        f"method.recluster_epochs={3 * settings.recluster_epochs} or fewer method.clusters"
+        f"method.recluster_epochs={3 * settings.recluster_epochs} or {otherwise}"
     )
 
 

@@ -130,6 +130,18 @@ def test_a_super_cluster_with_few_images_has_as_few_clusters():
     assert float(method._weights(sizes)[found].mean()) == pytest.approx(1)
 
 
+def test_a_super_cluster_of_one_image_weighs_no_more_than_a_cluster_of_one():
+    method = build()
+    sizes = torch.tensor([[1, 0, 0], [1, 19, 19]])
+    weights = method._weights(sizes)
+    assert float((weights * sizes.flatten()).sum() / 40) == pytest.approx(1)
+    assert float(weights[0]) == pytest.approx(float(weights[3])), "40 / 2 of it before, and 40 / 6"
+    assert float(weights[4]) == pytest.approx(float(weights[5])) and float(weights[0]) < 2 * 40 / 6
+    sizes = torch.tensor([[1, 1, 1], [1, 18, 18]])  # as small as without: unchanged
+    expected = 40 / 6 / sizes.flatten().double()
+    torch.testing.assert_close(method._weights(sizes), expected, rtol=1e-14, atol=0)
+
+
 def test_heads_are_drawn_again_with_every_clustering_and_held_by_no_optimizer():
     method, other = build(), build()
     cluster(method)
@@ -163,13 +175,24 @@ def test_what_does_not_fit_is_refused():
         build("data.crops=[{num: 2, size: 24}, {num: 1, size: 16}]")
 
 
-def test_one_super_cluster_for_most_images_and_clusters_that_are_not_learnt_are_said():
+def test_one_cluster_or_super_cluster_for_most_images_is_said():
     config = load_config(MINI)
-    healthy = {"loss": 1.0, "loss_over_ln_k": 0.3, "same_cluster": 0.2, "same_super_cluster": 0.5}
+    healthy = {"loss": 1.0, "super_loss": 0.5, "sub_loss": 0.5, "same_cluster": 0.2, "same_super_cluster": 0.5}
     assert said_of(config, healthy) == ""
     assert "one super-cluster for most images" in said_of(config, {**healthy, "same_super_cluster": 0.95})
     assert "one cluster for most images" in said_of(config, {**healthy, "same_cluster": 0.8})
-    assert "method.head_lr=10" in said_of(config, {**healthy, "loss_over_ln_k": 1.0})
+
+
+def test_a_level_that_is_not_learnt_is_said_whatever_the_other_does():
+    config = load_config(MINI)
+    signs = {"same_cluster": 0.2, "same_super_cluster": 0.5, "loss_over_ln_k": 0.6}
+    chance, solved = {"super_loss": math.log(8), "sub_loss": math.log(3)}, {"super_loss": 0.1, "sub_loss": 0.1}
+    assert said_of(config, {**signs, **solved}) == ""
+    sub = said_of(config, {**signs, **solved, "sub_loss": chance["sub_loss"]})
+    assert "clusters are not learnt" in sub and "(loss 100% of ln K/m)" in sub and "method.head_lr=10" in sub
+    coarse = said_of(config, {**signs, **solved, "super_loss": chance["super_loss"]})
+    assert "super-classes are not learnt" in coarse and "fewer method.super_clusters" in coarse
+    assert DeeperCluster.brief({"loss_over_ln_k": 0.6}) == " (60% of ln 4K)"
 
 
 FINE, COLOURS = 2, 4
