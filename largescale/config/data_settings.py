@@ -45,7 +45,7 @@ class AugmentConfig:
 
     flip: float = setting(0.5, "Probability of a horizontal flip.", **_PROBABILITY)
     rotate_degrees: float = setting(
-        0.0, "Largest rotation of a view, in degrees, in either direction.", at_least=0, at_most=180
+        0.0, "Views are turned by at most this many degrees, in either direction.", at_least=0, at_most=180
     )
     jitter: float = setting(0.8, "Probability of colour jitter; its strengths follow.", **_PROBABILITY)
     brightness: float = setting(
