@@ -46,15 +46,9 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict
 OF_PAIRS = {"pair_square", "agreement_of_others"}
 """Signs that are estimated from the pairs within a rank's micro-batch."""
 _ABOUT_ITS_MEAN = {"mean_embedding", "mean_square", "agreement"}
-OF_SHARES = {
-    "barlow": _ABOUT_ITS_MEAN,
-    "vicreg": _ABOUT_ITS_MEAN,
-    "pirl": {"picked"},
-    "pcl": {"cluster_picked"},
-    "denoising": {"pixel_variance"},
-}
+OF_SHARES = {"barlow": _ABOUT_ITS_MEAN, "vicreg": _ABOUT_ITS_MEAN, "pirl": {"picked"}, "pcl": {"cluster_picked"}}
 """Signs that each rank's share decides: moments about its own mean, a fraction of those of its images that have a
-cluster, a variance about its own mean, and a tie of an image with itself among others."""
+cluster, and a tie of an image with itself among others."""
 
 
 def assert_equal_signs(own: list[dict[str, torch.Tensor]], expected: list[dict[str, torch.Tensor]], name: str) -> None:
