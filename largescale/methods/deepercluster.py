@@ -27,11 +27,11 @@ least 16 GPUs, and BatchNorm over all of them, since statistics of a group would
 image and turn, and the rows of V and W are split over ranks (see `split_head`): any number of ranks has the same loss.
 
 Departures from the published code, besides: images are weighted where there clusters are drawn equally often; a
-super-cluster with fewer images than it would have clusters gets one cluster for each, and none of these images weighs
-more than the only one of one of K clusters; heads are drawn with a standard deviation of 0.01 and trained without
-momentum, as DeepCluster's, so that published rates are to be multiplied by ten; clusters and heads are part of a
-checkpoint, where there a run that stops clusters again. As in DeepCluster, clusters found on another number of ranks
-may differ for images that are as near to one as to another.
+super-cluster with fewer images than it would have clusters gets one cluster for each, and no image weighs more than
+N / K, as the only one of its cluster does where all clusters have images; heads are drawn with a standard deviation of
+0.01 and trained without momentum, as DeepCluster's, so that published rates are to be multiplied by ten; clusters
+and heads are part of a checkpoint, where there a run that stops clusters again. As in DeepCluster, clusters found
+on another number of ranks may differ for images that are as near to one as to another.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ class DeeperCluster(FeatureClusters):
 
     def _weights(self, sizes: Tensor) -> Tensor:
         """Weights of images by cluster, [K]: super-clusters count alike, and so do clusters within each, but for
-        super-clusters of few images: none of these weighs more than the only image of one of K clusters would.
+        super-clusters of few images: no image of N weighs more than N / K.
         """
         of_coarse, own, total = weights_of(sizes.sum(1)), sizes.flatten(), int(sizes.sum())
         weights = torch.cat([weight * weights_of(of_fine) for weight, of_fine in zip(of_coarse, sizes, strict=True)])
