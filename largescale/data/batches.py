@@ -204,9 +204,10 @@ class BatchMaker:
             tried.append(candidate)
             if candidate in unreadable.reasons:
                 continue
-            started = time.perf_counter()
+            started, what = time.perf_counter(), "an image"
             try:
                 raw = self.reader.read(candidate)
+                what = f"an image of {raw.width} x {raw.height} pixels"
                 read = time.perf_counter()
                 image = EncodedImage(raw, max_pixels=self.data.max_pixels)
                 if candidate != sample_id:
@@ -217,6 +218,8 @@ class BatchMaker:
             except (SampleError, ShardLost) as error:
                 unreadable.reasons[candidate] = str(error)
                 continue
+            except MemoryError as error:
+                raise MemoryError(str(error) or f"not enough memory for {what}") from error
             decoded = time.perf_counter()
             if buffers.boxes is not None:
                 buffers.boxes[:, number] = torch.from_numpy(boxes)

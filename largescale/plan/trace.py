@@ -125,6 +125,8 @@ class StepTrace(TorchDispatchMode):
         return result
 
     def _hold(self, tensor: Tensor) -> None:
+        if tensor.layout is torch._mkldnn:  # type: ignore[attr-defined]
+            return  # oneDNN's copy of a block, whose storage cannot be seen
         storage = tensor.untyped_storage()
         if storage._cdata not in self._storages:
             self._storages[storage._cdata] = StorageWeakRef(storage)

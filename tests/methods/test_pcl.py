@@ -230,7 +230,7 @@ def test_collapse_is_said_before_there_are_clusters_and_after():
 def test_more_images_than_a_phase_can_hold_are_refused():
     config = load_config(MINI, ["method.clusters=[5,7]", "train.precision=fp32"])
     size, in_double = (PCL.phase_bytes(one, SAMPLES) for one in (config, load_config(MINI, ["method.clusters=[5,7]"])))
-    assert in_double - size == 4 * 8 * SAMPLES + 4 * 12 * 9 + 4 * 4 * 7 * 8 + 4 * 4096 * 7
+    assert in_double - size == 4 * 8 * SAMPLES + 4 * 12 * 9 + 4 * 4 * 7 * 8 + 4 * 4096 * (7 + 64)
     build("method.clusters=[5,7]", f"method.max_phase_gb={in_double / 1e9}")
     with pytest.raises(InputError) as refusal:
         build("method.clusters=[5,7]", f"method.max_phase_gb={size / 1e9}")

@@ -87,7 +87,7 @@ def test_a_longer_freeze_is_advised_where_it_is_short(steps, advised, loss):
 
 
 def test_a_run_that_is_done_is_not_young():
-    pirl = load_config(ROOT / "tests/methods/mini/pirl.yaml")
+    pirl = load_config(ROOT / "tests/methods/mini/pirl.yaml", ["method.bank_start=random"])
     assert is_young(pirl, {"step": 39, "progress": 0.8, "epoch": 0.8})
     assert not is_young(pirl, {"step": 49, "progress": 1.0, "epoch": 1.0})
     assert not is_young(config_of("optim.warmup_epochs=1"), {"step": 99, "progress": 1.0, "epoch": 1.0})
