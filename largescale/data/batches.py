@@ -204,7 +204,7 @@ class BatchMaker:
             tried.append(candidate)
             if candidate in unreadable.reasons:
                 continue
-            started, what = time.perf_counter(), "an image"
+            started, what, lacking = time.perf_counter(), "an image", ""
             try:
                 raw = self.reader.read(candidate)
                 what = f"an image of {raw.width} x {raw.height} pixels"
@@ -219,7 +219,9 @@ class BatchMaker:
                 unreadable.reasons[candidate] = str(error)
                 continue
             except MemoryError as error:
-                raise MemoryError(str(error) or f"not enough memory for {what}") from error
+                lacking = str(error) or f"not enough memory for {what}"
+            if lacking:  # not from the first error: its frames hold what was read, and others need that memory
+                raise MemoryError(lacking)
             decoded = time.perf_counter()
             if buffers.boxes is not None:
                 buffers.boxes[:, number] = torch.from_numpy(boxes)

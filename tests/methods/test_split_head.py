@@ -162,8 +162,9 @@ def test_equal_logits_pick_nothing_and_samples_without_a_weight_are_not_counted(
     assert float(one(x, weights, asked).right) == 0
 
 
-def test_a_step_holds_one_gradient_beside_the_rows():
+def test_a_step_holds_one_gradient_beside_the_rows(monkeypatch):
     """Of a layer much larger than features and logits."""
+    monkeypatch.setattr("largescale.plan.trace._SWEEP_EVERY", 1)
     one = SplitHead(4096, [64], MICRO_BATCHES)
     one.make_room()
     x, classes = torch.ones(2, 4096), torch.tensor([1, 2])
