@@ -19,7 +19,7 @@ def keep_freed_memory(device: torch.device) -> bool:
     """Let this process keep what tensors on a CPU have freed; true if it will. Not where the user says what glibc does.
 
     glibc gives large blocks back to the system at once, and the system clears every page before it gives it out again:
-    up to 3% of a step's CPU time with ResNet-18 (benchmarks/results/step_paired.md). What a process holds at most grows
+    6% of an fp32 step's CPU time with ResNet-18 (benchmarks/results/step_paired.md). What a process holds at most grows
     by gaps alone. On GPUs torch keeps memory itself.
     """
     chosen = any(name.startswith(_OF_THE_USER) for name in os.environ)
