@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -21,18 +19,11 @@ from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.ranks import Counted, run_ranks
 
+pytestmark = pytest.mark.usefixtures("group_of_one")
+
 MINI = ROOT / "tests/methods/mini/deepclusterv2.yaml"
 BATCH, SAMPLES, PER_EPOCH = 6, 20, 3
 LENGTH = Length(6 * PER_EPOCH, PER_EPOCH, SAMPLES, SAMPLES - BATCH * PER_EPOCH)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A group of one, as in a run of a process."""
-    store = tmp_path_factory.mktemp("group") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def build(*overrides: str, length: Length = LENGTH) -> DeepClusterV2:

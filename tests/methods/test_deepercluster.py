@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -22,18 +21,11 @@ from tests.helpers.commands import ROOT
 from tests.helpers.doctor import said_of
 from tests.helpers.ranks import run_ranks
 
+pytestmark = pytest.mark.usefixtures("group_of_one")
+
 MINI = ROOT / "tests/methods/mini/deepercluster.yaml"
 BATCH, SAMPLES, PER_EPOCH = 6, 40, 3
 LENGTH = Length(6 * PER_EPOCH, PER_EPOCH, SAMPLES)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A group of one, as in a run of a process."""
-    store = tmp_path_factory.mktemp("group") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def build(*overrides: str, length: Length = LENGTH) -> DeeperCluster:
