@@ -29,7 +29,7 @@ import torch.distributed as dist
 from step import views
 from tqdm import tqdm
 
-from largescale.config import load_config
+from largescale.config import Config, load_config
 from largescale.methods import METHODS, build_method
 from largescale.methods.embedding_method import Embedded, EmbeddingMethod
 from largescale.parallel.strategies import build_engine
@@ -53,22 +53,31 @@ OTHERWISE = {
 """Settings other than the published ones: clusters take part at once, patches fit into smaller views."""
 
 
+def published(name: str, batch: int, *, small: bool) -> tuple[str, Config]:
+    """A method's published recipe, and what it says for one process without shards.
+
+    Args:
+        name: of the method.
+        batch: images a step.
+        small: a ResNet-18 on smaller views.
+    """
+    recipe, unread = RECIPES.get(name, METHODS[name].reference), "data.shards=none"
+    settings = [unread, f"train.global_batch={batch}", "train.precision=fp32", "parallel.strategy=ddp"]
+    if small:
+        sizes = [group.size for group in load_config(recipe, [unread]).data.crops]
+        settings += [
+            "model.backbone=resnet18",
+            *(f"data.crops.{i}.size={SMALL if size < SMALL_BELOW else LARGE}" for i, size in enumerate(sizes)),
+            *OTHERWISE.get(name, []),
+        ]
+    return recipe, load_config(recipe, settings)
+
+
 class Measured:
     """A method under its published recipe, of which a step and its parts can be timed."""
 
     def __init__(self, name: str, batch: int) -> None:
-        recipe, unread = RECIPES.get(name, METHODS[name].reference), "data.shards=none"
-        sizes = [group.size for group in load_config(recipe, [unread]).data.crops]
-        settings = [
-            unread,
-            "model.backbone=resnet18",
-            f"train.global_batch={batch}",
-            "train.precision=fp32",
-            "parallel.strategy=ddp",
-            *(f"data.crops.{i}.size={SMALL if size < SMALL_BELOW else LARGE}" for i, size in enumerate(sizes)),
-            *OTHERWISE.get(name, []),
-        ]
-        self.recipe, config = recipe, load_config(recipe, settings)
+        self.recipe, config = published(name, batch, small=True)
         torch.manual_seed(0)
         method = build_method(config)
         assert isinstance(method, EmbeddingMethod)

@@ -51,6 +51,9 @@ PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("bf16",)}
 
 Step = Callable[[], float]
 
+SINKHORN = "largescale.methods.swav.method.sinkhorn"
+"""Where a step looks up the function of its codes."""
+
 
 def views(config: Config, device: torch.device) -> Views:
     """Random views of a batch, channels last, in the precision in which the stream delivers them."""
@@ -122,15 +125,17 @@ def unchecked(engine: Engine, config: Config) -> None:
     engine.check = lambda *_: StepCheck(0.0, 0.0, "")
 
 
+def published_codes(scores: Tensor, *, epsilon: float, iterations: int, **_: object) -> Tensor:
+    """Codes as the released code makes them, one view after the other, in place of `sinkhorn`."""
+    return torch.stack([plain_codes(view, epsilon=epsilon, iterations=iterations) for view in scores])
+
+
 def published_sinkhorn(config: Config, device: torch.device) -> Step:
     """Sinkhorn as the released code has it."""
     step = ours(config, device)
 
-    def codes(scores: Tensor, *, epsilon: float, iterations: int, **_: object) -> Tensor:
-        return torch.stack([plain_codes(view, epsilon=epsilon, iterations=iterations) for view in scores])
-
     def patched() -> float:
-        with patch("largescale.methods.swav.method.sinkhorn", codes):
+        with patch(SINKHORN, published_codes):
             return step()
 
     return patched

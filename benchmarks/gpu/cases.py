@@ -15,6 +15,7 @@ NETWORKS = ("resnet50", "regnet_y_16gf", "regnet_y_128gf")
 CASES = [
     Case(CORRECTNESS, ORACLE, "gpu.strategies:oracle", 60),
     *(Case(CORRECTNESS, name, "gpu.strategies:compare", 45, (name,), after=ORACLE) for name in STRATEGIES),
+    Case(CORRECTNESS, "Every method against float64 on the CPU, relative errors", "gpu.methods:compare", 90),
     Case(CORRECTNESS, "Waiting for the device", "gpu.numerics:steps_that_wait", 30),
     Case(CORRECTNESS, "Saving in the background", "gpu.runs:staging", 45),
     Case(CORRECTNESS, "Resuming bit for bit, demo network", "gpu.runs:resume", 90, ("AdamW",)),
@@ -32,5 +33,7 @@ CASES = [
     Case(CORRECTNESS, "The demo, from images to accuracies", "gpu.runs:demo", 150, worth_s=90),
     Case(SPEED, "The stream, and a run that waits for it", "gpu.loading:compare", 120, worth_s=50),
     Case(SPEED, "Kernels of a step", "gpu.profile:kernels", 60, worth_s=25),
-    Case(SPEED, "Sinkhorn against the published form", "gpu.speed:codes", 30),
+    Case(SPEED, "Sinkhorn against the published form", "gpu.speed:codes", 40),
+    Case(SPEED, "A step and its codes", "gpu.speed:exposed", 60, worth_s=25),
+    Case(SPEED, "A step of each published recipe", "gpu.methods:costs", 150, worth_s=40),
 ]

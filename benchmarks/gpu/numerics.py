@@ -5,6 +5,7 @@ and recomputed blocks; and how often a step waits for the device.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -64,6 +65,14 @@ def _waits(report: Report, context: Context, what: str, action: Any, *, most: in
     if context.device == "cpu":
         report.row(f"{what}: waits for the device", NEEDS_GPU)
         return
+    places = count_waits(action)
+    report.judge(
+        f"{what}: waits for the device", len(places) <= most, ", ".join(places), times=len(places), allowed=most
+    )
+
+
+def count_waits(action: Callable[[], object]) -> list[str]:
+    """Where something makes the host wait for the device, each time, as torch warns of it."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -72,8 +81,7 @@ def _waits(report: Report, context: Context, what: str, action: Any, *, most: in
         finally:
             torch.cuda.set_sync_debug_mode("default")
     waits = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
-    places = ", ".join(f"{warning.filename.split('/')[-1]}:{warning.lineno}" for warning in waits)
-    report.judge(f"{what}: waits for the device", len(waits) <= most, places, times=len(waits), allowed=most)
+    return [f"{warning.filename.split('/')[-1]}:{warning.lineno}" for warning in waits]
 
 
 def steps_that_wait(report: Report, context: Context) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import statistics
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import sinkhorn
 import step
 import torch
+from gpu.facts import synchronize
 from gpu.harness import FAILED, LEFT_OUT, Context, Report
 from gpu.machine import device_kind, peak_flops
+from torch import Tensor
 
 from largescale.parallel import precision
 from largescale.plan.simulate import simulate
@@ -98,8 +102,101 @@ def codes(report: Report, context: Context) -> None:
                 report.row(what, **_ordered(row))
 
 
+_CODES = {
+    "as published": [],
+    "ours": [],
+    "by kernels": ["method.fused_sinkhorn=true"],
+    "a head per group": ["method.fused_sinkhorn=true", "method.head_per_group=true", "method.overlap_codes=false"],
+    "a head per group, beside the small crops": [
+        "method.fused_sinkhorn=true",
+        "method.head_per_group=true",
+        "method.overlap_codes=true",
+    ],
+}
+"""Ways to the codes of a step, by what is set."""
+
+
+def exposed(report: Report, context: Context) -> None:
+    """How long a step waits for its codes: device time from what is before them to what comes after, in real steps."""
+    with process_group() as device:
+        steps, losses, spent = {}, {}, dict[str, list[float]]()
+        for name, overrides in _CODES.items():
+            config = step.configuration([*settings(context), *overrides], 0, "bf16")
+            precision.set_up(config, device)
+            form = step.published_codes if name == "as published" else sinkhorn.sinkhorn
+            steps[name], spent[name] = _timed_codes(step.ours(config, device), form, device), []
+            losses[name] = steps[name](spent[name])
+        rounds, seconds = 1 if context.small else 7, {name: list[float]() for name in steps}
+        for number in range(rounds + 1):
+            for name, one in steps.items():
+                synchronize(device)
+                started, own = time.perf_counter(), list[float]()
+                one(own)
+                synchronize(device)
+                if number or context.small:
+                    seconds[name].append(time.perf_counter() - started)
+                    spent[name].append(sum(own))
+        for name in steps:
+            middle, codes = 1000 * statistics.median(seconds[name]), statistics.median(spent[name][-rounds:])
+            pair = "a head per group" if name.startswith("a head") else "as published"
+            off = abs(losses[name] - losses[pair]) / abs(losses[pair])
+            beside = name.endswith("crops")
+            report.judge(
+                name,
+                off <= (0 if beside else 1e-3),
+                f"its first loss is not that of {pair!r}",
+                step_ms=middle,
+                codes_ms=codes,
+                share="beside it" if beside else f"{codes / middle:.2%}",
+                first_loss_off_by=off,
+            )
+
+
+def _timed_codes(one: step.Step, form: Callable[..., Tensor], device: torch.device) -> Callable[[list[float]], float]:
+    """A step whose codes come by `form`; it also appends the milliseconds that they take where they are computed."""
+
+    def measured(into: list[float]) -> float:
+        marks = []
+
+        def timed(*arguments: Any, **options: Any) -> Tensor:
+            start = _mark(device)
+            codes = form(*arguments, **options)
+            marks.append((start, _mark(device)))
+            return codes
+
+        with patch(step.SINKHORN, timed):
+            loss = one()
+        synchronize(device)
+        into += [_ms_between(*pair) for pair in marks]
+        return loss
+
+    return measured
+
+
+def _mark(device: torch.device) -> Any:
+    """A moment on the device's current stream; on a CPU, now."""
+    if device.type == "cpu":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _ms_between(start: Any, end: Any) -> float:
+    return 1000 * (end - start) if isinstance(start, float) else start.elapsed_time(end)
+
+
 def _ordered(row: dict[str, Any]) -> dict[str, Any]:
-    names = ("published_ms", "ours_ms", "kernels_ms", "limit_ms", "ratio", "published_error", "ours_error")
+    names = (
+        "published_ms",
+        "ours_ms",
+        "kernels_ms",
+        "kernels_device_ms",
+        "limit_ms",
+        "ratio",
+        "published_error",
+        "ours_error",
+    )
     names += ("kernels_error", "published_mb", "ours_mb", "kernels_mb")
     return {"times faster" if name == "ratio" else name: row[name] for name in names if name in row}
 

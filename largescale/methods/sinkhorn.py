@@ -132,13 +132,13 @@ def _by_kernels(
     """The same of [A, B_local, K], with a look at each score per iteration."""
     from largescale.methods.sinkhorn_kernels import codes, column_sums  # needs Triton
 
-    scores, column_scale = scores.contiguous(), None
+    scores, sums = scores.contiguous(), None
+    shares = None if prior is None else prior.to(scores.device, torch.float32)
     for _ in range(iterations):
-        sums = column_sums(scores, column_scale, epsilon)
+        sums = column_sums(scores, sums, shares, epsilon)
         _all_reduce(sums, group)
-        column_scale = _column_scale(sums, prior)
-    assert column_scale is not None
-    return codes(scores, column_scale, epsilon)
+    assert sums is not None
+    return codes(scores, sums, shares, epsilon)
 
 
 def _column_scale(column_sums: Tensor, prior: Tensor | None) -> Tensor:

@@ -31,49 +31,69 @@ _PROGRAMS = 512
 
 
 @triton.jit
+def _column_scale(
+    sums: tl.tensor,
+    prior: tl.tensor,
+    num_columns: tl.tensor,
+    columns: tl.tensor,
+    inside: tl.tensor,
+    with_prior: tl.constexpr,
+) -> tl.tensor:
+    """u [block] of the column step, from sums [K] over all ranks: their mean, or the wanted share of it, over each."""
+    total = tl.load(sums + columns, mask=inside, other=0.0)
+    wanted = tl.sum(total, axis=0)
+    wanted = wanted * tl.load(prior + columns, mask=inside, other=0.0) if with_prior else wanted / num_columns
+    return tl.where(inside, wanted / tl.where(inside, total, 1.0), 0.0)
+
+
+@triton.jit
 def _column_sums(
     scores: tl.tensor,
-    scale: tl.tensor,
+    sums: tl.tensor,
+    prior: tl.tensor,
     partial: tl.tensor,
     num_rows: tl.tensor,
     num_columns: tl.tensor,
     over_epsilon: tl.tensor,
     scaled: tl.constexpr,
+    with_prior: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
-    """Sums [programs, K] over some of the rows each of M * v; v is 1 unless there is a scale."""
+    """Sums [programs, K] over some of the rows each of M * v; v is 1 unless there are sums of a column step before."""
     program, problem = tl.program_id(0), tl.program_id(1)
     columns = tl.arange(0, block)
     inside = columns < num_columns
-    sums = tl.zeros((block,), tl.float32)
+    found = tl.zeros((block,), tl.float32)
     if scaled:
-        u = tl.load(scale + problem * num_columns + columns, mask=inside, other=0.0)
+        u = _column_scale(sums + problem * num_columns, prior, num_columns, columns, inside, with_prior)
     for row in range(program, num_rows, tl.num_programs(0)):
         start = (problem * num_rows + row).to(tl.int64) * num_columns
         s = tl.load(scores + start + columns, mask=inside, other=0.0).to(tl.float32)
         m = tl.where(inside, tl.exp(s * over_epsilon), 0.0)
         if scaled:
             m = m / tl.sum(m * u, axis=0)
-        sums += m
+        found += m
     place = (problem * tl.num_programs(0) + program) * num_columns
-    tl.store(partial + place + columns, sums, mask=inside)
+    tl.store(partial + place + columns, found, mask=inside)
 
 
 @triton.jit
 def _codes(
     scores: tl.tensor,
-    scale: tl.tensor,
+    sums: tl.tensor,
+    prior: tl.tensor,
     codes: tl.tensor,
     num_rows: tl.tensor,
     num_columns: tl.tensor,
     over_epsilon: tl.tensor,
+    with_prior: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
     """M * u * v, with v so that rows sum to 1."""
     program, problem = tl.program_id(0), tl.program_id(1)
     columns = tl.arange(0, block)
     inside = columns < num_columns
-    u = tl.load(scale + problem * num_columns + columns, mask=inside, other=0.0)
+    u = _column_scale(sums + problem * num_columns, prior, num_columns, columns, inside, with_prior)
     for row in range(program, num_rows, tl.num_programs(0)):
         start = (problem * num_rows + row).to(tl.int64) * num_columns
         s = tl.load(scores + start + columns, mask=inside, other=0.0).to(tl.float32)
@@ -88,12 +108,13 @@ def usable(scores: Tensor, epsilon: float) -> bool:
     return bool(there and small and 1 / epsilon <= _EXPONENT)
 
 
-def column_sums(scores: Tensor, column_scale: Tensor | None, epsilon: float) -> Tensor:
+def column_sums(scores: Tensor, sums: Tensor | None, prior: Tensor | None, epsilon: float) -> Tensor:
     """What a column step needs of this rank's rows: float32 [A, K].
 
     Args:
         scores: [A, B, K], contiguous, in float32 or less; K at most `MOST_COLUMNS`.
-        column_scale: of the column step before, float32 [A, K]; None before the first, when all rows count alike.
+        sums: over all ranks, of the column step before, float32 [A, K]; None before the first, when rows count alike.
+        prior: shares of the samples that columns should get, float32 [K]; None: equal ones.
         epsilon: entropy regularisation.
     """
     problems, num_rows, num_columns = scores.shape
@@ -101,25 +122,35 @@ def column_sums(scores: Tensor, column_scale: Tensor | None, epsilon: float) -> 
     partial = torch.empty(problems, programs, num_columns, device=scores.device)
     _column_sums[(programs, problems)](
         scores,
-        scores if column_scale is None else column_scale,
+        scores if sums is None else sums,
+        scores if prior is None else prior,
         partial,
         num_rows,
         num_columns,
         1 / epsilon,
-        scaled=column_scale is not None,
+        scaled=sums is not None,
+        with_prior=prior is not None,
         **_shape(num_columns),
     )
     return partial.sum(1)
 
 
-def codes(scores: Tensor, column_scale: Tensor, epsilon: float) -> Tensor:
+def codes(scores: Tensor, sums: Tensor, prior: Tensor | None, epsilon: float) -> Tensor:
     """Codes float32 [A, B, K] after the last column step, with rows that sum to 1. Arguments as of `column_sums`."""
     problems, num_rows, num_columns = scores.shape
     found = torch.empty(scores.shape, device=scores.device)
     if num_rows:
         programs = min(_PROGRAMS, num_rows)
         _codes[(programs, problems)](
-            scores, column_scale, found, num_rows, num_columns, 1 / epsilon, **_shape(num_columns)
+            scores,
+            sums,
+            scores if prior is None else prior,
+            found,
+            num_rows,
+            num_columns,
+            1 / epsilon,
+            with_prior=prior is not None,
+            **_shape(num_columns),
         )
     return found
 

@@ -28,8 +28,9 @@ from largescale.parallel.engine import Engine
 from largescale.parallel.precision import weights_dtype
 from largescale.parallel.strategies import build_engine
 from largescale.run.resume import load
-from tests.helpers.commands import ROOT
 
+RECIPES = Path(__file__).resolve().parent / "mini"
+CPU = torch.device("cpu")
 GLOBAL_BATCH = "train.loss_spans=global_batch"
 STEPS = 4
 LENGTH = Length(num_steps=STEPS, steps_per_epoch=2, num_samples=40, left_out=8)
@@ -37,10 +38,10 @@ LENGTH = Length(num_steps=STEPS, steps_per_epoch=2, num_samples=40, left_out=8)
 
 def mini(method: str, *overrides: str) -> Config:
     """The recipe of a method."""
-    return load_config(ROOT / "tests" / "methods" / "mini" / f"{method}.yaml", list(overrides))
+    return load_config(RECIPES / f"{method}.yaml", list(overrides))
 
 
-def views_of_step(config: Config, step: int) -> Views:
+def views_of_step(config: Config, step: int, device: torch.device = CPU) -> Views:
     """This rank's views of random images; which images does not depend on the number of ranks."""
     generator = torch.Generator().manual_seed(step)
     batch = config.train.global_batch
@@ -49,19 +50,22 @@ def views_of_step(config: Config, step: int) -> Views:
     )
     shapes = [(group.num, batch, 3, group.size, group.size) for group in config.data.crops]
     images = [
-        torch.randn(shape, generator=generator, dtype=torch.float64)[:, places].flatten(0, 1).to(weights_dtype(config))
+        torch.randn(shape, generator=generator, dtype=torch.float64)[:, places]
+        .flatten(0, 1)
+        .to(device, weights_dtype(config))
         for shape in shapes
     ]
     ids = (places - (places % 8 == 7) + 5 * step) % LENGTH.num_samples  # some come twice, as what stands in for others
-    return Views(images, torch.from_numpy(ids))
+    return Views(images, torch.from_numpy(ids).to(device))
 
 
-def whole_corpus(engine: Engine, step: int) -> PlainEmbeddings:
+def whole_corpus(engine: Engine, step: int, device: torch.device = CPU) -> PlainEmbeddings:
     """What the network makes of random images, one of which cannot be read."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(LENGTH.num_samples, 3, 24, 24, generator=generator, dtype=torch.float64)
+    images = images.to(device)
     ids = own_ids(LENGTH.num_samples)
-    readable = torch.arange(ids.start, ids.stop) != 17
+    readable = torch.arange(ids.start, ids.stop, device=device) != 17
     return PlainEmbeddings(engine.embed(images[ids.start : ids.stop], step)[readable], readable)
 
 
@@ -83,7 +87,13 @@ def together(method: Method, signs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def train(
-    config: Config, steps: int = STEPS, *, still: bool = False, first: int = 0, checkpoints: Path | None = None
+    config: Config,
+    steps: int = STEPS,
+    *,
+    still: bool = False,
+    first: int = 0,
+    checkpoints: Path | None = None,
+    device: torch.device = CPU,
 ) -> dict[str, Any]:
     """Losses, gradient norms, signs and, on rank 0, the whole state in the end.
 
@@ -93,8 +103,8 @@ def train(
         still: keep BatchNorm in evaluation mode.
         first: step to begin with; later ones than 0 go on from a checkpoint.
         checkpoints: folder of that one, and of the one that is saved in the end.
+        device: of this rank.
     """
-    device = torch.device("cpu")
     torch.manual_seed(config.run.seed)
     engine = build_engine(build_method(config, LENGTH), config, device)
     for norm in engine.method.modules():
@@ -107,9 +117,9 @@ def train(
     losses, norms, signs = [], [], []
     for step in range(first, steps):
         if engine.method.phase_due(step):
-            corpus = whole_corpus(engine, step) if engine.method.phase_embeds(step) else no_embeddings()
+            corpus = whole_corpus(engine, step, device) if engine.method.phase_embeds(step) else no_embeddings()
             engine.method.phase(step, corpus, lambda what: None)
-        views = views_of_step(config, step)
+        views = views_of_step(config, step, device)
         output = engine.forward_backward(views, step)
         check = engine.check(views, output.loss)
         assert not check.trouble

@@ -108,11 +108,18 @@ def test_kernels_compile_for_gpus_though_there_is_none(prototypes, tmp_path, mon
     options = sinkhorn_kernels._shape(prototypes)
     block, numbers = options.pop("block"), {"num_rows": "i32", "num_columns": "i32", "over_epsilon": "fp32"}
     for kernel, written, fixed in [
-        (sinkhorn_kernels._column_sums, "partial", {"scaled": False, "block": block}),
-        (sinkhorn_kernels._column_sums, "partial", {"scaled": True, "block": block}),
-        (sinkhorn_kernels._codes, "codes", {"block": block}),
+        (sinkhorn_kernels._column_sums, "partial", {"scaled": False, "with_prior": False, "block": block}),
+        (sinkhorn_kernels._column_sums, "partial", {"scaled": True, "with_prior": True, "block": block}),
+        (sinkhorn_kernels._codes, "codes", {"with_prior": True, "block": block}),
     ]:
-        names = {"scores": "*fp32", "scale": "*fp32", written: "*fp32", **numbers, **dict.fromkeys(fixed, "constexpr")}
+        names = {
+            "scores": "*fp32",
+            "sums": "*fp32",
+            "prior": "*fp32",
+            written: "*fp32",
+            **numbers,
+            **dict.fromkeys(fixed, "constexpr"),
+        }
         source = ASTSource(fn=kernel, signature=names, constexprs=fixed)
         compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
         assert "st.global" in compiled.asm["ptx"]
