@@ -64,7 +64,8 @@ def main() -> None:
         data = DataConfig(shards=str(shards), workers=arguments.workers, threads=1)
         config = Config(name="soak", data=data, train=TrainConfig(global_batch=64, steps=10**9))
         stream = Stream(config, rank=0, world_size=1, device=torch.device("cpu"), dtype=torch.float32)
-        stream.augments = [lambda views, draws: views for _ in stream.augments]  # the loaders are what is watched
+        # The loaders are what is watched.
+        stream.loaded.augments = [lambda views, draws: views for _ in stream.loaded.augments]
         sizes, images = [], 0
         started = looked = time.monotonic()
         batches = stream(range(10**9))

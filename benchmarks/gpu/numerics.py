@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from largescale.config import AugmentConfig
 from largescale.data.augment import Augment
 from largescale.data.augment_draws import DRAWS
-from largescale.data.stream import Batch
+from largescale.data.loaded import Batch
 from largescale.methods import build_method
 from largescale.methods.sinkhorn import sinkhorn
 from largescale.observe.meter import Meter

@@ -16,6 +16,7 @@ from largescale.config.schema import (
     RunConfig,
     TrainConfig,
 )
+from largescale.config.support_settings import SupportConfig
 from largescale.config.values import corpus_names, corpus_settings, flatten, require, to_yaml, with_present_names
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "OptimConfig",
     "ParallelConfig",
     "RunConfig",
+    "SupportConfig",
     "TrainConfig",
     "augment_of_group",
     "corpus_names",

@@ -27,6 +27,7 @@ def validate(config: Config) -> None:
     _check_batch(config)
     _check_clipping(config)
     _check_loss_spans(config)
+    _check_supports(config)
     _check_model(config)
     _check_unused(config)
     corpus_settings(config.data)
@@ -161,6 +162,23 @@ def _check_loss_spans(config: Config) -> None:
         spans,
         f"{' or '.join(possible)} with method.name={config.method.name}, whose loss compares no images of a batch: "
         "global_batch would cost a forward pass and change nothing",
+    )
+
+
+def _check_supports(config: Config) -> None:
+    if (support := config.method.supports()) is None:
+        return
+    require(
+        bool(support.shards) or isinstance(config.data.shards, str),
+        "method.support.shards",
+        "''",
+        "a folder, since data.shards is a list of several",
+    )
+    require(
+        support.images % config.train.accumulate == 0,
+        "method.support.images",
+        support.images,
+        f"a multiple of train.accumulate={config.train.accumulate}: every micro-batch has images of every class",
     )
 
 

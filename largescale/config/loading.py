@@ -124,6 +124,8 @@ def _expand_home(config: Config) -> None:
         (config.checkpoint, "mirror"),
     ):
         setattr(owner, name, _at_home(getattr(owner, name)))
+    if (support := config.method.supports()) is not None:
+        support.shards, support.subset = _at_home(support.shards), _at_home(support.subset)
 
 
 def _at_home(value: Any) -> Any:

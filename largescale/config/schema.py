@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from largescale.config.data_settings import DataConfig
 from largescale.config.setting import LONGEST_RUN_S, LONGEST_WAIT_S, setting
+from largescale.config.support_settings import SupportConfig
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16", "fp64")
 
@@ -166,6 +167,10 @@ class MethodConfig:
         Raises:
             InputError: naming the key, what it got and what it expects.
         """
+
+    def supports(self) -> SupportConfig | None:
+        """What labelled images a method wants in every step beside the others, if any: those of its key `support`."""
+        return None
 
 
 @dataclass

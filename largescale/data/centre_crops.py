@@ -24,9 +24,9 @@ from largescale.config.data_settings import CropGroup
 from largescale.data.batches import BatchMaker, Buffers, Part
 from largescale.data.corpora import Corpus
 from largescale.data.decode import REDUCTIONS, EncodedImage
+from largescale.data.loaded import raise_errors
 from largescale.data.loader import Loader, Position, choose_counts
 from largescale.data.reader import RawSample, SampleError, ShardReader
-from largescale.data.stream import raise_errors
 from largescale.distributed.launch import own_launch
 from shards.ground.errors import InputError
 from shards.images.orientation import UPRIGHT, turned

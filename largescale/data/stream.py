@@ -7,58 +7,24 @@ number nor the number of ranks changes what a sample looks like.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Iterable, Sized
+from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from largescale.config import Config, DataConfig, augment_of_group
-from largescale.data.augment import Augment
-from largescale.data.batches import BatchMaker, Buffers, Part
+from largescale.config import Config, DataConfig
+from largescale.data.batches import BatchMaker
 from largescale.data.corpora import fingerprint, open_corpora
 from largescale.data.fetcher import Fetcher, Needs, working_set
 from largescale.data.length import Length, num_steps_of
-from largescale.data.loader import CONDUCTORS, Loader, Position, choose_counts
+from largescale.data.loaded import Batch, DeviceBatches, Steps, joined
+from largescale.data.loader import CONDUCTORS, Position, choose_counts
 from largescale.data.order import Mixture, rank_places
 from largescale.data.reader import ShardReader
-from largescale.data.views import Views
+from largescale.data.supports import open_supports
 from largescale.distributed.launch import own_launch
-from largescale.distributed.out_of_memory import OutOfMemory
 from shards.ground.errors import InputError
-
-
-@dataclass
-class Batch:
-    """What one rank trains on in one step.
-
-    Attributes:
-        step: the data step (`largescale/run/rollback.py` explains when it differs from the step of the run).
-        ids: sample ids in order, int64 [B]; with substitutes in place of unreadable samples.
-        keys: their WebDataset keys, if asked for (audit).
-        views: augmented, one tensor [num * B, 3, S, S] a crop group, view after view.
-        facts: of `Views`.
-        skipped: one row per unreadable sample met (shard, key, offset, reason).
-        substituted: positions of the batch whose own sample was unreadable.
-        costs: what making it took, see `_costs`.
-    """
-
-    step: int
-    ids: Tensor
-    keys: list[str]
-    views: list[Tensor]
-    facts: dict[str, Tensor]
-    skipped: list[dict[str, Any]]
-    substituted: int
-    costs: dict[str, float]
-
-    def inputs(self) -> Views:
-        """The part of the batch that the method sees."""
-        return Views(self.views, self.ids.to(self.views[0].device, non_blocking=True), self.facts)
 
 
 def num_loading(data: DataConfig) -> int:
@@ -73,10 +39,6 @@ def num_loading(data: DataConfig) -> int:
     return processes * (1 + threads + CONDUCTORS) if processes else threads
 
 
-class Steps(Sized, Iterable[int], Protocol):
-    """Data steps in the order in which they are trained on, and how many they are."""
-
-
 class Stream:
     """Iterates over device batches from a given step to the end of the run.
 
@@ -85,6 +47,9 @@ class Stream:
         rank, world_size: this process and the number of processes.
         device: where views go.
         dtype: of the augmented views; they are computed in float32 at least.
+
+    Attributes:
+        supports: the labelled images beside, if the method asks for them.
 
     Raises:
         InputError: missing or too few shards; a batch not divisible by the ranks; a cache that is too small.
@@ -124,31 +89,15 @@ class Stream:
         self._needs = Needs(self.order, num_shards, node_streams, self._position)
         reader = ShardReader(self.corpora, self._needs.next_use)
         self.batches = BatchMaker(reader, self.order, config, rank=rank, world_size=world_size)
-        self.augments = self._augments(dtype)
-
-    def _augments(self, dtype: torch.dtype) -> list[Augment]:
-        """How views are augmented, by crop group; equal settings share what is compiled."""
-        data = self.data
-        found: list[Augment] = []
-        for place in range(len(data.crops)):
-            config = augment_of_group(data, place)
-            found.append(
-                next((other for other in found if other.config == config), None)
-                or Augment(config, data.mean, data.std, torch.promote_types(dtype, torch.float32), dtype)
+        self.loaded = DeviceBatches(
+            self.batches, device=device, dtype=dtype, counts=self.counts, position=self._position
+        )
+        self.supports = open_supports(config, rank=rank, world_size=world_size)
+        if self.supports is not None:
+            self._loaded_supports = DeviceBatches(
+                self.supports.batches, device=device, dtype=dtype, counts=self.counts, position=Position()
             )
-        return found
-
-    def augmented(self, buffers: Buffers) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Views and facts, of buffers on the device with views [num * B, 3, S, S] and draws [num * B, DRAWS]."""
-        views = [
-            augment(pixels, draws)
-            for augment, pixels, draws in zip(self.augments, buffers.views, buffers.draws, strict=True)
-        ]
-        facts = {} if buffers.boxes is None else {"boxes": buffers.boxes}
-        if "flips" in self.batches.facts:
-            flips = [augment.flips(draws) for augment, draws in zip(self.augments, buffers.draws, strict=True)]
-            facts["flips"] = torch.cat(flips).unflatten(0, (-1, len(self.batches.places)))
-        return views, facts
+            self.fingerprint = f"{self.fingerprint} and {self.supports.fingerprint}"
 
     @property
     def length(self) -> Length:
@@ -176,32 +125,26 @@ class Stream:
         if first is None:
             return
         self._position.set(first)
+        if self.supports is None:
+            yield from self._images(data_steps)
+            return
+        with closing(self._images(data_steps)) as batches, closing(self._loaded_supports(data_steps)) as labelled:
+            for batch, beside in zip(batches, labelled, strict=True):
+                yield joined(batch, beside, self.supports.of(beside, self.device))
+
+    def _images(self, data_steps: Steps) -> Generator[Batch]:
+        """Batches without supports."""
         if all(corpus.cache is None for corpus in self.corpora):
-            yield from self._loaded(data_steps)
+            yield from self.loaded(data_steps)
             return
         fetcher = Fetcher(self.corpora, self._needs, self._own_streams, self.data.fetches)
         before = self.batches.reader.take_counters()  # of key look-ups; otherwise each loader process would report them
-        with closing(fetcher), closing(self._loaded(data_steps)) as batches:
+        with closing(fetcher), closing(self.loaded(data_steps)) as batches:
             for batch in batches:
                 for name, value in (*fetcher.attend().items(), *before.items()):
                     batch.costs[name] = batch.costs.get(name, 0.0) + value
                 before = {}
                 yield batch
-
-    def _loaded(self, data_steps: Steps) -> Generator[Batch]:
-        processes, threads = self.counts
-        loader = Loader(
-            self.batches,
-            data_steps,
-            processes=processes,
-            threads=threads,
-            slots=self.data.prefetch,
-            position=self._position,
-            stall_s=self.data.store_stall_s,
-            pin=self.device.type == "cuda",
-        )
-        with closing(loader):
-            yield from (_on_gpu if self.device.type == "cuda" else _on_cpu)(self, loader, len(data_steps))
 
     def _node_streams(self) -> np.ndarray:
         """Streams that the ranks of this node read; all if it is not known which ranks these are."""
@@ -224,93 +167,3 @@ class Stream:
                 f"{needed / 1e9:.3g} GB at the same time; raise data.cache_gb (point data.cache at a larger disk if "
                 f"needed), or lower data.shuffle_window={self.data.shuffle_window} or data.streams={self.data.streams}"
             )
-
-
-def _on_cpu(stream: Stream, loader: Loader, num_steps: int) -> Generator[Batch]:
-    for _ in range(num_steps):
-        step, buffers, parts, depth = loader.take()
-        raise_errors(parts)
-        started = time.perf_counter()
-        views, facts = stream.augmented(
-            Buffers(
-                [pixels.flatten(0, 1) for pixels in buffers.views],
-                [draws.flatten(0, 1) for draws in buffers.draws],
-                None if buffers.boxes is None else buffers.boxes.clone(),
-            )
-        )
-        loader.release()
-        yield _batch(step, views, facts, parts, depth, time.perf_counter() - started)
-
-
-def _on_gpu(stream: Stream, loader: Loader, num_steps: int) -> Generator[Batch]:
-    """Copies run on their own stream, and the next one begins before the training has had this one, if it is there."""
-    side, training = torch.cuda.Stream(stream.device), torch.cuda.current_stream(stream.device)
-    ahead = None
-    for number in range(num_steps):
-        step, sent, parts, depth, copied = ahead or _send(stream, loader, side)
-        ahead = None
-        training.wait_event(copied)
-        for tensor in (*sent.views, *sent.draws, *([] if sent.boxes is None else [sent.boxes])):
-            tensor.record_stream(training)
-        views, facts = stream.augmented(sent)
-        copied.synchronize()
-        loader.release()
-        if number + 1 < num_steps and loader.ready():
-            ahead = _send(stream, loader, side)
-        yield _batch(step, views, facts, parts, depth, 0.0)
-
-
-def _send(
-    stream: Stream, loader: Loader, side: torch.cuda.Stream
-) -> tuple[int, Buffers, list[Part], int, torch.cuda.Event]:
-    step, buffers, parts, depth = loader.take()
-    raise_errors(parts)
-    with torch.cuda.stream(side):
-        sent = _to_device(buffers, stream.device)
-        copied = torch.cuda.Event()
-        copied.record(side)
-    return step, sent, parts, depth, copied
-
-
-def _to_device(buffers: Buffers, device: torch.device) -> Buffers:
-    views = [pixels.flatten(0, 1).to(device, non_blocking=True) for pixels in buffers.views]
-    draws = [numbers.flatten(0, 1).to(device, non_blocking=True) for numbers in buffers.draws]
-    boxes = None if buffers.boxes is None else buffers.boxes.to(device, non_blocking=True)
-    return Buffers(views, draws, boxes)
-
-
-def raise_errors(parts: list[Part]) -> None:
-    """Raise what went wrong in making any part of a batch.
-
-    Raises:
-        InputError: the user can fix it.
-        OutOfMemory: a loader process ran out of memory.
-    """
-    for part in parts:
-        if part.bug:
-            raise RuntimeError(part.bug)
-        if part.no_memory:
-            raise OutOfMemory(part.no_memory)
-        if part.error:
-            raise InputError(part.error)
-
-
-def _batch(
-    step: int, views: list[Tensor], facts: dict[str, Tensor], parts: list[Part], depth: int, augment_s: float
-) -> Batch:
-    ids = torch.tensor([sample_id for part in parts for sample_id in part.ids])
-    keys = [key for part in parts for key in part.keys]
-    skipped = list({(row["shard"], row["key"]): row for part in parts for row in part.skipped}.values())
-    substituted = sum(part.substituted for part in parts)
-    return Batch(step, ids, keys, views, facts, skipped, substituted, _costs(parts, depth, augment_s))
-
-
-def _costs(parts: list[Part], depth: int, augment_s: float) -> dict[str, float]:
-    """Seconds of all loader threads by what they did, seconds of augmentation (on the CPU), batches that were ready
-    besides, and what the shard caches did.
-    """
-    costs = {"augment_s": augment_s, "queue_depth": float(depth)}
-    for part in parts:
-        for name, value in (*((f"{name}_s", value) for name, value in part.seconds.items()), *part.counters.items()):
-            costs[name] = costs.get(name, 0.0) + value
-    return costs

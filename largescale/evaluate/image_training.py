@@ -26,7 +26,8 @@ from tqdm import tqdm
 from largescale.config import Config, MethodConfig
 from largescale.config.data_settings import AugmentConfig, CropGroup
 from largescale.data.corpora import Corpus
-from largescale.data.stream import Batch, Stream
+from largescale.data.loaded import Batch
+from largescale.data.stream import Stream
 from largescale.distributed.out_of_memory import memory_for
 from largescale.evaluate.extract import extract
 from largescale.evaluate.feature_set import FeatureSet

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from largescale.data.random import hash_coordinates
+from largescale.data.few_labels import by_hash, stratified_rows
 
-_HELD_OUT, _LOW_SHOT = 11, 12
-"""Purposes of random numbers: splits of one kind say nothing of those of the other."""
+_HELD_OUT = 11
+"""Purpose of random numbers: splits of one kind say nothing of those of the other, `few_labels.LOW_SHOT`."""
 
 
 def held_out(ids: Tensor, share: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -36,15 +35,9 @@ def stratified(ids: Tensor, labels: Tensor, share: float, seed: int) -> Tensor:
         share: of each class, rounded.
         seed: of the split.
     """
-    order = _by_hash(ids, seed, _LOW_SHOT)
-    chosen = []
-    for label in labels.unique().tolist():
-        own = order[labels[order] == label]
-        chosen.append(own[: max(1, round(share * len(own)))])
-    return torch.cat(chosen).sort().values
+    return torch.from_numpy(stratified_rows(ids.numpy(), labels.numpy(), share, seed))
 
 
 def _by_hash(ids: Tensor, seed: int, purpose: int) -> Tensor:
     """Rows in the order of a hash of their ids."""
-    keys = hash_coordinates(seed, purpose, ids.numpy())
-    return torch.from_numpy(np.lexsort((ids.numpy(), keys)))
+    return torch.from_numpy(by_hash(ids.numpy(), seed, purpose))

@@ -21,8 +21,8 @@ from largescale.data.augment import Augment
 from largescale.data.batches import BatchMaker
 from largescale.data.centre_crops import loader_of
 from largescale.data.corpora import Corpus
+from largescale.data.loaded import raise_errors
 from largescale.data.reader import ShardReader
-from largescale.data.stream import raise_errors
 from largescale.distributed.collectives import rows_on_rank_0
 from largescale.distributed.out_of_memory import memory_for
 from largescale.evaluate.extract import Network, check_finite

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from largescale.data.stream import Batch
+from largescale.data.loaded import Batch
 from largescale.distributed.collectives import sum_over_ranks
 from largescale.methods.method import Method, Output
 from largescale.parallel.engine import StepCheck

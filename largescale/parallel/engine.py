@@ -150,11 +150,13 @@ class Engine:
         ]
         ids = views.ids.view(self.accumulate, -1)
         facts = {name: values.unflatten(1, (self.accumulate, -1)) for name, values in views.facts.items()}
+        supports = [None] * self.accumulate if views.supports is None else views.supports.cut(self.accumulate)
         return [
             Views(
                 [images[:, number].flatten(0, 1).contiguous(memory_format=torch.channels_last) for images in cut],
                 ids[number],
                 {name: values[:, number] for name, values in facts.items()},
+                supports[number],
             )
             for number in range(self.accumulate)
         ]
@@ -173,7 +175,7 @@ class Engine:
         if self.loss_scale.enabled:
             torch._foreach_div_(grads, self.loss_scale.factor.to(grads[0].dtype))
         grad_square = norms(grads).double().square().sum()
-        views_sum = torch.stack([images.sum(dtype=torch.float64) for images in views.images]).sum()
+        views_sum = torch.stack([images.sum(dtype=torch.float64) for images in views.pixels()]).sum()
         size = world_size()
         bad = torch.zeros(len(_LOOKED_AT), size, dtype=torch.float64, device=loss.device)
         bad[:, rank()] = torch.stack([views_sum, loss.double(), grad_square]).isfinite().logical_not().double()

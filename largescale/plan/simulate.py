@@ -23,7 +23,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from largescale.config import Config
 from largescale.config.setting import a_name
 from largescale.data.length import NOMINAL, Length
-from largescale.data.views import Views
+from largescale.data.views import Supports, Views
 from largescale.methods import build_method, require_fit
 from largescale.methods.method import Method
 from largescale.models.backbones import chosen_blocks
@@ -166,6 +166,11 @@ def _step(engine: Engine, config: Config, ranks: int) -> Simulation:
         for group in config.data.crops
     ]
     views = Views.numbered(images, batch, config.method.facts)
+    if (support := config.method.supports()) is not None:
+        size, shown = config.data.crops[0].size, support.views * (support.size // ranks)
+        pixels = torch.empty(shown, 3, size, size, dtype=views_dtype(config))
+        views = views._replace(supports=Supports.numbered(support, pixels, ranks))
+        images = views.pixels()
     parameters, buffers = list(engine.method.parameters()), list(engine.method.buffers())
     wrapped = engine.wrapped if isinstance(engine.wrapped, StandIn) else StandIn(engine.method)
     weights = local_bytes(wrapped.weights())

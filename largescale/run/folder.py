@@ -38,7 +38,7 @@ from largescale.checkpoint.folder import Checkpoint, clear_leftovers
 from largescale.checkpoint.mirror import Mirror
 from largescale.config import Config, flatten, to_yaml
 from largescale.data import order
-from largescale.data.stream import Batch
+from largescale.data.loaded import Batch
 from largescale.distributed.stopping import StoppedInOrder
 from largescale.methods.method import Output
 from largescale.observe import trackers

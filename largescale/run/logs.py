@@ -12,7 +12,7 @@ from typing import Any
 import safetensors.torch
 
 from largescale.config import Config, flatten
-from largescale.data.stream import Batch
+from largescale.data.loaded import Batch
 from largescale.methods.method import Output
 from largescale.observe.metrics import JsonLines, MetricsLog
 from largescale.observe.trackers import Tracker
@@ -44,7 +44,8 @@ class Logs:
     def batch(self, step: int, batch: Batch) -> None:
         """Write what this rank trained on (with data.audit) and what it could not read."""
         if self._audit is not None:
-            self._audit.write({"step": step, "keys": batch.keys})
+            row = {"step": step, "keys": batch.keys}
+            self._audit.write(row | ({"support_keys": batch.support_keys} if batch.support_keys else {}))
         self.skipped(step, batch.skipped)
 
     def skipped(self, step: int, rows: list[dict[str, Any]]) -> None:

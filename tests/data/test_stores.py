@@ -17,8 +17,9 @@ import torch
 
 from largescale.data import cache
 from largescale.data.cache import ShardLost
+from largescale.data.loaded import Batch
 from largescale.data.loader import Position
-from largescale.data.stream import Batch, Stream
+from largescale.data.stream import Stream
 from shards.ground.errors import InputError
 from shards.stores import store as store_module
 from shards.stores.store import Store

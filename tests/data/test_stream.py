@@ -56,7 +56,7 @@ def test_a_crop_group_is_augmented_in_its_own_way(shard_folder):
     everywhere = next(iter(make_stream(shard_folder, "data.augment={blur: 1, solarise: 0.5, flip: 0}")(range(1)))).views
     assert torch.equal(own[0], plain[0]) and torch.equal(own[2], plain[2])
     assert torch.equal(own[1], everywhere[1]) and not torch.equal(own[1], plain[1])
-    assert stream.augments[0] is stream.augments[2] is not stream.augments[1]
+    assert stream.loaded.augments[0] is stream.loaded.augments[2] is not stream.loaded.augments[1]
 
 
 def test_views_differ_between_epochs_views_and_seeds(shard_folder):

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from safetensors import safe_open
 
 from largescale.__main__ import main
-from largescale.data.stream import Batch, Stream
+from largescale.data.loaded import Batch
+from largescale.data.stream import Stream
 from largescale.run.rollback import DataSteps
 from tests.helpers.commands import TINY
 from tests.helpers.launcher import pretrain, run_largescale
