@@ -37,6 +37,7 @@ from largescale.run.failures import TrainingStopped
 from largescale.run.first_weights import read_backbone
 from largescale.run.folder import RunFolder
 from largescale.run.lease import Lease, lease_of
+from largescale.run.mask_file import read_mask, share_left
 from largescale.run.memory_advice import memory_advice
 from largescale.run.phases import Phases
 from largescale.run.rollback import DataSteps
@@ -210,6 +211,7 @@ def describe(config: Config) -> tuple[dict[str, object], list[str]]:
     order, length = stream.order, stream.length
     found: dict[str, object] = {
         **({"weights": read_backbone(config).summary()} if config.model.weights else {}),
+        **({"share of weights left": share_left(read_mask(config))} if config.model.mask else {}),
         "samples": order.num_samples,
         "global batch": config.train.global_batch,
         "steps": stream.num_steps,

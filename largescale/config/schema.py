@@ -132,6 +132,13 @@ class ModelConfig:
         "File of weights (of torchvision, timm and many others, see docs/weights.md) that the backbone of a new run "
         "starts from; not with init_from, which takes all of another run.",
     )
+    mask: str = setting(
+        "",
+        "File of masks (`largescale prune` writes them): a bool per weight of some of the backbone's parameters, false "
+        "for those that are zero and stay zero. A run that has started may find the file elsewhere, but not another "
+        "mask.",
+        free=True,
+    )
     recompute_stages: list[int] = setting(
         [],
         "Stages (from 1) whose activations are recomputed in the backward pass instead of stored (checkpointing).",

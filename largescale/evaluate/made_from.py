@@ -62,7 +62,8 @@ def shards_stamp(corpus: Corpus, location: str) -> Stamp:
 
 def network_stamp(config: Config, weights: Weights) -> Stamp:
     """The architecture, by the keys that decide it."""
-    beside = ("model.recompute_stages", "model.compile_stages", "model.weights")  # how it is run, and where it began
+    # How it is run, and where it began.
+    beside = ("model.recompute_stages", "model.compile_stages", "model.weights", "model.mask")
     flat = flatten(config)
     keys = [key for key in sorted(flat) if key.startswith("model.") and key not in beside]
     method = {} if isinstance(weights, Published) else {"method.name": config.method.name}

@@ -26,6 +26,7 @@ from largescale.models.unit_rows import normalize_rows_
 from largescale.optim.lars import local_piece, norms, shard_group
 from largescale.optim.roles import parameters_with, set_rates
 from largescale.parallel.clipping import GradientPieces, clip_each
+from largescale.parallel.masks import own_piece
 from largescale.parallel.precision import LossScale, views_dtype
 from largescale.processes import rank, world_size
 
@@ -80,6 +81,7 @@ class Engine:
         self._peak_lr, self._clip_tensors = config.optim.lr, config.optim.clip_tensor_norm
         self._unit_rows = parameters_with(method, method.roles(), "unit_rows")
         self._views_per_group = [group.num for group in config.data.crops]
+        self._kept: list[tuple[Tensor, Tensor]] = []
         self.loss_scale = LossScale(config.train.precision == "fp16", device)
         self.all_ranks: DeviceMesh = init_device_mesh(device.type, (world_size(),))
 
@@ -163,7 +165,8 @@ class Engine:
 
     @torch.no_grad()
     def check(self, views: Views, loss: Tensor, *, stop: bool = False) -> StepCheck:
-        """Agree on loss, gradient norm, whether anything is not finite and whether to stop, in one exchange.
+        """Drop gradients of masked weights, and agree on loss, gradient norm, whether anything is not
+        finite and whether to stop, in one exchange.
 
         Views and loss are checked before they mix with other ranks' values, so that the culprit can be named: after
         synchronised BatchNorm and a loss over all ranks, one rank's NaN is on every rank.
@@ -171,6 +174,8 @@ class Engine:
         Collectives: every rank must call it; one all-reduce of 3 + 3 * world_size numbers. Where gradients alone are
         not finite, one more of a number per parameter.
         """
+        for gradient, kept in self.masked_gradients():
+            gradient.mul_(kept)  # what is not finite stays so, and is found
         grads = self.gradients()
         if self.loss_scale.enabled:
             torch._foreach_div_(grads, self.loss_scale.factor.to(grads[0].dtype))
@@ -253,6 +258,20 @@ class Engine:
         return {name for name in state if name in parameters or name.startswith("optimizer.")}
 
     # -- What a strategy may do differently -----------------------------------------------------------------------
+
+    def mask(self, kept: dict[str, Tensor]) -> None:
+        """Train only a part of some parameters from now on. Collectives: none.
+
+        Args:
+            kept: bool, whole and the same on all ranks, by names of parameters: true where a weight is trained. The
+                others must be zero, and so must their optimizer state.
+        """
+        parameters = dict(self.method.named_parameters())
+        self._kept = [(parameters[name], own_piece(whole, parameters[name])) for name, whole in kept.items()]
+
+    def masked_gradients(self) -> list[tuple[Tensor, Tensor]]:
+        """This rank's pieces of gradients, to be changed in place, each with the same piece of its mask."""
+        return [(local_piece(p.grad), kept) for p, kept in self._kept if p.grad is not None]
 
     def gradient_sync(self, last: bool) -> AbstractContextManager[object]:
         """Wrap a micro-batch: gradients are exchanged only after the last one of a step."""

@@ -28,6 +28,7 @@ from largescale.optim.lars import LARS, FlatLayout, Fragment
 from largescale.optim.optimizers import build_optimizer
 from largescale.parallel.clipping import GradientPieces
 from largescale.parallel.engine import Engine, state_keys
+from largescale.parallel.masks import own_stretches
 from largescale.parallel.offload import offloads
 from largescale.parallel.precision import AUTOCAST
 from largescale.processes import rank, world_size
@@ -63,6 +64,7 @@ class ZeroEngine(Engine):
         self.layouts = _layouts(self.zero, stage)
         self.parameters_of = {flat: params for flat, params in zip(self.layouts, self._groups(), strict=True)}
         self.names = {id(parameter): name for name, parameter in self.method.named_parameters()}
+        self._kept_stretches: dict[int, Tensor] = {}
         if isinstance(self.optimizer, LARS):
             self.optimizer.flat_layouts = self.layouts
         self.optimizer.register_step_post_hook(self._normalize_unit_rows)
@@ -93,6 +95,19 @@ class ZeroEngine(Engine):
 
     def gradient_replicas(self) -> int:
         return 1
+
+    def mask(self, kept: dict[str, Tensor]) -> None:
+        self._kept_stretches = own_stretches(kept, [name for _, _, name in self._places()], self.layouts)
+
+    def masked_gradients(self) -> list[tuple[Tensor, Tensor]]:
+        if not self._kept_stretches:
+            return []
+        held = self.gradient_pieces()
+        return [
+            (piece.view(-1)[: kept.numel()], kept)  # behind that is padding
+            for number, piece in zip(held.numbers, held.tensors, strict=True)
+            if (kept := self._kept_stretches.get(number)) is not None
+        ]
 
     def pieces(self, parameter: Tensor) -> list[Tensor]:
         if self.stage < 3:

@@ -53,6 +53,7 @@ from largescale.run.first_weights import first_weights
 from largescale.run.former import set_aside_former
 from largescale.run.lease import Lease
 from largescale.run.logs import Logs, write_text
+from largescale.run.mask_file import take_mask
 from largescale.run.rollback import Rollbacks
 from largescale.run.same_run import other_run
 from largescale.run.saving import Saving
@@ -83,6 +84,7 @@ class RunFolder:
         )
         self._fingerprint, self._device, self._lease = fingerprint, device, lease
         self._init: dict[str, Any] = {}
+        self._mask: dict[str, Any] = {}
         self._resumed: Checkpoint | None = None
 
     def resume(self, engine: Engine) -> tuple[int, int, list[float] | None]:
@@ -104,12 +106,14 @@ class RunFolder:
         checkpoint = self._resumed = sharded.agree_on_latest(self.checkpoints, self._device)
         if checkpoint is None:
             self._init = first_weights(engine, self.config, self._device)
+            self._mask = take_mask(engine, self.config, None)
             return 0, 0, None
         resume.check_same_run(checkpoint, self.config, self._fingerprint)
         resume.warn_of_changes(checkpoint, self.config)
         resume.load(checkpoint, engine)
         self.status.resumed(checkpoint.step)
         self._init = checkpoint.progress.get("init", {})
+        self._mask = take_mask(engine, self.config, checkpoint.progress.get("mask", {}))
         return checkpoint.step, int(checkpoint.progress["skipped"]), checkpoint.progress["spikes"]
 
     def open_logs(self, first_step: int) -> None:
@@ -183,6 +187,7 @@ class RunFolder:
             "config": flatten(self.config),
             "strategy": self.config.parallel.strategy,
             "init": self._init,
+            "mask": self._mask,
         }
         self.saving.save(engine, progress, final=final)
 
