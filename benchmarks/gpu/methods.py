@@ -27,6 +27,8 @@ _EVERY_SMALL = 8
 """One of so many methods is enough to see that the cases run."""
 _BATCH = 128
 _ROUNDS = 5
+_MORE_WAITS = {"directpred": 1}
+"""Beside the look at loss and gradients: for eigenvalues, of which torch asks whether they were found."""
 _LEAVE_S = 8.0
 """What one recipe may take to build and to try algorithms."""
 
@@ -135,8 +137,8 @@ def _cost(report: Report, context: Context, name: str, device: torch.device) -> 
         cells |= {"waits": len(waits), "which": ", ".join(waits)}
     report.judge(
         name,
-        cells.get("waits", 0) <= 1,
-        "a step makes the host wait more often than once",
+        cells.get("waits", 0) <= 1 + _MORE_WAITS.get(name, 0),
+        "a step makes the host wait more often than it must",
         recipe=recipe,
         ms=1000 * middle,
         images_per_s=batch / middle,

@@ -120,7 +120,10 @@ class DirectPred(Bootstrapped):
 
     @torch.no_grad()
     def after_update(self, step: int) -> None:
-        """Set the predictor, alike on all ranks. Collectives: none."""
+        """Set the predictor, alike on all ranks; on a GPU the host waits to hear that eigenvalues were found.
+
+        Collectives: none.
+        """
         settings = self.config
         if settings.which == "directcopy":
             one = torch.eye(len(self.moments), dtype=self.moments.dtype, device=self.moments.device)

@@ -26,8 +26,8 @@ MOST_COLUMNS = 2**14
 """Prototypes that a program can hold: 64 KB of sums, a quarter of a multiprocessor's registers."""
 _EXPONENT = 35.0
 """Largest |score| / epsilon whose exponential, and all products with scaling vectors, stay in float32."""
-_PROGRAMS = 512
-"""Per problem, at most; about four for each multiprocessor."""
+_WARPS_A_PROCESSOR = 32
+"""That programs put onto each multiprocessor: half of what it holds."""
 
 
 @triton.jit
@@ -66,12 +66,16 @@ def _column_sums(
     found = tl.zeros((block,), tl.float32)
     if scaled:
         u = _column_scale(sums + problem * num_columns, prior, num_columns, columns, inside, with_prior)
+    start = (problem * num_rows + program).to(tl.int64) * num_columns
+    stride = tl.num_programs(0).to(tl.int64) * num_columns
+    following = tl.load(scores + start + columns, mask=inside & (program < num_rows), other=0.0)
     for row in range(program, num_rows, tl.num_programs(0)):
-        start = (problem * num_rows + row).to(tl.int64) * num_columns
-        s = tl.load(scores + start + columns, mask=inside, other=0.0).to(tl.float32)
-        m = tl.where(inside, tl.exp(s * over_epsilon), 0.0)
+        m = tl.where(inside, tl.exp(following.to(tl.float32) * over_epsilon), 0.0)
+        start += stride  # the next row comes while this one is worked on
+        there = inside & (row + tl.num_programs(0) < num_rows)
+        following = tl.load(scores + start + columns, mask=there, other=0.0)
         if scaled:
-            m = m / tl.sum(m * u, axis=0)
+            m = m * (1.0 / tl.sum(m * u, axis=0))
         found += m
     place = (problem * tl.num_programs(0) + program) * num_columns
     tl.store(partial + place + columns, found, mask=inside)
@@ -94,11 +98,15 @@ def _codes(
     columns = tl.arange(0, block)
     inside = columns < num_columns
     u = _column_scale(sums + problem * num_columns, prior, num_columns, columns, inside, with_prior)
+    start = (problem * num_rows + program).to(tl.int64) * num_columns
+    stride = tl.num_programs(0).to(tl.int64) * num_columns
+    following = tl.load(scores + start + columns, mask=inside & (program < num_rows), other=0.0)
     for row in range(program, num_rows, tl.num_programs(0)):
-        start = (problem * num_rows + row).to(tl.int64) * num_columns
-        s = tl.load(scores + start + columns, mask=inside, other=0.0).to(tl.float32)
-        m = tl.exp(s * over_epsilon) * u
-        tl.store(codes + start + columns, m / tl.sum(m, axis=0), mask=inside)
+        m = tl.exp(following.to(tl.float32) * over_epsilon) * u
+        there = inside & (row + tl.num_programs(0) < num_rows)
+        following = tl.load(scores + start + stride + columns, mask=there, other=0.0)
+        tl.store(codes + start + columns, m * (1.0 / tl.sum(m, axis=0)), mask=inside)
+        start += stride
 
 
 def usable(scores: Tensor, epsilon: float) -> bool:
@@ -118,7 +126,7 @@ def column_sums(scores: Tensor, sums: Tensor | None, prior: Tensor | None, epsil
         epsilon: entropy regularisation.
     """
     problems, num_rows, num_columns = scores.shape
-    programs = max(1, min(_PROGRAMS, num_rows))
+    programs = max(1, _programs(scores))
     partial = torch.empty(problems, programs, num_columns, device=scores.device)
     _column_sums[(programs, problems)](
         scores,
@@ -140,7 +148,7 @@ def codes(scores: Tensor, sums: Tensor, prior: Tensor | None, epsilon: float) ->
     problems, num_rows, num_columns = scores.shape
     found = torch.empty(scores.shape, device=scores.device)
     if num_rows:
-        programs = min(_PROGRAMS, num_rows)
+        programs = _programs(scores)
         _codes[(programs, problems)](
             scores,
             sums,
@@ -155,6 +163,15 @@ def codes(scores: Tensor, sums: Tensor, prior: Tensor | None, epsilon: float) ->
     return found
 
 
+def _programs(scores: Tensor) -> int:
+    """Per problem: as many as run at the same time, but no more than there are rows."""
+    problems, num_rows, num_columns = scores.shape
+    processors = torch.cuda.get_device_properties(scores.device).multi_processor_count if scores.is_cuda else 1
+    at_once = processors * _WARPS_A_PROCESSOR // _shape(num_columns)["num_warps"]
+    return min(num_rows, -(-at_once // problems))
+
+
 def _shape(num_columns: int) -> dict[str, int]:
+    """Of a program: eight scores a thread, up to the most threads."""
     block = triton.next_power_of_2(num_columns)
-    return {"block": block, "num_warps": min(16, max(4, block // 512))}
+    return {"block": block, "num_warps": min(32, max(4, block // 256))}

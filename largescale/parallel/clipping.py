@@ -49,7 +49,7 @@ def clip_each(pieces: GradientPieces, limit: float, device: torch.device) -> Non
     """
     squares = torch.zeros(pieces.parameters, dtype=torch.float64, device=device)
     if pieces.tensors:
-        places = torch.tensor(pieces.numbers, device=device)
+        places = torch.tensor(pieces.numbers).to(device, non_blocking=True)  # the host need not wait for the device
         squares.index_add_(0, places, norms(pieces.tensors).double().square().to(device))
     if pieces.group is not None:
         with exchanging("norms of gradients"):

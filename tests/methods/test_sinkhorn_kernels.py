@@ -24,7 +24,7 @@ pytest.importorskip("triton", reason="no Triton on this machine")
 PROGRAM = """
 import sys, torch
 from largescale.methods import sinkhorn, sinkhorn_kernels
-sinkhorn_kernels._PROGRAMS = 4
+sinkhorn_kernels._WARPS_A_PROCESSOR = 32  # eight programs of four warps, for two problems
 calls = 0
 def counted(*arguments, kernel=sinkhorn_kernels.codes):
     global calls
