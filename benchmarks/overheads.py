@@ -30,6 +30,7 @@ from step import views
 from tqdm import tqdm
 
 from largescale.config import Config, load_config
+from largescale.config.value_types import types_of
 from largescale.methods import METHODS, build_method
 from largescale.methods.embedding_method import Embedded, EmbeddingMethod
 from largescale.parallel.strategies import build_engine
@@ -51,6 +52,11 @@ OTHERWISE = {
     "cpc": ["method.window=24", "method.stride=12", "method.tile=22"],
 }
 """Settings other than the published ones: clusters take part at once, patches fit into smaller views."""
+
+
+def comes_alone(name: str) -> bool:
+    """Whether a method has a published recipe, and a step of it needs no file of a teacher."""
+    return bool(METHODS[name].reference) and "teacher" not in types_of(METHODS[name].Settings)
 
 
 def published(name: str, batch: int, *, small: bool) -> tuple[str, Config]:
@@ -143,7 +149,7 @@ def write(found: dict[str, tuple[str, dict[str, float]]], batch: int, rounds: in
 
 def main() -> None:
     """See above."""
-    with_recipes = [name for name, method in METHODS.items() if method.reference]
+    with_recipes = list(filter(comes_alone, METHODS))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=32)

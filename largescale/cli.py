@@ -95,6 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the recipe")
     command.add_argument("--print", action="store_true", help="show the resolved configuration without training")
 
+    command = _command(commands, "distill", _distill, "train a student on what a classifier says of unlabelled shards")
+    command.add_argument("teacher", metavar="TEACHER", help="file that `largescale finetune` wrote")
+    command.add_argument("config", metavar="CONFIG", help=_RECIPE)
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the recipe")
+    command.add_argument("--print", action="store_true", help="show the resolved configuration without training")
+
     command = _command(commands, "config", _config, "explain configuration keys, or show what a recipe sets")
     command.add_argument(
         "words",
@@ -210,6 +216,13 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         pretrain(config)
 
 
+def _distill(arguments: argparse.Namespace) -> None:
+    from largescale.methods.taught import taught_by
+
+    arguments.overrides = [*taught_by(arguments.teacher), *arguments.overrides]
+    _pretrain(arguments)
+
+
 def _require_threads() -> None:
     """To be called before libraries are loaded that start threads at once and may not survive a refusal."""
     from largescale.distributed import threads
@@ -218,37 +231,9 @@ def _require_threads() -> None:
 
 
 def _config(arguments: argparse.Namespace) -> None:
-    from largescale.config import explain, load_config, page
+    from largescale.config.command import run
 
-    if arguments.markdown:
-        sys.stdout.write(page.markdown())
-        return
-    what, recipe, overrides = _sorted_out(arguments.words)
-    config = load_config(recipe, overrides, default_shards="(not set)") if recipe else None
-    if what:
-        text = explain.explain(what, config)
-    else:
-        text = explain.overview() if config is None else explain.of_recipe(config)
-    sys.stdout.write(text + "\n")
-
-
-def _sorted_out(words: list[str]) -> tuple[str, str, list[str]]:
-    """A key or group, a recipe (both may be empty) and overrides."""
-    from largescale.config.recipes import packaged_recipe
-
-    overrides = [word for word in words if "=" in word]
-    recipes = [
-        word
-        for word in words
-        if "=" not in word and ("/" in word or word.endswith((".yaml", ".yml")) or packaged_recipe(word))
-    ]
-    keys = [word for word in words if word not in overrides and word not in recipes]
-    for given, what in ((keys, "key or group"), (recipes, "recipe")):
-        if len(given) > 1:
-            raise InputError(f"{' '.join(given)}: expected one {what} at a time")
-    if overrides and not recipes:
-        raise InputError(f"{overrides[0]}: overrides need a recipe; pass the recipe too")
-    return "".join(keys), "".join(recipes), overrides
+    sys.stdout.write(run(arguments.words, markdown=arguments.markdown))
 
 
 def _say_of_copy(path: Path, run_dir: Path) -> None:

@@ -11,6 +11,10 @@ EXAMPLES = {
   largescale pretrain configs/demo.yaml
   largescale pretrain configs/demo.yaml optim.lr=0.001 run.seed=1 --print
   torchrun --standalone --nproc-per-node=2 -m largescale pretrain configs/demo.yaml parallel.strategy=fsdp""",
+    "distill": """examples:
+  largescale distill teacher.safetensors configs/small/distillation.yaml
+  largescale distill teacher.safetensors configs/small/distillation.yaml name=quarter model.width=16
+  largescale distill teacher.safetensors configs/small/distillation.yaml init_from=runs/pretrained""",
     "config": """examples:
   largescale config
   largescale config optim

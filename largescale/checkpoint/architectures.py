@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 
 from largescale.checkpoint import torchvision_layout
 from largescale.config import ModelConfig
-from largescale.config.setting import declared
 from largescale.models.backbones import available, build_backbone
 from largescale.models.plain_networks import PLAIN_NETWORKS
 
@@ -58,24 +56,6 @@ def closest(family: str, there: Shapes) -> Match:
         keys = {key for key in shapes.keys() | there.keys() if key in there or not key.endswith(COUNTER)}
         matches.append(Match(model, sum(shapes.get(key) == there.get(key) for key in keys), len(keys)))
     return max(matches, key=lambda match: match.equal / match.total)
-
-
-def model_of(values: Any) -> ModelConfig | None:
-    """The architecture in a configuration's values by key; keys that this version does not know are passed over.
-
-    Returns:
-        None for what is not the values of a configuration, or has one that its setting does not allow.
-    """
-    if not isinstance(values, Mapping) or "model.backbone" not in values:
-        return None
-    model = ModelConfig()
-    for item in fields(ModelConfig):
-        value = values.get(f"model.{item.name}", default := getattr(model, item.name))
-        alike = type(value) is type(default) and (not isinstance(value, list) or all(type(one) is int for one in value))
-        if not alike or declared(item).misfit(value):
-            return None
-        setattr(model, item.name, value)
-    return model
 
 
 def settings_of(model: ModelConfig) -> str:

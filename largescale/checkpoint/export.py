@@ -14,7 +14,6 @@ compared with the network in memory; only then it gets its name. docs/export.md 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import secrets
 import shutil
@@ -33,6 +32,7 @@ from largescale.checkpoint.folder import Checkpoint
 from largescale.checkpoint.foreign import load_backbone
 from largescale.checkpoint.model_card import Figure, model_card
 from largescale.config.setting import a_name
+from largescale.models.safetensors_content import safetensors_content
 from shards.ground.errors import InputError
 from shards.ground.files import naming, sync_folder
 
@@ -183,7 +183,7 @@ def _check_out(out: Path, format_name: str) -> None:
 def _save(tensors: dict[str, Tensor], about: dict[str, str], path: Path) -> None:
     """Write a file, and read it again: every tensor must be what it was."""
     with path.open("wb") as file:
-        file.writelines(_in_order(safetensors.torch.save(tensors, metadata=about)))
+        file.writelines(safetensors_content(tensors, about))
     read = safetensors.torch.load_file(path)
     if not all(_same(read[name], value) for name, value in tensors.items()):
         raise InputError(f"{path.name}: cannot be read again as it was written; check the disk")
@@ -191,18 +191,6 @@ def _save(tensors: dict[str, Tensor], about: dict[str, str], path: Path) -> None
 
 def _same(read: Tensor, value: Tensor) -> bool:
     return torch.equal(read, value) or torch.equal(read.nan_to_num(), value.nan_to_num())
-
-
-def _in_order(content: bytes) -> list[bytes | memoryview]:
-    """Parts of the same safetensors file with its metadata sorted: the library writes them in random order, and exports
-    of the same weights are to be equal files.
-    """
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8
-    return [len(text).to_bytes(8, "little"), text, memoryview(content)[end:]]
 
 
 @contextmanager

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from largescale.checkpoint import torchvision_layout
-from largescale.checkpoint.architectures import COUNTER, Shapes, closest, model_of, name_of
+from largescale.checkpoint.architectures import COUNTER, Shapes, closest, name_of
 from largescale.checkpoint.folder import stamp_of
 from largescale.checkpoint.foreign_layouts import HEADS, IMAGENET, LAYOUTS, ORIGINS, SECOND, WRAPPERS, Layout
 from largescale.checkpoint.state_file import StateFile, read_state
 from largescale.config import ModelConfig
+from largescale.config.model_values import model_of
 from largescale.models.backbones import build_backbone
 from largescale.processes import rank
 from shards.ground.errors import InputError

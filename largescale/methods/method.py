@@ -113,6 +113,8 @@ class Method(nn.Module):
         encoder_name: module that is evaluated and exported, such as a teacher's backbone.
         head_name: module that turns the encoder's features into embeddings, to be exported with it; empty for none.
         signs: what `forward` reports to be watched.
+        held: frozen networks beside its own, whole on every rank and in no checkpoint; `begin` fills it.
+        class_names: names of what `classify` tells apart; empty for a method that is no classifier.
         length: of the run; set after `__init__`, by `of_run`.
         exemplars: set if `exemplar_scores` is implemented.
         exemplar_state: attributes, and entries of `state`, that `exemplar_scores` needs beside the weights.
@@ -129,6 +131,8 @@ class Method(nn.Module):
     backbone: nn.Module
     num_features: int
     signs: dict[str, Sign]
+    held: Sequence[nn.Module] = ()
+    class_names: Sequence[str] = ()
     length: Length
 
     def of_run(self, length: Length) -> None:
@@ -165,6 +169,10 @@ class Method(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Features [B, num_features] of normalised images [B, 3, S, S], as evaluation and export see them."""
         return self.get_submodule(self.encoder_name)(images)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Scores [B, K] of normalised images, where `class_names` names K classes."""
+        raise NotImplementedError
 
     def roles(self) -> Sequence[Role]:
         """Which parameters need special treatment; if several roles own one, the first counts."""

@@ -19,6 +19,7 @@ from largescale.methods.denoising import Denoising
 from largescale.methods.densecl import DenseCL
 from largescale.methods.dino import DINO
 from largescale.methods.directpred import DirectPred
+from largescale.methods.distillation import Distillation
 from largescale.methods.jigsaw import Jigsaw
 from largescale.methods.method import Method
 from largescale.methods.mocov1 import MoCoV1
@@ -61,6 +62,7 @@ METHODS: dict[str, type[Method]] = {
     "rotation": Rotation,
     "denoising": Denoising,
     "cpc": CPC,
+    "distillation": Distillation,
 }
 
 

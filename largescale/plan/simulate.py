@@ -172,6 +172,8 @@ def _step(engine: Engine, config: Config, ranks: int) -> Simulation:
         views = views._replace(supports=Supports.numbered(support, pixels, ranks))
         images = views.pixels()
     parameters, buffers = list(engine.method.parameters()), list(engine.method.buffers())
+    for network in engine.method.held:
+        buffers += [*network.parameters(), *network.buffers()]
     wrapped = engine.wrapped if isinstance(engine.wrapped, StandIn) else StandIn(engine.method)
     weights = local_bytes(wrapped.weights())
     trace = StepTrace()

@@ -1,4 +1,7 @@
-"""`largescale config`: every key is explained, and what is none is answered with the nearest."""
+"""`largescale config`: every key is explained, and what is none is answered with the nearest.
+
+Covers: largescale/config/command.py
+"""
 
 from __future__ import annotations
 

@@ -18,16 +18,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from largescale.checkpoint import sharded
 from largescale.checkpoint.saver import Saver
 from largescale.config import Config, load_config
+from largescale.config.value_types import types_of
 from largescale.data.length import Length
 from largescale.data.order import rank_places
 from largescale.data.views import Views
 from largescale.distributed.collectives import sum_over_ranks
 from largescale.methods import METHODS, Method, build_method
 from largescale.methods.phase import PlainEmbeddings, no_embeddings, own_ids
+from largescale.methods.taught import taught_by
 from largescale.parallel.engine import Engine
 from largescale.parallel.precision import weights_dtype
 from largescale.parallel.strategies import build_engine
 from largescale.run.resume import load
+from tests.helpers.teachers import teacher
 
 RECIPES = Path(__file__).resolve().parent / "mini"
 CPU = torch.device("cpu")
@@ -37,8 +40,9 @@ LENGTH = Length(num_steps=STEPS, steps_per_epoch=2, num_samples=40, left_out=8)
 
 
 def mini(method: str, *overrides: str) -> Config:
-    """The recipe of a method."""
-    return load_config(RECIPES / f"{method}.yaml", list(overrides))
+    """The recipe of a method; of one that learns from a teacher, from a small one."""
+    taught = taught_by(teacher()) if "teacher" in types_of(METHODS[method].Settings) else []
+    return load_config(RECIPES / f"{method}.yaml", [*taught, *overrides])
 
 
 def views_of_step(config: Config, step: int, device: torch.device = CPU) -> Views:
