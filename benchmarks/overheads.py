@@ -38,6 +38,8 @@ from largescale.run.environment import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "results" / "overheads.md"
+RANKS = 64
+"""Of the published runs in which labelled images join a step."""
 LARGE, SMALL, SMALL_BELOW = 96, 48, 160
 """Sides of views here, and the published side below which a view is a small one."""
 CPU = torch.device("cpu")
@@ -69,8 +71,11 @@ def published(name: str, batch: int, *, small: bool) -> tuple[str, Config]:
     """
     recipe, unread = RECIPES.get(name, METHODS[name].reference), "data.shards=none"
     settings = [unread, f"train.global_batch={batch}", "train.precision=fp32", "parallel.strategy=ddp"]
+    whole = load_config(recipe, [unread])
+    if (support := whole.method.supports()) is not None:  # those of one rank
+        settings.append(f"method.support.classes={-(-support.classes // RANKS)}")
     if small:
-        sizes = [group.size for group in load_config(recipe, [unread]).data.crops]
+        sizes = [group.size for group in whole.data.crops]
         settings += [
             "model.backbone=resnet18",
             *(f"data.crops.{i}.size={SMALL if size < SMALL_BELOW else LARGE}" for i, size in enumerate(sizes)),

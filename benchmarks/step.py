@@ -26,7 +26,7 @@ from reference_step import PlainLARS, ReferenceStep, plain_codes
 from torch import Tensor
 
 from largescale.config import Config, load_config
-from largescale.data.views import Views
+from largescale.data.views import Supports, Views
 from largescale.methods import build_method
 from largescale.models.backbones import stages
 from largescale.optim.roles import parameter_groups
@@ -65,7 +65,12 @@ def views(config: Config, device: torch.device) -> Views:
         )
         for shape in shapes
     ]
-    return Views.numbered(images, config.train.global_batch)
+    found = Views.numbered(images, config.train.global_batch)
+    if (support := config.method.supports()) is None:
+        return found
+    side = config.data.crops[0].size
+    shown = torch.randn(support.views * support.size, 3, side, side, generator=generator, device=device)
+    return found._replace(supports=Supports.numbered(support, shown.to(precision.views_dtype(config))))
 
 
 def reference(config: Config, device: torch.device) -> Step:

@@ -106,7 +106,7 @@ class DataConfig:
     shards: Any = setting(
         "???",
         "Shard folder to pretrain on, or its URL (s3://..., http://..., anything fsspec knows); labels are "
-        "ignored. A list mixes several: {path: FOLDER, weight: SHARE, subset: FILE}.",
+        "ignored, but for those of method.support. A list mixes several: {path: FOLDER, weight: SHARE, subset: FILE}.",
         free=True,
     )
     subset: str = setting(

@@ -29,7 +29,8 @@ def markdown() -> str:
     parts = [_TOP, "## At the top\n", _table(key for key in every_key() if not key.group)]
     for group, about in groups().items():
         keys = [key for key in every_key() if key.group == group]
-        parts += [f"\n## {group}\n\n{about}\n", _table(key for key in keys if not key.method)]
+        shared = [key for key in keys if not key.method]
+        parts += [f"\n## {group}\n\n{about}\n", _table(shared)] if shared else [f"\n## {group}\n\n{about}"]
         for method in dict.fromkeys(key.method for key in keys if key.method):
             own = _table(key for key in keys if key.method == method)
             parts += [f"\n### {group}, with method.name={method}\n", own]

@@ -94,7 +94,7 @@ def every_key() -> tuple[Key, ...]:
 
 @cache
 def groups() -> dict[str, str]:
-    """What each group is about, by its dotted name."""
+    """What each group is about, by its dotted name; those that a method's settings hold come after `method`."""
     found: dict[str, str] = {}
 
     def visit(schema: type, prefix: str) -> None:
@@ -102,8 +102,11 @@ def groups() -> dict[str, str]:
         for item in fields(schema):
             hint = hints[item.name]
             if isinstance(hint, type) and is_dataclass(hint):
-                found[f"{prefix}{item.name}"] = str(hint.__doc__).partition("\n")[0]
-                visit(hint, f"{prefix}{item.name}.")
+                name = f"{prefix}{item.name}"
+                found.setdefault(name, str(hint.__doc__).partition("\n")[0])
+                visit(hint, f"{name}.")
+                for method in method_names() if name == "method" else ():
+                    visit(types_of(schema_for(method))["method"], "method.")
 
     visit(Config, "")
     return found

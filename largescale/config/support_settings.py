@@ -12,10 +12,14 @@ class SupportConfig:
     """Which labelled images there are, and how many of them join each step."""
 
     shards: str = setting(
-        "", "Shard folder with the labelled images, on this machine; empty takes data.shards, if that is one folder."
+        "",
+        "Shard folder with the labelled images, on this machine; empty takes data.shards, if that is one folder.",
+        free=True,
     )
     subset: str = setting(
-        "", "File that lists the images whose labels may be used, in the forms of data.subset; empty lists all."
+        "",
+        "File that lists the images whose labels may be used, in the forms of data.subset; empty lists all.",
+        free=True,
     )
     share: float = setting(
         1.0,

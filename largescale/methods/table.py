@@ -27,6 +27,7 @@ from largescale.methods.mocov2 import MoCoV2
 from largescale.methods.mocov3 import MoCoV3
 from largescale.methods.nnclr import NNCLR
 from largescale.methods.patches import Patches
+from largescale.methods.paws import PAWS
 from largescale.methods.pcl import PCL
 from largescale.methods.pirl import PIRL
 from largescale.methods.rotation import Rotation
@@ -51,6 +52,7 @@ METHODS: dict[str, type[Method]] = {
     "barlow": BarlowTwins,
     "vicreg": VICReg,
     "dino": DINO,
+    "paws": PAWS,
     "pirl": PIRL,
     "pcl": PCL,
     "deepcluster": DeepCluster,

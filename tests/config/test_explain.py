@@ -76,7 +76,7 @@ def said(capsys):
         (["optim"], ["optim: The optimizer", "  optim.lr = 4.8\n      Peak learning rate"]),
         (["optim", DEMO], ["  optim.lr = 0.002  (default 4.8)\n"]),
         ([DEMO], ["  optim.lr = 0.002  (default 4.8)\n", "  data.crops = [{num: 2, size: 28"]),
-        ([], ["\n  data.augment  Photometric", "19 of swav, 3 of simclr"]),
+        ([], ["\n  data.augment    Photometric", "19 of swav, 3 of simclr"]),
     ],
 )
 def test_what_is_asked_for_is_explained(said, words, expected):

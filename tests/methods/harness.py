@@ -21,7 +21,7 @@ from largescale.config import Config, load_config
 from largescale.config.value_types import types_of
 from largescale.data.length import Length
 from largescale.data.order import rank_places
-from largescale.data.views import Views
+from largescale.data.views import Supports, Views
 from largescale.distributed.collectives import sum_over_ranks
 from largescale.methods import METHODS, Method, build_method
 from largescale.methods.phase import PlainEmbeddings, no_embeddings, own_ids
@@ -60,7 +60,23 @@ def views_of_step(config: Config, step: int, device: torch.device = CPU) -> View
         for shape in shapes
     ]
     ids = (places - (places % 8 == 7) + 5 * step) % LENGTH.num_samples  # some come twice, as what stands in for others
-    return Views(images, torch.from_numpy(ids).to(device))
+    return Views(images, torch.from_numpy(ids).to(device), supports=supports_of_step(config, step, device))
+
+
+def supports_of_step(config: Config, step: int, device: torch.device = CPU) -> Supports | None:
+    """This rank's supports, of random images; some views are of one image."""
+    if (wanted := config.method.supports()) is None:
+        return None
+    generator = torch.Generator().manual_seed(1000 + step)
+    places = rank_places(
+        wanted.size, accumulate=config.train.accumulate, rank=dist.get_rank(), world_size=dist.get_world_size()
+    )
+    side = config.data.crops[0].size
+    images = torch.randn(wanted.views, wanted.size, 3, side, side, generator=generator, dtype=torch.float64)
+    labels = torch.from_numpy(places % wanted.classes)
+    ids = torch.from_numpy(places // wanted.classes // 3 * wanted.classes) + labels
+    shown = images[:, places].flatten(0, 1).to(device, weights_dtype(config))
+    return Supports(shown, labels.to(device), ids.to(device))
 
 
 def whole_corpus(engine: Engine, step: int, device: torch.device = CPU) -> PlainEmbeddings:

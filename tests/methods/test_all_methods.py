@@ -27,7 +27,7 @@ WAYS = [["train.accumulate=1"], ["train.accumulate=2", "optim.name=adamw", "opti
 
 STILL = 1e-10
 
-CANDIDATES_OF_THE_BATCH = {"swav", "simclr", "mocov3", "nnclr", "barlow", "vicreg", "cpc"}
+CANDIDATES_OF_THE_BATCH = {"swav", "simclr", "mocov3", "nnclr", "barlow", "vicreg", "cpc", "paws"}
 """Methods whose loss of an image depends on which others are in its batch, so that it matters where a batch is cut."""
 
 FIRST_MICRO_BATCH = {"pirl"}

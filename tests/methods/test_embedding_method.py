@@ -94,6 +94,7 @@ def test_a_loss_that_compares_no_images_refuses_to_span_the_global_batch():
         ("mocov2", "rows of the batch", {"all-gather": 1}),
         ("mocov3", "rows of the batch", {"all-gather": 1}),
         ("nnclr", "rows of the batch", {"all-gather": 2, "reduce-scatter": 1}),
+        ("paws", "rows of the batch", {"all-gather": 5, "reduce-scatter": 2}),
         ("byol", "rows of the batch", {}),
         ("simsiam", "rows of the batch", {}),
         ("barlow", "rows of the batch", {"all-gather": 1, "reduce-scatter": 1}),

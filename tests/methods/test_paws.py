@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from largescale.config import load_config
+from largescale.data.views import Supports, Views
+from largescale.methods import build_method
+from largescale.methods.joint_embedding import unit
+from largescale.methods.paws import PAWS
+from shards.ground.errors import InputError
+from tests.helpers.commands import ROOT
+from tests.helpers.doctor import said_of
+
+MINI = ROOT / "tests/methods/mini/paws.yaml"
+BATCH, CLASSES, IMAGES = 5, 3, 4
+OVERRIDES = [f"train.global_batch={BATCH}", "data.streams=1", f"method.support.images={IMAGES}"]
+
+
+def build(*overrides: str) -> PAWS:
+    torch.manual_seed(0)
+    return build_method(load_config(MINI, [*OVERRIDES, *overrides])).double().eval()
+
+
+def views(step: int = 0) -> Views:
+    """Two large views and a small one, and two views of supports."""
+    generator = torch.Generator().manual_seed(step)
+
+    def draw(num: int, side: int) -> Tensor:
+        return torch.randn(num, 3, side, side, generator=generator, dtype=torch.float64)
+
+    ids = torch.arange(CLASSES * IMAGES)
+    supports = Supports(draw(2 * len(ids), 24), ids % CLASSES, ids)
+    return Views.numbered([draw(2 * BATCH, 24), draw(BATCH, 16)], BATCH)._replace(supports=supports)
+
+
+def naive_loss(method: PAWS, batch: Views) -> Tensor:
+    """An image and a support at a time."""
+    settings = method.config
+
+    def both(images: Tensor) -> tuple[Tensor, Tensor]:
+        z = method.projection(method.backbone(images))
+        return unit(z.detach()), unit(method.predictor(z))
+
+    def near(row: Tensor, rows: Tensor) -> Tensor:
+        weights = [torch.exp(row @ other / settings.temperature) for other in rows]
+        votes = []
+        for k in range(CLASSES):
+            own = [settings.smoothing / CLASSES + (1 - settings.smoothing) * float(label == k) for label in labels]
+            votes.append(sum(w * share for w, share in zip(weights, own, strict=True)) / sum(weights))
+        return torch.stack(votes)
+
+    def sharp(p: Tensor) -> Tensor:
+        return p ** (1 / settings.sharpening) / (p ** (1 / settings.sharpening)).sum()
+
+    labels = [*batch.supports.labels.tolist()] * 2  # view after view
+    known, predicted = both(batch.supports.images)
+    seen = [both(images) for images in (*batch.images[0].split(BATCH), batch.images[1])]
+    total, mean = torch.zeros((), dtype=torch.float64), torch.zeros(CLASSES, dtype=torch.float64)
+    for i in range(BATCH):
+        targets = [sharp(near(seen[a][0][i], known)) for a in range(2)]
+        for v in range(3):
+            q = near(seen[v][1][i], predicted)
+            target = (targets[1], targets[0], (targets[0] + targets[1]) / 2)[v]
+            total = total - (target * q.log()).sum() / (3 * BATCH)
+            mean = mean + sharp(q) / (3 * BATCH)
+    return total + settings.mean_entropy * (mean * mean.log()).sum()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["method.predictor_hidden=[]"], ["method.mean_entropy=0", "method.smoothing=0"], ["method.sharpening=1"]],
+    ids=["published", "no-predictor", "no-entropy", "not-sharpened"],
+)
+def test_loss_and_gradient_equal_the_naive_loop(overrides):
+    method = build(*overrides)
+    for step in range(2):
+        loss, expected = method(views(step), step).loss, naive_loss(method, views(step))
+        torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
+        parameters = [p for p in method.parameters() if p.requires_grad]
+        for ours, theirs in zip(
+            torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_the_order_of_supports_does_not_matter():
+    method, batch = build(), views()
+    order = torch.randperm(CLASSES * IMAGES, generator=torch.Generator().manual_seed(1))
+    images = batch.supports.images.unflatten(0, (2, -1))[:, order].flatten(0, 1)
+    moved = Supports(images, batch.supports.labels[order], batch.supports.ids[order])
+    output, other = method(batch, 0), method(batch._replace(supports=moved), 0)
+    torch.testing.assert_close(output.loss, other.loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(output.signs["support_accuracy"], other.signs["support_accuracy"])
+
+
+def test_targets_take_no_gradient_and_supports_do():
+    """Targets come from before the predictor; what it makes of supports learns too."""
+    method = build()
+    inputs = {name: value.detach().requires_grad_() for name, value in method.embed(views()).items()}
+    method.loss(inputs | method.targets(views()), torch.arange(BATCH), 0).loss.backward()
+    assert inputs["embeddings"].grad is None and inputs["support_embeddings"].grad is None
+    assert inputs["supports"].grad.abs().sum() > 0 and inputs["predictions"].grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("overrides, least", [([], -math.log(3)), (["method.mean_entropy=0"], 0.0)])
+def test_equal_embeddings_cost_nothing_and_are_called_collapse(overrides, least):
+    """Where all is alike, predictions are uniform: ln K - ln K. The least is -ln K, which the log counts from."""
+    method, config = build(*overrides), load_config(MINI, [*OVERRIDES, *overrides])
+    with torch.no_grad():
+        method.projection[-1].weight.zero_()
+        method.projection[-1].bias.fill_(1)
+    output = method(views(), 0)
+    loss = float(output.loss.detach())
+    assert loss == pytest.approx(math.log(3) + least, abs=1e-9)
+    references = PAWS.loss_references(config)
+    assert references == pytest.approx({"uniform predictions": loss, "sure, all classes alike": least}, abs=1e-9)
+    row = method.measures(loss, output.signs, BATCH)
+    assert row["loss_above_least"] == pytest.approx(math.log(3)) and row["class_balance"] == pytest.approx(1)
+    said = said_of(config, row)
+    assert "looks like collapse" in said and ("method.mean_entropy=1" in said) == (least == 0)
+
+
+def test_images_of_one_class_alone_are_said():
+    """What the entropy of the mean prediction is against: all images near the supports of one class."""
+    config, row = load_config(MINI, OVERRIDES), {"class_balance": 0.2, "support_accuracy": 0.5, "embedding_spread": 0.5}
+    assert "most images are put into few classes (entropy 20% of ln K)" in said_of(config, row)
+    assert PAWS.brief(row) == " (supports 50.0% right)"
+
+
+def test_a_support_is_not_told_by_itself_nor_by_another_draw_of_its_image():
+    """Three images are drawn twice; the nearest neighbour of each, but for itself, is of another class."""
+    method = build()
+    eye = torch.eye(8, dtype=torch.float64)[:3]
+    own = torch.cat([eye, unit(eye + 0.1 * eye.roll(1, 0)), eye])
+    ids, labels = torch.tensor([0, 1, 2, 3, 4, 5, 0, 1, 2]), torch.tensor([0, 1, 2, 1, 2, 0, 0, 1, 2])
+    told = method._support_accuracy(own, labels, {"support_ids": ids[None]}, own, labels)
+    by_themselves = method._support_accuracy(own, labels, {"support_ids": torch.arange(9)[None]}, own, labels)
+    assert float(told) == 0 and float(by_themselves) == pytest.approx(6 / 9)
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("data.crops=[{num: 1, size: 24}]", "expected at least two large views"),
+        ("method.sharpening=0", "method.sharpening=0.0: expected at least 0.001"),
+        ("method.smoothing=1", "method.smoothing=1.0: expected below 1"),
+        ("method.support.classes=1", "method.support.classes=1: expected at least 2"),
+        ("method.support.images=[]", "method.support.images"),
+        ("method.support.imagse=3", "method.support.imagse"),
+    ],
+)
+def test_what_does_not_fit_is_refused(override, words):
+    with pytest.raises(InputError, match=words):
+        load_config(MINI, [override])
