@@ -14,7 +14,7 @@ from pathlib import Path
 from largescale.command_examples import EXAMPLES
 from largescale.curate.arguments import add_arguments as curate_arguments
 from largescale.distributed.stopping import INTERRUPTED, StoppedInOrder, own_rank
-from largescale.evaluate.arguments import add_assign_arguments, add_features_arguments
+from largescale.evaluate.arguments import add_assign_arguments, add_features_arguments, add_finetune_arguments
 from largescale.plan.arguments import add_arguments as plan_arguments
 from largescale.propose.arguments import add_arguments as init_arguments
 from shards.ground import terminal
@@ -117,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
         "runs", nargs="+", metavar="RUN", help="folders of runs, RUN/checkpoints/step-..., or files of weights"
     )
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the runs' configurations")
+
+    command = _command(commands, "finetune", _finetune, "train a run's network and a classifier on labels, and keep it")
+    add_finetune_arguments(command)
 
     command = _command(commands, "features", _features, "write the features of a shard folder's images to files")
     add_features_arguments(command)
@@ -311,6 +314,16 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     records = evaluate(arguments.protocol, *places, overrides=overrides)
     if own_rank() <= 0:
         sys.stdout.write(table(places, records) + "\n")
+
+
+def _finetune(arguments: argparse.Namespace) -> None:
+    _require_threads()
+    from largescale.evaluate.finetuned import finetune
+
+    _log_times()
+    done = finetune(arguments.place, arguments.out, protocol=arguments.protocol, overrides=arguments.overrides)
+    if own_rank() <= 0:
+        sys.stdout.write(f"{done}\n")
 
 
 def _export(arguments: argparse.Namespace) -> None:

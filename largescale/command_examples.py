@@ -27,6 +27,11 @@ EXAMPLES = {
   largescale evaluate knn runs/a runs/b runs/b/checkpoints/step-00001000 data.eval_shards=data/other-test
   largescale evaluate knn resnet50.pth evaluate.train_shards=data/train data.eval_shards=data/test
   torchrun --standalone --nproc-per-node=2 -m largescale evaluate knn runs/demo""",
+    "finetune": """examples:
+  largescale finetune runs/demo teacher.safetensors evaluate.low_shot_finetune_share=0.1
+  largescale finetune runs/demo teacher.safetensors evaluate.low_shot_finetune_head_layers=1
+  largescale finetune runs/demo all-labels.safetensors --protocol finetune evaluate.finetune_epochs=20
+  torchrun --standalone --nproc-per-node=2 -m largescale finetune runs/demo teacher.safetensors""",
     "features": """examples:
   largescale features runs/demo data/shards/fashion-mnist-test features/demo-test
   largescale features runs/demo data/shards/photos features/photos --assign --thumbnails 64

@@ -1,4 +1,4 @@
-"""Arguments of `largescale features` and `largescale assign`; imports nothing slow, since `--help` shows them."""
+"""Arguments of `largescale features`, `assign` and `finetune`; imports nothing slow, since `--help` shows them."""
 
 from __future__ import annotations
 
@@ -28,3 +28,16 @@ def add_assign_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("shards", metavar="SHARDS", help="folder or URL of shards, labelled or not")
     command.add_argument("out", metavar="OUT", help="folder to write to, one file per shard and _summary.json")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the run's configuration")
+
+
+def add_finetune_arguments(command: argparse.ArgumentParser) -> None:
+    """Add those of `largescale finetune`."""
+    command.add_argument("place", metavar="RUN", help="folder of a run, RUN/checkpoints/step-..., or a file of weights")
+    command.add_argument("out", metavar="OUT", help="file to write, ending in .safetensors")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the run's configuration")
+    command.add_argument(
+        "--protocol",
+        default="low-shot-finetune",
+        metavar="NAME",
+        help="whose training and settings: low-shot-finetune (default; a share of the labels) or finetune (all labels)",
+    )

@@ -29,6 +29,14 @@ class Settings(EvaluateConfig):
     )
     finetune_rate: float = setting(0.1, "Learning rate of fine-tuning per 256 images.", above=0, at_most=1e9, free=True)
     finetune_weight_decay: float = setting(0.0, "Weight decay of fine-tuning.", at_least=0, at_most=1e6, free=True)
+    finetune_head_layers: int = setting(
+        0,
+        "Layers of the projection head that stay between backbone and classifier, and are trained like the backbone "
+        "(arXiv 2006.10029); 0 keeps none.",
+        at_least=0,
+        at_most=100,
+        free=True,
+    )
 
 
 def measure(trial: Trial, config: Settings) -> dict[str, Any]:
@@ -42,5 +50,7 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
         weight_decay=config.finetune_weight_decay,
         drops=_DROPS,
         nesterov=True,
+        head_layers=config.finetune_head_layers,
+        head_layers_key="evaluate.finetune_head_layers",
     )
     return accuracies(trained_scores(trial, recipe))

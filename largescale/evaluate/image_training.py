@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, fields
@@ -33,6 +33,7 @@ from largescale.evaluate.extract import extract
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.training_state import TrainingState, Unfinished
 from largescale.methods import Method
+from largescale.models.image_classifier import ImageClassifier, first_layers
 from largescale.parallel.batchnorm import synchronize_batchnorm
 from largescale.processes import from_rank_0, rank, world_size
 from shards.format.shard_index import read_index
@@ -57,6 +58,7 @@ class Trial:
         scratch: a folder of this measurement.
         device: that it is on.
         unfinished: where the state of a training is kept, so that a killed one goes on; None keeps none.
+        keep: takes the trained classifier, when it has been measured.
     """
 
     config: Config
@@ -67,6 +69,7 @@ class Trial:
     scratch: Path
     device: torch.device
     unfinished: Unfinished | None = None
+    keep: Callable[[ImageClassifier], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,9 @@ class Recipe:
         seed: of order, views and the classifier's weights.
         subset: `.npy` of the samples to train on; empty uses all.
         batch_key: the setting that `batch` is of, for messages.
+        head_layers: layers of the method's head that stay between backbone and classifier, and are trained like the
+            backbone.
+        head_layers_key: the setting that these are of, for messages.
     """
 
     epochs: int
@@ -97,6 +103,8 @@ class Recipe:
     seed: int = 0
     subset: str = ""
     batch_key: str = "the protocol's batch"
+    head_layers: int = 0
+    head_layers_key: str = "the protocol's head layers"
 
 
 class Probe(nn.Module):
@@ -122,7 +130,11 @@ def trained_scores(trial: Trial, recipe: Recipe) -> FeatureSet | None:
 
     Collectives: those of `scores_of`, and of BatchNorm.
     """
-    return scores_of(Classifier(trial, recipe), trial, recipe)
+    network = Classifier(trial, recipe)
+    scores = scores_of(network, trial, recipe)
+    if trial.keep:
+        trial.keep(network.alone())
+    return scores
 
 
 def scores_of(network: Probe, trial: Trial, recipe: Recipe) -> FeatureSet | None:
@@ -159,7 +171,14 @@ def accuracies(scores: FeatureSet | None) -> dict[str, Any]:
 
 
 class Classifier(Probe):
-    """A method's features and a linear classifier, N(0, 0.01) with bias 0: images to scores [B, classes]."""
+    """A method's features, layers of its head if the recipe keeps some, and a linear classifier, N(0, 0.01) with bias
+    0: images to scores [B, classes].
+
+    Raises:
+        InputError: the method's head has fewer layers, or none.
+
+    Source of keeping layers: arXiv 2006.10029, section 2.
+    """
 
     method: Method
 
@@ -169,33 +188,36 @@ class Classifier(Probe):
         self.method = trial.method.float()
         if not self.frozen and world_size() > 1:
             self.method = cast(Method, synchronize_batchnorm(self.method, trial.device))
-        self.head = nn.Linear(trial.method.num_features, len(trial.train.manifest.classes)).to(trial.device)
+        self.kept = kept_layers(self.method, recipe)
+        widths = [layer.out_features for layer in self.kept if isinstance(layer, nn.Linear)]
+        width = widths[-1] if widths else trial.method.num_features
+        self.head = nn.Linear(width, len(trial.train.manifest.classes)).to(trial.device)
         generator = torch.Generator().manual_seed(recipe.seed)
         with torch.no_grad():
             self.head.weight.copy_(0.01 * torch.randn(self.head.weight.shape, generator=generator))
             self.head.bias.zero_()
         self.method.requires_grad_(False)
         if not self.frozen:
-            self._encoder().requires_grad_(True)
+            self._trunk().requires_grad_(True)
 
     def groups(self, recipe: Recipe) -> list[dict[str, Any]]:
         """The classifier, and the trunk if it is trained."""
         groups: list[dict[str, Any]] = [{"params": [*self.head.parameters()], "rate": recipe.head_rate}]
         if not self.frozen:
-            groups.append({"params": [*self._encoder().parameters()], "rate": recipe.trunk_rate})
+            groups.append({"params": [*self._trunk().parameters()], "rate": recipe.trunk_rate})
         return groups
 
     def trained(self) -> dict[str, Tensor]:
         """The classifier's, and the trunk's if that is trained."""
         tensors = self.head.state_dict(prefix="head.")
-        return tensors if self.frozen else tensors | self._encoder().state_dict(prefix="encoder.")
+        if self.frozen:
+            return tensors
+        return tensors | self._encoder().state_dict(prefix="encoder.") | self.kept.state_dict(prefix="kept.")
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores of normalised images [B, 3, S, S]."""
-        if not self.frozen:
-            return self.head(self.method.encode(images))
-        with torch.no_grad():
-            features = self.method.encode(images)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self.kept(self.method.encode(images))
         return self.head(features)
 
     def train(self, mode: bool = True) -> Classifier:
@@ -203,11 +225,36 @@ class Classifier(Probe):
         super().train(mode)
         if self.frozen:
             self.method.eval()
+            self.kept.eval()
         return self
+
+    def alone(self) -> ImageClassifier:
+        """The same network without the method; its own modules."""
+        return ImageClassifier(self._encoder(), nn.Sequential(*self.kept, self.head))
 
     def _encoder(self) -> nn.Module:
         """The network that is evaluated, which need not be the one that the method trains: it may be a teacher's."""
         return self.method.get_submodule(self.method.encoder_name)
+
+    def _trunk(self) -> nn.Module:
+        return nn.ModuleList([self._encoder(), self.kept])
+
+
+def kept_layers(method: Method, recipe: Recipe) -> nn.Sequential:
+    """The layers of a method's head that a recipe keeps; its own modules.
+
+    Raises:
+        InputError: it has fewer, or no head.
+    """
+    if recipe.head_layers == 0:
+        return nn.Sequential()
+    asked = f"{recipe.head_layers_key}={recipe.head_layers}"
+    if not method.head_name:
+        raise InputError(f"{asked}: a {method.title} has no projection head; leave it at 0")
+    try:
+        return first_layers(method.get_submodule(method.head_name), recipe.head_layers)
+    except InputError as error:
+        raise InputError(f"{asked}: {error}") from error
 
 
 def _train(network: Probe, trial: Trial, recipe: Recipe) -> None:

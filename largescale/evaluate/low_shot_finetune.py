@@ -44,6 +44,14 @@ class Settings(EvaluateConfig):
         at_most=1e9,
         free=True,
     )
+    low_shot_finetune_head_layers: int = setting(
+        0,
+        "Layers of the projection head that stay between backbone and classifier, and are trained like the backbone; "
+        "arXiv 2006.10029 keeps 1 of 3. 0 keeps none.",
+        at_least=0,
+        at_most=100,
+        free=True,
+    )
 
 
 def measure(trial: Trial, config: Settings) -> dict[str, Any]:
@@ -71,6 +79,8 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
         drop=0.2,
         seed=config.low_shot_finetune_split,
         subset=str(subset),
+        head_layers=config.low_shot_finetune_head_layers,
+        head_layers_key="evaluate.low_shot_finetune_head_layers",
     )
     return {**accuracies(trained_scores(trial, recipe)), "num_train": num_images}
 

@@ -73,6 +73,7 @@ def _evaluated(name: str, protocol: Protocol, target: AnyTarget, overrides: list
             own_keys=own,
             classes=protocol.of_classes,
             tests=not protocol.on_training_images,
+            trains=protocol.trains,
         )
         return _measure(name, protocol, subject, warnings)
 
@@ -82,13 +83,14 @@ def _evaluated(name: str, protocol: Protocol, target: AnyTarget, overrides: list
     path = write_result(target.run_dir, record, newest=target.is_newest(record["checkpoint_step"]))
     for sentence in record["warnings"]:
         _log.warning("%s", sentence)
-    tests = "" if protocol.on_training_images else f"{record['num_test']} test images of {record['test_shards']}, "
+    images = {
+        "test": "" if protocol.on_training_images else f"{record['num_test']} test images of {record['test_shards']}, ",
+        "training": f"{record['num_train']} training images of {record['train_shards']}; " if protocol.trains else "",
+    }
     _log.info(
-        "%s, %s%d training images of %s; chosen on: %s; %s",
+        "%s, %schosen on: %s; %s",
         words_for(record["made_from"]["weights"]),
-        tests,
-        record["num_train"],
-        record["train_shards"],
+        "".join(images.values()),
         record["chosen_on"],
         path,
     )
@@ -119,7 +121,7 @@ def _measure(name: str, protocol: Protocol, subject: Subject, warnings: list[str
         "warnings": [
             *warnings,
             *found.doubts,
-            *([] if protocol.on_training_images else doubts(config, subject.shards)),
+            *(doubts(config, subject.shards) if protocol.trains and not protocol.on_training_images else []),
         ],
         "made_from": result_stamp(config, subject.weights, *stamps),
     }

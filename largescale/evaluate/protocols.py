@@ -23,6 +23,7 @@ from largescale.evaluate import (
     linear_cached,
     low_shot,
     low_shot_finetune,
+    own_classifier,
     retrieval,
     segmentation,
     spectrum,
@@ -50,6 +51,7 @@ class Protocol:
         title: of the metric, for people.
         is_share: whether it is one, to be shown in percent.
         on_training_images: whether its values are of these; test images are then not needed.
+        trains: whether it learns anything of training images; if not, test images alone are needed.
         way: what it measures: see `ways.py`.
         of_classes: whether samples must be of classes.
     """
@@ -61,6 +63,7 @@ class Protocol:
     title: str = "top-1"
     is_share: bool = True
     on_training_images: bool = False
+    trains: bool = True
     way: Way = by_features
     of_classes: bool = True
 
@@ -81,6 +84,14 @@ PROTOCOLS = {
     "finetune": Protocol(finetune.measure, finetune.Settings, finetune.CHOSEN_ON, way=by_training),
     "low-shot-finetune": Protocol(
         low_shot_finetune.measure, low_shot_finetune.Settings, low_shot_finetune.CHOSEN_ON, way=by_training
+    ),
+    "own-classifier": Protocol(
+        own_classifier.measure,
+        own_classifier.Settings,
+        own_classifier.CHOSEN_ON,
+        title="top-1, its own classifier",
+        trains=False,
+        way=own_classifier.by_own_classifier,
     ),
     "retrieval": Protocol(
         retrieval.measure, retrieval.Settings, retrieval.CHOSEN_ON, metric="map", title="mean average precision"

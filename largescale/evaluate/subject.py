@@ -45,6 +45,7 @@ class Subject:
         own_keys: Sequence[str],
         classes: bool,
         tests: bool = True,
+        trains: bool = True,
     ) -> Subject:
         """With the shards that the configuration names.
 
@@ -54,22 +55,29 @@ class Subject:
             own_keys: its keys under `evaluate`.
             classes: whether samples must be of classes.
             tests: whether test shards are measured on; if not, the training shards stand in their place.
+            trains: whether anything is learnt of training shards; if not, the test shards stand in their place.
 
         Raises:
             InputError: they are not there, have no labels or other classes.
         """
-        shards, locations = _labelled_shards(config, classes, tests)
+        shards, locations = _labelled_shards(config, classes, tests, trains)
         stamps = shards_stamp(shards[0], locations[0]), shards_stamp(shards[1], locations[1])
         settings = {key: getattr(config.evaluate, key) for key in own_keys}
         task = identity({"settings": settings, "made_from": result_stamp(config, weights, *stamps)})
         return Subject(run_dir, weights, config, shards, stamps, f"{protocol}-{task}")
 
 
-def _labelled_shards(config: Config, classes: bool, tests: bool) -> tuple[tuple[Corpus, Corpus], tuple[str, str]]:
+def _labelled_shards(
+    config: Config, classes: bool, tests: bool, trains: bool
+) -> tuple[tuple[Corpus, Corpus], tuple[str, str]]:
     """Training and test shards, and where they are."""
     if not tests:
         place = config.evaluate.train_shards or config.data.shards
         alone = labelled_corpus(place, "evaluate.train_shards", config, classes=classes)
+        return (alone, alone), (place, place)
+    if not trains:
+        place = config.data.eval_shards
+        alone = labelled_corpus(place, "data.eval_shards", config, classes=classes)
         return (alone, alone), (place, place)
     # Both folders first: a missing one must not cost the time of the other.
     locations = config.evaluate.train_shards or config.data.shards, config.data.eval_shards

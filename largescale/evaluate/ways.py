@@ -54,7 +54,7 @@ def by_features(measure: Measure, subject: Subject) -> Measured:
     """`measure(train, test, settings)` of the `FeatureSet`s of labelled images."""
     train, test = features_of_subject(subject)
     results = {network: measure(train[network], test[network], subject.config.evaluate) for network in train}
-    return _of_classes(results, subject, (train["pretrained"], test["pretrained"]))
+    return of_classes(results, subject, (train["pretrained"], test["pretrained"]))
 
 
 def by_features_and_heads(measure: Measure, subject: Subject) -> Measured:
@@ -67,7 +67,7 @@ def by_features_and_heads(measure: Measure, subject: Subject) -> Measured:
     for network in train:
         assigned = _assigned(subject, network, test[network])
         results[network] = measure(train[network], test[network], subject.config.evaluate, assigned)
-    return _of_classes(results, subject, (train["pretrained"], test["pretrained"]))
+    return of_classes(results, subject, (train["pretrained"], test["pretrained"]))
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ def by_lists(measure: Measure, subject: Subject) -> Measured:
 
 def by_training(measure: Measure, subject: Subject) -> Measured:
     """`measure(trial, settings)` of a network that may be trained; the baseline is the same training from scratch."""
-    return _of_classes(_trained(measure, subject), subject, (labelled(subject.shards[0]), labelled(subject.shards[1])))
+    return of_classes(_trained(measure, subject), subject, (labelled(subject.shards[0]), labelled(subject.shards[1])))
 
 
 def by_dense_training(measure: Measure, subject: Subject) -> Measured:
@@ -136,7 +136,14 @@ def _trained(measure: Measure, subject: Subject) -> dict[str, dict[str, Any]]:
     return results
 
 
-def _of_classes(results: dict[str, dict[str, Any]], subject: Subject, pair: tuple[FeatureSet, FeatureSet]) -> Measured:
+def of_classes(results: dict[str, dict[str, Any]], subject: Subject, pair: tuple[FeatureSet, FeatureSet]) -> Measured:
+    """Results of networks that tell classes apart, compared, with what is to be said of the images.
+
+    Args:
+        results: by network; `hits` in them make a paired test.
+        subject: what is measured.
+        pair: labelled training and test images; features are not looked at.
+    """
     lines = []
     for corpus, found in zip(subject.shards, pair, strict=True):
         total = corpus.manifest.num_samples
@@ -146,7 +153,8 @@ def _of_classes(results: dict[str, dict[str, Any]], subject: Subject, pair: tupl
                 f"unlabelled or unreadable"
             )
     _compare(results)
-    return Measured(results, len(pair[0]), len(pair[1]), [*lines, *class_doubts(*pair), *_doubts_of(results)])
+    said = dict.fromkeys([*lines, *class_doubts(*pair), *_doubts_of(results)])
+    return Measured(results, len(pair[0]), len(pair[1]), list(said))
 
 
 def _compare(results: dict[str, dict[str, Any]]) -> None:

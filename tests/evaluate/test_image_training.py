@@ -21,6 +21,7 @@ from largescale.evaluate.image_training import (
     Recipe,
     Trial,
     batch_for,
+    kept_layers,
     labels_of,
     rate_factor,
     stream_config,
@@ -81,6 +82,42 @@ def test_fine_tuning_trains_the_network_that_is_measured_and_nothing_else_of_the
     assert taken == {value for value in network.parameters() if value.grad is not None}
     kept = {tensor.data_ptr() for tensor in network.trained().values()}
     assert {value.data_ptr() for value in taken} <= kept
+
+
+def test_kept_layers_of_the_head_are_trained_between_backbone_and_classifier(trial):
+    """Cut at layer 1, a head is its first layer run by hand, its ReLU included."""
+    config = mini("simclr", "method.hidden=[10,9]")
+    method = build_method(config)
+    recipe = Recipe(epochs=1, batch=8, trunk_rate=0.1, head_rate=0.1, head_layers=1)
+    network = Classifier(replace(trial, config=config, method=method), recipe)
+    images = torch.randn(8, 3, 24, 24)
+    linear, norm = method.projection[0], method.projection[1]
+    x = method.backbone(images) @ linear.weight.T
+    x = norm.weight * (x - x.mean(0)) / (x.var(0, unbiased=False) + norm.eps).sqrt() + norm.bias
+    by_hand = torch.relu(x) @ network.head.weight.T + network.head.bias
+    torch.testing.assert_close(network.train()(images), by_hand, rtol=1e-4, atol=1e-5)
+    network(images).square().sum().backward()
+    trained = {name for name, value in network.named_parameters() if value.grad is not None}
+    assert {"method.projection.0.weight", "method.projection.1.bias", "head.weight"} <= trained
+    assert not any(name.startswith("method.projection.3") for name in trained)
+    taken = {parameter for group in network.groups(recipe) for parameter in group["params"]}
+    assert taken == {value for value in network.parameters() if value.grad is not None}
+    assert {value.data_ptr() for value in taken} <= {tensor.data_ptr() for tensor in network.trained().values()}
+    alone = network.alone()
+    torch.testing.assert_close(alone.eval()(images), network.eval()(images))
+
+
+@pytest.mark.parametrize(
+    "name, number, expected",
+    [
+        ("simclr", 3, "its head has 2 linear layers; expected 0 .* to 2"),
+        ("rotation", 1, "a Rotation has no projection head; leave it at 0"),
+    ],
+)
+def test_a_head_without_so_many_layers_is_refused(name, number, expected):
+    recipe = Recipe(1, 8, 0.1, 0.1, head_layers=number, head_layers_key="evaluate.finetune_head_layers")
+    with pytest.raises(InputError, match=f"evaluate.finetune_head_layers={number}: {expected}"):
+        kept_layers(build_method(mini(name)), recipe)
 
 
 class Killed(Exception):
