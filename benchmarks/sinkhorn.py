@@ -148,12 +148,12 @@ def compare(num_rows: int, num_prototypes: int, repeats: int, device: torch.devi
     row["limit_ms"] = ITERATIONS * row.pop("copy_ms") / 2
     best = "kernels" if "kernels" in forms else "ours"
     if best == "kernels":
-        row["kernels_device_ms"] = _replayed_ms(lambda: forms[best](scores), repeats)
+        row["kernels_device_ms"] = replayed_ms(lambda: forms[best](scores), repeats)
     row["ratio"] = statistics.median(a / b for a, b in zip(times["published"], times[best], strict=True))
     return row
 
 
-def _replayed_ms(form: Callable[[], object], repeats: int) -> float:
+def replayed_ms(form: Callable[[], object], repeats: int) -> float:
     """Milliseconds on the device alone, of one process: what the host takes to start kernels is hidden in a step."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

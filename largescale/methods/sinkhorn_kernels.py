@@ -27,7 +27,7 @@ MOST_COLUMNS = 2**14
 _EXPONENT = 35.0
 """Largest |score| / epsilon whose exponential, and all products with scaling vectors, stay in float32."""
 _WARPS_A_PROCESSOR = 32
-"""That programs put onto each multiprocessor: half of what it holds."""
+"""That programs put onto each multiprocessor, half of what it holds: their sums and the next row need the registers."""
 
 
 @triton.jit
@@ -172,6 +172,6 @@ def _programs(scores: Tensor) -> int:
 
 
 def _shape(num_columns: int) -> dict[str, int]:
-    """Of a program: eight scores a thread, up to the most threads."""
+    """Of a program: eight scores a thread, up to 512 threads (`benchmarks/sinkhorn_kernels.py` compares others)."""
     block = triton.next_power_of_2(num_columns)
-    return {"block": block, "num_warps": min(32, max(4, block // 256))}
+    return {"block": block, "num_warps": min(16, max(4, block // 256))}
