@@ -9,14 +9,15 @@ A method whose loss can span the micro-batches of a step is an `embedding_method
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from largescale.config import Config, MethodConfig
+from largescale.config import Config, MethodConfig, augment_of_group
 from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.methods.choice import Choice
@@ -108,6 +109,8 @@ class Method(nn.Module):
         reference: packaged recipe that `largescale init` follows where there are GPUs; empty for none.
         small_reference: the same without GPUs; `small/NAME` if empty.
         Settings: its keys under `method` in a configuration.
+        spoilers: probabilities and strengths of `data.augment` that are to be 0, since such changes hide or give away
+            what there is to learn, and why; `largescale init` sets them so, and a run that does not is warned.
         backbone: the network that is trained.
         num_features: width of its features.
         encoder_name: module that is evaluated and exported, such as a teacher's backbone.
@@ -124,6 +127,7 @@ class Method(nn.Module):
     reference: ClassVar[str] = ""
     small_reference: ClassVar[str] = ""
     Settings: ClassVar[type[MethodConfig]]
+    spoilers: ClassVar[Mapping[str, str]] = MappingProxyType({})
     exemplars: ClassVar[Exemplars | None] = None
     exemplar_state: ClassVar[tuple[str, ...]] = ()
     encoder_name: ClassVar[str] = "backbone"
@@ -217,6 +221,12 @@ class Method(nn.Module):
         """
         return True
 
+    def phase_sums(self, step: int) -> bool:
+        """Whether the phase before a step wants no row of an image, but the sum of `plain` over this rank's images,
+        likewise: one row in float64, exact for whole numbers, so that the corpus may be of any size.
+        """
+        return False
+
     def plain(self, images: Tensor) -> Tensor:
         """What a phase wants to know of images [B, 3, S, S], resized and cropped at their centre: rows [B, D]. Called
         through `forward` without a graph, in whatever mode networks are; a row must not depend on the other images.
@@ -260,8 +270,15 @@ class Method(nn.Module):
 
     @classmethod
     def complaints(cls, config: Config, length: Length) -> list[str]:
-        """One line for each setting that does not fit the run's length or its number of images, and what to set."""
-        return []
+        """One line for each setting that does not fit the method, the run's length or its number of images, and what to
+        set.
+        """
+        places = range(len(config.data.crops))
+        return [
+            f"data.augment.{name}={most:g}: {why}; set it to 0"
+            for name, why in cls.spoilers.items()
+            if (most := max(getattr(augment_of_group(config.data, place), name) for place in places)) > 0
+        ]
 
     @classmethod
     def milestones(cls, config: Config) -> list[Milestone]:

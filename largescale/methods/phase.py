@@ -25,7 +25,8 @@ class PlainEmbeddings(NamedTuple):
     """Of this rank's range of ids; ranks have all ranges.
 
     Attributes:
-        vectors: what `Method.plain` makes of each image that could be read, in the order of ids, [m, D].
+        vectors: what `Method.plain` makes of each image that could be read, in the order of ids, [m, D]; where
+            `Method.phase_sums` says so, their sum [1, D].
         readable: which of the images those are, bool [n].
     """
 

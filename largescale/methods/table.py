@@ -11,6 +11,7 @@ from largescale.config.setting import a_name
 from largescale.data.length import Length
 from largescale.methods.barlow import BarlowTwins
 from largescale.methods.byol import BYOL
+from largescale.methods.colorization import Colorization
 from largescale.methods.cpc import CPC
 from largescale.methods.deepcluster import DeepCluster
 from largescale.methods.deepclusterv2 import DeepClusterV2
@@ -63,6 +64,7 @@ METHODS: dict[str, type[Method]] = {
     "patches": Patches,
     "rotation": Rotation,
     "denoising": Denoising,
+    "colorization": Colorization,
     "cpc": CPC,
     "distillation": Distillation,
 }

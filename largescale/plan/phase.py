@@ -50,6 +50,7 @@ def phase_of(engine: Engine, config: Config) -> Phase | None:
     trace = StepTrace()
     with trace:
         embeddings = engine.embed(torch.empty(batch, 3, side, side), due[-1])
-    size = own * embeddings.shape[1] * embeddings.element_size()
+    kept = torch.float64.itemsize if method.phase_sums(due[-1]) else own * embeddings.element_size()
+    size = kept * embeddings.shape[1]
     held = max(trace.lap() + size, method.phase_bytes(config, length.num_samples))
     return Phase(len(due), math.ceil(own / batch), trace.operators, trace.counts, trace.sent, held)

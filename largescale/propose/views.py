@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from largescale.config import AugmentConfig, Config
+from largescale.methods import method_class
 from largescale.methods.choice import Choice
 from largescale.propose.corpus import CorpusFacts
 from largescale.propose.references import changed_values
@@ -38,7 +39,7 @@ def views(reference: Config, corpus: CorpusFacts, *, small: bool) -> dict[str, C
     """
     side = _side(corpus, small=small)
     measured = f"measured on {corpus.num_decoded:,} images"
-    off = _switched_off(corpus, side)
+    off = {**_switched_off(corpus, side), **method_class(reference).spoilers}
     return {
         "data.crops": Choice(_crops(reference, corpus, side, set(off), small=small), ""),
         **{f"data.augment.{key}": choice for key, choice in _augment(reference, side, off, small=small).items()},

@@ -130,7 +130,8 @@ class Phases:
         size, own = self._config.evaluate.batch, own_ids(self._num_samples)
         batches = [np.arange(start, min(start + size, own.stop)) for start in range(own.start, own.stop, size)]
         calls = math.ceil(math.ceil(self._num_samples / world_size()) / size)
-        rows, bad = _Rows(len(own)), torch.zeros((), dtype=torch.int64, device=self._device)
+        sums = self._engine.method.phase_sums(step)
+        rows, bad = _Sum() if sums else _Rows(len(own)), torch.zeros((), dtype=torch.int64, device=self._device)
         done = 0
 
         def network(images: Tensor) -> Tensor:
@@ -212,3 +213,19 @@ class _Rows:
     def filled(self) -> Tensor:
         """All rows [m, D]."""
         return self._rows[: self._num]
+
+
+class _Sum:
+    """The sum of rows that come a few at a time, in float64."""
+
+    def __init__(self) -> None:
+        self._sum = torch.empty(0)
+
+    def add(self, some: Tensor) -> None:
+        """Add rows [n, D]."""
+        more = some.sum(0, keepdim=True, dtype=torch.float64)
+        self._sum = more if self._sum.dim() == 1 else self._sum + more
+
+    def filled(self) -> Tensor:
+        """Their sum [1, D]."""
+        return self._sum

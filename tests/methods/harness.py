@@ -86,7 +86,9 @@ def whole_corpus(engine: Engine, step: int, device: torch.device = CPU) -> Plain
     images = images.to(device)
     ids = own_ids(LENGTH.num_samples)
     readable = torch.arange(ids.start, ids.stop, device=device) != 17
-    return PlainEmbeddings(engine.embed(images[ids.start : ids.stop], step)[readable], readable)
+    rows = engine.embed(images[ids.start : ids.stop], step)[readable]
+    sums = engine.method.phase_sums(step)
+    return PlainEmbeddings(rows.sum(0, keepdim=True, dtype=torch.float64) if sums else rows, readable)
 
 
 def spans_global_batch(method: str) -> bool:

@@ -93,3 +93,10 @@ def test_offline_phases_are_part_of_a_plan(strategy):
         # Here it is that of a single rank, so of half of the images.
         assert kept > PCL.phase_bytes(config, images // 2) > 72 * images // 2, "what k-means takes is part of it"
     assert "offline" not in table(plan(mini("mocov2", "train.precision=fp32"), Request(2)))
+
+
+def test_a_phase_that_sums_holds_as_much_for_any_number_of_images():
+    config = mini("colorization", "train.precision=fp32", "train.steps=10", "evaluate.batch=4")
+    small, large = (simulate(config, 2, images) for images in (1_000, 101_000))
+    assert small.phase is not None and large.phase is not None
+    assert large.phase.held == small.phase.held and large.phase.calls == 101 * small.phase.calls
