@@ -27,9 +27,18 @@ from largescale.evaluate import (
     retrieval,
     segmentation,
     spectrum,
+    support_neighbours,
     svm,
 )
-from largescale.evaluate.ways import Way, by_dense_training, by_features, by_features_and_heads, by_lists, by_training
+from largescale.evaluate.ways import (
+    Way,
+    by_dense_training,
+    by_features,
+    by_features_and_heads,
+    by_features_and_labels,
+    by_lists,
+    by_training,
+)
 from largescale.evaluate.without_labels import by_images_alone
 from shards.ground.errors import InputError
 
@@ -92,6 +101,13 @@ PROTOCOLS = {
         title="top-1, its own classifier",
         trains=False,
         way=own_classifier.by_own_classifier,
+    ),
+    "support-neighbours": Protocol(
+        support_neighbours.measure,
+        support_neighbours.Settings,
+        support_neighbours.CHOSEN_ON,
+        title="top-1, own labels or smallest share",
+        way=by_features_and_labels,
     ),
     "retrieval": Protocol(
         retrieval.measure, retrieval.Settings, retrieval.CHOSEN_ON, metric="map", title="mean average precision"

@@ -8,10 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from largescale.config import corpus_settings
+from largescale.data.supports import labelled_images
 from largescale.evaluate import svm
 from largescale.evaluate.doubts import class_doubts
 from largescale.evaluate.feature_set import FeatureSet
@@ -20,9 +23,12 @@ from largescale.evaluate.image_training import Trial, labelled
 from largescale.evaluate.label_lists import LabelLists
 from largescale.evaluate.shares import mcnemar
 from largescale.evaluate.subject import Subject
+from largescale.evaluate.support_neighbours import through
 from largescale.evaluate.training_state import Unfinished
 from largescale.evaluate.weights import exemplars_of, method_of
+from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
+from shards.stores.store import is_url
 
 Measure = Callable[..., dict[str, Any]]
 
@@ -80,6 +86,44 @@ def _assigned(subject: Subject, network: str, test: FeatureSet) -> tuple[str, to
         return None
     parts = [method.exemplar_scores(some)[0].argmax(1) for some in test.features.split(_ROWS)]
     return shown.name, torch.cat(parts)
+
+
+def by_features_and_labels(measure: Measure, subject: Subject) -> Measured:
+    """`measure(train, test, settings, embedded, own)`: as `by_features`, also the images as the method's head embeds
+    them (None without one, and for pixels), and rows of the training images whose labels the run was trained with.
+    """
+    train, test = features_of_subject(subject)
+    own, results = _rows_of_own_labels(subject, train["pretrained"]), {}
+    for network in train:
+        pair = train[network], test[network]
+        results[network] = measure(*pair, subject.config.evaluate, _embedded(subject, network, pair), own)
+    return of_classes(results, subject, (train["pretrained"], test["pretrained"]))
+
+
+def _embedded(
+    subject: Subject, network: str, pair: tuple[FeatureSet, FeatureSet]
+) -> tuple[FeatureSet, FeatureSet] | None:
+    if network == "pixels":
+        return None
+    method = method_of(subject.config, subject.weights, trained=network == "pretrained")
+    if not method.head_name:
+        return None
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    head = method.get_submodule(method.head_name).to(device)
+    return through(head, pair[0], device), through(head, pair[1], device)
+
+
+def _rows_of_own_labels(subject: Subject, train: FeatureSet) -> torch.Tensor | None:
+    """Rows of the training images that the run's supports are among; None where it has none, or they are elsewhere."""
+    config, corpus = subject.config, subject.shards[0]
+    if (wanted := config.method.supports()) is None:
+        return None
+    place = wanted.shards or corpus_settings(config.data)[0][0]
+    if is_url(place) or not Path(place).is_dir() or read_manifest(place).fingerprint != corpus.manifest.fingerprint:
+        _log.info("the run's labels are of %s, not of the training images: measured by splits alone", place)
+        return None
+    ids = torch.from_numpy(labelled_images(corpus, wanted).ids)
+    return torch.isin(train.ids, ids).nonzero().flatten()
 
 
 def by_lists(measure: Measure, subject: Subject) -> Measured:

@@ -11,7 +11,18 @@ import torch
 
 from largescale.config import load_config
 from largescale.data.corpora import Corpus
-from largescale.evaluate import clusters, detection, knn, layers, linear_cached, low_shot, retrieval, segmentation, svm
+from largescale.evaluate import (
+    clusters,
+    detection,
+    knn,
+    layers,
+    linear_cached,
+    low_shot,
+    retrieval,
+    segmentation,
+    support_neighbours,
+    svm,
+)
 from largescale.evaluate.annotations import AnnotatedImages
 from largescale.evaluate.average_precision import AveragePrecision
 from largescale.evaluate.extract import load_method
@@ -48,6 +59,9 @@ def figures() -> dict[str, Any]:
         "knn": knn.measure(train, test, knn.Settings()),
         "linear-cached": linear_cached.measure(train, test, linear_cached.Settings(linear_cached_strengths=strengths)),
         "low-shot": low_shot.measure(train, test, low_shot.Settings(low_shot_splits=2, low_shot_strengths=strengths)),
+        "support-neighbours": support_neighbours.measure(
+            train, test, support_neighbours.Settings(support_neighbours_splits=2), own=torch.arange(30)
+        ),
         "retrieval": retrieval.measure(train, test, retrieval.Settings()),
         "clusters": clusters.measure(train, test, clusters.Settings()),
         "svm": svm.measure((train, Two(train)), (test, Two(test)), svm.Settings(svm_costs=[0.1, 1.0])),
