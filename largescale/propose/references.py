@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from largescale.config import Config, load_config
@@ -32,10 +32,13 @@ def reference(method: str, *, small: bool) -> tuple[str, Config]:
 
 
 def changed_values(settings: Any) -> dict[str, Any]:
-    """The values of a group of settings that are not the defaults, by key."""
-    found = {}
+    """The values of a group of settings that are not the defaults, by key; with dots in groups within it."""
+    found: dict[str, Any] = {}
     for item in fields(settings):
         default = item.default_factory() if item.default_factory is not MISSING else item.default
-        if (value := getattr(settings, item.name)) != default:
+        value = getattr(settings, item.name)
+        if is_dataclass(value):
+            found |= {f"{item.name}.{key}": one for key, one in changed_values(value).items()}
+        elif value != default:
             found[item.name] = value
     return found
