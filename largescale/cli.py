@@ -17,6 +17,8 @@ from largescale.distributed.stopping import INTERRUPTED, StoppedInOrder, own_ran
 from largescale.evaluate.arguments import add_assign_arguments, add_features_arguments, add_finetune_arguments
 from largescale.plan.arguments import add_arguments as plan_arguments
 from largescale.propose.arguments import add_arguments as init_arguments
+from largescale.prune.arguments import add_arguments as prune_arguments
+from largescale.prune.arguments import run as prune
 from shards.ground import terminal
 from shards.ground.errors import InputError
 
@@ -130,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "curate", _curate, "choose what of a pile to train on, by its features")
     curate_arguments(command)
 
+    command = _command(commands, "prune", prune, "find how few weights of a run are enough, and train those alone")
+    prune_arguments(command)
+
     command = _command(commands, "export", _export, "write the weights to a file that other programs load")
     command.add_argument("run_dir", metavar="RUN", help="folder of a run")
     command.add_argument("out", metavar="OUT", help="file to write: NAME.safetensors, .onnx, .pt2, or a new folder")
@@ -206,6 +211,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 
     config = load_config(arguments.config, arguments.overrides)
     from largescale.pretrain import describe, pretrain
+    from largescale.run.advice import about_copy
 
     if arguments.print:
         facts, complaints = describe(config)
@@ -215,7 +221,8 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         sys.stdout.write(to_yaml(config) + "".join(f"# {line}\n" for line in lines))
         sys.stderr.write("".join(f"warning: {complaint}\n" for complaint in complaints))
     else:
-        _say_of_copy(Path(arguments.config), Path(config.run.dir))
+        if own_rank() <= 0:
+            sys.stderr.write(about_copy(Path(arguments.config), Path(config.run.dir)))
         pretrain(config)
 
 
@@ -237,21 +244,6 @@ def _config(arguments: argparse.Namespace) -> None:
     from largescale.config.command import run
 
     sys.stdout.write(run(arguments.words, markdown=arguments.markdown))
-
-
-def _say_of_copy(path: Path, run_dir: Path) -> None:
-    """The config.yaml of a run folder that was copied or moved still names the old place."""
-    here = path.parent
-    if (
-        path.name == "config.yaml"
-        and (here / "checkpoints").is_dir()
-        and here.resolve() != run_dir.resolve()
-        and own_rank() <= 0
-    ):
-        sys.stderr.write(
-            f"warning: {path} says run.dir={run_dir}, so the run continues there, not in {here}; to "
-            f"continue here, pass run.dir={here}\n"
-        )
 
 
 def _plan(arguments: argparse.Namespace) -> None:

@@ -52,6 +52,12 @@ EXAMPLES = {
   largescale export runs/photos photos-resnet50 --format huggingface
   largescale export runs/demo backbone.onnx --format onnx
 docs/export.md shows how to load each format.""",
+    "prune": """examples:
+  largescale prune runs/demo --evaluate linear
+  largescale prune runs/demo --rate 0.5 --rounds 6 --rewind 104 parallel.strategy=fsdp
+  largescale prune runs/demo --random masks --evaluate linear
+  torchrun --standalone --nproc-per-node=8 -m largescale prune runs/photos --rounds 20 --rewind 5000
+docs/pruning.md says what is written where.""",
     "plan": """examples:
   largescale plan configs/seer/regnety_256gf.yaml --gpus 512 --gpu v100-32 --images 1e9
   largescale plan configs/swav/resnet50_800ep.yaml parallel.strategy=fsdp --gpus 64 --compare""",

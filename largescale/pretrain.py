@@ -13,6 +13,7 @@ from contextlib import closing
 
 import torch
 
+from largescale.checkpoint.mask_file import read_mask, share_left
 from largescale.config import Config, without_effect
 from largescale.data.corpora import shares_of_batch
 from largescale.data.stream import Stream, num_loading
@@ -37,7 +38,6 @@ from largescale.run.failures import TrainingStopped
 from largescale.run.first_weights import read_backbone
 from largescale.run.folder import RunFolder
 from largescale.run.lease import Lease, lease_of
-from largescale.run.mask_file import read_mask, share_left
 from largescale.run.memory_advice import memory_advice
 from largescale.run.phases import Phases
 from largescale.run.rollback import DataSteps

@@ -43,6 +43,7 @@ ROOMS = {
         "curate",
         "plan",
         "pretrain",
+        "prune",
         "propose",
         "command_examples",
         "cli",

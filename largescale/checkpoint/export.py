@@ -7,6 +7,7 @@
     onnx            NAME.onnx, for ONNX Runtime and other runtimes
     torch_export    NAME.pt2, for torch.export.load and what compiles it
 
+Where only a part of the weights was trained (`model.mask`), the others are zeros, and a file of masks lies beside.
 Everything is written under a temporary name, read again by whoever will read it, as far as that is installed, and
 compared with the network in memory; only then it gets its name. docs/export.md shows how to load each.
 """
@@ -27,9 +28,10 @@ import torch
 from torch import Tensor
 
 from largescale.checkpoint import graphs, huggingface, timm_layout, torchvision_layout
-from largescale.checkpoint.exported import Network, read_network
+from largescale.checkpoint.exported import Network, masks_of, read_network
 from largescale.checkpoint.folder import Checkpoint
 from largescale.checkpoint.foreign import load_backbone
+from largescale.checkpoint.mask_file import share_left, write_mask
 from largescale.checkpoint.model_card import Figure, model_card
 from largescale.config.setting import a_name
 from largescale.models.safetensors_content import safetensors_content
@@ -95,6 +97,8 @@ def export(
         if format_name == "huggingface":
             huggingface.write_beside(network, about["architecture"], path, figures(network.checkpoint))
         checked = _check(network, path, format_name)
+        if network.config.model.mask:
+            _write_mask(network, path, format_name)
         num_bytes = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
     if card is not None:
         text = model_card(network, load.replace("{FILE}", out.name), figures(network.checkpoint))
@@ -168,6 +172,22 @@ FORMATS: dict[str, Callable[[Network, Path], tuple[dict[str, str], str]]] = {
     "torch_export": _torch_export,
 }
 """How to write each; gives what the file says about itself, and Python that loads it."""
+
+
+def _write_mask(network: Network, path: Path, format_name: str) -> None:
+    """Write the run's masks beside the weights, or into the folder, by the names that the weights have there."""
+    masks = {_name_in(network, name, format_name): mask for name, mask in masks_of(network).items()}
+    beside = path / "mask.safetensors" if path.is_dir() else path.with_suffix(".mask.safetensors")
+    write_mask(beside, masks, {"share_left": repr(share_left(masks)), "weights": network.checkpoint.content_hash})
+
+
+def _name_in(network: Network, name: str, format_name: str) -> str:
+    """What a format calls a parameter of the backbone; graphs have no names of their own."""
+    if format_name in ("safetensors", "onnx", "torch_export"):
+        return f"backbone.{name}"
+    theirs = torchvision_layout.name_of(network.backbone, name)
+    return theirs if format_name == "torchvision" else timm_layout.name_of(theirs)
+
 
 _SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "huggingface": ""}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from largescale.checkpoint import sharded
 from largescale.checkpoint.folder import Checkpoint, newest_first
+from largescale.checkpoint.mask_file import hash_of, read_mask
 from largescale.config import Config
 from largescale.config.loading import config_of_values
 from largescale.methods import build_method
@@ -114,6 +115,24 @@ def read_network(run_dir: Path, step: int | None, *, head: bool) -> Network:
         module.load_state_dict(_read(checkpoint, f"model.{name}.", module), strict=True, assign=True)
         module.eval().requires_grad_(False)
     return Network(run_dir, checkpoint, config, values, modules[0], modules[1] if head else None, method.num_features)
+
+
+def masks_of(network: Network) -> dict[str, Tensor]:
+    """What of a network was trained, for a run with `model.mask`; also where its folder was moved with the file in it.
+
+    Raises:
+        InputError: the file is not there, or is not the mask that the run was trained with.
+    """
+    config = network.config
+    beside = network.run_dir / Path(config.model.mask).name
+    if not Path(config.model.mask).exists() and beside.is_file():
+        config = replace(config, model=replace(config.model, mask=str(beside)))
+    masks = read_mask(config)
+    if hash_of(masks) != network.checkpoint.progress.get("mask", {}).get("sha256"):
+        raise InputError(
+            f"model.mask={config.model.mask}: not the mask that {network.run_dir} was trained with; restore that file"
+        )
+    return masks
 
 
 def _choose(run_dir: Path, step: int | None) -> Checkpoint:

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, zeros
 
 from largescale.checkpoint.folder import Checkpoint, folder_of, named_steps, open_checkpoint
 from largescale.processes import rank, world_size
@@ -67,11 +69,34 @@ def shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     Raises:
         InputError: a file is not safetensors.
     """
+    return {name: tuple(meta.size) for name, meta in _stored(checkpoint).items()}
+
+
+def in_pieces(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Zeros on the host like all tensors of a checkpoint, to load it into, cut along their first axis over all ranks.
+
+    Raises:
+        InputError: a file is not safetensors.
+
+    Collectives: every rank must call it; it makes a mesh.
+    """
+    mesh = init_device_mesh("cpu", (world_size(),))
+    state: dict[str, Tensor] = {}
+    for name, meta in _stored(checkpoint).items():
+        shape, dtype = tuple(meta.size), meta.properties.dtype
+        if shape:
+            state[name] = zeros(*shape, dtype=dtype, device_mesh=mesh, placements=[Shard(0)])
+        else:  # a number cannot be cut
+            state[name] = torch.zeros((), dtype=dtype)
+    return state
+
+
+def _stored(checkpoint: Checkpoint) -> dict[str, TensorStorageMetadata]:
     try:
         stored = HuggingFaceStorageReader(str(checkpoint.path)).read_metadata().state_dict_metadata
     except SafetensorError as error:
         raise InputError(f"{checkpoint.path}: a file there is not safetensors ({error}); remove it") from error
-    return {name: tuple(meta.size) for name, meta in stored.items() if isinstance(meta, TensorStorageMetadata)}
+    return {name: meta for name, meta in stored.items() if isinstance(meta, TensorStorageMetadata)}
 
 
 def load(checkpoint: Checkpoint, state: dict[str, Tensor], *, no_dist: bool = False) -> None:

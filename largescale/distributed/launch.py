@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -96,9 +97,22 @@ def _number(environment: Mapping[str, str], name: str, least: int) -> int:
     return int(text)
 
 
+_groups = itertools.count(1)
+_group = 0
+
+
+def begin_group() -> None:
+    """Give the group that is about to be joined an id of its own; every rank joins equally often."""
+    global _group
+    _group = next(_groups)
+
+
 def start_id() -> str:
-    """Names this start of the ranks: torchrun may keep its store over restarts, with addresses of dead ranks in it."""
-    return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    """Names this start of the ranks, and their group: torchrun may keep its store over restarts, and a command that
+    joins one group after the other keeps it too, with addresses of dead ones in it.
+    """
+    start = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    return f"{start}/{_group}" if _group > 1 else start
 
 
 def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Weights that stay zero: which elements of a parameter are trained, cut as the strategy cuts the parameter.
 
-Such weights are zero when training starts (`run/mask_file.py` sees to it). With zero gradients too, none of the
+Such weights are zero when training starts (`run/masked.py` sees to it). With zero gradients too, none of the
 optimizers moves them, whatever the momentum and the decay, and their state stays zero. Gradients are masked before
 their norm is taken, so norms, clipping and LARS are those of the smaller network.
 """

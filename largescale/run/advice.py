@@ -89,3 +89,19 @@ def after_bad_step(
 def _slower(config: Config, rate: float, new: str = "") -> str:
     half = " (or train.precision=fp32)" if config.train.precision in AUTOCAST else ""
     return f"run the same command with {new}optim.lr={rate:.2g}{half}"
+
+
+def about_copy(path: Path, run_dir: Path) -> str:
+    """A line about a run folder that was copied or moved, whose config.yaml still names the old place; else empty.
+
+    Args:
+        path: of the configuration.
+        run_dir: that it names.
+    """
+    here = path.parent
+    if path.name != "config.yaml" or not (here / "checkpoints").is_dir() or here.resolve() == run_dir.resolve():
+        return ""
+    return (
+        f"warning: {path} says run.dir={run_dir}, so the run continues there, not in {here}; to "
+        f"continue here, pass run.dir={here}\n"
+    )

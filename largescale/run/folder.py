@@ -53,7 +53,7 @@ from largescale.run.first_weights import first_weights
 from largescale.run.former import set_aside_former
 from largescale.run.lease import Lease
 from largescale.run.logs import Logs, write_text
-from largescale.run.mask_file import take_mask
+from largescale.run.masked import take_mask
 from largescale.run.rollback import Rollbacks
 from largescale.run.same_run import other_run
 from largescale.run.saving import Saving

@@ -1,6 +1,6 @@
 """Masked weights, their momentum and their teachers' stay zero under every strategy and optimizer, elsewhere too.
 
-Covers: largescale/parallel/masks.py
+Covers: largescale/parallel/masks.py, largescale/run/masked.py
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from largescale.checkpoint import sharded
+from largescale.checkpoint.folder import find_latest
+from largescale.checkpoint.mask_file import read_mask, write_mask
 from largescale.checkpoint.saver import Saver
 from largescale.config import Config
 from largescale.methods import build_method
 from largescale.models.backbones import build_backbone
 from largescale.parallel.strategies import build_engine
-from largescale.run.mask_file import take_mask, write_mask
+from largescale.prune.find import convolutions, smaller, weights_of
+from largescale.run.masked import take_mask
 from largescale.run.resume import load
 from tests.helpers.ranks import run_ranks
 from tests.methods.harness import LENGTH, mini, views_of_step, whole
@@ -42,6 +46,8 @@ STRATEGIES = {
     "zero3": ["train.precision=fp32"],
 }
 STEPS = 4
+PRUNED = 300
+"""Weights that are pruned of those left, in checkpoints of each case."""
 
 
 def configuration(strategy: str, optimizer: str, mask: Path) -> Config:
@@ -126,7 +132,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, T
 
 
 def train_all_of(cases: list[tuple[str, str]], folder: Path) -> list[dict[str, Any]]:
-    return train_all(cases, folder, first=0, steps=STEPS, step_kept=STEPS - 2)
+    found = train_all(cases, folder, first=0, steps=STEPS, step_kept=STEPS - 2)
+    for case, result in zip(cases, found, strict=True):
+        config = configuration(*case, folder / "mask.safetensors")
+        checkpoint = find_latest(folder / "-".join(case))
+        assert checkpoint is not None
+        weights, kept = weights_of(checkpoint, convolutions(config)), read_mask(config)
+        result["pruned"] = smaller(weights, kept, PRUNED)
+    return found
 
 
 def go_on(cases: list[tuple[tuple[str, str], tuple[str, str]]], folder: Path) -> list[dict[str, Any]]:
@@ -161,6 +174,25 @@ def test_zeros_stay_where_training_goes_on_elsewhere(trained):
         zeros_in(result["state"], masks, everything=to[0] != "fairscale")
         for (loss, _), (expected, _) in zip(result["checks"], found["ddp", to[1]]["checks"][STEPS - 2 :], strict=True):
             assert loss == pytest.approx(expected, rel=2e-2), to
+
+
+def test_masks_found_in_checkpoints_of_all_strategies_are_those_of_torch(trained):
+    folder, masks, found = trained
+    for case, result in found.items():
+        checkpoint = find_latest(folder / "-".join(case))
+        assert checkpoint is not None
+        precision = torch.float64 if "fp64" in STRATEGIES[case[0]][0] else torch.float32
+        whole = {f"model.backbone.{name}": torch.zeros(mask.shape, dtype=precision) for name, mask in masks.items()}
+        sharded.load(checkpoint, whole, no_dist=True)
+        modules = {name: nn.Module() for name in masks}
+        for name, module in modules.items():
+            module.register_parameter("w", nn.Parameter(whole[f"model.backbone.{name}"]))
+            prune.custom_from_mask(module, "w", masks[name])
+        parameters = [(module, "w") for module in modules.values()]
+        prune.global_unstructured(parameters, pruning_method=prune.L1Unstructured, amount=PRUNED)
+        assert result["pruned"].keys() == masks.keys()
+        for name, module in modules.items():
+            assert torch.equal(result["pruned"][name], dict(module.named_buffers())["w_mask"].bool()), (case, name)
 
 
 def test_without_the_mask_they_do_not_stay(trained):

@@ -9,10 +9,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from largescale.checkpoint.mask_file import hash_of, share_left, write_mask
 from largescale.cli import main
 from largescale.config import load_config
 from largescale.models.backbones import build_backbone
-from largescale.run.mask_file import hash_of, share_left, write_mask
 from tests.helpers.commands import TINY
 from tests.helpers.runs import final_state
 

@@ -1,6 +1,6 @@
-"""`model.mask`: a run that trains only a part of its backbone's weights; the others are zero from first to last step.
+"""Files of masks, for `model.mask`: which weights of a backbone are trained, the others being zero.
 
-The file is safetensors: for each masked parameter of the backbone a bool per weight, true where it is trained, under
+Such a file is safetensors: for each masked parameter of the backbone a bool per weight, true where it is trained, under
 the parameter's name in this project. `largescale prune` writes such files (`write_mask`), and so may anybody else.
 """
 
@@ -8,28 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from largescale.checkpoint.from_memory import fill
 from largescale.checkpoint.state_file import read_state
 from largescale.config import Config
+from largescale.methods.method import Method
 from largescale.models.backbones import build_backbone
-from largescale.optim.lars import local_piece
-from largescale.parallel.engine import Engine
-from largescale.processes import rank, together
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write
 
 _BACKBONE = "backbone."
-_log = logging.getLogger(__name__)
 
 
 def read_mask(config: Config) -> dict[str, Tensor]:
@@ -98,53 +92,24 @@ def share_left(masks: Mapping[str, Tensor]) -> float:
     return sum(int(mask.sum()) for mask in masks.values()) / max(1, sum(mask.numel() for mask in masks.values()))
 
 
-def take_mask(engine: Engine, config: Config, before: dict[str, Any] | None) -> dict[str, Any]:
-    """Let an engine train only what `model.mask` leaves; every weight for a run without one.
+def by_tensor(method: Method, masks: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Which mask belongs to which tensor of a training's state: weights, their optimizer state, and teachers' weights.
 
     Args:
-        engine: with its first weights, or the state of its checkpoint.
-        config: of the run.
-        before: what this function returned when the run began, from its checkpoint; None for a new run, whose
-            weights and teachers are set to zero where the mask says so.
-
-    Returns:
-        What was taken, for the run's records; empty without a mask.
-
-    Raises:
-        InputError: the file cannot be read or is of another backbone, or the run began with another mask.
-
-    Collectives: every rank must call it; those of the engine's state.
+        method: whose state it is.
+        masks: by names of the backbone's parameters.
+        shapes: of all tensors of the state, by canonical name.
     """
-    masks = together(lambda: read_mask(config)) if config.model.mask else {}
-    record: dict[str, Any] = {"sha256": hash_of(masks), "share_left": share_left(masks)} if masks else {}
-    if before is not None and before.get("sha256", "") != record.get("sha256", ""):
-        began = f"the mask {before['sha256'][:12]}" if before else "no mask"
-        now = f"model.mask={config.model.mask} is {record['sha256'][:12]}" if masks else "model.mask is empty"
-        raise InputError(f"{config.run.dir}: it began with {began}, and {now}; set it back, or use another run.dir")
-    if not masks:
-        return {}
-    kept = {f"{_BACKBONE}{name}": mask for name, mask in masks.items()}
-    if before is None:
-        _clear(engine, kept)
-        if rank() == 0:
-            _log.info("model.mask=%s: %.3g%% of the weights are left", config.model.mask, 100 * record["share_left"])
-    engine.mask(kept)
-    return record
-
-
-@torch.no_grad()
-def _clear(engine: Engine, kept: dict[str, Tensor]) -> None:
-    """Set to zero what is masked, in students and teachers."""
-    of_teachers = {
-        f"{average.teacher}{name.removeprefix(average.student)}": mask
-        for average in engine.method.averages()
-        for name, mask in kept.items()
-        if name.startswith(f"{average.student}.")
-    }
-    state = engine.state()
-    whole = {f"model.{name}": mask for name, mask in {**kept, **of_teachers}.items()}
-    pieces = {name: torch.empty_like(state[name], dtype=torch.bool) for name in whole}
-    fill(pieces, whole)
-    for name, piece in pieces.items():
-        local_piece(state[name]).masked_fill_(~local_piece(piece), 0)
-    engine.take_state(state)
+    found = {}
+    for name, mask in masks.items():
+        own = f"{_BACKBONE}{name}"
+        found[f"model.{own}"] = mask
+        for average in method.averages():
+            if own.startswith(f"{average.student}."):
+                found[f"model.{average.teacher}{own.removeprefix(average.student)}"] = mask
+        found |= {
+            key: mask
+            for key, shape in shapes.items()
+            if key.startswith(f"optimizer.{own}.") and shape == tuple(mask.shape)
+        }
+    return found

@@ -1,0 +1,200 @@
+"""The rounds of a pruning: the mask of each, and the run that trains what it leaves."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from largescale.checkpoint.folder import Checkpoint, find_latest
+from largescale.checkpoint.mask_file import read_mask, write_mask
+from largescale.checkpoint.sharded import shapes
+from largescale.config import Config
+from largescale.processes import barrier, from_rank_0, on_rank_0, rank, together
+from largescale.prune.find import convolutions, smaller, weights_of
+from largescale.prune.rewind import write_rewound
+from largescale.prune.wish import MASKS, WEIGHTS, Wish
+from shards.ground.errors import InputError
+from shards.ground.files import atomic_write
+
+MASK = "mask.safetensors"
+
+_OTHER_SEED = 2**32
+"""Added to `run.seed` for weights drawn again, far from the seeds that people choose."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """A pruning that can be begun or continued.
+
+    Attributes:
+        run: folder of the run that is pruned.
+        out: folder of the rounds.
+        masks: folder of the pruning whose masks are taken; None where they are found.
+        trained: the run's last checkpoint.
+        rewound: the kept one that rounds train from; None where they begin as the run did.
+        wish: how to prune.
+        config: the run's, with replacements, for the training of rounds.
+    """
+
+    run: Path
+    out: Path
+    masks: Path | None
+    trained: Checkpoint
+    rewound: Checkpoint | None
+    wish: Wish
+    config: Config
+
+    def rounds(self) -> Iterator[Round]:
+        """All rounds, in order."""
+        for number in range(1, self.wish.rounds + 1):
+            yield Round(self, number)
+
+    def folder(self, number: int) -> Path:
+        """The folder of a round."""
+        return self.out / name_of(number)
+
+
+def name_of(number: int) -> str:
+    """Name of a round's folder."""
+    return f"round-{number:02d}"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round, counted from 1."""
+
+    of: Pruning
+    number: int
+
+    @property
+    def folder(self) -> Path:
+        """Of the run that trains what is left."""
+        return self.of.folder(self.number)
+
+    @property
+    def mask_path(self) -> Path:
+        """Of the file of masks."""
+        return self.folder / MASK
+
+    @property
+    def config(self) -> Config:
+        """Of that run."""
+        base, wish = self.of.config, self.of.wish
+        seed = base.run.seed + _OTHER_SEED if wish.random == WEIGHTS else base.run.seed
+        mirror = base.checkpoint.mirror and f"{base.checkpoint.mirror}/{self.of.out.name}/{self.folder.name}"
+        return replace(
+            base,
+            name=f"{base.name}-{self.of.out.name}-{self.number:02d}",
+            run=replace(base.run, dir=str(self.folder), seed=seed),
+            model=replace(base.model, mask=str(self.mask_path)),
+            checkpoint=replace(base.checkpoint, mirror=mirror),
+        )
+
+    def prepare(self) -> None:
+        """Write the mask, and the checkpoint that training continues from, as far as they are not there.
+
+        Raises:
+            InputError: the checkpoint or mask that it follows from is not there, or nothing is left to prune.
+
+        Collectives: every rank must call it.
+        """
+        if not from_rank_0(self.mask_path.is_file()):
+            masks = self._copied() if self.of.masks else self._found()
+            on_rank_0(lambda: self._write(masks))
+        barrier()
+        masks = together(lambda: read_mask(self.config))
+        if rank() == 0:
+            _say(self, masks)
+        has_begun = from_rank_0(rank() == 0 and find_latest(self.folder / "checkpoints") is not None)
+        if self.of.rewound is not None and not has_begun:
+            write_rewound(self.of.rewound, self.config, masks)
+
+    def _write(self, masks: dict[str, Tensor]) -> None:
+        if not masks:  # copied
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        left, all_ = sum(int(mask.sum()) for mask in masks.values()), sum(mask.numel() for mask in masks.values())
+        about = {
+            "round": str(self.number),
+            "left": str(left),
+            "weights": str(all_),
+            "by": "a draw" if self.of.wish.random == MASKS else "magnitude",
+        }
+        write_mask(self.mask_path, masks, about)
+
+    def _copied(self) -> dict[str, Tensor]:
+        """Copy the file of another pruning."""
+        assert self.of.masks is not None
+        source = self.of.masks / name_of(self.number) / MASK
+
+        def copy() -> None:
+            if not source.is_file():
+                raise InputError(
+                    f"{source}: no such mask; first prune the run without --random {WEIGHTS}, or pass --masks DIR"
+                )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with source.open("rb") as read, atomic_write(self.mask_path) as file:
+                shutil.copyfileobj(read, file)
+
+        on_rank_0(copy)
+        return {}
+
+    def _found(self) -> dict[str, Tensor]:
+        """Find the mask, whole on rank 0."""
+        wish = self.of.wish
+        names = together(lambda: convolutions(self.of.config))
+        follows = not (wish.one_shot or wish.random == MASKS or self.number == 1)
+        source = together(self._trained_before) if follows else self.of.trained
+        weights = weights_of(source, names)
+        first = _first_masks(self.of.config, self.of.trained, names)
+        kept = together(lambda: read_mask(Round(self.of, self.number - 1).config)) if follows else first
+        left = wish.left(sum(int(first[name].sum()) for name in names))[self.number]
+        if left == 0:
+            raise InputError(f"round {self.number}: no weight would be left; pass --rounds={self.number - 1}")
+        num = sum(int(kept[name].sum()) for name in names) - left
+        beside = {name: mask for name, mask in kept.items() if name not in names}  # of a mask that the run itself has
+        return beside | smaller(weights, kept, num, drawn=self.of.config.run.seed if wish.random == MASKS else None)
+
+    def _trained_before(self) -> Checkpoint:
+        folder = self.of.folder(self.number - 1)
+        checkpoint = find_latest(folder / "checkpoints")
+        if checkpoint is None:
+            raise InputError(f"{folder}: no whole checkpoint is left; remove {folder} and run the same command again")
+        return checkpoint
+
+
+def _first_masks(config: Config, trained: Checkpoint, names: list[str]) -> dict[str, Tensor]:
+    """What is left before the first round: everything, or what the mask of the run itself leaves."""
+    own = read_mask(config) if config.model.mask else {}
+    sizes = shapes(trained)
+    whole = {name: torch.ones(sizes[f"model.backbone.{name}"], dtype=torch.bool) for name in names}
+    return whole | own
+
+
+def _say(one: Round, masks: dict[str, Tensor]) -> None:
+    left, all_ = sum(int(mask.sum()) for mask in masks.values()), sum(mask.numel() for mask in masks.values())
+    _log.info(
+        "round %d of %d: %s of %s weights of convolutions are left (%.3g%%); %s",
+        one.number,
+        one.of.wish.rounds,
+        f"{left:,}",
+        f"{all_:,}",
+        100 * left / all_,
+        one.folder,
+    )
+    if empty := [name for name, mask in sorted(masks.items()) if not mask.any()]:
+        _log.warning(
+            "round %d: no weight is left in %d of %d convolutions, such as %s",
+            one.number,
+            len(empty),
+            len(masks),
+            empty[0],
+        )
