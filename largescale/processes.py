@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from largescale.distributed import threads
-from largescale.distributed.launch import Launch, own_launch
+from largescale.distributed.launch import Launch, begin_group, own_launch
 from largescale.distributed.rendezvous import join
 from shards.ground.errors import InputError, line_of
 
@@ -124,6 +124,7 @@ def process_group(hang_timeout_s: float = 0, join_timeout_s: float = 0, loading:
             pass
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
+        begin_group()
         with room:  # until all ranks are there, and hold theirs
             store = join(launch, timeout_s=join_timeout_s or join_time_s(launch), uses=_name(device))
         store.set_timeout(timeout)

@@ -17,7 +17,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from largescale.distributed import stopping
-from largescale.distributed.launch import Launch, begin_group, start_id
+from largescale.distributed.launch import Launch, start_id
 from shards.ground.errors import InputError
 
 _POLL_S = 0.2
@@ -44,7 +44,6 @@ def join(launch: Launch, *, timeout_s: float, uses: str = "") -> dist.Store:
     Collectives: every rank must call it.
     """
     deadline = time.monotonic() + timeout_s
-    begin_group()
     store = dist.PrefixStore(start_id(), connect(launch, deadline))
     try:
         store.set(f"here/{launch.rank}", json.dumps([socket.gethostname(), uses]))
