@@ -92,6 +92,7 @@ class ShardReader:
         self.first_ids = np.concatenate([[0], np.cumsum(self.shard_sizes)])
         self._first_ids = self.first_ids.tolist()  # finding one number in a list is ten times as fast as in an array
         self._open: OrderedDict[int, tuple[OpenFile, ShardIndex]] = OrderedDict()
+        self._indices: OrderedDict[int, ShardIndex] = OrderedDict()  # of those opened last, also where closed since
         self._lost: dict[int, Lost] = {}
         self._lock = threading.Lock()
 
@@ -234,10 +235,24 @@ class ShardReader:
                 raise ShardLost(self._lost[shard].reason)
             if shard not in self._open:
                 self._open[shard] = self._open_or_lose(shard)
-                if len(self._open) > OPEN_SHARDS:
-                    self._open.popitem(last=False)  # it closes once no reader uses it
+                self._indices[shard] = self._open[shard][1]
+                self._indices.move_to_end(shard)
+                self._close_evicted(shard)
+                for kept in (self._open, self._indices):
+                    if len(kept) > OPEN_SHARDS:
+                        kept.popitem(last=False)  # a tar closes once no reader uses it
             self._open.move_to_end(shard)
             return self._open[shard]
+
+    def _close_evicted(self, opened: int) -> None:
+        """Close what is in the cache no more, so that the disk has its room back; but not what this reader needs as
+        soon as the shard that it has just opened, and would have to fetch again.
+        """
+        use = self.next_use
+        gone = [shard for shard, (tar, _) in self._open.items() if shard != opened and tar.is_removed()]
+        for shard in gone:
+            if use is None or use(shard) > use(opened):
+                del self._open[shard]
 
     def _close(self, shard: int, tar: OpenFile) -> None:
         with self._lock:
@@ -294,7 +309,10 @@ class ShardReader:
         return tar, self._index(shard)
 
     def _known_index(self, shard: int) -> ShardIndex:
-        """The index of a shard, also if the shard was lost after its sample had been read."""
+        """The index of a shard, also if the shard was evicted or lost after its sample had been read."""
+        with self._lock:
+            if shard in self._indices:
+                return self._indices[shard]
         try:
             return self._shard(shard)[1]
         except ShardLost:

@@ -41,6 +41,10 @@ class OpenFile:
                 data = data + more if data else more
         return data
 
+    def is_removed(self) -> bool:
+        """Whether the file has no name any more, and holds room on its disk only because it is open."""
+        return os.fstat(self._descriptor).st_nlink == 0
+
     def __del__(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from largescale.data import cache
-from largescale.data.cache import ShardLost
+from largescale.data.cache import NEVER, ShardLost
 from largescale.data.loaded import Batch
 from largescale.data.loader import Position
+from largescale.data.reader import ShardReader
 from largescale.data.stream import Stream
 from shards.ground.errors import InputError
 from shards.stores import store as store_module
@@ -204,6 +205,31 @@ def test_the_cache_keeps_to_its_size_and_what_it_evicts_was_not_needed(web, tmp_
     assert 0.3 * total < largest <= 0.85 * total
     # Three epochs of 12 steps from a cache of four of five shards: at least two are kept from one epoch to the next.
     assert total < sum(sent for name, sent in web.sent.items() if name.endswith(".tar")) <= 2.5 * total
+
+
+def removed_tars() -> list[str]:
+    """Tars without a name that this process holds open."""
+    links = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            links.append(os.readlink(descriptor))
+    return [Path(link).name for link in links if link.endswith(".tar (deleted)")]
+
+
+@pytest.mark.parametrize("needed, open_still", [(NEVER, []), (0, ["train-000000.tar (deleted)"])])
+def test_an_evicted_shard_is_closed_unless_it_is_needed_at_once(web, tmp_path, needed, open_still):
+    """Its disk has the room back; keys and labels of its samples that are on their way need no other fetch."""
+    corpora = remote(web.url, tmp_path).corpora
+    reader = ShardReader(corpora, lambda shard: needed if shard == 0 else 0)
+    first = reader.read(0), reader.key(0), reader.label(0)
+    for path in (tmp_path / "cache").glob("*/train-000000*"):
+        path.unlink()
+    reader.read(int(reader.first_ids[1]))
+    assert removed_tars() == open_still
+    sent = dict(web.sent)
+    assert (reader.key(0), reader.label(0)) == first[1:] and web.sent == sent
+    assert reader.read(0) == first[0]
+    assert (web.sent["train-000000.tar"] == sent["train-000000.tar"]) == bool(open_still)
 
 
 @pytest.mark.parametrize("folder", ["/proc/cache", "/dev/null/cache"])
