@@ -186,6 +186,13 @@ def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
     return x
 
 
+def map_side(config: ModelConfig, side: int) -> int:
+    """Side of the maps of `feature_map`, of images with a side in px; found without weights."""
+    with torch.device("meta"):
+        backbone, _ = build_backbone(config)
+        return feature_map(backbone.eval(), torch.empty(1, 3, side, side)).shape[-1]
+
+
 def pooled(maps: Tensor) -> Tensor:
     """Maps [B, C, h, w] to their means [B, C]; those of `feature_map` to what the backbone itself returns."""
     return adaptive_avg_pool2d(maps, 1).flatten(1)

@@ -8,7 +8,7 @@ import torchvision
 
 from largescale.config import ModelConfig
 from largescale.methods.prototypes import Prototypes
-from largescale.models.backbones import BLOCKS, build_backbone, feature_map, pooled, stages
+from largescale.models.backbones import BLOCKS, build_backbone, feature_map, map_side, pooled, stages
 from largescale.models.heads import projection_head
 from shards.ground.errors import InputError
 
@@ -148,3 +148,13 @@ def test_maps_are_what_a_backbone_pools(name, stem):
     maps = feature_map(backbone.eval(), images)
     assert maps.shape[:2] == (2, width) and maps.shape[3] > maps.shape[2] > 1
     assert torch.equal(pooled(maps), backbone(images))
+
+
+@pytest.mark.parametrize("name, size, side", [("resnet18", 224, 7), ("alexnet_bn", 224, 6), ("vgg16_bn", 96, 3)])
+def test_the_side_of_maps_is_known_without_weights(name, size, side):
+    config = ModelConfig(backbone=name)
+    state = torch.random.get_rng_state()
+    assert map_side(config, size) == side
+    assert torch.equal(torch.random.get_rng_state(), state), "nothing is drawn"
+    backbone, _ = build_backbone(config)
+    assert feature_map(backbone.eval(), torch.zeros(1, 3, size, size)).shape[-1] == side

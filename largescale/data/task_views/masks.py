@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from largescale.data.device_random import uniform
 
@@ -37,12 +38,24 @@ def block_side(share: float, side: int) -> int:
     return min(side, max(1, round(side * math.sqrt(share / _NUM_BLOCKS))))
 
 
+def centre_side(share: float, side: int) -> int:
+    """Side of the square in the middle."""
+    return min(side, max(1, round(side * math.sqrt(share))))
+
+
 def centre(ids: Tensor, share: float, side: int) -> Tensor:
     """A square of a share of the image in its middle (arXiv 1604.07379, section 3.3), the same for all."""
-    length = min(side, max(1, round(side * math.sqrt(share))))
+    length = centre_side(share, side)
     first, place = (side - length) // 2, torch.arange(side, device=ids.device)
     inside = (place >= first) & (place < first + length)
     return (inside[:, None] & inside).expand(len(ids), 1, -1, -1)
+
+
+def shrunk(hidden: Tensor, rim: int) -> Tensor:
+    """What is left of hidden pixels without those that are at most `rim` pixels from a visible one, along or across."""
+    if rim == 0:
+        return hidden
+    return max_pool2d((~hidden).float(), 2 * rim + 1, stride=1, padding=rim) == 0
 
 
 def noise(ids: Tensor, side: int, *, seed: int, step: int) -> Tensor:

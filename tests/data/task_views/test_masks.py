@@ -59,3 +59,14 @@ def test_they_are_a_function_of_seed_step_and_sample_alone(kind):
     together, alone = drawn(kind, torch.tensor([4, 7, 4])), drawn(kind, torch.tensor([7]))
     assert torch.equal(together[0], together[2]) and torch.equal(together[1], alone[0])
     assert not torch.equal(drawn(kind, torch.tensor([7]), step=1), alone)
+
+
+def test_what_is_shrunk_is_further_than_the_rim_from_all_that_is_seen():
+    hidden = drawn("blocks", IDS[:5], share=0.5)
+    assert masks.shrunk(hidden, 0) is hidden
+    for rim in (1, 2):
+        for whole, left in zip(hidden[:, 0].tolist(), masks.shrunk(hidden, rim)[:, 0].tolist(), strict=True):
+            for i in range(SIDE):
+                for j in range(SIDE):
+                    rows = whole[max(0, i - rim) : i + rim + 1]
+                    assert left[i][j] == all(all(row[max(0, j - rim) : j + rim + 1]) for row in rows)
