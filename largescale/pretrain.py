@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import closing
+from typing import Any
 
 import torch
 
@@ -27,10 +28,12 @@ from largescale.observe.doctor import Doctor
 from largescale.observe.meter import Meter
 from largescale.observe.pixels import pixel_signs
 from largescale.observe.spikes import SpikeWatch
+from largescale.optim.roles import MAIN
 from largescale.optim.schedules import learning_rates
 from largescale.parallel import precision
 from largescale.parallel.batchnorm import average_statistics
 from largescale.parallel.freed_memory import keep_freed_memory
+from largescale.parallel.objectives import as_one
 from largescale.parallel.strategies import build_engine, drawn_in_pieces
 from largescale.processes import process_group, rank, together, world_size
 from largescale.run import init_from
@@ -117,16 +120,19 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
             if why := phases.before(step, watchdog.beat, asked):
                 run.stop_in_phase(step, num_steps, why)
             stop_reason = asked()
-            watchdog.beat(f"step {step}: forward and backward")
-            output = engine.forward_backward(views := batch.inputs(), step)
-            check = engine.check(views, output.loss, stop=bool(stop_reason))
-            if trouble := check.trouble or spikes.look(check.grad_norm):
-                run.stop_or_go_back(step, batch, output, trouble, rates)
-                return False
-            watchdog.beat(f"step {step}: update")
-            run.saving.wait_staged()
-            engine.update(check, step=step, lr=lr, clip=config.optim.clip_grad_norm)
-
+            views, results = batch.inputs(), {}
+            for objective in engine.method.objectives:  # one, but for adversarial methods
+                watchdog.beat(f"step {step}: forward and backward")
+                output = engine.forward_backward(views, step, objective)
+                check = engine.check(views, output.loss, stop=bool(stop_reason))
+                if trouble := check.trouble or (objective == MAIN and spikes.look(check.grad_norm)):
+                    run.stop_or_go_back(step, batch, output, trouble, rates)
+                    return False
+                watchdog.beat(f"step {step}: update")
+                run.saving.wait_staged()
+                engine.update(check, step=step, lr=lr, clip=config.optim.clip_grad_norm)
+                results[objective] = output, check
+            output, check = as_one(results)
             run.record_batch(step, batch)
             meter.add(output, check, data_wait, batch)
             done, last = step + 1, step + 1 == num_steps
@@ -143,6 +149,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                     "images_seen": done * config.train.global_batch,
                     "lr": lr,
                     "grad_norm": check.grad_norm,
+                    **{f"grad_norm_{objective}": norm for objective, norm in check.norms.items()},
                     "skipped_samples": num_skipped,
                     **(measured | pixel_signs(views, config.data.crops)),
                     **online.measure(engine, done, watchdog.beat),
@@ -150,10 +157,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                 run.record_metrics(row)
                 _log.info(progress.line(row))
                 starting = done - first_step <= config.run.log_every
-                waits = waiting.advice(row, config.data, stream.counts, starting=starting)
-                if rank() == 0:
-                    for advice in filter(None, (waits, doctor.look(row))):
-                        _log.warning("step %d: %s", step, advice)
+                _warn(step, waiting.advice(row, config.data, stream.counts, starting=starting), doctor, row)
                 rate = max(row["skipped_rate"], row.get("phase_skipped_rate", 0.0))
                 if why := too_many_skipped(config, num_skipped, rate):
                     raise TrainingStopped(f"step {step}: {why}; {run.path}/skipped lists them")
@@ -172,6 +176,13 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     run.end("complete", num_steps, num_steps)
     _log.info("%s is complete: %d steps, %d images unreadable", run.path, num_steps, num_skipped)
     return True
+
+
+def _warn(step: int, of_waiting: str, doctor: Doctor, row: dict[str, Any]) -> None:
+    """What rank 0 says of a logged interval that is not as it should be."""
+    if rank() == 0:
+        for advice in filter(None, (of_waiting, doctor.look(row))):
+            _log.warning("step %d: %s", step, advice)
 
 
 def _extent(config: Config, stream: Stream) -> str:

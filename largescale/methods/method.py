@@ -24,7 +24,7 @@ from largescale.methods.choice import Choice
 from largescale.methods.milestone import Milestone
 from largescale.methods.phase import PlainEmbeddings
 from largescale.methods.symptom import Row, Symptom
-from largescale.optim.roles import Role
+from largescale.optim.roles import MAIN, Role
 
 
 class Output(NamedTuple):
@@ -118,6 +118,7 @@ class Method(nn.Module):
         signs: what `forward` reports to be watched.
         held: frozen networks beside its own, whole on every rank and in no checkpoint; `begin` fills it.
         class_names: names of what `classify` tells apart; empty for a method that is no classifier.
+        objectives: losses of a step, in the order in which it takes them; see `forward`.
         length: of the run; set after `__init__`, by `of_run`.
         exemplars: set if `exemplar_scores` is implemented.
         exemplar_state: attributes, and entries of `state`, that `exemplar_scores` needs beside the weights.
@@ -132,6 +133,7 @@ class Method(nn.Module):
     exemplar_state: ClassVar[tuple[str, ...]] = ()
     encoder_name: ClassVar[str] = "backbone"
     head_name: ClassVar[str] = ""
+    objectives: tuple[str, ...] = (MAIN,)
     backbone: nn.Module
     num_features: int
     signs: dict[str, Sign]
@@ -167,7 +169,15 @@ class Method(nn.Module):
         """
 
     def forward(self, views: Views, step: int) -> Output:
-        """The loss of a micro-batch. Says under "Collectives:" what it exchanges."""
+        """The loss of a micro-batch. Says under "Collectives:" what it exchanges.
+
+        A method with several `objectives`, as adversarial ones have, gets the name of one as a third argument. Each has
+        its own forward and backward pass, check, clipping and update, one after the other: a later one sees what an
+        earlier one has changed. It moves the parameters whose `Role.objective` it is, and `MAIN`, the last one, those
+        without; gradients of all others are dropped, and they, their momentum and their step counts stay as they are.
+        The loss has to depend on all that its objective moves. Together the objectives report all `signs`; networks
+        that run in several of them should feed running statistics in one (`models.running_statistics`).
+        """
         raise NotImplementedError
 
     def encode(self, images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from largescale.data.length import Length
 from largescale.methods.barlow import BarlowTwins
 from largescale.methods.byol import BYOL
 from largescale.methods.colorization import Colorization
+from largescale.methods.context_encoder import ContextEncoder
 from largescale.methods.cpc import CPC
 from largescale.methods.deepcluster import DeepCluster
 from largescale.methods.deepclusterv2 import DeepClusterV2
@@ -65,6 +66,7 @@ METHODS: dict[str, type[Method]] = {
     "rotation": Rotation,
     "denoising": Denoising,
     "colorization": Colorization,
+    "context_encoder": ContextEncoder,
     "cpc": CPC,
     "distillation": Distillation,
 }

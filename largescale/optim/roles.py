@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from largescale.config import OptimConfig
 
+MAIN = "main"
+"""The objective of a step that moves whatever no role gives to another one; most methods have no other."""
+
 
 @dataclass(frozen=True)
 class Role:
@@ -28,6 +31,7 @@ class Role:
         frozen_until: first step whose update changes them. Before, they gather no momentum either.
         unit_rows: every row has length 1 after an update.
         float32: kept and used in float32 where the strategy casts weights.
+        objective: the one that moves them, where a step has several; see `Method.objectives`.
     """
 
     name: str
@@ -39,10 +43,14 @@ class Role:
     frozen_until: int = 0
     unit_rows: bool = False
     float32: bool = False
+    objective: str = MAIN
 
     def owns(self, name: str) -> bool:
         """Whether a parameter of this name has the role."""
         return fnmatchcase(name, self.pattern)
+
+
+_REST = Role("weights", "*")
 
 
 def parameters_with(network: nn.Module, roles: Sequence[Role], what: str) -> list[Tensor]:
@@ -54,6 +62,17 @@ def parameters_with(network: nn.Module, roles: Sequence[Role], what: str) -> lis
     ]
 
 
+def moved_by_others(network: nn.Module, roles: Sequence[Role], objectives: Sequence[str]) -> dict[str, list[Tensor]]:
+    """The parameters that each objective of a step does not move; empty where there is one objective."""
+    assert objectives[-1] == MAIN, objectives
+    for role in roles:
+        assert role.objective in objectives and (role.objective == MAIN or not role.unit_rows), role
+    if len(objectives) == 1:
+        return {}
+    owned = [((role_of(name, roles) or _REST).objective, p) for name, p in network.named_parameters()]
+    return {own: [parameter for other, parameter in owned if other != own] for own in objectives}
+
+
 def role_of(name: str, roles: Sequence[Role]) -> Role | None:
     """The first role that owns a parameter of this name; None for weights, biases and normalisation."""
     return next((role for role in roles if role.owns(name)), None)
@@ -61,13 +80,12 @@ def role_of(name: str, roles: Sequence[Role]) -> Role | None:
 
 def parameter_groups(network: nn.Module, roles: Sequence[Role], config: OptimConfig) -> list[dict[str, Any]]:
     """Trainable parameters by what is done to them: weights, then biases and normalisation; the same of each role."""
-    rest = Role("weights", "*")
     owned: dict[Role, list[Tensor]] = {}
-    for role in (rest, *roles):
+    for role in (_REST, *roles):
         owned |= {role: [], _small_of(role, config): []}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            role = role_of(name, roles) or rest
+            role = role_of(name, roles) or _REST
             owned[role if parameter.dim() > 1 else _small_of(role, config)].append(parameter)
     return [
         {
@@ -94,14 +112,15 @@ def _small_of(role: Role, config: OptimConfig) -> Role:
     )
 
 
-def set_rates(groups: list[dict[str, Any]], *, step: int, lr: float, peak: float) -> None:
+def set_rates(groups: list[dict[str, Any]], *, step: int, lr: float, peak: float, objective: str = MAIN) -> None:
     """Give each group of an optimizer its learning rate in a step, and say whether it is frozen.
 
     Args:
         lr: that of the schedule.
         peak: that of groups which the schedule does not concern.
+        objective: whose update this is; what others move is frozen in it.
     """
     for group in groups:
         role: Role = group["role"]
         group["lr"] = (lr if role.scheduled else peak) * role.lr_factor
-        group["frozen"] = step < role.frozen_until
+        group["frozen"] = step < role.frozen_until or role.objective != objective

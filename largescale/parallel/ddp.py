@@ -35,7 +35,8 @@ def build(method: Method, config: Config, device: torch.device) -> Engine:
     """Wrap a method in DDP. Collectives: every rank must call it; rank 0's weights are sent to all."""
     # torch remarks that a 1x1 convolution has two equal layouts; nothing is to be done about it.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    options: dict[str, Any] = {_SYNC_BUFFERS: False}
+    # Of several objectives of a step, each leaves what it does not depend on without a gradient.
+    options: dict[str, Any] = {_SYNC_BUFFERS: False, "find_unused_parameters": len(method.objectives) > 1}
     wrapped = DistributedDataParallel(
         method, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True, **options
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from largescale.methods.embedding_method import Embedded
 from largescale.methods.method import Method, Output
 from largescale.models.unit_rows import normalize_rows_
 from largescale.optim.lars import local_piece, norms, shard_group
-from largescale.optim.roles import parameters_with, set_rates
+from largescale.optim.roles import MAIN, moved_by_others, parameters_with, set_rates
 from largescale.parallel.clipping import GradientPieces, clip_each
 from largescale.parallel.masks import own_piece
 from largescale.parallel.precision import LossScale, views_dtype
@@ -43,6 +43,7 @@ class StepCheck:
         trouble: empty, or which ranks hold non-finite values, and in which gradients.
         stop: a rank wants to stop after this step.
         overflow: an fp16 gradient overflowed, as happens while the loss scale adapts; `update` skips it.
+        norms: of the gradients of a step's earlier objectives, by name, where it has several.
     """
 
     loss: float
@@ -50,6 +51,7 @@ class StepCheck:
     trouble: str
     stop: bool = False
     overflow: bool = False
+    norms: dict[str, float] = field(default_factory=dict)
 
 
 class Engine:
@@ -80,13 +82,18 @@ class Engine:
         self._views_dtype = views_dtype(config)
         self._peak_lr, self._clip_tensors = config.optim.lr, config.optim.clip_tensor_norm
         self._unit_rows = parameters_with(method, method.roles(), "unit_rows")
+        self.objective = MAIN
+        self._others = moved_by_others(method, method.roles(), method.objectives)
         self._views_per_group = [group.num for group in config.data.crops]
         self._kept: list[tuple[Tensor, Tensor]] = []
         self.loss_scale = LossScale(config.train.precision == "fp16", device)
         self.all_ranks: DeviceMesh = init_device_mesh(device.type, (world_size(),))
 
-    def forward_backward(self, views: Views, step: int) -> Output:
+    def forward_backward(self, views: Views, step: int, objective: str = MAIN) -> Output:
         """Loss and averaged gradients of the local batch, one micro-batch after the other.
+
+        Args:
+            objective: one of `Method.objectives`; `check` and `update` that follow are for it.
 
         Returns:
             The loss and the signs of the local batch, and the evidence of all micro-batches.
@@ -96,12 +103,16 @@ class Engine:
         """
         if self._loss_over_batch:
             return self._forward_backward_over_batch(views, step)
+        self.objective = objective
+        which = [objective] if self._others else []
         outputs = []
         for number, micro_views in enumerate(self.micro_batches(views)):
             with self.gradient_sync(last=number == self.accumulate - 1):
-                output = self._call(micro_views, step)
+                output = self._call(micro_views, step, *which)
                 self.backward(output.loss * self.loss_scale.factor / self.accumulate)
             outputs.append(output._replace(loss=output.loss.detach()))
+        for parameter in self._others.get(objective, ()):
+            parameter.grad = None
         return self._together(outputs)
 
     def _forward_backward_over_batch(self, views: Views, step: int) -> Output:
@@ -134,9 +145,9 @@ class Engine:
         if len(outputs) == 1:
             return outputs[0]
         signs = {}
-        for name, sign in self.method.signs.items():
+        for name in outputs[0].signs:
             values = torch.stack([output.signs[name] for output in outputs])
-            signs[name] = values.any(0) if sign.over == "any" else values.mean(0)
+            signs[name] = values.any(0) if self.method.signs[name].over == "any" else values.mean(0)
         evidence = {
             f"{name}.{number}": value
             for number, output in enumerate(outputs)
@@ -177,9 +188,9 @@ class Engine:
         for gradient, kept in self.masked_gradients():
             gradient.mul_(kept)  # what is not finite stays so, and is found
         grads = self.gradients()
-        if self.loss_scale.enabled:
+        if self.loss_scale.enabled and grads:
             torch._foreach_div_(grads, self.loss_scale.factor.to(grads[0].dtype))
-        grad_square = norms(grads).double().square().sum()
+        grad_square = norms(grads).double().square().sum() if grads else loss.new_zeros((), dtype=torch.float64)
         views_sum = torch.stack([images.sum(dtype=torch.float64) for images in views.pixels()]).sum()
         size = world_size()
         bad = torch.zeros(len(_LOOKED_AT), size, dtype=torch.float64, device=loss.device)
@@ -196,6 +207,8 @@ class Engine:
         mean_loss, square, stops = float(sums["loss"]), float(sums["grad_square"]), bool(sums["stop"] > 0)
         norm = math.sqrt(max(0.0, square)) if math.isfinite(square) else math.nan
         trouble = _describe_trouble(sums["bad"])
+        if trouble and self.objective != MAIN:
+            trouble = f"{self.objective}: {trouble}"
         if not math.isnan(norm) or bool(sums["bad"][:2].any()):
             return StepCheck(mean_loss, norm, trouble, stops)
         # Loss and views are finite, so it is the way back that failed.
@@ -213,19 +226,22 @@ class Engine:
             if check.overflow:
                 self.optimizer.zero_grad(set_to_none=True)
                 return
-        if clip > 0 and check.grad_norm > clip:
-            torch._foreach_mul_(self.gradients(), clip / check.grad_norm)
-        set_rates(self.optimizer.param_groups, step=step, lr=lr, peak=self._peak_lr)
+        if clip > 0 and check.grad_norm > clip and (gradients := self.gradients()):
+            torch._foreach_mul_(gradients, clip / check.grad_norm)
+        set_rates(self.optimizer.param_groups, step=step, lr=lr, peak=self._peak_lr, objective=self.objective)
         self.apply_gradients(step)
 
     def apply_gradients(self, step: int) -> None:
-        """Clip gradients one by one, update the parameters, then the teachers and what else the method moves.
+        """Clip gradients one by one, update the parameters; after the last objective of a step, the teachers and what
+        else the method moves.
 
         Collectives: those of `clip_each`, if that is asked for; the optimizer's.
         """
         if self._clip_tensors > 0:
             clip_each(self.gradient_pieces(), self._clip_tensors, torch.device(self.all_ranks.device_type))
         self.step_optimizer()
+        if self.objective != self.method.objectives[-1]:
+            return
         if self.method.averages():
             self.follow(self.method.average_momentum(step))
         self.method.after_update(step)
@@ -308,7 +324,8 @@ class Engine:
 
     def normalize_rows(self) -> None:
         """Scale rows to length 1 for roles with `unit_rows`. Collectives: none."""
-        normalize_rows_(self._unit_rows)
+        if self.objective == MAIN:
+            normalize_rows_(self._unit_rows)
 
     def model_state(self) -> dict[str, Tensor]:
         """Parameters and buffers as `model.NAME`."""

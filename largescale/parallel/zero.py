@@ -63,6 +63,8 @@ class ZeroEngine(Engine):
         self.zero, self.stage, self.offload = self.wrapped.optimizer, stage, offload
         self.layouts = _layouts(self.zero, stage)
         self.parameters_of = {flat: params for flat, params in zip(self.layouts, self._groups(), strict=True)}
+        groups = zip(self.layouts, self.optimizer.param_groups, strict=True)
+        self._objectives = {flat: group["role"].objective for flat, group in groups}
         self.names = {id(parameter): name for name, parameter in self.method.named_parameters()}
         self._kept_stretches: dict[int, Tensor] = {}
         if isinstance(self.optimizer, LARS):
@@ -76,15 +78,19 @@ class ZeroEngine(Engine):
 
     def gradients(self) -> list[Tensor]:
         if self.offload:
-            return [flat.grad for flat in self.layouts if flat.grad is not None]
-        return [grad for group in range(len(self.layouts)) for grad in self.zero.averaged_gradients[group]]
+            return [flat.grad for flat in self.layouts if self._moves(flat) and flat.grad is not None]
+        moved = [group for group, flat in enumerate(self.layouts) if self._moves(flat)]
+        return [grad for group in moved for grad in self.zero.averaged_gradients[group]]
+
+    def _moves(self, flat: Tensor) -> bool:
+        return self._objectives[flat] == self.objective
 
     def gradient_pieces(self) -> GradientPieces:
         numbers, tensors, count = [], [], 0
         for group, (flat, layout) in enumerate(self.layouts.items()):
-            if self.offload and flat.grad is not None:
+            if self.offload and self._moves(flat) and flat.grad is not None:
                 held = [(fragment.parameter, _stretch(flat.grad, fragment)) for fragment in layout.fragments]
-            elif not self.offload:
+            elif not self.offload and self._moves(flat):
                 held = _by_parameter(self.zero.averaged_gradients[group], layout, self.stage)
             else:
                 held = []

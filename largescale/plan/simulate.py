@@ -180,10 +180,14 @@ def _step(engine: Engine, config: Config, ranks: int) -> Simulation:
     trace.watch(iter([*parameters, *buffers, *images, *wrapped.always_held()]))
     wrapped.observe(trace)
     last = engine.method.length.num_steps - 1  # by then everything takes part, such as a queue
-    kept, passes, gradients = _passes(engine, views, last, trace)
-    with trace:
-        engine.apply_gradients(last)
-    peaks = wrapped.settle(trace, Peaks(kept, passes, trace.lap()))
+    most, gradients = Peaks(0, 0, 0), 0
+    for objective in engine.method.objectives:
+        kept, passes, held = _passes(engine, views, last, trace, objective)
+        with trace:
+            engine.apply_gradients(last)
+        most = Peaks(max(most.kept, kept), max(most.passes, passes), max(most.update, trace.lap()))
+        gradients = max(gradients, held)
+    peaks = wrapped.settle(trace, most)
     optimizer = local_bytes(value for state in engine.optimizer.state.values() for value in state.values())
     return Simulation(
         weights=weights,
@@ -202,14 +206,14 @@ def _step(engine: Engine, config: Config, ranks: int) -> Simulation:
     )
 
 
-def _passes(engine: Engine, views: Views, step: int, trace: StepTrace) -> tuple[int, int, int]:
+def _passes(engine: Engine, views: Views, step: int, trace: StepTrace, objective: str) -> tuple[int, int, int]:
     """Forward and backward; bytes that are kept in between, that are held at most, and of gradients."""
     before = trace.held()
     kept = [0]
     backward = _noting(engine.backward, lambda: kept.append(trace.held() - before))
     engine.backward = backward  # type: ignore[method-assign]  # of this engine alone, which is thrown away
     with trace:
-        engine.forward_backward(views, step)
+        engine.forward_backward(views, step, objective)
     return max(kept), trace.lap(), local_bytes(engine.gradients())
 
 

@@ -172,10 +172,10 @@ def main_that_is_killed_in_an_epoch() -> int:
     """The command, killed when it is to train on step 17."""
     forward_backward = Engine.forward_backward
 
-    def train_or_die(self: Engine, views: Any, step: int) -> Any:
+    def train_or_die(self: Engine, views: Any, step: int, objective: str) -> Any:
         if step == 17:
             os.kill(os.getpid(), signal.SIGKILL)
-        return forward_backward(self, views, step)
+        return forward_backward(self, views, step, objective)
 
     Engine.forward_backward = train_or_die  # type: ignore[method-assign]  # of a process that is about to end
     return main()

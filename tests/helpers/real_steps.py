@@ -80,13 +80,14 @@ def _real_step(config: Config) -> dict[str, Any]:
 
 
 def _one_step(engine: Engine, views: Views) -> int:
-    """Returns bytes of gradients."""
-    last = engine.method.length.num_steps - 1
-    engine.forward_backward(views, last)
-    gradients = local_bytes(engine.gradients())
+    """Returns bytes of gradients, of the objective that has most."""
+    last, gradients = engine.method.length.num_steps - 1, 0
     for group in engine.optimizer.param_groups:
         group["lr"] = 0.1
-    engine.apply_gradients(last)
+    for objective in engine.method.objectives:
+        engine.forward_backward(views, last, objective)
+        gradients = max(gradients, local_bytes(engine.gradients()))
+        engine.apply_gradients(last)
     return gradients
 
 

@@ -27,6 +27,7 @@ from largescale.methods import METHODS, Method, build_method
 from largescale.methods.phase import PlainEmbeddings, no_embeddings, own_ids
 from largescale.methods.taught import taught_by
 from largescale.parallel.engine import Engine
+from largescale.parallel.objectives import as_one
 from largescale.parallel.precision import weights_dtype
 from largescale.parallel.strategies import build_engine
 from largescale.run.resume import load
@@ -141,11 +142,14 @@ def train(
         if engine.method.phase_due(step):
             corpus = whole_corpus(engine, step, device) if engine.method.phase_embeds(step) else no_embeddings()
             engine.method.phase(step, corpus, lambda what: None)
-        views = views_of_step(config, step, device)
-        output = engine.forward_backward(views, step)
-        check = engine.check(views, output.loss)
-        assert not check.trouble
-        engine.update(check, step=step, lr=config.optim.lr, clip=config.optim.clip_grad_norm)
+        views, results = views_of_step(config, step, device), {}
+        for objective in engine.method.objectives:
+            output = engine.forward_backward(views, step, objective)
+            check = engine.check(views, output.loss)
+            assert not check.trouble
+            engine.update(check, step=step, lr=config.optim.lr, clip=config.optim.clip_grad_norm)
+            results[objective] = output, check
+        output, check = as_one(results)
         losses.append(check.loss)
         norms.append(check.grad_norm)
         signs.append(together(engine.method, output.signs))
