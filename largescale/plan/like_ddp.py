@@ -27,6 +27,7 @@ class Buckets(StandIn):
         super().__init__(method)
         parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
         self._bucket = parameters[0].new_empty(sum(parameter.numel() for parameter in parameters))
+        self._num_parameters = len(parameters)
         pieces = self._bucket.split([parameter.numel() for parameter in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):
             parameter.register_post_accumulate_grad_hook(partial(_move, piece.view_as(parameter)))
@@ -36,9 +37,14 @@ class Buckets(StandIn):
         return [*self.weights(), self._bucket]
 
     def settle(self, trace: StepTrace, peaks: Peaks) -> Peaks:
-        """Add the all-reduce of the gradients."""
+        """Add the all-reduce of the gradients. Where a step has several objectives, each sends the whole bucket, and
+        which parameters have a gradient on some rank: a number for each.
+        """
+        count = len(self.method.objectives)
         if world_size() > 1:
-            trace.add(Collective("all-reduce", world_size(), WEIGHTS), 1, self._bucket.nbytes)
+            trace.add(Collective("all-reduce", world_size(), WEIGHTS), count, count * self._bucket.nbytes)
+        if world_size() > 1 and count > 1:
+            trace.add(Collective("all-reduce", world_size(), WEIGHTS), count, count * 4 * self._num_parameters)
         return peaks
 
 

@@ -74,7 +74,8 @@ class Zero12(StandIn):
             if self.stage == 1 and self.is_gradient_accumulation_boundary():
                 for group in self.bit16_groups:
                     for parameter in group:
-                        self._collect(parameter)
+                        if parameter.grad is not None:  # else another objective of the step moves it
+                            self._collect(parameter)
             if self.stage == 2 or self.is_gradient_accumulation_boundary():
                 self._finish_backward()
 

@@ -21,9 +21,14 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.real_steps import merged, real_steps, tighten
 from tests.methods.harness import mini
 
-TEACHER, ALL = "dino", ["ddp", "zero1", "zero2", "zero3", "fairscale"]
-CASES = [*((method, "fsdp") for method in METHODS), *((TEACHER, strategy) for strategy in ALL)]
-"""Every method; and under every strategy one with a teacher, state, and a last layer in float32."""
+TEACHER, ADVERSARY, ALL = "dino", "context_encoder", ["ddp", "zero1", "zero2", "zero3", "fairscale"]
+CASES = [
+    *((method, "fsdp") for method in METHODS),
+    *((method, strategy) for method in (TEACHER, ADVERSARY) for strategy in ALL),
+]
+"""Every method; and under every strategy one with a teacher, state, and a last layer in float32, and one with several
+objectives per step.
+"""
 
 
 def config_of(method: str, strategy: str) -> Config:
@@ -50,8 +55,11 @@ def test_a_plan_is_what_a_real_step_does(measured, method, strategy, monkeypatch
     planned = simulate(config_of(method, strategy), 2)
     for name in ("weights", "gradients", "optimizer", "flops"):
         assert getattr(planned, name) == real[name], name
-    assert merged(planned.counts) == real["counts"]
-    assert merged(planned.sent) == real["sent"]
+    for planned_of, real_of in ((planned.counts, real["counts"]), (planned.sent, real["sent"])):
+        if (method, strategy) == (ADVERSARY, "zero3"):
+            # DeepSpeed compares the order of modules between ranks when it differs from that of the pass before.
+            real_of = {what: number for what, number in real_of.items() if what.kind != "broadcast"}
+        assert merged(planned_of) == real_of
     # Memory of networks this small is mostly that of single operators; test_stand_ins.py is stricter on larger ones.
     assert planned.peak == pytest.approx(real["peak"], rel=0.1)
 
