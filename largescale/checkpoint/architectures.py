@@ -12,6 +12,7 @@ from largescale.checkpoint import torchvision_layout
 from largescale.config import ModelConfig
 from largescale.models.backbones import available, build_backbone
 from largescale.models.plain_networks import PLAIN_NETWORKS
+from largescale.models.selective_kernel import SELECTIVE_KERNEL_RESNETS
 
 Shapes = dict[str, tuple[int, ...]]
 """Of tensors by torchvision's names."""
@@ -87,8 +88,13 @@ def _candidates(family: str, there: Shapes) -> list[ModelConfig]:
     if family == "plain":
         sobel = there.get("features.0.weight", (0, 3))[1:2] == (2,)
         return [ModelConfig(backbone=name, sobel=sobel) for name in PLAIN_NETWORKS]
-    stem = "imagenet" if family == "regnet" or there.get("conv1.weight", (7,))[-1] == 7 else "3x3s2"
+    selective = any(".select." in key for key in there)
+    published = (
+        family == "regnet" or there.get("conv1.weight", (7,))[-1] == 7 or (selective and "stem.3.weight" in there)
+    )
+    stem = "imagenet" if published else "3x3s2"
     names = [name for name in available() if name != "resnet" and _family(name) == family]
+    names = [name for name in names if (name in SELECTIVE_KERNEL_RESNETS) == selective]
     own = [_own_resnet(there, stem)] if family == "resnet" and "conv1.weight" in there else []
     return [*(ModelConfig(backbone=name, stem=stem) for name in names), *own]
 

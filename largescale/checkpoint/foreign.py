@@ -20,10 +20,19 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from largescale.checkpoint import torchvision_layout
+from largescale.checkpoint import tensorflow_layout, torchvision_layout
 from largescale.checkpoint.architectures import COUNTER, Shapes, closest, name_of
 from largescale.checkpoint.folder import stamp_of
-from largescale.checkpoint.foreign_layouts import HEADS, IMAGENET, LAYOUTS, ORIGINS, SECOND, WRAPPERS, Layout
+from largescale.checkpoint.foreign_layouts import (
+    HEADS,
+    IMAGENET,
+    LAYOUTS,
+    ORIGINS,
+    SECOND,
+    TENSORFLOW,
+    WRAPPERS,
+    Layout,
+)
 from largescale.checkpoint.state_file import StateFile, read_state
 from largescale.config import ModelConfig
 from largescale.config.model_values import model_of
@@ -151,9 +160,12 @@ def take(file: StateFile, backbone: nn.Module, name: str) -> Taken:
     Raises:
         InputError: one is missing or has another shape, or the file holds no known network, or several.
     """
-    named = _without_wrappers(file)
+    named, state = _without_wrappers(file), backbone.state_dict()
+    there, aside = list(named), list[str]()
+    if by_number := tensorflow_layout.is_one(named):
+        known, aside = tensorflow_layout.renamed(file.path, named, backbone), tensorflow_layout.others(named)
+        named = {torchvision_layout.name_of(backbone, key): tensor for key, tensor in known.items()}
     network = _find(file.path, named)
-    state = backbone.state_dict()
     ours = {torchvision_layout.name_of(backbone, key): key for key in state}
     wanted = {key: tuple(state[own].shape) for key, own in ours.items()}
     _require_equal(file.path, network, wanted, name)
@@ -162,15 +174,15 @@ def take(file: StateFile, backbone: nn.Module, name: str) -> Taken:
         own: named[inside[key]] if key in inside else torch.zeros((), dtype=torch.int64) for key, own in ours.items()
     }
     used = {inside[key] for key in wanted if key in inside}
-    mean, std, origin = _normalisation(file, list(named))
+    mean, std, origin = _normalisation(file, there)
     words = "".join(
         (
-            network.layout.title,
+            TENSORFLOW if by_number else network.layout.title,
             f" under {network.prefix.rstrip('.')}" if network.prefix else "",
             f", of {origin}" if origin else "",
         )
     )
-    return Taken(tensors, words, mean, std, [key for key in named if key not in used])
+    return Taken(tensors, words, mean, std, [*(key for key in named if key not in used), *aside])
 
 
 def _without_wrappers(file: StateFile) -> dict[str, Tensor]:
@@ -233,7 +245,10 @@ def _architecture_of(file: StateFile) -> ModelConfig:
         if model := model_of(_parsed(file.metadata["config"])):
             return model
         _warn(file, "config", "not the configuration of an export of this project")
-    network = _find(file.path, _without_wrappers(file))
+    named = _without_wrappers(file)
+    if tensorflow_layout.is_one(named):
+        return tensorflow_layout.model_in(file.path, named)
+    network = _find(file.path, named)
     best = closest(network.layout.family, network.shapes)
     if best.equal != best.total:
         raise InputError(f"{file.path}: of no known architecture; {best.words()}")

@@ -30,6 +30,9 @@ SECOND = {
 """Parts of prefixes of the network that is not evaluated where a file holds two: MoCo's key encoder, BYOL's target,
 DINO's student."""
 
+TENSORFLOW = "SimCLRv2's TensorFlow variables"
+"""Those that `tensorflow_layout.py` is about."""
+
 Rules = list[tuple[str, str]]
 
 
@@ -174,6 +177,7 @@ def _any(pattern: str) -> Callable[[list[str]], bool]:
 
 
 ORIGINS = [
+    Origin("SimCLRv2", _any(r"^base_model/"), [0.0] * 3, [1.0] * 3),
     Origin("SimCLRv2", _any(r"(^|\.)net\.1\.blocks\.0\.net\.0\.weight$"), [0.0] * 3, [1.0] * 3),
     Origin("VISSL", _any(r"(^|\.)_feature_blocks\."), *IMAGENET),
     Origin("MoCo v1 or v2", _any(r"(^|\.)encoder_q\."), *IMAGENET),

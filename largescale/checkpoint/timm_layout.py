@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from largescale.config import ModelConfig
+from largescale.models.selective_kernel import SELECTIVE_KERNEL_RESNETS
 from shards.ground.errors import InputError
 
 NAMES = {
@@ -73,7 +74,7 @@ def network_of(config: ModelConfig) -> str:
         raise InputError(f"model.norm={config.norm}: timm's networks have BatchNorm{_NOWHERE}")
     if config.backbone not in NAMES:
         why = _OTHERS.get(config.backbone, "has no such network")
-        if config.backbone == "alexnet_bn":  # nor has torchvision
+        if config.backbone == "alexnet_bn" or config.backbone in SELECTIVE_KERNEL_RESNETS:  # nor has torchvision
             elsewhere = _NOWHERE
         raise InputError(f"model.backbone={config.backbone}: timm {why}{elsewhere}")
     name = NAMES[config.backbone]

@@ -14,6 +14,7 @@ from torch import nn
 from largescale.config import ModelConfig
 from largescale.models.backbones import REGNETS_Y, WIDE_RESNETS, ResNet
 from largescale.models.plain_networks import PlainNetwork
+from largescale.models.selective_kernel import SELECTIVE_KERNEL_RESNETS, SelectiveKernelResNet
 from shards.ground.errors import InputError
 
 _MOST_STAGES = 4
@@ -33,6 +34,8 @@ def check(config: ModelConfig) -> None:
         raise InputError(f"model.sobel: torchvision has no Sobel filter before a network; {_ELSEWHERE}")
     if config.norm != "batch":
         raise InputError(f"model.norm={config.norm}: torchvision's networks have BatchNorm; {_ELSEWHERE}")
+    if config.backbone in SELECTIVE_KERNEL_RESNETS:
+        raise InputError(f"model.backbone={config.backbone}: torchvision has no selective kernels; {_ELSEWHERE}")
     if config.backbone == "alexnet_bn":
         raise InputError(f"model.backbone=alexnet_bn: torchvision has no AlexNet with BatchNorm; {_ELSEWHERE}")
     if config.backbone == "resnet" and len(config.depths) > _MOST_STAGES:
@@ -46,7 +49,7 @@ def name_of(backbone: nn.Module, name: str) -> str:
     """torchvision's name of a tensor of our backbone."""
     if isinstance(backbone, PlainNetwork):
         return re.sub(r"^stages\.\d+\.block\d+\.", "features.", name)
-    if not isinstance(backbone, ResNet):
+    if not isinstance(backbone, ResNet | SelectiveKernelResNet):
         return name
     for ours, theirs in _FRAME.items():
         if name.startswith(ours):

@@ -81,8 +81,8 @@ class ModelConfig:
     backbone: str = setting(
         "resnet50",
         "A torchvision resnet* / wide_resnet* / regnet_* name; resnet50w2, w4, w5 (SwAV's); regnet_y_64gf, "
-        "256gf, 10b (SEER's); vgg16_bn, alexnet_bn, their convolutions alone; or `resnet` "
-        "with the depths and width below.",
+        "256gf, 10b (SEER's); vgg16_bn, alexnet_bn, their convolutions alone; resnet50_sk, "
+        "101, 152, w2_sk and w3_sk, with selective kernels; or `resnet` with the depths and width below.",
         table="largescale.models.backbones:available",
     )
     stem: str = setting(

@@ -64,6 +64,8 @@ def dilate(stage: nn.Module) -> None:
     for module in stage.modules():
         if isinstance(module, nn.MaxPool2d):
             module.kernel_size, module.stride, module.padding = 3, 1, 1
+        if isinstance(module, nn.AvgPool2d):  # of a shortcut, in the place of its stride
+            module.kernel_size = module.stride = 1
         if isinstance(module, nn.Conv2d):
             module.stride = (1, 1)
             if module.kernel_size == (3, 3):

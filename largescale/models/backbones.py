@@ -1,8 +1,10 @@
-"""Backbones by name: torchvision's ResNets and RegNets, SwAV's wide ones, SEER's RegNets, VGG-16 and AlexNet.
+"""Backbones by name: torchvision's ResNets and RegNets, SwAV's wide ones, SEER's RegNets, VGG-16 and AlexNet, ResNets
+with selective kernels.
 
 Sources: ResNet, arXiv 1512.03385; SwAV's wide ones, arXiv 2006.09882, table 1; RegNet, arXiv 2003.13678; SEER, arXiv
 2103.01988, section 3, and for 10B arXiv 2202.08360, with the parameters of its public configurations. A backbone maps
-images [B, 3, H, W] to pooled features [B, num_features]. VGG-16 and AlexNet are in `plain_networks.py`.
+images [B, 3, H, W] to pooled features [B, num_features]. VGG-16 and AlexNet are in `plain_networks.py`, selective
+kernels in `selective_kernel.py`.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ from largescale.config import ModelConfig
 from largescale.config.setting import a_name
 from largescale.models.layer_norm import use_layer_norm
 from largescale.models.plain_networks import PLAIN_NETWORKS, ConvBlock, PlainNetwork
+from largescale.models.selective_kernel import SELECTIVE_KERNEL_RESNETS, SelectiveBottleneck, SelectiveKernelResNet
 from largescale.models.sobel import see_edges
 from shards.ground.errors import InputError
 
-_RESIDUAL = (BasicBlock, Bottleneck, ResBottleneckBlock)
+_RESIDUAL = (BasicBlock, Bottleneck, ResBottleneckBlock, SelectiveBottleneck)
 
 BLOCKS = (*_RESIDUAL, ConvBlock)
 """The units that strategies shard and checkpointing recomputes: residual blocks; of plain networks, convolutions."""
@@ -110,6 +113,9 @@ def _build(config: ModelConfig) -> tuple[nn.Module, int]:
     if config.backbone in PLAIN_NETWORKS:
         plain = PlainNetwork(config.backbone, config.stem)
         return plain, plain.num_features
+    if config.backbone in SELECTIVE_KERNEL_RESNETS:
+        selective = SelectiveKernelResNet(config.backbone, config.stem)
+        return selective, selective.num_features
     if config.backbone in WIDE_RESNETS:
         return _with_stem(ResNet([3, 4, 6, 3], 64 * WIDE_RESNETS[config.backbone], Bottleneck), config.stem)
     names = available()
@@ -140,13 +146,13 @@ def _is_residual(module: nn.Module) -> bool:
 
 def _last_norm(block: nn.Module) -> nn.Module:
     """The normalisation at the end of a residual block's branch."""
-    names = {BasicBlock: "bn2", Bottleneck: "bn3", ResBottleneckBlock: "f.c.1"}
+    names = {BasicBlock: "bn2", Bottleneck: "bn3", ResBottleneckBlock: "f.c.1", SelectiveBottleneck: "bn3"}
     return block.get_submodule(next(name for kind, name in names.items() if isinstance(block, kind)))
 
 
 def stages(backbone: nn.Module) -> list[nn.Sequential]:
     """The stages of a backbone that `build_backbone` made, each a sequence of blocks, with a pool among them or not."""
-    if isinstance(backbone, ResNet | PlainNetwork):
+    if isinstance(backbone, ResNet | PlainNetwork | SelectiveKernelResNet):
         found = backbone.stages.children()
     elif isinstance(backbone, RegNet):
         found = backbone.trunk_output.children()
@@ -161,7 +167,7 @@ def in_sequence(backbone: nn.Module) -> nn.Sequential:
     The modules are the backbone's own, so that training them trains it. The last max pool of plain
     networks counts as pooling.
     """
-    if isinstance(backbone, ResNet | RegNet):
+    if isinstance(backbone, ResNet | RegNet | SelectiveKernelResNet):
         stem: nn.Module = backbone.stem
     elif isinstance(backbone, PlainNetwork):
         stem = nn.Identity()
@@ -173,7 +179,7 @@ def in_sequence(backbone: nn.Module) -> nn.Sequential:
 
 def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
     """What a backbone that `build_backbone` made pools: images [B, 3, H, W] to maps [B, num_features, h, w]."""
-    if isinstance(backbone, ResNet):
+    if isinstance(backbone, ResNet | SelectiveKernelResNet):
         return backbone.stages(backbone.stem(images))
     if isinstance(backbone, RegNet):
         return backbone.trunk_output(backbone.stem(images))
@@ -213,7 +219,7 @@ def chosen_blocks(backbone: nn.Module, numbers: list[int], *, key: str) -> list[
 def available() -> list[str]:
     """Names that `model.backbone` may have."""
     theirs = [name for name in torchvision.models.list_models(torchvision.models) if name.startswith(_FAMILIES)]
-    return ["resnet", *WIDE_RESNETS, *theirs, *REGNETS_Y, *PLAIN_NETWORKS]
+    return ["resnet", *WIDE_RESNETS, *theirs, *REGNETS_Y, *PLAIN_NETWORKS, *SELECTIVE_KERNEL_RESNETS]
 
 
 @contextmanager
