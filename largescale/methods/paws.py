@@ -17,6 +17,10 @@ Supports are images of all ranks: whoever holds one gets the gradient of what it
 `method.support`, whatever the number of ranks. K counts the classes of a step. The last term keeps all images from
 ending in few classes; with it the loss goes from 0, where every prediction is uniform, to -ln K.
 
+Unlabelled images may be of none of the classes. With `in_domain`, RoPAWS (arXiv 2302.14483), t is made by
+`in_domain_neighbours` of the batch of all ranks, and an image's part of the first sum is weighted by how likely it is
+of one of the classes.
+
 Departures: the published code sets targets below 1e-4 to 0, after which they do not sum up to 1.
 """
 
@@ -34,11 +38,12 @@ from largescale.config.setting import setting
 from largescale.data.views import Views
 from largescale.methods.embedding_method import SPANS, Named
 from largescale.methods.joint_embedding import JointEmbedding, unit
-from largescale.methods.losses.over_ranks import all_ranks, gathered
+from largescale.methods.losses.over_ranks import all_ranks, gathered, own_places
 from largescale.methods.losses.soft_neighbours import (
-    cross_entropy_of,
+    cross_entropies,
     crossing_targets,
     entropy_of,
+    in_domain_neighbours,
     sharpened,
     smoothed_classes,
     soft_neighbours,
@@ -50,6 +55,8 @@ from largescale.models.heads import hidden_widths, mlp
 
 _FEW_CLASSES = 0.5
 """Entropy of the mean prediction over ln K, below which most classes are hardly used."""
+
+_ROBUST = "method.in_domain"
 
 
 @dataclass
@@ -80,6 +87,25 @@ class Settings(MethodConfig):
         at_most=1e6,
     )
 
+    in_domain: bool = setting(
+        False,
+        "Whether images that are like no support count less (RoPAWS): targets are votes of the batch's other images "
+        "too, and an image's loss is weighted by how likely it is of one of the classes.",
+    )
+    label_ratio: float = setting(
+        5.0, "Weight of all supports in these votes over that of all images.", above=0, at_most=1e6, used_if=_ROBUST
+    )
+    prior_temperature: float = setting(
+        3.0,
+        "An image is of one of the classes with probability exp((largest cosine with a support - 1) / this).",
+        at_least=1e-6,
+        at_most=1e6,
+        used_if=_ROBUST,
+    )
+    prior_power: float = setting(
+        1.0, "Its loss is weighted by that probability to this power.", at_least=0, at_most=100, used_if=_ROBUST
+    )
+
     def check(self, config: Config) -> None:
         """There are large views to predict each other."""
         require_two_large(config)
@@ -94,7 +120,8 @@ class PAWS(JointEmbedding):
 
     Signs, beside those of embeddings: `support_accuracy`, the share of this rank's supports that the others of all
     ranks classify right; `target_entropy` and `class_balance`, the entropies of a target and of the mean prediction
-    over ln K; `disagreement`, the loss without the entropy. Evidence: `probabilities` [V, B, K], `targets` [V, B, K].
+    over ln K; `disagreement`, the loss without the entropy; `in_domain`, if it is asked for, its mean. Evidence:
+    `probabilities` [V, B, K], `targets` [V, B, K].
     """
 
     title = "PAWS"
@@ -113,7 +140,8 @@ class PAWS(JointEmbedding):
         self.predictor: nn.Module = (
             mlp([width, *hidden, width], bias=False, last_bias=True) if hidden else nn.Identity()
         )
-        watched = ("support_accuracy", "target_entropy", "class_balance", "disagreement")
+        watched: tuple[str, ...] = ("support_accuracy", "target_entropy", "class_balance", "disagreement")
+        watched += ("in_domain",) if settings.in_domain else ()
         self.signs = self.embedding_signs(width) | {name: Sign() for name in watched}
 
     def embed(self, views: Views) -> Named:
@@ -144,7 +172,7 @@ class PAWS(JointEmbedding):
         """The loss of a batch, or of one of its micro-batches.
 
         Collectives: those of `gather_rows`: with gradient for predictions of supports and, a row per rank, for the
-        mean prediction; without for their embeddings, labels and ids.
+        mean prediction; without for their embeddings, labels and ids, and those of `_said_of`.
         """
         with torch.autocast(ids.device.type, enabled=False):
             return self._loss(inputs)
@@ -161,11 +189,11 @@ class PAWS(JointEmbedding):
 
         probabilities = soft_neighbours(predictions, supports.flatten(0, 1), every, temperature=settings.temperature)
         with torch.no_grad():
-            said = soft_neighbours(embeddings, known.flatten(0, 1), every, temperature=settings.temperature)
+            said, in_domain = self._said_of(embeddings, known.flatten(0, 1), every)
             sharp = sharpened(said, settings.sharpening)
             targets = crossing_targets(sharp, len(predictions))
             right = self._support_accuracy(own_embeddings[0], own_labels, inputs, known[:, 0], labels)
-        disagreement = cross_entropy_of(targets, probabilities)
+        disagreement = (in_domain**settings.prior_power * cross_entropies(targets, probabilities)).mean()
         mean = gathered(sharpened(probabilities, settings.sharpening).mean((0, 1))[None], group).mean(0)
         entropy = entropy_of(mean)
         signs = self.watch_embeddings(embeddings[0], embeddings[1]) | {
@@ -173,9 +201,35 @@ class PAWS(JointEmbedding):
             "target_entropy": entropy_of(sharp).mean() / math.log(self.num_classes),
             "class_balance": entropy.detach() / math.log(self.num_classes),
             "disagreement": disagreement.detach(),
+            **({"in_domain": in_domain.mean()} if settings.in_domain else {}),
         }
         evidence = {"probabilities": probabilities.detach(), "targets": targets}
         return Output(disagreement - settings.mean_entropy * entropy, signs, evidence)
+
+    def _said_of(self, embeddings: Tensor, known: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Class probabilities of the large views [A, B, K], and how likely each image is of one of the classes [B].
+
+        Collectives: with `in_domain`, an all-gather of embeddings; every rank solves for the images of all.
+        """
+        settings = self.config
+        if not settings.in_domain:
+            said = soft_neighbours(embeddings, known, classes, temperature=settings.temperature)
+            return said, embeddings.new_ones(embeddings.shape[1])
+        group = all_ranks()
+        own = own_places(embeddings.shape[1], group, embeddings.device)
+        found = [
+            in_domain_neighbours(
+                of_view,
+                known,
+                classes,
+                temperature=settings.temperature,
+                label_ratio=settings.label_ratio,
+                prior_temperature=settings.prior_temperature,
+            )
+            for of_view in gathered(embeddings.transpose(0, 1).contiguous(), group).unbind(1)
+        ]
+        said, in_domain = (torch.stack(parts)[:, own] for parts in zip(*found, strict=True))
+        return said, in_domain.mean(0)
 
     def _support_accuracy(
         self, own: Tensor, labels: Tensor, inputs: Named, known: Tensor, known_labels: Tensor

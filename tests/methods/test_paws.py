@@ -10,10 +10,13 @@ from largescale.config import load_config
 from largescale.data.views import Supports, Views
 from largescale.methods import build_method
 from largescale.methods.joint_embedding import unit
+from largescale.methods.losses.soft_neighbours import cross_entropies, in_domain_neighbours, sharpened, smoothed_classes
 from largescale.methods.paws import PAWS
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.doctor import said_of
+from tests.helpers.ranks import run_ranks
+from tests.methods.harness import train
 
 MINI = ROOT / "tests/methods/mini/paws.yaml"
 BATCH, CLASSES, IMAGES = 5, 3, 4
@@ -85,6 +88,35 @@ def test_loss_and_gradient_equal_the_naive_loop(overrides):
             torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True
         ):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_images_out_of_the_domain_count_less():
+    """The loss is the mean of cross entropies that are weighted by the mean of both views' probabilities."""
+    words = ["method.in_domain=true", "method.mean_entropy=0", "method.prior_temperature=0.5", "method.prior_power=2"]
+    method, batch = build(*words), views()
+    output = method(batch, 0)
+    inputs = method.embed(batch)
+    embeddings, known = unit(inputs["embeddings"]), unit(inputs["support_embeddings"]).transpose(0, 1).flatten(0, 1)
+    labels = batch.supports.labels.repeat_interleave(2)
+    classes = smoothed_classes(labels, CLASSES, 0.1, torch.float64)
+    said = [in_domain_neighbours(one, known, classes, prior_temperature=0.5) for one in embeddings]
+    weight = (said[0][1] + said[1][1]) / 2
+    sharp = [sharpened(one, 0.25) for one, _ in said]
+    targets = torch.stack([sharp[1], sharp[0], (sharp[0] + sharp[1]) / 2])
+    torch.testing.assert_close(output.evidence["targets"], targets.detach())
+    rows = cross_entropies(targets, output.evidence["probabilities"])
+    torch.testing.assert_close(output.loss, (weight**2 * rows).mean(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(output.signs["in_domain"], weight.mean().detach())
+
+
+def losses_in_domain() -> list[float]:
+    return train(load_config(MINI, ["method.in_domain=true"]))["losses"]
+
+
+@pytest.mark.distributed
+def test_images_of_all_ranks_vote_for_each_other():
+    [alone], [together, _] = run_ranks(losses_in_domain, 1), run_ranks(losses_in_domain, 2)
+    assert together == pytest.approx(alone, rel=1e-9) and len(set(alone)) == len(alone)
 
 
 def test_the_order_of_supports_does_not_matter():
