@@ -31,7 +31,7 @@ from largescale.config import Config, flatten, free_keys, load_config
 from largescale.distributed import stopping
 from largescale.evaluate.measure import evaluate
 from largescale.evaluate.protocols import protocol_named
-from largescale.evaluate.results import read_results
+from largescale.evaluate.results import age, read_results
 from largescale.pretrain import pretrain
 from largescale.processes import from_rank_0, on_rank_0, process_group, rank
 from largescale.prune.curve import CURVE, points_of, told
@@ -199,12 +199,17 @@ def _is_complete(one: Round) -> bool:
 
 
 def _measure(pruning: Pruning, run: Path, protocols: Sequence[str], overrides: list[str]) -> None:
-    """Evaluate a run by the protocols that have no result of it yet."""
+    """Evaluate a run by the protocols that have no result of its newest checkpoint yet."""
     for protocol in protocols:
         with _together(pruning):
-            todo = from_rank_0(rank() == 0 and protocol not in read_results(run).newest)
+            todo = from_rank_0(rank() == 0 and not _is_measured(run, protocol))
         if todo:
             evaluate(protocol, run, overrides=overrides)
+
+
+def _is_measured(run: Path, protocol: str) -> bool:
+    record = read_results(run).newest.get(protocol)
+    return record is not None and not age(record, run)
 
 
 def _write_curve(pruning: Pruning) -> None:

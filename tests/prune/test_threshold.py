@@ -69,11 +69,25 @@ def on_ranks(drawn: int | None) -> list[list[dict[str, Tensor]]]:
     return found
 
 
+SEEDS = (None, 5, 6)
+"""Masks by magnitude, and two draws."""
+
+
+def every_way() -> list[list[list[dict[str, Tensor]]]]:
+    return [on_ranks(seed) for seed in SEEDS]
+
+
 @pytest.fixture(scope="module")
-def one_process() -> list[list[dict[str, Tensor]]]:
-    return run_ranks(on_ranks, 1, None)[0]
+def ways() -> list[list[list[dict[str, Tensor]]]]:
+    return run_ranks(every_way, 1)[0]
 
 
+@pytest.fixture(scope="module")
+def one_process(ways) -> list[list[dict[str, Tensor]]]:
+    return ways[0]
+
+
+@pytest.mark.distributed
 def test_masks_are_those_of_a_sort(one_process):
     for (case, (_, rate)), rounds in zip(CASES.items(), one_process, strict=True):
         weights = weights_of(case)
@@ -84,6 +98,7 @@ def test_masks_are_those_of_a_sort(one_process):
             assert all(torch.equal(masks[name], mask) for name, mask in kept.items()), case
 
 
+@pytest.mark.distributed
 def test_masks_are_those_of_torch(one_process):
     """Of equal weights torch prunes any; how many, and all others, are the same."""
     for (case, (_, rate)), rounds in zip(CASES.items(), one_process, strict=True):
@@ -107,23 +122,20 @@ def test_masks_are_those_of_torch(one_process):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_find_the_same(one_process, ranks):
-    for own, expected in zip(run_ranks(on_ranks, ranks, None), [one_process] * ranks, strict=True):
-        for rounds, whole in zip(own, expected, strict=True):
-            for masks, others in zip(rounds, whole, strict=True):
-                assert all(torch.equal(masks[name], mask) for name, mask in others.items())
+def test_ranks_find_the_same(ways, ranks):
+    for own in run_ranks(every_way, ranks):
+        for cases, expected in zip(own, ways, strict=True):
+            for rounds, whole in zip(cases, expected, strict=True):
+                for masks, others in zip(rounds, whole, strict=True):
+                    assert all(torch.equal(masks[name], mask) for name, mask in others.items())
 
 
 @pytest.mark.distributed
-def test_drawn_masks_do_not_depend_on_ranks_or_weights():
-    alone, together = run_ranks(on_ranks, 1, 5)[0], run_ranks(on_ranks, 3, 5)[0]
-    other = run_ranks(on_ranks, 1, 6)[0]
-    for place, (rounds, same, differing) in enumerate(zip(alone, together, other, strict=True)):
-        for masks, others in zip(rounds, same, strict=True):
-            assert all(torch.equal(masks[name], mask) for name, mask in others.items())
-        assert any(not torch.equal(masks, differing[0][name]) for name, masks in rounds[0].items())
-        rate = list(CASES.values())[place][1]
-        total = sum(math.prod(shape) for shape in SHAPES.values())
+def test_drawn_masks_are_as_large_and_within_each_other(ways):
+    _, drawn, others = ways
+    total = sum(math.prod(shape) for shape in SHAPES.values())
+    for (_, rate), rounds, differing in zip(CASES.values(), drawn, others, strict=True):
+        assert any(not torch.equal(mask, differing[0][name]) for name, mask in rounds[0].items())
         assert sum(int(mask.sum()) for mask in rounds[0].values()) == total - round(rate * total)
         for before, after in itertools.pairwise(rounds):
             assert all(not (mask & ~before[name]).any() for name, mask in after.items())
