@@ -34,6 +34,7 @@ from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.training_state import TrainingState, Unfinished
 from largescale.methods import Method
 from largescale.models.image_classifier import ImageClassifier, first_layers
+from largescale.models.keep_zeros import keep_zeros
 from largescale.parallel.batchnorm import synchronize_batchnorm
 from largescale.processes import from_rank_0, rank, world_size
 from shards.format.shard_index import read_index
@@ -172,7 +173,7 @@ def accuracies(scores: FeatureSet | None) -> dict[str, Any]:
 
 class Classifier(Probe):
     """A method's features, layers of its head if the recipe keeps some, and a linear classifier, N(0, 0.01) with bias
-    0: images to scores [B, classes].
+    0: images to scores [B, classes]. What is zero in a network that was trained under `model.mask` stays zero.
 
     Raises:
         InputError: the method's head has fewer layers, or none.
@@ -199,6 +200,8 @@ class Classifier(Probe):
         self.method.requires_grad_(False)
         if not self.frozen:
             self._trunk().requires_grad_(True)
+            if trial.config.model.mask:
+                keep_zeros(self._encoder())
 
     def groups(self, recipe: Recipe) -> list[dict[str, Any]]:
         """The classifier, and the trunk if it is trained."""

@@ -231,6 +231,16 @@ def test_the_weights_and_the_mask_are_exported(pruned, tmp_path, capsys):
     assert not (tmp_path / "other.safetensors").exists()
 
 
+def test_labels_train_what_is_left(pruned, tmp_path):
+    out, masks = tmp_path / "labelled.safetensors", masks_of(pruned / "round-02")
+    words = ["--protocol", "finetune", "evaluate.finetune_epochs=1"]
+    assert main(["finetune", str(pruned / "round-02"), str(out), *words]) == 0
+    found, before = safetensors.torch.load_file(out), state_of(pruned / "round-02")
+    for name, mask in masks.items():
+        [weight] = [value for key, value in found.items() if key.endswith(f"backbone.{name}")]
+        assert not weight[~mask].any() and not torch.equal(weight, before[f"model.backbone.{name}"])
+
+
 def test_mistakes_are_one_line(run, pruned, tmp_path, say):
     unfinished = tmp_path / "unfinished"
     shutil.copytree(run, unfinished, ignore=shutil.ignore_patterns("pruning*"))
