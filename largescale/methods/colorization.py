@@ -124,9 +124,7 @@ class Colorization(PretextTask):
     reference = "pretext/colorization"
     Settings = Settings
     spoilers = MappingProxyType(
-        dict.fromkeys(
-            ("jitter", "grayscale", "solarise"), "colours that are changed at random cannot be told"
-        )
+        dict.fromkeys(("jitter", "grayscale", "solarise"), "colours that are changed at random cannot be told")
     )
 
     def __init__(self, config: Config) -> None:

@@ -92,8 +92,8 @@ def counts_of(colours: Tensor, bins: Tensor) -> Tensor:
 
 
 def rebalancing(shares: Tensor, bins: Tensor, sigma: float, uniform: float) -> Tensor:
-    """Weights of colours by their bin such that rare ones count more: [Q], 1 on average over colours (section 2.2, where
-    the average is over the smoothed shares: another scale of the loss).
+    """Weights of colours by their bin such that rare ones count more: [Q], 1 on average over colours (section 2.2,
+    where the average is over the smoothed shares: another scale of the loss).
 
     Args:
         shares: of the bins among all colours, [Q].
