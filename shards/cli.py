@@ -8,15 +8,13 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 from shards import public
-from shards.cleaning.rules import Cleaning
 from shards.conversion.conversion_plan import HOLDOUT
 from shards.conversion.convert import PLAN_ALONE, merge
 from shards.conversion.outcome import costly_reasons, summary
+from shards.convert_options import add_class_names, add_convert_options, location_of, path_of
 from shards.format.labels import read_names
-from shards.format.ledger import SKIPPED_NAME
 from shards.format.manifest import Manifest
 from shards.ground import terminal
 from shards.ground.errors import InputError, line_of
@@ -82,55 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         "turn a pile of images into shards",
         "shards convert photos/ data/photos --shuffle 0",
     )
-    command.add_argument(
-        "source",
-        metavar="SRC",
-        type=_location,
-        help="folder of images (searched recursively) or of tars, a .tar, a .zip, or a list: .csv, "
-        ".jsonl, .parquet with a column `path`; a path, or a URL such as s3://bucket/folder",
-    )
-    command.add_argument("out", metavar="OUT", type=_location, help="folder for the shards, or its URL")
-    command.add_argument(
-        "--work",
-        metavar="DIR",
-        type=_path,
-        help="if OUT is a URL: local folder for the plan, and for shards until they are uploaded",
-    )
-    command.add_argument("--name", help="first part of the shards' names (default: the name of OUT)")
-    command.add_argument(
-        "--labels",
-        type=_labels,
-        default="none",
-        metavar="FROM",
-        help="folder: the first folder below SRC; cls: the tars' own; column:NAME: of a list",
-    )
-    _class_names(command)
-    command.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="default 10000")
-    command.add_argument(
-        "--shuffle",
-        type=int,
-        metavar="SEED",
-        help="shuffle the files over the shards (folders are ordered, shards should not be)",
-    )
-    command.add_argument(
-        "--holdout",
-        type=float,
-        default=0.0,
-        metavar="F",
-        help="fraction of the images for OUT/holdout, by a hash of their names: stable as more come",
-    )
-    command.add_argument(
-        "--update", action="store_true", help="add shards for the images added to SRC since it was listed"
-    )
-    command.add_argument("--force", action="store_true", help="replace the shards in OUT, or start over")
-    command.add_argument(
-        "--task",
-        type=_task,
-        metavar="I/N",
-        help="write part I of N (from 0); `shards merge OUT` finishes when all are written; 0/0 only makes the plan",
-    )
+    add_convert_options(command)
     _workers(command)
-    _cleaning(command)
 
     command = _command(
         commands,
@@ -140,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         "shards merge data/photos",
     )
     command.add_argument(
-        "folder", metavar="OUT", type=_path, help="folder of the shards; if they go to a URL, the --work folder"
+        "folder", metavar="OUT", type=path_of, help="folder of the shards; if they go to a URL, the --work folder"
     )
 
     command = _command(
@@ -150,22 +101,22 @@ def _parser() -> argparse.ArgumentParser:
         "index tars made by other tools, so that they can be streamed",
         "shards index data/laion",
     )
-    command.add_argument("folder", metavar="DIR", type=_path, help="folder of tars")
-    _class_names(command)
+    command.add_argument("folder", metavar="DIR", type=path_of, help="folder of tars")
+    add_class_names(command)
     _workers(command)
 
     command = _command(
         commands, "verify", _verify, "check that shards are intact and every image decodes", "shards verify data/photos"
     )
-    command.add_argument("folder", metavar="DIR", type=_location, help="shard folder, or its URL")
+    command.add_argument("folder", metavar="DIR", type=location_of, help="shard folder, or its URL")
     command.add_argument("--no-decode", action="store_true", help="check checksums only, without decoding the images")
     command.add_argument("--repair", action="store_true", help="rewrite damaged shards from their source")
-    command.add_argument("--source", type=_location, metavar="SRC", help="where the source is now, if it was moved")
+    command.add_argument("--source", type=location_of, metavar="SRC", help="where the source is now, if it was moved")
     _workers(command)
 
     command = _command(commands, "info", _info, "show what a shard folder holds", "shards info data/photos")
-    command.add_argument("folder", metavar="DIR", type=_location, help="shard folder, or its URL")
-    command.add_argument("--html", type=_path, metavar="FILE", help="also write an HTML page with plots and images")
+    command.add_argument("folder", metavar="DIR", type=location_of, help="shard folder, or its URL")
+    command.add_argument("--html", type=path_of, metavar="FILE", help="also write an HTML page with plots and images")
     return parser
 
 
@@ -183,82 +134,6 @@ def _command(
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     command.set_defaults(run=run)
     return command
-
-
-def _cleaning(command: argparse.ArgumentParser) -> None:
-    rules = command.add_argument_group(f"which images to keep, and how ({SKIPPED_NAME} lists the others)")
-    rules.add_argument("--min-side", type=int, default=0, metavar="PX", help="leave out images narrower or lower")
-    rules.add_argument(
-        "--max-pixels",
-        type=int,
-        default=Cleaning.max_pixels,
-        metavar="N",
-        help="leave out larger images without decoding them (default %(default)s; 0: no limit)",
-    )
-    rules.add_argument("--max-aspect", type=float, default=0.0, metavar="R", help="leave out longer or wider images")
-    rules.add_argument("--no-blank", action="store_true", help="leave out images of a single colour")
-    rules.add_argument("--no-animated", action="store_true", help="leave out images with several frames")
-    rules.add_argument(
-        "--duplicates",
-        choices=["keep", "exact", "near"],
-        default="keep",
-        help="exact: leave out exact copies of another file; near: also images that look like another",
-    )
-    rules.add_argument(
-        "--radius",
-        type=int,
-        default=3,
-        metavar="BITS",
-        help="near: how many of the 64 bits of two images' hashes may differ (default 3)",
-    )
-    rules.add_argument(
-        "--max-side", type=int, default=0, metavar="PX", help="shrink larger images; all others keep their bytes"
-    )
-    rules.add_argument(
-        "--quality", type=int, default=90, metavar="Q", help="JPEG quality of the images written then (default 90)"
-    )
-    rules.add_argument(
-        "--plain",
-        action="store_true",
-        help="store CMYK, 16-bit, palette, transparent, rotated and animated images as upright RGB",
-    )
-    rules.add_argument(
-        "--srgb",
-        action="store_true",
-        help="re-encode images with a colour profile (all that is re-encoded is converted to sRGB)",
-    )
-    rules.add_argument(
-        "--no-decode",
-        action="store_true",
-        help="do not decode images that keep their bytes: faster, but damage shows only in training",
-    )
-
-
-def _location(text: str) -> str:
-    return os.path.expanduser(text.removeprefix("file://"))  # where the shell did not, as in quotes
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
-
-
-def _labels(text: str) -> str:
-    if text in ("none", "folder", "cls") or text.startswith("column:"):
-        return text
-    raise argparse.ArgumentTypeError("expected none, folder, cls or column:NAME")
-
-
-def _task(text: str) -> tuple[int, int]:
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal()):
-        raise argparse.ArgumentTypeError("expected I/N, such as 0/8")
-    return int(number), int(count)
-
-
-def _class_names(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--class-names", type=_path, metavar="FILE", help="names for numbered classes: one per line, class 0 first"
-    )
 
 
 def _workers(command: argparse.ArgumentParser) -> None:
@@ -298,6 +173,12 @@ def _convert(arguments: argparse.Namespace) -> int:
         plain=arguments.plain,
         srgb=arguments.srgb,
         decode=not arguments.no_decode,
+        clips=arguments.clips,
+        frame_rate=arguments.frame_rate,
+        frame_side=arguments.frame_side,
+        clip_seconds=arguments.clip_seconds,
+        min_frames=arguments.min_frames,
+        sound_rate=arguments.sound_rate,
         workers=arguments.workers,
     )
     if manifest is None:

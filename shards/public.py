@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shards.cleaning.rules import Cleaning
+from shards.clips.clip import ClipSettings
 from shards.conversion.conversion_plan import printable
 from shards.conversion.convert import Options
 from shards.conversion.convert import convert as convert_with
@@ -27,7 +28,7 @@ def convert(
     name: str = "",
     labels: str = "none",
     class_names: Sequence[str] = (),
-    samples_per_shard: int = 10_000,
+    samples_per_shard: int | None = None,
     shuffle: int | None = None,
     holdout: float = 0.0,
     update: bool = False,
@@ -46,9 +47,15 @@ def convert(
     plain: bool = False,
     srgb: bool = False,
     decode: bool = True,
+    clips: bool = False,
+    frame_rate: float = ClipSettings.frame_rate,
+    frame_side: int = ClipSettings.frame_side,
+    clip_seconds: float = ClipSettings.clip_seconds,
+    min_frames: int = ClipSettings.min_frames,
+    sound_rate: int = ClipSettings.sound_rate,
     workers: int | None = None,
 ) -> Manifest | None:
-    """Turn a pile of images into shards, or go on with it where it was interrupted.
+    """Turn a pile of images, or of videos, into shards, or go on with it where it was interrupted.
 
     Args:
         source: path or URL of a folder of images or tars, a .tar, a .zip, or a list (.csv, .jsonl, .parquet).
@@ -56,7 +63,7 @@ def convert(
         name: first part of the shards' names; empty is the name of `out`.
         labels: "none", "folder" (the first one below `source` is the class), "cls" (the tars' own) or "column:NAME".
         class_names: of classes that are numbers, that of class 0 first.
-        samples_per_shard: files listed for one shard.
+        samples_per_shard: files listed for one shard; None is 10,000, of videos 100.
         shuffle: seed of a permutation of the files over the shards; None keeps them sorted.
         holdout: share of the images for OUT/holdout, by a hash of their names.
         update: add shards of the images that `source` has got since it was listed.
@@ -71,6 +78,10 @@ def convert(
         plain: store what is not plain (CMYK, 16 bits, palette, transparent, turned, animated) as upright RGB.
         srgb: store what has a colour profile as sRGB.
         decode: decode also what keeps its bytes, to find damage.
+        clips: cut videos, and images that have a sound of their name beside them, into clips; needs PyAV.
+        frame_rate, frame_side: frames per second of a clip, and pixels of their shorter side; 0 keeps the size.
+        clip_seconds, min_frames: length of a clip, and frames below which one is left out.
+        sound_rate: samples per second of a clip's sound; 0 leaves it out.
         workers: processes; None is one for each core.
 
     Returns:
@@ -85,6 +96,7 @@ def convert(
         raise InputError(f"--shuffle={shuffle}: expected a seed of 0 or more")
     if labels not in ("none", "folder", "cls") and not labels.startswith("column:"):
         raise InputError(f"--labels={labels}: expected none, folder, cls or column:NAME")
+    cut = ClipSettings(float(frame_rate), frame_side, float(clip_seconds), min_frames, sound_rate)
     return convert_with(
         _location(source),
         _location(out),
@@ -95,7 +107,8 @@ def convert(
             holdout=holdout,
             update=update,
             work=None if work is None else Path(work).expanduser(),
-            samples_per_shard=samples_per_shard,
+            samples_per_shard=(100 if clips else 10_000) if samples_per_shard is None else samples_per_shard,
+            clips=cut if clips else None,
             workers=_processes(workers),
             shuffle=shuffle,
             force=force,

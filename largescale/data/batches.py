@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, Protocol
 
@@ -29,7 +29,7 @@ from shards.images.orientation import UPRIGHT
 
 _TOO_LARGE = "more than data.max_pixels"  # the one reason fixed by a setting, not by restoring files
 
-_BOX_PURPOSE, _AUGMENT_PURPOSE = 1, 2  # keep the random numbers of the two uses apart
+_BOX_PURPOSE, _AUGMENT_PURPOSE, _FRAME_PURPOSE = 1, 2, 3  # keep the random numbers of their uses apart
 
 ORDER_BLOCK = 2048
 """Samples whose ids a process computes at once, some steps ahead: one at a time would cost as much as reading them."""
@@ -206,7 +206,7 @@ class BatchMaker:
                 continue
             started, what, lacking = time.perf_counter(), "an image", ""
             try:
-                raw = self.reader.read(candidate)
+                raw = self.reader.read(candidate, partial(self._frame_of, candidate, epoch))
                 what = f"an image of {raw.width} x {raw.height} pixels"
                 read = time.perf_counter()
                 image = EncodedImage(raw, max_pixels=self.data.max_pixels)
@@ -236,6 +236,10 @@ class BatchMaker:
             spent = {"read": read - started, "decode": decoded - read, "crop": time.perf_counter() - decoded}
             return candidate, spent
         raise InputError(unreadable.all_of(tried))
+
+    def _frame_of(self, sample_id: int, epoch: np.int64, num_frames: int) -> int:
+        """The frame of a clip that is seen in an epoch."""
+        return int(uniform(self.seed, int(epoch), sample_id, 0, _FRAME_PURPOSE, num=1)[0] * num_frames)
 
     def _box_draws(self, ids: np.ndarray, epochs: np.ndarray) -> np.ndarray:
         """Numbers for the boxes of all views of some samples: float64 [N, views, BOX_DRAWS]."""

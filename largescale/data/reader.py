@@ -49,12 +49,41 @@ class RawSample(NamedTuple):
     height: int
 
 
+class ClipFacts(NamedTuple):
+    """What the index knows of a clip.
+
+    Attributes:
+        start: seconds from the first frame of its video.
+        times: seconds from the clip's start to each frame, float32 [F].
+        motion: mean absolute change of luma (0 to 255) from the frame before, float16 [F].
+        sound_rate: samples of its sound per second; 0 for no sound.
+        sound_start: seconds from the clip's start to the first sample.
+        sound_samples: how many there are.
+    """
+
+    start: float
+    times: np.ndarray
+    motion: np.ndarray
+    sound_rate: int
+    sound_start: float
+    sound_samples: int
+
+
 class Lost(NamedTuple):
     """Why a shard is lost, when (monotonic clock) it is retried, and after what pause."""
 
     reason: str
     retry_at: float
     pause_s: float
+
+
+def _place_of(index: ShardIndex, row: int, frame: Callable[[int], int] | None) -> tuple[int, int, int]:
+    """Offset, bytes and checksum of the image of a sample."""
+    if frame is None or (clips := index.clips) is None:
+        return index.offset.item(row), index.size.item(row), index.checksum.item(row)
+    frames = clips.frames(row)
+    chosen = frames[frame(len(frames))]
+    return clips.offset.item(chosen), clips.size.item(chosen), clips.checksum.item(chosen)
 
 
 def _bytes_of(tar: OpenFile, start: int, size: int) -> tuple[bytes, str]:
@@ -115,8 +144,12 @@ class ShardReader:
         first_shard = self._first_shards[self._corpus_of_shard[shard]]
         return shard, int(corpus.subset[sample_id - self.first_ids[first_shard]] - corpus.first_samples[number])
 
-    def read(self, sample_id: int) -> RawSample:
+    def read(self, sample_id: int, frame: Callable[[int], int] | None = None) -> RawSample:
         """The bytes of one sample.
+
+        Args:
+            sample_id: which one.
+            frame: of a clip: called with the number of its frames, says which one; None is the one in the middle.
 
         Raises:
             SampleError: the bytes are not the ones that were indexed.
@@ -126,7 +159,7 @@ class ShardReader:
         shard, row = self.locate(sample_id)
         for _ in range(OPEN_ATTEMPTS):
             tar, index = self._shard(shard)
-            start, size = index.offset.item(row), index.size.item(row)
+            start, size, checksum = _place_of(index, row, frame)
             if start + size > tar.size:
                 raise SampleError(f"ends at byte {start + size} of a tar of {tar.size}")
             payload, trouble = _bytes_of(tar, start, size)
@@ -135,7 +168,7 @@ class ShardReader:
             self._close(shard, tar)  # opening it again tells whether it was cut, or its disk or network is away
         else:
             raise SampleError(trouble)
-        if xxhash.xxh3_64_intdigest(payload) != index.checksum.item(row):
+        if xxhash.xxh3_64_intdigest(payload) != checksum:
             raise SampleError("checksum differs from the index")
         return RawSample(payload, index.width.item(row), index.height.item(row))
 
@@ -149,14 +182,27 @@ class ShardReader:
         shard, row = self.locate(sample_id)
         return int(self._known_index(shard).label[row])
 
+    def clip(self, sample_id: int) -> ClipFacts | None:
+        """What is known of a clip without reading it; None for an image."""
+        shard, row = self.locate(sample_id)
+        clips = self._known_index(shard).clips
+        if clips is None:
+            return None
+        frames = slice(clips.frames(row).start, clips.frames(row).stop)
+        sound = clips.sound_rate.item(row), clips.sound_start.item(row), clips.sound_samples.item(row)
+        return ClipFacts(clips.start.item(row), clips.time[frames], clips.motion[frames], *sound)
+
     def place(self, sample_id: int) -> tuple[Path, int]:
-        """The tar that holds a sample, which is here, and where in it its image begins.
+        """The tar that holds a sample, which is here, and where in it its image begins, of a clip the first one.
 
         Raises:
             ShardLost, InputError: as `read`.
         """
         shard, row = self.locate(sample_id)
-        return self._entry_path(shard), self._shard(shard)[1].offset.item(row)
+        index = self._shard(shard)[1]
+        if index.clips is not None:
+            return self._entry_path(shard), index.clips.offset.item(index.clips.frames(row).start)
+        return self._entry_path(shard), index.offset.item(row)
 
     def describe(self, sample_id: int) -> dict[str, object]:
         """Shard, key and byte offset of a sample, for the ledger of skipped ones; its row where the index is lost."""

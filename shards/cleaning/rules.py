@@ -98,7 +98,7 @@ class Cleaning:
             ImageError: it is left out; the message is the reason.
         """
         if self._keeps_jpegs() and (header := jpeg_facts(payload)):
-            self._check_size(header.width, header.height)
+            self.check_size(header.width, header.height)
             if self.decode:
                 inspect(payload, decode=True, max_pixels=0)
             return payload, _stored_suffix(suffix, header), header
@@ -128,8 +128,17 @@ class Cleaning:
         if self.blank:
             self._pixels(payload, image)
 
+    def check_size(self, width: int, height: int) -> None:
+        """Raise ImageError if images of this size, in pixels, are left out."""
+        if self.max_pixels and width * height > self.max_pixels:
+            raise ImageError("too many pixels")
+        if min(width, height) < self.min_side:
+            raise ImageError("too small")
+        if self.max_aspect and max(width, height) > self.max_aspect * min(width, height):
+            raise ImageError("extreme aspect ratio")
+
     def _check_header(self, image: Image.Image) -> None:
-        self._check_size(*image.size)
+        self.check_size(*image.size)
         if self.animated and is_animated(image):
             raise ImageError("animated")
         if image.format in ("AVIF", "HEIF") and not self._is_stored_anew(image):
@@ -137,14 +146,6 @@ class Cleaning:
 
     def _keeps_jpegs(self) -> bool:
         return not (self.blank or self.may_store_anew)
-
-    def _check_size(self, width: int, height: int) -> None:
-        if self.max_pixels and width * height > self.max_pixels:
-            raise ImageError("too many pixels")
-        if min(width, height) < self.min_side:
-            raise ImageError("too small")
-        if self.max_aspect and max(width, height) > self.max_aspect * min(width, height):
-            raise ImageError("extreme aspect ratio")
 
     def _is_stored_anew(self, image: Image.Image) -> bool:
         return bool(self._is_large(image) or (self.srgb and profile_of(image)) or (self.plain and not is_plain(image)))

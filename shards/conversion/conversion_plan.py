@@ -34,6 +34,7 @@ from shards.cleaning.duplicates import find_duplicates
 from shards.format.manifest import ShardEntry
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write, remove_partial_files
+from shards.sources.clip_source import open_clip_source
 from shards.sources.source import Source, open_source
 
 PLAN, PLAN_IN_WORK = "plan", ".plan.writing"
@@ -240,7 +241,7 @@ def open_plan(home: Path, source: Source | None = None) -> Plan:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         settings = content["settings"]
-        source = source or open_source(content["source"], label_column=label_column(settings["labels"]))
+        source = source or source_for(content["source"], settings)
         return Plan(
             home / PLAN,
             source,
@@ -255,6 +256,16 @@ def open_plan(home: Path, source: Source | None = None) -> Plan:
         raise InputError(text) from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); start over with --force") from error
+
+
+def source_for(location: str | Path, settings: dict[str, Any]) -> Source:
+    """The source that these settings of a plan want: of images, or of clips.
+
+    Raises:
+        InputError: nothing is there, or nothing that can be converted.
+    """
+    opener = open_clip_source if settings.get("clips") else open_source
+    return opener(location, label_column=label_column(settings["labels"]))
 
 
 def check_settings(plan: Plan, settings: dict[str, Any]) -> None:

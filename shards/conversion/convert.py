@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from shards.cleaning.rules import Cleaning
-from shards.conversion.conversion_plan import PLAN, TRAIN, Plan, check_settings, label_column, open_plan
+from shards.clips.clip import ClipSettings
+from shards.clips.library import pyav
+from shards.conversion.conversion_plan import PLAN, TRAIN, Plan, check_settings, open_plan, source_for
 from shards.conversion.listing import check_listing, make_plan, update_plan
 from shards.conversion.pieces import scan_pieces, shard_name, write_pieces, write_shard
 from shards.conversion.targets import SPLITS, LocalTarget, StoreTarget, Target
@@ -26,7 +28,7 @@ from shards.format.manifest import MANIFEST_NAME, Manifest, ShardEntry, write_ma
 from shards.format.shard_index import index_path
 from shards.ground.errors import InputError
 from shards.ground.files import at_work_in, remove_partial_files
-from shards.sources.source import Source, open_source
+from shards.sources.source import Source
 from shards.stores.locate import manifest_at
 from shards.stores.store import is_url
 
@@ -48,6 +50,7 @@ class Options:
         shuffle: seed of a permutation of the listing, None to keep it sorted.
         force: replace a finished folder, or start over.
         cleaning: which images are kept, and how.
+        clips: how clips are cut of videos; None for images.
         duplicates: "exact" leaves out files with the bytes of another, "near" also pictures that look like another;
             "keep" looks for none.
         radius: Hamming distance of the hashes of near ones, see `shards/cleaning/duplicates.py`.
@@ -67,6 +70,7 @@ class Options:
     shuffle: int | None = None
     force: bool = False
     cleaning: Cleaning = field(default_factory=Cleaning)
+    clips: ClipSettings | None = None
     duplicates: str = "keep"
     radius: int = 3
     holdout: float = 0.0
@@ -92,7 +96,7 @@ def convert(location: str | Path, out: str | Path, options: Options) -> Manifest
     _check_options(options)
     target = _open_target(str(out), options)
     _check_target(str(location), target, options)
-    source = open_source(location, label_column=label_column(options.labels))
+    source = source_for(location, _settings(options))
     is_task = options.task not in (None, PLAN_ALONE)
     with at_work_in(target.home, with_others=is_task):
         return _convert(source, target, options)
@@ -195,7 +199,7 @@ def rewrite(manifest: Manifest, name: str, source: str | None) -> None:
     plan = open_plan(manifest.root)
     settings = plan.settings
     if source is not None:
-        plan = open_plan(manifest.root, open_source(source, label_column=label_column(settings["labels"])))
+        plan = open_plan(manifest.root, source_for(source, settings))
     piece = int(name.removesuffix(".tar").rpartition("-")[2])
     cleaning = Cleaning(**{key: settings[key] for key in vars(Cleaning())})
     tar = manifest.root / name
@@ -203,7 +207,7 @@ def rewrite(manifest: Manifest, name: str, source: str | None) -> None:
     work = manifest.root / ".repair.writing"
     shutil.rmtree(work, ignore_errors=True)
     try:
-        written = write_shard(plan.source, work / name, rows, cleaning, plan.repeated(rows))
+        written = write_shard(plan, work / name, rows, cleaning)
         [listed] = [entry for entry in manifest.shards if entry.name == name]
         if written.entry is None or written.entry.checksum != listed.checksum:
             raise InputError(
@@ -260,7 +264,7 @@ def _plan(source: Source, target: Target, options: Options) -> Plan:
     if first_task and (options.force or not exists):
         if options.update and target.is_finished() and not options.force:
             raise InputError(f"{home}: has no {PLAN}/ for --update to add to; start over with --force")
-        return make_plan(source, home, settings, url, target.clear)
+        return make_plan(source, home, _worth_keeping(settings), url, target.clear)
     plan = open_plan(home, source)
     check_settings(plan, settings)
     if plan.target != url:
@@ -278,12 +282,19 @@ def _plan(source: Source, target: Target, options: Options) -> Plan:
     return plan
 
 
+def _worth_keeping(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as a plan has them: one of images does not speak of clips."""
+    return {key: value for key, value in settings.items() if key != "clips" or value}
+
+
 def _check_options(options: Options) -> None:
     for key in ("samples_per_shard", "workers"):
         if getattr(options, key) < 1:
             raise InputError(f"--{key.replace('_', '-')}={getattr(options, key)}: expected at least 1")
     if "/" in options.name or "." in options.name or not options.name:
         raise InputError(f"--name={options.name}: expected a name without dots or slashes")
+    if options.clips is not None:
+        _check_clip_options(options)
     if options.duplicates not in ("keep", "exact", "near"):
         raise InputError(f"--duplicates={options.duplicates}: expected keep, exact or near")
     if not 0 <= options.radius <= 7:
@@ -299,6 +310,20 @@ def _check_options(options: Options) -> None:
         raise InputError("--force starts over, --update adds: choose one")
     if options.task not in (None, PLAN_ALONE) and not 0 <= options.task[0] < options.task[1]:
         raise InputError(f"--task={options.task[0]}/{options.task[1]}: expected I/N with I from 0 to N - 1")
+
+
+def _check_clip_options(options: Options) -> None:
+    pyav()
+    if options.duplicates == "near":
+        raise InputError("--duplicates=near: only for images; with --clips, exact finds videos of the same bytes")
+    if options.labels == "cls":
+        raise InputError("--labels=cls: only for tars; with --clips use folder, or column:NAME of a list")
+    for key in ("animated", "blank", "max_side", "plain", "srgb"):
+        if getattr(options.cleaning, key):
+            option = {"animated": "no-animated", "blank": "no-blank"}.get(key, key.replace("_", "-"))
+            raise InputError(f"--{option}: only for images; leave it out with --clips")
+    if not options.cleaning.decode:
+        raise InputError("--no-decode: with --clips videos are decoded in any case; leave it out")
 
 
 def _check_target(source: str, target: Target, options: Options) -> None:
@@ -352,4 +377,5 @@ def _settings(options: Options) -> dict[str, Any]:
         "holdout": options.holdout,
         "class_names": options.class_names,
         **asdict(options.cleaning),
+        **({"clips": True, **asdict(options.clips)} if options.clips else {"clips": None}),
     }

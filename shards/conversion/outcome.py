@@ -20,9 +20,10 @@ def costly_reasons(manifest: Manifest, location: str) -> Iterator[str]:
 
 
 def summary(manifest: Manifest, location: str) -> str:
-    """Images, shards, bytes and classes of a folder, and how many files it left out."""
+    """Images or clips, shards, bytes and classes of a folder, and how many files it left out."""
+    what = "clips" if manifest.settings.get("clips") else "images"
     text = (
-        f"{location}: {manifest.num_samples:,} images in {len(manifest.shards):,} shards, "
+        f"{location}: {manifest.num_samples:,} {what} in {len(manifest.shards):,} shards, "
         f"{manifest.num_bytes:,} bytes, {len(manifest.classes)} classes"
     )
     skipped = sum(manifest.skipped.values())

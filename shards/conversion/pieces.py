@@ -14,8 +14,10 @@ from tqdm import tqdm
 
 from shards.cleaning.duplicates import Fingerprints, image_hashes
 from shards.cleaning.rules import Cleaning
+from shards.conversion.clip_pieces import add_clips, clip_settings_in, file_hashes
 from shards.conversion.conversion_plan import TRAIN, Plan, Row, Written, printable
 from shards.conversion.targets import Target
+from shards.format.clip_writer import ClipWriter
 from shards.format.manifest import ShardEntry
 from shards.format.shard_index import index_path, write_index
 from shards.format.tar import file_checksum
@@ -23,6 +25,7 @@ from shards.format.writer import ShardWriter
 from shards.ground.files import atomic_write
 from shards.ground.worker_processes import over
 from shards.images.reading import ImageError
+from shards.sources.clip_source import ClipSource
 from shards.sources.source import Content, Source
 from shards.stores.locate import process_context
 
@@ -38,15 +41,23 @@ def scan_pieces(plan: Plan, pieces: range, workers: int) -> None:
 def _scan_piece(plan: Plan, cleaning: Cleaning, look: bool, piece: int) -> int:
     """Hash the images of a piece; returns how many files it had."""
     rows, found = plan.rows(piece), []
-    for row, content in _contents(plan.source, rows):
-        if isinstance(content, OSError):
-            continue  # reported when its piece is written
-        numbers = image_hashes(content.payload, cleaning, look=look)
+    for row, numbers in _hashes(plan.source, rows, cleaning, look):
         if numbers is not None:
             found.append((row.number, *numbers))
     columns = np.array(found, np.uint64).reshape(-1, 4).T
     Fingerprints(*(np.ascontiguousarray(column) for column in columns)).save(plan.scan_file(piece))
     return len(rows)
+
+
+def _hashes(
+    source: Source, rows: list[Row], cleaning: Cleaning, look: bool
+) -> Iterator[tuple[Row, tuple[int, int, int] | None]]:
+    if isinstance(source, ClipSource):
+        yield from ((row, file_hashes(source, row.place)) for row in rows)
+        return
+    for row, content in _contents(source, rows):
+        if not isinstance(content, OSError):  # reported when its piece is written
+            yield row, image_hashes(content.payload, cleaning, look=look)
 
 
 def write_pieces(plan: Plan, target: Target, pieces: range, cleaning: Cleaning, workers: int) -> None:
@@ -61,8 +72,10 @@ def _over_pieces(do: Callable[[int], int], plan: Plan, pieces: range, todo: list
     places = (plan.source.location, plan.target)
     if any(place.startswith("memory:") for place in places):
         workers = 1  # other processes have another memory
-    with tqdm(total=total, initial=total - left, unit="image", desc=what, leave=False, mininterval=0.5) as bar:
-        for count in over(do, todo, workers, process_context(*places)):
+    clips = bool(plan.settings.get("clips"))
+    unit = "file" if clips else "image"
+    with tqdm(total=total, initial=total - left, unit=unit, desc=what, leave=False, mininterval=0.5) as bar:
+        for count in over(do, todo, workers, process_context(*places, clips=clips)):
             bar.update(count)
 
 
@@ -79,7 +92,7 @@ def _write_piece(plan: Plan, target: Target, cleaning: Cleaning, piece: int) -> 
     tar = target.folder(split) / f"{shard_name(plan, split)}-{piece:06d}.tar"
     for leftover in tar.parent.glob(f".{tar.stem}.*.writing"):
         leftover.unlink(missing_ok=True)
-    written = write_shard(plan.source, tar, rows, cleaning, plan.repeated(rows))
+    written = write_shard(plan, tar, rows, cleaning)
     if written.entry is not None:
         target.publish(split, [index_path(tar), tar])
     plan.record(piece, written)
@@ -112,26 +125,24 @@ def _contents(source: Source, rows: list[Row]) -> Iterator[tuple[Row, Content | 
             threads.shutdown(wait=False, cancel_futures=True)
 
 
-def write_shard(
-    source: Source, tar_path: Path, rows: list[Row], cleaning: Cleaning, repeated: dict[int, tuple[str, str]]
-) -> Written:
-    """Write one tar and its index; a shard without a usable image is not written."""
+def write_shard(plan: Plan, tar_path: Path, rows: list[Row], cleaning: Cleaning) -> Written:
+    """Write the tar of some rows and its index; a shard without a usable image is not written."""
+    source, repeated = plan.source, plan.repeated(rows)
     skipped: list[dict[str, str]] = []
     for row in rows:
         if row.number in repeated:
             other, reason = repeated[row.number]
             skipped.append({"source": printable(source.name(row.place)), "reason": reason, "repeats": other})
+    rows = [row for row in rows if row.number not in repeated]
+    clips = clip_settings_in(plan.settings)
     with atomic_write(tar_path) as file:
-        writer = ShardWriter(file)
-        for row, content in _contents(source, [row for row in rows if row.number not in repeated]):
-            try:
-                if isinstance(content, OSError):
-                    raise ImageError(f"cannot be read: {content.strerror or content}")
-                payload, suffix, facts = cleaning.apply(content.payload, content.suffix)
-            except ImageError as error:
-                skipped.append({"source": printable(source.name(row.place)), "reason": str(error)})
-                continue
-            writer.add(row.key, {**content.others, suffix: payload}, suffix, facts, row.label)
+        if clips is not None and isinstance(source, ClipSource):
+            clip_writer = ClipWriter(file)
+            skipped += add_clips(clip_writer, source, rows, clips, cleaning)
+            writer: ShardWriter = clip_writer
+        else:
+            writer = ShardWriter(file)
+            skipped += _add_images(writer, source, rows, cleaning)
         index, checksum = writer.finish()
         # The index comes first: a tar with an index is known as one of ours, wherever a conversion is killed.
         write_index(index, index_path(tar_path))
@@ -141,6 +152,21 @@ def write_shard(
         return Written(None, skipped)
     entry = ShardEntry(tar_path.name, len(writer), writer.num_bytes, checksum, file_checksum(index_path(tar_path)))
     return Written(entry, skipped)
+
+
+def _add_images(writer: ShardWriter, source: Source, rows: list[Row], cleaning: Cleaning) -> list[dict[str, str]]:
+    """Clean and write the images of these rows; returns what was left out, and why."""
+    skipped: list[dict[str, str]] = []
+    for row, content in _contents(source, rows):
+        try:
+            if isinstance(content, OSError):
+                raise ImageError(f"cannot be read: {content.strerror or content}")
+            payload, suffix, facts = cleaning.apply(content.payload, content.suffix)
+        except ImageError as error:
+            skipped.append({"source": printable(source.name(row.place)), "reason": str(error)})
+            continue
+        writer.add(row.key, {**content.others, suffix: payload}, suffix, facts, row.label)
+    return skipped
 
 
 def shard_name(plan: Plan, split: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
+from shards.format.clip_index import ClipColumns, clips_in
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write
 
@@ -50,6 +51,7 @@ class ShardIndex:
         format: position in IMAGE_FORMATS, uint8 [N].
         checksum: xxh3-64 of the image's bytes, uint64 [N].
         label: position in the manifest's classes, -1 for none, int32 [N].
+        clips: where the samples are clips: their frames and sounds. The columns above then tell of the middle frame.
     """
 
     keys: KeyColumn
@@ -60,6 +62,7 @@ class ShardIndex:
     format: np.ndarray
     checksum: np.ndarray
     label: np.ndarray
+    clips: ClipColumns | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -88,6 +91,8 @@ def write_index(index: ShardIndex, path: Path) -> None:
     """Write an index atomically, as safetensors."""
     encoded = [index.key(row).encode() for row in range(len(index))]
     columns = {name: np.asarray(getattr(index, name), dtype) for name, dtype in _COLUMNS.items()}
+    if index.clips is not None:
+        columns |= index.clips.as_columns()
     columns["keys"] = np.frombuffer(b"".join(encoded), np.uint8)
     columns["key_ends"] = np.cumsum([len(key) for key in encoded], dtype=np.uint64)
     with atomic_write(path) as file:
@@ -102,11 +107,12 @@ def read_index(path: Path) -> ShardIndex:
     """
     try:
         columns = load_file(path)
-        index = ShardIndex(_PackedKeys(columns["keys"], columns["key_ends"]), *(columns[name] for name in _COLUMNS))
+        keys = _PackedKeys(columns["keys"], columns["key_ends"])
+        index = ShardIndex(keys, *(columns[name] for name in _COLUMNS), clips=clips_in(columns))
     except (OSError, SafetensorError, KeyError) as error:
         raise InputError(f"{path}: not a readable index ({error}); run {how_to_mend(path.parent)}") from error
     lengths = {len(index.keys), *(len(columns[name]) for name in _COLUMNS)}
-    if len(lengths) != 1:
+    if len(lengths) != 1 or not (index.clips is None or index.clips.fits(len(index))):
         raise InputError(f"{path}: columns of different lengths; run {how_to_mend(path.parent)}")
     return index
 

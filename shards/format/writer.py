@@ -32,7 +32,9 @@ class ShardWriter:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, key: str, members: dict[str, bytes], image: str, facts: ImageFacts, label: int) -> None:
+    def add(
+        self, key: str, members: dict[str, bytes], image: str, facts: ImageFacts, label: int
+    ) -> dict[str, tuple[int, int]]:
         """Write a sample.
 
         Args:
@@ -41,14 +43,20 @@ class ShardWriter:
             image: suffix of its image.
             facts: of the image.
             label: class number, which becomes a member `cls`; -1 for none.
+
+        Returns:
+            Where in the tar the bytes of each member are, (offset, size) by suffix.
         """
         members = {**members, **({"cls": str(label).encode()} if label >= 0 else {})}
         parts: list[bytes] = []
+        spans: dict[str, tuple[int, int]] = {}
+        start = self.num_bytes
         for suffix in sorted(members):
             payload = members[suffix]
             parts.append(header(f"{key}.{suffix}", len(payload)))
+            start += len(parts[-1])
+            spans[suffix] = start, len(payload)
             if suffix == image:
-                start = self.num_bytes + sum(map(len, parts))
                 self._rows.append(
                     IndexRow(
                         key,
@@ -62,7 +70,9 @@ class ShardWriter:
                 )
                 self._labels.append(label)
             parts += (payload, bytes(-len(payload) % _BLOCK))
+            start += len(payload) + len(parts[-1])
         self._write(b"".join(parts))
+        return spans
 
     def finish(self) -> tuple[ShardIndex, str]:
         """Write the end of the tar.

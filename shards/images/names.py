@@ -63,6 +63,12 @@ _RAW_SUFFIXES = frozenset(
 )
 """Many begin as a TIFF does, with a thumbnail for its picture."""
 
+VIDEO = "a video: convert those with --clips"
+VIDEO_SUFFIXES = frozenset(
+    ["mp4", "m4v", "mkv", "webm", "avi", "mov", "ogv", "mpg", "mpeg", "wmv", "flv", "3gp", "m2ts", "mts"]
+)
+"""GIFs are images as well."""
+
 _OTHER_SUFFIXES = frozenset(
     {
         "txt",
@@ -136,15 +142,6 @@ _OTHER_SUFFIXES = frozenset(
         "ogg",
         "m4a",
         "aac",
-        "mp4",
-        "m4v",
-        "mov",
-        "avi",
-        "mkv",
-        "webm",
-        "mpg",
-        "mpeg",
-        "wmv",
         "exe",
         "dll",
         "so",
@@ -180,6 +177,8 @@ def why_no_image(name: str, begin: Callable[[int], bytes] | None = None) -> str:
         return ""
     if suffix in _RAW_SUFFIXES:
         return RAW
+    if suffix in VIDEO_SUFFIXES:
+        return VIDEO
     if suffix in _OTHER_SUFFIXES:
         return NO_IMAGE
     try:

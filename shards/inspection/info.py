@@ -9,10 +9,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from shards.format.clip_index import ClipColumns
 from shards.format.manifest import Manifest
 from shards.format.shard_index import ShardIndex
 from shards.images.names import IMAGE_FORMATS
 from shards.inspection.shard_folder import ShardFolder
+
+FILM_FRAMES = 8
+"""Frames of a clip that are shown."""
 
 EXAMPLES = 60
 """Samples, chosen at random, of which it is noted where they are."""
@@ -41,17 +45,22 @@ class Tally:
 
 @dataclass(frozen=True)
 class Example:
-    """Where a sample is: its shard, its number there, and start and bytes of its image."""
+    """Where a sample is: its shard, its number and key there, and start and bytes of its image; of a clip of some
+    frames (not more than FILM_FRAMES) and of the sound, if it has one.
+    """
 
     shard: str
     number: int
+    key: str
     span: tuple[int, int]
+    frames: list[tuple[int, int]] = field(default_factory=list)
+    sound: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Facts:
     """A shard folder, and of all its samples: counts by format and class, sides in pixels, megapixels, width / height,
-    kilobytes.
+    kilobytes. Of clips also: frames of each, motion of each frame, seconds of sound, and clips with sound.
     """
 
     location: str
@@ -63,6 +72,9 @@ class Facts:
     megapixels: Tally = field(default_factory=Tally)
     shape: Tally = field(default_factory=Tally)
     kilobytes: Tally = field(default_factory=Tally)
+    frames: Tally = field(default_factory=Tally)
+    motion: Tally = field(default_factory=Tally)
+    sound: Tally = field(default_factory=Tally)
     examples: list[Example] = field(default_factory=list)
 
 
@@ -82,12 +94,22 @@ def gather(folder: ShardFolder) -> Facts:
         classes += np.bincount(index.label[index.label >= 0], minlength=len(classes))
         _count(facts, index)
         for number in (chosen[(chosen >= first) & (chosen < first + len(index))] - first).tolist():
-            span = (index.offset.item(number), index.size.item(number))
-            facts.examples.append(Example(shard.name, number, span))
+            facts.examples.append(_example(shard.name, index, number))
         first += len(index)
     facts.formats.update((name, count) for name, count in zip(IMAGE_FORMATS, formats.tolist(), strict=True) if count)
     facts.classes.update(zip(manifest.classes, classes.tolist(), strict=True))
     return facts
+
+
+def _example(shard: str, index: ShardIndex, number: int) -> Example:
+    span, clips = (index.offset.item(number), index.size.item(number)), index.clips
+    if clips is None:
+        return Example(shard, number, index.key(number), span)
+    frames = clips.frames(number)
+    chosen = np.unique(np.linspace(frames[0], frames[-1], min(FILM_FRAMES, len(frames))).round().astype(int))
+    spans = [(clips.offset.item(frame), clips.size.item(frame)) for frame in chosen.tolist()]
+    sound = (clips.sound_offset.item(number), clips.sound_size.item(number))
+    return Example(shard, number, index.key(number), span, spans, sound if sound[1] else None)
 
 
 def _choose(num_samples: int) -> np.ndarray:
@@ -101,6 +123,17 @@ def _count(facts: Facts, index: ShardIndex) -> None:
     facts.megapixels.add(index.width.astype(np.float64) * index.height / 1e6)
     facts.shape.add(index.width / index.height)
     facts.kilobytes.add(index.size / 1e3)
+    if index.clips is not None:
+        _count_clips(facts, index.clips)
+
+
+def _count_clips(facts: Facts, clips: ClipColumns) -> None:
+    """Motion of 0 is not shown: a frame without one before it has none, and a logarithm neither."""
+    facts.frames.add(clips.num_frames())
+    motion = clips.motion.astype(np.float64)
+    facts.motion.add(motion[motion > 0])
+    heard = clips.sound_samples[clips.sound_samples > 0] / clips.sound_rate[clips.sound_samples > 0]
+    facts.sound.add(heard)
 
 
 def summary_of(facts: Facts) -> str:
@@ -113,10 +146,23 @@ def summary_of(facts: Facts) -> str:
         f"  settings  {', '.join(f'{key}={value}' for key, value in manifest.settings.items())}",
         f"  formats   {', '.join(f'{name} {count:,}' for name, count in facts.formats.items())}",
         f"  pixels    {_spread(facts.width)} wide, {_spread(facts.height)} high (smallest / median / largest)",
+        *_clips(facts),
         *_classes(facts),
         *(f"  skipped   {count:,}: {reason}" for reason, count in manifest.skipped.items()),
     ]
     return "\n".join(lines)
+
+
+def _clips(facts: Facts) -> list[str]:
+    if not len(facts.frames.values):
+        return []
+    frames = int(facts.frames.values @ facts.frames.counts)
+    num_heard = int(facts.sound.counts.sum())
+    seconds = float(facts.sound.values @ facts.sound.counts)
+    return [
+        f"  frames    {frames:,} in all; {_spread(facts.frames)} per clip",
+        f"  sound     of {num_heard:,} clips, {seconds:,.0f} seconds" if num_heard else "  sound     none",
+    ]
 
 
 def _spread(sides: Tally) -> str:

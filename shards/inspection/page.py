@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 from collections import defaultdict
@@ -13,23 +12,22 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from PIL import Image
 
 from shards.conversion.conversion_plan import open_plan
 from shards.format.ledger import SKIPPED_NAME, read_ledger
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write
-from shards.images.reading import ImageError, opened, to_rgb
-from shards.inspection.info import Facts, Tally
+from shards.inspection.films import FILM_STYLE, FILMS, films
+from shards.inspection.info import EXAMPLES, Facts, Tally
+from shards.inspection.thumbnail import thumbnail
 from shards.stores.folders import open_folder
 from shards.stores.store import is_url
 
 SHOWN_SKIPPED, SHOWN_CLASSES = 24, 30
 """Skipped images and classes that the page shows."""
 
-_THUMBNAIL = 120
-_SHOWN_PIXELS, _SHOWN_BYTES = 100_000_000, 2**26
-"""Larger images are not shown."""
+_SHOWN_BYTES = 2**26
+"""Larger files are not shown."""
 
 _STYLE = """
 body { margin: 0; background: #f5f7fa; color: #1f2933; font: 16px/1.5 system-ui, "Segoe UI", Roboto, Arial, sans-serif }
@@ -52,24 +50,37 @@ def write_page(facts: Facts, path: Path) -> None:
     panels = [
         _histogram("Resolution", facts.megapixels, "megapixels"),
         _histogram("Shape", facts.shape, "width / height"),
-        _histogram("Stored bytes", facts.kilobytes, "KB per image"),
+        _histogram("Stored bytes", facts.kilobytes, "KB per image (of a clip: its middle frame)"),
         _bars("Formats", facts.formats),
+        *_clip_panels(facts),
     ]
+    is_clips = bool(len(facts.frames.values))
     shards = "1 shard" if len(manifest.shards) == 1 else f"{len(manifest.shards):,} shards"
-    intro = f"{manifest.num_samples:,} images in {shards}, {manifest.num_bytes / 1e9:,.2f} GB, from {manifest.source}"
+    what, style = ("clips", _STYLE + FILM_STYLE) if is_clips else ("images", _STYLE)
+    intro = f"{manifest.num_samples:,} {what} in {shards}, {manifest.num_bytes / 1e9:,.2f} GB, from {manifest.source}"
+    shown = min(len(facts.examples), FILMS if is_clips else EXAMPLES)
     sections = [
         _section("What is there", f'<div class="grid">{"".join(panels)}</div>'),
         _classes(facts),
-        _section(f"{len(facts.examples)} images, at random", _sheet(_examples(facts))),
+        _section(f"{shown} {what}, at random", films(facts) if is_clips else _sheet(_examples(facts))),
         _skipped(facts),
     ]
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(manifest.name)}</title>'
-        f"<style>{_STYLE}</style><main><h1>{html.escape(manifest.name)}</h1><p>{html.escape(intro)}</p>"
+        f"<style>{style}</style><main><h1>{html.escape(manifest.name)}</h1><p>{html.escape(intro)}</p>"
         f"{''.join(sections)}</main></html>\n"
     )
     with atomic_write(path) as file:
         file.write(page.encode("utf-8", "replace"))
+
+
+def _clip_panels(facts: Facts) -> list[str]:
+    panels = (
+        ("Frames", facts.frames, "frames per clip"),
+        ("Motion", facts.motion, "change of luma from frame to frame"),
+        ("Sound", facts.sound, "seconds of sound, of clips that have one"),
+    )
+    return [_histogram(title, tally, unit) for title, tally, unit in panels if len(tally.values)]
 
 
 def _section(title: str, body: str) -> str:
@@ -174,23 +185,9 @@ def _sheet(images: list[tuple[str, bytes]]) -> str:
     figures = []
     for caption, payload in images:
         text = html.escape(caption)
-        if drawn := _thumbnail(payload):
+        if drawn := thumbnail(payload):
             figures.append(
                 f'<figure><img alt="" src="data:image/jpeg;base64,{drawn}">'
                 f'<figcaption title="{text}">{text}</figcaption></figure>'
             )
     return f'<div class="sheet">{"".join(figures)}</div>' if figures else ""
-
-
-def _thumbnail(payload: bytes) -> str:
-    """A small JPEG in base64; empty for what does not decode."""
-    try:
-        with opened(payload, max_pixels=_SHOWN_PIXELS, foreign=True) as image:
-            image.draft("RGB", (2 * _THUMBNAIL, 2 * _THUMBNAIL))
-            small = to_rgb(image)
-    except ImageError:
-        return ""
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
-    stored = io.BytesIO()
-    small.save(stored, "JPEG", quality=80)
-    return base64.b64encode(stored.getvalue()).decode()

@@ -19,6 +19,7 @@ from shards.ground.errors import InputError
 from shards.ground.open_file import OpenFile
 from shards.ground.worker_processes import over
 from shards.images.reading import ImageError, inspect
+from shards.inspection.verify_clips import clip_problems, leads_to_all
 from shards.stores.locate import fetched, manifest_at, names_at, process_context
 
 _NOT_THE_SHARD = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -46,9 +47,10 @@ def verify(location: str | Path, *, workers: int, decode: bool) -> tuple[Manifes
     location = str(location)
     manifest = manifest_at(location)
     check = partial(_verify_shard, location, manifest.classes, decode)
+    context = process_context(location, clips=bool(manifest.settings.get("clips")))
     found = list(
         tqdm(
-            over(check, manifest.shards, workers, process_context(location)),
+            over(check, manifest.shards, workers, context),
             total=len(manifest.shards),
             unit="shard",
             desc="verify",
@@ -103,18 +105,28 @@ def _problems(tar: Path, shard: ShardEntry, classes: tuple[str, ...], decode: bo
             raise InputError(f"{tar}: empty file; restore it or convert again")
         with tar.open("rb") as file:
             yield from _of_images(stored, index, decode)
+            if index.clips is not None:
+                yield from clip_problems(stored, index, index.clips, decode)
             if not is_whole:
                 yield from _of_headers(stored, index)
             # By place as well: a tar that was joined or appended to may hold a name several times.
             found = {(as_text(sample.key), sample.image()): sample for sample in walk(file, tar)}
             for row in range(len(index)):
-                sample = found.get((index.key(row), (index.offset.item(row), index.size.item(row))))
-                if sample is None:
+                sample = found.get((index.key(row), _first_image(index, row)))
+                if sample is None or (index.clips is not None and not leads_to_all(sample, index.clips, row)):
                     yield index.key(row), "the tar's headers do not lead to it"
                 elif not is_whole and not _is_label(stored, sample, index.label.item(row), classes):
                     yield index.key(row), "its cls is not the label of the index"
     except InputError as error:
         yield "", str(error).removeprefix(f"{tar}: ")
+
+
+def _first_image(index: ShardIndex, row: int) -> tuple[int, int]:
+    """Place of the image that readers of WebDataset take a sample for: of a clip the first frame."""
+    if index.clips is None:
+        return index.offset.item(row), index.size.item(row)
+    frame = index.clips.frames(row)[0]
+    return index.clips.offset.item(frame), index.clips.size.item(frame)
 
 
 def _of_images(stored: OpenFile, index: ShardIndex, decode: bool) -> Iterator[tuple[str, str]]:

@@ -115,10 +115,10 @@ class FolderSource:
         return self._folder.reads
 
     def _walk(self) -> Iterator[Found]:
-        branch = [_Level("", "", self._folder.entries())]  # no recursion: folders may lie deeper than Python's stack
+        branch = [Level("", "", self._folder.entries())]  # no recursion: folders may lie deeper than Python's stack
         while branch:
             level = branch[-1]
-            entry = next(level.entries, None)
+            entry = next(level.left, None)
             if entry is None:
                 branch.pop()
                 continue
@@ -129,12 +129,15 @@ class FolderSource:
                 except Denied:
                     yield left_out(f"{place}/", "folder cannot be listed")
                     continue
-                branch.append(_Level(f"{place}/", f"{level.key_folder}{level.folders.of_folder(entry.name)}/", entries))
-            elif reason := entry.other or why_beside(place) or self._why_no_image(place, entry):
-                yield left_out(place, reason)
+                branch.append(Level(f"{place}/", f"{level.key_folder}{level.folders.of_folder(entry.name)}/", entries))
             else:
-                key = level.key_folder + level.files.of_file(entry.name)
-                yield Found(place, key, entry.size, folder=first_folder(place))
+                yield self._file(level, entry)
+
+    def _file(self, level: Level, entry: Entry) -> Found:
+        place = level.folder + entry.name
+        if reason := entry.other or why_beside(place) or self._why_no_image(place, entry):
+            return left_out(place, reason)
+        return Found(place, level.key_folder + level.files.of_file(entry.name), entry.size, folder=first_folder(place))
 
     def _why_no_image(self, place: str, entry: Entry) -> str:
         if self._folder.reads > 1:
@@ -146,12 +149,30 @@ class FolderSource:
         return not is_image(entry.name) and entry.size > MAX_MEMBER_BYTES
 
 
-class _Level:
-    """A folder on the way down: its place, the keys of its files and folders, and what is left of its entries."""
+class Level:
+    """A folder on the way down.
+
+    Attributes:
+        folder: its place, ending in a slash.
+        key_folder: what the keys below it begin with.
+        left: its entries that were not visited yet.
+        files, folders: keys of its files and folders.
+    """
 
     def __init__(self, folder: str, key_folder: str, entries: list[Entry]) -> None:
-        self.folder, self.key_folder, self.entries = folder, key_folder, iter(entries)
+        self.folder, self.key_folder, self.left = folder, key_folder, iter(entries)
         self.files, self.folders = FreshKeys(), FreshKeys()
+        self._entries = entries
+        self._by_stem: dict[str, list[Entry]] | None = None
+
+    def files_of(self, stem: str) -> list[Entry]:
+        """Its plain files that have this name but for their suffix, by name."""
+        if self._by_stem is None:
+            self._by_stem = {}
+            for entry in self._entries:
+                if not (entry.is_folder or entry.other):
+                    self._by_stem.setdefault(entry.name.rpartition(".")[0], []).append(entry)
+        return self._by_stem.get(stem, [])
 
 
 def _is_tar(entry: Entry) -> bool:

@@ -51,16 +51,19 @@ class ListSource:
 
     def read(self, place: str) -> Content:
         """See `Source`."""
-        row = json.loads(place)
-        others = {name: value for name, value in row.items() if name != "path"}
-        extra = {"json": _json(others).encode()} if others else {}
-        folder, path = self._find(row["path"])
+        columns = self.columns(place)
+        extra = {"json": _json(columns).encode()} if columns else {}
+        folder, path = self._find(json.loads(place)["path"])
         try:
             return Content(folder.read(path), suffix_of(path), extra)
         except InputError:
             raise
         except ValueError as error:  # of a name that no file can have
             raise OSError(0, "not a possible path") from error
+
+    def columns(self, place: str) -> dict[str, Any]:
+        """What a row says besides the path."""
+        return {name: value for name, value in json.loads(place).items() if name != "path"}
 
     def name(self, place: str) -> str:
         """See `Source`."""
@@ -94,7 +97,7 @@ class ListSource:
 
     def _found(self, number: int, row: dict[str, Any]) -> Found:
         place, path = _json(row), row["path"]
-        if reason := why_no_image(path):
+        if reason := self._why_left_out(path):
             return left_out(place, reason)
         folder, name = self._find(path)
         try:
@@ -104,6 +107,9 @@ class ListSource:
         label = str(row[self._label_column]) if self._label_column else ""
         key = f"{number:010d}_{FreshKeys().of_file(path.rpartition('/')[2])}"
         return Found(place, key, size, label, "" if folder is not self._folder else first_folder(path))
+
+    def _why_left_out(self, path: str) -> str:
+        return why_no_image(path)
 
     def _find(self, path: str) -> tuple[Folder, str]:
         """The folder that a path is read from, and its name there."""

@@ -62,8 +62,8 @@ def names_at(location: str) -> list[str]:
     return sorted(path.name for path in Path(location).iterdir() if path.is_file())
 
 
-def process_context(*locations: str) -> BaseContext:
-    """How to start processes: threads and connections of a store's library do not survive a fork."""
-    if any(map(is_url, locations)):
+def process_context(*locations: str, clips: bool = False) -> BaseContext:
+    """How to start processes: what a store's library, or FFmpeg, holds of threads and locks does not survive a fork."""
+    if clips or any(map(is_url, locations)):
         return multiprocessing.get_context("spawn")
     return multiprocessing.get_context("fork" if sys.platform == "linux" else None)  # else a script would begin again

@@ -39,7 +39,7 @@ class OneImage:
         with Image.open(io.BytesIO(payload)) as image:
             self._sample = RawSample(memoryview(payload), *image.size)
 
-    def read(self, sample_id: int) -> RawSample:
+    def read(self, sample_id: int, frame: object = None) -> RawSample:
         return self._sample
 
     def candidates(self, sample_id: int) -> list[int]:

@@ -1,0 +1,207 @@
+"""Conversion of videos against plain decoding of the same files, and its memory against their length.
+
+    OMP_NUM_THREADS=1 python benchmarks/clips.py [--rounds 5] [--videos FOLDER] [--only speed|memory]
+
+- speed: PyAV decodes every frame of pictures and sound, one thread, and throws it away; `shards convert --clips` at its
+  defaults (8 frames a second of 256 px, sound at 48 kHz) does that, shrinks, encodes, hashes and writes. CPU time of
+  one process each, in turns, so that both meet the same machine. Videos are made here (H.264 and AAC, moving textures);
+  with `--videos` those of a folder are measured as well.
+- memory: peak of one process that converts a video of a minute, of ten and of an hour.
+
+Writes benchmarks/results/clips.json and clips.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from largescale.run.environment import environment
+from shards.clips.clip import ClipSettings
+from shards.conversion.convert import Options, convert
+
+RESULTS = Path(__file__).resolve().parent / "results"
+RATE, SOUND_RATE = 25, 48_000
+
+MEASURED = """
+import sys
+from shards.clips.clip import ClipSettings
+from shards.conversion.convert import Options, convert
+manifest = convert(sys.argv[1], sys.argv[2], Options("memory", clips=ClipSettings()))
+[line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(manifest.num_samples, 1024 * int(line.split()[1]))
+"""
+
+
+def write_textures(path: Path, width: int, height: int, seconds: int) -> None:
+    """A video of textures that move at three speeds, with a chord."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 255, (3, height // 8 + 1, width // 4 + 1, 3), np.uint8)
+    layers = [np.kron(layer, np.ones((8, 8, 1), np.uint8))[:height] for layer in coarse]
+    heard = sum(np.sin(2 * np.pi * hertz * np.arange(seconds * SOUND_RATE) / SOUND_RATE) for hertz in (220, 277, 330))
+    sound = np.rint(6000 * heard).astype(np.int16)
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=RATE, options={"preset": "veryfast", "crf": "23"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        audio: Any = container.add_stream("aac", rate=SOUND_RATE, layout="mono")
+        for number in range(seconds * RATE):
+            thirds = np.array_split(np.arange(height), 3)
+            pixels = np.concatenate(
+                [
+                    np.roll(layer, -number * speed, axis=1)[rows, :width]
+                    for layer, rows, speed in zip(layers, thirds, (1, 3, 5), strict=True)
+                ]
+            )
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            container.mux(stream.encode(frame))
+            for place in range(number * SOUND_RATE // RATE, (number + 1) * SOUND_RATE // RATE, 960):
+                block = av.AudioFrame.from_ndarray(sound[None, place : place + 960], format="s16", layout="mono")
+                block.sample_rate, block.pts, block.time_base = SOUND_RATE, place, Fraction(1, SOUND_RATE)
+                container.mux(audio.encode(block))
+        container.mux(stream.encode(None))
+        container.mux(audio.encode(None))
+
+
+def repeat(path: Path, out: Path, times: int) -> None:
+    """A video that shows another one several times, without encoding it again."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(out), "w") as target, av.open(str(path)) as source:
+        streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        seconds = Fraction(source.duration, av.time_base) + Fraction(1, 10)
+        for number in range(times):
+            source.seek(0)
+            for packet in source.demux():
+                if packet.dts is None:
+                    continue
+                shift = int(number * seconds / packet.time_base)
+                packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                packet.stream = streams[packet.stream_index]
+                target.mux(packet)
+
+
+def decode(folder: Path) -> int:
+    """Decode all pictures and sounds of a folder's videos; returns the number of frames of pictures."""
+    count = 0
+    for path in sorted(folder.iterdir()):
+        with av.open(str(path)) as container:
+            container.streams.video[0].thread_type = "NONE"
+            for packet in container.demux(container.streams.video[0], *container.streams.audio[:1]):
+                frames = packet.decode()
+                count += len(frames) if packet.stream.type == "video" else 0
+    return count
+
+
+def speed(folder: Path, rounds: int) -> dict[str, Any]:
+    """CPU seconds of decoding and of converting a folder, in turns."""
+    found: dict[str, list[float]] = {"decode": [], "convert": []}
+    frames = clips = num_bytes = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        for number in range(rounds + 1):
+            started = time.process_time()
+            frames = decode(folder)
+            decoded = time.process_time()
+            manifest = convert(folder, Path(temporary) / f"out-{number}", Options("speed", clips=ClipSettings()))
+            converted = time.process_time()
+            assert manifest is not None
+            clips, num_bytes = manifest.num_samples, manifest.num_bytes
+            shutil.rmtree(Path(temporary) / f"out-{number}")
+            if number:  # the first one warms up
+                found["decode"].append(decoded - started)
+                found["convert"].append(converted - decoded)
+    ratios = [one / other for one, other in zip(found["decode"], found["convert"], strict=True)]
+    return {
+        "frames": frames,
+        "clips": clips,
+        "bytes": num_bytes,
+        "decode_cpu_s": statistics.median(found["decode"]),
+        "convert_cpu_s": statistics.median(found["convert"]),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+    }
+
+
+def memory(folder: Path) -> dict[str, dict[str, int]]:
+    """Clips and peak bytes of a process that converts a video, by its minutes."""
+    minute, found = folder / "minute.mp4", {}
+    write_textures(minute, 320, 180, 60)
+    for minutes in (1, 10, 60):
+        source = folder / f"of-{minutes}"
+        repeat(minute, source / "video.mp4", minutes)
+        command = [sys.executable, "-c", MEASURED, str(source), str(folder / f"out-{minutes}")]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        found[str(minutes)] = {"clips": int(said[0]), "peak_bytes": int(said[1])}
+        shutil.rmtree(folder / f"out-{minutes}")
+        shutil.rmtree(source)
+    return found
+
+
+def page(results: dict[str, Any]) -> str:
+    """The results as a page."""
+    lines = [
+        "# Clips: conversion against decoding, and memory",
+        "",
+        f"{results['date']}, {results['machine']}; PyAV {results['pyav']}. `OMP_NUM_THREADS=1 python "
+        f"benchmarks/clips.py`; CPU time of one process, in turns; medians of {results['rounds']} rounds.",
+        "",
+        "| videos | frames | clips | decoding, s | converting, s | decoding / converting |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in results.get("speed", {}).items():
+        span = f"{min(row['ratios']):.2f} to {max(row['ratios']):.2f}"
+        lines.append(
+            f"| {name} | {row['frames']:,} | {row['clips']} | {row['decode_cpu_s']:.2f} | {row['convert_cpu_s']:.2f} "
+            f"| {row['ratio']:.2f} ({span}) |"
+        )
+    lines += ["", "Memory of one process (320 x 180, 25 frames a second, with sound):", ""]
+    lines += ["| minutes of the video | clips | peak, MB |", "|---|---|---|"]
+    for minutes, row in results.get("memory", {}).items():
+        lines.append(f"| {minutes} | {row['clips']} | {row['peak_bytes'] / 1e6:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--videos", type=Path, help="a folder of videos to measure as well")
+    parser.add_argument("--only", choices=["speed", "memory"])
+    arguments = parser.parse_args()
+    path = RESULTS / "clips.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if arguments.only and path.exists() else {}
+    facts = environment()
+    results |= {"date": time.strftime("%Y-%m-%d"), "rounds": arguments.rounds, "pyav": av.__version__}
+    results["machine"] = f"{facts['processor']}, {facts['cpu_cores']} cores"
+    with tempfile.TemporaryDirectory() as temporary:
+        if arguments.only != "memory":
+            results["speed"] = {}
+            for width, height in ((1280, 720), (640, 360), (320, 240)):
+                folder = Path(temporary) / f"{width}x{height}"
+                write_textures(folder / "textures.mp4", width, height, 20)
+                results["speed"][f"{width} x {height}, made here"] = speed(folder, arguments.rounds)
+            for video in sorted(arguments.videos.iterdir()) if arguments.videos else []:
+                folder = Path(temporary) / video.stem
+                folder.mkdir()
+                shutil.copy(video, folder)
+                results["speed"][video.name] = speed(folder, arguments.rounds)
+        if arguments.only != "speed":
+            results["memory"] = memory(Path(temporary))
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    path.with_suffix(".md").write_text(page(results))
+    print(page(results))
+
+
+if __name__ == "__main__":
+    main()

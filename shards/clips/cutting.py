@@ -1,0 +1,162 @@
+"""Clips of a video, and of an image with a sound: one after the other, in the memory of one clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from fractions import Fraction
+from itertools import groupby
+from typing import BinaryIO
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from shards.clips.clip import Clip, ClipSettings, ClipSound
+from shards.clips.library import pyav, read_with_ffmpeg
+from shards.clips.pictures import CUT, DAMAGED_PARTS, Picture, Pictures, planes_of
+from shards.clips.sound import DAMAGED_SOUND, Sound
+from shards.images.reading import ImageError, read_rgb
+
+TOO_FEW = "a clip of fewer frames than --min-frames"
+LONG_SOUND = "a sound that is longer than a clip: the rest is left out"
+NO_SOUND = "an image whose sound cannot be read"
+_UNREADABLE = "damaged, cut, or of an unknown format"
+
+_COARSE = 4
+"""Pixels whose luma is averaged before changes are measured, so that noise is not taken for motion."""
+
+
+def clips_of_video(
+    open_file: Callable[[], BinaryIO],
+    settings: ClipSettings,
+    *,
+    quality: int,
+    check: Callable[[int, int], None],
+    note: Callable[[str], None],
+) -> Iterator[Clip]:
+    """The clips of a video.
+
+    Args:
+        open_file: opens it; called once for its pictures and once for its sound, so that neither waits for the other.
+        settings: how to cut.
+        quality: of the JPEGs.
+        check: raises ImageError for frames of a width and height that are not wanted.
+        note: called with what is left out of the video, as a reason.
+
+    Raises:
+        ImageError: none of it can be used; the message is the reason.
+    """
+    with ExitStack() as stack:
+        pictures = Pictures(_opened(open_file, stack), settings, check)
+        wants_sound = settings.sound_rate > 0 and pictures.has_sound
+        sound: Sound | None = None
+        num_clips = 0
+        encoder = _Encoder(quality)
+        for number, inside in groupby(pictures, lambda picture: picture.number // settings.frames_per_clip):
+            if sound is None and wants_sound:  # the first frame says when it begins
+                sound = Sound(_opened(open_file, stack), settings.sound_rate, pictures.origin)
+            start = number * settings.frames_per_clip / settings.rate
+            clip = encoder.clip(number, start, inside)
+            num_clips += 1
+            if len(clip.frames) < settings.min_frames:
+                note(TOO_FEW)
+                continue
+            if sound is None:
+                yield clip
+                continue
+            stop = (number + 1) * settings.frames_per_clip / settings.rate
+            heard = sound.take(start, min(stop, max(Fraction(pictures.end), start)))
+            yield Clip(**{**vars(clip), "sound": heard})
+        if not num_clips:
+            raise ImageError(_UNREADABLE)
+        if pictures.is_damaged:
+            note(DAMAGED_PARTS)
+        elif pictures.is_cut(sound.end if sound is not None else None):
+            note(CUT)
+        if sound is not None and sound.is_damaged:
+            note(DAMAGED_SOUND)
+
+
+def clip_of_pair(
+    image: bytes,
+    open_sound: Callable[[], BinaryIO],
+    settings: ClipSettings,
+    *,
+    quality: int,
+    check: Callable[[int, int], None],
+    max_pixels: int,
+    note: Callable[[str], None],
+) -> Clip:
+    """An image and a sound as a clip of one frame.
+
+    Raises:
+        ImageError: one of them cannot be read.
+    """
+    pixels = read_rgb(image, max_pixels=max_pixels)
+    check(pixels.shape[1], pixels.shape[0])
+    encoder = _Encoder(quality)
+    clip = encoder.clip(0, Fraction(0), iter([Picture(0, 0.0, planes_of(_smaller(pixels, settings.frame_side)))]))
+    if not settings.sound_rate:
+        return clip
+    length = settings.frames_per_clip / settings.rate
+    with ExitStack() as stack:
+        try:
+            sound = Sound(_opened(open_sound, stack), settings.sound_rate, Fraction(0))
+        except ImageError as error:
+            raise ImageError(NO_SOUND) from error
+        heard = sound.take(Fraction(0), length)
+        if not heard.num_samples:
+            raise ImageError(NO_SOUND)
+        if sound.is_damaged:
+            note(DAMAGED_SOUND)
+        if sound.take(length, length + 1).num_samples:
+            note(LONG_SOUND)
+    return Clip(**{**vars(clip), "sound": heard})
+
+
+def _opened(open_file: Callable[[], BinaryIO], stack: ExitStack) -> object:
+    file = stack.enter_context(open_file())
+    if not file.read(1):
+        raise ImageError("empty file")
+    file.seek(0)
+    try:
+        return stack.enter_context(read_with_ffmpeg(file))
+    except (pyav().FFmpegError, OSError, ValueError) as error:
+        raise ImageError(_UNREADABLE) from error
+
+
+class _Encoder:
+    """Frames to JPEGs, and how much each differs from the one before."""
+
+    def __init__(self, quality: int) -> None:
+        self._quality = quality
+        self._before: np.ndarray | None = None
+
+    def clip(self, number: int, start: Fraction, pictures: Iterator[Picture]) -> Clip:
+        frames: list[bytes] = []
+        times: list[float] = []
+        motion: list[float] = []
+        size = (0, 0)
+        for picture in pictures:
+            size = picture.planes[0].shape
+            motion.append(self._change(picture.planes[0]))
+            times.append(max(0.0, picture.time - float(start)))
+            frames.append(simplejpeg.encode_jpeg_yuv_planes(*picture.planes, self._quality))
+        return Clip(number, float(start), frames, times, motion, size[1], size[0], ClipSound())
+
+    def _change(self, luma: np.ndarray) -> float:
+        image = Image.fromarray(luma)
+        now = np.asarray(image.reduce(_COARSE) if min(image.size) >= _COARSE else image).astype(np.int16)
+        before, self._before = self._before, now
+        return 0.0 if before is None or before.shape != now.shape else float(np.abs(now - before).mean())
+
+
+def _smaller(pixels: np.ndarray, side: int) -> np.ndarray:
+    """An image whose shorter side is no more than `side`; 0 keeps it."""
+    height, width = pixels.shape[:2]
+    if not side or min(height, width) <= side:
+        return np.ascontiguousarray(pixels)
+    scale = side / min(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))

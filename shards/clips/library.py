@@ -1,0 +1,40 @@
+"""PyAV, which carries FFmpeg: an extra that only clips need."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO
+
+from shards.ground.errors import InputError
+
+_FORMATS = "mov,matroska,avi,gif,ogg,mpeg,mpegts,asf,flv,mp3,wav,flac,aac,aiff"
+"""What a file may be. A playlist under the name of a video would make FFmpeg read whatever it names."""
+
+_READ_AT_ONCE = 2**18
+
+
+def pyav() -> Any:
+    """The module `av`.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise InputError("clips need PyAV: pip install 'largescale[clips]'") from error
+    av.logging.set_level(None)  # what is wrong with a file is listed; FFmpeg's lines name no file
+    return av
+
+
+def read_with_ffmpeg(file: BinaryIO) -> AbstractContextManager[Any]:
+    """A container on an open file, to be closed by `with`; the file itself stays open.
+
+    Raises:
+        av.FFmpegError, ValueError: damaged, or nothing that is read here.
+        InputError: PyAV is not installed.
+    """
+    container: AbstractContextManager[Any] = pyav().open(
+        file, container_options={"format_whitelist": _FORMATS}, buffer_size=_READ_AT_ONCE, metadata_errors="replace"
+    )
+    return container

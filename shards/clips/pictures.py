@@ -1,0 +1,206 @@
+"""Frames of a video at a rate, one after the other: each kept at most once, upright, small, with its time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from shards.clips.clip import ClipSettings
+from shards.clips.library import pyav
+from shards.images.reading import ImageError
+
+NO_PICTURES = "no moving pictures in it"
+DAMAGED_PARTS = "a video with damaged parts, which are left out"
+CUT = "a video that ends before its header says"
+
+_EARLY = 1 / 8
+"""Share of the step between frames by which one may come too early: containers round times to milliseconds."""
+
+
+_AS_JPEG = (2, 5, 6)
+"""Matrices of colours that are JPEG's, or not stated (AVColorSpace)."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A frame that is kept.
+
+    Attributes:
+        number: on the grid of frames.
+        time: seconds from the first frame.
+        planes: Y [H, W], Cb and Cr [ceil(H / 2), ceil(W / 2)] as JPEG has them (BT.601, 0 to 255), uint8.
+    """
+
+    number: int
+    time: float
+    planes: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def video_stream(container: Any) -> Any:
+    """The stream of moving pictures; the cover of a song is none.
+
+    Raises:
+        ImageError: there is none.
+    """
+    attached = pyav().stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & attached]
+    if not streams:
+        raise ImageError(NO_PICTURES)
+    return streams[0]
+
+
+def decoded(container: Any, stream: Any, damaged: Callable[[], None]) -> Iterator[Any]:
+    """Frames of a stream, of what can be decoded; `damaged` is called where something cannot."""
+    stream.thread_type = "NONE"  # videos are converted side by side
+    error = pyav().FFmpegError
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except (error, OSError):
+            return damaged()
+        if packet is None:
+            return None
+        try:
+            frames = packet.decode()
+        except (error, ValueError):
+            damaged()
+            continue
+        yield from frames
+
+
+class Pictures:
+    """The frames of a video that are kept; to be iterated once.
+
+    Args:
+        container: the open video.
+        settings: rate and size.
+        check: raises ImageError for frames of a width and height, in pixels, that are not wanted.
+
+    Attributes:
+        has_sound: whether the file has a stream of sound.
+        origin: the time of the first frame on the container's clock, in seconds, once that is decoded.
+        is_damaged: whether something could not be decoded.
+        end: the end of the last frame, in seconds from the first.
+    """
+
+    def __init__(self, container: Any, settings: ClipSettings, check: Callable[[int, int], None]) -> None:
+        self._container, self._settings, self._check = container, settings, check
+        self._stream = video_stream(container)
+        self._scale = pyav().video.reformatter
+        self._reformatter = self._scale.VideoReformatter()
+        self.has_sound = bool(container.streams.audio)
+        self._size = (0, 0, 0, 0)
+        self._quality = self._scale.Interpolation.AREA | self._scale.Interpolation.ACCURATE_RND
+        self._quality |= self._scale.Interpolation.BITEXACT
+        self.origin = Fraction(0)
+        self.is_damaged, self.end = False, 0.0
+        check(self._stream.width or 1, self._stream.height or 1)  # before it is decoded
+
+    def is_cut(self, end_of_sound: float | None) -> bool:
+        """Whether the file is shorter than its header says.
+
+        Args:
+            end_of_sound: in seconds from the first frame; None if it is not known.
+        """
+        stream, container = self._stream, self._container
+        end = self.end
+        if stream.duration is not None:
+            said = float(stream.duration * stream.time_base)
+        elif container.duration is not None and (end_of_sound is not None or not self.has_sound):
+            said = container.duration / pyav().time_base
+            end = max(end, end_of_sound or end)
+        else:
+            return False
+        return end + max(1.0, said / 50) < said
+
+    def __iter__(self) -> Iterator[Picture]:
+        rate, last, per_clip = self._settings.frame_rate, -1, self._settings.frames_per_clip
+        for time, frame in self._timed():
+            number = int(time * rate + _EARLY)
+            if number > last:
+                if number // per_clip > last // per_clip:
+                    self._size = (0, 0, 0, 0)  # a clip has one size, that of its first frame
+                last = number
+                yield Picture(number, time, self._planes(frame))
+
+    def _timed(self) -> Iterator[tuple[float, Any]]:
+        """Frames with seconds from the first one. Times rise: where a clock jumps back, it goes on."""
+        base, step = float(self._stream.time_base), 1 / float(self._stream.average_rate or 25)
+        shift: float | None = None
+        for frame in decoded(self._container, self._stream, self._note_damage):
+            if frame.is_corrupt:
+                self._note_damage()
+                continue
+            time = None if frame.pts is None else frame.pts * base
+            if shift is None:
+                shift = time or 0.0
+                self.origin = (frame.pts or 0) * Fraction(self._stream.time_base)
+            now = self.end if time is None else time - shift
+            if now < self.end - step:
+                shift, now = shift - (self.end - now), self.end
+            yield now, frame
+            self.end = now + (frame.duration * base if frame.duration else step)
+
+    def _note_damage(self) -> None:
+        self.is_damaged = True
+
+    def _planes(self, frame: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A frame upright and small, see `Picture`."""
+        if self._size[:2] != (frame.width, frame.height):
+            self._size = self._size_of(frame)
+        if any(component.is_alpha for component in frame.format.components):
+            rgba = self._reformatted(frame, "rgba").to_ndarray()
+            planes = list(planes_of(_on_white(rgba)))
+        else:
+            if frame.colorspace not in _AS_JPEG:  # few pixels are faster to convert than many
+                frame = self._reformatted(frame, "yuv420p")
+            small = self._reformatted(frame, "yuvj420p")
+            planes = [
+                np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width] for plane in small.planes
+            ]
+        turns = round(frame.rotation / 90)
+        first, second, third = (np.ascontiguousarray(np.rot90(plane, turns)) for plane in planes)
+        return first, second, third
+
+    def _reformatted(self, frame: Any, form: str) -> Any:
+        """A frame of the chosen size; as JPEG has it where `form` is that of JPEG."""
+        is_jpeg = form == "yuvj420p"
+        return self._reformatter.reformat(
+            frame,
+            *self._size[2:],
+            form,
+            src_color_range=frame.color_range,
+            dst_color_range=self._scale.ColorRange.JPEG if is_jpeg else frame.color_range,
+            dst_colorspace=self._scale.Colorspace.ITU601 if is_jpeg else None,
+            interpolation=self._quality,
+            threads=1,
+        )
+
+    def _size_of(self, frame: Any) -> tuple[int, int, int, int]:
+        """Width and height of a frame, and those that it is scaled to, before it is turned."""
+        aspect = self._stream.sample_aspect_ratio or 1  # of a pixel
+        width, height = max(1, round(frame.width * aspect)), frame.height
+        self._check(width, height)
+        if self._size[2]:
+            return frame.width, frame.height, *self._size[2:]
+        side = self._settings.frame_side
+        scale = min(Fraction(1), Fraction(side, min(width, height))) if side else Fraction(1)
+        return frame.width, frame.height, max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def planes_of(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """uint8 [H, W, 3] as the planes of a JPEG, see `Picture`."""
+    luma, blue, red = Image.fromarray(pixels).convert("YCbCr").split()
+    return np.asarray(luma), np.asarray(blue.reduce(2)), np.asarray(red.reduce(2))
+
+
+def _on_white(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 4] to [H, W, 3]: what is transparent is white."""
+    image = Image.fromarray(pixels)
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB"))

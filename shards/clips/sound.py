@@ -1,0 +1,133 @@
+"""The sound of a file in mono at a rate, stretch after stretch, and FLAC, in which it is stored."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from shards.clips.clip import ClipSound
+from shards.clips.library import pyav, read_with_ffmpeg
+from shards.clips.pictures import decoded
+from shards.images.reading import ImageError
+
+DAMAGED_SOUND = "damaged sound, of which parts are left out"
+
+_GAP_S = 0.05
+"""Where a frame of sound begins later than the one before it ends by less than this, that is rounding."""
+
+
+class Sound:
+    """Sound on the clock of a video. Memory: that of one stretch.
+
+    Args:
+        container: the open file; its first stream of sound is taken.
+        rate: samples per second.
+        origin: the time, on the container's clock, from which seconds count.
+
+    Attributes:
+        is_damaged: whether something could not be decoded.
+        end: of what was decoded until now, in seconds.
+    """
+
+    def __init__(self, container: Any, rate: int, origin: Fraction) -> None:
+        self._rate, self._origin = rate, origin
+        self.is_damaged, self.end = False, 0.0
+        stream = next(iter(container.streams.audio), None)
+        self._blocks = iter(()) if stream is None else self._resampled(container, stream)
+        self._held: list[tuple[int, np.ndarray]] = []
+
+    def take(self, start: Fraction, stop: Fraction) -> ClipSound:
+        """What is heard from one time to another, in seconds; silence in its gaps. Stretches are asked for in order."""
+        first, last = round(start * self._rate), round(stop * self._rate)
+        while not self._held or self._held[-1][0] + len(self._held[-1][1]) < last:
+            block = next(self._blocks, None)
+            if block is None:
+                break
+            if block[0] + len(block[1]) > first:
+                self._held.append(block)
+        inside = [(place, samples) for place, samples in self._held if place < last and place + len(samples) > first]
+        self._held = [(place, samples) for place, samples in self._held if place + len(samples) > last]
+        if not inside:
+            return ClipSound()
+        begin = max(first, inside[0][0])
+        whole = np.zeros(min(last, inside[-1][0] + len(inside[-1][1])) - begin, np.int16)
+        for place, samples in inside:
+            skipped = max(0, begin - place)
+            part = samples[skipped : last - place]
+            whole[place + skipped - begin :][: len(part)] = part
+        return ClipSound(to_flac(whole, self._rate), self._rate, (begin - first) / self._rate, len(whole))
+
+    def _note_damage(self) -> None:
+        self.is_damaged = True
+
+    def _resampled(self, container: Any, stream: Any) -> Iterator[tuple[int, np.ndarray]]:
+        """Blocks of samples with the place of the first one; places only rise."""
+        base, origin, end = float(stream.time_base), float(self._origin), None
+        resampler, setup, place = None, None, 0
+
+        def out(frames: list[Any]) -> Iterator[tuple[int, np.ndarray]]:
+            nonlocal place
+            for frame in frames:
+                samples = frame.to_ndarray().reshape(-1)
+                new = samples[max(0, done - place) :]
+                place += len(samples)
+                self.end = place / self._rate
+                if len(new):
+                    yield place - len(new), new
+
+        done = -(2**62)
+        for frame in decoded(container, stream, self._note_damage):
+            expected = 0.0 if end is None else end
+            time = expected if frame.pts is None else frame.pts * base - origin
+            own = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if resampler is None or own != setup or abs(time - expected) > _GAP_S:
+                if resampler is not None:
+                    yield from out(resampler.resample(None))
+                    done = max(done, place)
+                resampler = pyav().AudioResampler("s16", "mono", self._rate)
+                setup, place, expected = own, round(time * self._rate), time
+            end = expected + frame.samples / frame.sample_rate
+            frame.pts = None  # places are counted here
+            yield from out(resampler.resample(frame))
+        if resampler is not None:
+            yield from out(resampler.resample(None))
+
+
+def to_flac(samples: np.ndarray, rate: int) -> bytes:
+    """Mono samples, int16 [T], as a FLAC file."""
+    av, stored = pyav(), io.BytesIO()
+    with av.open(stored, "w", format="flac", container_options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("flac", rate=rate)
+        stream.codec_context.layout, stream.codec_context.format = "mono", "s16"
+        stream.codec_context.flags |= av.codec.context.Flags.bitexact
+        frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+        frame.sample_rate, frame.pts = rate, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return stored.getvalue()
+
+
+def from_flac(payload: bytes) -> tuple[np.ndarray, int]:
+    """Mono samples, int16 [T], and samples per second of what `to_flac` wrote.
+
+    Raises:
+        ImageError: damaged.
+    """
+    damage: list[bool] = []
+    try:
+        with read_with_ffmpeg(io.BytesIO(payload)) as container:
+            stream = container.streams.audio[0]
+            blocks = [
+                frame.to_ndarray().reshape(-1) for frame in decoded(container, stream, partial(damage.append, True))
+            ]
+            rate = int(stream.rate)
+    except (pyav().FFmpegError, ValueError, IndexError) as error:
+        raise ImageError("damaged sound") from error
+    if damage:
+        raise ImageError("damaged sound")
+    return np.concatenate(blocks or [np.zeros(0, np.int16)]), rate

@@ -1,0 +1,134 @@
+"""Videos, and images with a sound of the same name beside them, as a source of clips: a folder, or a list of videos."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from shards.clips.names import NO_CLIP, is_sound, is_video
+from shards.ground.errors import InputError
+from shards.images.names import is_image, suffix_of
+from shards.sources.found import Found, first_folder, left_out, why_beside
+from shards.sources.source import FolderSource, Level
+from shards.sources.tables import READERS, ListSource
+from shards.stores.folders import Entry, open_folder
+from shards.stores.store import is_url
+
+IMAGE_ALONE = "an image without a sound of its name beside it"
+SOUND_ALONE = "a sound without an image of its name beside it"
+OF_PAIR = "a second sound of an image"
+
+_USED = "the sound of a pair"
+_BETWEEN = "\0"
+"""In the place of a pair: no name holds it."""
+
+
+class ClipFolder(FolderSource):
+    """Videos and pairs below a folder. The place of a pair is the path of its image, and the name of its sound."""
+
+    def open(self, place: str) -> BinaryIO:
+        """A video, or the image of a pair. OSError: it cannot be read."""
+        return self._folder.open(place.partition(_BETWEEN)[0])
+
+    def open_sound(self, place: str) -> BinaryIO:
+        """The sound of a pair. OSError: it cannot be read."""
+        path, _, sound = place.partition(_BETWEEN)
+        return self._folder.open(os.path.join(os.path.dirname(path), sound))
+
+    def columns(self, place: str) -> dict[str, Any]:
+        """What is known of a file besides its place: nothing."""
+        return {}
+
+    def name(self, place: str) -> str:
+        """See `Source`."""
+        return place.partition(_BETWEEN)[0]
+
+    def identity(self, place: str) -> str:
+        """See `Source`."""
+        return self.name(place)
+
+    def _file(self, level: Level, entry: Entry) -> Found:
+        place = level.folder + entry.name
+        if reason := entry.other or why_beside(place):
+            return left_out(place, reason)
+        sounds = _sounds_of(level, entry.name) if is_image(entry.name) else []
+        if not sounds and not is_video(entry.name):
+            return left_out(place, _why_not(level, entry.name))
+        key = level.key_folder + level.files.of_file(entry.name)
+        if not sounds:
+            return Found(place, key, entry.size, folder=first_folder(place))
+        size = -1 if -1 in (entry.size, sounds[0].size) else entry.size + sounds[0].size
+        return Found(f"{place}{_BETWEEN}{sounds[0].name}", key, size, folder=first_folder(place))
+
+    def _walk(self) -> Iterator[Found]:
+        """What became the sound of a pair is not left out, and no sample either."""
+        return (found for found in super()._walk() if found.reason != _USED)
+
+
+class ClipList(ListSource):
+    """Videos that a list names."""
+
+    def open(self, place: str) -> BinaryIO:
+        """A video. OSError: it cannot be read."""
+        folder, path = self._find(json.loads(place)["path"])
+        try:
+            return folder.open(path)
+        except InputError:
+            raise
+        except ValueError as error:  # of a name that no file can have
+            raise OSError(0, "not a possible path") from error
+
+    def _why_left_out(self, path: str) -> str:
+        return "" if is_video(path) else NO_CLIP
+
+
+ClipSource = ClipFolder | ClipList
+
+
+def open_clip_source(location: str | Path, *, label_column: str = "") -> ClipSource:
+    """The videos, and the pairs of an image and a sound, at a path or URL.
+
+    Raises:
+        InputError: nothing is there, or nothing that clips can be cut from.
+    """
+    location = str(location)
+    parent, name = os.path.split(location.rstrip("/"))
+    if suffix_of(name) in READERS and (is_url(location) or os.path.isfile(location)):
+        return ClipList(open_folder(parent), name, label_column)
+    if is_url(location) or os.path.isdir(location):
+        return ClipFolder(open_folder(location))
+    what = "not a folder, nor a list" if os.path.exists(location) else "no such folder or file"
+    raise InputError(
+        f"{location}: {what}; for --clips pass a folder of videos (unpack archives first), or a list "
+        f"({', '.join(f'.{name}' for name in READERS)}) with a column `path`"
+    )
+
+
+def has_sound_beside(place: str) -> bool:
+    """Whether a place is that of a pair."""
+    return _BETWEEN in place
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _sounds_of(level: Level, image: str) -> list[Entry]:
+    """The sounds of an image's name, by name; the first one is used."""
+    return [other for other in level.files_of(_stem(image)) if is_sound(other.name)]
+
+
+def _why_not(level: Level, name: str) -> str:
+    """Why a file is no sample by itself."""
+    if is_image(name):
+        return IMAGE_ALONE
+    if not is_sound(name):
+        return NO_CLIP
+    beside = level.files_of(_stem(name))
+    if not any(is_image(other.name) for other in beside):
+        return SOUND_ALONE
+    sounds = [other.name for other in beside if is_sound(other.name)]
+    return _USED if sounds[0] == name else OF_PAIR
