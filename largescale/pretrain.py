@@ -234,6 +234,7 @@ def describe(config: Config) -> tuple[dict[str, object], list[str]]:
             f"{part['name']}, {part['samples']:,} samples, {part['share']:.1%} of a batch"
             for part in shares_of_batch(stream.corpora, order.stream_counts)
         ),
+        **({"labelled images": stream.supports.summary()} if stream.supports else {}),
         "views per image": " + ".join(f"{group.num} x {group.size} px" for group in config.data.crops),
         "backbone parameters": sum(p.numel() for p in method.backbone.parameters()),
         "head parameters": sum(p.numel() for p in method.parameters() if p.requires_grad)

@@ -142,6 +142,14 @@ class SupportBatches:
         places = rank_places(wanted.size, accumulate=train.accumulate, rank=rank, world_size=world_size)
         self._labels = torch.from_numpy(places % wanted.classes)
 
+    def summary(self) -> str:
+        """How many there are, and how many join a step."""
+        wanted, labelled = self.wanted, self.labelled
+        return (
+            f"{wanted.images} of each of {wanted.classes} classes join every step, of {len(labelled.ids):,} in "
+            f"{len(labelled.classes):,} classes"
+        )
+
     def of(self, batch: Batch, device: torch.device) -> Supports:
         """What the method sees of a loaded batch."""
         labels, ids = (values.to(device, non_blocking=True) for values in (self._labels, batch.ids))

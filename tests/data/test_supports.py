@@ -131,6 +131,7 @@ def test_a_share_is_balanced_nested_and_that_of_low_shot(shard_folder, ask):
         found.append(set(stream.supports.labelled.ids.tolist()))
         assert found[-1] == set(stratified_rows(np.arange(200), labels, share, 0).tolist())
     assert found[0] < found[1]
+    assert stream.supports.summary() == "4 of each of 10 classes join every step, of 40 in 10 classes"
     ask(share=0.2, seed=1, classes=10)
     assert set(make_stream(shard_folder).supports.labelled.ids.tolist()) != found[1]
 
