@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from largescale.config import Config
-from largescale.evaluate import exemplars
+from largescale.evaluate import exemplars, task_pictures
 from largescale.evaluate.corpora_shown import keep_corpora
 from largescale.evaluate.extract import can_be_read, drop_equal_channels, extract, pixels
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.made_from import VERSION, Stamp, difference, images_stamp, network_stamp, weights_stamp
 from largescale.evaluate.subject import Subject
-from largescale.evaluate.weights import Weights, exemplars_of, method_of
+from largescale.evaluate.weights import Weights, exemplars_of, method_of, pictures_of
 from largescale.methods import Method
+from largescale.methods.pictures import Pictures
 from largescale.processes import from_rank_0, on_rank_0, rank
 from shards.ground.errors import InputError
 
@@ -82,6 +83,8 @@ def features_of_subject(
         if not every and (shown := exemplars_of(config, weights)):
             scores = exemplars.path_of(run_dir, shown.name)
             _keep_exemplars(config, scores, networks, whole["pretrained", 0], wanted["pretrained", 0])
+        if not every and (drawn := pictures_of(config, weights)):
+            _keep_pictures(subject, drawn, networks, whole["pretrained", 1].ids, wanted["pretrained", 1])
 
     on_rank_0(write)
     if not every:
@@ -165,3 +168,11 @@ def _keep_exemplars(config: Config, path: Path, networks: Networks, train: Featu
         return  # without a look at the method: to build it takes a checkpoint
     if networks.method.has_exemplars():
         exemplars.save(path, networks.method, train, networks.device, config.run.seed, stamp)
+
+
+def _keep_pictures(subject: Subject, drawn: Pictures, networks: Networks, ids: Tensor, made_from: Stamp) -> None:
+    path, config = task_pictures.path_of(subject.run_dir), subject.config
+    stamp = task_pictures.stamp_of(config, made_from, drawn.columns)
+    known = task_pictures.load(path)
+    if known is None or json.dumps(known.made_from) != json.dumps(stamp):
+        task_pictures.save(path, networks.method, subject.shards[1], ids, config, networks.device, stamp)

@@ -15,6 +15,7 @@ from largescale.config import Config, MethodConfig
 from largescale.evaluate.extract import load_method
 from largescale.methods import Method, method_class
 from largescale.methods.method import Exemplars
+from largescale.methods.pictures import Pictures
 from largescale.models.backbones import build_backbone
 
 
@@ -74,3 +75,8 @@ def method_of(config: Config, weights: Weights, *, trained: bool = True) -> Meth
 def exemplars_of(config: Config, weights: Weights) -> Exemplars | None:
     """What the method assigns images to; None if it assigns none, or its heads are not in the file."""
     return method_class(config).exemplars if isinstance(weights, Checkpoint) else None
+
+
+def pictures_of(config: Config, weights: Weights) -> Pictures | None:
+    """What the method draws; None if it draws nothing, or its heads are not in the file."""
+    return method_class(config).pictures if isinstance(weights, Checkpoint) else None

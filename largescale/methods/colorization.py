@@ -31,17 +31,19 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
+from torch.nn.functional import interpolate
 
 from largescale.config import Config, require
 from largescale.config.schema import MethodConfig
 from largescale.config.setting import setting
 from largescale.data.task_views.colour_bins import annealed_mean, coloured, counts_of, gamut, rebalancing, soft_bins
-from largescale.data.task_views.lab import grey_of, lab_of
+from largescale.data.task_views.lab import grey_of, lab_of, srgb_of
 from largescale.data.views import Views
 from largescale.distributed.collectives import sum_over_ranks
 from largescale.methods.embedding_method import Named
 from largescale.methods.method import Output, Panel, Row, Sign, Symptom
 from largescale.methods.phase import PlainEmbeddings
+from largescale.methods.pictures import Pictures, in_range
 from largescale.methods.pretext_task import PretextTask
 from largescale.models.backbones import build_backbone, feature_map
 from largescale.models.decoders import DenseDecoder
@@ -123,13 +125,19 @@ class Colorization(PretextTask):
     title = "Colorization"
     reference = "pretext/colorization"
     Settings = Settings
+    pictures = Pictures(
+        "Colours predicted",
+        "Grey images as the network sees them, and the mean colours that it predicts, spread over cells, on their "
+        "lightness.",
+        ("grey", "predicted", "image"),
+    )
     spoilers = MappingProxyType(
         dict.fromkeys(("jitter", "grayscale", "solarise"), "colours that are changed at random cannot be told")
     )
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.config, self._mean, self._std = _settings(config), config.data.mean, config.data.std
+        self.config, self._run = _settings(config), config
         self.backbone, self.num_features = build_backbone(config.model)
         self.decoder = DenseDecoder(self.num_features, self.config.decoder, self._num_classes)
         self.register_buffer("bins", self._bins(), persistent=False)
@@ -167,7 +175,7 @@ class Colorization(PretextTask):
 
     def plain(self, images: Tensor) -> Tensor:
         """Of images that show colours, how many cells are of each bin, and a 1: [B, Q + 1]; else zeros."""
-        colours = self._colours(self._srgb(images))
+        colours = self._colours(in_range(images, self._run))
         shows = coloured(colours)[:, None]
         counts = counts_of(colours, self.bins.to(colours.dtype))
         return torch.cat([counts, torch.ones_like(counts[:, :1])], dim=1) * shows
@@ -200,12 +208,6 @@ class Colorization(PretextTask):
         same = {"prior": self.prior, "weights": self.weights}
         return {name: DTensor.from_local(value, mesh, [Replicate()], run_check=False) for name, value in same.items()}
 
-    def _srgb(self, images: Tensor) -> Tensor:
-        """Normalised images back in [0, 1], in float32 at least."""
-        x = images.to(torch.promote_types(images.dtype, torch.float32))
-        channels = [x[:, c] * std + mean for c, (mean, std) in enumerate(zip(self._mean, self._std, strict=True))]
-        return torch.stack(channels, dim=1).clamp_(0, 1)
-
     def _colours(self, images: Tensor) -> Tensor:
         """a and b of cells [B, h, w, 2] of images in [0, 1]: those of a pixel in the middle of each, since the mean of
         two colours is neither.
@@ -218,9 +220,10 @@ class Colorization(PretextTask):
     def task_views(self, views: Views, step: int) -> Views:
         """Grey views [B, 3, S, S] of the same lightness, and as a fact the colours of their cells [B, h, w, 2]."""
         [images] = views.images
-        srgb = self._srgb(images)
+        srgb = in_range(images, self._run)
         grey = grey_of(srgb)[:, 0]
-        channels = [(grey - mean) / std for mean, std in zip(self._mean, self._std, strict=True)]
+        data = self._run.data
+        channels = [(grey - mean) / std for mean, std in zip(data.mean, data.std, strict=True)]
         shown = torch.stack(channels, dim=1).to(images.dtype, memory_format=torch.channels_last)
         return views._replace(images=[shown], facts={"colours": self._colours(srgb)})
 
@@ -229,6 +232,15 @@ class Colorization(PretextTask):
         [grey] = views.images
         logits = self.decoder(feature_map(self.backbone, grey), grey.shape[-1] // self.config.cell)
         return {"logits": logits.movedim(1, -1)[None]}
+
+    def draw(self, views: Views) -> list[Tensor]:
+        """Grey images, with the colours that are predicted, and as they are."""
+        whole = in_range(views.images[0], self._run)
+        logits = self.embed(self.task_views(views, 0))["logits"][0].to(whole.dtype)
+        colours = annealed_mean(logits, self.bins.to(whole.dtype), self.config.temperature).movedim(-1, 1)
+        spread = interpolate(colours, size=list(whole.shape[-2:]), mode="bilinear")
+        predicted = srgb_of(torch.cat([lab_of(whole)[:, :1], spread], dim=1))
+        return [grey_of(whole).expand_as(whole), predicted, whole]
 
     def targets(self, views: Views) -> Named:
         """`colours` of the cells, [1, B, h, w, 2]."""

@@ -25,6 +25,7 @@ from largescale.data.task_views import masks
 from largescale.data.views import Views
 from largescale.methods.embedding_method import EmbeddingMethod, Named
 from largescale.methods.method import Output, Panel, Row, Sign, Symptom
+from largescale.methods.pictures import Pictures, in_range
 from largescale.models.backbones import build_backbone, feature_map
 from largescale.models.decoders import DenseDecoder
 
@@ -67,10 +68,15 @@ class Denoising(EmbeddingMethod):
     title = "Denoising autoencoder"
     reference = "pretext/denoising"
     Settings = Settings
+    pictures = Pictures(
+        "What was hidden, and restored",
+        "Images of which a part is hidden or noisy, and what the decoder makes of them.",
+        ("damaged", "restored", "image"),
+    )
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.config, self._seed = _settings(config), config.run.seed
+        self.config, self._run = _settings(config), config
         self.backbone, self.num_features = build_backbone(config.model)
         self.decoder = DenseDecoder(self.num_features, self.config.decoder)
         # Moments, since variances of micro-batches do not add up to that of all.
@@ -82,7 +88,7 @@ class Denoising(EmbeddingMethod):
         [whole] = views.images
         damaged = whole
         if self.config.noise > 0:
-            noise = masks.noise(views.ids, whole.shape[-1], seed=self._seed, step=step)
+            noise = masks.noise(views.ids, whole.shape[-1], seed=self._run.run.seed, step=step)
             damaged = damaged + self.config.noise * noise.to(whole.dtype)
         if self.config.masked > 0:
             damaged = damaged.masked_fill(self._hidden(views.ids, whole.shape[-1], step), 0)
@@ -92,12 +98,18 @@ class Denoising(EmbeddingMethod):
         if self.config.mask == "centre":
             return masks.centre(ids, self.config.masked, side)
         draw = masks.pixels if self.config.mask == "pixels" else masks.blocks
-        return draw(ids, self.config.masked, side, seed=self._seed, step=step)
+        return draw(ids, self.config.masked, side, seed=self._run.run.seed, step=step)
 
     def embed(self, views: Views) -> Named:
         """`images` [1, B, 3, S, S], made of damaged ones."""
         damaged = views.images[0]
         return {"images": self.decoder(feature_map(self.backbone, damaged), damaged.shape[-1])[None]}
+
+    def draw(self, views: Views) -> list[Tensor]:
+        """Damaged ones, those that the decoder makes of them, and images as they were."""
+        views = self.task_views(views, 0)
+        damaged, whole = views.images
+        return [in_range(images, self._run) for images in (damaged, self.embed(views)["images"][0], whole)]
 
     def targets(self, views: Views) -> Named:
         """`damaged` and `whole` [1, B, 3, S, S]."""

@@ -28,6 +28,7 @@ from largescale.config.setting import setting
 from largescale.data.task_views.permutations import drawn_orders, permutation_set
 from largescale.data.views import Views
 from largescale.methods.embedding_method import Named
+from largescale.methods.pictures import Pictures, in_range, laid_out
 from largescale.methods.tile_task import Proportions, TileSettings, TileTask, most_channel_shift, settings_of
 from largescale.models.heads import hidden_widths, projection_head
 
@@ -68,6 +69,12 @@ class Jigsaw(TileTask):
     title = "Jigsaw"
     reference = "pretext/jigsaw"
     Settings = Settings
+    pictures = Pictures(
+        "Tiles put back",
+        "Tiles of images in a random order, as they are before each is normalised, and put back in the order that the "
+        "network takes for the right one.",
+        ("shuffled", "put back", "image"),
+    )
     published = Proportions(tile=64, gap=0, channel_shift=2, cell=85)
 
     def __init__(self, config: Config) -> None:
@@ -96,6 +103,17 @@ class Jigsaw(TileTask):
         """Tiles in a random order, and as a fact which one it is, int64 [B]."""
         number, order = drawn_orders(views.ids, self.orders, seed=self._seed, step=step)
         return views._replace(images=[self.cut(views, order, step)], facts={"permutation": number})
+
+    def draw(self, views: Views) -> list[Tensor]:
+        """Tiles as they are shown, in the order that is told, and the images that they are of."""
+        _, order = drawn_orders(views.ids, self.orders, seed=self._seed, step=0)
+        tiles = self.tiles(views, order, 0).unflatten(0, (len(views.ids), -1))
+        told = self.embed(self.task_views(views, 0))["logits"][0].argmax(1)
+        back = tiles[torch.arange(len(tiles), device=tiles.device)[:, None], self.orders[told].argsort(1)]
+        shown, put_back = (
+            laid_out(in_range(one.flatten(0, 1), self._run).unflatten(0, one.shape[:2])) for one in (tiles, back)
+        )
+        return [shown, put_back, in_range(views.images[0], self._run)]
 
     def embed(self, views: Views) -> Named:
         """`logits` [1, B, P] of permutations."""

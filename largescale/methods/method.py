@@ -23,6 +23,7 @@ from largescale.data.views import Views
 from largescale.methods.choice import Choice
 from largescale.methods.milestone import Milestone
 from largescale.methods.phase import PlainEmbeddings
+from largescale.methods.pictures import Pictures
 from largescale.methods.symptom import Row, Symptom
 from largescale.optim.roles import MAIN, Role
 
@@ -121,6 +122,7 @@ class Method(nn.Module):
         objectives: losses of a step, in the order in which it takes them; see `forward`.
         length: of the run; set after `__init__`, by `of_run`.
         exemplars: set if `exemplar_scores` is implemented.
+        pictures: set if `draw` is implemented.
         exemplar_state: attributes, and entries of `state`, that `exemplar_scores` needs beside the weights.
     """
 
@@ -131,6 +133,7 @@ class Method(nn.Module):
     spoilers: ClassVar[Mapping[str, str]] = MappingProxyType({})
     exemplars: ClassVar[Exemplars | None] = None
     exemplar_state: ClassVar[tuple[str, ...]] = ()
+    pictures: ClassVar[Pictures | None] = None
     encoder_name: ClassVar[str] = "backbone"
     head_name: ClassVar[str] = ""
     objectives: tuple[str, ...] = (MAIN,)
@@ -277,6 +280,15 @@ class Method(nn.Module):
     def has_exemplars(self) -> bool:
         """Whether there is something to score by: what a phase finds is not there before the first one."""
         return all(bool(getattr(self, name).any()) for name in self.exemplar_state)
+
+    def draw(self, views: Views) -> list[Tensor]:
+        """What the task makes of images, where `pictures` is set: of each of its columns [B, 3, h, w] in [0, 1].
+
+        Args:
+            views: a single one [B, 3, S, S] of the size of a large view, cropped at the centre. The method is in
+                evaluation mode, and there is no graph.
+        """
+        raise NotImplementedError
 
     @classmethod
     def complaints(cls, config: Config, length: Length) -> list[str]:

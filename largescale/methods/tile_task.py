@@ -137,7 +137,8 @@ class TileTask(PretextTask):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.config, self._seed, self._std = settings_of(config), config.run.seed, config.data.std
+        self.config, self._run = settings_of(config), config
+        self._seed, self._std = config.run.seed, config.data.std
         self.backbone, self.num_features = build_backbone(config.model)
         self.tile_head = nn.Sequential(
             nn.Linear(self.num_features, self.config.embedding, bias=False),
@@ -147,16 +148,19 @@ class TileTask(PretextTask):
 
     def cut(self, views: Views, order: Tensor, step: int) -> Tensor:
         """Tiles [B * T, 3, tile, tile] of the cells of an order [B, T], without what would tell where they were."""
-        [images] = views.images
-        settings = self.config
-        if settings.aberration == PROJECTION:
-            images = without_green_magenta(images, self._std)
-        tiles = jittered_tiles(images, views.ids, order, settings.grid(), seed=self._seed, step=step)
+        settings, tiles = self.config, self.tiles(views, order, step)
         if settings.tile_normalisation:
             tiles = normalised(tiles)
         if settings.aberration == SINGLE_CHANNEL:
             tiles = single_channels(tiles, views.ids, seed=self._seed, step=step)
         return tiles.contiguous(memory_format=torch.channels_last)
+
+    def tiles(self, views: Views, order: Tensor, step: int) -> Tensor:
+        """Tiles [B * T, 3, tile, tile] of the cells of an order [B, T], as normalised as images are."""
+        [images] = views.images
+        if self.config.aberration == PROJECTION:
+            images = without_green_magenta(images, self._std)
+        return jittered_tiles(images, views.ids, order, self.config.grid(), seed=self._seed, step=step)
 
     def embedded(self, views: Views) -> Tensor:
         """Embeddings of tiles, [B, T, D]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -66,6 +67,15 @@ def exemplars(scores: torch.Tensor, ids: torch.Tensor, bank: ShardReader, seed: 
     return "".join(lines)
 
 
+def rows_of_pictures(columns: Sequence[torch.Tensor], names: Sequence[str]) -> str:
+    """A row for each image, of its picture in each column, uint8 [N, 3, h, w]."""
+    lines = []
+    for row in zip(*columns, strict=True):
+        cells = [_picture(to_pil_image(one), name, "drawn", name) for one, name in zip(row, names, strict=True)]
+        lines.append(_strip("".join(cells), "an image and what the task makes of it"))
+    return f'<div class="rows">{"".join(lines)}</div>'
+
+
 def failures(test: Part, found: Predictions) -> tuple[int, str]:
     """The test images that kNN is most sure of and wrong about; and how many it is wrong about."""
     truth = test.features.labels.numpy()[found.rows]
@@ -90,8 +100,11 @@ def _strip(cells: str, says: str) -> str:
 
 
 def _figure(reader: ShardReader, sample_id: int, caption: str, kind: str, what: str) -> str:
-    alt = f"{what} {caption}".strip()
-    source = data_url(picture(reader, sample_id))
+    return _picture(picture(reader, sample_id), caption, kind, f"{what} {caption}".strip())
+
+
+def _picture(image: Image.Image, caption: str, kind: str, alt: str) -> str:
+    source = data_url(image)
     return (
         f'<figure class="{kind}"><img src="{source}" alt="{escape(alt)}" loading="lazy">'
         f'<figcaption title="{escape(caption)}">{escape(caption)}</figcaption></figure>'

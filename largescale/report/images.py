@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from matplotlib.figure import Figure
 
-from largescale.evaluate import corpora_shown, exemplars
+from largescale.evaluate import corpora_shown, exemplars, task_pictures
 from largescale.evaluate.features import path_of
 from largescale.methods import method_class
 from largescale.report import gallery, plots
@@ -25,10 +25,11 @@ _made: dict[tuple[object, ...], FeatureMap] = {}
 
 def sections_of(run: ReportedRun) -> str:
     """All parts; one that cannot be shown says why."""
-    shown = method_class(run.config).exemplars
+    shown, drawn = method_class(run.config).exemplars, method_class(run.config).pictures
     parts: tuple[tuple[str, Callable[[ReportedRun], tuple[str, str]]], ...] = (
         ("Nearest neighbours", _neighbours),
         *(((shown.title, _exemplars),) if shown else ()),
+        *(((drawn.title, _task),) if drawn else ()),
         ("Confident mistakes", _failures),
         ("Map of the features", _map),
     )
@@ -79,6 +80,16 @@ def _exemplars(run: ReportedRun) -> tuple[str, str]:
         f"stands beside each."
     )
     return text, gallery.exemplars(kept.scores, kept.ids, bank, run.config.run.seed)
+
+
+def _task(run: ReportedRun) -> tuple[str, str]:
+    shown = method_class(run.config).pictures
+    assert shown is not None, "only called where the method draws"
+    drawn = task_pictures.load(task_pictures.path_of(run.path))
+    if drawn is None:
+        raise InputError("Needs `largescale evaluate knn RUN`.")
+    text = f"{shown.about} Random images of {described(drawn.made_from)}."
+    return text, gallery.rows_of_pictures(drawn.columns, drawn.made_from["columns"])
 
 
 def _failures(run: ReportedRun) -> tuple[str, str]:

@@ -1,0 +1,63 @@
+"""Pictures of what a task makes of images: kept by an evaluation, shown by the report.
+
+Covers: largescale/report/gallery.py
+"""
+
+from __future__ import annotations
+
+import torch
+
+from largescale.cli import main
+from largescale.config import load_config
+from largescale.evaluate import task_pictures
+from tests.helpers.commands import ROOT
+
+MINI = ROOT / "tests/methods/mini/denoising.yaml"
+COLUMNS = ["damaged", "restored", "image"]
+
+
+def test_pictures_are_of_the_weights_that_are_measured(shard_folder, held_out_shards, tmp_path):
+    run = tmp_path / "run"
+    shared = [f"run.dir={run}", "train.precision=fp32", "checkpoint.every_steps=2", "checkpoint.keep=9"]
+    places = [f"data.shards={shard_folder}", f"data.eval_shards={held_out_shards}"]
+    plain = [
+        "evaluate.size=16",
+        "evaluate.resize=20",
+        "evaluate.baselines=false",
+    ]  # pictures are of the size of views, whatever evaluation sees
+    assert main(["pretrain", str(MINI), *shared, *places, *plain, "train.steps=4"]) == 0
+    assert main(["report", str(run)]) == 0
+    assert "What was hidden, and restored" in (run / "report.html").read_text()
+    assert task_pictures.load(task_pictures.path_of(run)) is None
+
+    assert main(["evaluate", "knn", str(run)]) == 0
+    drawn = task_pictures.load(task_pictures.path_of(run))
+    assert drawn is not None and drawn.made_from["columns"] == COLUMNS and drawn.made_from["weights"]["step"] == 4
+    shapes = {tuple(column.shape) for column in drawn.columns}
+    assert shapes == {(task_pictures.IMAGES, 3, 24, 24)}
+    damaged, restored, images = (column.float() / 255 for column in drawn.columns)
+    config = load_config(MINI, [*shared, *places])
+    mean = torch.tensor(config.data.mean)[:, None, None]
+    hidden = (damaged - mean).abs().amax(1) < 1 / 255
+    assert 0.2 < hidden.float().mean() < 0.5
+    assert float((restored - images).abs().mean()) > 0.01
+
+    first = task_pictures.path_of(run).read_bytes()
+    assert main(["evaluate", "knn", str(run), "evaluate.knn_neighbours=[3]"]) == 0
+    assert task_pictures.path_of(run).read_bytes() == first
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert page.count('<figure class="drawn">') == 3 * task_pictures.IMAGES
+    assert "what the decoder makes of them. Random images of test, network of step 4." in page
+
+    (run / "checkpoints" / "step-00000004").rename(tmp_path / "away")
+    assert main(["evaluate", "knn", str(run)]) == 0
+    again = task_pictures.load(task_pictures.path_of(run))
+    assert again is not None and again.made_from["weights"]["step"] == 2
+    assert torch.equal(again.columns[2], drawn.columns[2]) and not torch.equal(again.columns[1], drawn.columns[1])
+
+
+def test_a_damaged_file_is_as_good_as_none(tmp_path):
+    path = tmp_path / "pictures.safetensors"
+    path.write_bytes(b"\x00" * 40)
+    assert task_pictures.load(path) is None
