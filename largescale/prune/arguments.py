@@ -24,7 +24,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="WHAT",
         help="a control: `weights` are drawn again under known masks (default), or `masks` are drawn",
     )
-    add("--masks", type=Path, metavar="DIR", help="pruning whose masks random weights get (default: RUN/pruning)")
+    add("--masks", type=Path, metavar="DIR", help="train under the masks of this pruning, of RUN or another run")
     add("--out", type=Path, metavar="DIR", help="folder of the rounds (default: in RUN, named after the way)")
     add(
         "--evaluate",

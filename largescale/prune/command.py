@@ -59,7 +59,8 @@ class Places:
     Attributes:
         run: folder of a complete run.
         out: folder to make; None takes one in the run's.
-        masks: folder of a pruning whose masks are taken, for random weights; None takes the run's.
+        masks: folder of a pruning, of this run or another, whose masks are taken; None finds masks, or for random
+            weights takes those of this run.
     """
 
     run: Path
@@ -109,8 +110,9 @@ def _begin(places: Places, wish: Wish, protocols: Sequence[str], overrides: list
     wish.check()
     for protocol in protocols:
         protocol_named(protocol)
-    if places.masks is not None and wish.random != WEIGHTS:
-        raise InputError(f"--masks={places.masks}: is for --random {WEIGHTS}, which draws weights under known masks")
+    if places.masks is not None and (wish.one_shot or wish.random == MASKS):
+        other = "--one-shot" if wish.one_shot else f"--random {MASKS}"
+        raise InputError(f"--masks={places.masks}: {other} finds masks of its own; leave one of them out")
     config = _configuration(places.run, overrides)
     with process_group(join_timeout_s=config.run.join_timeout_s):
         found: list[Pruning] = []
@@ -141,10 +143,9 @@ def _check(places: Places, wish: Wish, config: Config) -> Pruning:
     if wish.rewind >= trained.step:
         raise InputError(f"--rewind={wish.rewind}: expected a step before {trained.step}, the last of {run}")
     rewound = kept_step(run, wish.rewind) if wish.rewind else None
-    out = (places.out or run / wish.folder).absolute()
-    masks = None
-    if wish.random == WEIGHTS:
-        masks = (places.masks or run / Wish().folder).absolute()
+    known = places.masks or (run / Wish().folder if wish.random == WEIGHTS else None)
+    folder = "pruning-masks" if places.masks and not wish.random else wish.folder
+    out, masks = (places.out or run / folder).absolute(), known and known.absolute()
     if wish.random == MASKS and config.model.mask:
         _log.info("masks are drawn within %s", config.model.mask)
     _same_as_before(out, trained, wish, config)

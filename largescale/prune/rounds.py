@@ -138,7 +138,7 @@ class Round:
         def copy() -> None:
             if not source.is_file():
                 raise InputError(
-                    f"{source}: no such mask; first prune the run without --random {WEIGHTS}, or pass --masks DIR"
+                    f"{source}: no such mask; prune the run without --random {WEIGHTS}, or pass --masks DIR"
                 )
             self.folder.mkdir(parents=True, exist_ok=True)
             with source.open("rb") as read, atomic_write(self.mask_path) as file:

@@ -44,6 +44,7 @@ STRATEGIES = {
     "zero1": ["train.precision=fp32"],
     "zero2": ["train.precision=fp32"],
     "zero3": ["train.precision=fp32"],
+    "zero2 offloaded": ["train.precision=fp32", "parallel.cpu_offload=true"],
 }
 STEPS = 4
 PRUNED = 300
@@ -104,6 +105,7 @@ def train_all(cases: list[tuple[str, str]], folder: Path, **extent: int) -> list
 CASES = [
     *((strategy, optimizer) for strategy in ("ddp", "fsdp", "zero1", "zero3") for optimizer in ("lars", "adamw")),
     *((strategy, "sgd") for strategy in ("ddp", "zero2", "fairscale", "fsdp replicated")),
+    ("zero2 offloaded", "lars"),
     ("fairscale", "lars of sums"),
     ("ddp", "lars of sums"),
 ]

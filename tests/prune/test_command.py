@@ -205,6 +205,15 @@ def test_one_shot_and_controls(run, pruned, say):
     first = state_of(again, 2)
     assert any(not torch.equal(value, state_of(pruned / "round-01", 2)[name]) for name, value in first.items())
 
+    code, said = say(run, *HALF, "--rounds", 1, "--masks", pruned, "--rewind", 4)
+    assert code == 0, said
+    other = run / "pruning-masks" / "round-01"
+    assert (other / "mask.safetensors").read_bytes() == (pruned / "round-01" / "mask.safetensors").read_bytes()
+    for name, mask in masks_of(other).items():
+        assert torch.equal(
+            state_of(other, 4)[f"model.backbone.{name}"], state_of(run, 4)[f"model.backbone.{name}"] * mask
+        )
+
     code, said = say(run, *HALF, "--rounds", 1, "--random", "masks")
     assert code == 0, said
     drawn = masks_of(run / "pruning-random-masks" / "round-01")
@@ -246,6 +255,8 @@ def test_mistakes_are_one_line(run, pruned, tmp_path, say):
     shutil.copytree(run, unfinished, ignore=shutil.ignore_patterns("pruning*"))
     (unfinished / "status.json").write_text(json.dumps({"state": "stopped", "step": 2, "steps": 6}))
     (tmp_path / "full").mkdir()
+    (tmp_path / "misfit" / "round-01").mkdir(parents=True)
+    safetensors.torch.save_file({"fc.weight": torch.ones(1) > 0}, tmp_path / "misfit" / "round-01" / "mask.safetensors")
     (tmp_path / "full" / "file").touch()
     for words, says in (
         ([tmp_path / "absent"], "no run here (config.yaml is missing)"),
@@ -259,7 +270,9 @@ def test_mistakes_are_one_line(run, pruned, tmp_path, say):
         ([run, "--random", "--one-shot"], "--one-shot: --random weights prunes no trained weights"),
         ([run, "--random", "--rewind", "2"], "--rewind: --random weights begins with weights drawn again"),
         ([run, "--random", "--masks", tmp_path, "--out", tmp_path / "r"], "round-01/mask.safetensors: no such mask"),
-        ([run, "--masks", tmp_path], "is for --random weights"),
+        ([run, "--masks", tmp_path / "misfit", "--out", tmp_path / "m"], "fc.weight: no parameter of this backbone"),
+        ([run, "--masks", tmp_path, "--one-shot"], "--one-shot finds masks of its own; leave one of them out"),
+        ([run, "--masks", tmp_path, "--random", "masks"], "--random masks finds masks of its own"),
         ([run, "--rewind", "2"], "was made with --rate 0.5, and is now to go on with 0.2"),
         ([run, *HALF, "--rewind", "2", "optim.lr=9"], "was made with optim.lr=0.5, and is now to go on with 9"),
         ([run, "--out", tmp_path / "full"], "holds something else than a pruning"),
