@@ -148,15 +148,16 @@ def _check(places: Places, wish: Wish, config: Config) -> Pruning:
     out, masks = (places.out or run / folder).absolute(), known and known.absolute()
     if wish.random == MASKS and config.model.mask:
         _log.info("masks are drawn within %s", config.model.mask)
-    _same_as_before(out, trained, wish, config)
+    _same_as_before(out, trained, wish, masks, config)
     return Pruning(run, out, masks, trained, rewound, wish, config)
 
 
-def _same_as_before(out: Path, trained: Checkpoint, wish: Wish, config: Config) -> None:
+def _same_as_before(out: Path, trained: Checkpoint, wish: Wish, masks: Path | None, config: Config) -> None:
     """Record what is pruned and how, or compare it with what a former start recorded."""
     free = free_keys(config) | set(_OWN_KEYS)
     settings = {key: value for key, value in flatten(config).items() if key not in free}
-    record = {"version": VERSION, "of": trained.content_hash, "wish": wish.stamp(), "settings": settings}
+    how = wish.stamp() | {"masks": str(masks or "")}
+    record = {"version": VERSION, "of": trained.content_hash, "wish": how, "settings": settings}
     path = out / RECORD
     if path.exists():
         before = _read(path)
@@ -187,7 +188,8 @@ def _change(before: dict[str, Any], now: dict[str, Any]) -> str:
         return "another last checkpoint of the run"
     for name, value in now["wish"].items():
         if before["wish"].get(name) != value:
-            return f"--{name.replace('_', '-')} {before['wish'].get(name)}, and is now to go on with {value}"
+            was = before["wish"].get(name)
+            return f"--{name.replace('_', '-')}={was}, and is now to go on with {value or 'none'}"
     now_settings = json.loads(json.dumps(now["settings"]))
     for key in sorted(now_settings.keys() & before["settings"].keys()):
         if before["settings"][key] != now_settings[key]:
