@@ -5,25 +5,29 @@ The naive loop::
     for i in images:
         for view in views of i:                                  # teacher and student see the same view
             p = softmax(teacher(view) / T)                       # frozen, in evaluation mode
-            loss -= T**2 * sum(p * log softmax(head(backbone(view)) / T)) / B / V
+            loss -= (1 - w) * T**2 * sum(p * log softmax(head(backbone(view)) / T)) / B / V
+    for i in labelled images, if w > 0:
+        loss -= w * log softmax(head(backbone(view of i)))[label of i] / S
 
 The teacher is a classifier that few labels made, say `largescale finetune`; the student may be smaller, or equal
 (self-distillation). `largescale distill TEACHER CONFIG` puts the teacher's file, its SHA-256 and the names of its
 classes into the configuration, which is kept with every checkpoint: a run goes on with no other teacher.
 
-Equation 3 of the paper, which adds a term of those images that have labels, is left out: this is its equation 2.
+With w = 0 this is the paper's equation 2, on images without labels alone; with w > 0 its equation 3. Labelled images
+then join every step (`method.support`), all classes in each; they may be those that the teacher was made with.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from largescale.config import Config
+from largescale.config import Config, SupportConfig, corpus_settings
 from largescale.config.schema import MethodConfig
 from largescale.config.setting import setting
 from largescale.data.length import Length
@@ -34,6 +38,7 @@ from largescale.methods.method import Output, Panel, Row, Sign, Symptom
 from largescale.models.backbones import build_backbone
 from largescale.models.heads import hidden_widths, mlp
 from largescale.models.image_classifier import ImageClassifier, checksum, read_classifier
+from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
 
 _COMMAND = "use `largescale distill TEACHER CONFIG`, which sets it"
@@ -55,10 +60,29 @@ class Settings(MethodConfig):
         1.0, "Temperature of both; smaller is sharper, towards the teacher's first choice.", above=0, at_most=1e3
     )
     hidden: list[int] = hidden_widths((), of="the student's head, with BatchNorm and ReLU, below its classifier")
+    label_weight: float = setting(
+        0.0,
+        "Weight of the loss on labelled images, beside which the teacher's has the rest; 0 uses no labels.",
+        at_least=0,
+        at_most=1,
+    )
+    support: SupportConfig = field(default_factory=SupportConfig)
+
+    def check(self, config: Config) -> None:
+        """Every step has labelled images of every class, if it has any."""
+        if self.label_weight > 0 and self.classes and self.support.classes != len(self.classes):
+            raise InputError(
+                f"method.support.classes={self.support.classes}: expected {len(self.classes)}, all of method.classes"
+            )
+
+    def supports(self) -> SupportConfig | None:
+        """Labelled images, if they have a weight."""
+        return self.support if self.label_weight > 0 else None
 
 
 class Distillation(EmbeddingMethod):
-    """Backbone, head, and the loss between its answers and the teacher's. Evidence: `logits` and `wanted` [V, B, K].
+    """Backbone, head, and the loss between its answers and the teacher's. Evidence: `logits` and `wanted` [V, B, K];
+    with labels also `support_logits` [N, S, K] and `labels` [1, S].
 
     The teacher is whole on every rank, in no checkpoint, and there only where the student is trained.
     """
@@ -79,6 +103,8 @@ class Distillation(EmbeddingMethod):
         widths = [self.num_features, *self._settings.hidden, len(self.class_names)]
         self.head = mlp(widths, bias=False, last_bias=True)
         self.signs = {"same_choice": Sign(), "teacher_entropy": Sign(), "divergence": Sign()}
+        if self._settings.label_weight > 0:
+            self.signs["label_accuracy"] = Sign()
 
     @classmethod
     def misfit(cls, config: Config, length: Length) -> str:
@@ -89,6 +115,7 @@ class Distillation(EmbeddingMethod):
                 return ""  # a recipe by itself; `begin` refuses to train it
             found = read_classifier(ours.teacher)
             _require(ours, found.classes)
+            _require_labels(ours, config)
         except InputError as error:
             return str(error)
         return ""
@@ -107,15 +134,27 @@ class Distillation(EmbeddingMethod):
         return self.head(self.encode(images))
 
     def embed(self, views: Views) -> Named:
-        """`logits` of all views, [V, B, K]."""
-        logits = torch.cat([self.head(self.backbone(group)) for group in views.images])
-        return {"logits": logits.unflatten(0, (-1, len(views.ids)))}
+        """`logits` of all views, [V, B, K]; `support_logits` of labelled images, [N, S, K], which go through the
+        network with the first crop group.
+        """
+        first, *others = views.images
+        labelled = views.supports
+        num_views = len(first)
+        if labelled is not None:
+            first = torch.cat([first, labelled.images])
+        found = self.head(self.backbone(first))
+        logits = torch.cat([found[:num_views], *(self.head(self.backbone(group)) for group in others)])
+        own = {"logits": logits.unflatten(0, (-1, len(views.ids)))}
+        if labelled is None:
+            return own
+        return own | {"support_logits": found[num_views:].unflatten(0, (-1, len(labelled.ids)))}
 
     def targets(self, views: Views) -> Named:
-        """`wanted`: what the teacher says of all views, [V, B, K]."""
+        """`wanted`: what the teacher says of all views, [V, B, K]; `labels` of the labelled images, int64 [1, S]."""
         [teacher] = self.held
         logits = torch.cat([teacher(group) for group in views.images])
-        return {"wanted": logits.unflatten(0, (-1, len(views.ids)))}
+        labels = {} if views.supports is None else {"labels": views.supports.labels[None]}
+        return {"wanted": logits.unflatten(0, (-1, len(views.ids))), **labels}
 
     def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:
         """The loss of the docstring. Collectives: none."""
@@ -123,7 +162,12 @@ class Distillation(EmbeddingMethod):
         found = soft_targets(logits, wanted, self._settings.temperature)
         agree = (logits.detach().argmax(1) == wanted.argmax(1)).to(found.entropy.dtype).mean()
         signs = {"same_choice": agree, "teacher_entropy": found.entropy, "divergence": found.divergence}
-        return Output(found.loss, signs, {name: value.detach() for name, value in inputs.items()})
+        loss = found.loss
+        if "labels" in inputs:
+            labelled, accuracy = _of_labels(inputs["support_logits"], inputs["labels"])
+            weight = self._settings.label_weight
+            loss, signs["label_accuracy"] = (1 - weight) * loss + weight * labelled, accuracy
+        return Output(loss, signs, {name: value.detach() for name, value in inputs.items()})
 
     def measures(self, loss: float, signs: dict[str, Tensor], num_images: int) -> dict[str, float]:
         """Also the divergence over that of uniform answers, and the teacher's entropy over ln K."""
@@ -179,6 +223,14 @@ class Distillation(EmbeddingMethod):
         ]
 
 
+def _of_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy of logits [N, S, K] with labels [1, S], and the share of them that is right."""
+    labels = labels.expand(len(logits), -1).flatten()
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+        return cross_entropy(logits, labels), (logits.detach().argmax(1) == labels).to(logits.dtype).mean()
+
+
 class _Teacher(nn.Module):
     """A frozen classifier that sees images normalised as the student's are.
 
@@ -230,3 +282,14 @@ def _require(ours: Settings, classes: list[str]) -> None:
         )
     if classes != ours.classes:
         raise InputError(f"method.classes: not those of {name}, which are {len(classes)}; {_COMMAND}")
+
+
+def _require_labels(ours: Settings, config: Config) -> None:
+    """Refuse labelled images of other classes: a label is a number in the list of its folder.
+
+    Raises:
+        InputError: they are of others.
+    """
+    folder = ours.support.shards or str(corpus_settings(config.data)[0][0])
+    if ours.label_weight > 0 and Path(folder).is_dir() and list(read_manifest(folder).classes) != ours.classes:
+        raise InputError(f"method.label_weight={ours.label_weight:g}: the classes of {folder} are not method.classes")

@@ -76,8 +76,10 @@ def test_it_is_a_teacher_and_a_file_of_weights(run, written, shard_folder, held_
     alike = [f"model.{key}={value}" for key, value in vars(read_classifier(written).model).items() if key in KEYS]
     small = ["train.steps=1", "train.global_batch=8", "method.hidden=[16]", "evaluate.resize=16", "evaluate.size=16"]
     recipe = str(ROOT / "configs/small/distillation.yaml")
-    assert main(["distill", str(written), recipe, *shards, *alike, *small]) == 0
-    assert main(["evaluate", "knn", str(written), f"evaluate.train_shards={shard_folder}", eval_shards]) == 0
+    labels = ["method.label_weight=0.5", "method.support={classes: 10, images: 1, share: 0.2}"]
+    assert main(["distill", str(written), recipe, *shards, *alike, *small, *labels]) == 0
+    labelled = [f"evaluate.train_shards={shard_folder}", eval_shards]
+    assert main(["evaluate", "knn", str(written), *labelled, "data.workers=0"]) == 0
     capsys.readouterr()
     assert main(["evaluate", "own-classifier", str(student)]) == 0
     assert "top-1, its own classifier" in capsys.readouterr().out

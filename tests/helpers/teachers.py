@@ -13,7 +13,7 @@ from largescale.config import ModelConfig
 from largescale.models.backbones import build_backbone
 from largescale.models.image_classifier import ImageClassifier, built, write_classifier
 
-CLASSES = ["boot", "coat", "dress", "shirt", "bag"]
+CLASSES = ["boot", "coat", "dress", "shirt"]
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 

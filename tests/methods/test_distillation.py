@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from largescale.config import Config, load_config
 from largescale.data.length import Length
-from largescale.data.views import Views
+from largescale.data.views import Supports, Views
 from largescale.methods import build_method, require_fit
 from largescale.methods.distillation import Distillation
 from largescale.methods.losses.soft_targets import soft_targets
@@ -34,7 +34,7 @@ NORMALISED_ALIKE = ["data.mean=[0.5,0.5,0.5]", "data.std=[0.25,0.25,0.25]"]
 
 
 def config_of(*overrides: str, path: Path | None = None) -> Config:
-    sizes = [f"train.global_batch={BATCH}", "data.streams=1"]
+    sizes = [f"train.global_batch={BATCH}", "data.streams=1", "method.label_weight=0"]
     return load_config(MINI, [*sizes, *taught_by(path or teacher()), *overrides])
 
 
@@ -76,6 +76,33 @@ def test_loss_and_gradients_equal_the_naive_loop(temperature, normalisation):
     trained = list(method.parameters())
     gradients = torch.autograd.grad(expected, trained)
     torch.testing.assert_close(torch.autograd.grad(found.loss, trained), gradients, rtol=1e-8, atol=1e-11)
+
+
+def test_labelled_images_have_their_part_in_loss_and_gradients():
+    """Equation 3: both sums, weighted, with BatchNorm over all that goes through the network at once."""
+    generator = torch.Generator().manual_seed(7)
+    images = torch.randn(2 * 8, 3, 24, 24, generator=generator, dtype=torch.float64)
+    labelled = Supports(images, torch.arange(8) % 4, torch.arange(8))
+    method = build("method.label_weight=0.3", "method.support={classes: 4, images: 2, views: 2}").eval()
+    found = method(views()._replace(supports=labelled), 0)
+    expected = 0.7 * naive_loss(method, views(), 2.0)
+    for number, image in enumerate(images):
+        s = method.head(method.backbone(image[None]))[0]
+        expected = expected - 0.3 * (s[number % 8 % 4] - s.exp().sum().log()) / len(images)
+    torch.testing.assert_close(found.loss, expected, rtol=1e-10, atol=1e-12)
+    trained = list(method.parameters())
+    gradients = torch.autograd.grad(expected, trained)
+    torch.testing.assert_close(torch.autograd.grad(found.loss, trained), gradients, rtol=1e-8, atol=1e-11)
+    right = [int(method.classify(image[None]).argmax()) == n % 4 for n, image in enumerate(images)]
+    assert float(found.signs["label_accuracy"]) == sum(right) / len(images)
+
+
+def test_labels_must_be_of_the_teachers_classes(shard_folder):
+    with pytest.raises(InputError, match=r"method.support.classes=3: expected 4, all of method.classes"):
+        config_of("method.label_weight=0.5", "method.support.classes=3")
+    config = config_of("method.label_weight=0.5", "method.support.classes=4", f"data.shards={shard_folder}")
+    with pytest.raises(InputError, match=r"method.label_weight=0.5: the classes of .* are not method.classes"):
+        require_fit(config, LENGTH)
 
 
 def test_a_student_that_is_the_teacher_has_the_entropy_as_its_loss_and_no_gradient():
@@ -148,8 +175,8 @@ def test_another_teacher_is_refused(other_teacher):
     moved.method.teacher_sha256 = config.method.teacher_sha256
     with pytest.raises(InputError, match=r"another file than the one that method.teacher_sha256 names"):
         require_fit(moved, LENGTH)
-    with pytest.raises(InputError, match=r"method.classes: not those of teacher.safetensors, which are 5"):
-        require_fit(config_of("method.classes=[a, b, c]"), LENGTH)
+    with pytest.raises(InputError, match=r"method.classes: not those of teacher.safetensors, which are 4"):
+        require_fit(config_of("method.classes=[a, b, c, d]"), LENGTH)
     with pytest.raises(
         InputError, match=r"method.teacher_sha256 is not set; that of teacher.safetensors is [0-9a-f]{64}"
     ):
@@ -174,7 +201,7 @@ def test_what_a_student_is_evaluated_by_needs_no_teacher():
 
 @pytest.mark.parametrize("name", ["T-shirt/top", "it's", 'a "b"', "a, b", "007", "no", "k: v", "[x]", "#1", " x"])
 def test_names_of_classes_go_through_the_configuration_as_they_are(tmp_path, name):
-    overrides = [f"method.classes={json.dumps(['x', name])}"]
+    overrides = [f"method.classes={json.dumps(['x', name])}", "method.label_weight=0"]
     assert load_config(MINI, overrides).method.classes == ["x", name]
 
 

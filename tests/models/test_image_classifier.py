@@ -40,7 +40,7 @@ def test_what_is_written_computes_the_same_when_it_is_read(tmp_path):
     own = ImageClassifier(build_backbone(found.model)[0], built(found.head_layers)).eval()
     own.load_state_dict(tensors, strict=True)
     images = torch.randn(3, 3, 24, 24)
-    assert torch.equal(network(images), own(images)) and network(images).shape == (3, 5)
+    assert torch.equal(network(images), own(images)) and network(images).shape == (3, 4)
     assert found.load(dtype=torch.float64)(images.double()).dtype == torch.float64
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
@@ -97,9 +97,9 @@ def changed(tmp_path: Path, **about: object) -> Path:
         ({"classes": "[a"}, "its metadata are damaged"),
         ({"classes": ["a"]}, "do not describe a classifier"),
         ({"classes": ["a", "b"]}, "does not end in the 2 classes"),
-        ({"head_layers": []}, "does not end in the 5 classes"),
+        ({"head_layers": []}, "does not end in the 4 classes"),
         ({"head_layers": ["exec 1 2"]}, "do not describe a classifier"),
-        ({"head_layers": [f"linear {'9' * 9} 5"]}, "do not describe a classifier"),
+        ({"head_layers": [f"linear {'9' * 9} 4"]}, "do not describe a classifier"),
         ({"mean": [0.5, 0.5]}, "do not describe a classifier"),
         ({"config": {"model.backbone": "nothing"}}, "do not describe a classifier"),
         ({"config": [1]}, "do not describe a classifier"),
@@ -111,7 +111,7 @@ def test_damaged_descriptions_are_refused(tmp_path, about, expected):
 
 
 def test_tensors_must_be_those_described(tmp_path):
-    found = read_classifier(changed(tmp_path, head_layers=["linear 12 5 bias"]))
+    found = read_classifier(changed(tmp_path, head_layers=["linear 12 4 bias"]))
     with pytest.raises(InputError, match=r"not what it describes: \d+ tensors differ, such as head\.0\.bias"):
         found.load()
 
