@@ -225,36 +225,61 @@ def test_a_run_counts_colours_once_and_goes_on_with_other_ranks(tmp_path):
     assert losses(run) == pytest.approx(before, rel=1e-8)
 
 
-def shapes(batch: int, step: int) -> torch.Tensor:
-    """A disc is red and a square blue, on grey, somewhere and of some lightness."""
+def shapes(batch: int, step: int, *, colour_of_shape: bool = True) -> torch.Tensor:
+    """A disc is red and a square blue, or either is one of both; on grey, somewhere and of some lightness."""
     generator = torch.Generator().manual_seed(step)
     x, y = 7 + 10 * torch.rand(2, batch, 1, 1, generator=generator)
     lightness = 45 + 20 * torch.rand(batch, 1, 1, generator=generator)
     place, disc = torch.arange(SIDE) + 0.5, torch.arange(batch)[:, None, None] % 2 == 0
     across, down = (place - x).abs(), (place[:, None] - y).abs()
     inside = torch.where(disc, across**2 + down**2 < 36, torch.maximum(across, down) < 5.3)
-    a, b = (torch.where(disc, red, blue) * inside for red, blue in ((60.0, 10.0), (40.0, -50.0)))
+    is_red = disc if colour_of_shape else torch.rand(batch, 1, 1, generator=generator) < 0.5
+    a, b = (torch.where(is_red, red, blue) * inside for red, blue in ((60.0, 10.0), (40.0, -50.0)))
     return srgb_of(torch.stack([torch.where(inside, lightness, 80.0), a, b], dim=1))
 
 
-def test_it_learns_that_shape_decides_colour():
-    """From chance to nearly all cells, each colour weighed alike."""
-    method = build("train.precision=fp32", "method.decoder=[32, 32]", "model.width=16").float()
-    counts = method.plain(normalised(shapes(200, 10**6)))
-    shares = counts.sum(0)[:-1] / counts.sum(0)[:-1].sum()
-    method.prior.copy_(shares)
-    method.weights.copy_(rebalancing(shares, method.bins, 5.0, 0.5))
+def learnt(method: Colorization, steps: int, *, colour_of_shape: bool = True) -> list[dict[str, float]]:
+    """What is logged of each step of a training."""
+
+    def images(batch: int, step: int) -> torch.Tensor:
+        return normalised(shapes(batch, step, colour_of_shape=colour_of_shape)).float()
+
+    counts = method.plain(images(200, 10**6)).sum(0)[:-1]
+    method.prior.copy_(counts / counts.sum())
+    method.weights.copy_(rebalancing(method.prior, method.bins, 5.0, 0.5))
     optimizer = torch.optim.Adam(method.parameters(), lr=0.005)
     rows = []
-    for step in range(70):
-        output = method(Views([normalised(shapes(32, step)).float()], torch.arange(32)), step)
+    for step in range(steps):
+        output = method(Views([images(32, step)], torch.arange(32)), step)
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
         rows.append(method.measures(float(output.loss.detach()), output.signs, 32))
+    return rows
+
+
+def mean_of_last(rows: list[dict[str, float]], name: str) -> float:
+    return sum(row[name] for row in rows[-10:]) / 10
+
+
+SMALL = ["train.precision=fp32", "method.decoder=[32, 32]", "model.width=16"]
+
+
+def test_it_learns_that_shape_decides_colour():
+    """From chance to nearly all cells, each colour weighed alike."""
+    rows = learnt(build(*SMALL).float(), 70)
     assert rows[0]["loss_over_ln_k"] > 0.9 and rows[0]["task_accuracy"] < rows[0]["task_chance"] < 0.4
-    last = {name: sum(row[name] for row in rows[-10:]) / 10 for name in rows[0]}
-    assert last["task_accuracy"] > 0.98 and last["colour_error"] < last["grey_error"] / 3
+    assert mean_of_last(rows, "task_accuracy") > 0.98
+    assert mean_of_last(rows, "colour_error") < mean_of_last(rows, "grey_error") / 3
+
+
+def test_colours_that_shapes_do_not_decide_are_told_only_by_what_is_hidden():
+    """A network that sees colours is a shortcut; one that sees lightness cannot tell the two colours apart."""
+    blind, seeing = build(*SMALL).float(), build(*SMALL).float()
+    grey = seeing.task_views
+    seeing.task_views = lambda views, step: grey(views, step)._replace(images=views.images)
+    found = [mean_of_last(learnt(one, 50, colour_of_shape=False), "task_accuracy") for one in (blind, seeing)]
+    assert found[0] < 0.8 and found[1] > 0.95
 
 
 @pytest.mark.parametrize(
