@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any, BinaryIO
 
 from shards.ground.errors import InputError
@@ -16,6 +19,9 @@ _READ_AT_ONCE = 2**18
 def pyav() -> Any:
     """The module `av`.
 
+    A process that is forked later must not inherit what waits to be collected: FFmpeg would free it there, and wait for
+    threads that no fork takes along. So garbage is collected before a fork, from the first use on.
+
     Raises:
         InputError: it is not installed.
     """
@@ -23,8 +29,14 @@ def pyav() -> Any:
         import av
     except ImportError as error:
         raise InputError("clips need PyAV: pip install 'largescale[clips]'") from error
+    _collect_before_forks()
     av.logging.set_level(None)  # what is wrong with a file is listed; FFmpeg's lines name no file
     return av
+
+
+@cache
+def _collect_before_forks() -> None:
+    os.register_at_fork(before=gc.collect)
 
 
 def read_with_ffmpeg(file: BinaryIO) -> AbstractContextManager[Any]:

@@ -15,6 +15,7 @@ from shards.clips.library import pyav
 from shards.images.reading import ImageError
 
 NO_PICTURES = "no moving pictures in it"
+UNKNOWN_CODEC = "a video of a codec that is not known"
 DAMAGED_PARTS = "a video with damaged parts, which are left out"
 CUT = "a video that ends before its header says"
 
@@ -45,13 +46,20 @@ def video_stream(container: Any) -> Any:
     """The stream of moving pictures; the cover of a song is none.
 
     Raises:
-        ImageError: there is none.
+        ImageError: there is none, or none that can be decoded.
     """
     attached = pyav().stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & attached]
     if not streams:
         raise ImageError(NO_PICTURES)
+    if streams[0].codec_context is None:
+        raise ImageError(UNKNOWN_CODEC)
     return streams[0]
+
+
+def sound_stream(container: Any) -> Any:
+    """The first stream of sound that can be decoded; None if there is none."""
+    return next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
 
 
 def decoded(container: Any, stream: Any, damaged: Callable[[], None]) -> Iterator[Any]:
@@ -94,7 +102,7 @@ class Pictures:
         self._stream = video_stream(container)
         self._scale = pyav().video.reformatter
         self._reformatter = self._scale.VideoReformatter()
-        self.has_sound = bool(container.streams.audio)
+        self.has_sound = sound_stream(container) is not None
         self._size = (0, 0, 0, 0)
         self._quality = self._scale.Interpolation.AREA | self._scale.Interpolation.ACCURATE_RND
         self._quality |= self._scale.Interpolation.BITEXACT

@@ -12,7 +12,7 @@ import numpy as np
 
 from shards.clips.clip import ClipSound
 from shards.clips.library import pyav, read_with_ffmpeg
-from shards.clips.pictures import decoded
+from shards.clips.pictures import decoded, sound_stream
 from shards.images.reading import ImageError
 
 DAMAGED_SOUND = "damaged sound, of which parts are left out"
@@ -37,7 +37,7 @@ class Sound:
     def __init__(self, container: Any, rate: int, origin: Fraction) -> None:
         self._rate, self._origin = rate, origin
         self.is_damaged, self.end = False, 0.0
-        stream = next(iter(container.streams.audio), None)
+        stream = sound_stream(container)
         self._blocks = iter(()) if stream is None else self._resampled(container, stream)
         self._held: list[tuple[int, np.ndarray]] = []
 

@@ -12,12 +12,11 @@ import xxhash
 from shards.cleaning.rules import Cleaning
 from shards.clips.clip import Clip, ClipSettings
 from shards.clips.cutting import clip_of_pair, clips_of_video
-from shards.clips.library import pyav
 from shards.conversion.conversion_plan import Row, printable
 from shards.format.clip_writer import ClipWriter
 from shards.ground.errors import InputError
 from shards.images.reading import ImageError
-from shards.sources.clip_source import ClipFolder, ClipSource, has_sound_beside
+from shards.sources.clip_source import ClipSource
 
 UNREADABLE = "a video that cannot be decoded"
 _HASHED_AT_ONCE = 2**22
@@ -45,13 +44,13 @@ def add_clips(
         try:
             for clip in _clips_of(source, row, settings, cleaning, note):
                 writer.add_clip(f"{row.key}/{clip.number:05d}", clip, facts, row.label)
-        except InputError:
+        except (InputError, MemoryError):
             raise
         except ImageError as error:
             note(str(error))
         except OSError as error:
             note(f"cannot be read: {error.strerror or error}")
-        except (pyav().FFmpegError, ValueError):  # of a stream that FFmpeg reads and cannot show
+        except Exception:  # what else a file's bytes can make a library raise
             note(UNREADABLE)
     return skipped
 
@@ -59,7 +58,7 @@ def add_clips(
 def _clips_of(
     source: ClipSource, row: Row, settings: ClipSettings, cleaning: Cleaning, note: Callable[[str], None]
 ) -> Iterator[Clip]:
-    if isinstance(source, ClipFolder) and has_sound_beside(row.place):
+    if source.is_pair(row.place):
         with source.open(row.place) as file:
             image = file.read()
         yield clip_of_pair(
@@ -83,7 +82,7 @@ def file_hashes(source: ClipSource, place: str) -> tuple[int, int, int] | None:
     try:
         with source.open(place) as file:
             _add(digest, file)
-        if isinstance(source, ClipFolder) and has_sound_beside(place):
+        if source.is_pair(place):
             with source.open_sound(place) as file:
                 _add(digest, file)
     except OSError:

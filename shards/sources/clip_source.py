@@ -1,4 +1,4 @@
-"""Videos, and images with a sound of the same name beside them, as a source of clips: a folder, or a list of videos."""
+"""Videos, and images with a sound of the same name beside them, as a source of clips: a folder, or a list."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ IMAGE_ALONE = "an image without a sound of its name beside it"
 SOUND_ALONE = "a sound without an image of its name beside it"
 OF_PAIR = "a second sound of an image"
 
+_SOUND = "sound"
+"""The column of a list that names the sound of an image."""
+
 _USED = "the sound of a pair"
 _BETWEEN = "\0"
 """In the place of a pair: no name holds it."""
@@ -28,6 +31,10 @@ _BETWEEN = "\0"
 
 class ClipFolder(FolderSource):
     """Videos and pairs below a folder. The place of a pair is the path of its image, and the name of its sound."""
+
+    def is_pair(self, place: str) -> bool:
+        """Whether it is an image with a sound."""
+        return _BETWEEN in place
 
     def open(self, place: str) -> BinaryIO:
         """A video, or the image of a pair. OSError: it cannot be read."""
@@ -69,20 +76,40 @@ class ClipFolder(FolderSource):
 
 
 class ClipList(ListSource):
-    """Videos that a list names."""
+    """Videos that a list names, and images with the sound that a column `sound` names."""
+
+    def is_pair(self, place: str) -> bool:
+        """Whether it is an image with a sound."""
+        return bool(json.loads(place).get(_SOUND))
 
     def open(self, place: str) -> BinaryIO:
-        """A video. OSError: it cannot be read."""
-        folder, path = self._find(json.loads(place)["path"])
+        """A video, or the image of a pair. OSError: it cannot be read."""
+        return self._open(json.loads(place)["path"])
+
+    def open_sound(self, place: str) -> BinaryIO:
+        """The sound of a pair. OSError: it cannot be read."""
+        return self._open(json.loads(place)[_SOUND])
+
+    def columns(self, place: str) -> dict[str, Any]:
+        """What a row says besides."""
+        return {name: value for name, value in super().columns(place).items() if name != _SOUND}
+
+    def _open(self, path: str) -> BinaryIO:
+        folder, name = self._find(path)
         try:
-            return folder.open(path)
+            return folder.open(name)
         except InputError:
             raise
         except ValueError as error:  # of a name that no file can have
             raise OSError(0, "not a possible path") from error
 
-    def _why_left_out(self, path: str) -> str:
-        return "" if is_video(path) else NO_CLIP
+    def _why_left_out(self, row: dict[str, Any]) -> str:
+        sound = row.get(_SOUND)
+        if not isinstance(sound, str | None):
+            raise InputError(
+                f"{self.location}: column `{_SOUND}` of {row['path']} is not a path; expected text, or none"
+            )
+        return "" if is_video(row["path"]) or (sound and is_image(row["path"])) else NO_CLIP
 
 
 ClipSource = ClipFolder | ClipList
@@ -105,11 +132,6 @@ def open_clip_source(location: str | Path, *, label_column: str = "") -> ClipSou
         f"{location}: {what}; for --clips pass a folder of videos (unpack archives first), or a list "
         f"({', '.join(f'.{name}' for name in READERS)}) with a column `path`"
     )
-
-
-def has_sound_beside(place: str) -> bool:
-    """Whether a place is that of a pair."""
-    return _BETWEEN in place
 
 
 def _stem(name: str) -> str:

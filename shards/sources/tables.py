@@ -97,7 +97,7 @@ class ListSource:
 
     def _found(self, number: int, row: dict[str, Any]) -> Found:
         place, path = _json(row), row["path"]
-        if reason := self._why_left_out(path):
+        if reason := self._why_left_out(row):
             return left_out(place, reason)
         folder, name = self._find(path)
         try:
@@ -108,8 +108,8 @@ class ListSource:
         key = f"{number:010d}_{FreshKeys().of_file(path.rpartition('/')[2])}"
         return Found(place, key, size, label, "" if folder is not self._folder else first_folder(path))
 
-    def _why_left_out(self, path: str) -> str:
-        return why_no_image(path)
+    def _why_left_out(self, row: dict[str, Any]) -> str:
+        return why_no_image(row["path"])
 
     def _find(self, path: str) -> tuple[Folder, str]:
         """The folder that a path is read from, and its name there."""

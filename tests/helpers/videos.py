@@ -10,6 +10,10 @@ from typing import Any
 import av
 import numpy as np
 
+from shards.clips.library import pyav
+
+pyav()  # makes forks safe, which other tests do in this process
+
 CODECS = {
     "mp4": ("libx264", "aac"),
     "mov": ("libx264", "aac"),

@@ -5,7 +5,10 @@ Covers: shards/clips/clip.py, shards/clips/library.py, shards/clips/names.py, sh
 
 from __future__ import annotations
 
+import gc
 import io
+import os
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from shards.clips import library, pictures
 from shards.clips.clip import Clip, ClipSettings
 from shards.clips.cutting import LONG_SOUND, TOO_FEW, clip_of_pair, clips_of_video
 from shards.clips.names import is_sound, is_video
-from shards.clips.pictures import CUT, DAMAGED_PARTS, NO_PICTURES
+from shards.clips.pictures import CUT, DAMAGED_PARTS, NO_PICTURES, UNKNOWN_CODEC
 from shards.clips.sound import from_flac
 from shards.ground.errors import InputError
 from shards.images.reading import ImageError
@@ -164,6 +167,12 @@ def test_what_is_no_video_is_left_out_for_a_reason(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ImageError, match=reason):
             cut(tmp_path / name)
+    unknown = bytearray(inside.read_bytes())
+    place = unknown.index(b"avc1", unknown.index(b"stsd"))
+    unknown[place : place + 4] = b"zzzz"
+    (tmp_path / "codec.mp4").write_bytes(unknown)
+    with pytest.raises(ImageError, match=UNKNOWN_CODEC):
+        cut(tmp_path / "codec.mp4")
     with pytest.raises(ImageError, match=NO_PICTURES):
         cut(write_sound(tmp_path / "sound.mp4", tone(0.2), "aac"))
     with pytest.raises(ImageError, match="too small"):
@@ -246,6 +255,22 @@ def test_without_pyav_a_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(InputError, match=r"pip install 'largescale\[clips\]'"):
         library.pyav()
+
+
+def test_a_process_that_is_forked_afterwards_waits_for_nothing(tmp_path):
+    """What FFmpeg holds in a cycle of references would be freed in the child, and wait for threads of the parent."""
+    gc.disable()
+    try:
+        cut(write_video(tmp_path / "a.mp4", squares(30), sound=tone(1.2)))
+        child = os.fork()
+    finally:
+        gc.enable()
+    if child == 0:
+        signal.alarm(60)
+        gc.collect()
+        os._exit(7)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 7
 
 
 def test_suffixes():

@@ -204,20 +204,22 @@ def test_info_tells_frames_and_sound_and_shows_films(out, tmp_path, capsys):
     assert "sound     none" in capsys.readouterr().out
 
 
-def test_a_list_of_videos_keeps_its_columns(pile, tmp_path):
-    rows = [{"path": str(pile / "class1/1.x.mp4"), "title": "one", "kind": "b"}]
+def test_a_list_names_videos_and_pairs_and_keeps_its_other_columns(pile, tmp_path):
+    image, sounds = str(pile / "class0/dog.png"), (str(pile / "class0/dog.ogg"), str(pile / "class0/dog.wav"))
+    rows = [{"path": str(pile / "class1/1.x.mp4"), "title": "one", "kind": "b", "sound": None}]
     rows += [{"path": str(pile / "class1/gone.mp4"), "title": "two", "kind": "a"}]
-    rows += [{"path": str(pile / "class0/dog.png"), "title": "three", "kind": "a"}]
+    rows += [{"path": image, "title": "three", "kind": "a", "sound": sound} for sound in (*sounds, "gone.wav", "")]
     (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    manifest = convert(tmp_path / "list.jsonl", tmp_path / "out", options(labels="column:kind"))
-    assert manifest.num_samples == 2 and manifest.classes == ("a", "b")
-    reasons = {row["reason"] for row in read_ledger(tmp_path / "out/skipped.parquet")}
+    manifest = convert(tmp_path / "list.jsonl", tmp_path / "out", options(labels="column:kind", samples_per_shard=9))
+    assert manifest.num_samples == 4 and manifest.classes == ("a", "b")
+    reasons = [row["reason"] for row in read_ledger(tmp_path / "out/skipped.parquet")]
     no_pair = "no video, and no image with a sound of its name beside it"
-    assert reasons == {"cannot be read: No such file or directory", no_pair}
+    assert sorted(reasons) == ["cannot be read: No such file or directory"] * 2 + [no_pair]
     with tarfile.open(tmp_path / "out" / manifest.shards[0].name) as tar:
-        [name, _] = sorted(name for name in tar.getnames() if name.endswith("json"))
-        facts = json.loads(tar.extractfile(name).read())
-    assert facts["title"] == "one" and facts["source"] == rows[0]["path"]
+        names = [name for name in tar.getnames() if name.endswith("json")]
+        facts = [json.loads(tar.extractfile(name).read()) for name in names]
+    assert {one["title"] for one in facts} == {"one", "three"} and not any("path" in one for one in facts)
+    assert sorted(one["sound"]["samples"] for one in facts if one["title"] == "three") == [3200, 8000]
 
 
 def test_what_does_not_fit_is_refused_in_a_line(pile, out, tmp_path, capsys):

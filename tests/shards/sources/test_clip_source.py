@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from shards.ground.errors import InputError
-from shards.sources.clip_source import has_sound_beside, open_clip_source
+from shards.sources.clip_source import open_clip_source
 from tests.helpers.conversions import write
 
 
@@ -29,7 +29,7 @@ def test_videos_and_pairs_are_found_once_each_and_everything_else_is_accounted_f
     )
     source = open_clip_source(tmp_path)
     found = list(source.list())
-    taken = {one.key: (source.name(one.place), one.size, has_sound_beside(one.place)) for one in found if one.key}
+    taken = {one.key: (source.name(one.place), one.size, source.is_pair(one.place)) for one in found if one.key}
     assert taken == {
         "a": ("a.mp4", 5, False),
         "a~2": ("a.png", 12, True),
