@@ -46,15 +46,14 @@ border-bottom: 1px solid #e4e7eb } td.number { text-align: right; font-variant-n
 
 def write_page(facts: Facts, path: Path) -> None:
     """Write the page: counts, histograms, classes, random images, and what was skipped and why."""
-    manifest = facts.manifest
+    manifest, is_clips = facts.manifest, bool(len(facts.frames.values))
     panels = [
         _histogram("Resolution", facts.megapixels, "megapixels"),
         _histogram("Shape", facts.shape, "width / height"),
-        _histogram("Stored bytes", facts.kilobytes, "KB per image (of a clip: its middle frame)"),
+        _histogram("Stored bytes", facts.kilobytes, "KB per middle frame" if is_clips else "KB per image"),
         _bars("Formats", facts.formats),
         *_clip_panels(facts),
     ]
-    is_clips = bool(len(facts.frames.values))
     shards = "1 shard" if len(manifest.shards) == 1 else f"{len(manifest.shards):,} shards"
     what, style = ("clips", _STYLE + FILM_STYLE) if is_clips else ("images", _STYLE)
     intro = f"{manifest.num_samples:,} {what} in {shards}, {manifest.num_bytes / 1e9:,.2f} GB, from {manifest.source}"

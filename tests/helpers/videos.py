@@ -51,6 +51,7 @@ def write_video(
     options: dict[str, str] | None = None,
     matrix: str = "unspecified",
     span: str = "tv",
+    pixel_width: int = 1,
 ) -> Path:
     """Write a video.
 
@@ -65,6 +66,7 @@ def write_video(
         options: of the container.
         matrix: of colours, which the file names: bt709, or unspecified (BT.601 is used).
         span: of luma: tv or pc.
+        pixel_width: by which a pixel is wider than high, for those that read it.
     """
     codec, sound_codec = CODECS[path.suffix[1:]]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +75,7 @@ def write_video(
         stream: Any = container.add_stream(codec, rate=rate)
         stream.pix_fmt = {"gif": "rgb8"}.get(codec, "yuv420p")
         stream.codec_context.time_base = Fraction(1, 1000) if times else Fraction(1, rate)
+        stream.codec_context.sample_aspect_ratio = Fraction(pixel_width)
         if codec == "libx264":
             stream.codec_context.colorspace = {"unspecified": 2, "bt709": 1}[matrix]
             stream.codec_context.color_range = {"tv": 1, "pc": 2}[span]

@@ -132,6 +132,15 @@ def test_frames_are_shrunk_to_a_side_and_never_enlarged(tmp_path):
         assert (clip.width, clip.height) == size == seen(clip.frames[0]).shape[1::-1]
 
 
+def test_pixels_become_square_and_what_is_transparent_white(tmp_path):
+    [clip], _ = cut(write_video(tmp_path / "a.mp4", [moving_square(0)] * 3, pixel_width=2))
+    assert (clip.width, clip.height) == (128, 48) and seen(clip.frames[0])[12, 16:][:4].min() > 200
+    first, second = (Image.new("RGBA", (40, 30), (255, 0, 0, 255 * number)) for number in (0, 1))
+    first.save(tmp_path / "b.gif", save_all=True, append_images=[second], duration=500, disposal=2)
+    [clip], _ = cut(tmp_path / "b.gif")
+    assert seen(clip.frames[0]).min() > 240 and seen(clip.frames[1])[15, 20, 1] < 60
+
+
 def test_motion_is_none_where_nothing_moves_and_grows_with_speed(tmp_path):
     still, _ = cut(write_video(tmp_path / "still.mp4", [moving_square(0)] * 25))
     slow, _ = cut(write_video(tmp_path / "slow.mp4", [moving_square(i, step=1) for i in range(25)]))
