@@ -82,7 +82,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     dtype = precision.views_dtype(config)
     stream = Stream(config, rank=rank(), world_size=world_size(), device=device, dtype=dtype)
     together(stream.check_files)
-    require_fit(config, stream.length)
+    together(lambda: require_fit(config, stream.length))
     num_steps, steps_per_epoch = stream.num_steps, stream.order.steps_per_epoch
     rates = learning_rates(config, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
 

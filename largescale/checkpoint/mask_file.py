@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,15 @@ def write_mask(path: Path, masks: Mapping[str, Tensor], about: Mapping[str, str]
     header += b" " * (-len(header) % 8)
     with atomic_write(path) as file:
         file.writelines([len(header).to_bytes(8, "little"), header, memoryview(content)[end:]])
+
+
+def read_about(path: Path) -> dict[str, str]:
+    """The metadata of a file of masks, which are not read; empty if there is none."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (safetensors.SafetensorError, OSError):
+        return {}
 
 
 def hash_of(masks: Mapping[str, Tensor]) -> str:

@@ -172,6 +172,12 @@ def protocol_named(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
+def owners_of(override: str) -> list[str]:
+    """The protocols whose own setting an override replaces; none for one that all have, and for other settings."""
+    section, _, key = override.split("=", 1)[0].partition(".")
+    return [name for name, protocol in PROTOCOLS.items() if section == "evaluate" and key in protocol.own_keys()]
+
+
 def check_settings(name: str, overrides: list[str]) -> None:
     """Refuse settings of other protocols: whoever passes one expects it to change the figure.
 
@@ -181,8 +187,8 @@ def check_settings(name: str, overrides: list[str]) -> None:
     own = protocol_named(name).own_keys()
     for override in overrides:
         key = override.split("=", 1)[0].removeprefix("evaluate.")
-        owners = [other for other, protocol in PROTOCOLS.items() if key in protocol.own_keys()]
-        if override.startswith("evaluate.") and owners and key not in own:
+        owners = owners_of(override)
+        if owners and key not in own:
             ours = ", ".join(f"evaluate.{one}" for one in own) or "none"
             raise InputError(
                 f"{override}: used by `largescale evaluate {' and '.join(owners)}` alone; the settings of {name} "

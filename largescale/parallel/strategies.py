@@ -18,6 +18,7 @@ from largescale.parallel.batchnorm import batchnorm_group, synchronize_batchnorm
 from largescale.parallel.engine import Engine
 from largescale.parallel.precision import weights_dtype
 from largescale.parallel.strategy import Strategy
+from largescale.processes import together
 from shards.ground.errors import InputError
 
 STRATEGIES = {
@@ -49,7 +50,7 @@ def build_engine(method: Method, config: Config, device: torch.device) -> Engine
     method.to(None if drawn_in_pieces(config) else device, weights_dtype(config))
     engine = STRATEGIES[strategy].build(method, config, device)
     engine.follow(momentum=0.0)
-    method.begin()
+    together(method.begin)  # it may read files that one node lacks
     return engine
 
 

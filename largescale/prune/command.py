@@ -24,30 +24,33 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from largescale.checkpoint.folder import Checkpoint, find_latest
-from largescale.config import Config, flatten, free_keys, load_config
+import torch
+import torch.distributed as dist
+
+from largescale.checkpoint.folder import Checkpoint
+from largescale.config import Config, load_config
 from largescale.distributed import stopping
 from largescale.evaluate.measure import evaluate
-from largescale.evaluate.protocols import protocol_named
+from largescale.evaluate.protocols import owners_of, protocol_named
 from largescale.evaluate.results import age, read_results
+from largescale.parallel import precision
 from largescale.pretrain import pretrain
-from largescale.processes import from_rank_0, on_rank_0, process_group, rank
+from largescale.processes import from_rank_0, on_rank_0, process_group, rank, world_size
+from largescale.prune import record
+from largescale.prune.copied import check_masks
 from largescale.prune.curve import CURVE, points_of, told
 from largescale.prune.page import PAGE, write_page
+from largescale.prune.record import OWN_KEYS
 from largescale.prune.rewind import kept_step
 from largescale.prune.rounds import Pruning, Round
+from largescale.prune.same_network import require_same_backbone, require_same_settings
+from largescale.prune.trained import last_checkpoint
 from largescale.prune.wish import MASKS, WEIGHTS, Wish
 from largescale.run.status import COMPLETE, status_of
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write
 
-RECORD = "pruning.json"
-VERSION = 1
-"""To be raised when the same run and settings give other masks."""
-
-_OWN_KEYS = ("name", "run.dir", "model.mask", "checkpoint.mirror")
 _OF_EVALUATION = ("evaluate.", "data.eval_shards=")
 _log = logging.getLogger(__name__)
 
@@ -84,21 +87,41 @@ def prune(places: Places, wish: Wish, *, protocols: Sequence[str] = (), override
     Collectives: every rank must call it.
     """
     pruning = _begin(places, wish, protocols, list(overrides))
-    measured = [override for override in overrides if override.startswith(_OF_EVALUATION)]
-    _measure(pruning, pruning.run, protocols, measured)
+    _measure(pruning, pruning.run, protocols, overrides)
     for one in pruning.rounds():
         with _together(pruning):
-            stopping.leave_if_asked(f"before round {one.number}")
+            leave_together(f"round {one.number} was to begin")
             on_rank_0(lambda: _write_curve(pruning))
             todo = from_rank_0(rank() == 0 and not _is_complete(one))
             if todo:
                 one.prepare()
         if todo:
             pretrain(one.config)
-        _measure(pruning, one.folder, protocols, measured)
+        _measure(pruning, one.folder, protocols, overrides)
     with _together(pruning):
         on_rank_0(lambda: _write_curve(pruning))
-    return told(points_of(pruning.run, pruning.out))
+        return from_rank_0(told(points_of(pruning.run, pruning.out)) if rank() == 0 else "")
+
+
+def leave_together(doing: str) -> None:
+    """Leave on all ranks if a signal asked one of them to: the others would wait for it.
+
+    Args:
+        doing: what comes next, in words.
+
+    Raises:
+        StoppedInOrder: one was asked to.
+
+    Collectives: every rank must call it; one all-gather of objects.
+    """
+    asked, reasons = "", [""] * world_size()
+    try:
+        stopping.leave_if_asked(doing)
+    except stopping.StoppedInOrder as stop:
+        asked = str(stop)
+    dist.all_gather_object(reasons, asked)
+    if first := next(filter(None, reasons), ""):
+        raise stopping.StoppedInOrder(first)
 
 
 def _together(pruning: Pruning) -> AbstractContextManager[object]:
@@ -113,12 +136,23 @@ def _begin(places: Places, wish: Wish, protocols: Sequence[str], overrides: list
     if places.masks is not None and (wish.one_shot or wish.random == MASKS):
         other = "--one-shot" if wish.one_shot else f"--random {MASKS}"
         raise InputError(f"--masks={places.masks}: {other} finds masks of its own; leave one of them out")
+    _check_settings(protocols, overrides)
     config = _configuration(places.run, overrides)
-    with process_group(join_timeout_s=config.run.join_timeout_s):
+    again = f"restore it, or train the last steps again: largescale pretrain {places.run / 'config.yaml'}"
+    with process_group(join_timeout_s=config.run.join_timeout_s) as device:
+        trained = last_checkpoint(places.run, again)
         found: list[Pruning] = []
-        on_rank_0(lambda: found.append(_check(places, wish, config)))
+        on_rank_0(lambda: found.append(_check(places, wish, config, trained, device)))
         [pruning] = from_rank_0(found)
         return pruning
+
+
+def _check_settings(protocols: Sequence[str], overrides: list[str]) -> None:
+    """Refuse settings of protocols that are not asked for."""
+    for override in overrides:
+        owners = owners_of(override)
+        if owners and not set(owners) & set(protocols):
+            raise InputError(f"{override}: used by --evaluate {' and '.join(owners)} alone; pass that, or leave it out")
 
 
 def _configuration(run: Path, overrides: list[str]) -> Config:
@@ -127,87 +161,51 @@ def _configuration(run: Path, overrides: list[str]) -> Config:
         raise InputError(f"{run}: no run here (config.yaml is missing); pass the folder that pretrain wrote")
     for override in overrides:
         key = override.partition("=")[0]
-        if key in _OWN_KEYS:
+        if key in OWN_KEYS:
             raise InputError(f"{override}: each round has its own {key}; leave it out, --out says where rounds go")
     return load_config(path, overrides)
 
 
-def _check(places: Places, wish: Wish, config: Config) -> Pruning:
+def _check(places: Places, wish: Wish, config: Config, trained: Checkpoint, device: torch.device) -> Pruning:
     run = places.run
-    status = status_of(run)
-    if status.state != COMPLETE:
-        raise InputError(f"{run}: {status}; finish its training first: largescale pretrain {run / 'config.yaml'}")
-    trained = find_latest(run / "checkpoints")
-    if trained is None:
-        raise InputError(f"{run}: no whole checkpoint is left to prune; train it again")
     if wish.rewind >= trained.step:
         raise InputError(f"--rewind={wish.rewind}: expected a step before {trained.step}, the last of {run}")
-    rewound = kept_step(run, wish.rewind) if wish.rewind else None
     known = places.masks or (run / Wish().folder if wish.random == WEIGHTS else None)
     folder = "pruning-masks" if places.masks and not wish.random else wish.folder
     out, masks = (places.out or run / folder).absolute(), known and known.absolute()
+    require_same_backbone(trained, config)
+    rewound = kept_step(run, wish.rewind) if wish.rewind else None
+    now = record.record_of(trained, wish, masks, config)
+    record.compare(out, now)
+    if rewound is not None:
+        require_same_settings(rewound, precision.resolve(config, device))
+    pruning = Pruning(run, out, masks, trained, rewound, wish, config)
+    if masks is not None:
+        check_masks(pruning)
     if wish.random == MASKS and config.model.mask:
         _log.info("masks are drawn within %s", config.model.mask)
-    _same_as_before(out, trained, wish, masks, config)
-    return Pruning(run, out, masks, trained, rewound, wish, config)
-
-
-def _same_as_before(out: Path, trained: Checkpoint, wish: Wish, masks: Path | None, config: Config) -> None:
-    """Record what is pruned and how, or compare it with what a former start recorded."""
-    free = free_keys(config) | set(_OWN_KEYS)
-    settings = {key: value for key, value in flatten(config).items() if key not in free}
-    how = wish.stamp() | {"masks": str(masks or "")}
-    record = {"version": VERSION, "of": trained.content_hash, "wish": how, "settings": settings}
-    path = out / RECORD
-    if path.exists():
-        before = _read(path)
-        if change := _change(before, record):
-            raise InputError(f"{out}: was made with {change}; use another --out, or the settings of before")
-        return
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out}: holds something else than a pruning; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(json.dumps(record, indent=1).encode() + b"\n")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_bytes())
-        assert record["wish"].keys() and record["settings"].keys() and record["of"]
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise InputError(f"{path}: is damaged; remove {path.parent}, or choose another --out") from error
-    return record
-
-
-def _change(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs, in words; empty if nothing does."""
-    if before.get("version") != now["version"]:
-        return f"version {before.get('version')} of pruning, and this is {now['version']}"
-    if before["of"] != now["of"]:
-        return "another last checkpoint of the run"
-    for name, value in now["wish"].items():
-        if before["wish"].get(name) != value:
-            was = before["wish"].get(name)
-            return f"--{name.replace('_', '-')}={was}, and is now to go on with {value or 'none'}"
-    now_settings = json.loads(json.dumps(now["settings"]))
-    for key in sorted(now_settings.keys() & before["settings"].keys()):
-        if before["settings"][key] != now_settings[key]:
-            return f"{key}={before['settings'][key]}, and is now to go on with {now_settings[key]}"
-    return ""
+    record.write(out, now)
+    return pruning
 
 
 def _is_complete(one: Round) -> bool:
-    return one.mask_path.is_file() and status_of(one.folder).state == COMPLETE
+    status = status_of(one.folder)
+    return one.mask_path.is_file() and status.state == COMPLETE and status.saved == status.steps
 
 
-def _measure(pruning: Pruning, run: Path, protocols: Sequence[str], overrides: list[str]) -> None:
+def _measure(pruning: Pruning, run: Path, protocols: Sequence[str], overrides: Sequence[str]) -> None:
     """Evaluate a run by the protocols that have no result of its newest checkpoint yet."""
     for protocol in protocols:
         with _together(pruning):
             todo = from_rank_0(rank() == 0 and not _is_measured(run, protocol))
         if todo:
-            evaluate(protocol, run, overrides=overrides)
+            evaluate(protocol, run, overrides=_of_protocol(protocol, overrides))
+
+
+def _of_protocol(protocol: str, overrides: Sequence[str]) -> list[str]:
+    """Those overrides that are of its evaluation: its own, and those that all protocols have."""
+    of_evaluation = [override for override in overrides if override.startswith(_OF_EVALUATION)]
+    return [override for override in of_evaluation if protocol in (owners_of(override) or [protocol])]
 
 
 def _is_measured(run: Path, protocol: str) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from largescale.checkpoint.mask_file import read_about
 from largescale.checkpoint.state_file import read_state
 from largescale.evaluate.headline import headlines
 from largescale.observe.metrics import last_row
@@ -47,13 +49,30 @@ def points_of(run: Path, out: Path) -> list[Point]:
     points: list[Point] = []
     number = 1
     while (path := out / name_of(number) / MASK).is_file():
-        masks = read_state(path).tensors.values()
-        left, weights = sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
+        counts = _counts(path)
         if not points:
-            points.append(_point(run, 0, weights, weights))
-        points.append(_point(path.parent, number, left, weights))
+            points.append(_point(run, 0, counts.left_in_run, counts.weights))
+        points.append(_point(path.parent, number, counts.left, counts.weights))
         number += 1
     return points
+
+
+class _Counts(NamedTuple):
+    """Of weights under a mask: those left, all, and those left in the run that is pruned."""
+
+    left: int
+    weights: int
+    left_in_run: int
+
+
+def _counts(path: Path) -> _Counts:
+    """What a file says of its masks, which are then not read; counted in a file of others."""
+    about = read_about(path)
+    if all(about.get(name, "").isdecimal() for name in _Counts._fields):
+        return _Counts(*(int(about[name]) for name in _Counts._fields))
+    masks = read_state(path).tensors.values()
+    left, weights = sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
+    return _Counts(left, weights, weights)
 
 
 def _point(run: Path, number: int, left: int, weights: int) -> Point:

@@ -78,7 +78,7 @@ def smaller(
 def _drawn(weight: DTensor, seed: int, name: str) -> Tensor:
     """A number for each weight of this rank's piece: a hash of seed, name and place, of 63 bits."""
     local = weight.to_local()
-    row = weight[0].numel() if weight.dim() > 1 else 1
+    row = weight.shape[1:].numel()
     rows_per_rank = -(-weight.shape[0] // weight.device_mesh.size())
     places = torch.arange(local.numel()) + min(rank() * rows_per_rank, weight.shape[0]) * row
     hashes = hash_coordinates(seed, _MASK_PURPOSE, zlib.crc32(name.encode()), places.numpy())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,15 +11,16 @@ import torch
 from torch import Tensor
 
 from largescale.checkpoint.folder import Checkpoint, find_latest
-from largescale.checkpoint.mask_file import read_mask, write_mask
+from largescale.checkpoint.mask_file import read_about, read_mask, write_mask
 from largescale.checkpoint.sharded import shapes
+from largescale.checkpoint.state_file import read_state
 from largescale.config import Config
 from largescale.processes import barrier, from_rank_0, on_rank_0, rank, together
 from largescale.prune.find import convolutions, smaller, weights_of
 from largescale.prune.rewind import write_rewound
+from largescale.prune.trained import last_checkpoint
 from largescale.prune.wish import MASKS, WEIGHTS, Wish
 from shards.ground.errors import InputError
-from shards.ground.files import atomic_write
 
 MASK = "mask.safetensors"
 
@@ -61,6 +61,11 @@ class Pruning:
         """The folder of a round."""
         return self.out / name_of(number)
 
+    def mask_to_copy(self, number: int) -> Path:
+        """The file whose masks a round takes, where they are not found."""
+        assert self.masks is not None
+        return self.masks / name_of(number) / MASK
+
 
 def name_of(number: int) -> str:
     """Name of a round's folder."""
@@ -88,13 +93,16 @@ class Round:
     def config(self) -> Config:
         """Of that run."""
         base, wish = self.of.config, self.of.wish
-        seed = base.run.seed + _OTHER_SEED if wish.random == WEIGHTS else base.run.seed
+        model = replace(base.model, mask=str(self.mask_path))
+        if wish.random == WEIGHTS:
+            base = replace(base, init_from="", run=replace(base.run, seed=base.run.seed + _OTHER_SEED))
+            model = replace(model, weights="")
         mirror = base.checkpoint.mirror and f"{base.checkpoint.mirror}/{self.of.out.name}/{self.folder.name}"
         return replace(
             base,
             name=f"{base.name}-{self.of.out.name}-{self.number:02d}",
-            run=replace(base.run, dir=str(self.folder), seed=seed),
-            model=replace(base.model, mask=str(self.mask_path)),
+            run=replace(base.run, dir=str(self.folder)),
+            model=model,
             checkpoint=replace(base.checkpoint, mirror=mirror),
         )
 
@@ -107,8 +115,10 @@ class Round:
         Collectives: every rank must call it.
         """
         if not from_rank_0(self.mask_path.is_file()):
-            masks = self._copied() if self.of.masks else self._found()
-            on_rank_0(lambda: self._write(masks))
+            if self.of.masks:
+                on_rank_0(self._copy)
+            else:
+                self._find()
         barrier()
         masks = together(lambda: read_mask(self.config))
         if rank() == 0:
@@ -117,58 +127,46 @@ class Round:
         if self.of.rewound is not None and not has_begun:
             write_rewound(self.of.rewound, self.config, masks)
 
-    def _write(self, masks: dict[str, Tensor]) -> None:
-        if not masks:  # copied
-            return
+    def _write(self, masks: dict[str, Tensor], first: dict[str, Tensor], by: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        left, all_ = sum(int(mask.sum()) for mask in masks.values()), sum(mask.numel() for mask in masks.values())
+        before = {name: first.get(name, torch.ones_like(mask)) for name, mask in masks.items()}
         about = {
             "round": str(self.number),
-            "left": str(left),
-            "weights": str(all_),
-            "by": "a draw" if self.of.wish.random == MASKS else "magnitude",
+            "left": str(_left(masks)),
+            "weights": str(sum(mask.numel() for mask in masks.values())),
+            "left_in_run": str(_left(before)),
+            "by": by,
         }
         write_mask(self.mask_path, masks, about)
 
-    def _copied(self) -> dict[str, Tensor]:
-        """Copy the file of another pruning."""
-        assert self.of.masks is not None
-        source = self.of.masks / name_of(self.number) / MASK
+    def _copy(self) -> None:
+        """Take the masks of another pruning."""
+        source = self.of.mask_to_copy(self.number)
+        first = _first_masks(self.of.config, self.of.trained, convolutions(self.of.config))
+        self._write(read_state(source).tensors, first, read_about(source).get("by", "others"))
 
-        def copy() -> None:
-            if not source.is_file():
-                raise InputError(
-                    f"{source}: no such mask; prune the run without --random {WEIGHTS}, or pass --masks DIR"
-                )
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with source.open("rb") as read, atomic_write(self.mask_path) as file:
-                shutil.copyfileobj(read, file)
-
-        on_rank_0(copy)
-        return {}
-
-    def _found(self) -> dict[str, Tensor]:
-        """Find the mask, whole on rank 0."""
+    def _find(self) -> None:
+        """Find the mask, and write it."""
         wish = self.of.wish
         names = together(lambda: convolutions(self.of.config))
         follows = not (wish.one_shot or wish.random == MASKS or self.number == 1)
-        source = together(self._trained_before) if follows else self.of.trained
+        again = "remove {path} and run the same command again"
+        source = last_checkpoint(self.of.folder(self.number - 1), again) if follows else self.of.trained
         weights = weights_of(source, names)
         first = _first_masks(self.of.config, self.of.trained, names)
         kept = together(lambda: read_mask(Round(self.of, self.number - 1).config)) if follows else first
-        left = wish.left(sum(int(first[name].sum()) for name in names))[self.number]
+        left = wish.left(_left({name: first[name] for name in names}))[self.number]
         if left == 0:
             raise InputError(f"round {self.number}: no weight would be left; pass --rounds={self.number - 1}")
         num = sum(int(kept[name].sum()) for name in names) - left
         beside = {name: mask for name, mask in kept.items() if name not in names}  # of a mask that the run itself has
-        return beside | smaller(weights, kept, num, drawn=self.of.config.run.seed if wish.random == MASKS else None)
+        found = smaller(weights, kept, num, drawn=self.of.config.run.seed if wish.random == MASKS else None)
+        by = "a draw" if wish.random == MASKS else "magnitude"
+        on_rank_0(lambda: self._write(beside | found, first, by))
 
-    def _trained_before(self) -> Checkpoint:
-        folder = self.of.folder(self.number - 1)
-        checkpoint = find_latest(folder / "checkpoints")
-        if checkpoint is None:
-            raise InputError(f"{folder}: no whole checkpoint is left; remove {folder} and run the same command again")
-        return checkpoint
+
+def _left(masks: Mapping[str, Tensor]) -> int:
+    return sum(int(mask.sum()) for mask in masks.values())
 
 
 def _first_masks(config: Config, trained: Checkpoint, names: list[str]) -> dict[str, Tensor]:
@@ -180,7 +178,7 @@ def _first_masks(config: Config, trained: Checkpoint, names: list[str]) -> dict[
 
 
 def _say(one: Round, masks: dict[str, Tensor]) -> None:
-    left, all_ = sum(int(mask.sum()) for mask in masks.values()), sum(mask.numel() for mask in masks.values())
+    left, all_ = _left(masks), sum(mask.numel() for mask in masks.values())
     _log.info(
         "round %d of %d: %s of %s weights of convolutions are left (%.3g%%); %s",
         one.number,

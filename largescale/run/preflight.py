@@ -73,7 +73,7 @@ def preflight(config: Config) -> None:
     with process_group(config.run.hang_timeout_s, config.run.join_timeout_s) as device:
         stream = Stream(config, rank=rank(), world_size=world_size(), device=device, dtype=torch.float32)
         together(stream.check_files)
-        require_fit(config, stream.length)
+        together(lambda: require_fit(config, stream.length))
         engine = build_engine(build_method(config, stream.length), precision.resolve(config, device), device)
         parameters = count_parameters(engine.method)
         problems = [*_disk_problems(config, parameters), *_shard_problems(stream.corpora)]

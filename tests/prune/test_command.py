@@ -1,7 +1,8 @@
 """`largescale prune` on a run of seconds: masks, rewinding, going on after a stop, controls, and what is refused.
 
-Covers: largescale/prune/arguments.py, largescale/prune/curve.py, largescale/prune/find.py, largescale/prune/page.py,
-largescale/prune/rewind.py, largescale/prune/rounds.py, largescale/prune/wish.py
+Covers: largescale/prune/arguments.py, largescale/prune/copied.py, largescale/prune/curve.py, largescale/prune/find.py,
+largescale/prune/page.py, largescale/prune/record.py, largescale/prune/rewind.py, largescale/prune/rounds.py,
+largescale/prune/same_network.py, largescale/prune/trained.py, largescale/prune/wish.py
 """
 
 from __future__ import annotations
@@ -11,19 +12,34 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.utils import prune
 
-from largescale.checkpoint import sharded
-from largescale.checkpoint.folder import find_latest, open_checkpoint
+from largescale.checkpoint import folder, sharded
+from largescale.checkpoint.folder import Checkpoint, find_latest, open_checkpoint, stamp_of
+from largescale.checkpoint.mask_file import write_mask
 from largescale.cli import main
-from largescale.prune import command
+from largescale.config import load_config
+from largescale.distributed import stopping
+from largescale.evaluate.protocols import check_settings
+from largescale.methods import build_method
+from largescale.prune import command, find
+from largescale.prune.curve import points_of
+from largescale.prune.rounds import Pruning, Round
+from largescale.prune.trained import last_checkpoint
+from largescale.prune.wish import Wish
 from tests.helpers.commands import TINY, environment
+from tests.helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -40,10 +56,10 @@ HALF = ["--rate", "0.5"]
 
 @pytest.fixture(scope="module")
 def run(shard_folder, held_out_shards, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("prune") / "run"
+    path = tmp_path_factory.mktemp("prune") / "run"
     shards = [f"data.shards={shard_folder}", f"data.eval_shards={held_out_shards}"]
-    assert main(["pretrain", str(TINY), *shards, f"run.dir={folder}", *RUN]) == 0
-    return folder
+    assert main(["pretrain", str(TINY), *shards, f"run.dir={path}", *RUN]) == 0
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +94,7 @@ def masks_of(folder: Path) -> dict[str, Tensor]:
     return safetensors.torch.load_file(folder / "mask.safetensors")
 
 
-def by_torch(state: dict[str, Tensor], masks: dict[str, Tensor], amount: float) -> dict[str, Tensor]:
+def by_torch(state: dict[str, Tensor], masks: dict[str, Tensor], amount: float | int) -> dict[str, Tensor]:
     modules = {name: nn.Module() for name in masks}
     for name, module in modules.items():
         module.register_parameter("w", nn.Parameter(state[f"model.backbone.{name}"]))
@@ -168,6 +184,124 @@ def test_killed_and_continued_it_is_the_same(run, pruned, tmp_path, say, monkeyp
     assert weights_written(out) == weights_written(pruned)
 
 
+def spoil(checkpoint: Path) -> None:
+    """Change one byte of its weights."""
+    file = next(checkpoint.glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_rounds_follow_from_no_earlier_step_than_the_last(run, pruned, tmp_path, say):
+    broken, out = tmp_path / "run", tmp_path / "pruning"
+    shutil.copytree(run, broken, ignore=shutil.ignore_patterns("pruning*"))
+    last = broken / "checkpoints" / "step-00000006"
+    spoil(last)
+    code, said = say(broken, *HALF)
+    assert code == 2 and said.count("\n") == 1 and f"{last}: shard-" in said and "largescale pretrain" in said, said
+    shutil.rmtree(last)
+    code, said = say(broken, *HALF)
+    assert code == 2 and said.count("\n") == 1 and f"{last}: no such checkpoint" in said, said
+    assert not (broken / "pruning").exists()
+
+    shutil.copytree(pruned, out)
+    shutil.rmtree(out / "round-02")
+    last = out / "round-01" / "checkpoints" / "step-00000006"
+    spoil(last)
+    words = (run, *HALF, "--rounds", 2, "--rewind", 2, "--out", out)
+    code, said = say(*words)
+    assert code == 2 and f"{last}: shard-" in said and f"remove {last} and run the same command" in said, said
+    assert not (out / "round-02" / "mask.safetensors").exists()
+    shutil.rmtree(last)
+    code, said = say(*words)
+    assert code == 0 and weights_written(out) == weights_written(pruned)
+
+
+def test_a_run_with_a_mask_and_first_weights_of_another(run, pruned, tmp_path, say, shard_folder):
+    """Round 0 has what that mask leaves; weights drawn again are not those that the run started from."""
+    again, first = tmp_path / "again", pruned / "round-01" / "mask.safetensors"
+    short = ["train.steps=2", "optim.lr=1e-30", f"init_from={run}", f"model.mask={first}"]
+    assert main(["pretrain", str(TINY), f"data.shards={shard_folder}", f"run.dir={again}", *RUN, *short]) == 0
+    code, said = say(again, *HALF, "--rounds", 1)
+    assert code == 0, said
+    points = json.loads((again / "pruning" / "curve.json").read_text())
+    shares = [left(masks_of(path / "round-01")) for path in (pruned, again / "pruning")]
+    assert [point["left"] for point in points] == shares
+    code, said = say(run, *HALF, "--rounds", 1, "--masks", again / "pruning", "--out", tmp_path / "taken")
+    assert code == 0, said
+    points = json.loads((tmp_path / "taken" / "curve.json").read_text())
+    assert [point["left"] for point in points] == [points[0]["weights"], shares[1]]
+
+    code, said = say(again, *HALF, "--rounds", 1, "--random")
+    assert code == 0, said
+    drawn = again / "pruning-random-weights" / "round-01"
+    config, masks, found = load_config(drawn / "config.yaml"), masks_of(drawn), state_of(drawn)
+    torch.manual_seed(load_config(run / "config.yaml").run.seed + 2**32)
+    for name, value in build_method(config).named_parameters():
+        expected = value.detach().float() * masks.get(name.removeprefix("backbone."), torch.tensor(True))
+        torch.testing.assert_close(found[f"model.{name}"], expected, rtol=0, atol=1e-6)
+
+    source = shutil.copy(first, again / "pruning" / "round-01" / "mask.safetensors")
+    code, said = say(again, *HALF, "--rounds", 1, "--random")
+    assert code == 2 and f"{drawn}/mask.safetensors: another mask than {source}" in said, said
+
+
+def test_weights_drawn_again_start_from_no_file():
+    config = load_config(TINY, ["data.shards=x", "run.dir=y"])
+    config = replace(config, init_from="run", model=replace(config.model, weights="file"))
+    for random, expected in (("weights", ("", "")), ("masks", ("run", "file"))):
+        pruning = Pruning(Path("y"), Path("y/p"), None, Checkpoint(Path(), {}), None, Wish(random=random), config)
+        one = Round(pruning, 1).config
+        assert (one.init_from, one.model.weights) == expected
+
+
+def test_each_protocol_gets_its_own_settings(run, pruned, say, monkeypatch):
+    called = []
+    monkeypatch.setattr(command, "evaluate", lambda protocol, run, overrides: called.append((protocol, overrides)))
+    keys = ["evaluate.finetune_epochs=20", "evaluate.linear_epochs=3", "evaluate.batch=8"]
+    named = ["--evaluate", "linear", "--evaluate", "finetune"]
+    code, said = say(run, *HALF, "--rounds", 1, "--rewind", 2, *named, *keys)
+    assert code == 0, said
+    assert called == 2 * [("linear", keys[1:]), ("finetune", [keys[0], keys[2]])]
+    for protocol, overrides in called:
+        check_settings(protocol, overrides)
+
+
+def test_a_curve_reads_no_masks(run, pruned, monkeypatch):
+    expected = [left(masks_of(pruned / name)) for name in ("round-01", "round-02")]
+    monkeypatch.setattr("largescale.prune.curve.read_state", None)
+    points = points_of(run, pruned)
+    assert points[0].left == points[0].weights and [point.left for point in points[1:]] == expected
+
+
+def on_two_ranks(run: Path) -> tuple[list[str], str, int]:
+    """Files that this rank hashed, why it stopped though only the other was asked to, and collectives of a draw."""
+    hashed: list[str] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(folder, "stamp_of", lambda path: hashed.append(path.name) or stamp_of(path))
+        last_checkpoint(run, "")
+    if dist.get_rank() == 1:
+        stopping._received.append("SIGTERM")
+        stopping._since.append(0.0)
+    try:
+        command.leave_together("round 1 was to begin")
+        why = "went on"
+    except stopping.StoppedInOrder as stop:
+        why = str(stop)
+    weight = distribute_tensor(torch.ones(4, 3, 2, 2), init_device_mesh("cpu", (2,)), [Shard(0)])
+    with CommDebugMode() as counted:
+        find._drawn(weight, 0, "w")
+    return hashed, why, counted.get_total_counts()
+
+
+@pytest.mark.distributed
+def test_ranks_share_checksums_and_stop_together(run):
+    (first, *rest), (second, *others) = run_ranks(on_two_ranks, 2, run)
+    there = [path.name for path in (run / "checkpoints" / "step-00000006").glob("*.safetensors")]
+    assert sorted([*first, *second]) == sorted(there)
+    assert rest == others == ["stopped by SIGTERM while round 1 was to begin", 0]
+
+
 @pytest.mark.distributed
 def test_two_ranks_under_another_strategy_find_the_same_masks(run, pruned, tmp_path):
     out = tmp_path / "pruning"
@@ -193,10 +327,12 @@ def test_one_shot_and_controls(run, pruned, say):
     assert code == 0, said
     shot = run / "pruning-one-shot"
     found = masks_of(shot / "round-02")
-    expected = by_torch(state_of(run), {name: torch.ones_like(mask) for name, mask in found.items()}, 0.75)
-    assert abs(left(found) - left(expected)) <= 1  # rounds halve an odd number twice
     assert left(found) == left(masks_of(pruned / "round-02"))
-    assert masks_of(shot / "round-01").keys() == found.keys()
+    for name in ("round-01", "round-02"):
+        found = masks_of(shot / name)
+        whole = {key: torch.ones_like(mask) for key, mask in found.items()}
+        expected = by_torch(state_of(run), whole, left(whole) - left(found))
+        assert all(torch.equal(found[key], mask) for key, mask in expected.items())
 
     code, said = say(run, *HALF, "--rounds", 1, "--random")
     assert code == 0, said
@@ -255,9 +391,10 @@ def test_mistakes_are_one_line(run, pruned, tmp_path, say):
     shutil.copytree(run, unfinished, ignore=shutil.ignore_patterns("pruning*"))
     (unfinished / "status.json").write_text(json.dumps({"state": "stopped", "step": 2, "steps": 6}))
     (tmp_path / "full").mkdir()
-    (tmp_path / "misfit" / "round-01").mkdir(parents=True)
-    safetensors.torch.save_file({"fc.weight": torch.ones(1) > 0}, tmp_path / "misfit" / "round-01" / "mask.safetensors")
     (tmp_path / "full" / "file").touch()
+    out, misfit = ["--out", tmp_path / "r"], tmp_path / "misfit" / "round-01"
+    misfit.mkdir(parents=True)
+    write_mask(misfit / "mask.safetensors", {"fc.weight": torch.ones(2, 2, dtype=torch.bool)}, {})
     for words, says in (
         ([tmp_path / "absent"], "no run here (config.yaml is missing)"),
         ([unfinished], "stopped, 2 of 6 steps"),
@@ -269,12 +406,17 @@ def test_mistakes_are_one_line(run, pruned, tmp_path, say):
         ([run, "--random", "layers"], "--random=layers: expected weights or masks"),
         ([run, "--random", "--one-shot"], "--one-shot: --random weights prunes no trained weights"),
         ([run, "--random", "--rewind", "2"], "--rewind: --random weights begins with weights drawn again"),
-        ([run, "--random", "--masks", tmp_path, "--out", tmp_path / "r"], "round-01/mask.safetensors: no such mask"),
-        ([run, "--masks", tmp_path / "misfit", "--out", tmp_path / "m"], "fc.weight: no parameter of this backbone"),
         ([run, "--masks", tmp_path, "--one-shot"], "--one-shot finds masks of its own; leave one of them out"),
         ([run, "--masks", tmp_path, "--random", "masks"], "--random masks finds masks of its own"),
         ([run, "--rewind", "2"], "was made with --rate=0.5, and is now to go on with 0.2"),
         ([run, *HALF, "--rewind", "2", "--masks", "m", "--out", pruned], "was made with --masks=, and is now to go on"),
+        ([run, "--random", "--masks", tmp_path, *out], "round-01/mask.safetensors: no such mask"),
+        ([run, "--random", "--masks", pruned, "--rounds", "3", *out], "masks of 2 rounds; pass --rounds=2"),
+        ([run, "--masks", misfit.parent, "--rounds", "1", *out], "fc.weight: no parameter of this backbone"),
+        ([run, *out, "model.width=16"], "model.width=16: the run that is pruned has 8; leave it out"),
+        ([run, *out, "--rewind", "2", "optim.name=adamw"], "optim.name=adamw: --rewind=2 goes on with what"),
+        ([run, *out, "--rewind", "2", "train.global_batch=8"], "train.global_batch=8: --rewind=2 goes on with what"),
+        ([run, *out, "--evaluate", "knn", "evaluate.finetune_epochs=2"], "used by --evaluate finetune alone"),
         ([run, *HALF, "--rewind", "2", "optim.lr=9"], "was made with optim.lr=0.5, and is now to go on with 9"),
         ([run, "--out", tmp_path / "full"], "holds something else than a pruning"),
         ([run, "run.dir=x"], "run.dir=x: each round has its own run.dir"),
@@ -282,3 +424,4 @@ def test_mistakes_are_one_line(run, pruned, tmp_path, say):
     ):
         code, said = say(*words)
         assert code == 2 and said.count("\n") == 1 and says in said, said
+    assert not (tmp_path / "r").exists()
