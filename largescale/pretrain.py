@@ -121,7 +121,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                 run.stop_in_phase(step, num_steps, why)
             stop_reason = asked()
             views, results = batch.inputs(), {}
-            for objective in engine.method.objectives:  # one, but for adversarial methods
+            for objective in engine.method.objectives_of(step):  # one, but for adversarial methods
                 watchdog.beat(f"step {step}: forward and backward")
                 output = engine.forward_backward(views, step, objective)
                 check = engine.check(views, output.loss, stop=bool(stop_reason))

@@ -148,6 +148,10 @@ class Method(nn.Module):
         """Called once when the method is built, for schedules and state that depend on the length of the run."""
         self.length = length
 
+    def objectives_of(self, step: int) -> tuple[str, ...]:
+        """Those of `objectives` that a step has, in that order: all, unless the method comes in stages."""
+        return self.objectives
+
     @classmethod
     def misfit(cls, config: Config, length: Length) -> str:
         """Why so many images cannot be trained on with as many ranks as there are, in a line; empty if they can. Asked

@@ -9,6 +9,7 @@ import torch
 from largescale.config import Config
 from largescale.config.setting import a_name
 from largescale.data.length import Length
+from largescale.methods.artifacts import Artifacts
 from largescale.methods.barlow import BarlowTwins
 from largescale.methods.byol import BYOL
 from largescale.methods.colorization import Colorization
@@ -67,6 +68,7 @@ METHODS: dict[str, type[Method]] = {
     "denoising": Denoising,
     "colorization": Colorization,
     "context_encoder": ContextEncoder,
+    "artifacts": Artifacts,
     "cpc": CPC,
     "distillation": Distillation,
 }

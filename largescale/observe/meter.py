@@ -47,6 +47,7 @@ class Meter:
         self._started, self._steps, self._data_wait, self._loss, self._skipped = time.perf_counter(), 0, 0.0, 0.0, 0
         self._costs = dict.fromkeys(_COSTS, 0.0)
         self._images, self._updates_skipped = 0, 0
+        self._reported = dict.fromkeys(self._method.signs, 0)
         self._signs = {
             name: torch.zeros(sign.shape, device=self._device, dtype=torch.float64)
             for name, sign in self._method.signs.items()
@@ -64,6 +65,7 @@ class Meter:
             self._costs[name] += value
         for name, sign in output.signs.items():
             self._signs[name] += sign
+            self._reported[name] += 1
 
     def summary(self) -> dict[str, Any]:
         """The interval's metrics, equal on all ranks except for times.
@@ -79,8 +81,9 @@ class Meter:
         )
         costs = dict(zip(_COSTS, sums["costs"].tolist(), strict=True))
         signs = {
-            name: sums[name] / (self._steps * world_size() if sign.over == "mean" else 1)
+            name: sums[name] / (self._reported[name] * world_size() if sign.over == "mean" else 1)
             for name, sign in self._method.signs.items()
+            if self._reported[name]  # a method in stages does not report all in all steps
         }
         loss = self._loss / self._steps
         seconds = time.perf_counter() - self._started

@@ -240,7 +240,7 @@ class Engine:
         if self._clip_tensors > 0:
             clip_each(self.gradient_pieces(), self._clip_tensors, torch.device(self.all_ranks.device_type))
         self.step_optimizer()
-        if self.objective != self.method.objectives[-1]:
+        if self.objective != self.method.objectives_of(step)[-1]:
             return
         if self.method.averages():
             self.follow(self.method.average_momentum(step))

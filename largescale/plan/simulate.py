@@ -181,7 +181,7 @@ def _step(engine: Engine, config: Config, ranks: int) -> Simulation:
     wrapped.observe(trace)
     last = engine.method.length.num_steps - 1  # by then everything takes part, such as a queue
     most, gradients = Peaks(0, 0, 0), 0
-    for objective in engine.method.objectives:
+    for objective in engine.method.objectives_of(last):
         kept, passes, held = _passes(engine, views, last, trace, objective)
         with trace:
             engine.apply_gradients(last)

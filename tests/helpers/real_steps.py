@@ -84,7 +84,7 @@ def _one_step(engine: Engine, views: Views) -> int:
     last, gradients = engine.method.length.num_steps - 1, 0
     for group in engine.optimizer.param_groups:
         group["lr"] = 0.1
-    for objective in engine.method.objectives:
+    for objective in engine.method.objectives_of(last):
         engine.forward_backward(views, last, objective)
         gradients = max(gradients, local_bytes(engine.gradients()))
         engine.apply_gradients(last)

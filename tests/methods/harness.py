@@ -143,7 +143,7 @@ def train(
             corpus = whole_corpus(engine, step, device) if engine.method.phase_embeds(step) else no_embeddings()
             engine.method.phase(step, corpus, lambda what: None)
         views, results = views_of_step(config, step, device), {}
-        for objective in engine.method.objectives:
+        for objective in engine.method.objectives_of(step):
             output = engine.forward_backward(views, step, objective)
             check = engine.check(views, output.loss)
             assert not check.trouble

@@ -33,7 +33,10 @@ CANDIDATES_OF_THE_BATCH = {"swav", "simclr", "mocov3", "nnclr", "barlow", "vicre
 FIRST_MICRO_BATCH = {"pirl"}
 """Methods in which a constant of the run is of the first micro-batch: Z."""
 
-AVERAGED_STATISTICS = {"densecl", "mocov1", "mocov2", "pcl", "deepcluster", "deepercluster", "sela"}
+IN_STAGES = {"artifacts"}
+"""Methods whose networks are not all trained in every step."""
+
+AVERAGED_STATISTICS = {"artifacts", "densecl", "mocov1", "mocov2", "pcl", "deepcluster", "deepercluster", "sela"}
 """Methods with a teacher in evaluation mode, or with phases that see images so: running statistics that ranks have of
 their own images count there."""
 
@@ -142,7 +145,9 @@ def test_batchnorm_sees_micro_batches_whatever_the_loss_spans():
             for way in (over_batch, cut)
         ]
         views = sum(group.num for group in mini(name).data.crops)  # that some methods pass one by one
-        assert counts[0] == counts[1] and set(counts[0].values()) <= {0, STEPS * 2, STEPS * 4, STEPS * 2 * views}, name
+        assert counts[0] == counts[1], name
+        in_all_steps = {0, STEPS * 2, STEPS * 4, STEPS * 2 * views}
+        assert set(counts[0].values()) <= in_all_steps or name in IN_STAGES, name
 
 
 @cache

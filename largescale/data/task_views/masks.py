@@ -10,7 +10,7 @@ from torch.nn.functional import max_pool2d
 
 from largescale.data.device_random import uniform
 
-_PIXELS, _BLOCKS, _NOISE = 54, 55, 56
+_PIXELS, _BLOCKS, _NOISE, _ENTRIES = 54, 55, 56, 59
 """Keep these numbers apart from others that are drawn for the same sample and step."""
 _NUM_BLOCKS = 4
 
@@ -18,6 +18,12 @@ _NUM_BLOCKS = 4
 def pixels(ids: Tensor, share: float, side: int, *, seed: int, step: int) -> Tensor:
     """Every pixel by itself, with a probability."""
     draws = uniform(seed, step, ids, _PIXELS, num=side * side, device=ids.device)
+    return (draws < share).view(len(ids), 1, side, side)
+
+
+def entries(ids: Tensor, share: float, side: int, *, seed: int, step: int) -> Tensor:
+    """The same of a map's places, drawn apart from pixels."""
+    draws = uniform(seed, step, ids, _ENTRIES, num=side * side, device=ids.device)
     return (draws < share).view(len(ids), 1, side, side)
 
 
