@@ -46,7 +46,7 @@ from largescale.models.running_statistics import statistics_untouched
 from largescale.optim.roles import MAIN, Role
 
 AUTOENCODER, REPAIR = "autoencoder", "repair"
-_CHANCE = 0.52
+_CHANCE, _TOO_EASY = 0.52, 0.998
 
 
 @dataclass
@@ -193,7 +193,7 @@ class Artifacts(Method):
 
     @classmethod
     def symptoms(cls, config: Config) -> list[Symptom]:
-        """That artifacts are not seen."""
+        """That artifacts are not seen, or that all of them are."""
         return [
             Symptom(
                 "artifacts are not seen",
@@ -205,7 +205,18 @@ class Artifacts(Method):
                 f"{(1 + _settings(config).dropped) / 2:.2g} or optim.lr={3 * config.optim.lr:.2g}",
                 meaning="repaired images look like others",
                 by_rate=True,
-            )
+            ),
+            Symptom(
+                "nothing is hidden from the backbone",
+                sign=lambda row: row.get("task_accuracy"),
+                sick=(_TOO_EASY, 1),
+                recovery="down",
+                seen=lambda row: f"{row['task_accuracy']:.1%} of images are told right, repaired or not",
+                remedy=f"Try, in another run.dir, method.dropped={_settings(config).dropped / 2:.2g}, which is "
+                "easier to repair; which entries were dropped is still left to learn",
+                meaning="the repair network is beaten, and telling its images from others teaches nothing more",
+                in_settings=True,
+            ),
         ]
 
     @classmethod

@@ -130,6 +130,7 @@ def test_what_is_logged_is_what_a_step_reports():
     later = method.measures(0.0, signs, BATCH)
     assert set(method.signs) == set(first.signs) | set(signs)
     assert "repaired images look like others" in said_of(config, later | {"task_accuracy": 0.5})
+    assert "the repair network is beaten" in said_of(config, later | {"task_accuracy": 1.0})
     assert said_of(config, later | {"task_accuracy": 0.7}) == "" and said_of(config, row) == ""
     assert {column for panel in method.panels(config) for column in panel.columns.values()} <= set(row) | set(later)
     assert method.brief(row).endswith("missing)") and method.brief(later).endswith("right)")

@@ -1,4 +1,4 @@
-"""Covers: largescale/methods/swav/observe.py, largescale/observe/meter.py"""
+"""Covers: largescale/methods/swav/observe.py"""
 
 from __future__ import annotations
 
