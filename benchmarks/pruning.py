@@ -15,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from largescale.run.environment import environment
 METHODS = {"rotation": "configs/small/rotation.yaml", "swav": "configs/small/swav.yaml"}
 CONTROLS = ("masks", "weights")
 _REWIND_PART = 8
+_BY_HAND = "<!-- read -->\n"
 _WAYS = {"": "pruned by magnitude", "masks": "masks drawn at random", "weights": "weights drawn again"}
 
 
@@ -76,11 +78,6 @@ def write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     rows = [row for row in rows if row["steps"] == arguments.steps and row["rate"] == arguments.rate]
     curves = {f"{method}, {_WAYS[way]}": mean_of(rows, method, way) for method in METHODS for way in _WAYS}
     curves = {label: points for label, points in curves.items() if points}
-    shares = sorted({round(point.share, 3) for points in curves.values() for point in points}, reverse=True)
-    lines = ["| weights left | " + " | ".join(curves) + " |", "|---|" + "---|" * len(curves)]
-    for share in shares:
-        cells = [_cell(points, share) for points in curves.values()]
-        lines.append(f"| {share:.3g}% | " + " | ".join(cells) + " |")
     seeds = ", ".join(
         f"{method} {sorted({row['seed'] for row in rows if row['method'] == method})}"
         for method in METHODS
@@ -94,11 +91,30 @@ def write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
         f"0.8. Each network is trained for {arguments.steps} steps of 64 images, from step "
         f"{arguments.steps // _REWIND_PART} of the first one on; each round prunes {arguments.rate:.0%} of the weights "
         f"of convolutions that are left. Seeds: {seeds}; the table has their means.\n\n"
-        f"![Pruning curves](pruning.svg)\n\n" + "\n".join(lines) + "\n"
+        f"![Pruning curves](pruning.svg)\n\n{table(curves, lambda point: point.accuracies['linear'], '.1f')}\n\n"
+        f"The method's own loss, over the last {arguments.steps // _REWIND_PART} steps of each training:\n\n"
+        f"{table(curves, lambda point: point.loss or float('nan'), '.3f')}\n{reading()}"
     )
     for path in plots.save(figure_of("linear", curves), RESULTS, "pruning"):
         if path.suffix == ".png":
             path.unlink()
+
+
+def reading() -> str:
+    """What was written below the tables by hand, after `<!-- read -->`; kept as it is."""
+    path = RESULTS / "pruning.md"
+    _, mark, text = path.read_text().partition(_BY_HAND) if path.is_file() else ("", "", "")
+    return f"\n{mark}{text}" if mark else ""
+
+
+def table(curves: dict[str, list[Point]], value: Callable[[Point], float], form: str) -> str:
+    """A number of each round as Markdown."""
+    lines = ["| weights left | " + " | ".join(curves) + " |", "|---|" + "---|" * len(curves)]
+    for share in sorted({round(point.share, 3) for points in curves.values() for point in points}, reverse=True):
+        found = [[value(point) for point in points if round(point.share, 3) == share] for points in curves.values()]
+        cells = [format(values[0], form) if values else "-" for values in found]
+        lines.append(f"| {share:.3g}% | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def mean_of(rows: list[dict[str, Any]], method: str, way: str) -> list[Point]:
@@ -107,20 +123,20 @@ def mean_of(rows: list[dict[str, Any]], method: str, way: str) -> list[Point]:
         [Point(**point) for point in row["points"]] for row in rows if (row["method"], row["control"]) == (method, way)
     ]
     return [
-        Point(first.round, first.left, first.weights, first.state, None, {"linear": _mean(same)})
+        Point(first.round, first.left, first.weights, first.state, _loss(same), {"linear": _mean(same)})
         for same in zip(*curves, strict=False)
         for first in same[:1]
         if all("linear" in point.accuracies for point in same)
     ]
 
 
+def _loss(points: tuple[Point, ...]) -> float | None:
+    losses = [point.loss for point in points if point.loss is not None]
+    return statistics.mean(losses) if losses else None
+
+
 def _mean(points: tuple[Point, ...]) -> float:
     return statistics.mean(point.accuracies["linear"] for point in points)
-
-
-def _cell(points: list[Point], share: float) -> str:
-    found = [point.accuracies["linear"] for point in points if round(point.share, 3) == share]
-    return f"{found[0]:.1f}" if found else "-"
 
 
 def main() -> None:
