@@ -96,6 +96,7 @@ kill-test: $(VENV)/with-tests  ## 200 kills at random moments, 20 of them of a l
 bench: $(SHARDS)-train/manifest.json $(SHARDS)-test/manifest.json | $(VENV)/installed  ## repeat the measurements in benchmarks/results
 	$(BIN)/python -m benchmarks.demo
 	$(BIN)/python -m benchmarks.methods
+	$(BIN)/python -m benchmarks.few_labels
 	$(BIN)/python benchmarks/overheads.py
 	$(BIN)/python benchmarks/sinkhorn.py
 	$(BIN)/python benchmarks/checkpoint.py
