@@ -12,6 +12,7 @@ from pathlib import Path
 import xxhash
 from tqdm import tqdm
 
+from shards.clips.library import pyav
 from shards.format.manifest import Manifest, ShardEntry
 from shards.format.shard_index import ShardIndex, index_path, read_index
 from shards.format.tar import TarSample, as_text, file_checksum, walk
@@ -42,12 +43,15 @@ def verify(location: str | Path, *, workers: int, decode: bool) -> tuple[Manifes
     """Compare a shard folder with its manifest: sizes, checksums, counts, index, and with `decode` every image.
 
     Raises:
-        InputError: no readable manifest.
+        InputError: no readable manifest; or clips are to be decoded, and PyAV is not installed.
     """
     location = str(location)
     manifest = manifest_at(location)
     check = partial(_verify_shard, location, manifest.classes, decode)
-    context = process_context(location, clips=bool(manifest.settings.get("clips")))
+    clips = bool(manifest.settings.get("clips"))
+    if clips and decode:
+        pyav()  # without it every sound would count as damaged
+    context = process_context(location, clips=clips)
     found = list(
         tqdm(
             over(check, manifest.shards, workers, context),

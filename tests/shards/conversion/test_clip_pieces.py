@@ -191,6 +191,12 @@ def test_verify_finds_each_kind_of_damage_and_repairs_it(pile, out, tmp_path, ca
     assert main(["verify", str(folder), "--repair", "--workers", "1"]) == 0 and contents(folder) == whole
 
 
+def test_without_pyav_clips_are_checked_by_their_checksums_alone(out, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert "pip install 'largescale[clips]'" in refusal(capsys, "verify", out)
+    assert main(["verify", str(out), "--no-decode", "--workers", "1"]) == 0
+
+
 def test_info_tells_frames_and_sound_and_shows_films(out, tmp_path, capsys):
     assert main(["info", str(out), "--html", str(tmp_path / "page.html")]) == 0
     said, page = capsys.readouterr().out, (tmp_path / "page.html").read_text()
