@@ -38,6 +38,7 @@ from largescale.data.length import Length
 from largescale.data.task_views import masks
 from largescale.data.views import Views
 from largescale.methods.method import Method, Output, Panel, Row, Sign, Symptom
+from largescale.methods.pictures import Pictures, in_range
 from largescale.models.autoencoders import ConvAutoencoder, Repair, code_side, filled_from_neighbours
 from largescale.models.backbones import build_backbone
 from largescale.models.constant_weights import constant_weights
@@ -83,11 +84,16 @@ class Artifacts(Method):
     title = "Spotting artifacts"
     reference = "pretext/artifacts"
     Settings = Settings
+    pictures = Pictures(
+        "Artifacts",
+        "Images that the autoencoder makes, the same of damaged codes and repaired, and which entries were dropped.",
+        ("whole", "repaired", "dropped", "image"),
+    )
     objectives = (AUTOENCODER, REPAIR, MAIN)
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.config, self._seed = _settings(config), config.run.seed
+        self.config, self._run = _settings(config), config
         widths = self.config.autoencoder
         self._code_side = code_side(config.data.crops[0].size, widths)
         self.backbone, self.num_features = build_backbone(config.model)
@@ -116,7 +122,7 @@ class Artifacts(Method):
         [images] = views.images
         if objective == AUTOENCODER:
             return self._made(images, self.autoencoder.decode(self.autoencoder.encode(images), images.shape[-1]))
-        dropped = masks.entries(views.ids, self.config.dropped, self._code_side, seed=self._seed, step=step)
+        dropped = self.dropped(views.ids, step)
         with running_statistics_used(self.autoencoder.modules()):
             with torch.no_grad():
                 code = self.autoencoder.encode(images)
@@ -130,6 +136,21 @@ class Artifacts(Method):
             with torch.no_grad(), statistics_untouched(self.repair.modules()):
                 repaired = self.repaired(code, images.shape[-1], dropped)
         return self._told(repaired, whole, dropped)
+
+    def dropped(self, ids: Tensor, step: int) -> Tensor:
+        """Entries of codes, bool [B, 1, c, c]."""
+        return masks.entries(ids, self.config.dropped, self._code_side, seed=self._run.run.seed, step=step)
+
+    def draw(self, views: Views) -> list[Tensor]:
+        """Images made by the autoencoder, repaired ones, where entries were dropped (white), and images as such."""
+        [images] = views.images
+        side, dropped = images.shape[-1], self.dropped(views.ids, 0)
+        code = self.autoencoder.encode(images)
+        whole = self.autoencoder.decode(code, side)
+        repaired = self.repaired(filled_from_neighbours(code, dropped), side, dropped)
+        where = interpolate(dropped.to(images.dtype), size=[side] * 2).expand_as(images)
+        whole, repaired, images = (in_range(one, self._run) for one in (whole, repaired, images))
+        return [whole, repaired, where, images]
 
     def repaired(self, code: Tensor, side: int, dropped: Tensor) -> Tensor:
         """Images made of a code whose dropped entries were filled."""

@@ -35,6 +35,7 @@ from largescale.data.task_views import masks
 from largescale.data.views import Views
 from largescale.methods.hole import Hole, hole_loss, hole_signs
 from largescale.methods.method import Method, Output, Panel, Row, Sign, Symptom
+from largescale.methods.pictures import Pictures, in_range
 from largescale.models.backbones import build_backbone, feature_map, map_side
 from largescale.models.channelwise import ChannelwiseLinear
 from largescale.models.constant_weights import constant_weights
@@ -116,10 +117,15 @@ class ContextEncoder(Method):
     title = "Context encoder"
     reference = "pretext/context_encoder"
     Settings = Settings
+    pictures = Pictures(
+        "The hole filled",
+        "Images with the mean colour where they are hidden, and with what the decoder makes there and in the rim.",
+        ("seen", "filled", "image"),
+    )
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.config, self._seed = _settings(config), config.run.seed
+        self.config, self._run = _settings(config), config
         size = config.data.crops[0].size
         self._side = self.config.side(size)
         self.backbone, self.num_features = build_backbone(config.model)
@@ -170,13 +176,22 @@ class ContextEncoder(Method):
         """Images with the mean in their holes [B, 3, S, S] to what the decoder makes of them, [B, 3, R, R]."""
         return self.decoder(self.bottleneck(feature_map(self.backbone, seen)), self._side)
 
+    def draw(self, views: Views) -> list[Tensor]:
+        """Images with their holes, with what is made in them, and as they were."""
+        [whole] = views.images
+        hole = self.hole(views.ids, whole.shape[-1], 0)
+        seen = hole.hidden_in(whole)
+        filled = whole.clone()
+        hole.part_of(filled).copy_(hole.filled(hole.part_of(whole), self.make(seen)))
+        return [in_range(images, self._run) for images in (seen, filled, whole)]
+
     def hole(self, ids: Tensor, size: int, step: int) -> Hole:
         """What is to be made of images."""
         ours = self.config
         if ours.mask == "centre":
             wanted = masks.centre(ids, ours.masked, size)
         else:
-            wanted = masks.blocks(ids, ours.masked, size, seed=self._seed, step=step)
+            wanted = masks.blocks(ids, ours.masked, size, seed=self._run.run.seed, step=step)
         return Hole(wanted, masks.shrunk(wanted, ours.overlap), self._side)
 
     def _judged(self, whole: Tensor, made: Tensor, hole: Hole) -> Output:
