@@ -132,7 +132,7 @@ def test_a_rate_that_is_too_high(ends, shard_folder, tmp_path):
 
 @pytest.mark.slow
 def test_images_that_are_not_finite(ends, tmp_path, monkeypatch):
-    clean = Stream._loaded
+    clean = Stream._images
 
     def poisoned(self, data_steps):
         for batch in clean(self, data_steps):
@@ -140,7 +140,7 @@ def test_images_that_are_not_finite(ends, tmp_path, monkeypatch):
                 batch.views[0][0, 0, 0, 0] = float("nan")
             yield batch
 
-    monkeypatch.setattr(Stream, "_loaded", poisoned)
+    monkeypatch.setattr(Stream, "_images", poisoned)
     run = [f"run.dir={tmp_path / 'run'}", "checkpoint.every_steps=2", "train.steps=3", "train.rollback_window=1"]
     code, line = ends(*run)
     assert code == 3 and "input views not finite" in line
