@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from benchmarks.accuracies import ROOT, Variant, main
 
-NEED_COLOURS = {"colorization"}
-"""Have nothing to learn from these images, which are grey."""
+NEED_MORE = {"colorization", "distillation", "paws"}
+"""Than these grey images: colours, a teacher, and labels (`benchmarks/few_labels.py`)."""
 
 VARIANTS = {
     path.stem: Variant(str(path.relative_to(ROOT)))
     for path in sorted((ROOT / "configs" / "small").glob("*.yaml"))
-    if path.stem not in {"base", *NEED_COLOURS}
+    if path.stem not in {"base", *NEED_MORE}
 }
 
 if __name__ == "__main__":
