@@ -65,7 +65,7 @@ def pretrain(config: Config) -> None:
     started = time.time()
     stopping.check_job_time(config.run.stop_before_s)
     waits = (config.run.hang_timeout_s, config.run.join_timeout_s)
-    with memory_advice(config), process_group(*waits, loading=num_loading(config.data)) as device:
+    with memory_advice(config), process_group(*waits, loading=num_loading(config)) as device:
         configure_logging(rank(), world_size())
         config = precision.resolve(config, device)
         precision.set_up(config, device)
@@ -106,7 +106,8 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     warn_of_schedule(config, stream.length)
 
     # -- The loop ----------------------------------------------------------------------------------------------------
-    meter = Meter(engine.method, config.train.global_batch, stream.order.num_samples, device, engine.loss_scale)
+    of_epochs = config.train.global_batch, stream.order.num_samples
+    meter = Meter(engine.method, *of_epochs, device, engine.loss_scale, run.unread_supports)
     spikes, doctor = SpikeWatch(config.train.spike_factor, spike_state), Doctor(config, run.logged())
     progress = Progress(first_step, num_steps, engine.method.brief)
     online = Online(config, stream.corpora, first_step, steps_per_epoch, device)
@@ -165,7 +166,8 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
             if saves:
                 watchdog.beat(f"step {step}: saving")
                 average_statistics(engine.method)
-                run.save(engine, done, num_skipped, spikes.state, final=last or check.stop)
+                unread = sorted(meter.unread_supports)
+                run.save(engine, done, num_skipped, spikes.state, unread, final=last or check.stop)
             if check.stop and not last:
                 run.end("stopped", done, num_steps)
                 who = f"by {stop_reason}" if stop_reason else "at another rank's request"

@@ -169,7 +169,7 @@ def _check_supports(config: Config) -> None:
     if (support := config.method.supports()) is None:
         return
     require(
-        bool(support.shards) or isinstance(config.data.shards, str),
+        bool(support.shards) or len(corpus_settings(config.data)) == 1,
         "method.support.shards",
         "''",
         "a folder, since data.shards is a list of several",

@@ -190,7 +190,12 @@ class DataConfig:
         at_least=0,
         at_most=1e6,
     )
-    max_skipped: int = setting(1000, "Stop after this many images had to be replaced.", at_least=0, free=True)
+    max_skipped: int = setting(
+        1000,
+        "Stop after this many images had to be replaced; one of `method.support` counts once.",
+        at_least=0,
+        free=True,
+    )
     max_skipped_in_row: int = setting(
         100, "Neighbours of an unreadable image to try before the run stops.", at_least=1, free=True
     )

@@ -31,10 +31,11 @@ class Batch:
         views: augmented, one tensor [num * B, 3, S, S] a crop group, view after view.
         facts: of `Views`.
         skipped: one row per unreadable sample met (shard, key, offset, reason), of supports too.
-        substituted: positions of the batch whose own sample was unreadable.
+        substituted: positions of the batch, supports not counted, whose own sample was unreadable.
         costs: what making it took, see `_costs`.
         supports: labelled images, if the method asks for them.
         support_keys: their keys, if asked for.
+        unread_supports: what identifies each unreadable support met, `SHARD/KEY`.
     """
 
     step: int
@@ -47,6 +48,7 @@ class Batch:
     costs: dict[str, float]
     supports: Supports | None = None
     support_keys: list[str] = field(default_factory=list)
+    unread_supports: list[str] = field(default_factory=list)
 
     def inputs(self) -> Views:
         """The part of the batch that the method sees."""
@@ -201,10 +203,10 @@ def joined(batch: Batch, beside: Batch, supports: Supports) -> Batch:
     return replace(
         batch,
         skipped=[*batch.skipped, *beside.skipped],
-        substituted=batch.substituted + beside.substituted,
         costs=costs,
         supports=supports,
         support_keys=beside.keys,
+        unread_supports=[f"{row['shard']}/{row['key']}" for row in beside.skipped],
     )
 
 

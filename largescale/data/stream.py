@@ -13,22 +13,23 @@ from contextlib import closing
 import numpy as np
 import torch
 
-from largescale.config import Config, DataConfig
+from largescale.config import Config
 from largescale.data.batches import BatchMaker
-from largescale.data.corpora import fingerprint, open_corpora
+from largescale.data.corpora import Corpus, fingerprint, open_corpora
 from largescale.data.fetcher import Fetcher, Needs, working_set
 from largescale.data.length import Length, num_steps_of
 from largescale.data.loaded import Batch, DeviceBatches, Steps, joined
 from largescale.data.loader import CONDUCTORS, Position, choose_counts
 from largescale.data.order import Mixture, rank_places
 from largescale.data.reader import ShardReader
-from largescale.data.supports import open_supports
+from largescale.data.supports import open_supports, with_supports
 from largescale.distributed.launch import own_launch
 from shards.ground.errors import InputError
 
 
-def num_loading(data: DataConfig) -> int:
+def num_loading(config: Config) -> int:
     """How many processes and threads a rank is going to load data with, the fetcher's not counted."""
+    data, loaders = config.data, 1 if config.method.supports() is None else 2
     launch = own_launch()
     processes, threads = choose_counts(
         data.workers,
@@ -36,7 +37,7 @@ def num_loading(data: DataConfig) -> int:
         local_ranks=max(1, launch.local_ranks if launch else 1),
         on_gpu=torch.cuda.is_available(),
     )
-    return processes * (1 + threads + CONDUCTORS) if processes else threads
+    return loaders * (processes * (1 + threads + CONDUCTORS) if processes else threads)
 
 
 class Stream:
@@ -97,7 +98,7 @@ class Stream:
             self._loaded_supports = DeviceBatches(
                 self.supports.batches, device=device, dtype=dtype, counts=self.counts, position=Position()
             )
-            self.fingerprint = f"{self.fingerprint} and {self.supports.fingerprint}"
+            self.fingerprint = with_supports(self.fingerprint, self.supports.fingerprint)
 
     @property
     def length(self) -> Length:
@@ -105,13 +106,20 @@ class Stream:
         order = self.order
         return Length(self.num_steps, order.steps_per_epoch, order.num_samples, order.left_out)
 
+    @property
+    def folders(self) -> list[Corpus]:
+        """All shards that are read: the corpora, and where they are elsewhere those of supports."""
+        if self.supports is None or self.supports.corpus.manifest.root in [one.manifest.root for one in self.corpora]:
+            return self.corpora
+        return [*self.corpora, self.supports.corpus]
+
     def check_files(self) -> None:
         """Check that this rank's part of the shards is there and whole.
 
         Raises:
             InputError: naming the first file that is not as its manifest says.
         """
-        for corpus in self.corpora:
+        for corpus in self.folders:
             corpus.check_files(self._rank, self._world_size)
 
     def __call__(self, data_steps: Steps) -> Generator[Batch]:

@@ -35,6 +35,9 @@ from shards.format.shard_index import read_index
 from shards.ground.errors import InputError
 from shards.stores.store import is_url
 
+_AND = " and "
+"""Between both parts of the fingerprint of a run with supports."""
+
 _CLASSES, _IMAGES, _VIEWS = 21, 22, 23
 """Purposes of random numbers."""
 
@@ -111,6 +114,7 @@ class SupportBatches:
 
     Attributes:
         batches: makes the images.
+        corpus: the folder that they are in.
         fingerprint: identifies the labels that may be used.
     """
 
@@ -124,15 +128,9 @@ class SupportBatches:
         rank: int,
         world_size: int,
     ) -> None:
-        micro_batches = config.train.accumulate * world_size
-        if wanted.size % micro_batches:
-            raise InputError(
-                f"method.support.images={wanted.images}: {wanted.classes} classes x {wanted.images} images = "
-                f"{wanted.size} are not divisible by {world_size} ranks x train.accumulate={config.train.accumulate}; "
-                f"choose another number of images, of classes or of ranks"
-            )
-        self.wanted, self.labelled = wanted, labelled
-        self.fingerprint = _fingerprint(corpus, labelled)
+        require_shared_evenly(config, world_size)
+        self.wanted, self.corpus, self.labelled = wanted, corpus, labelled
+        self.fingerprint = fingerprint_of(corpus, labelled)
         seed = int(hash_coordinates(config.run.seed, _VIEWS) >> np.uint64(1))  # other views than the stream's own
         order = SupportOrder(labelled, seed=config.run.seed, classes=wanted.classes, images=wanted.images)
         data = replace(config.data, crops=[replace(config.data.crops[0], num=wanted.views)])
@@ -154,6 +152,21 @@ class SupportBatches:
         """What the method sees of a loaded batch."""
         labels, ids = (values.to(device, non_blocking=True) for values in (self._labels, batch.ids))
         return Supports(batch.views[0], labels, ids)
+
+
+def require_shared_evenly(config: Config, ranks: int) -> None:
+    """Check that every micro-batch of every rank has equally many of the supports that the method asks for, if any.
+
+    Raises:
+        InputError: they are not divisible.
+    """
+    wanted, accumulate = config.method.supports(), config.train.accumulate
+    if wanted is not None and wanted.size % (ranks * accumulate):
+        raise InputError(
+            f"method.support.images={wanted.images}: {wanted.classes} classes x {wanted.images} images = "
+            f"{wanted.size} are not divisible by {ranks} ranks x train.accumulate={accumulate}; "
+            f"choose another number of images, of classes or of ranks"
+        )
 
 
 def open_supports(config: Config, *, rank: int, world_size: int) -> SupportBatches | None:
@@ -202,6 +215,18 @@ def labelled_images(corpus: Corpus, wanted: SupportConfig) -> LabelledImages:
     return LabelledImages(ids, own)
 
 
-def _fingerprint(corpus: Corpus, labelled: LabelledImages) -> str:
+def fingerprint_of(corpus: Corpus, labelled: LabelledImages) -> str:
+    """Identifies the images of a folder whose labels may be used."""
     content = np.concatenate([labelled.ids, labelled.classes, labelled.sizes])
     return f"{corpus.fingerprint()}/{xxhash.xxh3_128_hexdigest(content.tobytes())}"
+
+
+def with_supports(images: str, supports: str) -> str:
+    """The fingerprint of what a run is trained on, from those of its images and of its supports."""
+    return f"{images}{_AND}{supports}"
+
+
+def parts_of(fingerprint: str) -> tuple[str, str]:
+    """The fingerprints of the images and of the supports that a run is trained on; the second is empty without."""
+    images, _, supports = fingerprint.partition(_AND)
+    return images, supports

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from largescale.data.loaded import Batch
 from largescale.distributed.collectives import sum_over_ranks
@@ -28,6 +30,10 @@ class Meter:
         num_samples: images per epoch.
         device: where the signs are summed.
         loss_scale: of the run, logged with fp16.
+        unread_supports: those that this run has counted before.
+
+    Attributes:
+        unread_supports: unreadable supports that were counted, each once however often it is drawn; of all ranks.
     """
 
     def __init__(
@@ -37,9 +43,11 @@ class Meter:
         num_samples: int,
         device: torch.device,
         loss_scale: LossScale | None = None,
+        unread_supports: Iterable[str] = (),
     ) -> None:
         self._loss_scale = loss_scale if loss_scale and loss_scale.enabled else None
         self._method, self._global_batch, self._num_samples, self._device = method, global_batch, num_samples, device
+        self.unread_supports = set(unread_supports)
         self.reset()
 
     def reset(self) -> None:
@@ -48,6 +56,7 @@ class Meter:
         self._costs = dict.fromkeys(_COSTS, 0.0)
         self._images, self._updates_skipped = 0, 0
         self._reported = dict.fromkeys(self._method.signs, 0)
+        self._met: set[str] = set()
         self._signs = {
             name: torch.zeros(sign.shape, device=self._device, dtype=torch.float64)
             for name, sign in self._method.signs.items()
@@ -60,6 +69,7 @@ class Meter:
         self._loss += check.loss
         self._updates_skipped += check.overflow
         self._skipped += batch.substituted  # not rows of the ledger, since neighbours meet the same images
+        self._met |= set(batch.unread_supports) - self.unread_supports
         self._images += len(batch.ids)
         for name, value in batch.costs.items():
             self._costs[name] += value
@@ -70,11 +80,12 @@ class Meter:
     def summary(self) -> dict[str, Any]:
         """The interval's metrics, equal on all ranks except for times.
 
-        Collectives: every rank must call it; one all-reduce of 10 numbers and those of the signs.
+        Collectives: every rank must call it; one all-reduce of 11 numbers and those of the signs, and
+        an all-gather after the steps in which an unreadable support was met for the first time.
         """
         sums = sum_over_ranks(
             {
-                "skipped": torch.tensor(float(self._skipped), device=self._device),
+                "skipped": torch.tensor([float(self._skipped), float(len(self._met))], device=self._device),
                 "costs": torch.tensor(list(self._costs.values()), device=self._device, dtype=torch.float64),
                 **self._signs,
             }
@@ -87,9 +98,9 @@ class Meter:
         }
         loss = self._loss / self._steps
         seconds = time.perf_counter() - self._started
-        skipped, images = round(float(sums["skipped"])), self._images * world_size()
+        (skipped, met), images = map(round, sums["skipped"].tolist()), self._images * world_size()
         row = {
-            "skipped_in_interval": skipped,
+            "skipped_in_interval": skipped + (self._count_supports() if met else 0),
             "skipped_rate": skipped / images,
             "loss": loss,
             **self._method.measures(loss, signs, min(self._steps * self._global_batch, self._num_samples)),
@@ -110,6 +121,17 @@ class Meter:
         if opened or costs["fetched_bytes"]:
             row["fetched_bytes"] = costs["fetched_bytes"]
         return row
+
+    def _count_supports(self) -> int:
+        """How many supports were met that cannot be read and were not counted before: ranks may meet the same.
+
+        Collectives: every rank must call it; an all-gather.
+        """
+        met: list[set[str]] = [set()] * world_size()
+        dist.all_gather_object(met, self._met)
+        new = set().union(*met) - self.unread_supports
+        self.unread_supports |= new
+        return len(new)
 
 
 def _peak_memory(device: torch.device) -> int:

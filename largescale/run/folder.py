@@ -116,6 +116,11 @@ class RunFolder:
         self._mask = take_mask(engine, self.config, checkpoint.progress.get("mask", {}))
         return checkpoint.step, int(checkpoint.progress["skipped"]), checkpoint.progress["spikes"]
 
+    @property
+    def unread_supports(self) -> list[str]:
+        """Unreadable supports that the run had counted when its checkpoint was saved."""
+        return list(self._resumed.progress.get("unread_supports", [])) if self._resumed else []
+
     def open_logs(self, first_step: int) -> None:
         """Drop what a dead process logged beyond the checkpoint, and open the logs. Collectives: two barriers."""
         barrier()  # all ranks have compared their configuration with that of the checkpoint
@@ -168,7 +173,16 @@ class RunFolder:
         self._lease.check()
         self.logs.metrics({**row, "save_s": self.saving.take_seconds()})
 
-    def save(self, engine: Engine, done: int, num_skipped: int, spikes: list[float], *, final: bool) -> None:
+    def save(
+        self,
+        engine: Engine,
+        done: int,
+        num_skipped: int,
+        spikes: list[float],
+        unread_supports: list[str],
+        *,
+        final: bool,
+    ) -> None:
         """Begin to save a checkpoint after `done` steps; with `final` also end it. See saving.py.
 
         Raises:
@@ -179,6 +193,7 @@ class RunFolder:
         progress = {
             "step": done,
             "skipped": num_skipped,
+            "unread_supports": unread_supports,
             "spikes": spikes,
             "data": self._fingerprint,
             "order": order.VERSION,

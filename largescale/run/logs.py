@@ -65,6 +65,8 @@ class Logs:
         folder = self._path / "trouble" / f"step-{step:08d}"
         keys = batch.keys or [str(sample_id) for sample_id in batch.ids.tolist()]
         row = {"step": step, "data_step": batch.step, "trouble": trouble, "loss": float(output.loss), "keys": keys}
+        if batch.supports is not None:
+            row["support_keys"] = batch.support_keys or [str(sample_id) for sample_id in batch.supports.ids.tolist()]
         write_text(folder / _name("json"), json.dumps(row) + "\n")
         evidence = {name: value.contiguous().cpu() for name, value in output.evidence.items()}
         with atomic_write(folder / _name("safetensors")) as file:

@@ -76,7 +76,7 @@ def preflight(config: Config) -> None:
         together(lambda: require_fit(config, stream.length))
         engine = build_engine(build_method(config, stream.length), precision.resolve(config, device), device)
         parameters = count_parameters(engine.method)
-        problems = [*_disk_problems(config, parameters), *_shard_problems(stream.corpora)]
+        problems = [*_disk_problems(config, parameters), *_shard_problems(stream.folders)]
         bandwidth, all_reduce_s, message_bytes = _measure_network(device)
         barrier()
         own = Findings(

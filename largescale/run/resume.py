@@ -11,6 +11,7 @@ from largescale.checkpoint.folder import Checkpoint, newest_first
 from largescale.checkpoint.mirror import Mirror, MirrorAway, OfAnotherRun
 from largescale.config import Config, flatten, values_saved_before
 from largescale.data import order
+from largescale.data.supports import parts_of
 from largescale.parallel.batchnorm import batchnorm_images
 from largescale.parallel.engine import Engine
 from largescale.processes import rank, world_size
@@ -47,10 +48,11 @@ def check_same_run(checkpoint: Checkpoint, config: Config, fingerprint: str) -> 
     """Check that a run may continue from a checkpoint.
 
     Raises:
-        InputError: the checkpoint was trained on other shards, or with a setting that changes the result.
+        InputError: the checkpoint was trained on other shards or labels, or with a setting that changes the result.
     """
     path = Path(config.run.dir)
-    if checkpoint.progress["data"] != fingerprint:
+    (images, supports), (own_images, own_supports) = parts_of(checkpoint.progress["data"]), parts_of(fingerprint)
+    if images != own_images:
         raise InputError(
             f"{path}: its checkpoint was trained on other shards than {config.data.shards}; "
             f"use those, or start a new run from its weights: {new_run(path)}"
@@ -61,6 +63,11 @@ def check_same_run(checkpoint: Checkpoint, config: Config, fingerprint: str) -> 
         raise InputError(
             f"{path}: cannot continue, {key} was {before[key]} and is now {flatten(config)[key]}; "
             f"set it back, or {instead_of_changing(path, key)}"
+        )
+    if supports != own_supports:
+        raise InputError(
+            f"{path}: its checkpoint was trained with other labelled images than method.support.shards and "
+            f"method.support.subset give now; use those, or start a new run from its weights: {new_run(path)}"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from largescale.config import Config, flatten, free_keys, values_saved_before
+from largescale.data.supports import parts_of
 
 
 def changed_setting(before: dict[str, Any], config: Config) -> str:
@@ -26,10 +27,13 @@ def other_run(progress: dict[str, Any], config: Config, fingerprint: str) -> str
         fingerprint: of the shards that this run trains on.
     """
     try:
-        if progress["data"] != fingerprint:
+        (images, supports), (own_images, own_supports) = parts_of(progress["data"]), parts_of(fingerprint)
+        if images != own_images:
             return "trained on other shards"
         before = values_saved_before(progress["config"], config)
         key = changed_setting(before, config)
-        return f"{key} is {before[key]} there and {flatten(config)[key]} here" if key else ""
-    except (KeyError, TypeError):
+        if key:
+            return f"{key} is {before[key]} there and {flatten(config)[key]} here"
+        return "trained with other labelled images" if supports != own_supports else ""
+    except (AttributeError, KeyError, TypeError):
         return "not a checkpoint of this version"

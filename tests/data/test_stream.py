@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from largescale.config import DataConfig
+from largescale.config import Config, DataConfig, MethodConfig, SupportConfig
 from largescale.data.cache import ShardLost
 from largescale.data.corpora import Corpus
 from largescale.data.reader import ShardReader
@@ -177,5 +177,8 @@ def test_reader_refuses_a_shard_that_was_replaced_with_its_index(shard_folder, t
 
 
 @pytest.mark.parametrize("workers, threads, num", [(2, 3, 2 * (1 + 3 + 2)), (0, 4, 4)])
-def test_what_loads_is_counted_before_it_starts(workers, threads, num):
-    assert num_loading(DataConfig(workers=workers, threads=threads)) == num
+def test_what_loads_is_counted_before_it_starts(workers, threads, num, monkeypatch):
+    config = Config(data=DataConfig(workers=workers, threads=threads))
+    assert num_loading(config) == num
+    monkeypatch.setattr(MethodConfig, "supports", lambda self: SupportConfig())
+    assert num_loading(config) == 2 * num

@@ -14,7 +14,7 @@ import torch
 
 from largescale.config import MethodConfig, SupportConfig
 from largescale.data.corpora import Corpus
-from largescale.data.few_labels import stratified_rows
+from largescale.data.few_labels import LOW_SHOT, by_hash, stratified_rows
 from largescale.data.loaded import Batch
 from largescale.data.supports import LabelledImages, SupportOrder
 from shards.format.manifest import read_manifest
@@ -168,8 +168,30 @@ def test_an_unreadable_support_is_replaced_by_one_of_its_class(shard_folder, ask
         assert 47 not in ids and (labels[ids] == batch.supports.labels.numpy()).all()
         assert ((ids != wanted) == (wanted == 47)).all()
         met += (wanted == 47).sum()
-        assert batch.substituted >= (wanted == 47).sum() and all(row["key"] == bad for row in batch.skipped)
+        assert all(row["key"] == bad for row in batch.skipped)
+        assert batch.unread_supports == [f"train-000001.tar/{bad}"] * bool((wanted == 47).any())
     assert met
+
+
+def test_an_unreadable_support_is_no_image_of_the_batch(shard_folder, ask, tmp_path):
+    folder = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
+    bad = overwrite(folder, 1, 7)
+    ask(shards=str(folder), classes=10, images=20)
+    [batch] = make_stream(shard_folder)(range(1))
+    assert batch.substituted == 0 and {row["key"] for row in batch.skipped} == {bad}
+
+
+def test_the_supports_files_are_checked(shard_folder, ask, tmp_path):
+    folder = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
+    ask(shards=str(folder))
+    stream = make_stream(shard_folder)
+    assert [corpus.manifest.root for corpus in stream.folders] == [shard_folder, folder]
+    stream.check_files()
+    (folder / "train-000003.tar").unlink()
+    with pytest.raises(InputError, match=rf"{folder}/train-000003.tar"):
+        stream.check_files()
+    ask()
+    assert len(make_stream(shard_folder).folders) == 1
 
 
 def test_supports_may_come_from_another_folder(shard_folder, held_out_shards, ask):
@@ -205,6 +227,18 @@ def test_several_folders_to_train_on_need_one_that_has_the_labels(shard_folder, 
     ask()
     with pytest.raises(InputError, match=r"method.support.shards='': expected a folder, since data.shards is a list"):
         make_stream(shard_folder, f"data.shards=[{shard_folder},{held_out_shards}]")
+    assert make_stream(shard_folder, f"data.shards=[{shard_folder}]").supports.corpus.manifest.root == shard_folder
+
+
+@pytest.mark.parametrize("share", [0.001, 0.05, 0.1, 0.5, 0.77, 1.0])
+def test_a_share_is_that_of_a_loop_over_classes(share):
+    random = np.random.default_rng(0)
+    ids, labels = random.permutation(900), random.integers(0, 40, 900) ** 2 // 9
+    order, chosen = by_hash(ids, 5, LOW_SHOT), []
+    for label in np.unique(labels):
+        own = order[labels[order] == label]
+        chosen.append(own[: max(1, round(share * len(own)))])
+    assert stratified_rows(ids, labels, share, 5).tolist() == sorted(np.concatenate(chosen).tolist())
 
 
 def test_a_folder_without_labels_is_named(shard_folder, ask, tmp_path, monkeypatch):

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +18,10 @@ from largescale.methods.paws import PAWS
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.doctor import said_of
+from tests.helpers.launcher import run_largescale
 from tests.helpers.ranks import run_ranks
+from tests.helpers.runs import losses
+from tests.helpers.streams import overwrite
 from tests.methods.harness import train
 
 MINI = ROOT / "tests/methods/mini/paws.yaml"
@@ -188,3 +194,51 @@ def test_a_support_is_not_told_by_itself_nor_by_another_draw_of_its_image():
 def test_what_does_not_fit_is_refused(override, words):
     with pytest.raises(InputError, match=words):
         load_config(MINI, [override])
+
+
+def audited(run: Path) -> dict[int, list[str]]:
+    """The supports of all ranks, by step."""
+    found: dict[int, list[str]] = {}
+    for path in sorted(run.glob("audit/rank-*.jsonl")):
+        for row in map(json.loads, path.read_text().splitlines()):
+            found.setdefault(row["step"], []).extend(row["support_keys"])
+    return {step: sorted(keys) for step, keys in found.items()}
+
+
+@pytest.mark.distributed
+def test_a_run_with_an_unreadable_support_goes_on_with_other_ranks(shard_folder, tmp_path):
+    """Every step draws it, and it counts once; other labels are named."""
+    run, supports = tmp_path / "run", Path(shutil.copytree(shard_folder, tmp_path / "labelled"))
+    bad = overwrite(supports, 1, 7)
+    shared = [
+        "pretrain",
+        str(MINI),
+        f"data.shards={shard_folder}",
+        f"method.support.shards={supports}",
+        "method.support.classes=10",
+        "method.support.images=20",
+        "data.audit=true",
+        "data.max_skipped=1",
+        "data.workers=0",
+        f"run.dir={run}",
+        "run.log_every=1",
+        "train.steps=6",
+        "checkpoint.every_steps=3",
+        "checkpoint.keep=9",
+    ]
+    run_largescale(*shared, "parallel.strategy=fsdp", ranks=2)
+    before, seen = losses(run), audited(run)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["skipped_samples"], row["skipped_rate"]) for row in rows] == [(1, 0)] * 6
+    assert all(len(keys) == 200 and bad not in keys for keys in seen.values()) and sorted(seen) == [*range(6)]
+    shutil.rmtree(run / "checkpoints" / "step-00000006")
+    other = run_largescale(*shared, "method.support.share=0.5", "method.support.seed=1", check=False)
+    assert other.returncode == 2 and "cannot continue, method.support.seed was 0 and is now 1" in other.stderr
+    listed = tmp_path / "listed.txt"
+    listed.write_text("# numbers\n" + "\n".join(map(str, range(0, 200, 2))))
+    other = run_largescale(*shared, f"method.support.subset={listed}", check=False)
+    assert other.returncode == 2 and "other labelled images than method.support.shards and" in other.stderr
+    run_largescale(*shared, "parallel.strategy=ddp")
+    assert losses(run) == pytest.approx(before, rel=1e-8) and audited(run) == seen
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["skipped_samples"] for row in rows] == [1] * 6

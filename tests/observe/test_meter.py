@@ -1,13 +1,72 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from largescale.methods.method import Method, Output, Sign
 from largescale.observe.meter import Meter
+from largescale.processes import rank
+from tests.helpers.ranks import run_ranks
+
+
+@contextmanager
+def one_rank(folder: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def meter_of(known: list[str]) -> Meter:
+    method = SimpleNamespace(signs={}, measures=lambda loss, signs, num_images: {})
+    return Meter(method, 4, 40, torch.device("cpu"), unread_supports=known)
+
+
+def counted(meter: Meter, *met: list[str], substituted: int = 0) -> tuple[int, float]:
+    """Unreadable images of an interval, and their share, whose steps met these supports."""
+    for supports in met:
+        batch = SimpleNamespace(substituted=substituted, unread_supports=supports, ids=range(4), costs={})
+        meter.add(SimpleNamespace(signs={}), SimpleNamespace(loss=0.0, overflow=False), 0.0, batch)
+    row = meter.summary()
+    meter.reset()
+    return row["skipped_in_interval"], row["skipped_rate"]
+
+
+def test_an_unreadable_support_counts_once_and_not_in_the_rate(tmp_path):
+    with one_rank(tmp_path):
+        found = of_one_rank()
+    assert found == [(2, 0), (0, 0), (3, 0.25)]
+
+
+def of_one_rank() -> list[tuple[int, float]]:
+    meter = meter_of(["a"])
+    found = [
+        counted(meter, ["a", "b"], ["b"], ["b", "c"]),
+        counted(meter, ["a"], ["c"]),
+        counted(meter, ["d"], [], substituted=1),
+    ]
+    assert meter.unread_supports == {"a", "b", "c", "d"}
+    return found
+
+
+def of_a_rank() -> tuple[list[tuple[int, float]], set[str]]:
+    meter = meter_of([])
+    found = [counted(meter, ["a", str(rank())]), counted(meter, [str(1 - rank())]), counted(meter, ["b"][: rank()])]
+    return found, meter.unread_supports
+
+
+@pytest.mark.distributed
+def test_a_support_that_several_ranks_meet_counts_once():
+    for found, known in run_ranks(of_a_rank, 2, timeout_s=600):
+        assert found == [(3, 0), (0, 0), (1, 0)] and known == {"a", "0", "1", "b"}
 
 
 def summary_of(monkeypatch: pytest.MonkeyPatch, steps: list[dict[str, float]]) -> dict[str, Any]:
@@ -19,7 +78,7 @@ def summary_of(monkeypatch: pytest.MonkeyPatch, steps: list[dict[str, float]]) -
     meter = Meter(method, 16, 200, torch.device("cpu"))
     for signs in steps:
         output = Output(torch.zeros(()), {name: torch.tensor(value) for name, value in signs.items()}, {})
-        batch: Any = SimpleNamespace(substituted=0, ids=range(16), costs={})
+        batch: Any = SimpleNamespace(substituted=0, unread_supports=[], ids=range(16), costs={})
         check: Any = SimpleNamespace(loss=1.0, overflow=False)
         meter.add(output, check, 0.0, batch)
     return meter.summary()

@@ -47,6 +47,8 @@ def before_there_was(key: str, *overrides: str) -> dict:
         (progress("optim.lr=0.25"), "optim.lr is 0.25 there and 0.5 here"),
         (progress("init_from=runs/a"), "init_from is runs/a there and  here"),
         (progress(data="others"), "trained on other shards"),
+        (progress(data="these and others"), "trained with other labelled images"),
+        (progress("optim.lr=0.25", data="these and others"), "optim.lr is 0.25 there and 0.5 here"),
         ({"step": 5}, "not a checkpoint of this version"),
         ([], "not a checkpoint of this version"),
     ],
