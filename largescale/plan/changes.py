@@ -9,6 +9,7 @@ from itertools import combinations
 from largescale.config import Config
 from largescale.config.checks import validate
 from largescale.data.length import NOMINAL
+from largescale.data.supports import require_shared_evenly
 from largescale.methods import build_method
 from largescale.models.backbones import stages
 from largescale.parallel import fsdp
@@ -79,8 +80,14 @@ def first_guess(
     """The first change of micro-batches or batches that should fit, without a simulation; arguments as above."""
     for overrides, changed in changes(config, ranks):
         guess = _guessed(config, before, changed)
-        if guess is not None and (size := needed(changed, guess)) <= available:
-            return Change(overrides, size, True)
+        if guess is None or (size := needed(changed, guess)) > available:
+            continue
+        try:
+            validate(changed)
+            require_shared_evenly(changed, ranks)
+        except InputError:
+            continue
+        return Change(overrides, size, True)
     return None
 
 
@@ -89,10 +96,16 @@ def _guessed(config: Config, before: Simulation, changed: Config) -> Simulation 
     if replace(changed, train=config.train) != config:
         return None
     lasting = before.weights + before.gradients + before.optimizer + before.buffers
-    share = (changed.train.global_batch * config.train.accumulate) / (
-        config.train.global_batch * changed.train.accumulate
-    )
+    share = _pixels(changed) / _pixels(config)
     return replace(before, peak=int(lasting + (before.peak - lasting) * share))
+
+
+def _pixels(config: Config) -> float:
+    """Pixels of a micro-batch: supports are as many in a smaller batch."""
+    shown = config.train.global_batch * sum(group.num * group.size**2 for group in config.data.crops)
+    if (support := config.method.supports()) is not None:
+        shown += support.size * support.views * config.data.crops[0].size ** 2
+    return shown / config.train.accumulate
 
 
 def changes(config: Config, ranks: int) -> Iterator[tuple[list[str], Config]]:

@@ -23,6 +23,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from largescale.config import Config
 from largescale.config.setting import a_name
 from largescale.data.length import NOMINAL, Length
+from largescale.data.supports import require_shared_evenly
 from largescale.data.views import Supports, Views
 from largescale.methods import build_method, require_fit
 from largescale.methods.method import Method
@@ -111,6 +112,7 @@ def simulate(config: Config, ranks: int, images: int = NOMINAL) -> Simulation:
             f"train.global_batch={config.train.global_batch}: not divisible by {ranks} GPUs"
             + (f" x {config.train.accumulate} micro-batches" if config.train.accumulate > 1 else "")
         )
+    require_shared_evenly(config, ranks)
     length = Length.nominal(config, images)
     with _group(ranks):
         require_fit(config, length)

@@ -17,11 +17,11 @@ import torch
 import torchvision
 
 from largescale.cli import main
-from largescale.config import ModelConfig, load_config
+from largescale.config import Config, ModelConfig, load_config
 from largescale.methods import build_method
 from largescale.models.backbones import build_backbone
 from largescale.parallel.strategies import build_engine
-from largescale.plan.changes import changes
+from largescale.plan.changes import changes, first_guess
 from largescale.plan.estimate import collective_s, estimate
 from largescale.plan.hardware import GPUS, Assumptions
 from largescale.plan.planner import Request, plan
@@ -227,6 +227,38 @@ def test_all_strategies_are_compared_and_their_libraries_are_not_needed(capsys, 
 def test_bad_requests_are_one_line(options, says, capsys):
     assert main(["plan", str(ROOT / "tests/tiny.yaml"), "data.shards=nowhere", *options]) == 2
     assert says in capsys.readouterr().err
+
+
+SUPPORTS = ["method.support.classes=10", "method.support.images=8"]
+
+
+@pytest.mark.parametrize(
+    "recipe, options, says",
+    [
+        ("paws/resnet50_100ep", ["--gpus", "128"], "960 classes x 7 images = 6720 are not divisible by 128 ranks"),
+        ("small/paws", [*SUPPORTS, "train.global_batch=64", "train.accumulate=4", "--gpus", "16"], "= 80 are not"),
+    ],
+)
+def test_supports_that_gpus_cannot_share_are_one_line(recipe, options, says, capsys):
+    assert main(["plan", recipe, "data.shards=nowhere", *options]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_guesses_leave_supports_as_many_and_go_with_other_settings():
+    overrides = ["method.support={classes: 10, images: 7}", "train.global_batch=64", "data.streams=8"]
+    config = load_config(ROOT / "configs/small/paws.yaml", overrides, default_shards="unset")
+    none = dict.fromkeys(["weights", "gradients", "optimizer", "buffers", "views", "kept", "parameters", "trained"], 0)
+    before = Simulation(**none, peak=10**6, counts=Counter(), sent=Counter(), operators=[])
+    tried: list[tuple[int, float]] = []
+
+    def needed(changed: Config, step: Simulation) -> float:
+        tried.append((changed.train.global_batch, step.peak / 1e6))
+        return step.peak
+
+    guess = first_guess(config, 1, before, available=0.7e6, needed=needed)
+    assert guess.overrides == ["train.global_batch=32"]  # 7 images of a class are in no two micro-batches
+    images, supports = 64 * (2 * 28**2 + 24**2), 70 * 28**2
+    assert tried[-1] == (32, pytest.approx((images / 2 + supports) / (images + supports), rel=1e-5))
 
 
 @pytest.mark.slow
