@@ -8,13 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from largescale.config import corpus_settings
-from largescale.data.supports import labelled_images
+from largescale.checkpoint.folder import Checkpoint
+from largescale.data.supports import fingerprint_of, labelled_images, parts_of
 from largescale.evaluate import svm
 from largescale.evaluate.doubts import class_doubts
 from largescale.evaluate.feature_set import FeatureSet
@@ -26,9 +25,7 @@ from largescale.evaluate.subject import Subject
 from largescale.evaluate.support_neighbours import through
 from largescale.evaluate.training_state import Unfinished
 from largescale.evaluate.weights import exemplars_of, method_of
-from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
-from shards.stores.store import is_url
 
 Measure = Callable[..., dict[str, Any]]
 
@@ -114,16 +111,31 @@ def _embedded(
 
 
 def _rows_of_own_labels(subject: Subject, train: FeatureSet) -> torch.Tensor | None:
-    """Rows of the training images that the run's supports are among; None where it has none, or they are elsewhere."""
-    config, corpus = subject.config, subject.shards[0]
-    if (wanted := config.method.supports()) is None:
+    """Rows of the training images that the run's supports are among; None where it has none, or they are not those that
+    its checkpoint names.
+    """
+    corpus = subject.shards[0]
+    if (wanted := subject.config.method.supports()) is None:
         return None
-    place = wanted.shards or corpus_settings(config.data)[0][0]
-    if is_url(place) or not Path(place).is_dir() or read_manifest(place).fingerprint != corpus.manifest.fingerprint:
-        _log.info("the run's labels are of %s, not of the training images: measured by splits alone", place)
+    trained_with = ""
+    if isinstance(subject.weights, Checkpoint):
+        trained_with = parts_of(str(subject.weights.progress.get("data", "")))[1]
+    try:
+        if corpus.cache is not None:
+            raise InputError("labelled images of a run are in no store")
+        found = labelled_images(corpus, wanted)
+        why = "" if fingerprint_of(corpus, found) == trained_with else "the checkpoint was trained with others"
+    except InputError as error:
+        why = str(error)
+    if why:
+        _log.warning(
+            "the labels of %s are not those of the run (%s): measured by splits alone; set evaluate.train_shards to "
+            "the folder of its supports for the run's own",
+            corpus.manifest.root,
+            why,
+        )
         return None
-    ids = torch.from_numpy(labelled_images(corpus, wanted).ids)
-    return torch.isin(train.ids, ids).nonzero().flatten()
+    return torch.isin(train.ids, torch.from_numpy(found.ids)).nonzero().flatten()
 
 
 def by_lists(measure: Measure, subject: Subject) -> Measured:

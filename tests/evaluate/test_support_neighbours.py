@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch.nn.functional import normalize
 
 import largescale
 from largescale.config import to_yaml
+from largescale.data.stream import Stream
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.splits import stratified
 from largescale.evaluate.support_neighbours import Settings, hits_by, measure, through
@@ -71,12 +73,13 @@ def run(shard_folder: Path, held_out_shards: Path, tmp_path: Path) -> Path:
     words = [f"data.shards={shard_folder}", f"data.eval_shards={held_out_shards}", "train.precision=fp32"]
     words += ["method.support.share=0.1", "method.support.seed=3", "data.workers=0"]
     config = mini("paws", *words)
-    save_checkpoint(tmp_path / "run", config, 1)
+    stream = Stream(config, rank=0, world_size=1, device=torch.device("cpu"), dtype=torch.float32)
+    save_checkpoint(tmp_path / "run", config, 1, data=stream.fingerprint)
     (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
     return tmp_path / "run"
 
 
-def test_a_run_is_measured_by_the_labels_it_was_trained_with(run, held_out_shards):
+def test_a_run_is_measured_by_the_labels_it_was_trained_with(run, held_out_shards, caplog):
     settings = ["evaluate.resize=28", "evaluate.size=28", "evaluate.support_neighbours_shares=[0.1]"]
     settings += ["evaluate.support_neighbours_splits=4"]
     [record] = largescale.evaluate("support-neighbours", run, overrides=settings)
@@ -86,6 +89,17 @@ def test_a_run_is_measured_by_the_labels_it_was_trained_with(run, held_out_shard
         assert result["num_own_labels"] == 20 and ("top1_of_features" in result) == (name != "pixels")
         assert result["top1"] == pytest.approx(result["by_share"]["0.1"]["splits"][3])  # the split of its seed
     assert "p" in found["pixels"]["against_pretrained"]
-    elsewhere = [*settings, f"evaluate.train_shards={held_out_shards}"]
+    elsewhere = [*settings, "evaluate.baselines=false", f"evaluate.train_shards={held_out_shards}"]
     [record] = largescale.evaluate("support-neighbours", run, overrides=elsewhere)
     assert "num_own_labels" not in record["results"]["pretrained"]
+    line = f"the labels of {held_out_shards} are not those of the run"
+    assert [one.levelname for one in caplog.records if one.getMessage().startswith(line)] == ["WARNING"]
+
+
+def test_the_runs_labels_are_known_where_its_shards_have_moved(run, shard_folder, tmp_path):
+    moved = shutil.copytree(shard_folder, tmp_path / "moved")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace(str(shard_folder), str(tmp_path / "gone")))
+    settings = ["evaluate.resize=28", "evaluate.size=28", "evaluate.baselines=false", f"evaluate.train_shards={moved}"]
+    [record] = largescale.evaluate("support-neighbours", run, overrides=settings)
+    assert record["results"]["pretrained"]["num_own_labels"] == 20

@@ -21,8 +21,10 @@ def config_of(model: list[str], *more: str) -> Config:
     return load_config(ROOT / "tests/tiny.yaml", ["data.shards=not-there", "train.precision=fp32", *model, *more])
 
 
-def save_checkpoint(run: Path, config: Config, step: int, seed: int = 0) -> Path:
-    """A checkpoint as a run writes it, of weights and statistics that are not those of a new network."""
+def save_checkpoint(run: Path, config: Config, step: int, seed: int = 0, **more: object) -> Path:
+    """A checkpoint as a run writes it, of weights and statistics that are not those of a new network; its progress says
+    `more`.
+    """
     torch.manual_seed(seed)
     method = build_method(config)
     for name, tensor in method.state_dict().items():
@@ -35,5 +37,5 @@ def save_checkpoint(run: Path, config: Config, step: int, seed: int = 0) -> Path
         method.double()
     pieces = {f"model.{name}": (tensor, [0] * tensor.ndim) for name, tensor in method.state_dict().items()}
     stamp = write_tensors(folder / "shard-00001-model-00001-of-00001.safetensors", pieces)
-    progress = {"step": step, "skipped": 0, "config": flatten(config)}
+    progress = {"step": step, "skipped": 0, "config": flatten(config), **more}
     return publish(folder, progress, {"shard-00001-model-00001-of-00001.safetensors": stamp})
