@@ -19,12 +19,14 @@ class Length:
         steps_per_epoch: of one pass over all images.
         num_samples: images of all corpora; their ids are 0 to `num_samples` - 1.
         left_out: images that an epoch leaves out, different ones each epoch.
+        num_classes: of which images have labels, for methods that use them; None where nobody looked.
     """
 
     num_steps: int
     steps_per_epoch: int
     num_samples: int
     left_out: int = 0
+    num_classes: int | None = None
 
     @classmethod
     def nominal(cls, config: Config, images: int = NOMINAL) -> Length:

@@ -35,7 +35,9 @@ from torch import Tensor, nn
 
 from largescale.config import Config, MethodConfig, SupportConfig
 from largescale.config.setting import setting
+from largescale.data.length import Length
 from largescale.data.views import Views
+from largescale.methods.choice import Choice
 from largescale.methods.embedding_method import SPANS, Named
 from largescale.methods.joint_embedding import JointEmbedding, unit
 from largescale.methods.losses.over_ranks import all_ranks, gathered, own_places
@@ -52,9 +54,13 @@ from largescale.methods.method import Output, Panel, Row, Sign, Symptom
 from largescale.methods.multi_crop import num_large, require_two_large
 from largescale.models.backbones import build_backbone
 from largescale.models.heads import hidden_widths, mlp
+from shards.ground.errors import InputError
 
 _FEW_CLASSES = 0.5
 """Entropy of the mean prediction over ln K, below which most classes are hardly used."""
+
+_MOST_CLASSES = 0.9
+"""Share of the possible classes that a step of a proposed recipe has at least."""
 
 _ROBUST = "method.in_domain"
 
@@ -246,6 +252,33 @@ class PAWS(JointEmbedding):
         """The signs, and how far the loss is above its least value."""
         above = loss + self.config.mean_entropy * math.log(self.num_classes)
         return {"loss_above_least": above, **super().measures(loss, signs, num_images)}
+
+    @classmethod
+    def suited(cls, config: Config, length: Length) -> dict[str, Choice]:
+        """Supports of the classes that there are, of at least nine tenths of them in each step, unless these are more
+        than twice the batch; in a number that 8 ranks, or as many as the batch tells of, can share.
+
+        Raises:
+            InputError: the images have no labels of two classes.
+        """
+        following, batch, accumulate = _settings(config).support, config.train.global_batch, config.train.accumulate
+        found = following.classes if length.num_classes is None else length.num_classes
+        if found < 2:
+            raise InputError(
+                f"method.name=paws: expected images with labels of at least two classes, and those looked at have "
+                f"{found}; convert class folders, or choose a method without labels"
+            )
+        most = min(found, following.classes, max(2, 2 * batch // following.images))
+        parts, images = math.lcm(8, batch // (batch & -batch)), -(-following.images // accumulate) * accumulate
+        while True:  # ends: with `parts` images per micro-batch, any number of classes can be shared
+            even = parts // math.gcd(parts, images // accumulate)
+            if (classes := most // even * even) >= max(2, _MOST_CLASSES * most):
+                break
+            images += accumulate
+        return {
+            "support.classes": Choice(classes, f"in each step, of {found}" if classes < found else "all of them"),
+            "support.images": Choice(images, f"of each class per step: {classes * images} beside {batch} images"),
+        }
 
     @classmethod
     def brief(cls, row: Row) -> str:

@@ -54,6 +54,7 @@ class CorpusFacts:
         num_decoded, num_broken: images whose pixels were looked at, and that could not be read.
         grey: share of these without colours.
         mean, std: of each channel, where white is 1; every image counts the same.
+        num_classes: of which the images looked at have labels; None if it was not counted.
     """
 
     num_samples: int
@@ -66,6 +67,7 @@ class CorpusFacts:
     grey: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    num_classes: int | None = None
 
 
 def look_at(location: str) -> CorpusFacts:
@@ -76,9 +78,9 @@ def look_at(location: str) -> CorpusFacts:
     """
     [corpus] = open_corpora(DataConfig(shards=location))
     indexes = _indexes(corpus)
-    width, height, checksum = (
+    width, height, checksum, label = (
         np.concatenate([getattr(index, column) for index in indexes.values()])
-        for column in ("width", "height", "checksum")
+        for column in ("width", "height", "checksum", "label")
     )
     if not len(width):
         raise InputError(f"{location}: no images in it")
@@ -92,6 +94,7 @@ def look_at(location: str) -> CorpusFacts:
         tuple(float(value) for value in np.quantile(aspect, [0.5, 0.9])),
         1 - len(np.unique(checksum)) / len(checksum),
         *pixels,
+        num_classes=len(np.unique(label[label >= 0])),
     )
 
 

@@ -111,7 +111,8 @@ class Proposal:
     def length(self, epochs: float) -> Length:
         """The length of a run of so many epochs."""
         per_epoch, left_out = divmod(self.corpus.num_samples, self.batch)
-        return Length(max(1, round(epochs * per_epoch)), per_epoch, self.corpus.num_samples, left_out)
+        num_steps = max(1, round(epochs * per_epoch))
+        return Length(num_steps, per_epoch, self.corpus.num_samples, left_out, self.corpus.num_classes)
 
     def _evaluated(self) -> dict[str, Choice]:
         if not self.labelled:

@@ -33,6 +33,7 @@ def test_colour_large_and_damaged_among_them(tmp_path):
     damaged = files["0.png"][: len(files["0.png"]) // 2]
     seen = look_at(shards_of(tmp_path, {**files, "damaged.png": damaged}))
     assert (seen.num_samples, seen.num_indexed, seen.num_decoded, seen.num_broken) == (10, 10, 9, 1)
+    assert seen.num_classes == 0
     assert seen.shorter == (90, 90, 90) and seen.aspect[0] == pytest.approx(4 / 3)
     assert seen.grey == 0 and seen.copies == 0
     stacked = np.stack(pixels).reshape(-1, 3) / 255

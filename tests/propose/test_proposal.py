@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from largescale.config import Config, load_config
+from largescale.data.supports import require_shared_evenly
 from largescale.methods import METHODS
 from largescale.methods.choice import Choice
 from largescale.propose.carried import carried
@@ -110,6 +111,19 @@ def test_every_method_gets_a_recipe_that_loads_and_fits_its_length(method, machi
             assert config.parallel.batchnorm_group_size == following.parallel.batchnorm_group_size
         assert METHODS[method].misfit(config, found.length(100.0)) == ""
         assert complaints(config, found.length(100.0)) == []
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU, EIGHT, replace(EIGHT, gpus=6)], ids=["cpu", "gpu", "gpus", "six"])
+@pytest.mark.parametrize("classes", [2, 10, 365, 1000])
+def test_supports_are_of_classes_that_there_are_and_ranks_can_share_them(machine, classes):
+    corpus = replace(PHOTOS, num_samples=1_300_000, num_classes=classes)
+    config = as_config(proposed(corpus, machine, "paws").choices(Choice(100.0, "")))
+    support = config.method.supports()
+    assert support.classes <= classes and support.size <= 3 * max(config.train.global_batch, 16)
+    require_shared_evenly(config, max(1, machine.gpus))
+    for without in (0, 1):
+        with pytest.raises(InputError, match=f"labels of at least two classes, and those looked at have {without}"):
+            proposed(replace(corpus, num_classes=without), machine, "paws").choices(Choice(100.0, ""))
 
 
 def test_the_second_version_is_followed_not_the_first_by_name():
