@@ -5,6 +5,7 @@ Covers: largescale/config/support_settings.py, largescale/data/few_labels.py, la
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from largescale.data.corpora import Corpus
 from largescale.data.few_labels import LOW_SHOT, by_hash, stratified_rows
 from largescale.data.loaded import Batch
 from largescale.data.supports import LabelledImages, SupportOrder
+from largescale.methods.method import Output
+from largescale.run.logs import Logs
 from shards.format.manifest import read_manifest
 from shards.format.shard_index import read_index
 from shards.ground.errors import InputError
@@ -179,6 +182,16 @@ def test_an_unreadable_support_is_no_image_of_the_batch(shard_folder, ask, tmp_p
     ask(shards=str(folder), classes=10, images=20)
     [batch] = make_stream(shard_folder)(range(1))
     assert batch.substituted == 0 and {row["key"] for row in batch.skipped} == {bad}
+
+
+@pytest.mark.parametrize("audit", [True, False])
+def test_a_bad_step_names_its_supports(shard_folder, ask, tmp_path, audit):
+    ask()
+    [batch] = make_stream(shard_folder, f"data.audit={str(audit).lower()}")(range(1))
+    Logs(tmp_path).trouble(0, batch, Output(torch.zeros(()), {}, {}), "not finite")
+    [path] = tmp_path.glob("trouble/step-00000000/*.json")
+    named = batch.support_keys if audit else [str(sample_id) for sample_id in batch.supports.ids.tolist()]
+    assert json.loads(path.read_text())["support_keys"] == named and len(named) == 32
 
 
 def test_the_supports_files_are_checked(shard_folder, ask, tmp_path):
