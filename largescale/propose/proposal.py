@@ -171,7 +171,7 @@ def first_proposal(
     Raises:
         InputError: an unknown method, or too few images.
     """
-    _, following = reference(method, small=not machine.gpus)
+    source, following = reference(method, small=not machine.gpus)
     most = corpus.num_samples // LEAST_STEPS_AN_EPOCH
     if most < LEAST_BATCH * max(1, machine.gpus):
         least = LEAST_BATCH * LEAST_STEPS_AN_EPOCH * max(1, machine.gpus)
@@ -181,15 +181,21 @@ def first_proposal(
     while 2 * per_device <= wanted and 2 * per_device * max(1, machine.gpus) <= most:
         per_device *= 2
     batch = per_device * max(1, machine.gpus)
-    return Proposal(name, shards, labelled, method, corpus, machine, network(machine, corpus), batch, {})
+    own = network_on_gpus(source, following, corpus) if machine.gpus else network_on_cpus()
+    return Proposal(name, shards, labelled, method, corpus, machine, own, batch, {})
 
 
-def network(machine: Machine, corpus: CorpusFacts, *, larger: bool = False) -> dict[str, Choice]:
-    """Keys under `model`; without a GPU a narrow network, or a `larger` one."""
-    if machine.gpus:
-        tiny = corpus.shorter[1] < 96
-        stem = {"stem": Choice("3x3s2", f"keeps detail of images of {corpus.shorter[1]} px")} if tiny else {}
-        return {"backbone": Choice("resnet50", "what most published figures are of"), **stem}
+def network_on_gpus(source: str, following: Config, corpus: CorpusFacts) -> dict[str, Choice]:
+    """Keys under `model`: the backbone of a recipe that is followed."""
+    tiny = corpus.shorter[1] < 96
+    stem = {"stem": Choice("3x3s2", f"keeps detail of images of {corpus.shorter[1]} px")} if tiny else {}
+    usual = following.model.backbone == "resnet50"
+    why = "what most published figures are of" if usual else f"as {source}"
+    return {"backbone": Choice(following.model.backbone, why), **stem}
+
+
+def network_on_cpus(*, larger: bool = False) -> dict[str, Choice]:
+    """Keys under `model`: a narrow network, or a `larger` one."""
     depths, width = ([2, 2, 2, 2], 64) if larger else ([1, 1, 1, 1], 32)
     why = "a ResNet-18: the hours allow it" if larger else "1.3 M parameters: a ResNet-18 takes eight times as long"
     return {
@@ -201,8 +207,8 @@ def network(machine: Machine, corpus: CorpusFacts, *, larger: bool = False) -> d
 
 
 def with_larger_network(proposal: Proposal) -> Proposal:
-    """The same with a ResNet-18."""
-    return replace(proposal, network=network(proposal.machine, proposal.corpus, larger=True))
+    """The same with a ResNet-18, for a CPU."""
+    return replace(proposal, network=network_on_cpus(larger=True))
 
 
 def as_config(choices: Mapping[str, Choice]) -> Config:

@@ -10,8 +10,8 @@ from largescale.models.discriminators import ConvDiscriminator
     "side, widths, left", [(64, [4, 4, 4, 4], 4), (28, [4, 6, 8], 3), (2, [4], 1), (113, [2] * 5, 3)]
 )
 def test_images_of_any_size_get_a_score_each(side, widths, left):
-    network = ConvDiscriminator(side, widths).eval()
-    images = torch.randn(3, 3, side, side)
+    network = ConvDiscriminator(side, widths).eval().double()  # five layers of two channels leave little of a pixel
+    images = torch.randn(3, 3, side, side, dtype=torch.float64)
     assert network(images).shape == (3,) and network.layers(images).shape[-1] == left
     # Each score is of one image, and of all of its parts that a layer sees.
     changed = images.clone()
