@@ -13,9 +13,11 @@ import simplejpeg
 from PIL import Image
 
 from shards.clips.clip import Clip, ClipSettings, ClipSound
+from shards.clips.clock import JUMPS_BACK
 from shards.clips.library import pyav, read_with_ffmpeg
 from shards.clips.pictures import CUT, DAMAGED_PARTS, Picture, Pictures, planes_of
 from shards.clips.sound import DAMAGED_SOUND, Sound
+from shards.ground.errors import InputError
 from shards.images.reading import ImageError, read_rgb
 
 TOO_FEW = "a clip of fewer frames than --min-frames"
@@ -46,6 +48,7 @@ def clips_of_video(
 
     Raises:
         ImageError: none of it can be used; the message is the reason.
+        OSError, InputError: it cannot be read.
     """
     with ExitStack() as stack:
         pictures = Pictures(_opened(open_file, stack), settings, check)
@@ -65,8 +68,10 @@ def clips_of_video(
             if sound is None:
                 yield clip
                 continue
-            stop = (number + 1) * settings.frames_per_clip / settings.rate
-            heard = sound.take(start, min(stop, max(Fraction(pictures.end), start)))
+            stop = min((number + 1) * settings.frames_per_clip / settings.rate, Fraction(pictures.clock.end))
+            if pictures.clock.jump is not None:  # from there on, sound is on another clock
+                stop = min(stop, Fraction(pictures.clock.jump))
+            heard = sound.take(start, max(stop, start))
             yield Clip(**{**vars(clip), "sound": heard})
         if not num_clips:
             raise ImageError(_UNREADABLE)
@@ -76,6 +81,8 @@ def clips_of_video(
             note(CUT)
         if sound is not None and sound.is_damaged:
             note(DAMAGED_SOUND)
+        if pictures.clock.has_wrong_times or (sound is not None and sound.jumps_back):
+            note(JUMPS_BACK)
 
 
 def clip_of_pair(
@@ -91,7 +98,8 @@ def clip_of_pair(
     """An image and a sound as a clip of one frame.
 
     Raises:
-        ImageError: one of them cannot be read.
+        ImageError: one of them is damaged.
+        OSError, InputError: the sound cannot be read.
     """
     pixels = read_rgb(image, max_pixels=max_pixels)
     check(pixels.shape[1], pixels.shape[0])
@@ -102,7 +110,7 @@ def clip_of_pair(
     length = settings.frames_per_clip / settings.rate
     with ExitStack() as stack:
         try:
-            sound = Sound(_opened(open_sound, stack), settings.sound_rate, Fraction(0))
+            sound = Sound(_opened(open_sound, stack), settings.sound_rate, None)
         except ImageError as error:
             raise ImageError(NO_SOUND) from error
         heard = sound.take(Fraction(0), length)
@@ -110,6 +118,8 @@ def clip_of_pair(
             raise ImageError(NO_SOUND)
         if sound.is_damaged:
             note(DAMAGED_SOUND)
+        if sound.jumps_back:
+            note(JUMPS_BACK)
         if sound.take(length, length + 1).num_samples:
             note(LONG_SOUND)
     return Clip(**{**vars(clip), "sound": heard})
@@ -122,7 +132,9 @@ def _opened(open_file: Callable[[], BinaryIO], stack: ExitStack) -> object:
     file.seek(0)
     try:
         return stack.enter_context(read_with_ffmpeg(file))
-    except (pyav().FFmpegError, OSError, ValueError) as error:
+    except InputError:  # of a store that cannot be reached: the file may be whole
+        raise
+    except (pyav().FFmpegError, ValueError) as error:
         raise ImageError(_UNREADABLE) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from shards.clips.clip import ClipSettings
+from shards.clips.clock import RisingClock
 from shards.clips.library import pyav
 from shards.images.reading import ImageError
 
@@ -63,14 +65,18 @@ def sound_stream(container: Any) -> Any:
 
 
 def decoded(container: Any, stream: Any, damaged: Callable[[], None]) -> Iterator[Any]:
-    """Frames of a stream, of what can be decoded; `damaged` is called where something cannot."""
+    """Frames of a stream, of what can be decoded; `damaged` is called where something cannot.
+
+    Raises:
+        OSError, InputError: the file cannot be read any more, which says nothing of what is in it.
+    """
     stream.thread_type = "NONE"  # videos are converted side by side
     error = pyav().FFmpegError
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets, None)
-        except (error, OSError):
+        except error:
             return damaged()
         if packet is None:
             return None
@@ -94,7 +100,7 @@ class Pictures:
         has_sound: whether the file has a stream of sound.
         origin: the time of the first frame on the container's clock, in seconds, once that is decoded.
         is_damaged: whether something could not be decoded.
-        end: the end of the last frame, in seconds from the first.
+        clock: of its frames, in seconds from the first.
     """
 
     def __init__(self, container: Any, settings: ClipSettings, check: Callable[[int, int], None]) -> None:
@@ -107,7 +113,7 @@ class Pictures:
         self._quality = self._scale.Interpolation.AREA | self._scale.Interpolation.ACCURATE_RND
         self._quality |= self._scale.Interpolation.BITEXACT
         self.origin = Fraction(0)
-        self.is_damaged, self.end = False, 0.0
+        self.is_damaged, self.clock = False, RisingClock()
         check(self._stream.width or 1, self._stream.height or 1)  # before it is decoded
 
     def is_cut(self, end_of_sound: float | None) -> bool:
@@ -117,7 +123,7 @@ class Pictures:
             end_of_sound: in seconds from the first frame; None if it is not known.
         """
         stream, container = self._stream, self._container
-        end = self.end
+        end = self.clock.end
         if stream.duration is not None:
             said = float(stream.duration * stream.time_base)
         elif container.duration is not None and (end_of_sound is not None or not self.has_sound):
@@ -129,7 +135,7 @@ class Pictures:
 
     def __iter__(self) -> Iterator[Picture]:
         rate, last, per_clip = self._settings.frame_rate, -1, self._settings.frames_per_clip
-        for time, frame in self._timed():
+        for time, frame in self.clock.follow(self._stamped()):
             number = int(time * rate + _EARLY)
             if number > last:
                 if number // per_clip > last // per_clip:
@@ -137,23 +143,18 @@ class Pictures:
                 last = number
                 yield Picture(number, time, self._planes(frame))
 
-    def _timed(self) -> Iterator[tuple[float, Any]]:
-        """Frames with seconds from the first one. Times rise: where a clock jumps back, it goes on."""
-        base, step = float(self._stream.time_base), 1 / float(self._stream.average_rate or 25)
-        shift: float | None = None
+    def _stamped(self) -> Iterator[tuple[float | None, float, Any]]:
+        """Frames with seconds from the first one as the file has them, and their lengths."""
+        base, step = Fraction(self._stream.time_base), 1 / float(self._stream.average_rate or 25)
+        is_first = True
         for frame in decoded(self._container, self._stream, self._note_damage):
             if frame.is_corrupt:
                 self._note_damage()
                 continue
-            time = None if frame.pts is None else frame.pts * base
-            if shift is None:
-                shift = time or 0.0
-                self.origin = (frame.pts or 0) * Fraction(self._stream.time_base)
-            now = self.end if time is None else time - shift
-            if now < self.end - step:
-                shift, now = shift - (self.end - now), self.end
-            yield now, frame
-            self.end = now + (frame.duration * base if frame.duration else step)
+            if is_first:
+                self.origin, is_first = (frame.pts or 0) * base, False
+            time = None if frame.pts is None else float(frame.pts * base - self.origin)
+            yield time, float(frame.duration * base) if frame.duration else step, frame
 
     def _note_damage(self) -> None:
         self.is_damaged = True
@@ -172,8 +173,9 @@ class Pictures:
             planes = [
                 np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width] for plane in small.planes
             ]
-        turns = round(frame.rotation / 90)
-        first, second, third = (np.ascontiguousarray(np.rot90(plane, turns)) for plane in planes)
+        turns, is_mirrored = _display(frame)
+        upright = (np.rot90(plane, turns) for plane in planes)
+        first, second, third = (np.ascontiguousarray(plane[:, ::-1] if is_mirrored else plane) for plane in upright)
         return first, second, third
 
     def _reformatted(self, frame: Any, form: str) -> Any:
@@ -206,6 +208,21 @@ def planes_of(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """uint8 [H, W, 3] as the planes of a JPEG, see `Picture`."""
     luma, blue, red = Image.fromarray(pixels).convert("YCbCr").split()
     return np.asarray(luma), np.asarray(blue.reduce(2)), np.asarray(red.reduce(2))
+
+
+def _display(frame: Any) -> tuple[int, bool]:
+    """How a frame is to be shown: quarter turns counterclockwise, and whether it is mirrored horizontally after that.
+
+    Source: the display matrix of FFmpeg, libavutil/display.h.
+    """
+    stored = frame.side_data.get("DISPLAYMATRIX")
+    if stored is None:
+        return 0, False
+    a, b, _, c, d, *_ = np.frombuffer(bytes(stored), np.int32).astype(np.float64).tolist()
+    is_mirrored = a * d - b * c < 0
+    if is_mirrored:
+        a, c = -a, -c
+    return round(-math.atan2(b, a) / (math.pi / 2)), is_mirrored
 
 
 def _on_white(pixels: np.ndarray) -> np.ndarray:

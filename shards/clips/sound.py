@@ -13,9 +13,16 @@ import numpy as np
 from shards.clips.clip import ClipSound
 from shards.clips.library import pyav, read_with_ffmpeg
 from shards.clips.pictures import decoded, sound_stream
+from shards.ground.errors import InputError
 from shards.images.reading import ImageError
 
 DAMAGED_SOUND = "damaged sound, of which parts are left out"
+
+_LOWEST_RATE = 1000
+"""Samples per second below which a header is wrong; to resample them takes any amount of memory."""
+
+_BACK_S = 1.0
+"""Sound that begins earlier than what was heard before by more than this is of a clock that jumps back."""
 
 _GAP_S = 0.05
 """Where a frame of sound begins later than the one before it ends by less than this, that is rounding."""
@@ -27,18 +34,19 @@ class Sound:
     Args:
         container: the open file; its first stream of sound is taken.
         rate: samples per second.
-        origin: the time, on the container's clock, from which seconds count.
+        origin: the time, on the container's clock, from which seconds count; None counts from the first sound.
 
     Attributes:
-        is_damaged: whether something could not be decoded.
+        is_damaged: whether something could not be decoded, or brought to the rate.
+        jumps_back: whether sound was left out because its clock jumps back.
         end: of what was decoded until now, in seconds.
     """
 
-    def __init__(self, container: Any, rate: int, origin: Fraction) -> None:
+    def __init__(self, container: Any, rate: int, origin: Fraction | None) -> None:
         self._rate, self._origin = rate, origin
-        self.is_damaged, self.end = False, 0.0
+        self.is_damaged, self.jumps_back, self.end = False, False, 0.0
         stream = sound_stream(container)
-        self._blocks = iter(()) if stream is None else self._resampled(container, stream)
+        self._blocks = iter(()) if stream is None else self._usable(container, stream)
         self._held: list[tuple[int, np.ndarray]] = []
 
     def take(self, start: Fraction, stop: Fraction) -> ClipSound:
@@ -52,7 +60,7 @@ class Sound:
                 self._held.append(block)
         inside = [(place, samples) for place, samples in self._held if place < last and place + len(samples) > first]
         self._held = [(place, samples) for place, samples in self._held if place + len(samples) > last]
-        if not inside:
+        if not inside or first >= last:
             return ClipSound()
         begin = max(first, inside[0][0])
         whole = np.zeros(min(last, inside[-1][0] + len(inside[-1][1])) - begin, np.int16)
@@ -65,10 +73,20 @@ class Sound:
     def _note_damage(self) -> None:
         self.is_damaged = True
 
+    def _usable(self, container: Any, stream: Any) -> Iterator[tuple[int, np.ndarray]]:
+        """Blocks up to one that no resampler takes: of nine channels, of a rate that is none."""
+        damage = (pyav().FFmpegError, ValueError)
+        try:
+            yield from self._resampled(container, stream)
+        except InputError:
+            raise
+        except damage:
+            self._note_damage()
+
     def _resampled(self, container: Any, stream: Any) -> Iterator[tuple[int, np.ndarray]]:
         """Blocks of samples with the place of the first one; places only rise."""
-        base, origin, end = float(stream.time_base), float(self._origin), None
-        resampler, setup, place = None, None, 0
+        base, origin, end = float(stream.time_base), self._origin, None
+        resampler, setup, place, is_behind = None, None, 0, False
 
         def out(frames: list[Any]) -> Iterator[tuple[int, np.ndarray]]:
             nonlocal place
@@ -82,16 +100,25 @@ class Sound:
 
         done = -(2**62)
         for frame in decoded(container, stream, self._note_damage):
+            if frame.sample_rate < _LOWEST_RATE:
+                raise ValueError("samples so rare are no sound")
+            if origin is None:
+                origin = Fraction(frame.pts or 0) * stream.time_base
             expected = 0.0 if end is None else end
-            time = expected if frame.pts is None else frame.pts * base - origin
+            time = expected if frame.pts is None else frame.pts * base - float(origin)
             own = (frame.format.name, frame.layout.name, frame.sample_rate)
             if resampler is None or own != setup or abs(time - expected) > _GAP_S:
                 if resampler is not None:
                     yield from out(resampler.resample(None))
                     done = max(done, place)
-                resampler = pyav().AudioResampler("s16", "mono", self._rate)
+                if abs(time - expected) > _GAP_S:
+                    is_behind = time < done / self._rate - _BACK_S
+                resampler = None if is_behind else pyav().AudioResampler("s16", "mono", self._rate)
                 setup, place, expected = own, round(time * self._rate), time
             end = expected + frame.samples / frame.sample_rate
+            if resampler is None:  # it would come to lie over other pictures
+                self.jumps_back = True
+                continue
             frame.pts = None  # places are counted here
             yield from out(resampler.resample(frame))
         if resampler is not None:
@@ -128,6 +155,6 @@ def from_flac(payload: bytes) -> tuple[np.ndarray, int]:
             rate = int(stream.rate)
     except (pyav().FFmpegError, ValueError, IndexError) as error:
         raise ImageError("damaged sound") from error
-    if damage:
+    if damage or not any(map(len, blocks)):
         raise ImageError("damaged sound")
-    return np.concatenate(blocks or [np.zeros(0, np.int16)]), rate
+    return np.concatenate(blocks), rate

@@ -12,6 +12,7 @@ import xxhash
 from shards.cleaning.rules import Cleaning
 from shards.clips.clip import Clip, ClipSettings
 from shards.clips.cutting import clip_of_pair, clips_of_video
+from shards.clips.library import pyav
 from shards.conversion.conversion_plan import Row, printable
 from shards.format.clip_writer import ClipWriter
 from shards.ground.errors import InputError
@@ -44,10 +45,14 @@ def add_clips(
         try:
             for clip in _clips_of(source, row, settings, cleaning, note):
                 writer.add_clip(f"{row.key}/{clip.number:05d}", clip, facts, row.label)
-        except (InputError, MemoryError):
+        except InputError:
             raise
         except ImageError as error:
             note(str(error))
+        except pyav().FFmpegError:  # some are OSErrors or MemoryErrors too, and all are the file's fault
+            note(UNREADABLE)
+        except MemoryError:
+            raise
         except OSError as error:
             note(f"cannot be read: {error.strerror or error}")
         except Exception:  # what else a file's bytes can make a library raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any, BinaryIO
 
@@ -10,10 +9,14 @@ import xxhash
 
 from shards.clips.clip import Clip
 from shards.format.clip_index import columns_of
+from shards.format.json_text import json_text
 from shards.format.shard_index import ShardIndex
 from shards.format.writer import ShardWriter
 from shards.images.names import IMAGE_FORMATS
 from shards.images.reading import ImageFacts
+
+OWN_FACTS = ("source", "clip", "start", "times", "motion", "sound")
+"""What the json of a clip says by itself."""
 
 _JPEG = IMAGE_FORMATS.index("jpeg")
 
@@ -48,7 +51,7 @@ class ClipWriter(ShardWriter):
         if sound.num_samples:
             facts["sound"] = {"rate": sound.rate, "start": round(sound.start, 6), "samples": sound.num_samples}
             members["flac"] = sound.flac
-        members["json"] = json.dumps(facts, ensure_ascii=False).encode()
+        members["json"] = json_text(facts).encode()
         shown = ImageFacts(_JPEG, clip.width, clip.height)
         spans = self.add(key, members, names[len(names) // 2], shown, label)
         heard = (*spans["flac"], xxhash.xxh3_64_intdigest(sound.flac)) if sound.num_samples else (0, 0, 0)

@@ -36,10 +36,11 @@ def films(facts: Facts) -> str:
 
 def _film(folder: Folder, example: Example) -> str:
     sounds = [example.sound] if example.sound else []
-    *frames, sound = folder.read_spans(example.shard, [*example.frames, *(sounds or [(0, 0)])])
+    stored = folder.read_spans(example.shard, [*example.frames, *sounds])
+    frames = stored[: len(example.frames)]
     shown = "".join(f'<img alt="" src="data:image/jpeg;base64,{thumbnail(frame)}">' for frame in frames)
     text = html.escape(f"{example.key} ({example.shard}, {example.number})")
-    wave, note = _wave(sound) if sounds else ("", ", without sound")
+    wave, note = _wave(stored[-1]) if sounds else ("", ", without sound")
     return (
         f'<figure class="film"><div class="strip">{shown}</div>{wave}'
         f'<figcaption title="{text}">{text}{note}</figcaption></figure>'

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from shards.format.labels import class_names, named
 from shards.format.ledger import SKIPPED_NAME, write_ledger
-from shards.format.manifest import MANIFEST_NAME, Manifest, ShardEntry, write_manifest
+from shards.format.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest, write_manifest
 from shards.format.shard_index import index_path, read_index, write_index
 from shards.format.tar import TornTar, file_checksum, index_tar
 from shards.ground.errors import InputError
@@ -63,7 +63,8 @@ def index_folder(folder: Path, *, workers: int, given_names: list[str] | None = 
     that lead nowhere.
 
     Raises:
-        InputError: no tars, ones that were converted, or none with a readable image; nothing is written then.
+        InputError: no tars, ones that were converted, ones of clips, or none with a readable image; nothing is
+            written then.
         OSError: the folder cannot be written to; that is noticed before the work.
     """
     if not folder.is_dir():
@@ -76,11 +77,31 @@ def index_folder(folder: Path, *, workers: int, given_names: list[str] | None = 
             f"{folder}: was made by `shards convert`, and would lose its class names and the list of what "
             f"was left out; `shards verify {folder} --repair` repairs it"
         )
+    if _holds_clips(folder, tars):
+        raise InputError(
+            f"{folder}: holds clips, of which an index made here would know one image each; `shards verify {folder}` "
+            f"says what is damaged, `shards convert --clips` makes them again"
+        )
     (folder / _DRAFTS).mkdir(exist_ok=True)
     with at_work_in(folder, with_others=False):
         manifest = _index(folder, tars, workers, given_names or [])
         shutil.rmtree(folder / _DRAFTS)
     return manifest
+
+
+def _holds_clips(folder: Path, tars: list[Path]) -> bool:
+    """Whether the manifest, or the first index that can be read, says that the tars hold clips."""
+    try:
+        if read_manifest(folder).settings.get("clips"):
+            return True
+    except (InputError, OSError):
+        pass  # none, or a damaged one
+    for tar in tars:
+        try:
+            return read_index(index_path(tar)).clips is not None
+        except InputError:
+            continue
+    return False
 
 
 def _index(folder: Path, tars: list[Path], workers: int, given_names: list[str]) -> Manifest:

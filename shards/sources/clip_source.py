@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards.clips.names import NO_CLIP, is_sound, is_video
+from shards.format.clip_writer import OWN_FACTS
 from shards.ground.errors import InputError
 from shards.images.names import is_image, suffix_of
 from shards.sources.found import Found, first_folder, left_out, why_beside
@@ -108,6 +109,10 @@ class ClipList(ListSource):
         if not isinstance(sound, str | None):
             raise InputError(
                 f"{self.location}: column `{_SOUND}` of {row['path']} is not a path; expected text, or none"
+            )
+        if taken := next((name for name in OWN_FACTS if name in row and name != _SOUND), ""):
+            raise InputError(
+                f"{self.location}: column `{taken}` has a name that the json of every clip uses itself; rename it"
             )
         return "" if is_video(row["path"]) or (sound and is_image(row["path"])) else NO_CLIP
 

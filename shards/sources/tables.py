@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
@@ -13,6 +12,7 @@ from urllib.parse import unquote
 
 from pyarrow import parquet
 
+from shards.format.json_text import json_text, plain
 from shards.format.keys import FreshKeys
 from shards.ground.errors import InputError
 from shards.images.names import suffix_of, why_no_image
@@ -52,7 +52,7 @@ class ListSource:
     def read(self, place: str) -> Content:
         """See `Source`."""
         columns = self.columns(place)
-        extra = {"json": _json(columns).encode()} if columns else {}
+        extra = {"json": json_text(columns).encode()} if columns else {}
         folder, path = self._find(json.loads(place)["path"])
         try:
             return Content(folder.read(path), suffix_of(path), extra)
@@ -90,13 +90,13 @@ class ListSource:
                 f"{self.location}: column `{column}` holds bytes, which JSON cannot hold; leave it out of "
                 f"the list, or write it as text"
             )
-        if self._label_column and _plain(row.get(self._label_column)) in (None, ""):
+        if self._label_column and plain(row.get(self._label_column)) in (None, ""):
             text = f"{self.location}: row {number + 1} has no `{self._label_column}`, which --labels asks for"
             raise InputError(text)
         return self._found(number, row)
 
     def _found(self, number: int, row: dict[str, Any]) -> Found:
-        place, path = _json(row), row["path"]
+        place, path = json_text(row), row["path"]
         if reason := self._why_left_out(row):
             return left_out(place, reason)
         folder, name = self._find(path)
@@ -147,26 +147,6 @@ class ListSource:
         except Exception as error:  # what a library makes of damage: numbers too long, dates after the year 9999
             why = " ".join(str(error).split())[:200] or type(error).__name__
             raise InputError(f"{self.location}: cannot be read ({why})") from error
-
-
-def _json(value: dict[str, Any]) -> str:
-    """JSON as people write it; with escapes if it would not be valid text (half of a character)."""
-    plain = _plain(value)
-    text = json.dumps(plain, ensure_ascii=False, default=str)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(plain, default=str)
-    return text
-
-
-def _plain(value: Any) -> Any:
-    """A value without what JSON cannot hold: numbers that are none become null, as in empty cells of a table."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _holds_bytes(value: Any) -> bool:

@@ -56,7 +56,7 @@ def write_video(
     """Write a video.
 
     Args:
-        path: its suffix chooses the codecs.
+        path: its suffix chooses the codecs: one of CODECS, or ts, of which files can be joined.
         frames: uint8 [H, W, 3].
         rate: frames per second.
         times: of the frames in seconds, where they do not come at a fixed rate.
@@ -68,9 +68,9 @@ def write_video(
         span: of luma: tv or pc.
         pixel_width: by which a pixel is wider than high, for those that read it.
     """
-    codec, sound_codec = CODECS[path.suffix[1:]]
+    codec, sound_codec = CODECS["mp4" if path.suffix == ".ts" else path.suffix[1:]]
     path.parent.mkdir(parents=True, exist_ok=True)
-    form = "ogg" if path.suffix == ".ogv" else None
+    form = {".ogv": "ogg", ".ts": "mpegts"}.get(path.suffix)
     with av.open(str(path), "w", format=form, container_options=options or {}) as container:
         stream: Any = container.add_stream(codec, rate=rate)
         stream.pix_fmt = {"gif": "rgb8"}.get(codec, "yuv420p")

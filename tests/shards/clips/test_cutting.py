@@ -19,6 +19,7 @@ from PIL import Image
 from shards.cleaning.rules import Cleaning
 from shards.clips import library, pictures
 from shards.clips.clip import Clip, ClipSettings
+from shards.clips.clock import JUMPS_BACK
 from shards.clips.cutting import LONG_SOUND, TOO_FEW, clip_of_pair, clips_of_video
 from shards.clips.names import is_sound, is_video
 from shards.clips.pictures import CUT, DAMAGED_PARTS, NO_PICTURES, UNKNOWN_CODEC
@@ -84,6 +85,57 @@ def test_frames_of_a_variable_rate_come_once_with_their_own_times(tmp_path):
     assert found == [(0, 0.0), (0, 0.5), (1, 1.3), (1, 1.42), (3, 3.9)]
 
 
+def test_a_variable_rate_with_frames_stored_out_of_order_keeps_its_times(tmp_path):
+    """The mp4 says how long frames last in the order in which they are stored, which is not that of their times."""
+    times = np.concatenate([[0], np.cumsum(np.random.default_rng(0).choice([0.02, 0.04, 0.3, 0.5], 39))])
+    path = write_video(tmp_path / "a.mp4", squares(40), times=times.tolist())
+    [clip], notes = cut(path, ClipSettings(frame_rate=50, clip_seconds=100))
+    assert not notes and np.abs(np.array(clip.times) - times).max() < 2e-3
+
+
+def test_joined_files_whose_clock_begins_again_go_on_without_foreign_sound(tmp_path):
+    parts = [
+        write_video(tmp_path / f"{count}.ts", squares(count), sound=tone(count / 25, hertz=hertz)).read_bytes()
+        for count, hertz in ((50, 400), (25 * 4, 2000))
+    ]
+    (tmp_path / "a.ts").write_bytes(b"".join(parts))
+    clips, notes = cut(tmp_path / "a.ts")
+    assert notes == [JUMPS_BACK] and [len(clip.frames) for clip in clips] == [5] * 6
+    assert [clip.sound.num_samples > 15_000 for clip in clips] == [True, True] + [False] * 4
+    assert all(abs(pitch(clip.sound.flac) - 400) < 4 for clip in clips[:2])
+
+
+class _Failing(io.FileIO):
+    """A file that can be read a number of times; then its store goes away, or its disk fails."""
+
+    error: Exception
+    left = 0
+
+    def read(self, size=-1):
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        return super().read(size)
+
+
+@pytest.mark.parametrize("error", [InputError("a store does not answer"), OSError(5, "Input/output error")])
+@pytest.mark.parametrize("left", [1, 2])
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path, error, left):
+    path = write_video(tmp_path / "a.mkv", noise(300))
+    assert path.stat().st_size > 2**18  # which is read at once
+
+    def opened() -> _Failing:
+        file = _Failing(path)
+        file.error, file.left = error, left
+        return file
+
+    notes: list[str] = []
+    clips = clips_of_video(opened, SMALL, quality=90, check=Cleaning().check_size, note=notes.append)
+    with pytest.raises(type(error), match=str(error.args[-1])):
+        list(clips)
+    assert not notes
+
+
 def test_a_slow_video_keeps_all_of_its_frames_and_no_more(tmp_path):
     [clip], _ = cut(write_video(tmp_path / "a.mp4", squares(6), rate=3), ClipSettings(frame_rate=8, sound_rate=0))
     assert np.allclose(clip.times, np.arange(6) / 3, atol=1e-3)
@@ -96,17 +148,20 @@ def test_a_rate_equal_to_that_of_the_video_keeps_every_frame_though_times_are_ro
     assert len(clip.frames) == rate
 
 
-def test_a_phone_s_video_is_turned_as_it_is_shown(tmp_path):
+@pytest.mark.parametrize("matrix", [(a, 0, 0, b) for a in (1, -1) for b in (1, -1)])
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_a_video_is_turned_and_mirrored_as_it_is_shown(tmp_path, matrix, is_turned):
     corner = np.zeros((48, 64, 3), np.uint8)
     corner[:24, :32] = (255, 0, 0)  # top left as it is stored
-    for matrix, place in (((0, 1, -1, 0), (12, 36)), ((-1, 0, 0, -1), (36, 48)), ((0, -1, 1, 0), (52, 12))):
-        path = write_video(tmp_path / "a.mp4", [corner] * 5)
-        turn_mp4(path, matrix)
-        [clip], _ = cut(path)
-        pixels = seen(clip.frames[0])
-        assert pixels.shape == ((48, 64, 3) if matrix[0] else (64, 48, 3)) == (clip.height, clip.width, 3)
-        assert pixels[place][0] > 200, f"{matrix}: {pixels[place]}"
-        assert (pixels[..., 0] > 128).mean() == pytest.approx(0.25, abs=0.03)
+    a, b, c, d = matrix = (0, matrix[0], matrix[3], 0) if is_turned else matrix
+    path = write_video(tmp_path / "a.mp4", [corner] * 5)
+    turn_mp4(path, matrix)
+    [clip], _ = cut(path)
+    pixels = seen(clip.frames[0])
+    assert pixels.shape == ((64, 48, 3) if is_turned else (48, 64, 3)) == (clip.height, clip.width, 3)
+    x, y = pixels.shape[1] // 2 - 16 * a - 12 * c, pixels.shape[0] // 2 - 16 * b - 12 * d  # of the middle of the corner
+    assert pixels[y, x][0] > 200, f"{matrix}: {pixels[y, x]}"
+    assert (pixels[..., 0] > 128).mean() == pytest.approx(0.25, abs=0.03)
 
 
 @pytest.mark.parametrize("matrix", ["unspecified", "bt709"])
@@ -225,7 +280,7 @@ def test_of_an_hour_no_more_is_decoded_than_the_clip_at_hand_needs(tmp_path, mon
     clips = clips_of_video(partial(path.open, "rb"), settings, quality=90, check=check, note=notes.append)
     for number, clip in enumerate(clips):
         assert (clip.number, clip.start, len(clip.frames)) == (number, 60.0 * number, 60)
-        assert num_decoded <= 60 * (number + 1) + 1
+        assert num_decoded <= 60 * (number + 1) + 2  # the first one of the next clip, and the one after it
     assert num_decoded == 3600 and not notes
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import wave
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from shards.clips.library import read_with_ffmpeg
 from shards.clips.sound import Sound, from_flac, to_flac
 from shards.images.reading import ImageError
-from tests.helpers.videos import tone, write_sound
+from tests.helpers.videos import moving_square, tone, write_sound, write_video
 
 
 def test_flac_keeps_every_sample_and_its_bytes_depend_on_nothing_else():
@@ -24,12 +25,13 @@ def test_flac_keeps_every_sample_and_its_bytes_depend_on_nothing_else():
 
 def test_damaged_flac_is_told():
     stored = to_flac(tone(1.0), 48_000)
-    for content in (b"", b"fLaC", stored[: len(stored) // 3]):
+    without_frames = stored[: 4 + 4 + 34].replace(b"fLaC\0", b"fLaC\x80", 1)  # a header alone, marked as the last one
+    for content in (b"", b"fLaC", stored[: len(stored) // 3], without_frames):
         with pytest.raises(ImageError, match="damaged sound"):
             from_flac(content)
 
 
-def stretches(path: Path, rate: int, bounds: list[Fraction], origin: Fraction = Fraction(0)) -> list[tuple]:
+def stretches(path: Path, rate: int, bounds: list[Fraction], origin: Fraction | None = Fraction(0)) -> list[tuple]:
     with path.open("rb") as file, read_with_ffmpeg(file) as container:
         sound = Sound(container, rate, origin)
         found = [sound.take(start, stop) for start, stop in pairwise(bounds)]
@@ -70,3 +72,36 @@ def test_another_rate_keeps_pitch_and_length(tmp_path):
     assert rate == 48_000 and abs(len(heard) - 48_000) <= 16
     window = heard[1000 : 1000 + 512] * np.hanning(512)
     assert np.abs(np.fft.rfft(window)).argmax() == 11  # round(1000 * 512 / 48000)
+
+
+def wav(path: Path, channels: int, rate: int) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(bytes(2 * channels * 4000))
+    return path
+
+
+@pytest.mark.parametrize(("channels", "rate"), [(9, 48_000), (1, 1), (1, 999)])
+def test_sound_that_no_resampler_takes_ends_and_is_noted(tmp_path, channels, rate):
+    with wav(tmp_path / "a.wav", channels, rate).open("rb") as file, read_with_ffmpeg(file) as container:
+        sound = Sound(container, 48_000, Fraction(0))
+        assert not sound.take(Fraction(0), Fraction(10)).num_samples and sound.is_damaged
+    with wav(tmp_path / "a.wav", 2, 1000).open("rb") as file, read_with_ffmpeg(file) as container:
+        sound = Sound(container, 48_000, Fraction(0))
+        assert sound.take(Fraction(0), Fraction(1)).num_samples == 48_000 and not sound.is_damaged
+
+
+def test_without_an_origin_the_first_sound_is_at_0(tmp_path):
+    path = tmp_path / "a.mkv"
+    write_video(path, [moving_square(0)] * 50, sound=tone(1.0), sound_start=0.5)
+    for origin, start in ((Fraction(0), 0.5), (None, 0.0)):
+        [(found, heard, _), _] = stretches(path, 16_000, [Fraction(0), Fraction(1), Fraction(2)], origin)
+        assert found == start and len(heard) == 16_000 * (1 - start)
+
+
+def test_a_stretch_of_no_length_has_no_sound(tmp_path):
+    path = write_sound(tmp_path / "a.wav", tone(1.0), "pcm_s16le")
+    [(_, heard, _)] = stretches(path, 48_000, [Fraction(1, 2), Fraction(1, 2)])
+    assert not len(heard)

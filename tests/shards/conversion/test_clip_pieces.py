@@ -13,8 +13,10 @@ import signal
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import webdataset
@@ -24,10 +26,16 @@ from PIL import Image
 from shards.cli import main
 from shards.clips.clip import ClipSettings
 from shards.clips.sound import from_flac
+from shards.conversion import clip_pieces
 from shards.conversion.convert import Options, convert
 from shards.format.ledger import read_ledger
 from shards.format.manifest import read_manifest
 from shards.format.shard_index import read_index, write_index
+from shards.ground.errors import InputError
+from shards.inspection.films import films
+from shards.inspection.info import Example, gather
+from shards.inspection.shard_folder import ShardFolder
+from shards.stores.folders import LocalFolder
 from tests.helpers.commands import ROOT
 from tests.helpers.conversions import contents, refusal
 from tests.helpers.images import image_bytes
@@ -108,6 +116,21 @@ def test_what_is_left_out_is_listed(out):
         "class1/notes.txt": "no video, and no image with a sound of its name beside it",
         "class1/empty.webm": "empty file",
     }
+
+
+def test_memory_that_ffmpeg_does_not_get_is_the_fault_of_the_file(pile, tmp_path, monkeypatch):
+    """FFmpeg asks for as much as a header says; its error is a MemoryError too."""
+    error: BaseException = av.error.MemoryError(12, "Cannot allocate memory")
+
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(clip_pieces, "clips_of_video", fails)
+    manifest = convert(pile, tmp_path / "out", options(workers=1))
+    assert manifest.skipped[clip_pieces.UNREADABLE] == 6 and manifest.num_samples == 1
+    error = MemoryError()
+    with pytest.raises((MemoryError, InputError)):
+        convert(pile, tmp_path / "again", options(workers=1))
 
 
 def test_processes_and_tasks_do_not_change_a_byte(pile, out, tmp_path):
@@ -210,6 +233,30 @@ def test_info_tells_frames_and_sound_and_shows_films(out, tmp_path, capsys):
     assert "sound     none" in capsys.readouterr().out
 
 
+def test_a_film_without_sound_reads_its_frames_alone(monkeypatch, out):
+    """An empty stretch at 0 would make a store send all that lies before the frames."""
+    asked: list[list[tuple[int, int]]] = []
+
+    def read_spans(_self: LocalFolder, _name: str, spans: list[tuple[int, int]]) -> list[bytes]:
+        asked.append(spans)
+        return [image_bytes(6, 4, "JPEG") for _ in spans]
+
+    monkeypatch.setattr(LocalFolder, "read_spans", read_spans)
+    silent = Example("a.tar", 0, "key", (900, 5), [(900, 5), (910, 5)])
+    page = films(replace(gather(ShardFolder(out)), examples=[silent]))
+    assert asked == [[(900, 5), (910, 5)]] and page.count("data:image/jpeg") == 2 and "without sound" in page
+
+
+def test_clips_are_not_indexed_as_images(out, tmp_path, capsys):
+    folder = Path(shutil.copytree(out, tmp_path / "out"))
+    shutil.rmtree(folder / "plan")
+    before = contents(folder)
+    assert "holds clips" in refusal(capsys, "index", folder)
+    assert contents(folder) == before
+    (folder / "manifest.json").unlink()
+    assert "holds clips" in refusal(capsys, "index", folder)
+
+
 def test_a_list_names_videos_and_pairs_and_keeps_its_other_columns(pile, tmp_path):
     image, sounds = str(pile / "class0/dog.png"), (str(pile / "class0/dog.ogg"), str(pile / "class0/dog.wav"))
     rows = [{"path": str(pile / "class1/1.x.mp4"), "title": "one", "kind": "b", "sound": None}]
@@ -226,6 +273,19 @@ def test_a_list_names_videos_and_pairs_and_keeps_its_other_columns(pile, tmp_pat
         facts = [json.loads(tar.extractfile(name).read()) for name in names]
     assert {one["title"] for one in facts} == {"one", "three"} and not any("path" in one for one in facts)
     assert sorted(one["sound"]["samples"] for one in facts if one["title"] == "three") == [3200, 8000]
+
+
+def test_a_row_with_half_a_character_keeps_its_video_and_reserved_names_are_refused(pile, tmp_path, capsys):
+    row = {"path": str(pile / "class1/1.x.mp4"), "title": "\ud83d"}
+    (tmp_path / "list.jsonl").write_text(json.dumps(row))
+    manifest = convert(tmp_path / "list.jsonl", tmp_path / "out", options(labels="none"))
+    with tarfile.open(tmp_path / "out" / manifest.shards[0].name) as tar:
+        facts = [json.loads(tar.extractfile(name).read()) for name in tar.getnames() if name.endswith("json")]
+    assert not manifest.skipped and {one["title"] for one in facts} == {"\ud83d"}
+    for name in ("start", "clip", "times", "motion", "source"):
+        (tmp_path / "list.jsonl").write_text(json.dumps({"path": row["path"], name: 1}))
+        line = refusal(capsys, "convert", tmp_path / "list.jsonl", tmp_path / name, "--clips")
+        assert f"column `{name}`" in line and "rename it" in line
 
 
 def test_what_does_not_fit_is_refused_in_a_line(pile, out, tmp_path, capsys):
