@@ -7,6 +7,9 @@ from typing import TypeVar
 
 JUMPS_BACK = "times that jump back: frames go on, sound is left out where its time is not known"
 
+FAR_S = 1.0
+"""A clock that is behind by more than this has jumped back; by less, its times are imprecise (H.264 in AVI)."""
+
 _T = TypeVar("_T")
 
 
@@ -15,8 +18,8 @@ class RisingClock:
 
     Attributes:
         end: end of the last frame, in seconds.
-        jump: time of the first frame at which the file's clock had jumped back, in seconds; None for a clock that
-            did not. A single wrong time between right ones is no jump.
+        jump: time of the first frame at which the file's clock was behind by more than FAR_S, in seconds; None for a
+            clock that never was. A single wrong time between right ones does not count.
         has_wrong_times: whether a frame was given another time than the file's.
     """
 
@@ -44,7 +47,8 @@ class RisingClock:
             elif time is not None and now < last:
                 shifts.append(shifts[-1] + self.end - now)
                 now, self.has_wrong_times = self.end, True
-                self.jump = now if self.jump is None else self.jump
+                if self.jump is None and shifts[-1] > FAR_S:
+                    self.jump = now
             yield now, frame
             last, self.end = now, now + length
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from shards.clips.clip import ClipSound
+from shards.clips.clock import FAR_S
 from shards.clips.library import pyav, read_with_ffmpeg
 from shards.clips.pictures import decoded, sound_stream
 from shards.ground.errors import InputError
@@ -20,9 +21,6 @@ DAMAGED_SOUND = "damaged sound, of which parts are left out"
 
 _LOWEST_RATE = 1000
 """Samples per second below which a header is wrong; to resample them takes any amount of memory."""
-
-_BACK_S = 1.0
-"""Sound that begins earlier than what was heard before by more than this is of a clock that jumps back."""
 
 _GAP_S = 0.05
 """Where a frame of sound begins later than the one before it ends by less than this, that is rounding."""
@@ -112,7 +110,7 @@ class Sound:
                     yield from out(resampler.resample(None))
                     done = max(done, place)
                 if abs(time - expected) > _GAP_S:
-                    is_behind = time < done / self._rate - _BACK_S
+                    is_behind = time < done / self._rate - FAR_S
                 resampler = None if is_behind else pyav().AudioResampler("s16", "mono", self._rate)
                 setup, place, expected = own, round(time * self._rate), time
             end = expected + frame.samples / frame.sample_rate

@@ -28,3 +28,10 @@ def test_times_never_fall_and_are_those_of_the_file_where_they_can_be(times, exp
     assert [time for time, _ in found] == expected
     assert clock.jump == jump and clock.end == expected[-1] + 1
     assert clock.has_wrong_times == any(a is not None and a != b for a, b in zip(times, expected, strict=True))
+
+
+def test_a_clock_that_is_behind_by_a_little_is_imprecise_and_has_not_jumped():
+    clock = RisingClock()
+    found = clock.follow((time, 0.25, None) for time in [0, 0.25, 0.5, 0.25, 0.375, 0.5, 2])
+    assert [time for time, _ in found] == [0, 0.25, 0.5, 0.75, 0.875, 1, 2]
+    assert clock.has_wrong_times and clock.jump is None
