@@ -49,6 +49,7 @@ class RisingClock:
                 now, self.has_wrong_times = self.end, True
                 if self.jump is None and shifts[-1] > FAR_S:
                     self.jump = now
+            self.end = max(self.end, now)  # the frame before is seen until this one
             yield now, frame
             last, self.end = now, now + length
 

@@ -210,6 +210,12 @@ def test_sound_that_begins_late_says_when_and_what_lacks_sound_has_none(tmp_path
     assert clips[2].sound.flac == b"" and len(clips[2].frames) == 5
 
 
+def test_sound_goes_on_while_a_frame_is_seen_for_long(tmp_path):
+    path = write_video(tmp_path / "a.mkv", squares(3), times=[0, 0.2, 1.5], sound=tone(1.5))
+    clips, notes = cut(path)
+    assert not notes and [(clip.sound.start, clip.sound.num_samples) for clip in clips] == [(0, 16_000), (0, 8000)]
+
+
 def test_one_frame_is_a_clip_unless_more_are_asked_for(tmp_path):
     path = write_video(tmp_path / "a.mp4", squares(1))
     [clip], notes = cut(path)
