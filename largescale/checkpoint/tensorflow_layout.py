@@ -86,7 +86,7 @@ def model_in(path: Path, named: Mapping[str, Tensor]) -> ModelConfig:
         InputError: it is none of those that were published.
     """
     numbers = _numbers(named, "conv2d")
-    first = next(tensor for name, tensor in named.items() if _is_first(name)) if numbers else None
+    first = next((tensor for name, tensor in named.items() if _is_first(name)), None)
     if first is not None and first.ndim == 4:
         selective = first.shape[0] == 3
         width = int(first.shape[3]) * (2 if selective else 1)

@@ -7,7 +7,7 @@ The naive loop, of a step behind the first `autoencoder_epochs`, in which the au
         whole = decoder(code)
         dropped = entries of the code at random, each with all its channels
         code[dropped] = means of their neighbours
-        repaired = decoder(code), with a residual block in front of each layer that changes dropped places alone
+        repaired = decoder(code), with a residual block in front of each layer that enlarges, for dropped places alone
         fooling += (softplus(-answer(repaired)) + repair_weight * mean over kept places of (repaired - whole) ** 2) / B
     move the repair network by the gradient of fooling
     for i in images:                                        # again, by the new repair network
@@ -18,8 +18,12 @@ The naive loop, of a step behind the first `autoencoder_epochs`, in which the au
 `answer` and `entries` are linear heads of the backbone. What is whole has been through the autoencoder too, so that
 blur says nothing.
 
+The backbone sees whole and repaired images together for both losses, so that BatchNorm has the same statistics.
+
 Departures from the published method: maps are enlarged by repetition, pixels are in units of their deviation without a
-tanh, the mean of neighbours leaves the place itself out, and both networks are moved one after the other.
+tanh, the mean of neighbours leaves the place itself out, what is kept is compared with the autoencoder's image and not
+with the image itself, no block is in front of the last convolution and none sees what was dropped, entries are told by
+a linear head of the features and not by a convolution of the map, and both networks are moved one after the other.
 """
 
 from __future__ import annotations
@@ -164,11 +168,12 @@ class Artifacts(Method):
 
     def _fooling(self, repaired: Tensor, whole: Tensor, dropped: Tensor) -> Output:
         with statistics_untouched(self.backbone.modules()):
-            answers = _float32(self.answer(self.backbone(repaired)))
+            answers = _float32(self.answer(self.backbone(torch.cat([whole, repaired]))))[len(whole) :]
         fooling = softplus(-answers).mean()
-        square = (_float32(repaired) - _float32(whole)).square()
+        square = (_float32(repaired) - _float32(whole)).square().mean(1, keepdim=True)
         kept = interpolate((~dropped).to(square.dtype), size=square.shape[-2:])
-        changed = (square * kept).mean()
+        # By image, so that it does not matter how many were kept of those beside it.
+        changed = ((square * kept).sum((1, 2, 3)) / kept.sum((1, 2, 3)).clamp_min(1)).mean()
         signs = {"fooling_loss": fooling.detach(), "repair_error": changed.detach()}
         return Output(fooling + self.config.repair_weight * changed, signs, {"answers": answers.detach()})
 
@@ -211,6 +216,11 @@ class Artifacts(Method):
         if "task_accuracy" in row:
             return f" ({row['task_accuracy']:.1%} right)"
         return f" ({row['unexplained']:.1%} of the variance missing)" if "unexplained" in row else ""
+
+    @classmethod
+    def young_epochs(cls, config: Config) -> float:
+        """Those of the autoencoder, and one in which artifacts are seen for the first time."""
+        return _settings(config).autoencoder_epochs + 1
 
     @classmethod
     def symptoms(cls, config: Config) -> list[Symptom]:

@@ -20,7 +20,7 @@ def code_side(side: int, widths: Sequence[int]) -> int:
 
 
 class Repair(nn.Module):
-    """Residual blocks, one in front of each layer of a decoder; where a code is whole they change nothing.
+    """Residual blocks, one in front of each layer of a decoder that enlarges; where a code is whole they do nothing.
 
     Args:
         widths: of the decoder's layers.

@@ -6,7 +6,7 @@ that weigh two streams of a convolution by what is in the image (arXiv 1903.0658
     x = sum over streams of softmax(m) * x   # C channels
 
 Both streams are 3x3, in one convolution; ports with kernels of 3 and 5 are other networks. Sides of maps and windows of
-pools are those of the published code for images of even sides.
+pools are those of the published code for images whose sides are multiples of 32.
 """
 
 from __future__ import annotations

@@ -180,7 +180,8 @@ def _explained(symptom: Symptom, config: Config, rows: Sequence[Row]) -> Diagnos
 
 def _by_rate(symptom: Symptom, config: Config, rows: Sequence[Row]) -> Diagnosis | None:
     """That the learning rate may be the cause, where it can be and the run did not begin so."""
-    came_later = not symptom.shows(rows[0]) or any(symptom.worse(row, rows[0]) for row in _tail(symptom, rows))
+    first = next((row for row in rows if symptom.sign(row) is not None), rows[0])  # later where a method has stages
+    came_later = not symptom.shows(first) or any(symptom.worse(row, first) for row in _tail(symptom, rows))
     if not (symptom.by_rate and came_later):
         return None
     slower = f"optim.lr={config.optim.lr / 10:.2g} or a longer optim.warmup_epochs"

@@ -13,6 +13,7 @@ from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.methods.artifacts import AUTOENCODER, REPAIR, Artifacts
 from largescale.models.autoencoders import filled_from_neighbours
+from largescale.observe.doctor import judge
 from largescale.optim.roles import MAIN
 from largescale.parallel.strategies import build_engine
 from shards.ground.errors import InputError
@@ -21,6 +22,7 @@ from tests.helpers.ranks import run_ranks
 from tests.methods.harness import LENGTH, mini, views_of_step, whole
 
 BATCH, SIDE, CODE = 5, 24, 6
+STRATEGIES = ("ddp", "fsdp", "fairscale", "zero1", "zero2", "zero3")
 
 
 def views(batch: int = BATCH, seed: int = 0) -> Views:
@@ -58,7 +60,8 @@ def test_losses_are_those_of_a_loop():
             for x in range(SIDE):
                 if not own[0, 0, y * CODE // SIDE, x * CODE // SIDE]:
                     changed += float((repaired - intact)[0, :, y, x].square().sum().detach())
-        fooling += (-log_sigmoid(fake) + ours.repair_weight * changed / image.numel()) / BATCH
+        kept_pixels = 3 * int((~own).sum()) * (SIDE // CODE) ** 2
+        fooling += (-log_sigmoid(fake) + ours.repair_weight * changed / kept_pixels) / BATCH
         told -= (log_sigmoid(real) + log_sigmoid(-fake)) / 2 / BATCH
         for scores, kept in zip(
             method.entries(features).tolist(), [[True] * CODE**2, (~own).flatten().tolist()], strict=True
@@ -67,6 +70,13 @@ def test_losses_are_those_of_a_loop():
             told -= ours.entry_weight * sum(terms) / len(terms) / 2 / BATCH
     for objective, expected in ((AUTOENCODER, made), (REPAIR, fooling), (MAIN, told)):
         assert float(method(batch, step, objective).loss.detach()) == pytest.approx(expected, rel=1e-10), objective
+
+
+def test_repair_is_judged_by_the_very_answers_that_the_backbone_is_trained_on():
+    """In training mode, where BatchNorm looks at all images of a pass."""
+    method, batch = build(), views()
+    judged = method(batch, 3, REPAIR).evidence["answers"].flatten()
+    torch.testing.assert_close(judged, method(batch, 3, MAIN).evidence["answers"][BATCH:])
 
 
 def test_the_autoencoder_comes_first_and_stays_as_it_is_from_then_on():
@@ -91,10 +101,22 @@ def bits(config: Config) -> list[dict[str, Any]]:
     return found
 
 
+def bits_of_all(configs: list[Config]) -> list[list[dict[str, Any]]]:
+    return [bits(config) for config in configs]
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, list[dict[str, Any]]]:
+    """Networks after each step, by strategy."""
+    overrides = ["method.autoencoder_epochs=1", "optim.name=adamw", "train.precision=fp32"]
+    configs = [mini("artifacts", *overrides, f"parallel.strategy={name}") for name in STRATEGIES]
+    return dict(zip(STRATEGIES, run_ranks(bits_of_all, 2, configs)[0], strict=True))
+
+
 @pytest.mark.distributed
-def test_what_is_frozen_is_the_same_to_the_bit_in_later_steps():
-    config = mini("artifacts", "method.autoencoder_epochs=1", "optim.name=adamw", "parallel.strategy=fsdp")
-    states = run_ranks(bits, 2, config)[0]
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_is_frozen_is_the_same_to_the_bit_in_later_steps(trained, strategy):
+    states = trained[strategy]
 
     def same(first: int, second: int, part: str) -> bool:
         names = [name for name in states[second] if f".{part}." in name and not name.endswith("num_batches_tracked")]
@@ -129,6 +151,8 @@ def test_what_is_logged_is_what_a_step_reports():
     signs = {name: value for objective in (REPAIR, MAIN) for name, value in method(views(), 3, objective).signs.items()}
     later = method.measures(0.0, signs, BATCH)
     assert set(method.signs) == set(first.signs) | set(signs)
+    unseen = [row | {"progress": 0.2}, *({**later, "task_accuracy": 0.5, "progress": p} for p in (0.3, 0.4, 0.5))]
+    assert "repaired images look like others" in str(judge(config, unseen)), "it was so from the first line that tells"
     assert "repaired images look like others" in said_of(config, later | {"task_accuracy": 0.5})
     assert "the repair network is beaten" in said_of(config, later | {"task_accuracy": 1.0})
     assert said_of(config, later | {"task_accuracy": 0.7}) == "" and said_of(config, row) == ""
