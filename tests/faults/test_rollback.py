@@ -28,7 +28,7 @@ pytestmark = pytest.mark.distributed
 
 def poisoned() -> int:
     """largescale, with a NaN in rank 1's views of data step 8 (a sample that breaks the augmentation, say)."""
-    clean = Stream._loaded
+    clean = Stream._images
 
     def loaded(self: Stream, data_steps: DataSteps) -> Iterator[Batch]:
         for batch in clean(self, data_steps):
@@ -36,7 +36,7 @@ def poisoned() -> int:
                 batch.views[0][0, 0, 0, 0] = float("nan")
             yield batch
 
-    Stream._loaded = loaded
+    Stream._images = loaded
     return main()
 
 
