@@ -5,6 +5,7 @@ Covers: largescale/distributed/collectives.py, largescale/models/running_statist
 
 from __future__ import annotations
 
+import math
 from functools import cache, partial
 from itertools import pairwise
 from typing import Any
@@ -172,6 +173,10 @@ def in_float32(strategy: str) -> list[dict[str, dict[str, Any]]]:
     return run_ranks(train_all, 2, recipes(ways), timeout_s=600)[0]
 
 
+SIZE_OF_TERMS = {"paws": math.log(3)}
+"""Of losses that are a difference of entropies: their rounding is that of the terms."""
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_deepspeed_equals_ddp_in_float32(ddp_in_float32, stage):
     """DeepSpeed keeps fp32 weights, so it is compared with DDP on the same ranks."""
@@ -179,7 +184,8 @@ def test_deepspeed_equals_ddp_in_float32(ddp_in_float32, stage):
         for name in METHODS:
             own, expected = mine[name], theirs[name]
             # Some losses pass through 0, as a mean of cosines does; float32 has seven digits of the cosines.
-            assert own["losses"][:2] == pytest.approx(expected["losses"][:2], rel=1e-5, abs=5e-7), (name, way)
+            nearly = max(5e-7, 1e-5 * SIZE_OF_TERMS.get(name, 0))
+            assert own["losses"][:2] == pytest.approx(expected["losses"][:2], rel=1e-5, abs=nearly), (name, way)
             assert own["losses"][-1] == pytest.approx(expected["losses"][-1], rel=1e-2), (name, way)
             assert own["state"].keys() == expected["state"].keys()
             assert len(own["losses"]) == STEPS
