@@ -43,7 +43,8 @@ class Variant:
 
 def measure(variant: Variant, folder: Path, *, seed: int, ranks: int, jobs: int = 1) -> dict[str, Any]:
     """Train and evaluate with one seed: accuracies in percent, the training time, the environment."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // (ranks * jobs)))}
+    threads = str(max(1, (os.cpu_count() or 1) // (ranks * jobs)))
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
     run = partial(subprocess.run, cwd=ROOT, check=True, env=environment, capture_output=jobs > 1)
     launch = [sys.executable]
     if ranks > 1:

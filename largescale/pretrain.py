@@ -28,7 +28,6 @@ from largescale.observe.doctor import Doctor
 from largescale.observe.meter import Meter
 from largescale.observe.pixels import pixel_signs
 from largescale.observe.spikes import SpikeWatch
-from largescale.optim.roles import MAIN
 from largescale.optim.schedules import learning_rates
 from largescale.parallel import precision
 from largescale.parallel.batchnorm import average_statistics
@@ -122,11 +121,13 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                 run.stop_in_phase(step, num_steps, why)
             stop_reason = asked()
             views, results = batch.inputs(), {}
-            for objective in engine.method.objectives_of(step):  # one, but for adversarial methods
+            objectives = engine.method.objectives_of(step)  # one, but for adversarial methods
+            for objective in objectives:
                 watchdog.beat(f"step {step}: forward and backward")
                 output = engine.forward_backward(views, step, objective)
                 check = engine.check(views, output.loss, stop=bool(stop_reason))
-                if trouble := check.trouble or (objective == MAIN and spikes.look(check.grad_norm)):
+                looked_at = objective == objectives[-1]
+                if trouble := check.trouble or (looked_at and spikes.look(check.grad_norm, objective)):
                     run.stop_or_go_back(step, batch, output, trouble, rates)
                     return False
                 watchdog.beat(f"step {step}: update")

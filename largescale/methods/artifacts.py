@@ -43,6 +43,7 @@ from largescale.data.task_views import masks
 from largescale.data.views import Views
 from largescale.methods.method import Method, Output, Panel, Row, Sign, Symptom
 from largescale.methods.pictures import Pictures, in_range
+from largescale.methods.unexplained import moments_of, said_missing, variance_of
 from largescale.models.autoencoders import ConvAutoencoder, Repair, code_side, filled_from_neighbours
 from largescale.models.backbones import build_backbone
 from largescale.models.constant_weights import constant_weights
@@ -105,8 +106,7 @@ class Artifacts(Method):
         self.entries = nn.Linear(self.num_features, self._code_side**2)
         self.autoencoder, self.repair = ConvAutoencoder(widths), Repair(widths[:0:-1])
         names = ("autoencoder_error", "fooling_loss", "repair_error", "task_accuracy", "entry_accuracy")
-        moment = Sign(shape=(3,))
-        self.signs = {name: Sign() for name in names} | {"pixel_mean": moment, "pixel_square": moment}
+        self.signs = {name: Sign() for name in names} | moments_of("pixel")
 
     def of_run(self, length: Length) -> None:
         """When the autoencoder is done."""
@@ -194,8 +194,7 @@ class Artifacts(Method):
         """What its objectives report; of the autoencoder, the share of the variance that is missing."""
         own = super().measures(loss, signs, num_images)
         if "autoencoder_error" in own:
-            variance = float((signs["pixel_square"] - signs["pixel_mean"].square()).mean())
-            own["unexplained"] = own["autoencoder_error"] / max(variance, 1e-12)
+            own["unexplained"] = own["autoencoder_error"] / variance_of("pixel", signs)
         return own
 
     @classmethod
@@ -213,9 +212,7 @@ class Artifacts(Method):
     @classmethod
     def brief(cls, row: Row) -> str:
         """The share told right, or what the autoencoder lacks."""
-        if "task_accuracy" in row:
-            return f" ({row['task_accuracy']:.1%} right)"
-        return f" ({row['unexplained']:.1%} of the variance missing)" if "unexplained" in row else ""
+        return f" ({row['task_accuracy']:.1%} right)" if "task_accuracy" in row else said_missing(row)
 
     @classmethod
     def young_epochs(cls, config: Config) -> float:

@@ -36,6 +36,7 @@ from largescale.data.views import Views
 from largescale.methods.hole import Hole, hole_loss, hole_signs
 from largescale.methods.method import Method, Output, Panel, Row, Sign, Symptom
 from largescale.methods.pictures import Pictures, in_range
+from largescale.methods.unexplained import moments_of, nothing_made, said_missing, variance_of
 from largescale.models.backbones import build_backbone, feature_map, map_side
 from largescale.models.channelwise import ChannelwiseLinear
 from largescale.models.constant_weights import constant_weights
@@ -45,8 +46,6 @@ from largescale.models.heads import HeadConv2d
 from largescale.models.running_statistics import statistics_untouched
 from largescale.optim.roles import MAIN, Role
 
-_NOTHING = 0.98
-"""Of the variance: no better than one colour everywhere, the mean one."""
 _FOOLED_NEVER = 0.99
 DISCRIMINATOR = "discriminator"
 
@@ -136,8 +135,7 @@ class ContextEncoder(Method):
             nn.ReLU(inplace=True),
         )
         self.decoder = DenseDecoder(self.num_features, self.config.decoder)
-        moment = Sign(shape=(3,))
-        self.signs = {"hole_error": Sign(), "rim_error": Sign(), "hole_mean": moment, "hole_square": moment}
+        self.signs = {"hole_error": Sign(), "rim_error": Sign()} | moments_of("hole")
         if self.config.adversarial > 0:
             self.discriminator = ConvDiscriminator(self._side, self.config.discriminator)
             self.objectives = (DISCRIMINATOR, MAIN)
@@ -207,14 +205,14 @@ class ContextEncoder(Method):
 
     def measures(self, loss: float, signs: dict[str, Tensor], num_images: int) -> dict[str, float]:
         """Errors, and that in the hole over the variance of pixels there, that of the mean colour."""
-        variance = max(float((signs["hole_square"] - signs["hole_mean"].square()).mean()), 1e-12)
+        variance = variance_of("hole", signs)
         own = {"unexplained": float(signs["hole_error"]) / variance, "pixel_variance": variance}
         return own | super().measures(loss, signs, num_images)
 
     @classmethod
     def brief(cls, row: Row) -> str:
         """What of the variance is not in what is made."""
-        return f" ({row['unexplained']:.1%} of the variance missing)" if "unexplained" in row else ""
+        return said_missing(row)
 
     @classmethod
     def symptoms(cls, config: Config) -> list[Symptom]:
@@ -222,16 +220,13 @@ class ContextEncoder(Method):
         ours = _settings(config)
         rates = f"optim.lr={config.optim.lr / 3:.2g} or {3 * config.optim.lr:.2g}"
         weaker = f"method.discriminator_lr_factor={ours.discriminator_lr_factor / 3:.2g}"
-        unfilled = Symptom(
+        unfilled = nothing_made(
             "holes are not filled",
-            sign=lambda row: row.get("unexplained"),
-            sick=(_NOTHING, float("inf")),
-            recovery="down",
-            seen=lambda row: f"{row['unexplained']:.0%} of the variance of hidden pixels is missing in what is made",
+            of="hidden pixels",
+            where="what is made",
+            maker="the decoder",
             remedy=f"Try, in another run.dir, {rates}"
             + (", or method.adversarial=0, with which features were trained in the paper" if ours.adversarial else ""),
-            meaning="the decoder gives the mean colour everywhere",
-            by_rate=True,
         )
         never = Symptom(
             "discriminator is never fooled",

@@ -26,11 +26,9 @@ from largescale.data.views import Views
 from largescale.methods.embedding_method import EmbeddingMethod, Named
 from largescale.methods.method import Output, Panel, Row, Sign, Symptom
 from largescale.methods.pictures import Pictures, in_range
+from largescale.methods.unexplained import moments_of, nothing_made, said_missing, variance_of
 from largescale.models.backbones import build_backbone, feature_map
 from largescale.models.decoders import DenseDecoder
-
-_NOTHING = 0.98
-"""Of the variance: no better than one colour everywhere, the mean one."""
 
 
 @dataclass
@@ -79,9 +77,7 @@ class Denoising(EmbeddingMethod):
         self.config, self._run = _settings(config), config
         self.backbone, self.num_features = build_backbone(config.model)
         self.decoder = DenseDecoder(self.num_features, self.config.decoder)
-        # Moments, since variances of micro-batches do not add up to that of all.
-        moment = Sign(shape=(3,))
-        self.signs = {"error": Sign(), "input_error": Sign(), "pixel_mean": moment, "pixel_square": moment}
+        self.signs = {"error": Sign(), "input_error": Sign()} | moments_of("pixel")
 
     def task_views(self, views: Views, step: int) -> Views:
         """The damaged view and the whole one, both [B, 3, S, S]."""
@@ -132,29 +128,26 @@ class Denoising(EmbeddingMethod):
 
     def measures(self, loss: float, signs: dict[str, Tensor], num_images: int) -> dict[str, float]:
         """Errors, and that of the images made over the variance of pixels, that of the mean colour everywhere."""
-        variance = max(float((signs["pixel_square"] - signs["pixel_mean"].square()).mean()), 1e-12)
+        variance = variance_of("pixel", signs)
         own = {"unexplained": float(signs["error"]) / variance, "pixel_variance": variance}
         return own | super().measures(loss, signs, num_images)
 
     @classmethod
     def brief(cls, row: Row) -> str:
         """What of the variance is not in the images made."""
-        return f" ({row['unexplained']:.1%} of the variance missing)" if "unexplained" in row else ""
+        return said_missing(row)
 
     @classmethod
     def symptoms(cls, config: Config) -> list[Symptom]:
         """That the images made are no better than the mean colour everywhere."""
         return [
-            Symptom(
+            nothing_made(
                 "images are not restored",
-                sign=lambda row: row.get("unexplained"),
-                sick=(_NOTHING, float("inf")),
-                recovery="down",
-                seen=lambda row: f"{row['unexplained']:.0%} of the variance of pixels is missing in the images made",
+                of="pixels",
+                where="the images made",
+                maker="the decoder",
                 remedy=f"Try, in another run.dir, optim.lr={config.optim.lr / 3:.2g} or {3 * config.optim.lr:.2g}, or "
                 f"method.masked={_settings(config).masked / 2:.2g}",
-                meaning="the decoder gives the mean colour everywhere",
-                by_rate=True,
             )
         ]
 

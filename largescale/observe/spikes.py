@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
+from largescale.optim.roles import MAIN
+
 _MEMORY = 0.99
 FIRST_STEPS = 100
 """Steps that go into the average before anything is compared with it."""
 
+SpikeState = dict[str, list[float]]
+"""Average and number of steps, by the name of the objective."""
+
 
 class SpikeWatch:
-    """Compares each gradient norm with the running average of those before it.
+    """Compares each gradient norm with the running average of those before it, each objective by itself.
 
     Args:
         factor: a norm above factor x average is a spike; 0 never finds one.
         state: `state` of an earlier watch to continue from.
     """
 
-    def __init__(self, factor: float, state: list[float] | None = None) -> None:
+    def __init__(self, factor: float, state: SpikeState | None = None) -> None:
         self.factor = factor
-        self.average, self.num_steps = state or [0.0, 0.0]
+        self.state: SpikeState = {} if state is None else {name: list(of) for name, of in state.items()}
 
-    @property
-    def state(self) -> list[float]:
-        """Average and number of steps, for a checkpoint."""
-        return [self.average, self.num_steps]
-
-    def look(self, norm: float) -> str:
-        """What is wrong with a step's gradient norm; empty if nothing is, and then it joins the average.
+    def look(self, norm: float, objective: str = MAIN) -> str:
+        """What is wrong with the norm of an objective's gradient; empty if nothing is, and then it joins the average.
 
         A norm of 0, that of an overflowed fp16 gradient, is skipped.
         """
         if norm == 0:
             return ""
-        if self.factor > 0 and self.num_steps >= FIRST_STEPS and norm > self.factor * self.average:
-            return f"gradient norm {norm:.3g} is {norm / self.average:.1f} times the running average"
-        memory = min(_MEMORY, self.num_steps / (self.num_steps + 1))
-        self.average = memory * self.average + (1 - memory) * norm
-        self.num_steps += 1
+        average, num_steps = self.state.get(objective, [0.0, 0.0])
+        if self.factor > 0 and num_steps >= FIRST_STEPS and norm > self.factor * average:
+            return f"gradient norm {norm:.3g} is {norm / average:.1f} times the running average"
+        memory = min(_MEMORY, num_steps / (num_steps + 1))
+        self.state[objective] = [memory * average + (1 - memory) * norm, num_steps + 1]
         return ""
+
+
+def spike_state(saved: SpikeState | list[float]) -> SpikeState:
+    """`SpikeWatch.state` of what a checkpoint has; older ones have the last objective's alone."""
+    return {MAIN: saved} if isinstance(saved, list) else saved

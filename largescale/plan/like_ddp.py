@@ -37,13 +37,13 @@ class Buckets(StandIn):
         return [*self.weights(), self._bucket]
 
     def settle(self, trace: StepTrace, peaks: Peaks) -> Peaks:
-        """Add the all-reduce of the gradients. Where a step has several objectives, each sends the whole bucket, and
-        which parameters have a gradient on some rank: a number for each.
+        """Add the all-reduce of the gradients. Each objective of the step sends the whole bucket, and where there are
+        several in a run, which parameters have a gradient on some rank: a number for each.
         """
-        count = len(self.method.objectives)
+        count = len(self.method.objectives_of(self.method.length.num_steps - 1))
         if world_size() > 1:
             trace.add(Collective("all-reduce", world_size(), WEIGHTS), count, count * self._bucket.nbytes)
-        if world_size() > 1 and count > 1:
+        if world_size() > 1 and len(self.method.objectives) > 1:
             trace.add(Collective("all-reduce", world_size(), WEIGHTS), count, count * 4 * self._num_parameters)
         return peaks
 

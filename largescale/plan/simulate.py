@@ -36,6 +36,7 @@ from largescale.parallel.precision import views_dtype
 from largescale.parallel.strategies import STRATEGIES, prepare
 from largescale.plan import like_ddp, like_fairscale, like_zero
 from largescale.plan.phase import Phase, phase_of
+from largescale.plan.stages import steps_of_stages
 from largescale.plan.stand_in import Peaks, StandIn
 from largescale.plan.trace import Collective, Operator, StepTrace
 from shards.ground.errors import InputError
@@ -52,7 +53,8 @@ _STAND_INS: dict[str, Callable[[Method, Config, torch.device, FakeTensorMode], E
 
 @dataclass(frozen=True)
 class Simulation:
-    """A step of one rank; bytes unless said otherwise.
+    """A step of one rank; bytes unless said otherwise. Of a method in stages, bytes are those of the stage that holds
+    most, and what is sent and computed is that of the last one.
 
     Attributes:
         weights, gradients, optimizer, buffers, views: what the rank holds of each.
@@ -181,14 +183,15 @@ def _step(engine: Engine, config: Config, ranks: int) -> Simulation:
     trace = StepTrace()
     trace.watch(iter([*parameters, *buffers, *images, *wrapped.always_held()]))
     wrapped.observe(trace)
-    last = engine.method.length.num_steps - 1  # by then everything takes part, such as a queue
     most, gradients = Peaks(0, 0, 0), 0
-    for objective in engine.method.objectives_of(last):
-        kept, passes, held = _passes(engine, views, last, trace, objective)
-        with trace:
-            engine.apply_gradients(last)
-        most = Peaks(max(most.kept, kept), max(most.passes, passes), max(most.update, trace.lap()))
-        gradients = max(gradients, held)
+    for step in steps_of_stages(engine.method):  # by the last one everything takes part, such as a queue
+        trace.forget()
+        for objective in engine.method.objectives_of(step):
+            kept, passes, held = _passes(engine, views, step, trace, objective)
+            with trace:
+                engine.apply_gradients(step)
+            most = Peaks(max(most.kept, kept), max(most.passes, passes), max(most.update, trace.lap()))
+            gradients = max(gradients, held)
     peaks = wrapped.settle(trace, most)
     optimizer = local_bytes(value for state in engine.optimizer.state.values() for value in state.values())
     return Simulation(

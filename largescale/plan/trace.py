@@ -88,6 +88,12 @@ class StepTrace(TorchDispatchMode):
             self.counts[what] += count
             self.sent[what] += size
 
+    def forget(self) -> None:
+        """Leave out what was sent and computed so far; what is held goes on."""
+        self.counts.clear()
+        self.sent.clear()
+        self.operators.clear()
+
     def held(self) -> int:
         """Bytes that are held now."""
         total = 0

@@ -43,6 +43,7 @@ from largescale.distributed.stopping import StoppedInOrder
 from largescale.methods.method import Output
 from largescale.observe import trackers
 from largescale.observe.metrics import METRICS, forget_from, read_lines
+from largescale.observe.spikes import SpikeState, spike_state
 from largescale.parallel.engine import Engine
 from largescale.processes import barrier, on_rank_0, rank, world_size
 from largescale.run import init_from, resume
@@ -87,7 +88,7 @@ class RunFolder:
         self._mask: dict[str, Any] = {}
         self._resumed: Checkpoint | None = None
 
-    def resume(self, engine: Engine) -> tuple[int, int, list[float] | None]:
+    def resume(self, engine: Engine) -> tuple[int, int, SpikeState | None]:
         """Load the newest whole checkpoint into the engine, or for a new run the weights that it starts from.
 
         Returns:
@@ -114,7 +115,7 @@ class RunFolder:
         self.status.resumed(checkpoint.step)
         self._init = checkpoint.progress.get("init", {})
         self._mask = take_mask(engine, self.config, checkpoint.progress.get("mask", {}))
-        return checkpoint.step, int(checkpoint.progress["skipped"]), checkpoint.progress["spikes"]
+        return checkpoint.step, int(checkpoint.progress["skipped"]), spike_state(checkpoint.progress["spikes"])
 
     @property
     def unread_supports(self) -> list[str]:
@@ -178,7 +179,7 @@ class RunFolder:
         engine: Engine,
         done: int,
         num_skipped: int,
-        spikes: list[float],
+        spikes: SpikeState,
         unread_supports: list[str],
         *,
         final: bool,

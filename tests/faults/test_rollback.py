@@ -18,10 +18,12 @@ from safetensors import safe_open
 from largescale.__main__ import main
 from largescale.data.loaded import Batch
 from largescale.data.stream import Stream
+from largescale.observe import spikes
 from largescale.run.rollback import DataSteps
 from tests.helpers.commands import TINY
 from tests.helpers.launcher import pretrain, run_largescale
 from tests.helpers.runs import final_state, metrics
+from tests.methods.harness import RECIPES
 
 pytestmark = pytest.mark.distributed
 
@@ -34,6 +36,21 @@ def poisoned() -> int:
         for batch in clean(self, data_steps):
             if batch.step == 8 and dist.get_rank() == 1:
                 batch.views[0][0, 0, 0, 0] = float("nan")
+            yield batch
+
+    Stream._images = loaded
+    return main()
+
+
+def spiking() -> int:
+    """largescale, with views of step 5 that are a thousand times too bright; spikes are looked for from step 3 on."""
+    clean = Stream._images
+    spikes.FIRST_STEPS = 3
+
+    def loaded(self: Stream, data_steps: DataSteps) -> Iterator[Batch]:
+        for batch in clean(self, data_steps):
+            if batch.step == 5:
+                batch.views[0].mul_(1000)
             yield batch
 
     Stream._images = loaded
@@ -66,6 +83,15 @@ def test_the_run_goes_back_and_leaves_the_data_out(tiny_overrides, tmp_path, str
     assert all(bool(value.isfinite().all()) for value in final_state(run).values())
     if strategy == "fsdp":
         goes_on_from_the_mirror(tmp_path, tiny_overrides(*shared), expected=run)
+
+
+def test_a_spike_is_found_in_a_stage_of_its_own_objective(tiny_overrides, tmp_path):
+    """Of a method whose first steps, these ones, have another objective than the last ones."""
+    recipe, shards = RECIPES / "artifacts.yaml", tiny_overrides("train.steps=14", "method.autoencoder_epochs=1.5")
+    options = ["train.spike_factor=10", "train.max_rollbacks=1", "checkpoint.every_steps=2"]
+    result = run_largescale("pretrain", recipe, *shards, *options, entry=spiking)
+    assert "step 5: gradient norm" in result.stderr and "times the running average" in result.stderr
+    assert [row["step"] for row in json.loads(f"[{(tmp_path / 'run/rollbacks.jsonl').read_text()}]")] == [5]
 
 
 def goes_on_from_the_mirror(folder: Path, overrides: list[str], expected: Path) -> None:

@@ -19,6 +19,7 @@ from largescale.parallel.engine import Engine
 from largescale.parallel.precision import views_dtype
 from largescale.parallel.strategies import build_engine
 from largescale.plan.simulate import local_bytes
+from largescale.plan.stages import steps_of_stages
 from largescale.plan.trace import WAITED, WEIGHTS, Collective, StepTrace
 from tests.methods.harness import views_of_step
 
@@ -45,7 +46,7 @@ def tighten(set_attribute: Callable[[object, str, object], None] = setattr) -> N
 
 
 def real_steps(configs: list[Config]) -> list[dict[str, Any]]:
-    """What a rank did in the third step of each."""
+    """What a rank did in the third step of each, and of each of its stages."""
     tighten()
     return [_real_step(config) for config in configs]
 
@@ -56,16 +57,18 @@ def _real_step(config: Config) -> dict[str, Any]:
     engine = build_engine(build_method(config), config, torch.device("cpu"))
     views = views_of_step(config, 0)
     views = views._replace(images=[images.to(views_dtype(config)) for images in views.images])
-    for _ in range(2):  # in these DeepSpeed learns in which order the modules run
-        _one_step(engine, views)
-    trace = StepTrace()
-    gc.collect()
-    ids = {id(tensor) for tensor in older}
-    trace.watch(tensor for tensor in _live_tensors() if id(tensor) not in ids)
-    with trace:
-        gradients = _one_step(engine, views)
+    ids, peak, gradients = {id(tensor) for tensor in older}, 0, 0
+    for step in steps_of_stages(engine.method):
+        for _ in range(2):  # in these DeepSpeed learns in which order the modules run
+            _one_step(engine, views, step)
+        trace = StepTrace()
+        gc.collect()
+        trace.watch(tensor for tensor in _live_tensors() if id(tensor) not in ids)
+        with trace:
+            gradients = max(gradients, _one_step(engine, views, step))
+        peak = max(peak, trace.peak)
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
-        _one_step(engine, views)
+        _one_step(engine, views, step)
     optimizer = local_bytes(value for state in engine.optimizer.state.values() for value in state.values())
     return {
         "counts": trace.counts,
@@ -74,20 +77,20 @@ def _real_step(config: Config) -> dict[str, Any]:
         "weights": local_bytes(_weights_of(engine)),
         "gradients": gradients,
         "optimizer": optimizer,
-        "peak": trace.peak,
+        "peak": peak,
         "profiled": sum(event.name.startswith("c10d::") for event in recorded.events()),
     }
 
 
-def _one_step(engine: Engine, views: Views) -> int:
+def _one_step(engine: Engine, views: Views, step: int) -> int:
     """Returns bytes of gradients, of the objective that has most."""
-    last, gradients = engine.method.length.num_steps - 1, 0
+    gradients = 0
     for group in engine.optimizer.param_groups:
         group["lr"] = 0.1
-    for objective in engine.method.objectives_of(last):
-        engine.forward_backward(views, last, objective)
+    for objective in engine.method.objectives_of(step):
+        engine.forward_backward(views, step, objective)
         gradients = max(gradients, local_bytes(engine.gradients()))
-        engine.apply_gradients(last)
+        engine.apply_gradients(step)
     return gradients
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -18,27 +17,17 @@ from largescale.optim.roles import MAIN
 from largescale.parallel.strategies import build_engine
 from shards.ground.errors import InputError
 from tests.helpers.doctor import said_of
+from tests.helpers.one_view import BATCH, SIDE, built, log_sigmoid
+from tests.helpers.one_view import random_views as views
 from tests.helpers.ranks import run_ranks
 from tests.methods.harness import LENGTH, mini, views_of_step, whole
 
-BATCH, SIDE, CODE = 5, 24, 6
+CODE = 6
 STRATEGIES = ("ddp", "fsdp", "fairscale", "zero1", "zero2", "zero3")
 
 
-def views(batch: int = BATCH, seed: int = 0) -> Views:
-    generator = torch.Generator().manual_seed(seed)
-    return Views([torch.randn(batch, 3, SIDE, SIDE, generator=generator, dtype=torch.float64)], torch.arange(batch))
-
-
 def build(*overrides: str) -> Artifacts:
-    torch.manual_seed(0)
-    method = build_method(mini("artifacts", *overrides), Length(8, 2, 40))
-    assert isinstance(method, Artifacts)
-    return method.double()
-
-
-def log_sigmoid(score: float) -> float:
-    return -math.log(1 + math.exp(-score))
+    return built(Artifacts, "artifacts", *overrides, steps_per_epoch=2)
 
 
 def test_losses_are_those_of_a_loop():

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.methods.context_encoder import DISCRIMINATOR, ContextEncoder
@@ -19,26 +18,15 @@ from largescale.methods.hole import hole_loss
 from largescale.optim.roles import MAIN, role_of
 from shards.ground.errors import InputError
 from tests.helpers.doctor import said_of
+from tests.helpers.one_view import BATCH, SIDE, built, log_sigmoid
+from tests.helpers.one_view import random_views as views
 from tests.methods.harness import mini
 
-BATCH, SIDE = 5, 24
 CENTRE = "method.mask=centre"
 
 
-def views(batch: int = BATCH, seed: int = 0) -> Views:
-    generator = torch.Generator().manual_seed(seed)
-    return Views([torch.randn(batch, 3, SIDE, SIDE, generator=generator, dtype=torch.float64)], torch.arange(batch))
-
-
 def build(*overrides: str) -> ContextEncoder:
-    torch.manual_seed(0)
-    method = build_method(mini("context_encoder", *overrides), Length(8, 1, 40))
-    assert isinstance(method, ContextEncoder)
-    return method.double()
-
-
-def log_sigmoid(score: float) -> float:
-    return -math.log(1 + math.exp(-score))
+    return built(ContextEncoder, "context_encoder", *overrides)
 
 
 @pytest.mark.parametrize("overrides", [(), (CENTRE, "method.overlap=2", "method.overlap_weight=3")])

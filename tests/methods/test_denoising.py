@@ -1,31 +1,22 @@
+"""Covers: largescale/methods/unexplained.py"""
+
 from __future__ import annotations
 
 import pytest
 import torch
 
-from largescale.data.length import Length
 from largescale.data.views import Views
-from largescale.methods import build_method
 from largescale.methods.denoising import Denoising
 from largescale.models.backbones import feature_map
 from shards.ground.errors import InputError
 from tests.helpers.doctor import said_of
+from tests.helpers.one_view import BATCH, SIDE, built
+from tests.helpers.one_view import random_views as views
 from tests.methods.harness import mini
-
-BATCH, SIDE = 5, 24
-
-
-def views(batch: int = BATCH, seed: int = 0) -> Views:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(batch, 3, SIDE, SIDE, generator=generator, dtype=torch.float64)
-    return Views([images], torch.arange(batch))
 
 
 def build(*overrides: str) -> Denoising:
-    torch.manual_seed(0)
-    method = build_method(mini("denoising", *overrides), Length(8, 1, 40))
-    assert isinstance(method, Denoising)
-    return method.double()
+    return built(Denoising, "denoising", *overrides)
 
 
 def test_the_loss_is_the_mean_square_of_a_loop():

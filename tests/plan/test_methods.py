@@ -1,6 +1,6 @@
 """Every method's plan against its real step: teachers, queues and passes without a gradient included.
 
-Covers: largescale/plan/phase.py
+Covers: largescale/plan/phase.py, largescale/plan/stages.py
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.real_steps import merged, real_steps, tighten
 from tests.methods.harness import mini
 
-TEACHER, ADVERSARY, ALL = "dino", "context_encoder", ["ddp", "zero1", "zero2", "zero3", "fairscale"]
+TEACHER, ADVERSARY, IN_STAGES = "dino", "context_encoder", "artifacts"
+ALL = ["ddp", "zero1", "zero2", "zero3", "fairscale"]
 CASES = [
     *((method, "fsdp") for method in METHODS),
     *((method, strategy) for method in (TEACHER, ADVERSARY) for strategy in ALL),
+    (IN_STAGES, "ddp"),
 ]
 """Every method; and under every strategy one with a teacher, state, and a last layer in float32, and one with several
-objectives per step.
+objectives per step; one whose first steps have another objective than the last ones.
 """
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from largescale.checkpoint.folder import Checkpoint
-from largescale.observe.spikes import SpikeWatch
+from largescale.observe.spikes import SpikeWatch, spike_state
+from largescale.optim.roles import MAIN
 from largescale.run.rollback import DataSteps, Rollbacks
 from shards.ground.errors import InputError
 
@@ -89,7 +90,20 @@ def test_a_spike_is_out_of_proportion_and_does_not_join_the_average():
     assert not resumed.look(5.0)
 
 
+def test_each_objective_is_compared_with_itself():
+    """As where stages follow each other: the norms of one say nothing of the next one's."""
+    watch = SpikeWatch(10.0)
+    assert not any(watch.look(1.0, "first") for _ in range(150))
+    assert not any(watch.look(1000.0) for _ in range(150))
+    assert "is 20.0 times" in SpikeWatch(10.0, watch.state).look(20.0, "first")
+    assert not watch.look(20.0)
+
+
+def test_a_checkpoint_of_before_objectives_has_the_last_ones_average():
+    assert spike_state([2.0, 300.0]) == {MAIN: [2.0, 300.0]} == spike_state({MAIN: [2.0, 300.0]})
+
+
 def test_spikes_are_looked_for_only_when_asked_and_not_at_the_start():
-    assert not any(SpikeWatch(0.0, [1.0, 500.0]).look(norm) for norm in (1.0, 1e9))
+    assert not any(SpikeWatch(0.0, {MAIN: [1.0, 500.0]}).look(norm) for norm in (1.0, 1e9))
     watch = SpikeWatch(2.0)
     assert not any(watch.look(norm) for norm in (1.0, 100.0, 1.0))

@@ -1,0 +1,52 @@
+"""Shared by methods that make images: what of the variance of pixels is missing in what is made.
+
+1 is no better than the mean colour everywhere. Moments are what steps report, since variances of micro-batches and
+ranks do not add up to that of all.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from largescale.methods.method import Row, Sign, Symptom
+
+_NOTHING = 0.98
+_LEAST = 1e-12
+
+
+def moments_of(name: str, channels: int = 3) -> dict[str, Sign]:
+    """Signs `NAME_mean` and `NAME_square`: of each channel, the mean of what is to be made and of its square."""
+    moment = Sign(shape=(channels,))
+    return {f"{name}_mean": moment, f"{name}_square": moment}
+
+
+def variance_of(name: str, signs: dict[str, Tensor]) -> float:
+    """Of what is to be made, within its channels; by the signs of `moments_of`."""
+    return max(float((signs[f"{name}_square"] - signs[f"{name}_mean"].square()).mean()), _LEAST)
+
+
+def said_missing(row: Row) -> str:
+    """What a console line adds."""
+    return f" ({row['unexplained']:.1%} of the variance missing)" if "unexplained" in row else ""
+
+
+def nothing_made(title: str, *, of: str, where: str, maker: str, remedy: str) -> Symptom:
+    """That what is made is no better than the mean colour everywhere.
+
+    Args:
+        title: of the symptom.
+        of: whose variance.
+        where: it is missing.
+        maker: what gives the mean colour.
+        remedy: what to try.
+    """
+    return Symptom(
+        title,
+        sign=lambda row: row.get("unexplained"),
+        sick=(_NOTHING, float("inf")),
+        recovery="down",
+        seen=lambda row: f"{row['unexplained']:.0%} of the variance of {of} is missing in {where}",
+        remedy=remedy,
+        meaning=f"{maker} gives the mean colour everywhere",
+        by_rate=True,
+    )
