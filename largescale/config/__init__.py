@@ -16,6 +16,7 @@ from largescale.config.schema import (
     RunConfig,
     TrainConfig,
 )
+from largescale.config.sound_settings import SoundConfig
 from largescale.config.support_settings import SupportConfig
 from largescale.config.values import corpus_names, corpus_settings, flatten, require, to_yaml, with_present_names
 
@@ -32,6 +33,7 @@ __all__ = [
     "OptimConfig",
     "ParallelConfig",
     "RunConfig",
+    "SoundConfig",
     "SupportConfig",
     "TrainConfig",
     "augment_of_group",

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from largescale.config.data_settings import DataConfig
 from largescale.config.setting import LONGEST_RUN_S, LONGEST_WAIT_S, setting
+from largescale.config.sound_settings import SoundConfig
 from largescale.config.support_settings import SupportConfig
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16", "fp64")
@@ -177,6 +178,10 @@ class MethodConfig:
 
     def supports(self) -> SupportConfig | None:
         """What labelled images a method wants in every step beside the others, if any: those of its key `support`."""
+        return None
+
+    def sound(self) -> SoundConfig | None:
+        """What a method wants to hear with every image, if anything: that of its key `sound`."""
         return None
 
 

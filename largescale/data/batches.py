@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from largescale.config import Config, DataConfig
+from largescale.config import Config, DataConfig, SoundConfig
 from largescale.data.augment_draws import DRAWS
 from largescale.data.cache import ShardLost
 from largescale.data.crops import BOX_DRAWS, BoxSampler, as_stored, crop, on_grid, reduction, turn
@@ -24,6 +24,7 @@ from largescale.data.decode import EncodedImage, Scratch
 from largescale.data.order import rank_places
 from largescale.data.random import uniform
 from largescale.data.reader import SampleError, ShardReader
+from largescale.data.sounds import Heard, SoundWindows
 from shards.ground.errors import InputError
 from shards.images.orientation import UPRIGHT
 
@@ -43,21 +44,26 @@ class Buffers:
         views: uint8 [num, B, 3, S, S] a crop group, channels last in memory.
         draws: uniform numbers for the augmentation, float64 [num, B, DRAWS] a crop group.
         boxes: of all views, as in `Views.facts`; None if the method does not ask for them.
+        sounds: windows of sound, int16 [B, T], likewise.
     """
 
     views: list[Tensor]
     draws: list[Tensor]
     boxes: Tensor | None = None
+    sounds: Tensor | None = None
 
     @staticmethod
-    def num_bytes(data: DataConfig, batch: int, facts: Sequence[str] = ()) -> int:
+    def num_bytes(data: DataConfig, batch: int, facts: Sequence[str] = (), sound: SoundConfig | None = None) -> int:
         """Bytes of the buffers of a batch, in whole pages."""
         numbers = DRAWS + (4 if "boxes" in facts else 0)
         needed = sum(group.num * batch * (3 * group.size**2 + 8 * numbers) for group in data.crops)
+        needed += 2 * batch * sound.num_samples if sound else 0
         return -(-needed // 4096) * 4096
 
     @staticmethod
-    def carve(memory: Tensor, data: DataConfig, batch: int, facts: Sequence[str] = ()) -> Buffers:
+    def carve(
+        memory: Tensor, data: DataConfig, batch: int, facts: Sequence[str] = (), sound: SoundConfig | None = None
+    ) -> Buffers:
         """Lay buffers over uint8 memory of `num_bytes`."""
         place, views, draws = 0, [], []
 
@@ -68,13 +74,15 @@ class Buffers:
 
         for group in data.crops:  # first what needs alignment
             draws.append(take(group.num * batch * DRAWS * 8).view(torch.float64).view(group.num, batch, DRAWS))
-        boxes, num_views = None, sum(group.num for group in data.crops)
+        boxes, sounds, num_views = None, None, sum(group.num for group in data.crops)
         if "boxes" in facts:
             boxes = take(num_views * batch * 4 * 8).view(torch.int64).view(num_views, batch, 4)
+        if sound:
+            sounds = take(2 * batch * sound.num_samples).view(torch.int16).view(batch, -1)
         for group in data.crops:
             pixels = take(group.num * batch * 3 * group.size**2)
             views.append(pixels.view(group.num, batch, group.size, group.size, 3).permute(0, 1, 4, 2, 3))
-        return Buffers(views, draws, boxes)
+        return Buffers(views, draws, boxes, sounds)
 
 
 @dataclass
@@ -145,7 +153,8 @@ class BatchMaker:
 
     def __init__(self, reader: ShardReader, order: Order, config: Config, *, rank: int, world_size: int) -> None:
         self.reader, self.order, self.data, self.seed = reader, order, config.data, config.run.seed
-        self.facts = config.method.facts
+        self.facts, self.sound = config.method.facts, config.method.sound()
+        self._windows = SoundWindows(self.sound, reader, self.seed) if self.sound else None
         self.places = rank_places(
             config.train.global_batch, accumulate=config.train.accumulate, rank=rank, world_size=world_size
         )
@@ -206,7 +215,8 @@ class BatchMaker:
                 continue
             started, what, lacking = time.perf_counter(), "an image", ""
             try:
-                raw = self.reader.read(candidate, partial(self._frame_of, candidate, epoch))
+                heard = self._windows.hear(candidate, int(epoch)) if self._windows else None
+                raw = self.reader.read(candidate, partial(self._frame_of, candidate, epoch, heard))
                 what = f"an image of {raw.width} x {raw.height} pixels"
                 read = time.perf_counter()
                 image = EncodedImage(raw, max_pixels=self.data.max_pixels)
@@ -225,6 +235,8 @@ class BatchMaker:
             decoded = time.perf_counter()
             if buffers.boxes is not None:
                 buffers.boxes[:, number] = torch.from_numpy(boxes)
+            if buffers.sounds is not None and heard is not None:
+                buffers.sounds[number] = torch.from_numpy(heard.window)
             turned_later = image.orientation if factor > 1 else UPRIGHT
             if factor > 1:
                 boxes = on_grid(as_stored(boxes, turned_later, image.height, image.width), factor, *image.stored)
@@ -237,8 +249,10 @@ class BatchMaker:
             return candidate, spent
         raise InputError(unreadable.all_of(tried))
 
-    def _frame_of(self, sample_id: int, epoch: np.int64, num_frames: int) -> int:
-        """The frame of a clip that is seen in an epoch."""
+    def _frame_of(self, sample_id: int, epoch: np.int64, heard: Heard | None, num_frames: int) -> int:
+        """The frame of a clip that is seen in an epoch: with sound, one that is heard."""
+        if heard is not None:
+            return heard.frame
         return int(uniform(self.seed, int(epoch), sample_id, 0, _FRAME_PURPOSE, num=1)[0] * num_frames)
 
     def _box_draws(self, ids: np.ndarray, epochs: np.ndarray) -> np.ndarray:

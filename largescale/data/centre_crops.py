@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from largescale.config import Config
+from largescale.config import Config, SoundConfig
 from largescale.config.data_settings import CropGroup
 from largescale.data.batches import BatchMaker, Buffers, Part
 from largescale.data.corpora import Corpus
@@ -75,6 +75,7 @@ class CentreCropMaker:
     """
 
     facts: Sequence[str] = ()
+    sound: SoundConfig | None = None
 
     def __init__(
         self, corpora: Sequence[Corpus], config: Config, batches: Sequence[np.ndarray] = (), *, keys: bool = False

@@ -34,6 +34,7 @@ class Batch:
         substituted: positions of the batch, supports not counted, whose own sample was unreadable.
         costs: what making it took, see `_costs`.
         supports: labelled images, if the method asks for them.
+        sounds: of `Views`.
         support_keys: their keys, if asked for.
         unread_supports: what identifies each unreadable support met, `SHARD/KEY`.
     """
@@ -47,13 +48,14 @@ class Batch:
     substituted: int
     costs: dict[str, float]
     supports: Supports | None = None
+    sounds: Tensor | None = None
     support_keys: list[str] = field(default_factory=list)
     unread_supports: list[str] = field(default_factory=list)
 
     def inputs(self) -> Views:
         """The part of the batch that the method sees."""
         ids = self.ids.to(self.views[0].device, non_blocking=True)
-        return Views(self.views, ids, self.facts, self.supports)
+        return Views(self.views, ids, self.facts, self.supports, self.sounds)
 
 
 class Steps(Sized, Iterable[int], Protocol):
@@ -139,8 +141,10 @@ def _on_cpu(source: DeviceBatches, loader: Loader, num_steps: int) -> Generator[
                 None if buffers.boxes is None else buffers.boxes.clone(),
             )
         )
+        sounds = None if buffers.sounds is None else buffers.sounds.clone()
         loader.release()
-        yield _batch(step, views, facts, parts, depth, time.perf_counter() - started)
+        batch = _batch(step, views, facts, parts, depth, time.perf_counter() - started)
+        yield replace(batch, sounds=sounds)
 
 
 def _on_gpu(source: DeviceBatches, loader: Loader, num_steps: int) -> Generator[Batch]:
@@ -151,14 +155,15 @@ def _on_gpu(source: DeviceBatches, loader: Loader, num_steps: int) -> Generator[
         step, sent, parts, depth, copied = ahead or _send(source, loader, side)
         ahead = None
         training.wait_event(copied)
-        for tensor in (*sent.views, *sent.draws, *([] if sent.boxes is None else [sent.boxes])):
-            tensor.record_stream(training)
+        for tensor in (*sent.views, *sent.draws, sent.boxes, sent.sounds):
+            if tensor is not None:
+                tensor.record_stream(training)
         views, facts = source.augmented(sent)
         copied.synchronize()
         loader.release()
         if number + 1 < num_steps and loader.ready():
             ahead = _send(source, loader, side)
-        yield _batch(step, views, facts, parts, depth, 0.0)
+        yield replace(_batch(step, views, facts, parts, depth, 0.0), sounds=sent.sounds)
 
 
 def _send(
@@ -176,8 +181,10 @@ def _send(
 def _to_device(buffers: Buffers, device: torch.device) -> Buffers:
     views = [pixels.flatten(0, 1).to(device, non_blocking=True) for pixels in buffers.views]
     draws = [numbers.flatten(0, 1).to(device, non_blocking=True) for numbers in buffers.draws]
-    boxes = None if buffers.boxes is None else buffers.boxes.to(device, non_blocking=True)
-    return Buffers(views, draws, boxes)
+    boxes, sounds = (
+        None if tensor is None else tensor.to(device, non_blocking=True) for tensor in (buffers.boxes, buffers.sounds)
+    )
+    return Buffers(views, draws, boxes, sounds)
 
 
 def raise_errors(parts: list[Part]) -> None:

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from largescale.config import DataConfig
+from largescale.config import DataConfig, SoundConfig
 from largescale.data.batches import Buffers, Part
 from largescale.data.reader import ShardReader
 from largescale.distributed import stopping
@@ -130,12 +130,13 @@ class Maker(Protocol):
         reader: of the samples.
         data: whose crop groups the buffers have room for.
         places: as many as a batch has rows.
-        facts: for which the buffers have room, too.
+        facts, sound: for which the buffers have room, too.
     """
 
     reader: ShardReader
     data: DataConfig
     places: np.ndarray
+    sound: SoundConfig | None
 
     @property
     def facts(self) -> Sequence[str]: ...
@@ -172,14 +173,15 @@ class Loader:
     ) -> None:
         self._maker, self._steps, self._position, self._stall_s = maker, iter(steps), position, stall_s
         batch = len(maker.places)
-        size = Buffers.num_bytes(maker.data, batch, maker.facts)
+        room = maker.facts, maker.sound
+        size = Buffers.num_bytes(maker.data, batch, *room)
         self._slots = slots + 1 if processes else 1  # one more, which the training holds
         with memory_for(
             f"for {self._slots} loaded batches of {size / 1e9:.2f} GB: lower data.prefetch={slots} or {batch_key}"
         ):
             self._memory, self._pinned = Shared(self._slots * size), pin
         self._ring = [
-            Buffers.carve(self._memory.bytes[slot * size : (slot + 1) * size], maker.data, batch, maker.facts)
+            Buffers.carve(self._memory.bytes[slot * size : (slot + 1) * size], maker.data, batch, *room)
             for slot in range(self._slots)
         ]
         self._taken = 0

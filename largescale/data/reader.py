@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 
 from largescale.data.cache import ShardLost
+from largescale.data.clip_facts import ClipFacts, Place, facts_of, place_of_image, place_of_sound
 from largescale.data.corpora import Corpus
 from largescale.data.patience import FolderPatience
 from shards.format.shard_index import ShardIndex, how_to_mend, read_index
@@ -49,41 +50,12 @@ class RawSample(NamedTuple):
     height: int
 
 
-class ClipFacts(NamedTuple):
-    """What the index knows of a clip.
-
-    Attributes:
-        start: seconds from the first frame of its video.
-        times: seconds from the clip's start to each frame, float32 [F].
-        motion: mean absolute change of luma (0 to 255) from the frame before, float16 [F].
-        sound_rate: samples of its sound per second; 0 for no sound.
-        sound_start: seconds from the clip's start to the first sample.
-        sound_samples: how many there are.
-    """
-
-    start: float
-    times: np.ndarray
-    motion: np.ndarray
-    sound_rate: int
-    sound_start: float
-    sound_samples: int
-
-
 class Lost(NamedTuple):
     """Why a shard is lost, when (monotonic clock) it is retried, and after what pause."""
 
     reason: str
     retry_at: float
     pause_s: float
-
-
-def _place_of(index: ShardIndex, row: int, frame: Callable[[int], int] | None) -> tuple[int, int, int]:
-    """Offset, bytes and checksum of the image of a sample."""
-    if frame is None or (clips := index.clips) is None:
-        return index.offset.item(row), index.size.item(row), index.checksum.item(row)
-    frames = clips.frames(row)
-    chosen = frames[frame(len(frames))]
-    return clips.offset.item(chosen), clips.size.item(chosen), clips.checksum.item(chosen)
 
 
 def _bytes_of(tar: OpenFile, start: int, size: int) -> tuple[bytes, str]:
@@ -156,10 +128,25 @@ class ShardReader:
             ShardLost: its shard cannot be opened, or is not the one that the manifest describes.
             InputError: its shard folder, or the store, is away.
         """
+        payload, index, row = self._member(sample_id, lambda index, row: place_of_image(index, row, frame))
+        return RawSample(payload, index.width.item(row), index.height.item(row))
+
+    def sound(self, sample_id: int) -> bytes:
+        """The FLAC file of a clip. Errors as of `read`; SampleError also if it has no sound."""
+
+        def place(index: ShardIndex, row: int) -> Place:
+            if index.clips is None or (found := place_of_sound(index.clips, row)).size == 0:
+                raise SampleError("has no sound")
+            return found
+
+        return self._member(sample_id, place)[0]
+
+    def _member(self, sample_id: int, place_of: Callable[[ShardIndex, int], Place]) -> tuple[bytes, ShardIndex, int]:
+        """The bytes of a member of a sample, its shard's index and its row there. Errors as of `read`."""
         shard, row = self.locate(sample_id)
         for _ in range(OPEN_ATTEMPTS):
             tar, index = self._shard(shard)
-            start, size, checksum = _place_of(index, row, frame)
+            start, size, checksum = place_of(index, row)
             if start + size > tar.size:
                 raise SampleError(f"ends at byte {start + size} of a tar of {tar.size}")
             payload, trouble = _bytes_of(tar, start, size)
@@ -170,7 +157,7 @@ class ShardReader:
             raise SampleError(trouble)
         if xxhash.xxh3_64_intdigest(payload) != checksum:
             raise SampleError("checksum differs from the index")
-        return RawSample(payload, index.width.item(row), index.height.item(row))
+        return payload, index, row
 
     def key(self, sample_id: int) -> str:
         """The sample's WebDataset key, for people and audits."""
@@ -186,11 +173,7 @@ class ShardReader:
         """What is known of a clip without reading it; None for an image."""
         shard, row = self.locate(sample_id)
         clips = self._known_index(shard).clips
-        if clips is None:
-            return None
-        frames = slice(clips.frames(row).start, clips.frames(row).stop)
-        sound = clips.sound_rate.item(row), clips.sound_start.item(row), clips.sound_samples.item(row)
-        return ClipFacts(clips.start.item(row), clips.time[frames], clips.motion[frames], *sound)
+        return None if clips is None else facts_of(clips, row)
 
     def place(self, sample_id: int) -> tuple[Path, int]:
         """The tar that holds a sample, which is here, and where in it its image begins, of a clip the first one.

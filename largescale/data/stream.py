@@ -22,6 +22,7 @@ from largescale.data.loaded import Batch, DeviceBatches, Steps, joined
 from largescale.data.loader import CONDUCTORS, Position, choose_counts
 from largescale.data.order import Mixture, rank_places
 from largescale.data.reader import ShardReader
+from largescale.data.sounds import require_sound
 from largescale.data.supports import open_supports, with_supports
 from largescale.distributed.launch import own_launch
 from shards.ground.errors import InputError
@@ -53,11 +54,14 @@ class Stream:
         supports: the labelled images beside, if the method asks for them.
 
     Raises:
-        InputError: missing or too few shards; a batch not divisible by the ranks; a cache that is too small.
+        InputError: missing or too few shards; a batch not divisible by the ranks; a cache that is too small; a
+            folder without the sound that the method asks for.
     """
 
     def __init__(self, config: Config, *, rank: int, world_size: int, device: torch.device, dtype: torch.dtype) -> None:
         self.corpora = open_corpora(config.data)
+        if (sound := config.method.sound()) is not None:
+            require_sound(self.corpora, sound)
         self.fingerprint = fingerprint(self.corpora)
         self.order = Mixture(
             [corpus.shard_sizes() for corpus in self.corpora],

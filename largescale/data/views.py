@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from largescale.config import SupportConfig
+from largescale.config import SoundConfig, SupportConfig
 
 FACTS = ("boxes", "flips")
 """What a method may ask for, by `facts` of its settings."""
@@ -57,25 +57,32 @@ class Views(NamedTuple):
         facts: what the method asked for, where V counts the views of all groups. `boxes`, int64 [V, B, 4]: top, left,
             height and width of each view in the upright image, in its pixels. `flips`, bool [V, B]: which are mirrored.
         supports: labelled images, if the method asks for them, by `MethodConfig.supports`.
+        sounds: a window of the clip's sound that overlaps the frame that is seen, int16 [B, T], if the method asks for
+            it, by `MethodConfig.sound`.
     """
 
     images: list[Tensor]
     ids: Tensor
     facts: Mapping[str, Tensor] = MappingProxyType({})
     supports: Supports | None = None
+    sounds: Tensor | None = None
 
     def pixels(self) -> list[Tensor]:
         """All images that the method sees, of supports too."""
         return self.images if self.supports is None else [*self.images, self.supports.images]
 
     @staticmethod
-    def numbered(images: list[Tensor], batch: int, facts: Sequence[str] = ()) -> Views:
-        """Views of samples 0, 1, ... `batch` - 1, for plans and benchmarks, which have no stream; with facts that only
-        have the right form.
+    def numbered(
+        images: list[Tensor], batch: int, facts: Sequence[str] = (), sound: SoundConfig | None = None
+    ) -> Views:
+        """Views of samples 0, 1, ... `batch` - 1, for plans and benchmarks, which have no stream; with facts and sounds
+        that only have the right form.
         """
         device, num_views = images[0].device, sum(map(len, images)) // batch
         empty = {
             "boxes": torch.ones(num_views, batch, 4, dtype=torch.int64, device=device),
             "flips": torch.zeros(num_views, batch, dtype=torch.bool, device=device),
         }
-        return Views(images, torch.arange(batch, device=device), {name: empty[name] for name in facts})
+        sounds = None if sound is None else torch.zeros(batch, sound.num_samples, dtype=torch.int16, device=device)
+        ids, known = torch.arange(batch, device=device), {name: empty[name] for name in facts}
+        return Views(images, ids, known, sounds=sounds)

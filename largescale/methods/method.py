@@ -195,6 +195,18 @@ class Method(nn.Module):
         """Scores [B, K] of normalised images, where `class_names` names K classes."""
         raise NotImplementedError
 
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Embeddings [B, D] of normalised images [B, 3, S, S] in the space that they share with sounds, near those of
+        sounds that belong to them by Euclidean distance; only where `MethodConfig.sound` asks for sound.
+        """
+        raise NotImplementedError
+
+    def embed_sounds(self, sounds: Tensor) -> Tensor:
+        """Embeddings [B, D] in the same space of windows of sound [B, T], as `Views.sounds` (or floating-point numbers
+        in [-1, 1]), of as many samples per second and in all as `MethodConfig.sound` says.
+        """
+        raise NotImplementedError
+
     def roles(self) -> Sequence[Role]:
         """Which parameters need special treatment; if several roles own one, the first counts."""
         return ()

@@ -164,12 +164,14 @@ class Engine:
         ids = views.ids.view(self.accumulate, -1)
         facts = {name: values.unflatten(1, (self.accumulate, -1)) for name, values in views.facts.items()}
         supports = [None] * self.accumulate if views.supports is None else views.supports.cut(self.accumulate)
+        sounds = [None] * self.accumulate if views.sounds is None else views.sounds.chunk(self.accumulate)
         return [
             Views(
                 [images[:, number].flatten(0, 1).contiguous(memory_format=torch.channels_last) for images in cut],
                 ids[number],
                 {name: values[:, number] for name, values in facts.items()},
                 supports[number],
+                sounds[number],
             )
             for number in range(self.accumulate)
         ]

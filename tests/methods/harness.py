@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -61,7 +62,19 @@ def views_of_step(config: Config, step: int, device: torch.device = CPU) -> View
         for shape in shapes
     ]
     ids = (places - (places % 8 == 7) + 5 * step) % LENGTH.num_samples  # some come twice, as what stands in for others
-    return Views(images, torch.from_numpy(ids).to(device), supports=supports_of_step(config, step, device))
+    sounds = sounds_of_step(config, step, places, device)
+    return Views(
+        images, torch.from_numpy(ids).to(device), supports=supports_of_step(config, step, device), sounds=sounds
+    )
+
+
+def sounds_of_step(config: Config, step: int, places: np.ndarray, device: torch.device = CPU) -> Tensor | None:
+    """Random sounds of the samples at these places."""
+    if (wanted := config.method.sound()) is None:
+        return None
+    generator = torch.Generator().manual_seed(2000 + step)
+    sounds = torch.randn(config.train.global_batch, wanted.num_samples, generator=generator, dtype=torch.float64)
+    return (3000 * sounds[places]).to(device, torch.int16)
 
 
 def supports_of_step(config: Config, step: int, device: torch.device = CPU) -> Supports | None:
