@@ -14,13 +14,13 @@ from largescale.clustering.agreement import agreement
 from largescale.config import load_config
 from largescale.data.length import Length
 from largescale.data.views import Views
-from largescale.methods import build_method, require_fit
 from largescale.methods.deepcluster import DeepCluster
 from largescale.methods.phase import PlainEmbeddings
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.doctor import said_of
 from tests.helpers.ranks import Counted, run_ranks
+from tests.methods.begun import begun, random_views
 
 pytestmark = pytest.mark.usefixtures("group_of_one")
 
@@ -30,18 +30,11 @@ LENGTH = Length(6 * PER_EPOCH, PER_EPOCH, SAMPLES)
 
 
 def build(*overrides: str, length: Length = LENGTH) -> DeepCluster:
-    config = load_config(MINI, [f"train.global_batch={BATCH}", "data.streams=1", *overrides])
-    torch.manual_seed(0)
-    require_fit(config, length)
-    method = build_method(config, length).double()
-    method.begin()
-    return method
+    return begun(DeepCluster, MINI, BATCH, length, *overrides)
 
 
 def views(step: int = 0) -> Views:
-    generator = torch.Generator().manual_seed(step)
-    images = [torch.randn(BATCH, 3, side, side, generator=generator, dtype=torch.float64) for side in (24, 16)]
-    return Views(images, torch.randint(SAMPLES, (BATCH,), generator=generator))
+    return random_views(BATCH, step, SAMPLES, (1, 24), (1, 16))
 
 
 def plain_images() -> Tensor:

@@ -13,13 +13,14 @@ from largescale.config import load_config
 from largescale.data.length import Length
 from largescale.data.task_views.rotation import turned
 from largescale.data.views import Views
-from largescale.methods import build_method, require_fit
+from largescale.methods import build_method
 from largescale.methods.deepercluster import DeeperCluster
 from largescale.methods.phase import PlainEmbeddings
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.doctor import said_of
 from tests.helpers.ranks import run_ranks
+from tests.methods.begun import begun, random_views
 
 pytestmark = pytest.mark.usefixtures("group_of_one")
 
@@ -29,18 +30,11 @@ LENGTH = Length(6 * PER_EPOCH, PER_EPOCH, SAMPLES)
 
 
 def build(*overrides: str, length: Length = LENGTH) -> DeeperCluster:
-    config = load_config(MINI, [f"train.global_batch={BATCH}", "data.streams=1", *overrides])
-    torch.manual_seed(0)
-    require_fit(config, length)
-    method = build_method(config, length).double()
-    method.begin()
-    return method
+    return begun(DeeperCluster, MINI, BATCH, length, *overrides)
 
 
 def views(step: int = 0) -> Views:
-    generator = torch.Generator().manual_seed(step)
-    images = torch.randn(2 * BATCH, 3, 24, 24, generator=generator, dtype=torch.float64)
-    return Views([images], torch.randint(SAMPLES, (BATCH,), generator=generator))
+    return random_views(BATCH, step, SAMPLES, (2, 24))
 
 
 @torch.no_grad()

@@ -14,25 +14,20 @@ from largescale.config import load_config
 from largescale.data.device_random import uniform
 from largescale.data.length import Length
 from largescale.data.views import Views
-from largescale.methods import build_method, require_fit
 from largescale.methods.phase import PlainEmbeddings
 from largescale.methods.pirl import PIRL
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.doctor import said_of
 from tests.helpers.ranks import Counted, run_ranks
+from tests.methods.begun import begun
 
 MINI = ROOT / "tests/methods/mini/pirl.yaml"
 BATCH, SAMPLES = 6, 9
 
 
 def build(*overrides: str) -> PIRL:
-    config = load_config(MINI, [f"train.global_batch={BATCH}", "data.streams=1", *overrides])
-    torch.manual_seed(0)
-    require_fit(config, Length(8, 1, SAMPLES))
-    method = build_method(config, Length(8, 1, SAMPLES)).double()
-    method.begin()
-    return method
+    return begun(PIRL, MINI, BATCH, Length(8, 1, SAMPLES), *overrides)
 
 
 def views(step: int = 0) -> Views:

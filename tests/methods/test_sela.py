@@ -11,7 +11,7 @@ from largescale.clustering.fixed_point import NotFinite
 from largescale.config import load_config
 from largescale.data.length import Length
 from largescale.data.views import Views
-from largescale.methods import build_method, require_fit
+from largescale.methods import build_method
 from largescale.methods.phase import PlainEmbeddings
 from largescale.methods.sela import SeLa
 from largescale.plan.trace import StepTrace
@@ -19,6 +19,7 @@ from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.doctor import said_of
 from tests.helpers.ranks import run_ranks
+from tests.methods.begun import begun, random_views
 
 pytestmark = pytest.mark.usefixtures("group_of_one")
 
@@ -28,21 +29,11 @@ LENGTH = Length(6 * PER_EPOCH, PER_EPOCH, SAMPLES)
 
 
 def build(*overrides: str, length: Length = LENGTH) -> SeLa:
-    config = load_config(MINI, [f"train.global_batch={BATCH}", "data.streams=1", *overrides])
-    torch.manual_seed(0)
-    require_fit(config, length)
-    method = build_method(config, length).double()
-    method.begin()
-    return method
+    return begun(SeLa, MINI, BATCH, length, *overrides)
 
 
 def views(step: int = 0) -> Views:
-    generator = torch.Generator().manual_seed(step)
-    images = [
-        torch.randn(num * BATCH, 3, side, side, generator=generator, dtype=torch.float64)
-        for num, side in ((2, 24), (1, 16))
-    ]
-    return Views(images, torch.randint(SAMPLES, (BATCH,), generator=generator))
+    return random_views(BATCH, step, SAMPLES, (2, 24), (1, 16))
 
 
 def plain_images() -> Tensor:
