@@ -72,29 +72,38 @@ class CentreCropMaker:
         config: how (`data`, `evaluate.resize` and `evaluate.size`).
         batches: sample ids of each batch, int64.
         keys: whether to look up WebDataset keys.
+        frames: of each clip, evenly spaced; a sample has as many rows of a batch, one after the other. The one of 1, as
+            that of an image, is the one that the index names: in the middle.
     """
 
     facts: Sequence[str] = ()
     sound: SoundConfig | None = None
 
     def __init__(
-        self, corpora: Sequence[Corpus], config: Config, batches: Sequence[np.ndarray] = (), *, keys: bool = False
+        self,
+        corpora: Sequence[Corpus],
+        config: Config,
+        batches: Sequence[np.ndarray] = (),
+        *,
+        keys: bool = False,
+        frames: int = 1,
     ) -> None:
-        self.reader, self.batches, self._keys = ShardReader(corpora), batches, keys
+        self.reader, self.batches, self.frames, self._keys = ShardReader(corpora), batches, frames, keys
         self._resize, self._margin = config.evaluate.resize, config.data.scaled_decode
         self._max_pixels = config.data.max_pixels
         self.data = replace(config.data, crops=[CropGroup(num=1, size=config.evaluate.size)])
-        self.places = np.arange(max(map(len, batches), default=0))
+        self.places = np.arange(frames * max(map(len, batches), default=0))
 
     def make(self, step: int, rows: slice, buffers: Buffers, threads: ThreadPoolExecutor | None) -> Part:
         """Fill these rows of the buffers; where the shards are away, the part has the line for the user."""
         part, ids = _CentrePart(), self.batches[step]
+        num_rows = self.frames * len(ids)
         first, last, _ = rows.indices(len(self.places))
-        numbers = range(first, min(last, len(ids)))
+        numbers = range(first, min(last, num_rows))
         fill = partial(self._fill, ids, buffers)
         try:
             for number, why in zip(numbers, (threads.map if threads else map)(fill, numbers), strict=True):
-                sample_id = int(ids[number])
+                sample_id = int(ids[number // self.frames])
                 if why:
                     part.skipped.append({**self.reader.describe(sample_id), "reason": why})
                     continue
@@ -107,23 +116,29 @@ class CentreCropMaker:
             part.error = str(error)
         return part
 
-    def crop(self, sample_id: int) -> Tensor:
-        """The crop of one image, uint8 [3, S, S].
+    def crop(self, sample_id: int, place: int = 0) -> Tensor:
+        """The crop of an image, or of the frame in one of `frames` places of a clip: uint8 [3, S, S].
 
         Raises:
             SampleError: it cannot be read.
             InputError: its shard, or the whole folder, is away.
         """
-        image = decode_near(self.reader.read(sample_id), self._resize, max_pixels=self._max_pixels, margin=self._margin)
+        raw = self.reader.read(sample_id, partial(frame_at, place, self.frames))
+        image = decode_near(raw, self._resize, max_pixels=self._max_pixels, margin=self._margin)
         return centre_crop(image, self._resize, self.data.crops[0].size)
 
     def _fill(self, ids: np.ndarray, buffers: Buffers, number: int) -> str:
         """Put one image into its row; returns why it cannot be read."""
         try:
-            buffers.views[0][0, number].copy_(self.crop(int(ids[number])))
+            buffers.views[0][0, number].copy_(self.crop(int(ids[number // self.frames]), number % self.frames))
         except SampleError as error:
             return str(error)
         return ""
+
+
+def frame_at(place: int, num_places: int, num_frames: int) -> int:
+    """The frame in the middle of the place-th of as many equal parts of a clip; a short clip shows some twice."""
+    return (2 * place + 1) * num_frames // (2 * num_places)
 
 
 def decode_near(sample: RawSample, side: int, *, max_pixels: int, margin: float) -> Tensor:
@@ -186,11 +201,12 @@ def centre_crops(
     *,
     keys: bool = False,
     in_process: bool = False,
+    frames: int = 1,
 ) -> Generator[CentreCrops]:
     """The given batches in order; to be closed if left early.
 
     Args:
-        corpora, config, batches, keys: as of `CentreCropMaker`.
+        corpora, config, batches, keys, frames: as of `CentreCropMaker`.
         device: where images go.
         in_process: load in this process, whatever `data.workers` says.
 
@@ -198,7 +214,7 @@ def centre_crops(
         InputError: a shard, or the whole folder, is away.
         OutOfMemory, LoaderDied: a loader process ran out of memory, or ended by itself.
     """
-    maker, on_gpu = CentreCropMaker(corpora, config, batches, keys=keys), device.type == "cuda"
+    maker, on_gpu = CentreCropMaker(corpora, config, batches, keys=keys, frames=frames), device.type == "cuda"
     if not len(maker.places):
         return
     loader = loader_of(maker, range(len(batches)), config, device, in_process=in_process)
@@ -207,7 +223,7 @@ def centre_crops(
         for number, ids in enumerate(batches):
             _, buffers, parts, _ = loader.take()
             raise_errors(parts)
-            images = buffers.views[0][0, : len(ids)]
+            images = buffers.views[0][0, : frames * len(ids)]
             if side is not None:
                 images = _sent(images, device, side)
                 loader.release()

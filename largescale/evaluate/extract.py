@@ -103,6 +103,7 @@ def features_of(
     keys: bool = False,
     labelled: bool = False,
     in_process: bool = False,
+    frames: int = 1,
 ) -> Generator[Extracted]:
     """Features of the given batches of sample ids, in order, of this process alone; to be closed if left early.
 
@@ -110,6 +111,7 @@ def features_of(
         networks: by name.
         keys, in_process: as of `centre_crops`.
         labelled: leave out images without a label.
+        frames: of each clip, whose features are averaged; a clip of which one cannot be read is left out.
 
     Raises:
         InputError: the shards are away.
@@ -118,10 +120,13 @@ def features_of(
     mean = torch.tensor(config.data.mean, device=device)[:, None, None]
     std = torch.tensor(config.data.std, device=device)[:, None, None]
     waiting: list[_OnItsWay] = []
-    with closing(centre_crops(corpora, config, batches, device, keys=keys, in_process=in_process)) as source:
+    source = centre_crops(corpora, config, batches, device, keys=keys, in_process=in_process, frames=frames)
+    with closing(source):
         for crops in source:
             if labelled:
-                crops = _only_labelled(crops)
+                crops = _only(crops.labels >= 0, crops)
+            if frames > 1:
+                crops = _only(_of_whole_clips(crops.ids, frames), crops)
             if not len(crops.ids):
                 waiting.append(_OnItsWay(crops, {}))  # networks need not know what to make of no images
                 continue
@@ -129,7 +134,8 @@ def features_of(
                 x = (crops.images.float() / 255 - mean) / std
                 x = x.contiguous(memory_format=torch.channels_last)
                 found = {name: one(x).float() for name, one in networks.items()}
-                waiting.append(_OnItsWay(replace(crops, images=x.new_empty(0, *x.shape[1:])), found))
+                crops = replace(crops, images=x.new_empty(0, *x.shape[1:]))
+                waiting.append(_OnItsWay(*((crops, found) if frames == 1 else _by_clip(crops, found, frames))))
             # One batch late: while the host waits for features, the device has the next batch to work on.
             if len(waiting) > (device.type == "cuda"):
                 yield waiting.pop(0).arrived()
@@ -161,8 +167,7 @@ class _OnItsWay:
         return Extracted(self._crops, {name: value.clone() for name, value in self._features.items()})
 
 
-def _only_labelled(crops: CentreCrops) -> CentreCrops:
-    kept = crops.labels >= 0
+def _only(kept: Tensor, crops: CentreCrops) -> CentreCrops:
     if bool(kept.all()):
         return crops
     return replace(
@@ -172,6 +177,19 @@ def _only_labelled(crops: CentreCrops) -> CentreCrops:
         labels=crops.labels[kept],
         keys=[key for key, stays in zip(crops.keys, kept.tolist(), strict=False) if stays],
     )
+
+
+def _of_whole_clips(ids: Tensor, frames: int) -> Tensor:
+    """Rows, with the frames of a clip one after the other, of clips that all frames are there of."""
+    _, counts = ids.unique_consecutive(return_counts=True)
+    return (counts == frames).repeat_interleave(counts)
+
+
+def _by_clip(crops: CentreCrops, found: dict[str, Tensor], frames: int) -> tuple[CentreCrops, dict[str, Tensor]]:
+    """Rows of whole clips from rows of their frames."""
+    means = {name: rows.unflatten(0, (-1, frames)).mean(1) for name, rows in found.items()}
+    first = slice(None, None, frames)
+    return replace(crops, ids=crops.ids[first], labels=crops.labels[first], keys=crops.keys[first]), means
 
 
 def blocks(ids: np.ndarray, batch: int) -> list[np.ndarray]:
@@ -187,6 +205,7 @@ def extract(
     *,
     ids: np.ndarray | None = None,
     labelled: bool = True,
+    frames: int = 1,
 ) -> dict[str, FeatureSet]:
     """Features of samples under several networks, in one pass over the images that all ranks share.
 
@@ -194,6 +213,7 @@ def extract(
         networks: by name.
         ids: of the samples, int64; None for all of them.
         labelled: whether to leave out samples without a class; theirs is -1.
+        frames: as of `features_of`; a batch has as many clips fewer.
 
     Returns:
         By name on rank 0; empty on other ranks.
@@ -204,13 +224,13 @@ def extract(
     Collectives: every rank must call it with the same networks; a gather per network.
     """
     manifest, wanted = corpus.manifest, np.arange(corpus.manifest.num_samples) if ids is None else ids
-    all_batches = blocks(wanted, config.evaluate.batch)
+    all_batches = blocks(wanted, max(1, config.evaluate.batch // frames))
     first, last = (len(all_batches) * one // world_size() for one in (rank(), rank() + 1))
     own, found_ids, labels = all_batches[first:last], [], []
     features: dict[str, list[Tensor]] = {name: [] for name in networks}
     said, quiet = f"features of {manifest.root.name}", rank() > 0
     with (
-        closing(features_of([corpus], config, networks, own, device, labelled=labelled)) as source,
+        closing(features_of([corpus], config, networks, own, device, labelled=labelled, frames=frames)) as source,
         tqdm(total=sum(map(len, own)), desc=said, unit="image", leave=False, mininterval=1, disable=quiet) as bar,
     ):
         for found in source:
@@ -251,20 +271,21 @@ def _check(sets: dict[str, FeatureSet], corpus: Corpus, num_samples: int, labell
         _log.warning("%s: %d of %d samples are left out, %s", root, num_samples - found, num_samples, why)
 
 
-def can_be_read(corpus: Corpus, config: Config, known: Tensor, *, labelled: bool = True) -> bool:
+def can_be_read(corpus: Corpus, config: Config, known: Tensor, *, labelled: bool = True, frames: int = 1) -> bool:
     """Whether samples (of a class, if `labelled`) other than `known`, which had to be left out, can be read by now."""
     missing = torch.ones(corpus.manifest.num_samples, dtype=torch.bool).scatter_(0, known, False).nonzero()
     if len(missing) == 0:
         return False
-    maker = CentreCropMaker([corpus], config)
+    maker = CentreCropMaker([corpus], config, frames=frames)
     wanted = (number for number in missing.flatten().tolist() if not labelled or maker.reader.label(number) >= 0)
     return any(is_readable(maker, number) for number in wanted)
 
 
 def is_readable(maker: CentreCropMaker, sample_id: int) -> bool:
-    """Whether an image can be read now."""
+    """Whether an image, or all wanted frames of a clip, can be read now."""
     try:
-        maker.crop(sample_id)
+        for place in range(maker.frames):
+            maker.crop(sample_id, place)
     except SampleError:
         return False
     return True

@@ -33,13 +33,16 @@ PARTS = ("train", "test")
 _log = logging.getLogger(__name__)
 
 
-def path_of(run_dir: Path, name: str, part: str, *, every: bool = False) -> Path:
-    """Where the features of a network on a part (`train` or `test`) are: of its labelled images, or of every one."""
-    return run_dir / "eval" / "features" / f"{name}-{part}{'-all' if every else ''}.safetensors"
+def path_of(run_dir: Path, name: str, part: str, *, every: bool = False, frames: int = 1) -> Path:
+    """Where the features of a network on a part (`train` or `test`) are: of its labelled images, or of every one, or of
+    its clips by several frames.
+    """
+    kind = "-all" if every else "-clips" if frames > 1 else ""
+    return run_dir / "eval" / "features" / f"{name}-{part}{kind}.safetensors"
 
 
 def features_of_subject(
-    subject: Subject, *, every: bool = False
+    subject: Subject, *, every: bool = False, frames: int = 1
 ) -> tuple[dict[str, FeatureSet], dict[str, FeatureSet]]:
     """Features of training and test shards by network name; only those that do not fit are made again.
 
@@ -48,6 +51,7 @@ def features_of_subject(
     Args:
         subject: networks and shards.
         every: whether samples without a class take part.
+        frames: of each clip, whose features are averaged.
 
     Raises:
         InputError: no sample can be used, or features are not finite.
@@ -55,14 +59,15 @@ def features_of_subject(
     Collectives: every rank must call it; those of `extract` and `keep_corpora`, and two broadcasts of an object.
     """
     config, run_dir, weights, shards = subject.config, subject.run_dir, subject.weights, subject.shards
+    plain = not every and frames == 1  # the features that the report shows
 
     def path(name: str, place: int) -> Path:
-        return path_of(run_dir, name, PARTS[place], every=every)
+        return path_of(run_dir, name, PARTS[place], every=every, frames=frames)
 
     names = list(NETWORKS) if config.evaluate.baselines else ["pretrained"]
-    wanted = {(name, place): _stamp(name, place, subject, every) for name in names for place in (0, 1)}
+    wanted = {(name, place): _stamp(name, place, subject, every, frames) for name in names for place in (0, 1)}
     kept: dict[tuple[str, int], FeatureSet | None] = {}
-    on_rank_0(lambda: kept.update(_kept(path, wanted, subject, every)))
+    on_rank_0(lambda: kept.update(_kept(path, wanted, subject, every, frames)))
     if kept and "pixels" in names and None in (kept["pixels", 0], kept["pixels", 1]):
         kept["pixels", 0] = kept["pixels", 1] = None  # both lose their equal channels, or neither does
     stale = from_rank_0([place for place in wanted if kept[place] is None] if kept else [])
@@ -71,7 +76,7 @@ def features_of_subject(
     for place, corpus in enumerate(shards):
         if needed := [name for name, where in stale if where == place]:
             chosen = {name: networks[name] for name in needed}
-            found = extract(corpus, config, chosen, networks.device, labelled=not every)
+            found = extract(corpus, config, chosen, networks.device, labelled=not every, frames=frames)
             made |= {(name, place): features for name, features in found.items()}
     whole = {place: one for place, one in kept.items() if one is not None} | made
 
@@ -80,14 +85,14 @@ def features_of_subject(
             whole["pixels", 0], whole["pixels", 1] = drop_equal_channels(made["pixels", 0], made["pixels", 1])
         for name, place in stale:
             whole[name, place].save(path(name, place), wanted[name, place])
-        if not every and (shown := exemplars_of(config, weights)):
+        if plain and (shown := exemplars_of(config, weights)):
             scores = exemplars.path_of(run_dir, shown.name)
             _keep_exemplars(config, scores, networks, whole["pretrained", 0], wanted["pretrained", 0])
-        if not every and (drawn := pictures_of(config, weights)):
+        if plain and (drawn := pictures_of(config, weights)):
             _keep_pictures(subject, drawn, networks, whole["pretrained", 1].ids, wanted["pretrained", 1])
 
     on_rank_0(write)
-    if not every:
+    if plain:
         own = {key: wanted["pretrained", 0][key] for key in ("images", "network", "weights")}
         keep_corpora(run_dir, config, lambda images: networks["pretrained"](images), own, networks.device)
     if rank() > 0:
@@ -95,12 +100,14 @@ def features_of_subject(
     return {name: whole[name, 0] for name in names}, {name: whole[name, 1] for name in names}
 
 
-def _stamp(name: str, place: int, subject: Subject, every: bool) -> Stamp:
+def _stamp(name: str, place: int, subject: Subject, every: bool, frames: int) -> Stamp:
     """What the features of one file depend on."""
     config, shards = subject.config, subject.stamps
     stamp = {"version": VERSION, "images": images_stamp(config), "shards": shards[place]}
     if every:
         stamp["samples"] = "all"
+    if frames > 1:
+        stamp["frames"] = frames
     if name == "pixels":
         return {**stamp, "other_part": shards[1 - place]}
     network = network_stamp(config, subject.weights)
@@ -110,7 +117,11 @@ def _stamp(name: str, place: int, subject: Subject, every: bool) -> Stamp:
 
 
 def _kept(
-    path_to: Callable[[str, int], Path], wanted: dict[tuple[str, int], Stamp], subject: Subject, every: bool
+    path_to: Callable[[str, int], Path],
+    wanted: dict[tuple[str, int], Stamp],
+    subject: Subject,
+    every: bool,
+    frames: int,
 ) -> dict[tuple[str, int], FeatureSet | None]:
     """The features on disk that are of what is wanted, None for others; a line says why those are made again."""
     kept, reasons = {}, dict[str, list[str]]()
@@ -118,7 +129,7 @@ def _kept(
         path = path_to(name, place)
         features, why = _read(path, stamp) if path.is_file() else (None, "")
         if features is not None and can_be_read(
-            subject.shards[place], subject.config, features.ids, labelled=not every
+            subject.shards[place], subject.config, features.ids, labelled=not every, frames=frames
         ):
             features, why = None, "images that could not be read before can be read now"
         kept[name, place] = features

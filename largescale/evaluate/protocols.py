@@ -13,6 +13,7 @@ from typing import Any
 from largescale.config import EvaluateConfig
 from largescale.config.setting import a_name
 from largescale.evaluate import (
+    action,
     clusters,
     detection,
     finetune,
@@ -139,6 +140,7 @@ PROTOCOLS = {
         way=by_dense_training,
         of_classes=False,
     ),
+    "action": Protocol(action.measure, action.Settings, action.CHOSEN_ON, way=action.by_clips),
     "clusters": Protocol(
         clusters.measure,
         clusters.Settings,

@@ -11,6 +11,9 @@ from largescale.evaluate.headline import is_share
 from largescale.evaluate.protocols import PROTOCOLS
 from largescale.evaluate.results import Record
 
+_KINDS = ("stage", "classifier", "direction")
+"""What a metric may be given by."""
+
 
 def table(places: Sequence[str | Path], records: Sequence[Record]) -> str:
     """The results of one protocol.
@@ -37,8 +40,8 @@ def _of_one(record: Record) -> str:
 
 
 def _by_part(record: Record) -> list[str]:
-    """A line per stage of the network, share of the labels, or measure, and a column per network, where a protocol has
-    these.
+    """A line per stage of the network, classifier, share of the labels, or measure, and a column per network, where a
+    protocol has these.
     """
     found = {name: _parts(record, result) for name, result in record["results"].items()}
     results = {name: parts for name, parts in found.items() if parts}
@@ -57,14 +60,14 @@ def _text(record: Record, part: str, value: float | None) -> str:
 
 
 def _parts(record: Record, result: Mapping[str, Any]) -> dict[str, float]:
-    """The metric by stage, or by share of the labels; all measures where the metric is but one of them that are no
-    shares; empty where there is one alone.
+    """The metric by one of `_KINDS`, or by share of the labels; all measures where the metric is but one of
+    them that are no shares; empty where there is one alone.
     """
     metric = record["metric"]
     if not record.get("metric_is_share", True):
         return {name.replace("_", " "): value for name, value in result.items() if isinstance(value, float)}
-    stages: dict[str, float] = result.get(f"{metric}_by_stage", {})
-    return stages or {
+    parts: list[dict[str, float]] = [result.get(f"{metric}_by_{kind}", {}) for kind in _KINDS]
+    return next(filter(None, parts), {}) or {
         f"{100 * float(share):g}% of the labels": one[metric] for share, one in result.get("by_share", {}).items()
     }
 
