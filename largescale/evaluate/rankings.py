@@ -1,8 +1,9 @@
 """How well embeddings rank others: recall of partners, and normalised discounted cumulative gain of classes.
 
-Others are ranked by cosine. Where several are equally near, the figure is its mean over all their orders (McSherry and
-Najork, ECIR 2008; scikit-learn's `ndcg_score` does the same): embeddings that are all the same get just what chance
-gives. Cosines count as equal if they are so to 20 binary places, beyond which lies rounding.
+Others are ranked by Euclidean distance, as by cosine where embeddings are unit vectors. Where several are equally near,
+the figure is its mean over all their orders, as in scikit-learn's `ndcg_score` (McSherry and Najork, ECIR 2008):
+embeddings that are all the same get just what chance gives. Squared distances that differ by less than a millionth of
+the longest embedding's square, which may be rounding, count as equal.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from largescale.evaluate.shares import own_rows, total
 
@@ -32,9 +32,9 @@ def recall_of_partners(queries: Tensor, candidates: Tensor, ranks: Sequence[int]
     Collectives: every rank must call it with the same rows; one all-reduce.
     """
     sums = torch.zeros(len(ranks), dtype=torch.float64)
-    for rows, cosines in _blocks(queries, candidates):
-        own = cosines.gather(1, rows[:, None])
-        before, equal = (cosines > own).sum(1), (cosines == own).sum(1)
+    for rows, nearness in _blocks(queries, candidates):
+        own = nearness.gather(1, rows[:, None])
+        before, equal = (nearness > own).sum(1), (nearness == own).sum(1)
         for place, k in enumerate(ranks):
             sums[place] += ((k - before) / equal).clamp(0, 1).sum()
     return [float(one) for one in total(sums) / len(queries)]
@@ -72,24 +72,24 @@ def ndcg(queries: Tensor, candidates: Tensor, labels: Tensor, relevance: Tensor,
     """
     discounts = 1 / torch.arange(2, min(k, len(queries) - 1) + 2, dtype=torch.float64).log2()
     sums, relevance = torch.zeros(3, dtype=torch.float64), relevance.double()
-    for rows, cosines in _blocks(queries, candidates):
+    for rows, nearness in _blocks(queries, candidates):
         gains = relevance[labels[rows]][:, labels].scatter_(1, rows[:, None], 0.0)
-        cosines.scatter_(1, rows[:, None], -2 * int(_STEPS))  # behind all others
+        nearness.scatter_(1, rows[:, None], -5 * int(_STEPS))  # behind all others
         best = gains.topk(len(discounts), dim=1).values @ discounts
         counts = best > 0
         chance = gains.sum(1) / (len(queries) - 1) * discounts.sum()
-        for place, found in enumerate((_discounted(cosines, gains, discounts), chance)):
+        for place, found in enumerate((_discounted(nearness, gains, discounts), chance)):
             sums[place] += (found[counts] / best[counts]).sum()
         sums[2] += counts.sum()
     value, chance, num = total(sums).tolist()
     return Gain(value / num if num else 0.0, chance / num if num else 0.0, int(num))
 
 
-def _discounted(cosines: Tensor, gains: Tensor, discounts: Tensor) -> Tensor:
+def _discounted(nearness: Tensor, gains: Tensor, discounts: Tensor) -> Tensor:
     """DCG of rows, with the mean gain of its equals in the place of each candidate's."""
-    cosines, order = cosines.sort(dim=1, descending=True)
+    nearness, order = nearness.sort(dim=1, descending=True)
     gains = gains.gather(1, order)
-    number = (cosines.diff(dim=1) != 0).cumsum(1)
+    number = (nearness.diff(dim=1) != 0).cumsum(1)
     number = torch.cat([number.new_zeros(len(number), 1), number], dim=1)  # of the equals that a place belongs to
     sums = torch.zeros_like(gains).scatter_add_(1, number, gains)
     sizes = torch.zeros_like(gains).scatter_add_(1, number, torch.ones_like(gains))
@@ -98,7 +98,14 @@ def _discounted(cosines: Tensor, gains: Tensor, discounts: Tensor) -> Tensor:
 
 
 def _blocks(queries: Tensor, candidates: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's queries, some at a time: their rows, and cosines [b, N] as whole numbers of steps."""
-    unit, others = normalize(queries.double(), dim=1), normalize(candidates.double(), dim=1)
-    for rows in own_rows(len(queries)).split(max(1, _NUMBERS_AT_A_TIME // max(1, len(others)))):
-        yield rows, ((unit[rows] @ others.T) * _STEPS).round().long()
+    """This rank's queries, some at a time: their rows, and how near candidates are, [b, N]: less squared distances as
+    whole numbers of steps, from -4 * _STEPS to 0.
+    """
+    first, second = queries.double(), candidates.double()
+    longest = torch.cat([first, second]).square().sum(1).max().sqrt().clamp_min(1e-30)
+    first, second = first / longest, second / longest
+    squares = second.square().sum(1)
+    for rows in own_rows(len(first)).split(max(1, _NUMBERS_AT_A_TIME // max(1, len(second)))):
+        some = first[rows]
+        far = some.square().sum(1, keepdim=True) + squares - 2 * some @ second.T
+        yield rows, (-far * _STEPS).round().long()
