@@ -180,7 +180,7 @@ class MethodConfig:
         """What labelled images a method wants in every step beside the others, if any: those of its key `support`."""
         return None
 
-    def sound(self) -> SoundConfig | None:
+    def sounds(self) -> SoundConfig | None:
         """What a method wants to hear with every image, if anything: that of its key `sound`."""
         return None
 

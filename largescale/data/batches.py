@@ -153,7 +153,7 @@ class BatchMaker:
 
     def __init__(self, reader: ShardReader, order: Order, config: Config, *, rank: int, world_size: int) -> None:
         self.reader, self.order, self.data, self.seed = reader, order, config.data, config.run.seed
-        self.facts, self.sound = config.method.facts, config.method.sound()
+        self.facts, self.sound = config.method.facts, config.method.sounds()
         self._windows = SoundWindows(self.sound, reader, self.seed) if self.sound else None
         self.places = rank_places(
             config.train.global_batch, accumulate=config.train.accumulate, rank=rank, world_size=world_size

@@ -60,7 +60,7 @@ class Stream:
 
     def __init__(self, config: Config, *, rank: int, world_size: int, device: torch.device, dtype: torch.dtype) -> None:
         self.corpora = open_corpora(config.data)
-        if (sound := config.method.sound()) is not None:
+        if (sound := config.method.sounds()) is not None:
             require_sound(self.corpora, sound)
         self.fingerprint = fingerprint(self.corpora)
         self.order = Mixture(

@@ -58,7 +58,7 @@ class Views(NamedTuple):
             height and width of each view in the upright image, in its pixels. `flips`, bool [V, B]: which are mirrored.
         supports: labelled images, if the method asks for them, by `MethodConfig.supports`.
         sounds: a window of the clip's sound that overlaps the frame that is seen, int16 [B, T], if the method asks for
-            it, by `MethodConfig.sound`.
+            it, by `MethodConfig.sounds`.
     """
 
     images: list[Tensor]

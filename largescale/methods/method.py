@@ -197,13 +197,13 @@ class Method(nn.Module):
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Embeddings [B, D] of normalised images [B, 3, S, S] in the space that they share with sounds, near those of
-        sounds that belong to them by Euclidean distance; only where `MethodConfig.sound` asks for sound.
+        sounds that belong to them by Euclidean distance; only where `MethodConfig.sounds` asks for sound.
         """
         raise NotImplementedError
 
     def embed_sounds(self, sounds: Tensor) -> Tensor:
         """Embeddings [B, D] in the same space of windows of sound [B, T], as `Views.sounds` (or floating-point numbers
-        in [-1, 1]), of as many samples per second and in all as `MethodConfig.sound` says.
+        in [-1, 1]), of as many samples per second and in all as `MethodConfig.sounds` says.
         """
         raise NotImplementedError
 

@@ -169,7 +169,7 @@ def _step(engine: Engine, config: Config, ranks: int) -> Simulation:
         torch.empty(group.num * batch, 3, group.size, group.size, dtype=views_dtype(config))
         for group in config.data.crops
     ]
-    views = Views.numbered(images, batch, config.method.facts, config.method.sound())
+    views = Views.numbered(images, batch, config.method.facts, config.method.sounds())
     if (support := config.method.supports()) is not None:
         size, shown = config.data.crops[0].size, support.views * (support.size // ranks)
         pixels = torch.empty(shown, 3, size, size, dtype=views_dtype(config))

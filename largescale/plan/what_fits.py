@@ -60,7 +60,7 @@ def _of_the_host(config: Config, step: Simulation, ranks: int) -> int:
     """Bytes beyond those of a step that is done in host memory: loaded batches, and the copy that is saved."""
     batches = config.data.prefetch + 1 if config.data.workers else 1
     room = Buffers.num_bytes(
-        config.data, config.train.global_batch // ranks, config.method.facts, config.method.sound()
+        config.data, config.train.global_batch // ranks, config.method.facts, config.method.sounds()
     )
     loaded = batches * room
     return loaded + step.weights + step.optimizer + step.buffers

@@ -64,7 +64,7 @@ def ask(monkeypatch):
 
     def asking(**other: object) -> SoundConfig:
         wanted = replace(WANTED, **other)
-        monkeypatch.setattr(MethodConfig, "sound", lambda self: wanted)
+        monkeypatch.setattr(MethodConfig, "sounds", lambda self: wanted)
         return wanted
 
     return asking

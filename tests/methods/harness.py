@@ -70,7 +70,7 @@ def views_of_step(config: Config, step: int, device: torch.device = CPU) -> View
 
 def sounds_of_step(config: Config, step: int, places: np.ndarray, device: torch.device = CPU) -> Tensor | None:
     """Random sounds of the samples at these places."""
-    if (wanted := config.method.sound()) is None:
+    if (wanted := config.method.sounds()) is None:
         return None
     generator = torch.Generator().manual_seed(2000 + step)
     sounds = torch.randn(config.train.global_batch, wanted.num_samples, generator=generator, dtype=torch.float64)
