@@ -2,6 +2,7 @@
 
 from largescale.config.checks import free_keys, values_saved_before, without_effect
 from largescale.config.data_settings import AugmentConfig, CropGroup, DataConfig
+from largescale.config.frame_settings import FrameConfig, WantedFrames
 from largescale.config.group_augment import augment_of_group
 from largescale.config.loading import load_config
 from largescale.config.schema import (
@@ -28,6 +29,7 @@ __all__ = [
     "CropGroup",
     "DataConfig",
     "EvaluateConfig",
+    "FrameConfig",
     "MethodConfig",
     "ModelConfig",
     "OptimConfig",
@@ -36,6 +38,7 @@ __all__ = [
     "SoundConfig",
     "SupportConfig",
     "TrainConfig",
+    "WantedFrames",
     "augment_of_group",
     "corpus_names",
     "corpus_settings",

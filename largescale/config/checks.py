@@ -28,6 +28,7 @@ def validate(config: Config) -> None:
     _check_clipping(config)
     _check_loss_spans(config)
     _check_supports(config)
+    _check_frames(config)
     _check_model(config)
     _check_unused(config)
     corpus_settings(config.data)
@@ -179,6 +180,21 @@ def _check_supports(config: Config) -> None:
         "method.support.images",
         support.images,
         f"a multiple of train.accumulate={config.train.accumulate}: every micro-batch has images of every class",
+    )
+
+
+def _check_frames(config: Config) -> None:
+    if (wanted := config.method.frame_tuples()) is None:
+        return
+    least, most = wanted.config.least_gap_s, wanted.config.most_gap_s
+    require(least <= most, "method.frames.most_gap_s", most, f"at least method.frames.least_gap_s={least:g}")
+    numbers = [group.num for group in config.data.crops]
+    require(
+        numbers == [wanted.shown],
+        "data.crops",
+        numbers,
+        f"one group of {wanted.shown} views, the frames of a sample, such as "
+        f"[{{num: {wanted.shown}, size: 112, scale: [0.4, 1.0]}}]",
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from largescale.config.data_settings import DataConfig
+from largescale.config.frame_settings import WantedFrames
 from largescale.config.setting import LONGEST_RUN_S, LONGEST_WAIT_S, setting
 from largescale.config.sound_settings import SoundConfig
 from largescale.config.support_settings import SupportConfig
@@ -182,6 +183,10 @@ class MethodConfig:
 
     def sounds(self) -> SoundConfig | None:
         """What a method wants to hear with every image, if anything: that of its key `sound`."""
+        return None
+
+    def frame_tuples(self) -> WantedFrames | None:
+        """Which frames of a clip are the views of a sample, if it wants several: with settings of its key `frames`."""
         return None
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from largescale.config import Config, DataConfig, SoundConfig
+from largescale.data import frames
 from largescale.data.augment_draws import DRAWS
 from largescale.data.cache import ShardLost
 from largescale.data.crops import BOX_DRAWS, BoxSampler, as_stored, crop, on_grid, reduction, turn
@@ -28,9 +30,13 @@ from largescale.data.sounds import Heard, SoundWindows
 from shards.ground.errors import InputError
 from shards.images.orientation import UPRIGHT
 
-_TOO_LARGE = "more than data.max_pixels"  # the one reason fixed by a setting, not by restoring files
+_REMEDIES = {"more than data.max_pixels": "raise it", **frames.REMEDIES}
+"""Of reasons that are fixed by a setting, not by restoring files."""
 
-_BOX_PURPOSE, _AUGMENT_PURPOSE, _FRAME_PURPOSE = 1, 2, 3  # keep the random numbers of their uses apart
+_BOX_PURPOSE, _AUGMENT_PURPOSE, _FRAME_PURPOSE, _TUPLE_PURPOSE = 1, 2, 3, 4  # keep numbers of their uses apart
+
+_LOADED_FACTS = {"boxes": (torch.int64, (4,)), "times": (torch.float64, ())}
+"""Type, of eight bytes, and shape of what is known of each view of each sample when it is made."""
 
 ORDER_BLOCK = 2048
 """Samples whose ids a process computes at once, some steps ahead: one at a time would cost as much as reading them."""
@@ -43,19 +49,19 @@ class Buffers:
     Attributes:
         views: uint8 [num, B, 3, S, S] a crop group, channels last in memory.
         draws: uniform numbers for the augmentation, float64 [num, B, DRAWS] a crop group.
-        boxes: of all views, as in `Views.facts`; None if the method does not ask for them.
+        facts: those of `Views.facts` that are known when views are made, if the method asks for them.
         sounds: windows of sound, int16 [B, T], likewise.
     """
 
     views: list[Tensor]
     draws: list[Tensor]
-    boxes: Tensor | None = None
+    facts: dict[str, Tensor] = field(default_factory=dict)
     sounds: Tensor | None = None
 
     @staticmethod
     def num_bytes(data: DataConfig, batch: int, facts: Sequence[str] = (), sound: SoundConfig | None = None) -> int:
         """Bytes of the buffers of a batch, in whole pages."""
-        numbers = DRAWS + (4 if "boxes" in facts else 0)
+        numbers = DRAWS + sum(math.prod(shape) for name, (_, shape) in _LOADED_FACTS.items() if name in facts)
         needed = sum(group.num * batch * (3 * group.size**2 + 8 * numbers) for group in data.crops)
         needed += 2 * batch * sound.num_samples if sound else 0
         return -(-needed // 4096) * 4096
@@ -74,15 +80,17 @@ class Buffers:
 
         for group in data.crops:  # first what needs alignment
             draws.append(take(group.num * batch * DRAWS * 8).view(torch.float64).view(group.num, batch, DRAWS))
-        boxes, sounds, num_views = None, None, sum(group.num for group in data.crops)
-        if "boxes" in facts:
-            boxes = take(num_views * batch * 4 * 8).view(torch.int64).view(num_views, batch, 4)
+        loaded, sounds, num_views = {}, None, sum(group.num for group in data.crops)
+        for name, (dtype, shape) in _LOADED_FACTS.items():
+            if name in facts:
+                size = (num_views, batch, *shape)
+                loaded[name] = take(8 * math.prod(size)).view(dtype).view(size)
         if sound:
             sounds = take(2 * batch * sound.num_samples).view(torch.int16).view(batch, -1)
         for group in data.crops:
             pixels = take(group.num * batch * 3 * group.size**2)
             views.append(pixels.view(group.num, batch, group.size, group.size, 3).permute(0, 1, 4, 2, 3))
-        return Buffers(views, draws, boxes, sounds)
+        return Buffers(views, draws, loaded, sounds)
 
 
 @dataclass
@@ -130,12 +138,12 @@ class Unreadable:
 
     def all_of(self, tried: list[int]) -> str:
         """The line for the user if no sample could stand in for another: what is wrong with most of those tried."""
-        kinds = Counter(_TOO_LARGE if _TOO_LARGE in self.reasons[one] else self.reasons[one] for one in tried)
+        kinds = Counter(
+            next((key for key in _REMEDIES if key in self.reasons[one]), self.reasons[one]) for one in tried
+        )
         kind, num = kinds.most_common(1)[0]
         example = next(one for one in tried if kind in self.reasons[one])
-        remedy = (
-            "raise it" if kind == _TOO_LARGE else f"{self._reader.remedy(example)}, or raise data.max_skipped_in_row"
-        )
+        remedy = _REMEDIES.get(kind) or f"{self._reader.remedy(example)}, or raise data.max_skipped_in_row"
         failed = "" if num == len(tried) else f"; {num} of them failed with"
         shard = self._reader.describe(example)["shard"]
         return f"{shard}: {len(tried)} consecutive samples cannot be read{failed}: {self.reasons[example]}; {remedy}"
@@ -163,6 +171,11 @@ class BatchMaker:
         self._sample_boxes = BoxSampler(
             *(np.array([getattr(group, name) for group in groups_of_views]) for name in ("scale", "ratio"))
         )
+        wanted = config.method.frame_tuples()
+        self._frames = None if wanted is None else frames.FrameSampler(wanted)
+        shared = (False, False) if wanted is None else (wanted.config.shared_boxes, wanted.config.shared_augment)
+        views = np.arange(len(self._sizes))  # each has draws of its own, unless it shares those of view 0
+        self._box_views, self._augment_views = (0 * views if one else views for one in shared)
         self._own = threading.local()
         self._block = lru_cache(maxsize=2)(self._samples_of_block)
 
@@ -213,41 +226,68 @@ class BatchMaker:
             tried.append(candidate)
             if candidate in unreadable.reasons:
                 continue
-            started, what, lacking = time.perf_counter(), "an image", ""
+            if candidate != sample_id:
+                draws = self._box_draws(np.array([candidate]), np.array([epoch]))[0]
+            lacking = ""
             try:
-                heard = self._windows.hear(candidate, int(epoch)) if self._windows else None
-                raw = self.reader.read(candidate, partial(self._frame_of, candidate, epoch, heard))
-                what = f"an image of {raw.width} x {raw.height} pixels"
-                read = time.perf_counter()
-                image = EncodedImage(raw, max_pixels=self.data.max_pixels)
-                if candidate != sample_id:
-                    draws = self._box_draws(np.array([candidate]), np.array([epoch]))[0]
-                boxes = self._sample_boxes(draws, image.height, image.width)
-                factor = reduction(boxes, self._sizes, self.data.scaled_decode) if image.reducible else 1
-                pixels = image.decode(factor, self._scratch())
+                return candidate, self._show(candidate, epoch, draws, number, buffers)
             except (SampleError, ShardLost) as error:
                 unreadable.reasons[candidate] = str(error)
-                continue
             except MemoryError as error:
-                lacking = str(error) or f"not enough memory for {what}"
+                lacking = str(error) or f"not enough memory for {self._own.what}"
             if lacking:  # not from the first error: its frames hold what was read, and others need that memory
                 raise MemoryError(lacking)
+        raise InputError(unreadable.all_of(tried))
+
+    def _show(
+        self, sample_id: int, epoch: np.int64, draws: np.ndarray, number: int, buffers: Buffers
+    ) -> dict[str, float]:
+        """Fill a row of the buffers with views of a sample; returns the seconds that each activity took."""
+        seconds, self._own.what = {"read": 0.0, "decode": 0.0, "crop": 0.0}, "an image"
+        started = time.perf_counter()
+        for frame, views in self._frames_of(sample_id, epoch, number, buffers):
+            raw = self.reader.read(sample_id, frame)
+            self._own.what = f"an image of {raw.width} x {raw.height} pixels"
+            read = time.perf_counter()
+            image = EncodedImage(raw, max_pixels=self.data.max_pixels)
+            boxes = self._sample_boxes(draws, image.height, image.width)[views]
+            sizes = self._sizes[views]
+            factor = reduction(boxes, sizes, self.data.scaled_decode) if image.reducible else 1
+            pixels = image.decode(factor, self._scratch())
             decoded = time.perf_counter()
-            if buffers.boxes is not None:
-                buffers.boxes[:, number] = torch.from_numpy(boxes)
-            if buffers.sounds is not None and heard is not None:
-                buffers.sounds[number] = torch.from_numpy(heard.window)
+            if "boxes" in buffers.facts:
+                buffers.facts["boxes"][views, number] = torch.from_numpy(boxes)
             turned_later = image.orientation if factor > 1 else UPRIGHT
             if factor > 1:
                 boxes = on_grid(as_stored(boxes, turned_later, image.height, image.width), factor, *image.stored)
-            outs = [out for views in buffers.views for out in views[:, None, number].unbind()]
-            for box, size, out in zip(boxes.tolist(), self._sizes.tolist(), outs, strict=True):
+            outs = [out for group in buffers.views for out in group[:, None, number].unbind()][views]
+            for box, size, out in zip(boxes.tolist(), sizes.tolist(), outs, strict=True):
                 crop(pixels, box, size, out)
                 if turned_later != UPRIGHT:
                     turn(out, turned_later)
-            spent = {"read": read - started, "decode": decoded - read, "crop": time.perf_counter() - decoded}
-            return candidate, spent
-        raise InputError(unreadable.all_of(tried))
+            done = time.perf_counter()
+            spent = {"read": read - started, "decode": decoded - read, "crop": done - decoded}
+            seconds, started = {name: value + spent[name] for name, value in seconds.items()}, done
+        return seconds
+
+    def _frames_of(
+        self, sample_id: int, epoch: np.int64, number: int, buffers: Buffers
+    ) -> list[tuple[Callable[[int], int], slice]]:
+        """What to read of a sample, and which views show it: one image or frame in all, or a frame in each; with facts
+        and sound.
+        """
+        if self._frames is None:
+            heard = self._windows.hear(sample_id, int(epoch)) if self._windows else None
+            if buffers.sounds is not None and heard is not None:
+                buffers.sounds[number] = torch.from_numpy(heard.window)
+            return [(partial(self._frame_of, sample_id, epoch, heard), slice(None))]
+        if (clip := self.reader.clip(sample_id)) is None:
+            raise SampleError("is an image, not a clip")
+        draws = uniform(self.seed, int(epoch), sample_id, 0, _TUPLE_PURPOSE, num=self._frames.num_draws)
+        chosen = self._frames(clip, draws)
+        if "times" in buffers.facts:
+            buffers.facts["times"][:, number] = torch.from_numpy(clip.times[chosen].astype(np.float64))
+        return [(partial(_given, int(frame)), slice(view, view + 1)) for view, frame in enumerate(chosen)]
 
     def _frame_of(self, sample_id: int, epoch: np.int64, heard: Heard | None, num_frames: int) -> int:
         """The frame of a clip that is seen in an epoch: with sound, one that is heard."""
@@ -257,11 +297,10 @@ class BatchMaker:
 
     def _box_draws(self, ids: np.ndarray, epochs: np.ndarray) -> np.ndarray:
         """Numbers for the boxes of all views of some samples: float64 [N, views, BOX_DRAWS]."""
-        views = np.arange(len(self._sizes))
-        return uniform(self.seed, epochs[..., None], ids[:, None], views, _BOX_PURPOSE, num=BOX_DRAWS)
+        return uniform(self.seed, epochs[..., None], ids[:, None], self._box_views, _BOX_PURPOSE, num=BOX_DRAWS)
 
     def _draw(self, ids: np.ndarray, epochs: np.ndarray, rows: slice, buffers: Buffers) -> None:
-        views = np.arange(len(self._sizes))[:, None]
+        views = self._augment_views[:, None]
         numbers = torch.from_numpy(uniform(self.seed, epochs, ids, views, _AUGMENT_PURPOSE, num=DRAWS))
         for draws, own in zip(buffers.draws, numbers.split([group.num for group in self.data.crops]), strict=True):
             draws[:, rows] = own
@@ -270,3 +309,8 @@ class BatchMaker:
         if not hasattr(self._own, "scratch"):
             self._own.scratch = Scratch()
         return self._own.scratch
+
+
+def _given(frame: int, num_frames: int) -> int:
+    """A frame that was chosen before, whatever their number."""
+    return frame

@@ -111,7 +111,7 @@ class DeviceBatches:
             augment(pixels, draws)
             for augment, pixels, draws in zip(self.augments, buffers.views, buffers.draws, strict=True)
         ]
-        facts = {} if buffers.boxes is None else {"boxes": buffers.boxes}
+        facts = dict(buffers.facts)
         if "flips" in self.maker.facts:
             flips = [augment.flips(draws) for augment, draws in zip(self.augments, buffers.draws, strict=True)]
             facts["flips"] = torch.cat(flips).unflatten(0, (-1, len(self.maker.places)))
@@ -138,7 +138,7 @@ def _on_cpu(source: DeviceBatches, loader: Loader, num_steps: int) -> Generator[
             Buffers(
                 [pixels.flatten(0, 1) for pixels in buffers.views],
                 [draws.flatten(0, 1) for draws in buffers.draws],
-                None if buffers.boxes is None else buffers.boxes.clone(),
+                {name: values.clone() for name, values in buffers.facts.items()},
             )
         )
         sounds = None if buffers.sounds is None else buffers.sounds.clone()
@@ -155,7 +155,7 @@ def _on_gpu(source: DeviceBatches, loader: Loader, num_steps: int) -> Generator[
         step, sent, parts, depth, copied = ahead or _send(source, loader, side)
         ahead = None
         training.wait_event(copied)
-        for tensor in (*sent.views, *sent.draws, sent.boxes, sent.sounds):
+        for tensor in (*sent.views, *sent.draws, *sent.facts.values(), sent.sounds):
             if tensor is not None:
                 tensor.record_stream(training)
         views, facts = source.augmented(sent)
@@ -181,10 +181,9 @@ def _send(
 def _to_device(buffers: Buffers, device: torch.device) -> Buffers:
     views = [pixels.flatten(0, 1).to(device, non_blocking=True) for pixels in buffers.views]
     draws = [numbers.flatten(0, 1).to(device, non_blocking=True) for numbers in buffers.draws]
-    boxes, sounds = (
-        None if tensor is None else tensor.to(device, non_blocking=True) for tensor in (buffers.boxes, buffers.sounds)
-    )
-    return Buffers(views, draws, boxes, sounds)
+    facts = {name: values.to(device, non_blocking=True) for name, values in buffers.facts.items()}
+    sounds = None if buffers.sounds is None else buffers.sounds.to(device, non_blocking=True)
+    return Buffers(views, draws, facts, sounds)
 
 
 def raise_errors(parts: list[Part]) -> None:

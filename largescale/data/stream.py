@@ -17,6 +17,7 @@ from largescale.config import Config
 from largescale.data.batches import BatchMaker
 from largescale.data.corpora import Corpus, fingerprint, open_corpora
 from largescale.data.fetcher import Fetcher, Needs, working_set
+from largescale.data.frames import require_clips
 from largescale.data.length import Length, num_steps_of
 from largescale.data.loaded import Batch, DeviceBatches, Steps, joined
 from largescale.data.loader import CONDUCTORS, Position, choose_counts
@@ -62,6 +63,7 @@ class Stream:
         self.corpora = open_corpora(config.data)
         if (sound := config.method.sounds()) is not None:
             require_sound(self.corpora, sound)
+        require_clips(config, self.corpora)
         self.fingerprint = fingerprint(self.corpora)
         self.order = Mixture(
             [corpus.shard_sizes() for corpus in self.corpora],
