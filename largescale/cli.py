@@ -20,6 +20,7 @@ from largescale.propose.arguments import add_arguments as init_arguments
 from largescale.prune.arguments import add_arguments as prune_arguments
 from largescale.prune.arguments import run as prune
 from shards.ground import terminal
+from shards.ground.arguments import Parser
 from shards.ground.errors import InputError
 
 USER_ERROR, STOPPED, UNFINISHED = 2, 3, 85
@@ -83,8 +84,8 @@ def _fail(message: str, code: int, label: str = "error") -> int:
     return terminal.fail_line(message, code, f"{prefix}{label}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="largescale", description="Self-supervised pretraining at scale: from shards to a measured representation."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -179,11 +180,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: argparse._SubParsersAction[Parser],
     name: str,
     run: Callable[[argparse.Namespace], int | None],
     summary: str,
-) -> argparse.ArgumentParser:
+) -> Parser:
     command = commands.add_parser(
         name,
         help=summary,

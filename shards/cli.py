@@ -17,6 +17,7 @@ from shards.convert_options import add_class_names, add_convert_options, locatio
 from shards.format.labels import read_names
 from shards.format.manifest import Manifest
 from shards.ground import terminal
+from shards.ground.arguments import Parser
 from shards.ground.errors import InputError, line_of
 from shards.inspection.info import gather, summary_of
 from shards.inspection.repair import repair
@@ -59,6 +60,8 @@ def _line(error: Exception) -> str:
         return f"{error.filename or 'files'}: {error.strerror}; raise the limit (`ulimit -n`), or use fewer --workers"
     if isinstance(error, OSError) and error.errno == errno.EAGAIN:
         return line_of(error)
+    if isinstance(error, IsADirectoryError):
+        return f"{error.filename}: is a folder; name a file"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{line_of(error)}; make room or fix permissions, then run the same command again: finished work is kept"
     return str(error)
@@ -69,8 +72,8 @@ def _say(text: str) -> None:
     sys.stdout.write(text.encode("utf-8", "replace").decode() + "\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="shards", description="Make and inspect WebDataset shards.")
+def _parser() -> Parser:
+    parser = Parser(prog="shards", description="Make and inspect WebDataset shards.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = _command(
@@ -121,12 +124,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: argparse._SubParsersAction[Parser],
     name: str,
     run: Callable[[argparse.Namespace], int],
     summary: str,
     example: str,
-) -> argparse.ArgumentParser:
+) -> Parser:
     # launch/slurm/convert looks for options by their full names; it would miss abbreviated ones.
     command = commands.add_parser(
         name, help=summary, description=summary, epilog=f"example: {example}", allow_abbrev=False

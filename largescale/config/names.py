@@ -30,10 +30,19 @@ def likeliest(key: str, known: Sequence[str]) -> list[str]:
     """The key that was probably meant; two if they are equally likely, none if nothing is close."""
     key = re.sub(r"[.\[]\d+\]?", "[0]", key)
     group, _, tail = key.rpartition(".")
+    if mistyped := _mistyped(group, tail, known):
+        return [mistyped]
     # Part of a name in the given group (train.batch), or the same name in another group (data.seed).
     begun = [name for name in known if name.startswith(f"{group}.") and tail in name.rpartition(".")[2].split("_")]
     elsewhere = [name for name in known if name.rpartition(".")[2] == tail]
     return [*begun[:1], *elsewhere[:1]] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+
+
+def _mistyped(group: str, tail: str, known: Sequence[str]) -> str:
+    """The key of the group whose name is nearly this one (data.shard); empty if there is none."""
+    names = [name.removeprefix(f"{group}.") for name in known if name.startswith(f"{group}.")]
+    near = difflib.get_close_matches(tail, names, n=1, cutoff=0.85)
+    return f"{group}.{near[0]}" if near else ""
 
 
 def all_keys(schema: type[Config]) -> list[str]:

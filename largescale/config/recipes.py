@@ -22,11 +22,22 @@ def find_recipe(given: str | Path) -> Path:
         return path
     if found := packaged_recipe(given):
         return found
+    if path.is_dir():
+        raise InputError(f"{given}: {_instead_of(path)}")
     near = did_you_mean(_name(given), packaged())
     raise InputError(
         f"{given}: no such configuration file, and no recipe of this name{near}"
         + ("" if near else f"; there are {', '.join(packaged())}")
     )
+
+
+def _instead_of(folder: Path) -> str:
+    """What to pass as a recipe in place of a folder."""
+    if (folder / "manifest.json").is_file():
+        return f"holds shards, not a recipe; write one for them: `largescale init {folder} > my.yaml`"
+    if (folder / "config.yaml").is_file():
+        return f"is the folder of a run; pass its recipe, {folder / 'config.yaml'}"
+    return "is a folder; pass the file of a recipe, or the name of one that comes with the package"
 
 
 def packaged_recipe(given: str | Path) -> Path | None:

@@ -186,6 +186,7 @@ def test_what_one_setting_needs_is_another():
         ("model.stem=imagnet", "model.stem=imagnet: expected imagenet, 3x3s2 or 3x3; did you mean imagenet?"),
         ("train.precision=bf-16", "expected auto, fp32, tf32, bf16, fp16 or fp64; did you mean bf16?"),
         ("train.batch=32", "unknown key train.batch; did you mean train.global_batch or evaluate.batch?"),
+        ("data.shard=photos", "unknown key data.shard; did you mean data.shards?"),
         ("train.seed=32", "unknown key train.seed; did you mean run.seed?"),
     ],
 )

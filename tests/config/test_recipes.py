@@ -55,6 +55,21 @@ def test_commands_take_the_name_of_a_recipe(capsys):
 
 
 @pytest.mark.parametrize(
+    "inside, expected",
+    [
+        ("manifest.json", "{}: holds shards, not a recipe; write one for them: `largescale init {} > my.yaml`"),
+        ("config.yaml", "{}: is the folder of a run; pass its recipe, {}/config.yaml"),
+        ("image.jpg", "{}: is a folder; pass the file of a recipe, or the name of one that comes with the package"),
+    ],
+)
+def test_a_folder_in_place_of_a_recipe_says_what_to_pass(tmp_path, inside, expected):
+    (tmp_path / inside).write_text("")
+    with pytest.raises(InputError) as error:
+        load_config(tmp_path)
+    assert str(error.value) == expected.format(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
     "given, expected",
     [
         ("swav/resnet50_800", "no recipe of this name; did you mean swav/resnet50_800ep?"),

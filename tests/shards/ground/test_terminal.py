@@ -149,3 +149,8 @@ def test_ctrl_c_while_a_text_is_executed_ends_with_the_exit_code_of_others(tmp_p
         [sys.executable, "-m", package], env=environment, capture_output=True, check=False, timeout=600
     )
     assert result.returncode == 130
+
+
+def test_a_folder_in_place_of_a_file_is_named(home, capsys):
+    assert main(["info", str(home / "süße-shards"), "--html", str(home)]) == 2
+    assert capsys.readouterr().err == f"error: {home}: is a folder; name a file\n"
