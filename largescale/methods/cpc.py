@@ -38,6 +38,7 @@ from largescale.methods.choice import Choice
 from largescale.methods.contrastive import images_of_loss
 from largescale.methods.embedding_method import SPANS, Named
 from largescale.methods.method import Output
+from largescale.methods.pictures import Pictures, in_range, laid_out
 from largescale.methods.pretext_task import PretextTask
 from largescale.methods.tile_task import require_visible
 from largescale.models.backbones import build_backbone
@@ -102,10 +103,17 @@ class CPC(PretextTask):
     title = "CPC"
     reference = "pretext/cpc"
     Settings = Settings
+    pictures = Pictures(
+        "Patches guessed from above",
+        "Patches of images, and in the place of each that has rows above it the one, of all patches of these images, "
+        "that fits the guess from the nearest of those rows which does not overlap.",
+        ("patches", "guessed", "image"),
+    )
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         settings = self.config = _settings(config)
+        self._run = config
         self._seed, self._along = config.run.seed, settings.windows().along(config.data.crops[0].size)
         self.backbone, self.num_features = build_backbone(config.model)
         self.embedding = nn.Linear(self.num_features, settings.embedding)
@@ -123,6 +131,16 @@ class CPC(PretextTask):
         [images] = views.images
         tiles = overlapping_tiles(images, views.ids, self.config.windows(), seed=self._seed, step=step)
         return views._replace(images=[tiles.contiguous(memory_format=torch.channels_last)])
+
+    def draw(self, views: Views) -> list[Tensor]:
+        """Patches, those that are guessed in their places, and the images that they are of."""
+        seen, grid, rows = self.task_views(views, 0), (self._along, self._along), self.ahead[0]
+        patches = in_range(seen.images[0], self._run).unflatten(0, (-1, *grid))
+        found = self.embed(seen)
+        scores = found["guesses"][0][:, :-rows] @ found["patches"].flatten(0, 3).T
+        guessed = patches.clone()
+        guessed[:, rows:] = patches.flatten(0, 2)[scores.argmax(-1)]
+        return [*(laid_out(one.flatten(1, 2)) for one in (patches, guessed)), in_range(views.images[0], self._run)]
 
     def embed(self, views: Views) -> Named:
         """`patches` [1, B, g, g, D], and `guesses` [K, B, g, g, D] of those k rows below each place."""

@@ -20,10 +20,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from largescale.config import Config
 from largescale.data.views import Views
 from largescale.methods.embedding_method import Named
+from largescale.methods.pictures import Pictures, in_range, laid_out
 from largescale.methods.tile_task import (
     SINGLE_CHANNEL,
     Proportions,
@@ -59,6 +61,12 @@ class Patches(TileTask):
     title = "Relative patch location"
     reference = "pretext/patches"
     Settings = Settings
+    pictures = Pictures(
+        "Tiles where they are told to be",
+        "Tiles of images as they are before each is normalised, and around the one in the centre the others where the "
+        "network takes them to be: of several in one place the one it is surest of, and nothing where it sees none.",
+        ("tiles", "as told", "image"),
+    )
     published = Proportions(tile=96, gap=34, channel_shift=0, cell=144)
 
     def __init__(self, config: Config) -> None:
@@ -76,6 +84,21 @@ class Patches(TileTask):
         """Tiles in reading order."""
         order = torch.arange(_CELLS**2, device=views.ids.device).expand(len(views.ids), -1)
         return views._replace(images=[self.cut(views, order, step)])
+
+    def draw(self, views: Views) -> list[Tensor]:
+        """Tiles in their places, in those that are told, and the images that they are of."""
+        [images] = views.images
+        seen = self.task_views(views, 0)
+        order = torch.arange(_CELLS**2, device=images.device)
+        tiles = in_range(self.tiles(views, order.expand(len(images), -1), 0), self._run).unflatten(0, (len(images), -1))
+        answers = self.embed(seen)["logits"][0].log_softmax(2)
+        told = answers == answers.amax(2, keepdim=True)
+        surest, tile = answers.masked_fill(~told, -torch.inf).max(1)  # of each direction
+        around = order[order != _CENTRE]
+        found = tiles[torch.arange(len(tiles), device=tiles.device)[:, None], around[tile]]
+        placed = tiles.clone()
+        placed[:, around] = torch.where((surest > -torch.inf)[..., None, None, None], found, 1.0)
+        return [laid_out(tiles), laid_out(placed), in_range(images, self._run)]
 
     def embed(self, views: Views) -> Named:
         """`logits` [1, B, 8, 8] of directions, for each neighbour of the centre."""

@@ -17,16 +17,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from largescale.config import Config
 from largescale.config.group_augment import augment_of_group
 from largescale.config.schema import MethodConfig
 from largescale.config.setting import setting
 from largescale.data.length import Length
-from largescale.data.task_views.rotation import NUM_TURNS, all_turns, random_turns
+from largescale.data.task_views.rotation import NUM_TURNS, all_turns, random_turns, turned
 from largescale.data.views import Views
 from largescale.methods.embedding_method import Named
 from largescale.methods.method import Symptom
+from largescale.methods.pictures import Pictures, in_range
 from largescale.methods.pretext_task import PretextTask
 from largescale.models.backbones import build_backbone
 from largescale.models.heads import hidden_widths, projection_head
@@ -84,10 +86,15 @@ class Rotation(PretextTask):
     title = "Rotation"
     reference = "rotation/resnet50_105ep"
     Settings = Settings
+    pictures = Pictures(
+        "Turned back",
+        "Images turned by quarters, and turned back by as many as the network tells.",
+        ("turned", "turned back", "image"),
+    )
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self._settings, self._seed = _settings(config), config.run.seed
+        self._settings, self._seed, self._run = _settings(config), config.run.seed, config
         self.backbone, self.num_features = build_backbone(config.model)
         self.head = projection_head(self.num_features, self._settings.hidden, NUM_TURNS, batchnorm=False)
 
@@ -99,6 +106,13 @@ class Rotation(PretextTask):
     def task_views(self, views: Views, step: int) -> Views:
         """Views turned, and by how many quarters."""
         return turned_views(views, self._settings.turns, seed=self._seed, step=step)
+
+    def draw(self, views: Views) -> list[Tensor]:
+        """Images in a random turn, turned back as told, and as they were."""
+        [images] = views.images
+        shown = random_turns(images, views.ids, seed=self._seed, step=0).images
+        told = self.head(self.backbone(shown)).argmax(1)
+        return [in_range(one, self._run) for one in (shown, turned(shown, -told % NUM_TURNS), images)]
 
     def embed(self, views: Views) -> Named:
         """`logits` of all views, [V, B, 4]."""

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from largescale.data.task_views.lab import lab_of, srgb_of
+from largescale.data.task_views.rotation import random_turns
 from largescale.data.views import Views
 from largescale.methods import METHODS, build_method
 from largescale.methods.pictures import in_range, laid_out
@@ -73,3 +74,49 @@ def test_colours_that_are_told_right_are_those_of_the_image():
     torch.testing.assert_close(predicted, whole, rtol=0, atol=1e-3)
     torch.testing.assert_close(lab_of(grey)[:, 0], torch.full((len(bins), 24, 24), 60.0), rtol=0, atol=1e-2)
     assert float(lab_of(grey)[:, 1:].abs().max()) < 1e-2
+
+
+def test_turns_that_are_told_right_are_turned_back():
+    method = build_method(mini("rotation"))
+    images = torch.rand(20, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    turns = random_turns(images, torch.arange(20), seed=0, step=0).turns[0]
+    method.backbone, method.head.forward = torch.nn.Identity(), lambda shown: one_hot(turns, 4)
+    turned, back, whole = method.draw(Views([images], torch.arange(20)))
+    assert torch.equal(back, whole)
+    assert [torch.equal(a, b) for a, b in zip(turned, whole, strict=True)] == (turns == 0).tolist()
+
+
+def test_tiles_lie_where_they_are_told_to_be():
+    """Of images whose cells differ in brightness: all right; and all told to be the one in the last place."""
+    method = build_method(mini("patches", "data.mean=[0, 0, 0]", "data.std=[1, 1, 1]"))
+    cells = (torch.arange(9.0).view(3, 3) / 9).repeat_interleave(8, 0).repeat_interleave(8, 1)
+    images = torch.nn.functional.pad(cells, (0, 2, 0, 2)).expand(4, 3, 26, 26)
+    last = torch.zeros(8, 8)
+    last[:, 7] = torch.arange(1.0, 9)
+    for logits, expected in (
+        (10 * torch.eye(8), torch.arange(9.0) / 9),
+        (last, torch.tensor([*[9] * 4, 4, *[9] * 3, 8]) / 9),
+    ):
+        method.embed = lambda views, logits=logits: {"logits": logits.expand(1, 4, 8, 8)}
+        tiles, told, _ = method.draw(Views([images], torch.arange(4)))
+        step = tiles.shape[-1] // 3 + 1
+        torch.testing.assert_close(tiles[0, 0, ::step, ::step].flatten(), torch.arange(9.0) / 9)
+        torch.testing.assert_close(told[0, 0, ::step, ::step].flatten(), expected)
+
+
+def test_patches_that_are_guessed_are_those_of_the_best_score():
+    """Each patch's embedding says which it is, and guesses say the one that comes first among all."""
+    method = build_method(mini("cpc"))
+    images = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    count = 2 * 4 * 4
+    eye = torch.eye(count).view(2, 4, 4, count)
+    right = torch.zeros(2, 2, 4, 4, count)
+    right[0, :, :-2] = eye[:, 2:]
+    method.embed = lambda views: {"patches": eye[None], "guesses": right}
+    patches, guessed, _ = method.draw(Views([images], torch.arange(2)))
+    assert torch.equal(patches, guessed)
+    right[0] = eye[0, 0, 0]
+    _, guessed, _ = method.draw(Views([images], torch.arange(2)))
+    tile = method.config.tile
+    assert torch.equal(guessed[1, :, -tile:, -tile:], patches[0, :, :tile, :tile])
+    assert torch.equal(guessed[:, :, :tile], patches[:, :, :tile]), "rows at the top are as they are"

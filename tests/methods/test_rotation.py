@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from largescale.config import load_config
+from largescale.data.crops import crop
 from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.methods import build_method
@@ -89,6 +90,30 @@ def test_it_starts_at_chance():
     found = method(Views([torch.randn(200, 3, side, side) for side in (24, 16)], torch.arange(200)), 0)
     assert float(found.signs["task_accuracy"]) == pytest.approx(1 / 4, abs=0.03)
     assert method.measures(float(found.loss.detach()), {}, 0)["loss_over_ln_k"] == pytest.approx(1, abs=0.2)
+
+
+def squeezed_noise(generator: torch.Generator, width: int) -> Views:
+    """Crops of noise that has no upper side, of 16 x `width` px, made square as those of a run are."""
+    images = torch.randint(256, (32, 3, 16, width), dtype=torch.uint8, generator=generator)
+    views = torch.empty(32, 3, 16, 16, dtype=torch.uint8)
+    for image, out in zip(images, views, strict=True):
+        crop(image, [0, 0, 16, width], 16, out[None])
+    normal = (views.float() - 127.5) / views.float().std()
+    return Views([normal], torch.randint(2**40, (32,), generator=generator))
+
+
+@pytest.mark.parametrize("width, least, most", [(32, 0.44, 0.56), (16, 0.18, 0.32)])
+def test_squeezed_crops_tell_a_quarter_from_a_half_and_square_ones_tell_nothing(width, least, most):
+    """Squeezed noise is finer along one side; half of the answers are right where a quarter is chance."""
+    method, generator = build("method.turns=one", "data.crops=[{num: 1, size: 16}]"), torch.Generator().manual_seed(0)
+    optimizer, shares = torch.optim.Adam(method.parameters(), lr=0.01), []
+    for step in range(60):
+        output = method(squeezed_noise(generator, width), step)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        shares.append(float(output.signs["task_accuracy"]))
+    assert least < sum(shares[-20:]) / 20 < most
 
 
 def test_views_rotated_by_augmentation_are_complained_of():
