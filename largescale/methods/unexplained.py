@@ -25,9 +25,16 @@ def variance_of(name: str, signs: dict[str, Tensor]) -> float:
     return max(float((signs[f"{name}_square"] - signs[f"{name}_mean"].square()).mean()), _LEAST)
 
 
+def missing_in(row: Row) -> float | None:
+    """The share that is missing, 1 for the mean; of layers that learn one after the other, the last that has learnt."""
+    found = [value for key, value in row.items() if key.endswith("unexplained")]
+    return found[-1] if found else None
+
+
 def said_missing(row: Row) -> str:
     """What a console line adds."""
-    return f" ({row['unexplained']:.1%} of the variance missing)" if "unexplained" in row else ""
+    missing = missing_in(row)
+    return "" if missing is None else f" ({missing:.1%} of the variance missing)"
 
 
 def nothing_made(title: str, *, of: str, where: str, maker: str, remedy: str) -> Symptom:
@@ -42,10 +49,10 @@ def nothing_made(title: str, *, of: str, where: str, maker: str, remedy: str) ->
     """
     return Symptom(
         title,
-        sign=lambda row: row.get("unexplained"),
+        sign=missing_in,
         sick=(_NOTHING, float("inf")),
         recovery="down",
-        seen=lambda row: f"{row['unexplained']:.0%} of the variance of {of} is missing in {where}",
+        seen=lambda row: f"{missing_in(row):.0%} of the variance of {of} is missing in {where}",
         remedy=remedy,
         meaning=f"{maker} gives the mean colour everywhere",
         by_rate=True,
