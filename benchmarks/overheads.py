@@ -10,9 +10,10 @@ and views, but views of 224 pixels have 96 and smaller ones 48 here. Measured ap
 - teachers: their running averages, once per step;
 - memories: what else is moved after an update, such as a queue.
 
-A step is all of a step, with the update, on views that are there already. A round measures a step and its parts in
-turns: seconds of the processor on one thread, which other processes change little. Shares are those of medians. Writes
-benchmarks/results/overheads.md.
+A step is all of a step, with the update and with every objective if there are several, on views that are there
+already. The loss of a method whose decoders and discriminators are part of it is not apart. A round measures a step
+and its parts in turns: seconds of the processor on one thread, which other processes change little. Shares are those
+of medians. Writes benchmarks/results/overheads.md.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,6 +33,7 @@ from tqdm import tqdm
 
 from largescale.config import Config, load_config
 from largescale.config.value_types import types_of
+from largescale.data.views import Views
 from largescale.methods import METHODS, build_method
 from largescale.methods.embedding_method import Embedded, EmbeddingMethod
 from largescale.parallel.strategies import build_engine
@@ -54,6 +57,11 @@ OTHERWISE = {
     "cpc": ["method.window=24", "method.stride=12", "method.tile=22"],
 }
 """Settings other than the published ones: clusters take part at once, patches fit into smaller views."""
+TASK_VIEWS: dict[str, Callable[[Any, Views], object]] = {
+    "context_encoder": lambda method, views: method.hole(views.ids, LARGE, 0).hidden_in(views.images[0]),
+    "artifacts": lambda method, views: method.dropped(views.ids, 0),
+}
+"""Of methods that do not say by `task_views` what they do to views."""
 
 
 def comes_alone(name: str) -> bool:
@@ -91,8 +99,9 @@ class Measured:
         self.recipe, config = published(name, batch, small=True)
         torch.manual_seed(0)
         method = build_method(config)
-        assert isinstance(method, EmbeddingMethod)
-        self.method, self.engine = method, build_engine(method, config, CPU)
+        self.name, self.method, self.engine = name, method, build_engine(method, config, CPU)
+        # Of a method in stages, the last one.
+        self.step = method.length.num_steps - 1 if len(method.objectives) > 1 else 0
         self.views, self.lr = views(config, CPU), config.optim.lr
 
     def __call__(self) -> dict[str, float]:
@@ -100,17 +109,24 @@ class Measured:
         found = {"step": _seconds(self._step)}
         micro_batch = self.engine.micro_batches(self.views)[0]
         with torch.no_grad():
-            found["task views"] = _seconds(lambda: self.method.task_views(micro_batch, 0))
-            whole = Embedded([self.method(micro_batch, 0, "inputs")], self.views.ids)
-            found["loss"] = _seconds(lambda: self.method(whole, 0, "loss"))
+            found |= self._of_views_and_loss(micro_batch)
         followed = bool(self.method.averages())
         found["teachers"] = _seconds(lambda: self.engine.follow(0.99)) if followed else 0.0
         found["memories"] = _seconds(lambda: self.method.after_update(0))
         return found
 
+    def _of_views_and_loss(self, micro_batch: Views) -> dict[str, float]:
+        if not isinstance(self.method, EmbeddingMethod):
+            return {"task views": _seconds(lambda: TASK_VIEWS[self.name](self.method, micro_batch)), "loss": 0.0}
+        method = self.method
+        made = _seconds(lambda: method.task_views(micro_batch, 0))
+        whole = Embedded([method(micro_batch, 0, "inputs")], self.views.ids)
+        return {"task views": made, "loss": _seconds(lambda: method(whole, 0, "loss"))}
+
     def _step(self) -> None:
-        check = self.engine.check(self.views, self.engine.forward_backward(self.views, 0).loss)
-        self.engine.update(check, step=0, lr=self.lr, clip=0.0)
+        for objective in self.method.objectives_of(self.step):
+            check = self.engine.check(self.views, self.engine.forward_backward(self.views, self.step, objective).loss)
+            self.engine.update(check, step=self.step, lr=self.lr, clip=0.0)
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -142,13 +158,15 @@ def write(found: dict[str, tuple[str, dict[str, float]]], batch: int, rounds: in
         f"views of {LARGE} and {SMALL} pixels, heads and memories of the published recipe. Medians, in ms of the"
         " processor.",
         "",
-        "| method | recipe | step | task views | loss | teachers | memories | share of the step |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | recipe | step | task views | loss | teachers | memories | share of the step | task views, "
+        "images/s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, (recipe, row) in sorted(found.items()):
         own = sum(row[key] for key in COLUMNS[1:])
         numbers = " | ".join(f"{1000 * row[key]:.1f}" for key in COLUMNS)
-        lines.append(f"| {name} | {recipe} | {numbers} | {own / row['step']:.1%} |")
+        rate = f"{batch / row['task views']:,.0f}" if row["task views"] > 0.0001 else "-"
+        lines.append(f"| {name} | {recipe} | {numbers} | {own / row['step']:.1%} | {rate} |")
     OUT.write_text("\n".join(lines) + "\n")
 
 

@@ -235,12 +235,13 @@ class Denoising(EmbeddingMethod):
     @classmethod
     def symptoms(cls, config: Config) -> list[Symptom]:
         """That the images made are no better than the mean colour everywhere."""
+        together = _settings(config).layers == TOGETHER
         return [
             nothing_made(
-                "images are not restored",
-                of="pixels",
-                where="the images made",
-                maker="the decoder",
+                "images are not restored" if together else "a layer does not restore its input",
+                of="pixels" if together else "what it takes",
+                where="the images made" if together else "what it restores",
+                maker="the decoder" if together else "its decoder",
                 remedy=f"Try, in another run.dir, optim.lr={config.optim.lr / 3:.2g} or {3 * config.optim.lr:.2g}, or "
                 f"method.masked={_settings(config).masked / 2:.2g}",
             )
