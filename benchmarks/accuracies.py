@@ -29,6 +29,9 @@ COLUMNS = [
     f"{protocol} {network}" for protocol in ("knn", "linear") for network in ("pretrained", "untrained", "pixels")
 ]
 
+TASK = ("task_accuracy", "task_chance", "unexplained")
+"""Of the last logged interval: what a pretext task says of itself."""
+
 _ONE_PLAN = threading.Lock()
 """A plan is a process group of its own, of which a process has one."""
 
@@ -61,6 +64,7 @@ def measure(variant: Variant, folder: Path, *, seed: int, ranks: int, jobs: int 
     row["train_s"] = sum(line["step_s"] * (line["step"] - before) for line, before in zip(metrics, steps, strict=False))
     row["images_per_s"] = metrics[-1]["images_seen"] / row["train_s"]
     row["memory_gb"] = max(line["peak_memory_bytes"] for line in metrics) / 1e9
+    row |= {key: metrics[-1][key] for key in TASK if key in metrics[-1]}
     row["collectives"], row["own_collectives"] = collectives(folder, ranks)
     row["environment"] = json.loads((folder / "environment.json").read_text())
     del row["environment"]["command"]
@@ -77,20 +81,23 @@ def collectives(folder: Path, ranks: int) -> tuple[int, int]:
 
 def table(rows: list[dict[str, Any]], names: Sequence[str], *, of: str, machines: Sequence[str]) -> str:
     """The results as Markdown: each seed, and the mean of each variant; speed is averaged over one machine's seeds."""
+    columns = [*COLUMNS, "task (chance)"] if any(key in row for row in rows for key in TASK) else COLUMNS
     lines = [
-        f"| {of} | seed | on | " + " | ".join(COLUMNS) + " | training s | images/s | GB per rank | collectives |",
-        "|---|---|---|" + "---|" * (len(COLUMNS) + 4),
+        f"| {of} | seed | on | " + " | ".join(columns) + " | training s | images/s | GB per rank | collectives |",
+        "|---|---|---|" + "---|" * (len(columns) + 4),
     ]
     for name in names:
         own = sorted((row for row in rows if row["variant"] == name), key=lambda row: row["seed"])
         for row in own:
             cells = [f"{row[column]:.2f}" for column in COLUMNS]
+            cells += [_task(row)] * (len(columns) > len(COLUMNS))
             cells += [f"{row['train_s']:.0f}", f"{row['images_per_s']:.0f}", *_costs(row)]
             lines.append(f"| {name} | {row['seed']} | {_letter(row, machines)} | {' | '.join(cells)} |")
         if own:
             letters = sorted({_letter(row, machines) for row in own})
             timed = [row for row in own if _letter(row, machines) == letters[0]]
             cells = [f"**{statistics.mean(row[column] for row in own):.2f}**" for column in COLUMNS]
+            cells += [""] * (len(columns) > len(COLUMNS))
             seconds, rate = (statistics.mean(row[key] for row in timed) for key in ("train_s", "images_per_s"))
             cells += [f"{seconds:.0f}", f"{rate:.0f}", *_costs(timed[-1])]
             lines.append(f"| {name} | mean | {', '.join(letters)} | {' | '.join(cells)} |")
@@ -111,6 +118,13 @@ def machine(row: dict[str, Any]) -> str:
 
 def _letter(row: dict[str, Any], machines: Sequence[str]) -> str:
     return "abcdefgh"[machines.index(machine(row))]
+
+
+def _task(row: dict[str, Any]) -> str:
+    """The share told right and that of chance, or what of the variance is missing; older rows have neither."""
+    if "task_accuracy" in row:
+        return f"{100 * row['task_accuracy']:.1f} ({100 * row.get('task_chance', 0.5):.1f})"
+    return f"{100 * row['unexplained']:.1f} missing" if "unexplained" in row else "-"
 
 
 def _costs(row: dict[str, Any]) -> list[str]:

@@ -117,7 +117,8 @@ class Denoising(EmbeddingMethod):
 
     def objectives_of(self, step: int) -> tuple[str, ...]:
         """That of the layer whose part of the run it is."""
-        return (self.objectives[step * len(self.objectives) // self.length.num_steps],)
+        count = len(self.objectives)
+        return (self.objectives[min(step * count // self.length.num_steps, count - 1)],)
 
     def roles(self) -> list[Role]:
         """Each layer and its decoder have an objective of their own, the last one's being the main one."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ import xxhash
 from shards.format.shard_index import how_to_mend, index_path, num_indexed
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write
+from shards.images.names import is_image
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
+_LOOKED_AT = 1000
+"""Names in a folder, to say what else it is."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; make shards with `shards convert IMAGES {root}`")
     if not path.is_file():
+        if any(is_image(entry.name) for entry in islice(root.rglob("*"), _LOOKED_AT)):
+            raise InputError(f"{root}: images and not shards; make shards of them with `shards convert {root} OUT`")
         raise InputError(
             f"{root}: no {MANIFEST_NAME}, so this is not a (finished) shard folder; run `shards index {root}` for "
             f"tars made by other tools, or `shards convert` again"

@@ -61,7 +61,8 @@ def shrunk(hidden: Tensor, rim: int) -> Tensor:
     """What is left of hidden pixels without those that are at most `rim` pixels from a visible one, along or across."""
     if rim == 0:
         return hidden
-    return max_pool2d((~hidden).float(), 2 * rim + 1, stride=1, padding=rim) == 0
+    reached = max_pool2d((~hidden).float(), (2 * rim + 1, 1), stride=1, padding=(rim, 0))
+    return max_pool2d(reached, (1, 2 * rim + 1), stride=1, padding=(0, rim)) == 0
 
 
 def noise(ids: Tensor, side: int, *, seed: int, step: int) -> Tensor:

@@ -199,6 +199,7 @@ def test_a_killed_conversion_leaves_no_manifest_and_goes_through_the_second_time
         ("zero", ["index", "{tmp}/zero"], "empty file"),
         ("empty", ["verify", "{tmp}/empty"], "no manifest.json"),
         ("empty", ["info", "{tmp}/empty"], "no manifest.json"),
+        ("loose", ["info", "{tmp}/loose"], "images and not shards; make shards of them with `shards convert"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, prepare, arguments, expected):
