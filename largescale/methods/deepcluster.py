@@ -31,21 +31,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
-from torch.nn.functional import cross_entropy
 
 from largescale.clustering.kmeans import kmeans
 from largescale.config import Config
-from largescale.distributed.collectives import exchanging, gather_rows
+from largescale.distributed.collectives import gather_rows
 from largescale.methods import clusters_found
 from largescale.methods.embedding_method import Named
 from largescale.methods.feature_clusters import (
     FeatureClusters,
     FeatureClustersSettings,
-    drawn_head,
     faster_head,
     features_bytes,
     head_width,
@@ -53,12 +50,10 @@ from largescale.methods.feature_clusters import (
     weights_of,
 )
 from largescale.methods.method import Output, Panel, Sign, Symptom
+from largescale.methods.own_head import OwnHead
 from largescale.methods.phase import PlainEmbeddings
 from largescale.methods.state_size import bytes_per_number
-from largescale.processes import rank, world_size
-
-_ROWS = 1024
-"""Of the head that are drawn together."""
+from largescale.processes import rank
 
 
 @dataclass
@@ -74,15 +69,13 @@ class DeepCluster(FeatureClusters):
     title = "DeepCluster"
     reference = "deepcluster/resnet50_200ep"
     Settings = Settings
-    head: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        # W and b side by side, [K, F + 1].
-        self.register_buffer("head", torch.zeros(0, self.width + 1), persistent=False)
+        self.head = OwnHead(
+            self.width, self.micro_batches, lr=self.shared.head_lr, weight_decay=self.shared.head_weight_decay
+        )
         self.signs = {"cluster_picked": Sign(), "same_cluster": Sign()}
-        self._gradient: Tensor | None = None
-        self._num_seen = 0
 
     @classmethod
     def phase_bytes(cls, config: Config, images: int) -> int:
@@ -94,7 +87,7 @@ class DeepCluster(FeatureClusters):
     def begin(self) -> None:
         """Make room for clusters and head."""
         super().begin()
-        self.head = self.head.new_zeros(self.shared.clusters, self.width + 1)
+        self.head.make_room(self.shared.clusters)
 
     @torch.no_grad()
     def phase(self, step: int, corpus: PlainEmbeddings, beat: Callable[[str], None]) -> dict[str, float]:
@@ -109,9 +102,7 @@ class DeepCluster(FeatureClusters):
         self.assignments.own.fill_(-1)
         self.assignments.own[corpus.readable, 0] = clusters.assignments.to(torch.int32)
         self.weights.copy_(weights_of(clusters.sizes))
-        for start in range(0, count, _ROWS):
-            rows = torch.arange(start, min(start + _ROWS, count), device=self.head.device)
-            self.head[rows] = drawn_head(rows, self.width, seed=self.seed, step=step).to(self.head.dtype)
+        self.head.draw(self.seed, step)
         return clusters_found.found(before, self.assignments.own, [clusters.sizes], beat)
 
     def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:
@@ -123,45 +114,20 @@ class DeepCluster(FeatureClusters):
         assigned = self.assignments.read(gather_rows(ids))
         own = assigned[rank() * len(ids) :][: len(ids)].long()
         x = inputs["features"].flatten(0, 1)
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.to(torch.promote_types(x.dtype, self.head.dtype))
-            wanted = own[:, 0].repeat(len(x) // len(ids))
-            weights = torch.where(wanted >= 0, self.weights[wanted.clamp_min(0)], 0).to(x.dtype)
-            head = self.head.to(x.dtype)
-            logits = torch.addmm(head[:, -1], x, head[:, :-1].T)
-            losses = cross_entropy(logits, wanted, ignore_index=-1, reduction="none")
-            self._add_gradient(logits.detach(), x.detach(), wanted, weights)
-        picked = (logits.detach().argmax(1) == wanted).to(x.dtype).mean()
+        loss, picked = self.head.losses(x, own[:, 0].repeat(len(x) // len(ids)), self.weights)
         signs = {
             "cluster_picked": picked,
             "same_cluster": clusters_found.same_cluster(assigned, [self.shared.clusters]),
         }
-        return Output((losses * weights).mean(), signs, {})
+        return Output(loss, signs, {})
 
-    @torch.no_grad()
-    def _add_gradient(self, logits: Tensor, x: Tensor, wanted: Tensor, weights: Tensor) -> None:
-        """The head's gradient of this micro-batch, averaged over all of the step and over ranks once it is the last."""
-        wrong = torch.softmax(logits, 1)
-        wrong[torch.arange(len(x), device=x.device), wanted.clamp_min(0)] -= 1
-        wrong *= weights[:, None] / (len(x) * self.micro_batches * world_size())
-        own = torch.cat([wrong.T @ x, wrong.sum(0)[:, None]], dim=1).to(self.head.dtype)
-        self._gradient = own if self._gradient is None or self._num_seen == 0 else self._gradient + own
-        self._num_seen = (self._num_seen + 1) % self.micro_batches
-        if self._num_seen == 0 and world_size() > 1:
-            with exchanging("gradient of the head"):
-                dist.all_reduce(self._gradient)
-
-    @torch.no_grad()
     def after_update(self, step: int) -> None:
         """Update the head."""
-        assert self._gradient is not None and self._num_seen == 0
-        self._gradient += self.shared.head_weight_decay * self.head
-        self.head -= self.shared.head_lr * self._gradient
-        self._gradient = None
+        self.head.update()
 
     def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
         """Clusters of images, sharded by id, and head and weights, which all ranks hold."""
-        same = {"head": self.head, "weights": self.weights}
+        same = {"head": self.head.rows, "weights": self.weights}
         return {
             "assignments": self.assignments.tensor(mesh),
             **{name: DTensor.from_local(value, mesh, [Replicate()], run_check=False) for name, value in same.items()},

@@ -49,6 +49,14 @@ def too_many_rows(num_samples: int, width: int, element_size: int = 4, *, key: s
     )
 
 
+def last_of_each(ids: Tensor) -> Tensor:
+    """Which of some ids come no more after their place: bool [M]. Collectives: none."""
+    in_order, order = ids.sort(stable=True)
+    last = torch.ones_like(in_order, dtype=torch.bool)
+    last[:-1] = in_order[1:] != in_order[:-1]
+    return torch.empty_like(last).index_copy_(0, order, last)
+
+
 class RowsById(nn.Module):
     """Rows [N, width] of all samples, of which this rank holds `rows[:-1]`; the last one takes what is for nobody here.
 
@@ -118,11 +126,8 @@ class RowsById(nn.Module):
             ids: int64 [M], the same on all ranks and in the same order.
             rows: [M, width], likewise.
         """
-        in_order, order = ids.sort(stable=True)
-        last = torch.ones_like(in_order, dtype=torch.bool)
-        last[:-1] = in_order[1:] != in_order[:-1]
-        places = torch.where(last, self._places(in_order), self.num_own)
-        self.rows.index_copy_(0, places, rows[order].to(self.rows.dtype))
+        places = torch.where(last_of_each(ids), self._places(ids), self.num_own)
+        self.rows.index_copy_(0, places, rows.to(self.rows.dtype))
 
     @property
     def own(self) -> Tensor:

@@ -29,6 +29,7 @@ from largescale.methods.mocov1 import MoCoV1
 from largescale.methods.mocov2 import MoCoV2
 from largescale.methods.mocov3 import MoCoV3
 from largescale.methods.nnclr import NNCLR
+from largescale.methods.odc import ODC
 from largescale.methods.patches import Patches
 from largescale.methods.paws import PAWS
 from largescale.methods.pcl import PCL
@@ -61,6 +62,7 @@ METHODS: dict[str, type[Method]] = {
     "deepcluster": DeepCluster,
     "deepclusterv2": DeepClusterV2,
     "deepercluster": DeeperCluster,
+    "odc": ODC,
     "sela": SeLa,
     "jigsaw": Jigsaw,
     "patches": Patches,

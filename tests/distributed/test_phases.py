@@ -47,6 +47,7 @@ class Expected(NamedTuple):
 BETWEEN_EPOCHS = {
     "deepclusterv2": Expected([0, 12, 24], [0]),
     "sela": Expected([2, 11], [2, 11]),
+    "odc": Expected([0], [0]),
     "deepcluster": Expected([0, 12, 24], [0, 12, 24]),
     "deepercluster": Expected([0, 12, 24], [0, 12, 24]),
 }

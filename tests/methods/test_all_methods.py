@@ -37,7 +37,7 @@ FIRST_MICRO_BATCH = {"pirl"}
 IN_STAGES = {"artifacts"}
 """Methods whose networks are not all trained in every step."""
 
-AVERAGED_STATISTICS = {"artifacts", "densecl", "mocov1", "mocov2", "pcl", "deepcluster", "deepercluster", "sela"}
+AVERAGED_STATISTICS = {"artifacts", "densecl", "mocov1", "mocov2", "pcl", "deepcluster", "deepercluster", "odc", "sela"}
 """Methods with a teacher in evaluation mode, or with phases that see images so: running statistics that ranks have of
 their own images count there."""
 

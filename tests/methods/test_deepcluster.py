@@ -1,4 +1,4 @@
-"""Covers: largescale/methods/feature_clusters.py"""
+"""Covers: largescale/methods/feature_clusters.py, largescale/methods/own_head.py"""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def test_loss_and_gradients_equal_the_naive_loop(hidden):
     for step in range(6):
         batch = views(step)
         without += batch.ids.tolist().count(17)
-        head = method.head.clone().requires_grad_()
+        head = method.head.rows.clone().requires_grad_()
         expected, loss = naive_loss(method, batch, head), method(batch, step).loss
         torch.testing.assert_close(loss, expected, rtol=1e-11, atol=1e-14)
         trained = list(method.parameters())
         *theirs, of_head = torch.autograd.grad(expected, [*trained, head])
         torch.testing.assert_close(torch.autograd.grad(loss, trained), tuple(theirs), rtol=1e-9, atol=1e-12)
         method.after_update(step)
-        torch.testing.assert_close(method.head, head.detach() - 0.5 * (of_head + 0.1 * head.detach()))
+        torch.testing.assert_close(method.head.rows, head.detach() - 0.5 * (of_head + 0.1 * head.detach()))
     assert without, "no image without a cluster came"
 
 
@@ -91,7 +91,7 @@ def test_a_step_that_is_passed_over_leaves_the_head_and_its_gradient_alone():
     for one in (method, other):
         one(views(1), 1)
         one.after_update(1)
-    assert torch.equal(method.head, other.head)
+    assert torch.equal(method.head.rows, other.head.rows)
 
 
 def test_weights_stand_for_sampling_clusters_equally_often():
@@ -131,7 +131,7 @@ def test_a_head_is_drawn_again_from_seed_and_step_with_every_clustering():
     heads = []
     for one, step in ((method, 0), (other, 0), (seeded, 0), (method, 3)):
         cluster(one, step=step)
-        heads.append(one.head.clone())
+        heads.append(one.head.rows.clone())
     assert (
         torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2]) and not torch.equal(heads[0], heads[3])
     )
