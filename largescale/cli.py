@@ -258,7 +258,9 @@ def _features(arguments: argparse.Namespace) -> None:
     from largescale.evaluate.features_out import write_features
     from largescale.evaluate.features_wish import Wish
 
-    wish = Wish(arguments.format, arguments.dtype, arguments.assign, arguments.thumbnails, arguments.dim)
+    wish = Wish(
+        arguments.format, arguments.dtype, arguments.assign, arguments.thumbnails, arguments.dim, arguments.whiten
+    )
     _write_of_shards(arguments, lambda run, shards, out: write_features(run, shards, out, wish, arguments.overrides))
 
 

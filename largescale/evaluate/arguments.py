@@ -20,6 +20,7 @@ def add_features_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--dim", type=int, default=0, metavar="N", help="write N principal components instead of all numbers"
     )
+    command.add_argument("--whiten", action="store_true", help="give these components equal variances")
 
 
 def add_assign_arguments(command: argparse.ArgumentParser) -> None:

@@ -209,7 +209,9 @@ class Plan:
             sets = extract(self._corpus, self._config, networks, self._device, ids=ids, labelled=False)
             return sets["pretrained"].features if sets else torch.empty(0, self.method.num_features)
 
-        self._projection = of_folder(self._out, self._wish.dim, self._corpus, self._of_network(), features)
+        self._projection = of_folder(
+            self._out, self._wish.dim, self._corpus, self._of_network(), features, whiten=self._wish.whiten
+        )
 
     def _of_network(self) -> Stamp:
         """What features depend on, but for the images."""

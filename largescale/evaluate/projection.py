@@ -4,7 +4,8 @@
 
 It is fitted on rank 0, on features of at most 10,000 images (ten per component, if that is more), evenly spread over at
 most 64 shards that are evenly spread themselves: the same images for any number of ranks. An image becomes
-(features - mean) @ components.T; nothing is whitened. What is there serves any shards: it is fitted again only if it is
+(features - mean) @ components.T; if they are whitened, components are divided by the standard deviation of what they
+give, so that it is 1. What is there serves any shards: it is fitted again only if it is
 of other weights, another network, or images transformed otherwise.
 """
 
@@ -40,6 +41,8 @@ VERSION = 1
 _FEWEST_IMAGES, _IMAGES_PER_COMPONENT, _MOST_SHARDS = 10_000, 10, 64
 _WIDEST = 4096
 """Features up to which all singular vectors are computed; of wider ones a randomised method finds those wanted."""
+_LEAST = 1e-6
+"""Of the largest standard deviation: a component of less is rounding, and not whitened."""
 _ABOUT = "about"
 
 _log = logging.getLogger(__name__)
@@ -51,7 +54,8 @@ class Projection:
 
     Attributes:
         mean: of the features, float64 [D].
-        components: orthonormal rows, of falling variance, float64 [N, D].
+        components: orthonormal rows, of falling variance, each divided by its standard deviation if they are whitened,
+            float64 [N, D].
         variance: share of the variance that each has, float64 [N].
         about: what they were fitted on.
     """
@@ -99,7 +103,13 @@ class Projection:
 
 
 def of_folder(
-    out: Path, num_components: int, corpus: Corpus, made_from: Stamp, features: Callable[[np.ndarray], Tensor]
+    out: Path,
+    num_components: int,
+    corpus: Corpus,
+    made_from: Stamp,
+    features: Callable[[np.ndarray], Tensor],
+    *,
+    whiten: bool = False,
 ) -> Projection:
     """The projection of an output folder; where it has none that fits, one is fitted and put there.
 
@@ -109,20 +119,21 @@ def of_folder(
         corpus: whose images it is fitted on.
         made_from: what decides features, but for the images.
         features: those of samples by their ids, [M, D] on rank 0; called on all ranks or on none.
+        whiten: whether all components are to have a variance of 1.
 
     Raises:
         InputError: it is damaged or cannot be written, or the features have not as many components.
 
     Collectives: every rank must call it; two broadcasts of an object, and those of `features`.
     """
-    wanted = {"version": VERSION, "components": num_components, **made_from}
+    wanted = {"version": VERSION, "components": num_components, "whitened": whiten, **made_from}
     reasons: list[str | None] = []
     on_rank_0(lambda: reasons.append(_why_fitted(out, wanted)))
     why = from_rank_0(reasons[0] if reasons else None)
     if why is not None:
         _log.info("%s: fitting a projection%s", out, f" again: {why}" if why else "")
         found = features(chosen_images(corpus, num_components))
-        on_rank_0(lambda: _fit(out, found, num_components, wanted, corpus))
+        on_rank_0(lambda: _fit(out, found, num_components, wanted, corpus, whiten=whiten))
     return Projection.load(out)
 
 
@@ -131,12 +142,13 @@ def _why_fitted(out: Path, wanted: Stamp) -> str | None:
     if not (out / NAME).is_file():
         return ""
     found = Projection.load(out)
-    return difference({key: value for key, value in found.about.items() if key in wanted}, wanted) or None
+    about = {"whitened": False, **found.about}  # files of before there was a choice do not say
+    return difference({key: value for key, value in about.items() if key in wanted}, wanted) or None
 
 
-def _fit(out: Path, features: Tensor, num_components: int, wanted: Stamp, corpus: Corpus) -> None:
+def _fit(out: Path, features: Tensor, num_components: int, wanted: Stamp, corpus: Corpus, *, whiten: bool) -> None:
     images = {"name": corpus.manifest.name, "fingerprint": corpus.fingerprint(), "num_images": len(features)}
-    found = fitted(features, num_components, {**wanted, "fitted_on": images})
+    found = fitted(features, num_components, {**wanted, "fitted_on": images}, whiten=whiten)
     found.save(out)
     share = f"{100 * float(found.variance.sum()):.1f}%"
     _log.info("%s: %d components, %s of the variance of %d images", out, num_components, share, len(features))
@@ -169,13 +181,14 @@ def check_components(num_components: int, width: int) -> None:
         raise InputError(f"--dim={num_components}: expected 1 to {width}, the numbers per image of this network")
 
 
-def fitted(features: Tensor, num_components: int, about: Stamp) -> Projection:
+def fitted(features: Tensor, num_components: int, about: Stamp, *, whiten: bool = False) -> Projection:
     """The first principal components of features [M, D].
 
     Args:
         features: of the chosen images.
         num_components: N.
         about: what they were made from.
+        whiten: whether all components are to have a variance of 1; one that has none becomes zeros.
 
     Raises:
         InputError: N is not within what the features have.
@@ -192,7 +205,12 @@ def fitted(features: Tensor, num_components: int, about: Stamp) -> Projection:
     with threadpool_limits(1), np.errstate(invalid="ignore", divide="ignore"):
         found = PCA(num_components, svd_solver=solver, random_state=0).fit(features.double().numpy())
     variance = np.nan_to_num(found.explained_variance_ratio_)
-    return Projection(found.mean_, found.components_, variance, about)
+    components = found.components_
+    if whiten:
+        deviation = np.sqrt(np.nan_to_num(found.explained_variance_))[:, None]
+        there = deviation > _LEAST * deviation.max(initial=0)
+        components = np.divide(components, deviation, where=there, out=np.zeros_like(components))
+    return Projection(found.mean_, components, variance, about)
 
 
 def _spread(num: int, wanted: int) -> np.ndarray:
