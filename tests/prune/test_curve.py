@@ -1,0 +1,52 @@
+"""What comes of a pruning: its curve, files for others, and networks that labels train.
+
+Covers: largescale/prune/page.py
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+
+from largescale.cli import main
+from largescale.prune.curve import points_of
+from tests.helpers.prunings import left, masks_of, state_of
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_curve_reads_no_masks(run, pruned, monkeypatch):
+    expected = [left(masks_of(pruned / name)) for name in ("round-01", "round-02")]
+    monkeypatch.setattr("largescale.prune.curve.read_state", None)
+    points = points_of(run, pruned)
+    assert points[0].left == points[0].weights and [point.left for point in points[1:]] == expected
+
+
+def test_the_weights_and_the_mask_are_exported(pruned, tmp_path, capsys):
+    for name, format_name in (("own", "safetensors"), ("onnx", "torch_export")):
+        out = tmp_path / f"{name}{'.pt2' if format_name == 'torch_export' else '.safetensors'}"
+        assert main(["export", str(pruned / "round-02"), str(out), "--format", format_name]) == 0
+        masks = safetensors.torch.load_file(out.with_suffix(".mask.safetensors"))
+        assert masks.keys() == {f"backbone.{key}" for key in masks_of(pruned / "round-02")}
+    weights = safetensors.torch.load_file(tmp_path / "own.safetensors")
+    assert all(not weights[key][~mask].any() and weights[key][mask].all() for key, mask in masks.items())
+    moved = shutil.copytree(pruned / "round-02", tmp_path / "moved")
+    (moved / "mask.safetensors").write_bytes((pruned / "round-01" / "mask.safetensors").read_bytes())
+    config = moved / "checkpoints" / "step-00000006" / "progress.json"
+    config.write_text(config.read_text().replace(str(pruned), "/not/there"))
+    assert main(["export", str(moved), str(tmp_path / "other.safetensors"), "--format", "safetensors"]) == 2
+    assert "not the mask that" in capsys.readouterr().err
+    assert not (tmp_path / "other.safetensors").exists()
+
+
+def test_labels_train_what_is_left(pruned, tmp_path):
+    out, masks = tmp_path / "labelled.safetensors", masks_of(pruned / "round-02")
+    words = ["--protocol", "finetune", "evaluate.finetune_epochs=1"]
+    assert main(["finetune", str(pruned / "round-02"), str(out), *words]) == 0
+    found, before = safetensors.torch.load_file(out), state_of(pruned / "round-02")
+    for name, mask in masks.items():
+        [weight] = [value for key, value in found.items() if key.endswith(f"backbone.{name}")]
+        assert not weight[~mask].any() and not torch.equal(weight, before[f"model.backbone.{name}"])
