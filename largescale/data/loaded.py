@@ -30,13 +30,13 @@ class Batch:
         keys: their WebDataset keys, if asked for (audit).
         views: augmented, one tensor [num * B, 3, S, S] a crop group, view after view.
         facts: of `Views`.
-        skipped: one row per unreadable sample met (shard, key, offset, reason), of supports too.
+        skipped: one row per unreadable sample met (shard, key, offset, reason), of supports none.
         substituted: positions of the batch, supports not counted, whose own sample was unreadable.
         costs: what making it took, see `_costs`.
         supports: labelled images, if the method asks for them.
         sounds: of `Views`.
         support_keys: their keys, if asked for.
-        unread_supports: what identifies each unreadable support met, `SHARD/KEY`.
+        unread_supports: such a row for each unreadable support met, by what identifies it, `SHARD/KEY`.
     """
 
     step: int
@@ -50,7 +50,7 @@ class Batch:
     supports: Supports | None = None
     sounds: Tensor | None = None
     support_keys: list[str] = field(default_factory=list)
-    unread_supports: list[str] = field(default_factory=list)
+    unread_supports: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def inputs(self) -> Views:
         """The part of the batch that the method sees."""
@@ -208,11 +208,10 @@ def joined(batch: Batch, beside: Batch, supports: Supports) -> Batch:
     costs["queue_depth"] = min(batch.costs["queue_depth"], beside.costs["queue_depth"])
     return replace(
         batch,
-        skipped=[*batch.skipped, *beside.skipped],
         costs=costs,
         supports=supports,
         support_keys=beside.keys,
-        unread_supports=[f"{row['shard']}/{row['key']}" for row in beside.skipped],
+        unread_supports={f"{row['shard']}/{row['key']}": row for row in beside.skipped},
     )
 
 

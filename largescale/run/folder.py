@@ -141,7 +141,7 @@ class RunFolder:
         barrier()
         if self._resumed is not None:
             self.saving.begin_copies()  # what former starts could not copy
-        self.logs.open(first_step, self.config)
+        self.logs.open(first_step, self.config, self.unread_supports)
 
     def logged(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl that former starts left; read on rank 0, none on others."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,17 @@ class Logs:
         self._metrics: MetricsLog | None = None
         self._audit: JsonLines | None = None
         self._skipped: JsonLines | None = None
+        self._supports: set[str] = set()
 
-    def open(self, first_step: int, config: Config) -> None:
-        """Open what is written in every run: metrics on rank 0, with data.audit the samples of every rank."""
+    def open(self, first_step: int, config: Config, unread_supports: Iterable[str] = ()) -> None:
+        """Open what is written in every run: metrics on rank 0, with data.audit the samples of every rank.
+
+        Args:
+            first_step: of this start.
+            config: of the run.
+            unread_supports: unreadable supports that former starts have listed.
+        """
+        self._supports = set(unread_supports)
         if rank() == 0:
             settings = flatten(config)
             trackers = [Tracker(name, self._path, config.name, settings) for name in dict.fromkeys(config.run.trackers)]
@@ -42,11 +50,15 @@ class Logs:
             self._audit = JsonLines(self._path / "audit" / _name("jsonl"))
 
     def batch(self, step: int, batch: Batch) -> None:
-        """Write what this rank trained on (with data.audit) and what it could not read."""
+        """Write what this rank trained on (with data.audit) and what it could not read; a support once, since it may
+        be drawn in every step.
+        """
         if self._audit is not None:
             row = {"step": step, "keys": batch.keys}
             self._audit.write(row | ({"support_keys": batch.support_keys} if batch.support_keys else {}))
-        self.skipped(step, batch.skipped)
+        new = [row for support, row in batch.unread_supports.items() if support not in self._supports]
+        self._supports |= batch.unread_supports.keys()
+        self.skipped(step, [*batch.skipped, *new])
 
     def skipped(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Write what this rank could not read, for a step or in the phase before it."""

@@ -205,6 +205,14 @@ def audited(run: Path) -> dict[int, list[str]]:
     return {step: sorted(keys) for step, keys in found.items()}
 
 
+def ledgers(run: Path) -> dict[str, list[str]]:
+    """Keys of the unreadable images that each rank has listed."""
+    return {
+        path.name: [json.loads(line)["key"] for line in path.read_text().splitlines()]
+        for path in run.glob("skipped/*.jsonl")
+    }
+
+
 @pytest.mark.distributed
 def test_a_run_with_an_unreadable_support_goes_on_with_other_ranks(shard_folder, tmp_path):
     """Every step draws it, and it counts once; other labels are named."""
@@ -231,6 +239,8 @@ def test_a_run_with_an_unreadable_support_goes_on_with_other_ranks(shard_folder,
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(row["skipped_samples"], row["skipped_rate"]) for row in rows] == [(1, 0)] * 6
     assert all(len(keys) == 200 and bad not in keys for keys in seen.values()) and sorted(seen) == [*range(6)]
+    listed = ledgers(run)
+    assert listed and all(keys == [bad] for keys in listed.values())
     shutil.rmtree(run / "checkpoints" / "step-00000006")
     other = run_largescale(*shared, "method.support.share=0.5", "method.support.seed=1", check=False)
     assert other.returncode == 2 and "cannot continue, method.support.seed was 0 and is now 1" in other.stderr
@@ -242,3 +252,4 @@ def test_a_run_with_an_unreadable_support_goes_on_with_other_ranks(shard_folder,
     assert losses(run) == pytest.approx(before, rel=1e-8) and audited(run) == seen
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["skipped_samples"] for row in rows] == [1] * 6
+    assert ledgers(run) == listed
