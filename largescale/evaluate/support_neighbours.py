@@ -30,6 +30,9 @@ _NUMBERS = 2**24
 Pair = tuple[FeatureSet, FeatureSet]
 """Training and test images."""
 
+Splits = dict[float, list[Tensor]]
+"""Rows of the training images of each seeded split, int64, by its share."""
+
 
 @dataclass
 class Settings(EvaluateConfig):
@@ -44,8 +47,19 @@ class Settings(EvaluateConfig):
     )
 
 
+def splits_of(train: FeatureSet, config: Settings) -> Splits:
+    """The splits that the settings ask for; features are not looked at, so all networks share them."""
+    numbers, shares = range(config.support_neighbours_splits), sorted(config.support_neighbours_shares)
+    return {share: [stratified(train.ids, train.labels, share, seed) for seed in numbers] for share in shares}
+
+
 def measure(
-    train: FeatureSet, test: FeatureSet, config: Settings, embedded: Pair | None = None, own: Tensor | None = None
+    train: FeatureSet,
+    test: FeatureSet,
+    config: Settings,
+    embedded: Pair | None = None,
+    own: Tensor | None = None,
+    splits: Splits | None = None,
 ) -> dict[str, Any]:
     """Top-1 by the run's own labels if it has some, else the mean over the splits of the smallest share.
 
@@ -54,18 +68,18 @@ def measure(
         config: settings.
         embedded: the same images by the method's head, if it has one.
         own: rows of the training images whose labels the run was trained with, int64; None for a run without labels.
+        splits: those of `splits_of`; None makes them.
 
     Collectives: every rank must call it; one all-reduce per split.
     """
     shown, by_share, temperature = embedded or (train, test), {}, config.support_neighbours_temperature
-    for share in sorted(config.support_neighbours_shares):
-        splits = [stratified(train.ids, train.labels, share, seed) for seed in range(config.support_neighbours_splits)]
-        accuracies = [_share(hits_by(rows, shown, temperature)) for rows in splits]
+    for share, rows_of in (splits_of(train, config) if splits is None else splits).items():
+        accuracies = [_share(hits_by(rows, shown, temperature)) for rows in rows_of]
         by_share[str(share)] = {
             "top1": fmean(accuracies),
             "std": stdev(accuracies) if len(accuracies) > 1 else 0.0,
             "splits": accuracies,
-            "num_train": len(splits[0]),
+            "num_train": len(rows_of[0]),
         }
     found: dict[str, Any] = {"top1": by_share[str(min(config.support_neighbours_shares))]["top1"], "by_share": by_share}
     if own is not None:

@@ -14,7 +14,7 @@ import torch
 
 from largescale.checkpoint.folder import Checkpoint
 from largescale.data.supports import fingerprint_of, labelled_images, parts_of
-from largescale.evaluate import svm
+from largescale.evaluate import support_neighbours, svm
 from largescale.evaluate.doubts import class_doubts
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.features import features_of_subject
@@ -22,7 +22,6 @@ from largescale.evaluate.image_training import Trial, labelled
 from largescale.evaluate.label_lists import LabelLists
 from largescale.evaluate.shares import mcnemar
 from largescale.evaluate.subject import Subject
-from largescale.evaluate.support_neighbours import through
 from largescale.evaluate.training_state import Unfinished
 from largescale.evaluate.weights import exemplars_of, method_of
 from shards.ground.errors import InputError
@@ -86,14 +85,18 @@ def _assigned(subject: Subject, network: str, test: FeatureSet) -> tuple[str, to
 
 
 def by_features_and_labels(measure: Measure, subject: Subject) -> Measured:
-    """`measure(train, test, settings, embedded, own)`: as `by_features`, also the images as the method's head embeds
-    them (None without one, and for pixels), and rows of the training images whose labels the run was trained with.
+    """`measure(train, test, settings, embedded, own, splits)`: as `by_features`, also the images as the method's head
+    embeds them (None without one, and for pixels), rows of the training images whose labels the run was trained with,
+    and splits that all networks share.
     """
     train, test = features_of_subject(subject)
+    settings = subject.config.evaluate
+    assert isinstance(settings, support_neighbours.Settings)
+    splits = support_neighbours.splits_of(train["pretrained"], settings)
     own, results = _rows_of_own_labels(subject, train["pretrained"]), {}
     for network in train:
         pair = train[network], test[network]
-        results[network] = measure(*pair, subject.config.evaluate, _embedded(subject, network, pair), own)
+        results[network] = measure(*pair, settings, _embedded(subject, network, pair), own, splits)
     return of_classes(results, subject, (train["pretrained"], test["pretrained"]))
 
 
@@ -107,7 +110,7 @@ def _embedded(
         return None
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     head = method.get_submodule(method.head_name).to(device)
-    return through(head, pair[0], device), through(head, pair[1], device)
+    return support_neighbours.through(head, pair[0], device), support_neighbours.through(head, pair[1], device)
 
 
 def _rows_of_own_labels(subject: Subject, train: FeatureSet) -> torch.Tensor | None:

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 import largescale
 from largescale.config import to_yaml
 from largescale.data.stream import Stream
+from largescale.evaluate import support_neighbours
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.splits import stratified
 from largescale.evaluate.support_neighbours import Settings, hits_by, measure, through
@@ -79,12 +80,14 @@ def run(shard_folder: Path, held_out_shards: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_run_is_measured_by_the_labels_it_was_trained_with(run, held_out_shards, caplog):
+def test_a_run_is_measured_by_the_labels_it_was_trained_with(run, held_out_shards, caplog, monkeypatch):
+    made: list[int] = []
+    monkeypatch.setattr(support_neighbours, "stratified", lambda *split: made.append(split[-1]) or stratified(*split))
     settings = ["evaluate.resize=28", "evaluate.size=28", "evaluate.support_neighbours_shares=[0.1]"]
     settings += ["evaluate.support_neighbours_splits=4"]
     [record] = largescale.evaluate("support-neighbours", run, overrides=settings)
     found = record["results"]
-    assert set(found) == {"pretrained", "untrained", "pixels"}
+    assert set(found) == {"pretrained", "untrained", "pixels"} and made == [0, 1, 2, 3]  # once for all of them
     for name, result in found.items():
         assert result["num_own_labels"] == 20 and ("top1_of_features" in result) == (name != "pixels")
         assert result["top1"] == pytest.approx(result["by_share"]["0.1"]["splits"][3])  # the split of its seed

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from largescale.cli import main
 from largescale.run.preflight import Findings, judge
-from tests.helpers.commands import TINY
+from tests.helpers.commands import ROOT, TINY
 from tests.helpers.launcher import run_largescale
 
+LABELLED = ROOT / "tests/methods/mini/paws.yaml"
 GOOD = Findings("n", 8, [], 1000.0, 20e9, 0.01, 2**26)
 
 
@@ -57,3 +59,16 @@ def test_a_missing_shard_and_a_full_disk_are_found(tiny_overrides, shard_folder,
     next(folder.glob("*.tar")).unlink()
     result = run_largescale("preflight", TINY, *tiny_overrides(), f"data.shards={folder}", check=False)
     assert result.returncode == 2 and ".tar" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_missing_file_of_supports_is_found(shard_folder, tmp_path, capsys):
+    folder = Path(shutil.copytree(shard_folder, tmp_path / "labelled"))
+    words = [f"data.shards={shard_folder}", f"method.support.shards={folder}", f"run.dir={tmp_path / 'run'}"]
+    words += ["method.support.classes=10", "method.support.images=16", "data.workers=0"]
+    assert main(["preflight", str(LABELLED), *words]) == 0
+    missing = sorted(folder.glob("*.tar"))[-1]
+    missing.unlink()
+    capsys.readouterr()
+    assert main(["preflight", str(LABELLED), *words]) == 2
+    said = capsys.readouterr().err
+    assert f"{missing}: " in said and said.count("\n") == 1, said
