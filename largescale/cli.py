@@ -99,7 +99,7 @@ def _parser() -> Parser:
     command.add_argument("--print", action="store_true", help="show the resolved configuration without training")
 
     command = _command(commands, "distill", _distill, "train a student on what a classifier says of unlabelled shards")
-    command.add_argument("teacher", metavar="TEACHER", help="file that `largescale finetune` wrote")
+    command.add_argument("teacher", metavar="TEACHER", help="file that `largescale finetune` wrote, or a student's run")
     command.add_argument("config", metavar="CONFIG", help=_RECIPE)
     command.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the recipe")
     command.add_argument("--print", action="store_true", help="show the resolved configuration without training")
@@ -228,9 +228,11 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 
 
 def _distill(arguments: argparse.Namespace) -> None:
+    _require_threads()
     from largescale.methods.taught import taught_by
+    from largescale.run.teacher import teacher_file
 
-    arguments.overrides = [*taught_by(arguments.teacher), *arguments.overrides]
+    arguments.overrides = [*taught_by(teacher_file(arguments.teacher)), *arguments.overrides]
     _pretrain(arguments)
 
 

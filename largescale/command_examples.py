@@ -14,7 +14,8 @@ EXAMPLES = {
     "distill": """examples:
   largescale distill teacher.safetensors configs/small/distillation.yaml
   largescale distill teacher.safetensors configs/small/distillation.yaml name=quarter model.width=16
-  largescale distill teacher.safetensors configs/small/distillation.yaml init_from=runs/pretrained""",
+  largescale distill teacher.safetensors configs/small/distillation.yaml init_from=runs/pretrained
+  largescale distill runs/student configs/small/distillation.yaml name=smaller model.width=8""",
     "config": """examples:
   largescale config
   largescale config optim

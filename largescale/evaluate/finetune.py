@@ -13,6 +13,7 @@ from typing import Any
 from largescale.config import EvaluateConfig
 from largescale.config.setting import setting
 from largescale.evaluate.image_training import Recipe, Trial, accuracies, trained_scores
+from largescale.evaluate.tuning_optimizer import LARS_NAME, SGD_NAME
 
 CHOSEN_ON = "nothing; the rate is given and the last epoch is measured"
 
@@ -29,6 +30,13 @@ class Settings(EvaluateConfig):
     )
     finetune_rate: float = setting(0.1, "Learning rate of fine-tuning per 256 images.", above=0, at_most=1e9, free=True)
     finetune_weight_decay: float = setting(0.0, "Weight decay of fine-tuning.", at_least=0, at_most=1e6, free=True)
+    finetune_optimizer: str = setting(
+        SGD_NAME,
+        "What trains the network: `sgd`, with steps of its rate, or `lars` with a cosine, as in "
+        "arXiv 2006.10029; momentum 0.9.",
+        one_of=(SGD_NAME, LARS_NAME),
+        free=True,
+    )
     finetune_head_layers: int = setting(
         0,
         "Layers of the projection head that stay between backbone and classifier, and are trained like the backbone "
@@ -48,8 +56,9 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
         trunk_rate=config.finetune_rate,
         head_rate=config.finetune_rate,
         weight_decay=config.finetune_weight_decay,
-        drops=_DROPS,
+        drops=_DROPS if config.finetune_optimizer == SGD_NAME else (),
         nesterov=True,
+        optimizer=config.finetune_optimizer,
         head_layers=config.finetune_head_layers,
         head_layers_key="evaluate.finetune_head_layers",
     )

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from largescale.config import Config, flatten
+from largescale.config import Config
 from largescale.config.setting import a_name
 from largescale.distributed.launch import own_launch
+from largescale.evaluate.classifier_files import about_network
 from largescale.evaluate.image_training import Trial, labelled
 from largescale.evaluate.made_from import identity
 from largescale.evaluate.protocols import check_settings, protocol_named
@@ -97,7 +98,8 @@ def _trained(protocol: str, run_dir: Path, weights: Weights, config: Config, out
         kept: list[ImageClassifier] = []
         result = chosen.measure(replace(trial, keep=kept.append), settings)
         own = {key: getattr(settings, key) for key in chosen.own_keys()}
-        about = _about(config, weights, trial) | {
+        about = about_network(config, weights, trial.method.num_features, trial.train.manifest.classes) | {
+            "train_shards": trial.train.fingerprint(),
             "protocol": protocol,
             "settings": json.dumps(own),
             "top1": repr(result["top1"]),
@@ -112,22 +114,3 @@ def _trained(protocol: str, run_dir: Path, weights: Weights, config: Config, out
     if not written:  # killed between the end of the training and that of the command
         raise InputError(f"{out}: may be from an earlier command that was killed; run it again to be sure")
     return written[0]
-
-
-def _about(config: Config, weights: Weights, trial: Trial) -> dict[str, str]:
-    size, values = config.evaluate.size, flatten(config)
-    told = {key: value for key, value in values.items() if key.startswith(("model.", "data.mean", "data.std"))}
-    return {
-        "architecture": config.model.backbone,
-        "num_features": str(trial.method.num_features),
-        "classes": json.dumps(list(trial.train.manifest.classes)),
-        "mean": json.dumps(list(config.data.mean)),
-        "std": json.dumps(list(config.data.std)),
-        "colors": "RGB",
-        "input_size": json.dumps([3, size, size]),
-        "resize": str(config.evaluate.resize),
-        "config": json.dumps(told),
-        "weights": weights.content_hash,
-        "step": str(weights.step),
-        "train_shards": trial.train.fingerprint(),
-    }

@@ -29,6 +29,7 @@ from largescale.data.corpora import Corpus
 from largescale.data.loaded import Batch
 from largescale.data.stream import Stream
 from largescale.distributed.out_of_memory import memory_for
+from largescale.evaluate import tuning_optimizer
 from largescale.evaluate.extract import extract
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.training_state import TrainingState, Unfinished
@@ -85,6 +86,7 @@ class Recipe:
         drops: shares of the training after which the rate is multiplied by `drop`; empty follows a cosine to 0.
         drop: factor.
         nesterov: whether momentum looks ahead.
+        optimizer: a name of `tuning_optimizer`.
         seed: of order, views and the classifier's weights.
         subset: `.npy` of the samples to train on; empty uses all.
         batch_key: the setting that `batch` is of, for messages.
@@ -101,6 +103,7 @@ class Recipe:
     drops: tuple[float, ...] = ()
     drop: float = 0.1
     nesterov: bool = False
+    optimizer: str = tuning_optimizer.SGD_NAME
     seed: int = 0
     subset: str = ""
     batch_key: str = "the protocol's batch"
@@ -207,7 +210,7 @@ class Classifier(Probe):
         """The classifier, and the trunk if it is trained."""
         groups: list[dict[str, Any]] = [{"params": [*self.head.parameters()], "rate": recipe.head_rate}]
         if not self.frozen:
-            groups.append({"params": [*self._trunk().parameters()], "rate": recipe.trunk_rate})
+            groups.append({"params": [*self._trunk().parameters()], "rate": recipe.trunk_rate, "is_trunk": True})
         return groups
 
     def trained(self) -> dict[str, Tensor]:
@@ -270,8 +273,8 @@ def _train(network: Probe, trial: Trial, recipe: Recipe) -> None:
         )
     network.train()
     refuse_single_images(network, batch, recipe)
-    optimizer = torch.optim.SGD(
-        network.groups(recipe), lr=0.0, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
+    optimizer = tuning_optimizer.build(
+        recipe.optimizer, network.groups(recipe), weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
     )
     state = TrainingState(trial.unfinished, network.trained(), optimizer, batch, steps) if trial.unfinished else None
     first = state.load() if state else 0

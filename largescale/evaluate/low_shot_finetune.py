@@ -2,7 +2,8 @@
 
 SGD with momentum 0.9, 20 epochs of 256 images, no weight decay, a fifth of the rate after 12 and 16 epochs, BatchNorm
 in training mode over all ranks. Rates of trunk and classifier per 256 images: 0.02 and 5 for 1%, 0.01 and 0.2 for 10%.
-The splits are those of `low-shot`, stratified and seeded; they are not the published lists of ImageNet.
+The splits are those of `low-shot`, stratified and seeded; they are not the published lists of ImageNet. With LARS it
+is SimCLRv2's fine-tuning (arXiv 2006.10029), whose epochs are 60 for 1%.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from largescale.config import EvaluateConfig
 from largescale.config.setting import setting
 from largescale.evaluate.image_training import Recipe, Trial, accuracies, labelled, trained_scores
 from largescale.evaluate.splits import stratified
+from largescale.evaluate.tuning_optimizer import LARS_NAME, PUBLISHED_LARS_RATES, SGD_NAME
 from largescale.processes import on_rank_0, rank
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write
@@ -39,9 +41,16 @@ class Settings(EvaluateConfig):
     low_shot_finetune_rates: list[float] = setting(
         [],
         "Its learning rates of trunk and classifier per 256 images; empty takes the published ones, [0.02, 5] up to 1% "
-        "and [0.01, 0.2] above.",
+        "and [0.01, 0.2] above, with LARS [0.04, 0.04].",
         at_least=0,
         at_most=1e9,
+        free=True,
+    )
+    low_shot_finetune_optimizer: str = setting(
+        SGD_NAME,
+        "What trains the network: `sgd`, with steps of its rate, or `lars` with a cosine, as in "
+        "arXiv 2006.10029; momentum 0.9.",
+        one_of=(SGD_NAME, LARS_NAME),
         free=True,
     )
     low_shot_finetune_head_layers: int = setting(
@@ -63,7 +72,9 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
     Collectives: one broadcast of an object, and those of `trained_scores`.
     """
     share = config.low_shot_finetune_share
-    rates = config.low_shot_finetune_rates or ([0.02, 5.0] if share <= 0.01 else [0.01, 0.2])
+    is_lars = config.low_shot_finetune_optimizer == LARS_NAME
+    of_sgd = [0.02, 5.0] if share <= 0.01 else [0.01, 0.2]
+    rates = config.low_shot_finetune_rates or (PUBLISHED_LARS_RATES if is_lars else of_sgd)
     if len(rates) != 2 or not rates[0] > 0:
         raise InputError(
             f"evaluate.low_shot_finetune_rates={rates}: expected those of trunk (above 0) and classifier, or []"
@@ -75,8 +86,9 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
         batch_key="evaluate.low_shot_finetune_batch",
         trunk_rate=rates[0],
         head_rate=rates[1],
-        drops=(12 / 20, 16 / 20),
+        drops=() if is_lars else (12 / 20, 16 / 20),
         drop=0.2,
+        optimizer=config.low_shot_finetune_optimizer,
         seed=config.low_shot_finetune_split,
         subset=str(subset),
         head_layers=config.low_shot_finetune_head_layers,

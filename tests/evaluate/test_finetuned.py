@@ -1,6 +1,6 @@
 """`largescale finetune` writes the network that `largescale evaluate` measures, whole or not at all.
 
-Covers: largescale/evaluate/own_classifier.py
+Covers: largescale/evaluate/own_classifier.py, largescale/evaluate/classifier_files.py, largescale/run/teacher.py
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import pytest
 import torch
 
 from largescale.cli import main
+from largescale.config import load_config
 from largescale.data.corpora import open_corpus
 from largescale.evaluate import finetuned, own_classifier
 from largescale.evaluate.extract import extract
 from largescale.evaluate.image_training import accuracies
 from largescale.evaluate.targets import target_at
+from largescale.evaluate.weights import method_of
+from largescale.methods import Method
 from largescale.models.image_classifier import checksum, read_classifier
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
@@ -88,6 +91,30 @@ def test_it_is_a_teacher_and_a_file_of_weights(run, written, shard_folder, held_
     assert set(record["results"]) == {"pretrained", "untrained"}
     assert main(["evaluate", "own-classifier", str(run)]) == 2
     assert "own-classifier: a SwAV run classifies nothing by itself" in capsys.readouterr().err
+
+    again = [*alike, *small, shards[1], eval_shards, f"run.dir={run.parent / 'grandchild'}"]
+    assert main(["distill", str(student), recipe, *again]) == 0  # a student teaches another
+    file, config = student / "classifier-step-00000001.safetensors", load_config(run.parent / "grandchild/config.yaml")
+    assert (config.method.teacher, config.method.teacher_sha256) == (str(file), checksum(file))
+    method, images = method_at(student), torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(read_classifier(file).load()(images), method.classify(images))
+    before = file.read_bytes()
+    file.unlink()
+    assert main(["distill", str(student), recipe, *again]) == 0 and file.read_bytes() == before
+    (student / "status.json").write_text(json.dumps({"state": "stopped", "step": 0, "steps": 1}))
+    for place, says in (
+        (run, "a SwAV run classifies nothing by itself; `largescale finetune"),
+        (student, "stopped, 0"),
+    ):
+        capsys.readouterr()
+        assert main(["distill", str(place), recipe, *again]) == 2
+        said = capsys.readouterr().err
+        assert says in said and said.count("\n") == 1, said
+
+
+def method_at(run: Path) -> Method:
+    return target_at(run).read([], lambda checkpoint, config, lines: method_of(config, checkpoint))
 
 
 def test_the_accuracy_of_a_classifier_is_that_of_its_scores(run, written, held_out_shards, monkeypatch):

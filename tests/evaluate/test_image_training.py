@@ -124,10 +124,12 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("protocol", ["finetune", "layers"])
+@pytest.mark.parametrize("protocol", ["finetune", "layers", "lars"])
 def test_a_training_that_is_killed_goes_on_and_finds_the_same(trial, monkeypatch, protocol):
     start, config = state(trial), finetune.Settings(finetune_epochs=2, finetune_batch=40)
     measure = finetune.measure
+    if protocol == "lars":
+        config = replace(config, finetune_optimizer="lars")
     if protocol == "layers":
         config, measure = layers.Settings(layers_epochs=2, layers_batch=40, layers_rate=0.1), layers.measure
     expected = measure(trial, config)
