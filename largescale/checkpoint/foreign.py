@@ -20,7 +20,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from largescale.checkpoint import tensorflow_layout, torchvision_layout
+from largescale.checkpoint import tensorflow_heads, tensorflow_layout, torchvision_layout
 from largescale.checkpoint.architectures import COUNTER, Shapes, closest, name_of
 from largescale.checkpoint.folder import stamp_of
 from largescale.checkpoint.foreign_layouts import (
@@ -85,6 +85,9 @@ class ForeignBackbone:
         taken: what was recognised, taken and left.
         resize, size: of images, as its metadata say: shorter side before a centre crop, and side of that; 0 if they do
             not.
+        projection: the head that embeds features, likewise in evaluation mode, where the file's layout has one that is
+            known (docs/weights.md); its first layers may be kept for fine-tuning.
+        classifier: the linear one that the file has, if its layout is known; it may stand on layers of `projection`.
     """
 
     backbone: nn.Module
@@ -97,6 +100,8 @@ class ForeignBackbone:
     taken: Taken = field(repr=False)
     resize: int = 0
     size: int = 0
+    projection: nn.Sequential | None = field(default=None, repr=False)
+    classifier: nn.Linear | None = field(default=None, repr=False)
 
 
 def load_backbone(weights: str | Path, model: ModelConfig | None = None) -> ForeignBackbone:
@@ -130,7 +135,24 @@ def load_backbone(weights: str | Path, model: ModelConfig | None = None) -> Fore
         stamp_of(file.path).sha256,
         taken,
         *_sizes(file),
+        *_heads(file, num_features),
     )
+
+
+def _heads(file: StateFile, num_features: int) -> tuple[nn.Sequential | None, nn.Linear | None]:
+    """Heads in a layout that is known; of other files none.
+
+    Raises:
+        InputError: they are not whole, or the first is not for such features.
+    """
+    if not tensorflow_layout.is_one(file.tensors):
+        return None, None
+    projection = tensorflow_heads.projection(file.path, file.tensors)
+    if projection is not None and projection[0].in_features != num_features:
+        raise InputError(
+            f"{file.path}: its head takes {projection[0].in_features} numbers, but its backbone gives {num_features}"
+        )
+    return projection, tensorflow_heads.classifier(file.path, file.tensors)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from largescale.optim.lars import LARS, NORM_OF_SUM
 
 SGD_NAME, LARS_NAME = "sgd", "lars"
 PUBLISHED_LARS_RATES = [0.04, 0.04]
-"""Of trunk and classifier per 256 images: SimCLRv2's 0.005 times the root of its batch, at its 1,024 images."""
+"""Of trunk and classifier per 256 images: the published 0.005 times the root of the batch, at 1,024 images."""
 
 _MOMENTUM = 0.9
 

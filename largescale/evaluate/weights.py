@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -57,6 +58,17 @@ class BackboneAlone(Method):
         self.backbone, self.num_features, self.signs = backbone, num_features, {}
 
 
+class BackboneWithHead(BackboneAlone):
+    """A backbone and its projection head, without what trained them."""
+
+    title = "backbone with a head"
+    head_name = "projection"
+
+    def __init__(self, backbone: nn.Module, num_features: int, projection: nn.Sequential) -> None:
+        super().__init__(backbone, num_features)
+        self.projection = projection
+
+
 def method_of(config: Config, weights: Weights, *, trained: bool = True) -> Method:
     """The method in evaluation mode with these weights, or as its training began: drawn by `run.seed`.
 
@@ -66,9 +78,15 @@ def method_of(config: Config, weights: Weights, *, trained: bool = True) -> Meth
     if isinstance(weights, Checkpoint):
         return load_method(config, weights if trained else None)
     torch.manual_seed(config.run.seed)
-    method = BackboneAlone(*build_backbone(config.model))
+    built = build_backbone(config.model)
+    head = deepcopy(weights.found.projection)
+    method = BackboneAlone(*built) if head is None else BackboneWithHead(*built, head)
     if trained:
         method.backbone.load_state_dict(weights.found.backbone.state_dict(), strict=True)
+    else:
+        for layer in head or ():
+            if isinstance(layer, nn.Linear | nn.BatchNorm1d):
+                layer.reset_parameters()
     return method.eval()
 
 

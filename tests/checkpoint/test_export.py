@@ -23,6 +23,7 @@ from largescale.checkpoint.foreign import load_backbone
 from largescale.cli import main
 from largescale.config import ModelConfig, load_config
 from largescale.evaluate.extract import load_method
+from largescale.models import selective_kernel
 from largescale.models.backbones import _widths_on_the_host, build_backbone
 from shards.ground.errors import InputError
 from tests.helpers.checkpoints import OWN, config_of, save_checkpoint
@@ -208,6 +209,21 @@ def test_layer_normalisation_is_exported_where_it_has_a_place(tmp_path):
     assert export(run, tmp_path / "graph.pt2", format_name="torch_export").checked
     for format_name, network in (("torchvision", "torchvision"), ("timm", "timm")):
         with pytest.raises(InputError, match=f"^model.norm=layer: {network}'s networks have BatchNorm; use --format"):
+            export(run, tmp_path / "other.safetensors", format_name=format_name)
+    assert not (tmp_path / "other.safetensors").exists()
+
+
+def test_selective_kernels_are_exported_where_they_have_a_place(tmp_path, monkeypatch):
+    monkeypatch.setitem(selective_kernel.DEPTHS, 50, [1, 1])  # not the 35 million variables of four stages
+    run, config = tmp_path / "run", config_of(["model.backbone=resnet50_sk"])
+    save_checkpoint(run, config, 1)
+    done = export(run, tmp_path / "own.safetensors", format_name="safetensors", head=True)
+    found = load_backbone(done.path, config.model)
+    state = load_method(config, open_checkpoint(run / "checkpoints/step-00000001")).backbone.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in found.backbone.state_dict().items())
+    assert export(run, tmp_path / "graph.pt2", format_name="torch_export").checked
+    for format_name in ("torchvision", "timm", "huggingface"):
+        with pytest.raises(InputError, match=r"^model.backbone=resnet50_sk: .* has no .*; use --format"):
             export(run, tmp_path / "other.safetensors", format_name=format_name)
     assert not (tmp_path / "other.safetensors").exists()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -11,9 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from largescale.checkpoint.foreign import load_backbone
 from largescale.checkpoint.state_file import read_state
 from largescale.checkpoint.tensorflow_layout import is_one, model_in
-from largescale.config import ModelConfig
+from largescale.config import ModelConfig, load_config
+from largescale.evaluate.image_training import Recipe, kept_layers
+from largescale.evaluate.weights import Published, method_of
 from largescale.models.backbones import build_backbone
 from shards.ground.errors import InputError
+from tests.helpers.commands import TINY
 
 OF_NORMS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 
@@ -37,8 +42,11 @@ def made(backbone: nn.Module, layers: list[str]) -> dict[str, Tensor]:
                 found[f"base_model/batch_normalization{number}/{theirs}"] = getattr(layer, ours).clone()
     found["base_model/conv2d/kernel/Momentum"] = torch.zeros(1)
     found["ema_model/base_model/conv2d/kernel"] = torch.zeros(1)
-    found["head_contrastive/nl_0/dense/kernel"] = torch.zeros(2, 3)
+    found["head_contrastive/nl_0/dense/kernel"] = torch.randn(2048, 3)
+    for number, theirs in enumerate(OF_NORMS):
+        found[f"head_contrastive/nl_0/batch_normalization/{theirs}"] = torch.rand(3) + number
     found["head_supervised/linear_layer/dense/bias"] = torch.zeros(2)
+    found["head_supervised/linear_layer/dense/kernel"] = torch.randn(3, 2)
     found["global_step"] = torch.zeros(())
     return {name: found[name] for name in sorted(found)}  # as files have them: conv2d_10 before conv2d_2
 
@@ -79,6 +87,13 @@ def test_every_layer_gets_its_own_variables(tmp_path, name, selective):
     assert {name.partition("/")[0] for name in found.taken.left} == {
         "base_model", "ema_model", "global_step", "head_contrastive", "head_supervised"
     }  # fmt: skip
+    weights = Published(found)
+    config = replace(load_config(TINY, ["data.shards=x", "run.dir=y"]), model=found.model)
+    for trained in (True, False):
+        layers = kept_layers(method_of(config, weights, trained=trained), Recipe(1, 1, 0.1, 0.1, head_layers=1))
+        kernel = variables["head_contrastive/nl_0/dense/kernel"]
+        assert torch.equal(layers[0].weight, kernel.T) == trained and len(layers) == 2
+    torch.testing.assert_close(found.classifier.weight, variables["head_supervised/linear_layer/dense/kernel"].T)
     with pytest.raises(InputError, match=r"this backbone \d+; set model.\* as there"):
         load_backbone(tmp_path / "model.safetensors", ModelConfig("resnet101_sk" if selective else "resnet101"))
     other = ModelConfig("resnet50w2_sk" if selective else "resnet50w2")
