@@ -1,12 +1,13 @@
 """What a training step waits for SwAV's codes, computed beside the network or in its way, in turns.
 
-    python benchmarks/sinkhorn_overlap.py [--ranks 2 4] [--delays 0 5 20] [--rounds 8]
+    python benchmarks/sinkhorn_overlap.py [--ranks 2 4] [--batches 32 8] [--delays 0 5 20] [--rounds 8]
 
 Two runs of the same network, `method.overlap_codes=true` and `false`, take a step each in every round, so that what
 else the machine does meets both; the order changes from round to round. Every all-reduce of Sinkhorn is held up by so
 many milliseconds, as a slow network would. "Exposed" is the time that the training thread spends on codes: all of
 Sinkhorn where it is in the way, else starting it and waiting for what is left. Writes
-benchmarks/results/sinkhorn_overlap.md and docs/sinkhorn-overlap.svg, the timeline of one step of both.
+benchmarks/results/sinkhorn_overlap.md and docs/sinkhorn-overlap.svg, the timeline of the step of each form that exposes
+a median time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +41,6 @@ from largescale.run.environment import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMS = {"in the way": False, "beside": True}
-BATCH = 8  # images per rank
 SETTINGS = [
     "data.shards=unused",
     "data.crops=[{num: 2, size: 64}, {num: 6, size: 32}]",
@@ -74,13 +75,13 @@ class Run:
         spans: of the last step.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, batch: int) -> None:
         torch.manual_seed(0)
         self.engine: Engine = build_engine(build_method(config), config, torch.device("cpu"))
         self.spans: list[Span] = []
         generator = torch.Generator().manual_seed(dist.get_rank())
-        images = [torch.randn(g.num * BATCH, 3, g.size, g.size, generator=generator) for g in config.data.crops]
-        self.views = Views.numbered(images, BATCH)
+        images = [torch.randn(g.num * batch, 3, g.size, g.size, generator=generator) for g in config.data.crops]
+        self.views = Views.numbered(images, batch)
         method: Any = self.engine.method
         sizes = {
             group.size: name for group, name in zip(config.data.crops, ("large crops", "small crops"), strict=True)
@@ -105,10 +106,10 @@ class Run:
         return took, sum(span.end - span.begin for span in own)
 
     def _timed(self, name: Callable[..., str], function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
             began = time.perf_counter()
             try:
-                return function(*arguments)
+                return function(*arguments, **options)
             finally:
                 thread = threading.current_thread().name
                 self.spans.append(Span(name(*arguments), thread, began, time.perf_counter()))
@@ -116,7 +117,7 @@ class Run:
         return call
 
 
-def measure(rank: int, ranks: int, delays: list[float], rounds: int, folder: str) -> None:
+def measure(rank: int, ranks: int, batch: int, delays: list[float], rounds: int, folder: str) -> None:
     """Time all delays on this rank, over gloo; rank 0 writes `rows.json` to the folder that the ranks meet in.
 
     Collectives: every rank must call it.
@@ -132,11 +133,12 @@ def measure(rank: int, ranks: int, delays: list[float], rounds: int, folder: str
         return all_reduce(*arguments, **options)
 
     dist.all_reduce = delayed
-    runs = {name: Run(configuration(ranks, beside)) for name, beside in FORMS.items()}
+    runs = {name: Run(configuration(ranks * batch, beside), batch) for name, beside in FORMS.items()}
     rows, timeline = [], {}
     for delay in delays:
         delay_s[0] = delay / 1000
         times: dict[str, list[list[float]]] = {name: [] for name in runs}
+        spans: dict[str, list[list[Span]]] = {name: [] for name in runs}
         for number in range(rounds + 1):
             for name in list(runs) if number % 2 else list(runs)[::-1]:
                 # Of a step of all ranks: the mean over them.
@@ -144,8 +146,9 @@ def measure(rank: int, ranks: int, delays: list[float], rounds: int, folder: str
                 dist.all_reduce(sums)
                 if number:  # the first one warms up
                     times[name].append((sums / ranks).tolist())
-        rows.append({"ranks": ranks, "delay_ms": delay, **{name: times[name] for name in runs}})
-        timeline = {name: run.spans for name, run in runs.items()}
+                    spans[name].append(list(runs[name].spans))
+        rows.append({"ranks": ranks, "batch": batch, "delay_ms": delay, **{name: times[name] for name in runs}})
+        timeline = {name: steps[middle([exposed for _, exposed in times[name]])] for name, steps in spans.items()}
     if rank == 0:
         found = {"rows": rows, "timeline": timeline, "delay_ms": delays[-1], "environment": environment()}
         (Path(folder) / "rows.json").write_text(json.dumps(found))
@@ -153,18 +156,23 @@ def measure(rank: int, ranks: int, delays: list[float], rounds: int, folder: str
     dist.destroy_process_group()
 
 
-def configuration(ranks: int, beside: bool) -> Config:
+def middle(values: list[float]) -> int:
+    """The place of the median, of an even number the smaller one of the two in the middle."""
+    return sorted(range(len(values)), key=values.__getitem__)[(len(values) - 1) // 2]
+
+
+def configuration(global_batch: int, beside: bool) -> Config:
     """The configuration of one form."""
-    overrides = [*SETTINGS, f"train.global_batch={BATCH * ranks}", f"method.overlap_codes={beside}"]
+    overrides = [*SETTINGS, f"train.global_batch={global_batch}", f"method.overlap_codes={beside}"]
     return load_config(ROOT / "configs/swav/own_images_cpu.yaml", overrides)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The results as Markdown: medians over rounds, and of the ratios within a round."""
     lines = [
-        "| ranks | delay of each all-reduce | exposed, in the way | exposed, beside "
+        "| ranks | images per rank | delay of each all-reduce | exposed, in the way | exposed, beside "
         "| share of the step, in the way | beside | step, beside / in the way |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         way, beside = row["in the way"], row["beside"]
@@ -172,7 +180,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         shares = [statistics.median(seconds / step for step, seconds in form) for form in (way, beside)]
         ratio = statistics.median(b[0] / a[0] for a, b in zip(way, beside, strict=True))
         lines.append(
-            f"| {row['ranks']} | {row['delay_ms']:g} ms | {exposed[0]:.1f} ms | {exposed[1]:.2f} ms "
+            f"| {row['ranks']} | {row['batch']} | {row['delay_ms']:g} ms | {exposed[0]:.1f} ms | {exposed[1]:.2f} ms "
             f"| {shares[0]:.1%} | {shares[1]:.2%} | {ratio:.2f} |"
         )
     return "\n".join(lines)
@@ -201,18 +209,19 @@ def draw(timeline: dict[str, list[list[Any]]], delay_ms: float, path: Path) -> N
 
 
 def write(found: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    """The page and the picture, which is of the first number of ranks."""
+    """The page and the picture, which is of the first number of ranks and of images."""
     machine = found[0]["environment"]
     (ROOT / "benchmarks/results/sinkhorn_overlap.md").write_text(
         "# Codes beside the network\n\n"
         f"`python benchmarks/sinkhorn_overlap.py` on {time.strftime('%Y-%m-%d')}: {machine['processor']}, "
         f"{machine['cpu_cores']} cores, torch {machine['torch']}, gloo ranks of one thread on one machine, ddp, "
-        f"the network of own_images_cpu.yaml, 2 x 64 px + 6 x 32 px, {BATCH} images per rank, 3000 prototypes, "
+        f"the network of own_images_cpu.yaml, 2 x 64 px + 6 x 32 px, 3000 prototypes, "
         f"fp32; medians of {arguments.rounds} paired rounds. {arguments.remark}\n\n"
         "Exposed is what the training thread spends on codes: all of Sinkhorn where it is in the way, else starting it "
         f"and waiting for what is left.\n\n{table([row for one in found for row in one['rows']])}\n\n"
         "Codes that take longer than the small crops are waited for until they are there; that a rank is slowed by "
-        f"other work delays those of all ranks.\n\nA step with {found[0]['rows'][0]['ranks']} ranks:\n\n"
+        f"other work delays those of all ranks.\n\nA step with {found[0]['rows'][0]['ranks']} ranks and "
+        f"{found[0]['rows'][0]['batch']} images on each:\n\n"
         "![timeline](../../docs/sinkhorn-overlap.svg)\n"
     )
     draw(found[0]["timeline"], found[0]["delay_ms"], ROOT / "docs/sinkhorn-overlap.svg")
@@ -222,14 +231,15 @@ def main() -> None:
     """Measure, write the page and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 8], help="images per rank")
     parser.add_argument("--delays", type=float, nargs="+", default=[0, 5, 20], help="milliseconds")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--remark", default="", help="of the machine, a sentence for the page")
     arguments = parser.parse_args()
     found = []
-    for ranks in arguments.ranks:
+    for ranks, batch in product(arguments.ranks, arguments.batches):
         with tempfile.TemporaryDirectory() as folder:
-            multiprocessing.spawn(measure, (ranks, arguments.delays, arguments.rounds, folder), ranks)
+            multiprocessing.spawn(measure, (ranks, batch, arguments.delays, arguments.rounds, folder), ranks)
             found.append(json.loads((Path(folder) / "rows.json").read_text()))
             write(found, arguments)
 
