@@ -10,6 +10,7 @@ from largescale.config import Config
 from largescale.config.setting import a_name
 from largescale.data.length import Length
 from largescale.methods.artifacts import Artifacts
+from largescale.methods.avc import AVC
 from largescale.methods.barlow import BarlowTwins
 from largescale.methods.byol import BYOL
 from largescale.methods.colorization import Colorization
@@ -72,6 +73,7 @@ METHODS: dict[str, type[Method]] = {
     "context_encoder": ContextEncoder,
     "artifacts": Artifacts,
     "cpc": CPC,
+    "avc": AVC,
     "distillation": Distillation,
 }
 

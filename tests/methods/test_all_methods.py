@@ -31,8 +31,10 @@ STILL = 1e-10
 CANDIDATES_OF_THE_BATCH = {"swav", "simclr", "mocov3", "nnclr", "barlow", "vicreg", "cpc", "paws"}
 """Methods whose loss of an image depends on which others are in its batch, so that it matters where a batch is cut."""
 
-FIRST_MICRO_BATCH = {"pirl"}
-"""Methods in which a constant of the run is of the first micro-batch: Z."""
+OF_MICRO_BATCHES = {"pirl", "avc"}
+"""Methods in which a constant of the run is of the first micro-batch: Z; or an image meets another sample of its
+micro-batch.
+"""
 
 IN_STAGES = {"artifacts"}
 """Methods whose networks are not all trained in every step."""
@@ -120,9 +122,9 @@ def test_a_loss_over_the_global_batch_is_that_of_an_uncut_step():
     ways = [["train.accumulate=1"], [*OVER_BATCH, "train.accumulate=4"], ["train.accumulate=4"]]
     uncut, over_batch, cut = run_ranks(partial(train_all, still=True), 1, recipes(ways), timeout_s=600)[0]
     changed = {name for name in METHODS if cut[name]["losses"] != pytest.approx(uncut[name]["losses"])}
-    assert changed == CANDIDATES_OF_THE_BATCH | FIRST_MICRO_BATCH
+    assert changed == CANDIDATES_OF_THE_BATCH | OF_MICRO_BATCHES
     assert {name for name in METHODS if spans_global_batch(name)} == CANDIDATES_OF_THE_BATCH
-    for name in set(METHODS) - FIRST_MICRO_BATCH:
+    for name in set(METHODS) - OF_MICRO_BATCHES:
         own, expected = over_batch[name], uncut[name]
         assert own["losses"] == pytest.approx(expected["losses"], rel=1e-9), name
         assert own["norms"] == pytest.approx(expected["norms"], rel=1e-9), name
@@ -137,7 +139,7 @@ def test_batchnorm_sees_micro_batches_whatever_the_loss_spans():
     """Two ranks with a BatchNorm each are two micro-batches; running statistics are fed once by each."""
     [over_batch, cut] = run_ranks(train_all, 1, recipes([OVER_BATCH, ["train.accumulate=2"]]), timeout_s=600)[0]
     [ranks] = run_ranks(train_all, 2, recipes([["parallel.batchnorm_group_size=1"]]), timeout_s=600)[0]
-    for name in set(METHODS) - AVERAGED_STATISTICS - FIRST_MICRO_BATCH:
+    for name in set(METHODS) - AVERAGED_STATISTICS - OF_MICRO_BATCHES:
         assert over_batch[name]["losses"] == pytest.approx(ranks[name]["losses"], rel=1e-9), name
         assert over_batch[name]["norms"] == pytest.approx(ranks[name]["norms"], rel=1e-9), name
     for name in METHODS:
