@@ -1,43 +1,57 @@
-"""Few labels at the demo's size: PAWS against training from scratch on those labels, and against frozen SwAV features.
+"""Few labels at the demo's size: PAWS and SimCLRv2 against training from scratch and against frozen SwAV features.
 
-    python -m benchmarks.few_labels [--shares 0.1 0.01] [--seeds 0 1 2] [--rows NAME ...]
+    python -m benchmarks.few_labels [--shares 0.01 0.1] [--seeds 0 1 2] [--rows NAME ...] [--tries K]
 
-All rows of a share and seed use the labels of the same images, the split of that seed of `evaluate low-shot`.
-Networks are those of configs/small; runs stay in runs/bench-few_labels, so that what is trained is not trained again.
-Needs the shards of `make pretrain`. Writes benchmarks/results/few_labels.json and few_labels.md.
+All rows of a share and seed use the labels of the same images, the split of that seed of `evaluate low-shot`. Learning
+rates of whatever trains a classifier are chosen with seed 0 on `HELD_OUT` training images that no split has; the test
+images choose nothing. Networks are those of configs/small. Runs and classifiers stay in runs/bench-few_labels, so that
+what is trained is not trained again. Needs the shards of `make pretrain`. Writes benchmarks/results/few_labels.json and
+few_labels.md; what was written below the tables by hand, after `<!-- read -->`, is kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import largescale
-from benchmarks.accuracies import RESULTS, ROOT, machine
+import shards
+from benchmarks.accuracies import RESULTS, ROOT
+from benchmarks.few_labels_page import OUT, found_before, page
 from largescale.config import load_config
 from largescale.data.corpora import Corpus
+from largescale.data.few_labels import by_hash
+from largescale.data.reader import ShardReader
 from largescale.evaluate import low_shot_finetune
-from largescale.evaluate.extract import load_method
-from largescale.evaluate.image_training import Trial
+from largescale.evaluate.extract import extract, load_method
+from largescale.evaluate.finetuned import finetune
+from largescale.evaluate.image_training import Trial, accuracies, labelled
+from largescale.evaluate.splits import stratified
+from largescale.models.image_classifier import ImageClassifier, read_classifier
+from largescale.run.environment import environment
 from shards.format.manifest import read_manifest
 
 RUNS = ROOT / "runs" / "bench-few_labels"
-OUT = RESULTS / "few_labels.md"
-EPOCHS, BATCH = {0.1: 50, 0.01: 200}, 64
+TRAIN, TEST = ROOT / "data/shards/fashion-mnist-train", ROOT / "data/shards/fashion-mnist-test"
+HELD_OUT, SEEDS, MOST = 2_000, (0, 1, 2), 0.1
+EPOCHS, BATCH = {0.1: 50, 0.01: 100}, 64
 """Of fine-tuning by the share of labels: as many steps or more with fewer images."""
 LONGER = 2
 """Training from scratch gets so many times the epochs, since it starts from nothing."""
-SCRATCH_RATES = ([0.1, 0.1], [0.4, 0.4])
-"""Of trunk and classifier per 256 images."""
+RATES = {0.1: ([0.01, 0.2], [0.1, 0.1], [0.4, 0.4]), 0.01: ([0.02, 5.0], [0.1, 0.1], [0.4, 0.4])}
+"""Of trunk and classifier per 256 images; the first are those that `low-shot-finetune` has."""
+HEAD, LAYERS = "[256,256]", 1
+"""SimCLRv2's hidden layers, and how many of them fine-tuning keeps."""
 CPU = torch.device("cpu")
 
 
@@ -48,13 +62,15 @@ class Case:
     Attributes:
         share: of the training images whose labels are used.
         seed: of the run and of the split.
+        rates: of trunk and classifier, where a classifier is trained.
     """
 
     share: float
     seed: int
+    rates: Sequence[float] = field(default_factory=tuple)
 
 
-def pretrained(name: str, folder: str, case: Case, *overrides: str) -> Path:
+def pretrained(name: str, folder: str, case: Case, *overrides: str, command: Sequence[str] = ("pretrain",)) -> Path:
     """A run of a recipe of configs/small: its folder, complete."""
     place = RUNS / f"{folder}-seed{case.seed}"
     words = [
@@ -64,8 +80,8 @@ def pretrained(name: str, folder: str, case: Case, *overrides: str) -> Path:
         "parallel.strategy=ddp",
         *overrides,
     ]
-    command = [sys.executable, "-m", "largescale", "pretrain", f"configs/small/{name}.yaml", *words]
-    subprocess.run(command, cwd=ROOT, check=True)
+    recipe = f"configs/small/{name}.yaml"
+    subprocess.run([sys.executable, "-m", "largescale", *command, recipe, *words], cwd=ROOT, check=True)
     return place
 
 
@@ -80,113 +96,191 @@ def swav(case: Case) -> Path:
     return pretrained("swav", "swav", case)
 
 
-def measured(protocol: str, run: Path, *overrides: str) -> dict[str, Any]:
-    """What a protocol finds of a run."""
+def simclr(case: Case) -> Path:
+    """SimCLR with a head of three layers, which needs no labels: SimCLRv2's first step."""
+    return pretrained("simclr", "simclr", case, f"method.hidden={HEAD}")
+
+
+def distilled(case: Case) -> Path:
+    """SimCLRv2's third step, on all images: a student of the teacher's size."""
+    teacher = tuned(simclr(case), case, LAYERS)
+    folder = f"distilled-{100 * case.share:g}-{name_of(case.rates)}"
+    return pretrained("distillation", folder, case, f"method.hidden={HEAD[:4]}]", command=("distill", str(teacher)))
+
+
+def name_of(rates: Sequence[float]) -> str:
+    """Rates in the name of a file."""
+    return "-".join(f"{rate:g}" for rate in rates)
+
+
+def on_both(protocol: str, run: Path, value: Callable[[dict[str, Any]], float], *overrides: str) -> list[float]:
+    """What a protocol finds of a run on held-out training images and on test images."""
     words = [f"evaluate.{word}" for word in ("baselines=false", *overrides)]
-    [record] = largescale.evaluate(protocol, run, overrides=words)
-    found: dict[str, Any] = record["results"]["pretrained"]
+    found = []
+    for folder in (held_out(), TEST):
+        [record] = largescale.evaluate(protocol, run, overrides=[*words, f"data.eval_shards={folder}"])
+        found.append(value(record["results"]["pretrained"]))
     return found
 
 
-def linear(run: Path, case: Case) -> float:
+def linear(run: Path, case: Case) -> list[float]:
     """Logistic regression on frozen features, on the labels of the case."""
     words = [f"low_shot_shares=[{case.share:g}]", f"low_shot_splits={case.seed + 1}"]
-    return float(measured("low-shot", run, *words)["by_share"][f"{case.share:g}"]["splits"][case.seed])
+    return on_both("low-shot", run, lambda found: found["by_share"][f"{case.share:g}"]["splits"][case.seed], *words)
 
 
-def neighbours(run: Path, case: Case) -> float:
+def neighbours(run: Path, case: Case) -> list[float]:
     """Soft nearest neighbours among the labels that the run was trained with."""
-    return float(measured("support-neighbours", run, f"support_neighbours_shares=[{case.share:g}]")["top1"])
+    words = [f"support_neighbours_shares=[{case.share:g}]", "support_neighbours_splits=1"]
+    return on_both("support-neighbours", run, lambda found: found["top1"], *words)
 
 
-def fine_tuned(run: Path, case: Case) -> float:
-    """The whole network trained on the labels of the case, at the published rates."""
-    return float(measured("low-shot-finetune", run, *finetuning(case, EPOCHS[case.share], []))["top1"])
+def own_answers(run: Path, case: Case) -> list[float]:
+    """Of the classifier that the run has trained."""
+    return on_both("own-classifier", run, lambda found: found["top1"])
 
 
-def finetuning(case: Case, epochs: int, rates: list[float]) -> list[str]:
+def fine_tuned(run: Path, case: Case, layers: int = 0) -> list[float]:
+    """The whole network trained on the labels of the case."""
+    return scores(read_classifier(tuned(run, case, layers)).load())
+
+
+def tuned(run: Path, case: Case, layers: int = 0) -> Path:
+    """The file of that network."""
+    out = run / f"classifier-{100 * case.share:g}-{name_of(case.rates)}.safetensors"
+    if not out.is_file():
+        words = [f"evaluate.{word}" for word in finetuning(case, EPOCHS[case.share], layers)]
+        finetune(run, out, overrides=[*words, f"data.eval_shards={held_out()}"])
+    return out
+
+
+def finetuning(case: Case, epochs: int, layers: int = 0) -> list[str]:
     """Settings of `low-shot-finetune`."""
-    values = {"share": case.share, "split": case.seed, "epochs": epochs, "batch": BATCH, "rates": rates}
-    return [f"low_shot_finetune_{key}={value}" for key, value in values.items()]
+    values = {"share": case.share, "split": case.seed, "epochs": epochs, "batch": BATCH, "rates": [*case.rates]}
+    return [f"low_shot_finetune_{key}={value}" for key, value in {**values, "head_layers": layers}.items()]
 
 
-def from_scratch(case: Case) -> float:
-    """The same training of a network that is not trained yet, at the rate that is best on the test images."""
-    config = load_config(ROOT / "configs/small/paws.yaml", [f"run.seed={case.seed}", f"run.dir={RUNS / 'scratch'}"])
-    shards = [Corpus(read_manifest(str(place))) for place in (config.data.shards, config.data.eval_shards)]
-    found = []
-    for rates in SCRATCH_RATES:
-        settings = load_config(
-            ROOT / "configs/small/paws.yaml",
-            [f"evaluate.{word}" for word in finetuning(case, LONGER * EPOCHS[case.share], rates)],
-        ).evaluate
-        assert isinstance(settings, low_shot_finetune.Settings)
-        trial = Trial(config, load_method(config, None), *shards, config.data.shards, RUNS / "splits", CPU)
-        found.append(float(low_shot_finetune.measure(trial, settings)["top1"]))
-    return max(found)
+def from_scratch(case: Case) -> list[float]:
+    """The same training of a network that is not trained yet."""
+    words = [f"evaluate.{word}" for word in finetuning(case, LONGER * EPOCHS[case.share])]
+    config = load_config(
+        ROOT / "configs/small/paws.yaml", [f"run.seed={case.seed}", f"run.dir={RUNS / 'scratch'}", *words]
+    )
+    train, test = (Corpus(read_manifest(str(place))) for place in (TRAIN, held_out()))
+    kept: list[ImageClassifier] = []
+    method = load_method(config, None)
+    trial = Trial(config, method, train, test, str(TRAIN), RUNS / "splits", CPU, keep=kept.append)
+    assert isinstance(config.evaluate, low_shot_finetune.Settings)
+    low_shot_finetune.measure(trial, config.evaluate)
+    return scores(kept[0].eval())
 
 
-ROWS: dict[str, Callable[[Case], float]] = {
-    "supervised, from scratch": from_scratch,
-    "SwAV, linear on frozen features": lambda case: linear(swav(case), case),
-    "SwAV, fine-tuned": lambda case: fine_tuned(swav(case), case),
-    "PAWS, nearest neighbours": lambda case: neighbours(paws(case), case),
-    "PAWS, linear on frozen features": lambda case: linear(paws(case), case),
-    "PAWS, fine-tuned": lambda case: fine_tuned(paws(case), case),
-}
-"""Top-1, a share, by name of the row; another method is a line."""
-
-
-def page(found: list[dict[str, Any]]) -> str:
-    """The results as Markdown: a table per share, rows against seeds."""
-    machines = "; ".join(dict.fromkeys(row["machine"] for row in found))
-    lines = [
-        "# Few labels",
-        "",
-        f"`python -m benchmarks.few_labels` on {machines}. Top-1 in percent on 2,000 test images (sampling error about "
-        "0.9). All rows of a seed use the labels of the same images; SwAV and PAWS see all 10,000 training images "
-        "besides. Networks, views and length of pretraining, 6.5 epochs, are those of configs/small. Fine-tuning is "
-        f"`low-shot-finetune` at SwAV's published rates, {EPOCHS[0.1]} epochs with 10% of the labels and "
-        f"{EPOCHS[0.01]} with 1%. Training from scratch is the same for {LONGER} times the epochs, at the better of "
-        f"{len(SCRATCH_RATES)} rates: better on the test images, which favours it. PAWS's settings were not tuned.",
+def scores(network: ImageClassifier) -> list[float]:
+    """Top-1 on held-out training images and on test images."""
+    config = load_config(ROOT / "configs/small/paws.yaml")
+    return [
+        accuracies(extract(Corpus(read_manifest(str(folder))), config, {"it": network}, CPU)["it"])["top1"]
+        for folder in (held_out(), TEST)
     ]
-    for share in sorted({row["share"] for row in found}, reverse=True):
-        own = [row for row in found if row["share"] == share]
-        seeds = sorted({row["seed"] for row in own})
-        lines += [
-            "",
-            f"## {100 * share:g}% of the labels",
-            "",
-            f"| | {' | '.join(f'seed {seed}' for seed in seeds)} | mean |",
-            "|---" * (len(seeds) + 2) + "|",
-        ]
-        for name in [name for name in ROWS if any(row["row"] == name for row in own)]:
-            by_seed = {row["seed"]: row["top1"] for row in own if row["row"] == name}
-            cells = [f"{by_seed[seed]:.2f}" if seed in by_seed else "-" for seed in seeds]
-            lines.append(f"| {name} | {' | '.join(cells)} | **{statistics.mean(by_seed.values()):.2f}** |")
-    return "\n".join(lines) + "\n"
+
+
+def held_out() -> Path:
+    """Shards of the training images that rates are chosen on: `HELD_OUT` of those that no split has."""
+    folder = RUNS / "held-out"
+    if not (folder / "manifest.json").is_file():
+        corpus = Corpus(read_manifest(str(TRAIN)))
+        known = labelled(corpus)
+        used = [known.ids[stratified(known.ids, known.labels, MOST, seed)] for seed in SEEDS]
+        free = np.setdiff1d(known.ids.numpy(), torch.cat(used).numpy())
+        reader, classes = ShardReader([corpus]), corpus.manifest.classes
+        labels = dict(zip(known.ids.tolist(), known.labels.tolist(), strict=True))
+        for one in free[by_hash(free, 0, 0)[:HELD_OUT]].tolist():
+            place = RUNS / "held-out-images" / classes[labels[one]] / f"{one:05d}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(reader.read(one).payload)
+        shards.convert(RUNS / "held-out-images", folder, labels="folder", workers=1, force=True)
+    return folder
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        measure: top-1 on held-out training images and on test images, shares.
+        has_rates: whether a classifier is trained by learning rates, which are chosen.
+    """
+
+    measure: Callable[[Case], list[float]]
+    has_rates: bool = False
+
+
+ROWS: dict[str, Row] = {
+    "supervised, from scratch": Row(from_scratch, True),
+    "SwAV, linear on frozen features": Row(lambda case: linear(swav(case), case)),
+    "SwAV, fine-tuned": Row(lambda case: fine_tuned(swav(case), case), True),
+    "PAWS, nearest neighbours": Row(lambda case: neighbours(paws(case), case)),
+    "PAWS, linear on frozen features": Row(lambda case: linear(paws(case), case)),
+    "PAWS, fine-tuned": Row(lambda case: fine_tuned(paws(case), case), True),
+    "SimCLRv2, linear on frozen features": Row(lambda case: linear(simclr(case), case)),
+    "SimCLRv2, fine-tuned from layer 1": Row(lambda case: fine_tuned(simclr(case), case, LAYERS), True),
+    "SimCLRv2, distilled to its own size": Row(lambda case: own_answers(distilled(case), case), True),
+}
+"""By name; another method is a line."""
+DISTILLED, TEACHER = "SimCLRv2, distilled to its own size", "SimCLRv2, fine-tuned from layer 1"
+
+
+def tries(name: str, case: Case, num: int) -> list[Case]:
+    """What to measure of a row: with seed 0 all rates, with others those that were best there on held-out images. A
+    student has the teacher that was.
+    """
+    if not ROWS[name].has_rates:
+        return [case]
+    if case.seed == 0 and name != DISTILLED:
+        return [Case(case.share, 0, rates) for rates in RATES[case.share][:num]]
+    of = TEACHER if name == DISTILLED else name
+    known = [row for row in found_before() if (row["row"], row["share"], row["seed"]) == (of, case.share, 0)]
+    if not known:
+        raise SystemExit(f"{name}: measure {of} with seed 0 first, which chooses its rates")
+    return [Case(case.share, case.seed, max(known, key=lambda row: row["held_out"])["rates"])]
+
+
+def measure(name: str, case: Case) -> None:
+    """Measure a row, unless that was done before, and write the page again."""
+    key = {"row": name, "share": case.share, "seed": case.seed, "rates": [*case.rates]}
+    if any(key.items() <= old.items() for old in found_before()):
+        return
+    began = os.times()
+    held, test = ROWS[name].measure(case)
+    about = environment()
+    machine = f"{about['processor']}, {about['cpu_cores']} cores, torch {about['torch']}"
+    row = {**key, "held_out": 100 * held, "test": 100 * test, "machine": machine, "cpu_s": spent(began)}
+    found = [*found_before(), row]
+    OUT.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    OUT.write_text(page(found, list(ROWS)))
+    print(f"{name}, {100 * case.share:g}%, seed {case.seed}, {case.rates}: {row['held_out']:.2f}, {row['test']:.2f}")
+
+
+def spent(began: os.times_result) -> float:
+    """Seconds of CPU time of this process and of those that it ran, since then."""
+    now = os.times()
+    return sum(now[:4]) - sum(began[:4])
 
 
 def main() -> None:
     """Measure the rows asked for; write the page of these and of what was measured before."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shares", type=float, nargs="+", choices=list(EPOCHS), default=list(EPOCHS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="NAME")
+    parser.add_argument("--tries", type=int, default=len(RATES[MOST]), help="rates that are tried with seed 0")
     arguments = parser.parse_args()
-    results = OUT.with_suffix(".json")
-    for case in [Case(share, seed) for seed in arguments.seeds for share in arguments.shares]:
-        for name in arguments.rows:
-            top1 = 100 * ROWS[name](case)
-            runs = sorted(RUNS.glob("*/environment.json"))
-            row = {"row": name, "share": case.share, "seed": case.seed, "top1": top1}
-            row["machine"] = machine({"environment": json.loads(runs[-1].read_text())}) if runs else "-"
-            found = json.loads(results.read_text()) if results.is_file() else []
-            same = [all(old[key] == row[key] for key in ("row", "share", "seed")) for old in found]
-            found = [*(old for old, is_same in zip(found, same, strict=True) if not is_same), row]
-            results.write_text(json.dumps(found, indent=1) + "\n")
-            OUT.write_text(page(found))
-            print(f"{name}, {100 * case.share:g}% of the labels, seed {case.seed}: {top1:.2f}", flush=True)
+    RESULTS.mkdir(exist_ok=True)
+    for seed in arguments.seeds:
+        for share in arguments.shares:
+            for name in arguments.rows:
+                for case in tries(name, Case(share, seed), arguments.tries):
+                    measure(name, case)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python -m benchmarks.pruning [--seeds 0] [--methods rotation swav] [--controls masks] [--steps 104] [--rounds 7]
 
-Every network is trained, then pruned and trained again round by round (`largescale prune`), from one eighth of the
-steps on. What is complete is not done again, so the same command goes on after a stop, and more seeds or controls can
-be added. Needs the shards of `make pretrain`. Writes benchmarks/results/pruning.json, pruning.md and pruning.svg.
+Every network is trained, by a method or with labels, then pruned and trained again round by round (`largescale prune`),
+from one eighth of the steps on. What is complete is not done again, so the same command goes on after a stop, and more
+seeds, methods or controls can be added. Needs the shards of `make pretrain`. Writes benchmarks/results/pruning.json,
+pruning.md and pruning.svg.
 """
 
 from __future__ import annotations
@@ -19,12 +20,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.accuracies import RESULTS, ROOT
+from largescale.config import flatten, load_config
+from largescale.models.backbones import build_backbone
+from largescale.models.image_classifier import ImageClassifier, built, write_classifier
 from largescale.prune.curve import Point, figure_of, read_curve
 from largescale.report import plots
 from largescale.run.environment import environment
+from shards.format.manifest import read_manifest
 
-METHODS = {"rotation": "configs/small/rotation.yaml", "swav": "configs/small/swav.yaml"}
+METHODS = {
+    "rotation": "configs/small/rotation.yaml",
+    "swav": "configs/small/swav.yaml",
+    "supervised": "configs/small/distillation.yaml",
+}
+LABELS = [
+    "method.label_weight=1",
+    "method.support={classes: 10, images: 6}",
+    "train.global_batch=16",
+    "optim.warmup_epochs=0.02",
+]
+"""Training with labels: each step's loss is that of 60 labelled images of all classes. The student's other images, and
+its teacher, which is untrained, have no weight; as few as may be are read.
+"""
 CONTROLS = ("masks", "weights")
 _REWIND_PART = 8
 _BY_HAND = "<!-- read -->\n"
@@ -38,7 +58,10 @@ def measure(method: str, seed: int, arguments: argparse.Namespace) -> None:
     shared = ["parallel.strategy=ddp", "evaluate.baselines=false", "evaluate.online_every=0"]
     kept = [f"checkpoint.every_steps={rewind}", f"checkpoint.keep_every={rewind}"]
     length = [f"train.steps={arguments.steps}", f"run.log_every={rewind}", "optim.warmup_epochs=0.08"]
-    command("pretrain", METHODS[method], f"run.dir={run}", f"run.seed={seed}", *shared, *kept, *length)
+    by_labels = method == "supervised"
+    start = ["distill", str(untrained())] if by_labels else ["pretrain"]
+    own = LABELS if by_labels else []
+    command(*start, METHODS[method], f"run.dir={run}", f"run.seed={seed}", *shared, *kept, *length, *own)
     for control in ("", *arguments.controls):
         how = ["--random", control] if control else []
         back = [] if control == "weights" else ["--rewind", str(rewind)]
@@ -46,6 +69,22 @@ def measure(method: str, seed: int, arguments: argparse.Namespace) -> None:
         lean = ["checkpoint.keep_every=0", "checkpoint.keep=1", f"checkpoint.every_steps={rewind * 4}"]
         command("prune", str(run), *extent, *how, *back, "evaluate.baselines=false", *lean)
         record(method, seed, control, run, arguments)
+
+
+def untrained() -> Path:
+    """The file of a classifier that says nothing, in the place of a teacher."""
+    path = ROOT / "runs" / "bench-pruning" / "untrained.safetensors"
+    if not path.is_file():
+        config = load_config(ROOT / METHODS["supervised"])
+        classes = list(read_manifest(str(config.data.shards)).classes)
+        torch.manual_seed(0)
+        backbone, width = build_backbone(config.model)
+        network = ImageClassifier(backbone, built([f"linear {width} {len(classes)} bias"]))
+        values = {key: value for key, value in flatten(config).items() if key.startswith("model.")}
+        about = {"config": values, "classes": classes, "mean": config.data.mean, "std": config.data.std}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_classifier(path, network, {key: json.dumps(value) for key, value in about.items()})
+    return path
 
 
 def folder_of(method: str, seed: int, arguments: argparse.Namespace) -> Path:
@@ -88,7 +127,7 @@ def write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
         f"# Pruning\n\n`python -m benchmarks.pruning` on {about['processor']}, {about['cpu_cores']} cores, one rank, "
         f"torch {about['torch']}. Top-1 in percent of a linear probe of frozen features, on 2,000 test images that no "
         f"choice was made on; the probe is trained on the 10,000 training images. One number's sampling error is about "
-        f"0.8. Each network is trained for {arguments.steps} steps of 64 images, from step "
+        f"0.8. Each network is trained for {arguments.steps} steps of 64 images (with labels: 60), from step "
         f"{arguments.steps // _REWIND_PART} of the first one on; each round prunes {arguments.rate:.0%} of the weights "
         f"of convolutions that are left. Seeds: {seeds}; the table has their means.\n\n"
         f"![Pruning curves](pruning.svg)\n\n{table(curves, lambda point: point.accuracies['linear'], '.1f')}\n\n"
