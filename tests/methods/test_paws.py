@@ -239,8 +239,8 @@ def test_a_run_with_an_unreadable_support_goes_on_with_other_ranks(shard_folder,
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(row["skipped_samples"], row["skipped_rate"]) for row in rows] == [(1, 0)] * 6
     assert all(len(keys) == 200 and bad not in keys for keys in seen.values()) and sorted(seen) == [*range(6)]
-    listed = ledgers(run)
-    assert listed and all(keys == [bad] for keys in listed.values())
+    ledger = ledgers(run)
+    assert ledger and all(keys == [bad] for keys in ledger.values())
     shutil.rmtree(run / "checkpoints" / "step-00000006")
     other = run_largescale(*shared, "method.support.share=0.5", "method.support.seed=1", check=False)
     assert other.returncode == 2 and "cannot continue, method.support.seed was 0 and is now 1" in other.stderr
@@ -252,4 +252,4 @@ def test_a_run_with_an_unreadable_support_goes_on_with_other_ranks(shard_folder,
     assert losses(run) == pytest.approx(before, rel=1e-8) and audited(run) == seen
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["skipped_samples"] for row in rows] == [1] * 6
-    assert ledgers(run) == listed
+    assert ledgers(run) == ledger
