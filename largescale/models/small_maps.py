@@ -3,10 +3,16 @@
 The last stages of a ResNet see maps of 2 to 3 pixels where crops are small. oneDNN spends two to nine times as long
 on those convolutions as the matrix product that they are (`benchmarks/step.py` measures what a step gains); GPUs do
 not. The result differs in rounding alone, whatever the batch.
+
+MKL, which torch multiplies float32 matrices with, takes AVX-512 on Intel's CPUs alone. With half of its width, the
+product is the slower way, so float32 is convolved on AMD's CPUs with AVX-512. That is a rule and not a measurement, so
+that a run goes on as it began, the same on all ranks of a kind of CPU.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +21,8 @@ from torch import Tensor, nn
 _MOST_POSITIONS = 9
 _FEWEST_CHANNELS = 128
 """Positions of the output at most, and channels summed over at least, for the product to be the faster one."""
+_CPUINFO = Path("/proc/cpuinfo")
+_NOT_INTEL = ("AuthenticAMD", "HygonGenuine")
 
 
 class SmallMapConv2d(nn.Conv2d):
@@ -29,6 +37,8 @@ class SmallMapConv2d(nn.Conv2d):
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        if x.dtype == torch.float32 and half_width_in_float32():
+            return super().forward(x)
         product = _Product.apply(x, weight, self.stride[0])
         return product if bias is None else product + bias[:, None, None]
 
@@ -64,6 +74,16 @@ def _windows(x: Tensor, stride: int) -> Tensor:
     """The surroundings of every output position: [B, H', W', 3, 3, C]."""
     padded = nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     return padded.unfold(1, 3, stride).unfold(2, 3, stride).permute(0, 1, 2, 4, 5, 3)
+
+
+@cache
+def half_width_in_float32() -> bool:
+    """Whether MKL multiplies float32 matrices here with vectors half as wide as the CPU's: AVX-512, but not Intel's."""
+    if not torch.backends.mkl.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
+    maker = next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
+    return maker in _NOT_INTEL
 
 
 def multiply_small_maps(network: nn.Module) -> None:

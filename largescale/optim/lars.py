@@ -255,18 +255,25 @@ def _trust_ratios(weight_norms: Tensor, other_norms: Tensor, group: dict[str, An
 def norms(tensors: list[Tensor]) -> Tensor:
     """Norms of tensors, one vector. In float64 on CPUs, whose float32 sums are off by 1e-4 for large tensors."""
     on_cpu = tensors[0].device.type == "cpu"
-    if on_cpu and not is_fake(tensors[0]):  # fake ones stand for a GPU's, in a plan
-        return torch.stack([_norm_in_rows(tensor) for tensor in tensors])
-    return torch.stack(torch._foreach_norm(tensors, 2, torch.float64 if on_cpu else None))
+    if not on_cpu or is_fake(tensors[0]):  # fake ones stand for a GPU's, in a plan
+        return torch.stack(torch._foreach_norm(tensors, 2, torch.float64 if on_cpu else None))
+    short = [one for one in tensors if one.numel() <= _ROW]
+    found = iter(torch._foreach_norm(short, 2, torch.float64)) if short else iter(())
+    return torch.stack([next(found) if one.numel() <= _ROW else _norm_in_rows(one) for one in tensors])
 
 
 def _norm_in_rows(tensor: Tensor) -> Tensor:
     """Short rows in the tensor's precision, their sum in float64: as exact as float64, at a tenth of the time."""
-    dense = tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
-    flat = tensor.as_strided((tensor.numel(),), (1,)) if dense else tensor.flatten()
+    flat = as_stored(tensor)
     rows, rest = flat.split([flat.numel() // _ROW * _ROW, flat.numel() % _ROW])
     lengths = [torch.linalg.vector_norm(part.view(-1, width), dim=1) for part, width in ((rows, _ROW), (rest, 1))]
     return torch.cat(lengths).double().square().sum().sqrt()
+
+
+def as_stored(tensor: Tensor) -> Tensor:
+    """All numbers of a tensor [...] as [N], for sums that take them in any order: as they lie in memory, if they can."""
+    dense = tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor.as_strided((tensor.numel(),), (1,)) if dense else tensor.flatten()
 
 
 def shard_group(parameters: list[Tensor]) -> dist.ProcessGroup | None:

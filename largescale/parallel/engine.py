@@ -23,7 +23,7 @@ from largescale.distributed.collectives import sum_over_ranks
 from largescale.methods.embedding_method import Embedded
 from largescale.methods.method import Method, Output
 from largescale.models.unit_rows import normalize_rows_
-from largescale.optim.lars import local_piece, norms, shard_group
+from largescale.optim.lars import as_stored, local_piece, norms, shard_group
 from largescale.optim.roles import MAIN, moved_by_others, parameters_with, set_rates
 from largescale.parallel.clipping import GradientPieces, clip_each
 from largescale.parallel.masks import own_piece
@@ -193,7 +193,7 @@ class Engine:
         if self.loss_scale.enabled and grads:
             torch._foreach_div_(grads, self.loss_scale.factor.to(grads[0].dtype))
         grad_square = norms(grads).double().square().sum() if grads else loss.new_zeros((), dtype=torch.float64)
-        views_sum = torch.stack([images.sum(dtype=torch.float64) for images in views.pixels()]).sum()
+        views_sum = torch.stack([as_stored(images).sum(dtype=torch.float64) for images in views.pixels()]).sum()
         size = world_size()
         bad = torch.zeros(len(_LOOKED_AT), size, dtype=torch.float64, device=loss.device)
         bad[:, rank()] = torch.stack([views_sum, loss.double(), grad_square]).isfinite().logical_not().double()

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from largescale.config import ModelConfig
+from largescale.models import small_maps
 from largescale.models.backbones import build_backbone
-from largescale.models.small_maps import SmallMapConv2d, multiply_small_maps
+from largescale.models.small_maps import SmallMapConv2d, half_width_in_float32, multiply_small_maps
 
 
 def both(stride: int) -> tuple[nn.Conv2d, SmallMapConv2d]:
@@ -47,6 +48,34 @@ def test_larger_maps_are_convolved():
     ordinary, ours = both(1)
     x = torch.randn(2, 128, 4, 4, dtype=torch.float64)
     assert torch.equal(ours(x), ordinary(x))
+
+
+@pytest.mark.parametrize("half_width", [False, True])
+def test_float32_is_convolved_where_products_are_of_half_width(monkeypatch, half_width):
+    monkeypatch.setattr(small_maps, "half_width_in_float32", lambda: half_width)
+    ordinary, ours = both(1)
+    for dtype, product in ((torch.float32, not half_width), (torch.bfloat16, True), (torch.float64, True)):
+        x = torch.randn(2, 128, 2, 2, dtype=dtype)
+        y = ours.to(dtype)(x.requires_grad_())
+        assert ("Product" in type(y.grad_fn).__name__) == product
+        torch.testing.assert_close(y, ordinary.to(dtype)(x))
+
+
+@pytest.mark.parametrize(
+    "maker, capability, half_width",
+    [
+        ("AuthenticAMD", "AVX512", True),
+        ("AuthenticAMD", "AVX2", False),
+        ("GenuineIntel", "AVX512", False),
+        ("", "AVX512", False),
+    ],
+)
+def test_half_width_follows_from_the_maker_and_the_vectors(monkeypatch, tmp_path, maker, capability, half_width):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {maker}\n\nprocessor\t: 1\nvendor_id\t: x\n")
+    monkeypatch.setattr(small_maps, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert half_width_in_float32.__wrapped__() == half_width
 
 
 def test_autocast_reaches_the_product():
