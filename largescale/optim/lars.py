@@ -271,7 +271,7 @@ def _norm_in_rows(tensor: Tensor) -> Tensor:
 
 
 def as_stored(tensor: Tensor) -> Tensor:
-    """All numbers of a tensor [...] as [N], for sums that take them in any order: as they lie in memory, if they can."""
+    """All numbers of a tensor [...] as [N], for sums in any order: as they lie in memory, where that is possible."""
     dense = tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
     return tensor.as_strided((tensor.numel(),), (1,)) if dense else tensor.flatten()
 
