@@ -1,6 +1,6 @@
 """Every strategy trains the same network as one process: losses, weights, BatchNorm statistics, optimizer state.
 
-Covers: largescale/parallel/ddp.py, largescale/parallel/fairscale.py, largescale/parallel/fsdp.py,
+Covers: largescale/parallel/fairscale.py, largescale/parallel/fsdp.py,
 largescale/parallel/strategies.py, largescale/parallel/strategy.py, largescale/parallel/zero.py
 """
 
