@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from shards.conversion.conversion_plan import open_plan
 from shards.format.ledger import SKIPPED_NAME, read_ledger
@@ -56,7 +57,7 @@ def write_page(facts: Facts, path: Path) -> None:
     ]
     shards = "1 shard" if len(manifest.shards) == 1 else f"{len(manifest.shards):,} shards"
     what, style = ("clips", _STYLE + FILM_STYLE) if is_clips else ("images", _STYLE)
-    intro = f"{manifest.num_samples:,} {what} in {shards}, {manifest.num_bytes / 1e9:,.2f} GB, from {manifest.source}"
+    intro = f"{manifest.num_samples:,} {what} in {shards}, {_size(manifest.num_bytes)}, from {manifest.source}"
     shown = min(len(facts.examples), FILMS if is_clips else EXAMPLES)
     sections = [
         _section("What is there", f'<div class="grid">{"".join(panels)}</div>'),
@@ -71,6 +72,10 @@ def write_page(facts: Facts, path: Path) -> None:
     )
     with atomic_write(path) as file:
         file.write(page.encode("utf-8", "replace"))
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"
 
 
 def _clip_panels(facts: Facts) -> list[str]:
@@ -96,6 +101,10 @@ def _histogram(title: str, tally: Tally, unit: str) -> str:
     else:
         bins = np.geomspace(low, high * 1.0001, 40)
         axes.set_xscale("log")
+        # Powers alone would leave less than a decade without a tick, and matplotlib's ticks between them overlap.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.hist(tally.values, bins=bins.tolist(), weights=tally.counts, color="#2f6fde")
     axes.set_xlabel(f"{unit}; half of them from {tally.quantile(0.25):.3g} to {tally.quantile(0.75):.3g}")
     return _svg(figure, axes, title)
@@ -132,7 +141,7 @@ def _examples(facts: Facts) -> list[tuple[str, bytes]]:
     """Captions and bytes of the images that were chosen at random."""
     folder = open_folder(facts.location)
     return [
-        (f"{example.shard}, {example.number}", folder.read_spans(example.shard, [example.span])[0])
+        (f"{example.key} ({example.shard}, {example.number})", folder.read_spans(example.shard, [example.span])[0])
         for example in facts.examples
     ]
 

@@ -27,6 +27,18 @@ def test_a_page_copes_with_what_lies_in_the_source(tmp_path, capsys, monkeypatch
     assert "notes.txt" in page and "pipe.txt" not in page and "large.txt" not in page
 
 
+def test_a_small_folder_has_a_size_names_of_its_images_and_ticks_that_are_numbers(tmp_path):
+    (tmp_path / "pile").mkdir()
+    for number, side in enumerate((20, 40, 80, 160)):
+        (tmp_path / "pile" / f"photo{number}.png").write_bytes(image_bytes(side, 30))
+    convert(tmp_path / "pile", tmp_path / "out", Options("pile"))
+    assert main(["info", str(tmp_path / "out"), "--html", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert " MB, from pile" in page and "0.00 GB" not in page
+    assert "photo3 (pile-000000.tar, " in page
+    assert "<!-- 0.5 -->" in page and "times" not in page  # matplotlib names what it draws
+
+
 def test_numbers_are_counted_shard_by_shard():
     tally, rng = Tally(), np.random.default_rng(0)
     sides = rng.integers(1, 5000, (4, 1000)).astype(np.uint32)
