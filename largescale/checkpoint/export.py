@@ -220,8 +220,9 @@ def _staged(out: Path) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.parent / f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}.writing"
     try:
-        with naming(out, instead_of=folder / out.name):
+        with naming(out, instead_of=folder):
             folder.mkdir()
+        with naming(out, instead_of=folder / out.name):
             yield folder / out.name
             for file in folder.rglob("*"):
                 if file.is_file():

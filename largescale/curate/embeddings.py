@@ -22,7 +22,7 @@ from torch import Tensor
 
 from largescale.evaluate import feature_files
 from largescale.evaluate.made_from import difference
-from shards.format.manifest import Manifest
+from shards.format.manifest import MANIFEST_NAME, Manifest
 from shards.ground.errors import InputError
 
 _BLOCK = 8192
@@ -132,6 +132,11 @@ def read_embeddings(folder: Path, manifest: Manifest | None = None) -> Embedding
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; write features with `largescale features RUN SHARDS {folder}`")
+    if (folder / MANIFEST_NAME).is_file():
+        raise InputError(
+            f"{folder}: holds shards, not features; write them with `largescale features RUN {folder} FEATURES`, and "
+            f"pass FEATURES"
+        )
     paths = sorted(folder.glob("*.parquet"))
     if not paths:
         raise InputError(f"{folder}: holds no features; write some with `largescale features RUN SHARDS {folder}`")

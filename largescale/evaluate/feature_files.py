@@ -133,10 +133,16 @@ def about(path: Path) -> dict[str, Any]:
         InputError: missing, damaged, or of another program.
     """
     try:
-        return cast(dict[str, Any], json.loads(pq.read_schema(path).metadata[_ENTRY]))
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        entry = (pq.read_schema(path).metadata or {}).get(_ENTRY)
+        if entry is None:
+            raise ValueError(f"its metadata has no entry {_ENTRY.decode()}")
+        return cast(dict[str, Any], json.loads(entry))
+    except (OSError, pa.ArrowException, TypeError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not features that largescale wrote ({why}); remove it") from error
+        raise InputError(
+            f"{path}: not features that largescale wrote ({why}); pass a folder of `largescale features`, or move this "
+            f"file out of it"
+        ) from error
 
 
 def difference_to(path: Path, form: str, wanted: Stamp) -> str:

@@ -241,6 +241,12 @@ def test_what_gives_other_features_when_read_again_is_not_kept(run, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
+def test_where_nothing_can_be_written_the_error_names_the_file_that_was_asked_for(run):
+    with pytest.raises(OSError) as error:
+        export(run, Path("/proc/out.safetensors"))
+    assert error.value.filename == "/proc/out.safetensors"
+
+
 def test_own_names_can_be_started_from_and_hold_any_depth(tmp_path):
     config = config_of(["model.depths=[1,1,1,1,1]", "model.width=4"])
     path = save_checkpoint(tmp_path / "deep", config, 1)

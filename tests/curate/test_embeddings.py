@@ -100,7 +100,9 @@ def test_what_cannot_be_used_is_one_line(tmp_path):
     assert "more-000000.parquet is of none of the shards" in refusal(foreign, manifest(*NAMES))
     table = pq.read_table(gap / "pile-000000.parquet")
     pq.write_table(table.replace_schema_metadata({}), gap / "pile-000000.parquet")
-    assert "not features that largescale wrote" in refusal(gap)
+    assert "not features that largescale wrote (its metadata has no entry largescale); pass a folder" in refusal(gap)
+    (gap / "manifest.json").write_text("{}")
+    assert "holds shards, not features; write them with `largescale features RUN" in refusal(gap)
     assert "holds features of no image" in refusal(
         write_features(tmp_path / "none", ROWS[:3], of_shard=9, missing=(0, 1, 2))
     )
