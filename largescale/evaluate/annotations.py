@@ -108,7 +108,10 @@ class AnnotatedImages:
         self.counts = {key: sum(one.get(key, 0) for _, one, _ in parts) for _, one, _ in parts for key in one}
         self.num_flat = sum(flat for _, _, flat in parts)
         if not len(self.ids):
-            raise InputError(f"{corpus.manifest.root}: no sample has a field {self._field} in a member {member}")
+            raise InputError(
+                f"{corpus.manifest.root}: no sample has a field {self._field} in a member {member}; name another one, "
+                f"evaluate.detection_annotations=json:FIELD, or convert a list that has it (docs/evaluating.md)"
+            )
 
     def _scanned(self, corpus: Corpus) -> tuple[list[int], dict[int, int], int]:
         """Annotated samples of this rank's share, their objects by category, and how many have no area."""

@@ -62,7 +62,10 @@ class MaskedImages:
         self.ids = np.sort(np.concatenate([np.array(ids, np.int64) for ids, _ in parts]))
         self.num_classes = 1 + max(largest for _, largest in parts)
         if not len(self.ids):
-            raise InputError(f"{corpus.manifest.root}: no sample has a member {member}; name another one")
+            raise InputError(
+                f"{corpus.manifest.root}: no sample has a member {member}; name another one, "
+                f"evaluate.segmentation_masks=MEMBER, or pack masks beside the images (docs/evaluating.md)"
+            )
 
     def _scanned(self, corpus: Corpus) -> tuple[list[int], int]:
         """Samples of this rank's share with a mask, and the largest number there."""

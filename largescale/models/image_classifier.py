@@ -218,6 +218,8 @@ def _is_list_of(value: Any, kind: type | tuple[type, ...]) -> bool:
 
 
 def _opened(path: Path) -> Any:
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; pass the file that `largescale finetune RUN OUT.safetensors` wrote")
     try:
         return safe_open(path, framework="pt")
     except FileNotFoundError as error:

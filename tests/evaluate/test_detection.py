@@ -220,7 +220,7 @@ CONFIG = load_config(ROOT / "tests/tiny.yaml", ["data.shards=nowhere"])
         (b"[" * 100_000, "key 0: json:annotations: not JSON"),
         (b"[]", r"expected an object with a field annotations, got \[\]"),
         (member(GOOD, field="objects"), "no sample has a field annotations in a member json"),
-        (None, "no sample has a field annotations in a member json"),
+        (None, "no sample has a field annotations in a member json; name another one, evaluate.detection_annotations="),
         (b'{"annotations": {}}', r"expected a list of objects, got \{\}"),
         (member(GOOD, 7), "object 1: expected bbox and category_id, got 7"),
         (member(GOOD | {"bbox": [1, 1, 4]}), r"object 0: bbox=\[1, 1, 4\]: expected \[x, y, width, height\] in px"),

@@ -138,7 +138,7 @@ GREY = png(np.zeros((8, 8), np.uint8))
 @pytest.mark.parametrize(
     "mask, line",
     [
-        (None, "no sample has a member mask.png; name another one"),
+        (None, "no sample has a member mask.png; name another one, evaluate.segmentation_masks=MEMBER, or pack"),
         (b"no image", r"key 0: mask.png is not an image"),
         (png(np.zeros((8, 8, 3), np.uint8)), "mask.png is of kind RGB; expected grey or a palette"),
         (png(np.full((8, 8), 700, np.uint16)), "is of kind I;16; expected"),

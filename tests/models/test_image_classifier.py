@@ -119,6 +119,8 @@ def test_tensors_must_be_those_described(tmp_path):
 def test_what_is_no_whole_file_is_named(tmp_path):
     with pytest.raises(InputError, match="nothing: no such file"):
         read_classifier(tmp_path / "nothing")
+    with pytest.raises(InputError, match="is a folder; pass the file that `largescale finetune RUN OUT"):
+        read_classifier(tmp_path)
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes(teacher().read_bytes()[:-10])
     with pytest.raises(InputError, match=r"torn.safetensors: not a whole file"):
