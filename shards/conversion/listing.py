@@ -21,6 +21,7 @@ from shards.conversion.shuffle import append, append_shuffled
 from shards.format.labels import class_names
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write, naming
+from shards.sources.clip_source import IMAGE_ALONE
 from shards.sources.found import HIDDEN, NAMED, Found, left_out
 from shards.sources.source import Source
 
@@ -139,8 +140,12 @@ def _add_listing(plan: Plan) -> int:
         why = ", ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common(3))
         remedy = next((NAMED[reason] for reason in reasons if reason in NAMED), "pass the folder that holds them")
         such = f"; {', '.join(named)}" if named else ""
+        wanted = "images"
+        if plan.settings.get("clips"):
+            wanted = "videos, and no images with a sound each,"
+            remedy += ", or leave out --clips to convert images" if reasons[IMAGE_ALONE] else ""
         raise InputError(
-            f"{source.location}: no images below this folder ({reasons.total()} other files"
+            f"{source.location}: no {wanted} below this folder ({reasons.total()} other files"
             f"{f': {why}' if why else ''}{such}); {remedy}"
         )
     classes = class_names(numbers, plan.classes, numbers=plan.settings["labels"] == "cls")

@@ -302,6 +302,15 @@ def test_what_does_not_fit_is_refused_in_a_line(pile, out, tmp_path, capsys):
     assert "a video: convert those with --clips" in refusal(capsys, "convert", pile / "class1", tmp_path / "out")
 
 
+def test_a_folder_of_images_alone_is_told_to_leave_out_clips(tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.png").write_bytes(image_bytes(30, 20))
+    assert main(["convert", str(tmp_path / "photos"), str(tmp_path / "out"), "--clips"]) == 2
+    line = capsys.readouterr().err
+    assert "no videos, and no images with a sound each, below this folder" in line
+    assert line.endswith("or leave out --clips to convert images\n")
+
+
 def test_a_conversion_of_clips_and_one_of_images_do_not_continue_each_other(pile, tmp_path, capsys):
     convert(pile, tmp_path / "clips", options(task=(0, 0)))
     images = Options("pile", labels="folder", samples_per_shard=2, shuffle=5)
