@@ -1,14 +1,16 @@
 """Shared by pretext tasks that are classifications: the network has to tell what was done to an image.
 
 The loss is the cross entropy over K classes, which say what was done and not what the image shows. A network that knows
-nothing has a loss of ln K and is right once in K times. `task_accuracy` is the share of right answers. It says how well
-the task is solved, not how good the features are: a task solved by a shortcut, such as brightness or lens colours,
-teaches nothing.
+nothing has a loss of ln K and is right once in K times; where classes are not equally frequent, the loss is their
+entropy, which takes the place of ln K, and it is right as often as the most frequent one. `task_accuracy` is the share
+of right answers. It says how well the task is solved, not how good the features are: a task solved by a shortcut, such
+as brightness or lens colours, teaches nothing.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,13 +33,18 @@ class PretextTask(EmbeddingMethod):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self._num_classes = self.num_classes(config)
+        self._num_classes, self._shares = self.num_classes(config), self.class_shares(config)
         self.signs = {"task_accuracy": Sign()}
 
     @classmethod
     def num_classes(cls, config: Config) -> int:
         """K."""
         raise NotImplementedError
+
+    @classmethod
+    def class_shares(cls, config: Config) -> Sequence[float]:
+        """How often each class is the right answer."""
+        return [1 / cls.num_classes(config)] * cls.num_classes(config)
 
     @classmethod
     def missing(cls, config: Config) -> str:
@@ -55,7 +62,7 @@ class PretextTask(EmbeddingMethod):
 
     def measures(self, loss: float, signs: dict[str, Tensor], num_images: int) -> dict[str, float]:
         """The share told right, that of chance, and the loss over ln K."""
-        own = {"task_chance": 1 / self._num_classes, "loss_over_ln_k": loss / math.log(self._num_classes)}
+        own = {"task_chance": max(self._shares), "loss_over_ln_k": loss / _entropy(self._shares)}
         return own | super().measures(loss, signs, num_images)
 
     @classmethod
@@ -65,8 +72,10 @@ class PretextTask(EmbeddingMethod):
 
     @classmethod
     def loss_references(cls, config: Config) -> dict[str, float]:
-        """The loss of uniform predictions."""
-        return {"ln K (uniform predictions)": math.log(cls.num_classes(config))}
+        """The loss of predictions that are the same for all."""
+        shares = cls.class_shares(config)
+        uniform = max(shares) == min(shares)
+        return {"ln K (uniform predictions)" if uniform else "entropy of the classes": _entropy(shares)}
 
     @classmethod
     def symptoms(cls, config: Config) -> list[Symptom]:
@@ -104,3 +113,7 @@ class PretextTask(EmbeddingMethod):
     def panels(cls, config: Config) -> list[Panel]:
         """Accuracy against chance."""
         return [Panel("Task", {"share told right": "task_accuracy", "chance": "task_chance"}, limits=(0, 1.05))]
+
+
+def _entropy(shares: Sequence[float]) -> float:
+    return -sum(share * math.log(share) for share in shares)

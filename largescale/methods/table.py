@@ -31,12 +31,14 @@ from largescale.methods.mocov2 import MoCoV2
 from largescale.methods.mocov3 import MoCoV3
 from largescale.methods.nnclr import NNCLR
 from largescale.methods.odc import ODC
+from largescale.methods.opn import OPN
 from largescale.methods.patches import Patches
 from largescale.methods.paws import PAWS
 from largescale.methods.pcl import PCL
 from largescale.methods.pirl import PIRL
 from largescale.methods.rotation import Rotation
 from largescale.methods.sela import SeLa
+from largescale.methods.shuffle_learn import ShuffleLearn
 from largescale.methods.simclr import SimCLR
 from largescale.methods.simsiam import SimSiam
 from largescale.methods.swav.method import SwAV
@@ -68,6 +70,8 @@ METHODS: dict[str, type[Method]] = {
     "jigsaw": Jigsaw,
     "patches": Patches,
     "rotation": Rotation,
+    "shuffle_learn": ShuffleLearn,
+    "opn": OPN,
     "denoising": Denoising,
     "colorization": Colorization,
     "context_encoder": ContextEncoder,

@@ -61,11 +61,11 @@ def views_of_step(config: Config, step: int, device: torch.device = CPU) -> View
         .to(device, weights_dtype(config))
         for shape in shapes
     ]
+    times = torch.rand(len(images[0]) // len(places), batch, generator=generator, dtype=torch.float64)[:, places]
+    facts = {"times": times.to(device)} if "times" in config.method.facts else {}
     ids = (places - (places % 8 == 7) + 5 * step) % LENGTH.num_samples  # some come twice, as what stands in for others
     sounds = sounds_of_step(config, step, places, device)
-    return Views(
-        images, torch.from_numpy(ids).to(device), supports=supports_of_step(config, step, device), sounds=sounds
-    )
+    return Views(images, torch.from_numpy(ids).to(device), facts, supports_of_step(config, step, device), sounds=sounds)
 
 
 def sounds_of_step(config: Config, step: int, places: np.ndarray, device: torch.device = CPU) -> Tensor | None:

@@ -24,13 +24,14 @@ def logged(name: str, logits: Tensor, wanted: Tensor) -> tuple[float, dict[str, 
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_uniform_answers_cost_ln_k_and_are_said_to_be_no_better_than_chance(name):
+def test_equal_answers_cost_ln_k_and_are_said_to_be_no_better_than_chance(name):
     config = mini(name)
-    count = METHODS[name].num_classes(config)
-    wanted = torch.arange(6 * count).reshape(1, -1) % count
-    loss, row = logged(name, torch.zeros(1, 6 * count, count), wanted)
+    shares = torch.tensor(METHODS[name].class_shares(config), dtype=torch.float64)
+    assert len(shares) == METHODS[name].num_classes(config) and float(shares.sum()) == pytest.approx(1)
+    wanted = torch.arange(len(shares)).repeat_interleave((8 * len(shares) * shares).round().long())[None]
+    loss, row = logged(name, shares.log().expand(1, wanted.numel(), -1), wanted)
     assert [loss] == pytest.approx(list(METHODS[name].loss_references(config).values()))
-    assert row["task_chance"] == pytest.approx(1 / count) == pytest.approx(row["task_accuracy"])
+    assert row["task_chance"] == pytest.approx(max(shares.tolist())) == pytest.approx(row["task_accuracy"])
     assert row["loss_over_ln_k"] == pytest.approx(1)
     assert "task is not learnt" in said_of(config, row) or "no better than uniform" in said_of(config, row)
 
