@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from benchmarks.accuracies import ROOT, Variant, main
 
-NEED_MORE = {"colorization", "distillation", "paws"}
-"""Than these grey images: colours, a teacher, and labels (`benchmarks/few_labels.py`)."""
+NEED_MORE = {"colorization", "distillation", "opn", "paws", "shuffle_learn"}
+"""Than these grey images: colours, a teacher, labels (`benchmarks/few_labels.py`), or clips
+(`benchmarks/clips_learned.py`).
+"""
 
 VARIANTS = {
     path.stem: Variant(str(path.relative_to(ROOT)))

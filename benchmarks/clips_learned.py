@@ -1,0 +1,196 @@
+"""Tasks on clips, learnt from synthetic videos, and at chance where what they ask for is taken out of the same videos.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.clips_learned [--tasks NAME ...] [--seeds 0] [--videos-only]
+
+A task is a recipe of configs/small and folders of shards: as filmed, and without what the task needs. Videos are made
+here and converted by `shards convert --clips`; the network is trained on one folder and asked about clips of another,
+by `largescale evaluate own-task`. Writes benchmarks/results/clips_learned.json and clips_learned.md; rows of other
+tasks and seeds are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from benchmarks.accuracies import RESULTS, ROOT, machine
+from largescale.run.environment import environment
+from shards.clips.clip import ClipSettings
+from shards.conversion.convert import Options, convert
+
+SHARDS, RUNS = ROOT / "data" / "shards", ROOT / "runs" / "bench-clips_learned"
+SIZES = {"train": 400, "test": 100}
+"""Videos of each folder."""
+RATE, FRAMES, SIDE = 8, 48, 32
+TRAVEL, SIDES = 14.0, (5.0, 14.0)
+"""Pixels that a square moves by from the first frame to the last, and its side when it is far away and when near."""
+
+
+def moving_square(random: np.random.Generator) -> np.ndarray:
+    """A bright square that moves steadily over dim noise in any direction, and comes nearer or goes away: uint8
+    [FRAMES, SIDE, SIDE, 3].
+    """
+    angle, done = random.uniform(0, 2 * np.pi), np.linspace(0, 1, FRAMES)
+    way = TRAVEL * np.array([np.sin(angle), np.cos(angle)])
+    side = np.interp(done if random.random() < 0.5 else 1 - done, (0, 1), SIDES)
+    room = SIDE - max(SIDES) - np.abs(way)
+    start = np.where(way < 0, -way, 0) + random.random(2) * room
+    corners = start + done[:, None] * way + (max(SIDES) - side[:, None]) / 2  # [FRAMES, 2]
+    place = np.arange(SIDE)
+    covered = np.clip(place + 1 - corners[..., None], 0, 1)
+    covered = covered * np.clip(corners[..., None] + side[:, None, None] - place, 0, 1)
+    inside = (covered[:, 0, :, None] * covered[:, 1, None, :])[..., None]
+    ground, colour = random.integers(0, 90, (SIDE, SIDE, 3)), random.integers(170, 256, 3)
+    return np.rint(inside * colour + (1 - inside) * ground).astype(np.uint8)
+
+
+def shuffled_square(random: np.random.Generator) -> np.ndarray:
+    """The same frames in random order: nothing moves from one to the next."""
+    return random.permutation(moving_square(random))
+
+
+KINDS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
+    "moving-squares": moving_square,
+    "shuffled-squares": shuffled_square,
+}
+"""What videos show, by the name of their folders of shards."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A recipe of configs/small, and the kinds of videos it is trained on and asked about.
+
+    Attributes:
+        title: of the method.
+        kinds: by what is said of them; the first has what the task needs, the others have not.
+    """
+
+    title: str
+    kinds: dict[str, str]
+
+
+_ORDER = {"as filmed": "moving-squares", "frames in random order": "shuffled-squares"}
+TASKS = {"shuffle_learn": Task("Shuffle and Learn", _ORDER), "opn": Task("Order prediction network", _ORDER)}
+
+
+def shards_of(kind: str, part: str) -> Path:
+    """Shards of videos of a kind, made if they are not there."""
+    out = SHARDS / f"{kind}-{part}"
+    if not (out / "manifest.json").exists():
+        with tempfile.TemporaryDirectory() as folder:
+            for number in range(SIZES[part]):
+                random = np.random.default_rng([list(SIZES).index(part), number])
+                write(Path(folder) / f"{number:04d}.mkv", KINDS[kind](random))
+            clips = ClipSettings(frame_rate=float(RATE))
+            convert(Path(folder), out, Options(out.name, samples_per_shard=50, clips=clips))
+    return out
+
+
+def write(path: Path, frames: np.ndarray) -> None:
+    """A video, H.264."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=RATE, options={"crf": "10"})
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, RATE)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def measure(name: str, kind: str, seed: int) -> dict[str, Any]:
+    """Train on a kind of videos, and ask about others of it."""
+    run, train, test = RUNS / f"{name}-{kind}-seed{seed}", shards_of(kind, "train"), shards_of(kind, "test")
+    words = [f"run.dir={run}", f"run.seed={seed}", f"data.shards={train}", f"data.eval_shards={test}"]
+    before = _cpu_s()
+    command("pretrain", f"configs/small/{name}.yaml", *words)
+    spent = _cpu_s() - before
+    command("evaluate", "own-task", str(run))
+    record = json.loads((run / "eval" / "own-task.json").read_text())
+    results = record["results"]
+    return {
+        "task": name,
+        "kind": kind,
+        "seed": seed,
+        "accuracy": 100 * results["pretrained"]["task_accuracy"],
+        "untrained": 100 * results["untrained"]["task_accuracy"],
+        "chance": 100 * results["pretrained"]["task_chance"],
+        "answers": record["num_test"] * record["settings"]["task_draws"],
+        "train_cpu_s": spent,
+        "machine": machine({"environment": environment(), "ranks": 1}),
+    }
+
+
+def command(*words: str) -> None:
+    """`largescale WORDS`, in the repository."""
+    subprocess.run([sys.executable, "-m", "largescale", *words], cwd=ROOT, check=True)
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "# Tasks on clips, learnt from synthetic videos",
+        "",
+        f"`OMP_NUM_THREADS=1 python -m benchmarks.clips_learned` on {rows[-1]['machine']}. Recipes of configs/small, "
+        f"trained on {SIZES['train']} videos of six seconds and asked about {SIZES['test']} others, four times each, "
+        "by `largescale evaluate own-task`. A square moves steadily over noise and comes nearer or goes away; in other "
+        "videos the same frames come in random order, so that there is nothing to learn: a network that answered "
+        "better than by chance there would have found a shortcut. Shares in percent.",
+        "",
+        "| task | videos | seed | right | chance | untrained network | CPU time of training, s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        said = next(words for words, kind in TASKS[row["task"]].kinds.items() if kind == row["kind"])
+        lines.append(
+            f"| {TASKS[row['task']].title} | {said} | {row['seed']} | **{row['accuracy']:.1f}** | {row['chance']:.1f} "
+            f"| {row['untrained']:.1f} | {row['train_cpu_s']:.0f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--videos-only", action="store_true", help="make the shards that the recipes name, and end")
+    arguments = parser.parse_args()
+    if arguments.videos_only:
+        for kind in sorted({kind for name in arguments.tasks for kind in TASKS[name].kinds.values()}):
+            for part in SIZES:
+                print(shards_of(kind, part))
+        return
+    path = RESULTS / "clips_learned.json"
+    known = json.loads(path.read_text()) if path.exists() else []
+    new = [
+        measure(name, kind, seed)
+        for name in arguments.tasks
+        for kind in TASKS[name].kinds.values()
+        for seed in arguments.seeds
+    ]
+    places = {(row["task"], row["kind"], row["seed"]): row for row in [*known, *new]}
+    rows = sorted(places.values(), key=lambda row: (list(TASKS).index(row["task"]), row["kind"], row["seed"]))
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    (RESULTS / "clips_learned.md").write_text(page(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""How well a network solves the task that it was trained by, on samples that it has not seen.
+
+Nothing is trained: samples of data.eval_shards are cropped, augmented and asked as in training, but in evaluation mode
+and of epochs that no training reaches. Every sample is asked `task_draws` times, each time about other views.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from largescale.config import Config, EvaluateConfig
+from largescale.config.setting import setting
+from largescale.data.batches import BatchMaker
+from largescale.data.corpora import Corpus
+from largescale.data.frames import require_clips
+from largescale.data.loaded import Batch, DeviceBatches
+from largescale.data.loader import Position, choose_counts
+from largescale.data.reader import ShardReader
+from largescale.distributed.collectives import sum_over_ranks
+from largescale.distributed.launch import own_launch
+from largescale.evaluate.subject import Subject
+from largescale.evaluate.ways import Measure, Measured
+from largescale.evaluate.weights import method_of
+from largescale.methods import Method, method_class
+from largescale.processes import process_group, rank, world_size
+from shards.ground.errors import InputError
+
+CHOSEN_ON = "nothing; nothing is trained"
+ACCURACY = "task_accuracy"
+"""The sign that a method reports whose task has right answers."""
+
+_EPOCH = 1 << 40
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Settings(EvaluateConfig):
+    """The keys of own-task under `evaluate`."""
+
+    task_draws: int = setting(
+        4, "How often each test sample is asked, each time about other views.", at_least=1, at_most=10_000, free=True
+    )
+
+
+@dataclass(frozen=True)
+class _Rounds:
+    """Samples 0 to `num_samples` - 1 in order, again and again, each round in an epoch of its own."""
+
+    num_samples: int
+    batch: int
+
+    def samples(self, steps: int | np.ndarray, places: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and epochs."""
+        rounds, ids = np.divmod(np.asarray(steps) * self.batch + places, self.num_samples)
+        return ids, _EPOCH + rounds
+
+
+@torch.no_grad()
+def measure(method: Method, batches: Iterable[Batch]) -> dict[str, Any]:
+    """Means over batches of what the method logs of a step. Collectives: one all-reduce, and those of the method."""
+    sums: dict[str, Tensor] = {}
+    for batch in batches:
+        output = method(batch.inputs(), batch.step)
+        of_batch = {"loss": output.loss, **output.signs, "batches": torch.ones((), device=output.loss.device)}
+        sums = {name: value.double() + sums.get(name, 0.0) for name, value in of_batch.items()}
+    sums = sum_over_ranks(sums)
+    count = sums.pop("batches")
+    means = {name: value / count for name, value in sums.items()}
+    return {"loss": float(means["loss"]), **method.measures(float(means.pop("loss")), means, 0)}
+
+
+def by_own_task(measure: Measure, subject: Subject) -> Measured:
+    """`measure(method, batches)` of the network and, as a baseline, of its first weights, on the same batches.
+
+    Raises:
+        InputError: the method has no task with right answers, or sees clips where there are images.
+
+    Collectives: every rank must call it; those of `measure`.
+    """
+    with nullcontext() if own_launch() is not None or world_size() > 1 else process_group():
+        return _measured(measure, subject)
+
+
+def _measured(measure: Measure, subject: Subject) -> Measured:
+    config, [_, corpus] = subject.config, subject.shards
+    require_clips(config, [corpus])
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    results: dict[str, dict[str, Any]] = {}
+    skipped: dict[tuple[str, str], str] = {}
+    asked = 0
+    for name, trained in {"pretrained": True, **({"untrained": False} if config.evaluate.baselines else {})}.items():
+        method = method_of(config, subject.weights, trained=trained).to(device)
+        if ACCURACY not in method.signs or len(method.objectives) > 1:
+            raise InputError(
+                f"own-task: a {method_class(config).title} run has no task whose answers are right or wrong; measure "
+                f"its features, as by linear or knn"
+            )
+        batches = _Batches(corpus, config, device)
+        results[name] = measure(method, _noting(batches, skipped))
+        asked = min(corpus.manifest.num_samples, batches.num_answers)
+    for (shard, key), reason in skipped.items():
+        _log.warning("%s, key %s: another stands in for it: %s", shard, key, reason)
+    doubts = [f"{len(skipped):,} test samples cannot be asked; others stand in for them"] if skipped else []
+    return Measured(results, 0, asked, doubts)
+
+
+def _noting(batches: Iterable[Batch], skipped: dict[tuple[str, str], str]) -> Iterable[Batch]:
+    for batch in batches:
+        skipped.update({(row["shard"], row["key"]): row["reason"] for row in batch.skipped})
+        yield batch
+
+
+class _Batches:
+    """Batches of test samples, a micro-batch of training at most each, on the device; whole ones alone.
+
+    Attributes:
+        num_answers: samples in them, over all ranks and rounds.
+    """
+
+    def __init__(self, corpus: Corpus, config: Config, device: torch.device) -> None:
+        settings = cast(Settings, config.evaluate)
+        num_samples, ranks = corpus.manifest.num_samples, world_size()
+        most = min(config.evaluate.batch, config.train.global_batch // config.train.accumulate)
+        total = num_samples * settings.task_draws
+        batch = min(most, total) // ranks * ranks
+        if batch == 0:
+            raise InputError(f"{corpus.manifest.root}: {num_samples} samples are too few for {ranks} ranks")
+        self._steps = range(total // batch)
+        self.num_answers = batch * len(self._steps)
+        data, train = replace(config.data, audit=False), replace(config.train, global_batch=batch, accumulate=1)
+        maker = BatchMaker(
+            ShardReader([corpus]),
+            _Rounds(num_samples, batch),
+            replace(config, data=data, train=train),
+            rank=rank(),
+            world_size=ranks,
+        )
+        launch = own_launch()
+        counts = choose_counts(
+            data.workers,
+            data.threads,
+            local_ranks=max(1, launch.local_ranks if launch else 1),
+            on_gpu=device.type == "cuda",
+        )
+        self._loaded = DeviceBatches(maker, device=device, dtype=torch.float32, counts=counts, position=Position())
+
+    def __iter__(self) -> Iterator[Batch]:
+        with closing(self._loaded(self._steps)) as batches:
+            yield from batches
