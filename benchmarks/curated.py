@@ -1,12 +1,16 @@
 """A pile that nobody sorted, made from the bundled images: training on all of it, on a random part, on a curated part.
 
-    python -m benchmarks.curated [--steps 400] [--first 300] [--target 1500] [--seeds 0 1 2] [--folder runs/curated]
+    python -m benchmarks.curated [--steps 200] [--first 100] [--target 1500] [--seeds 0 1 2] [--folder runs/curated]
 
-The pile of a seed: classes of the bundled training images, in an order that the seed draws, with sizes that fall as
-1 / rank; for every image of the three largest classes two near copies (cropped by a pixel, encoded again as JPEG); 500
-images of noise or of one grey. A network is trained on it for `--first` steps, its features are curated, and the demo's
-recipe is trained for `--steps` on each of the three sets, from equal starts: equally many images seen. Measured on the
-bundled test images, which are balanced: kNN and a linear probe with all bundled training images as the bank, and
+The pile of a seed: classes of the bundled training images, in an order that the seed draws. Of the class of rank r,
+1000 / r images, and of each 8 / r near copies (up to half a pixel is cut off each side, as 4 of 224 would be, and what
+is left encoded again as JPEG), rounded down: what is frequent is copied more, too, and sizes fall as 1 / r^2 at first.
+Besides, 1,500 images of noise or of one grey.
+
+Curation is what a user would do: `shards convert --no-blank --duplicates near`, a network trained on what is left for
+`--first` steps, its whitened features, `largescale curate`. The demo's recipe is trained for `--steps` on each of the
+three sets, from equal starts and with equally many warm-up steps: equally many images seen. Measured on the bundled
+test images, which are balanced: kNN and a linear probe with 200 training images of each class as the bank, and
 retrieval among the test images.
 
 With `--folder` what is made stays there, and the same command goes on after it was killed. Writes
@@ -19,6 +23,7 @@ import argparse
 import datetime
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -26,20 +31,22 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.gram import hardware
+from shards.format.manifest import read_manifest
+from shards.format.shard_index import read_index
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SAMPLE = ROOT / "data" / "fashion-mnist" / "train"
-TRAIN, TEST = ROOT / "data" / "shards" / "fashion-mnist-train", ROOT / "data" / "shards" / "fashion-mnist-test"
-COPIED, COPIES, JUNK = 3, 2, 500
+TEST = ROOT / "data" / "shards" / "fashion-mnist-test"
+COPIES, JUNK, OF_BANK, WARMUP = 8, 1500, 200, 40
 MEASURES = {"knn": "top1", "linear": "top1", "retrieval": "map"}
 SETS = ("pile", "random part", "curated part")
 
@@ -49,16 +56,18 @@ def pile(source: Path, out: Path, seed: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
     classes = sorted(source.iterdir())
-    for rank, place in enumerate(generator.permutation(len(classes)).tolist()):
+    for rank, place in enumerate(generator.permutation(len(classes)).tolist(), 1):
         folder = classes[place]
         files = sorted(folder.iterdir())
-        for file in files[: max(10, len(files) // (rank + 1))]:
+        for file in files[: len(files) // rank]:
             image = Image.open(file)
             image.save(out / f"{folder.name}-{file.stem}.png")
-            for number in range(COPIES if rank < COPIED else 0):
-                left, top = generator.integers(0, 2, 2)
-                part = image.crop((left, top, left + image.width - 1, top + image.height - 1)).resize(image.size)
-                part.convert("L").save(out / f"{folder.name}-{file.stem}-copy{number}.jpg", quality=70)
+            for number in range(COPIES // rank):
+                left, top, right, bottom = generator.uniform(0, 0.5, 4)
+                box = (left, top, image.width - right, image.height - bottom)
+                part = image.resize(image.size, Image.Resampling.BICUBIC, box).convert("L")
+                quality = int(generator.integers(50, 95))
+                part.save(out / f"{folder.name}-{file.stem}-copy{number}.jpg", quality=quality)
     for number in range(JUNK):
         noise = generator.integers(0, 256, (28, 28)) if number % 2 else np.full((28, 28), number % 256)
         name = "noise" if number % 2 else "grey"
@@ -70,40 +79,79 @@ def command(*words: object) -> None:
     subprocess.run([sys.executable, "-m", *map(str, words)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
-def train(folder: Path, run: Path, steps: int, seed: int, subset: Path | None = None) -> None:
-    """Train the demo's recipe on the pile or a part of it; what is trained already is left alone."""
-    data = [f"data.shards={folder / 'shards'}", f"data.eval_shards={TEST}", f"evaluate.train_shards={TRAIN}"]
-    data += [f"data.subset={subset}"] if subset else []
-    schedule = [f"train.steps={steps}", f"run.seed={seed}", f"run.dir={run}"]
+def convert(source: Path, shards: Path, *wanted: object) -> None:
+    """Make shards, unless they are there."""
+    if not (shards / "manifest.json").is_file():
+        settings = ["--shuffle", 0, "--samples-per-shard", 1000, "--workers", 1]
+        command("shards", "convert", source, shards, *settings, *wanted)
+
+
+def keys_of(shards: Path) -> list[str]:
+    """Names of images in the order of sample numbers."""
+    manifest = read_manifest(shards)
+    indexes = (read_index(manifest.index_path(number)) for number in range(len(manifest.shards)))
+    return [Path(index.key(row)).name for index in indexes for row in range(len(index))]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is trained on: shards, and which of their samples; all if there is no file."""
+
+    shards: Path
+    subset: Path | None = None
+
+    def keys(self) -> list[str]:
+        """Names of its images."""
+        keys = keys_of(self.shards)
+        return [keys[number] for number in np.load(self.subset).tolist()] if self.subset else keys
+
+    def kinds(self) -> dict[str, int]:
+        """Different images of each class, whichever of their copies are there; copies beyond; and junk."""
+        keys = [Path(key).stem for key in self.keys()]
+        images = {key.partition("-copy")[0] for key in keys}
+        found = Counter(image.rpartition("-")[0] for image in images)
+        return dict(sorted(found.items())) | {"copies": len(keys) - len(images)}
+
+
+def train(part: Part, bank: Path, run: Path, steps: int, seed: int) -> None:
+    """Train the demo's recipe on a part; what is trained already is left alone."""
+    if (run / "checkpoints" / "latest").exists():
+        return
+    data = [f"data.shards={part.shards}", f"data.eval_shards={TEST}", f"evaluate.train_shards={bank}"]
+    data += [f"data.subset={part.subset}"] if part.subset else []
+    warmup = WARMUP * 64 / len(part.keys())
+    schedule = [f"train.steps={steps}", f"optim.warmup_epochs={warmup}", f"run.seed={seed}", f"run.dir={run}"]
     less = ["evaluate.online_every=0", "checkpoint.every_steps=0", "parallel.strategy=ddp"]
     command("largescale", "pretrain", "configs/demo.yaml", *data, *schedule, *less)
 
 
-def prepare(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Path | None]:
-    """Make the pile and its parts; returns the subset of each set."""
+def prepare(folder: Path, bank: Path, seed: int, options: argparse.Namespace) -> dict[str, Part]:
+    """Make the pile and its parts."""
     if not (folder / "shards" / "manifest.json").is_file():
         pile(SAMPLE, folder / "images", seed)
-        command("shards", "convert", folder / "images", folder / "shards", "--shuffle", 0, "--samples-per-shard", 1000)
-    train(folder, folder / "first", options.first, seed)
-    command("largescale", "features", folder / "first", folder / "shards", folder / "features", "--dim", options.dim)
+    whole, cleaned = Part(folder / "shards"), Part(folder / "cleaned")
+    convert(folder / "images", whole.shards, "--duplicates", "keep")
+    convert(folder / "images", cleaned.shards, "--no-blank", "--duplicates", "near", "--radius", options.radius)
+    train(cleaned, bank, folder / "first", options.first, seed)
+    features = ["--dim", options.dim, "--whiten"]
+    command("largescale", "features", folder / "first", cleaned.shards, folder / "features", *features)
     wanted = ["--levels", options.levels, "--target", options.target, "--dedup", options.dedup]
     command("largescale", "curate", folder / "features", folder / "curated", *wanted)
-    curated = folder / "curated" / "subset.npy"
-    num = json.loads((folder / "curated" / "curation.json").read_text())["num_images"]
-    np.save(
-        folder / "random.npy", np.sort(np.random.default_rng(seed).choice(num, len(np.load(curated)), replace=False))
-    )
-    return dict(zip(SETS, (None, folder / "random.npy", curated), strict=True))
+    curated = Part(cleaned.shards, folder / "curated" / "subset.npy")
+    draws = np.random.default_rng(seed).choice(len(whole.keys()), len(curated.keys()), replace=False)
+    np.save(folder / "random.npy", np.sort(draws))
+    return dict(zip(SETS, (whole, Part(whole.shards, folder / "random.npy"), curated), strict=True))
 
 
-def kinds(folder: Path, subset: Path | None) -> dict[str, int]:
-    """Images of each class, copies of any, and junk, in a set."""
-    tables = [
-        pq.read_table(path, columns=["key"]) for path in sorted((folder / "curated" / "images").glob("*.parquet"))
-    ]
-    keys = [Path(key).name for table in tables for key in table["key"].to_pylist()]
-    chosen = [keys[number] for number in np.load(subset).tolist()] if subset else keys
-    return dict(sorted(Counter("copies" if "-copy" in key else key.rpartition("-")[0] for key in chosen).items()))
+def make_bank(folder: Path) -> Path:
+    """Shards of the last training images of each class; returns their folder."""
+    bank = folder / "bank"
+    for source in sorted(SAMPLE.iterdir()):
+        (bank / "images" / source.name).mkdir(parents=True, exist_ok=True)
+        for file in sorted(source.iterdir())[-OF_BANK:]:
+            shutil.copy(file, bank / "images" / source.name)
+    convert(bank / "images", bank / "shards", "--labels", "folder")
+    return bank / "shards"
 
 
 def measure(runs: Sequence[Path]) -> list[dict[str, float]]:
@@ -158,20 +206,21 @@ def page(record: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--first", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--first", type=int, default=100)
     parser.add_argument("--target", type=int, default=1500)
-    parser.add_argument("--levels", default="1000,100,20")
-    parser.add_argument("--dedup", type=float, default=0.002, help="epsilon of duplicates")
-    parser.add_argument("--dim", type=int, default=32, help="principal components that are curated")
+    parser.add_argument("--radius", type=int, default=1, help="of hashes of near copies, in bits")
+    parser.add_argument("--levels", default="200,20")
+    parser.add_argument("--dedup", type=float, default=0.1, help="epsilon of duplicates")
+    parser.add_argument("--dim", type=int, default=32, help="whitened principal components that are curated")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--folder", type=Path, help="to work in (default: a temporary one)")
     parser.add_argument("--out", type=Path, default=RESULTS / "curated.md")
     options = parser.parse_args()
-    for part in (TRAIN, TEST):
-        subprocess.run(["make", str(part.relative_to(ROOT) / "manifest.json")], check=True, cwd=ROOT)
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.jobs))
+    if not SAMPLE.is_dir() or not TEST.is_dir():
+        subprocess.run(["make", str(TEST.relative_to(ROOT) / "manifest.json")], check=True, cwd=ROOT)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.jobs)))
     record: dict[str, Any] = {
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         "hardware": hardware("cpu"),
@@ -182,15 +231,15 @@ def main() -> None:
         "rows": [],
     }
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(options.jobs) as pool:
+        place = (options.folder or Path(temporary)).absolute()
+        bank = make_bank(place)
         for seed in options.seeds:
-            folder = (options.folder or Path(temporary)).absolute() / f"pile-{seed}"
-            subsets = prepare(folder, seed, options)
-            record["kinds"][str(seed)] = {name: kinds(folder, subset) for name, subset in subsets.items()}
+            folder = place / f"pile-{seed}"
+            parts = prepare(folder, bank, seed, options)
+            record["kinds"][str(seed)] = {name: part.kinds() for name, part in parts.items()}
             print(json.dumps(record["kinds"][str(seed)]), flush=True)
-            runs = [folder / name.split()[0] for name in SETS]
-            each = [
-                (folder, run, options.steps, seed, subset) for run, subset in zip(runs, subsets.values(), strict=True)
-            ]
+            runs = [folder / f"run-{name.split()[0]}" for name in SETS]
+            each = [(parts[name], bank, run, options.steps, seed) for name, run in zip(SETS, runs, strict=True)]
             list(pool.map(train, *zip(*each, strict=True)))
             for name, found in zip(SETS, measure(runs), strict=True):
                 record["rows"].append({"set": name, "seed": seed, **found})
