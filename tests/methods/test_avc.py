@@ -7,12 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from largescale.config import load_config
+from largescale.config import SoundConfig, load_config
+from largescale.data.clip_facts import ClipFacts
 from largescale.data.length import Length
+from largescale.data.sounds import SoundWindows
 from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.methods.avc import AVC, strangers
 from largescale.methods.method import Output
+from shards.clips.sound import to_flac
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.doctor import said_of
@@ -80,6 +83,37 @@ def test_a_stranger_is_any_other_sample_and_never_the_same_one():
         if own != 5:
             assert counts == [0 if other == place else 100 for other in range(5)]
     assert strangers(ids, torch.arange(5), torch.full((5,), 0.3)).tolist() == [3, 3, 4, 0, 1]
+
+
+class OneSound:
+    """A reader whose clips all have two seconds of sound and 16 frames."""
+
+    facts = ClipFacts(0.0, np.arange(16, dtype=np.float32) / 8, np.zeros(16), 1000, 0.0, 2000)
+    payload = to_flac(np.zeros(2000, np.int16), 1000)
+
+    def sound(self, sample_id: int) -> bytes:
+        return self.payload
+
+    def clip(self, sample_id: int) -> ClipFacts:
+        return self.facts
+
+
+@pytest.mark.parametrize("grid_s", [0.04, 0.0])
+def test_sounds_of_others_start_where_own_ones_do(grid_s):
+    """By their place on the grid of 0.04 s, and by how early in the clip they are."""
+    windows, ids = SoundWindows(SoundConfig(seconds=0.5, rate=1000, grid_s=grid_s), OneSound(), 0), torch.arange(128)
+    own, others = [], []
+    for epoch in range(8):
+        starts = torch.tensor([windows.hear(sample_id, epoch).start for sample_id in ids.tolist()])
+        draws = build().task_views(Views([], ids), epoch).facts["strangers"][0]
+        own.append(starts)
+        others.append(starts[strangers(ids, ids, draws)])
+    own, others = torch.cat(own), torch.cat(others)
+    on_grid = [torch.bincount(starts % 40, minlength=40) / len(starts) for starts in (own, others)]
+    assert on_grid[0][0] == on_grid[1][0] == 1 if grid_s else max(one.max() for one in on_grid) < 0.1
+    early = [torch.histc(starts.float(), 5, 0, 1501) / len(starts) for starts in (own, others)]
+    assert min(one.min() for one in early) > 0.05
+    torch.testing.assert_close(early[0], early[1], rtol=0, atol=0.06)
 
 
 def test_embeddings_share_a_space_and_take_sound_in_either_form():
