@@ -111,9 +111,9 @@ def test_every_option_of_the_command_is_an_argument():
         (lambda at: shards.convert(at / "nothing", at.parent / "out"), "no such"),
         (lambda at: shards.index(at, workers=1), "no .tar files in it"),
         (lambda at: shards.index(at, workers=-1), "--workers=-1: expected at least 1"),
-        (lambda at: shards.verify(at), "no manifest.json"),
-        (lambda at: shards.open(at), "no manifest.json"),
-        (lambda at: shards.repair(at), "no manifest.json"),
+        (lambda at: shards.verify(at), "images and not shards; make shards of them"),
+        (lambda at: shards.open(at), "images and not shards; make shards of them"),
+        (lambda at: shards.repair(at), "images and not shards; make shards of them"),
     ],
 )
 def test_what_cannot_be_done_is_an_input_error(images, call, expected):
