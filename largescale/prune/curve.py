@@ -80,9 +80,14 @@ def _point(run: Path, number: int, left: int, weights: int) -> Point:
     return Point(number, left, weights, status_of(run).state, row["loss"] if row else None, headlines(run))
 
 
+def measured_by(points: list[Point]) -> list[str]:
+    """Protocols that a round was measured by; what only the run was measured by makes no curve."""
+    return sorted({name for point in points if point.round for name in point.accuracies})
+
+
 def told(points: list[Point]) -> str:
     """A table for a terminal."""
-    protocols = sorted({name for point in points for name in point.accuracies})
+    protocols = measured_by(points)
     rows = [["round", "left", "weights", "state", "loss", *protocols]]
     for point in points:
         values = [f"{point.accuracies[name]:.1f}" if name in point.accuracies else "-" for name in protocols]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from largescale.prune.curve import Point, figure_of, points_of, read_curve
+from largescale.prune.curve import Point, figure_of, measured_by, points_of, read_curve
 from largescale.report import page as report_page
 from largescale.report import plots
 from largescale.report.html_parts import escape, missing, section, table
@@ -40,7 +40,7 @@ def _curves(points: list[Point], out: Path) -> str:
     title = "Accuracy against the share of weights left"
     beside = {folder.name: read_curve(folder) for folder in sorted(out.parent.iterdir()) if folder != out}
     curves = {out.name: points} | {name: others for name, others in beside.items() if others}
-    protocols = sorted({protocol for point in points for protocol in point.accuracies})
+    protocols = measured_by(points)
     if not protocols:
         return section(title, "", missing("Nothing is measured yet. Pass --evaluate linear, or evaluate the rounds."))
     figures = "".join(
@@ -58,7 +58,7 @@ def _alt(protocol: str, points: list[Point]) -> str:
 
 
 def _rounds(points: list[Point]) -> str:
-    protocols = sorted({protocol for point in points for protocol in point.accuracies})
+    protocols = measured_by(points)
     rows = [
         (
             "the run" if point.round == 0 else f"{point.round}",

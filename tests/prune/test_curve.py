@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from largescale.cli import main
-from largescale.prune.curve import points_of
+from largescale.prune.curve import Point, measured_by, points_of, told
 from tests.helpers.prunings import left, masks_of, state_of
 
 pytestmark = pytest.mark.slow
@@ -23,6 +23,15 @@ def test_a_curve_reads_no_masks(run, pruned, monkeypatch):
     monkeypatch.setattr("largescale.prune.curve.read_state", None)
     points = points_of(run, pruned)
     assert points[0].left == points[0].weights and [point.left for point in points[1:]] == expected
+
+
+def test_what_only_the_run_was_measured_by_makes_no_curve():
+    points = [
+        Point(0, 8, 8, "complete", 1.0, {"linear": 60.0, "knn": 50.0}),
+        Point(1, 4, 8, "complete", 1.0, {"linear": 58.0}),
+    ]
+    assert measured_by(points) == ["linear"]
+    assert "58.0" in told(points) and "knn" not in told(points)
 
 
 def test_the_weights_and_the_mask_are_exported(pruned, tmp_path, capsys):
