@@ -56,6 +56,7 @@ STILL = [
     "data.crops=[{num: 2, size: 20, scale: [1.0, 1.0], ratio: [1.0, 1.0]}]",
     *(f"data.augment.{name}=0" for name in ("rotate_degrees", "gamma", "gain", "blur", "noise", "erase")),
 ]
+ONE_VIEW = ["data.crops=[{num: 1, size: 20, scale: [0.8, 1.0]}]"]
 MILD = [*(f"data.augment.{name}=0" for name in ("gamma", "gain", "erase")), "data.augment.noise=0.02"]
 FROZEN = ["method.freeze_prototypes_steps=240"]
 NOISE = [
@@ -207,6 +208,26 @@ HEALTHY = {
     "densecl-tiny": ("densecl", ["method.queue=512", "method.dense_start_step=60"]),
     "pcl-tiny": ("pcl", ["method.queue=512", "method.clusters=[50,100]", "method.wrong_clusters=64"]),
     "directpred-tiny": ("directpred", []),
+    "deepcluster-tiny": ("deepcluster", ["method.clusters=50", "method.components=32"]),
+    "deepclusterv2-tiny": ("deepclusterv2", ["method.clusters=[50,50]"]),
+    "deepercluster-tiny": (
+        "deepercluster",
+        ["method.clusters=50", "method.super_clusters=2", "method.components=32", "method.recluster_epochs=1"],
+    ),
+    "sela-tiny": ("sela", ["method.clusters=[50,50]"]),
+    "rotation-tiny": ("rotation", ONE_VIEW),
+    "jigsaw-tiny": ("jigsaw", ["data.crops=[{num: 1, size: 48, scale: [0.6, 1.0]}]", "method.tile=12"]),
+    "patches-tiny": (
+        "patches",
+        ["data.crops=[{num: 1, size: 48, scale: [0.6, 1.0]}]", "method.tile=12", "method.gap=2"],
+    ),
+    "cpc-tiny": ("cpc", ["data.crops=[{num: 1, size: 40, scale: [0.8, 1.0]}]"]),
+    "denoising-tiny": ("denoising", [*ONE_VIEW, "method.decoder=[32,16]"]),
+    "context_encoder-tiny": ("context_encoder", [*ONE_VIEW, "method.decoder=[32,16]", "method.discriminator=[16,32]"]),
+    "artifacts-tiny": ("artifacts", [*ONE_VIEW, "method.autoencoder=[16,32]", "method.autoencoder_epochs=0.5"]),
+    "paws-tiny": ("paws", []),
+    "distillation-tiny": ("distillation", ONE_VIEW),
+    "colorization-tiny": ("colorization", [*ONE_VIEW, "method.decoder=[32,16]"]),
     "swav-rate-0.2": ("swav", ["optim.lr=0.2"]),
     "swav-rate-1": ("swav", ["optim.lr=1", "run.seed=1"]),
     "swav-rate-0.05-no-batchnorm": ("swav", ["optim.lr=0.05", "method.head_batchnorm=false", "run.seed=3"]),
@@ -224,20 +245,26 @@ FULL_LENGTH = [
 ]
 """Healthy runs of `benchmarks/methods.py` that were kept, and the demo."""
 SIGNS = ["pixel_agreement", "agreement", "agreement_of_others"]
-"""What all methods log by now, but not the versions that made some recordings."""
+"""What methods with two views, or with embeddings of them, log by now; older versions made some recordings without."""
 
 
 def record(name: str, shards: Path, scratch: Path) -> None:
     """Train one run, and write its recording."""
     case = SICK.get(name)
     recipe, overrides = (case.recipe, case.overrides) if case else HEALTHY[name]
-    images = shards if case is None or case.images == "clothes" else made_shards(case.images, scratch)
+    kind = case.images if case else "coloured" if recipe == "colorization" else "clothes"
+    images = shards if kind == "clothes" else made_shards(kind, scratch)
     run_dir = scratch / name
     shutil.rmtree(run_dir, ignore_errors=True)
-    config = ROOT / "configs" / "small" / f"{recipe}.yaml"
-    code = largescale(["pretrain", str(config), f"run.dir={run_dir}", f"data.shards={images}", *TINY, *overrides])
+    command = ["distill", str(teacher(shards, scratch))] if recipe == "distillation" else ["pretrain"]
+    print(name, "exit", train(command, recipe, overrides, images, run_dir), flush=True)
     keep(name, run_dir)
-    print(name, "exit", code, flush=True)
+
+
+def train(command: list[str], recipe: str, overrides: list[str], images: Path, run_dir: Path) -> int:
+    """One small run; the exit code."""
+    config = ROOT / "configs" / "small" / f"{recipe}.yaml"
+    return largescale([*command, str(config), f"run.dir={run_dir}", f"data.shards={images}", *TINY, *overrides])
 
 
 def keep(name: str, run_dir: Path) -> None:
@@ -253,6 +280,8 @@ def keep(name: str, run_dir: Path) -> None:
         }
         for row in read_lines(run_dir / METRICS)
     ]
+    if "teacher" in config["method"]:
+        config["method"]["teacher"] = ""  # a file that nobody has
     columns = list(rows[-1])
     kept = {
         "config": {
@@ -281,15 +310,29 @@ def recording(name: str) -> tuple[Config, list[dict[str, Any]]]:
     return config, [{key: value for key, value in row.items() if value is not None} for row in rows]
 
 
+def teacher(shards: Path, scratch: Path) -> Path:
+    """A classifier: the run `simclr-tiny`, finetuned on a tenth of the labels."""
+    file = scratch / "teacher.safetensors"
+    if not file.exists():
+        run_dir = scratch / "teacher"
+        train(["pretrain"], "simclr", [], shards, run_dir)
+        few = ["evaluate.low_shot_finetune_share=0.1", "evaluate.low_shot_finetune_epochs=5"]
+        largescale(["finetune", str(run_dir), str(file), *few])
+    return file
+
+
 def made_shards(images: str, scratch: Path) -> Path:
-    """Shards of 1,280 files, which hold so many different images of coarse squares."""
+    """Shards of 1,280 files, which hold so many different images of coarse squares; coloured by their brightness."""
     shards = scratch / f"shards-{images}"
     if not (shards / "manifest.json").exists():
         folder, random = scratch / f"images-{images}", np.random.default_rng(0)
         folder.mkdir(parents=True, exist_ok=True)
-        different = random.integers(0, 256, ({"one": 1, "two": 2, "four": 4, "eight": 8}[images], 7, 7), np.uint8)
+        count = {"one": 1, "two": 2, "four": 4, "eight": 8, "coloured": 1280}[images]
+        different = random.integers(0, 256, (count, 7, 7), np.uint8)
         for number in range(1280):
             squares = different[number % len(different)]
+            if images == "coloured":
+                squares = np.stack([squares, 255 - squares, squares // 2], axis=-1)
             Image.fromarray(squares.repeat(4, 0).repeat(4, 1)).save(folder / f"{number:04}.png")
         subprocess.run([sys.executable, "-m", "shards", "convert", str(folder), str(shards)], check=True)
     return shards
@@ -301,7 +344,8 @@ def page() -> str:
     lines = [
         "# The doctor on runs that are sick, and on healthy ones\n",
         "`python -m benchmarks.doctor record` trained the small runs, each sick on purpose or not at all, on one core: "
-        "Fashion-MNIST at 20 px, a ResNet of two blocks, 240 steps of 64 images, a line every 10 steps, and otherwise "
+        "Fashion-MNIST at 20 px (40 or 48 where tiles are cut out; for colours, squares coloured by their brightness), "
+        "a ResNet of two blocks, 240 steps of 64 images, a line every 10 steps, and otherwise "
         "the recipe in configs/small. Runs called NAME-seedN, and the demo, are those recipes at full length "
         "(`benchmarks/methods.py`). The doctor is asked after every logged line. Percentages are shares of a run's "
         "steps; before the first one nothing is said, since the run is young or nothing lasts yet.",
@@ -314,8 +358,9 @@ def page() -> str:
         f"- No run was held out of: {', '.join(sorted(diagnoses(False) - diagnoses(True)))}.",
         f"- {len(MEANT_SICK)} runs with 25 to 2,500 times the recipe's rate were meant to be sick, trained well and "
         f"count as healthy: {', '.join(MEANT_SICK)}.",
-        f"- Some recordings are older than signs that are logged by now, and could not alarm by them: of "
+        f"- Recordings that are older than a sign, or of methods that have none of it, could not alarm by it: of "
         f"{len(healthy())} healthy runs, {', '.join(missing)}.",
+        f"- Recipes in configs/small of which no healthy run was recorded: {', '.join(not_recorded()) or 'none'}.",
         "",
         "## Sick",
         "",
@@ -346,13 +391,19 @@ def healthy() -> list[str]:
     return sorted(path.stem for path in RECORDINGS.glob("*.json") if path.stem not in SICK)
 
 
+def not_recorded() -> list[str]:
+    """Recipes in configs/small that no healthy run is of."""
+    recipes = {path.stem for path in (ROOT / "configs" / "small").glob("*.yaml")} - {"base"}
+    return sorted(recipes - {recipe for recipe, _ in HEALTHY.values()})
+
+
 def diagnoses(held_out: bool) -> set[str]:
     """What is wrong with the runs that were held out, or with the others."""
     return {case.diagnosis for case in SICK.values() if case.held_out == held_out}
 
 
 def lacks(name: str) -> list[str]:
-    """Which signs a recording is without, since it is older."""
+    """Which signs a recording is without, since it is older or its method has none."""
     columns = json.loads((RECORDINGS / f"{name}.json").read_text())["columns"]
     return [sign for sign in SIGNS if sign not in columns]
 
