@@ -261,7 +261,7 @@ def record(name: str, shards: Path, scratch: Path) -> None:
     keep(name, run_dir)
 
 
-def train(command: list[str], recipe: str, overrides: list[str], images: Path, run_dir: Path) -> int:
+def train(command: list[str], recipe: str, overrides: Sequence[str], images: Path, run_dir: Path) -> int:
     """One small run; the exit code."""
     config = ROOT / "configs" / "small" / f"{recipe}.yaml"
     return largescale([*command, str(config), f"run.dir={run_dir}", f"data.shards={images}", *TINY, *overrides])
