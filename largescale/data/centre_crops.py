@@ -27,6 +27,7 @@ from largescale.data.decode import REDUCTIONS, EncodedImage
 from largescale.data.loaded import raise_errors
 from largescale.data.loader import Loader, Position, choose_counts
 from largescale.data.reader import RawSample, SampleError, ShardReader
+from largescale.data.sounds import SoundWindows
 from largescale.distributed.launch import own_launch
 from shards.ground.errors import InputError
 from shards.images.orientation import UPRIGHT, turned
@@ -46,6 +47,7 @@ class CentreCrops:
         labels: their class numbers, -1 for none, int64 [N].
         keys: their WebDataset keys, if asked for.
         skipped: a row per image that could not be read (shard, key, offset, reason); each was named in a warning.
+        sounds: windows of sound, int16 [N, T], on the device as the images; None if not asked for.
     """
 
     number: int
@@ -54,6 +56,7 @@ class CentreCrops:
     labels: Tensor
     keys: list[str]
     skipped: list[dict[str, Any]]
+    sounds: Tensor | None = None
 
 
 @dataclass
@@ -74,10 +77,10 @@ class CentreCropMaker:
         keys: whether to look up WebDataset keys.
         frames: of each clip, evenly spaced; a sample has as many rows of a batch, one after the other. The one of 1, as
             that of an image, is the one that the index names: in the middle.
+        sound: a window of it to read with every frame in the middle; samples without are left out.
     """
 
     facts: Sequence[str] = ()
-    sound: SoundConfig | None = None
 
     def __init__(
         self,
@@ -87,8 +90,11 @@ class CentreCropMaker:
         *,
         keys: bool = False,
         frames: int = 1,
+        sound: SoundConfig | None = None,
     ) -> None:
+        assert sound is None or frames == 1
         self.reader, self.batches, self.frames, self._keys = ShardReader(corpora), batches, frames, keys
+        self.sound, self._windows = sound, SoundWindows(sound, self.reader, config.run.seed) if sound else None
         self._resize, self._margin = config.evaluate.resize, config.data.scaled_decode
         self._max_pixels = config.data.max_pixels
         self.data = replace(config.data, crops=[CropGroup(num=1, size=config.evaluate.size)])
@@ -130,7 +136,10 @@ class CentreCropMaker:
     def _fill(self, ids: np.ndarray, buffers: Buffers, number: int) -> str:
         """Put one image into its row; returns why it cannot be read."""
         try:
-            buffers.views[0][0, number].copy_(self.crop(int(ids[number // self.frames]), number % self.frames))
+            sample_id = int(ids[number // self.frames])
+            buffers.views[0][0, number].copy_(self.crop(sample_id, number % self.frames))
+            if buffers.sounds is not None and self._windows:
+                buffers.sounds[number] = torch.from_numpy(self._windows.in_the_middle(sample_id))
         except SampleError as error:
             return str(error)
         return ""
@@ -164,13 +173,17 @@ def decode_near(sample: RawSample, side: int, *, max_pixels: int, margin: float)
 
 def centre_crop(image: Tensor, resize: int, size: int) -> Tensor:
     """Shorter side to `resize` pixels with antialiasing, then the centre square: uint8 [3, size, size]."""
-    height, width = image.shape[1:]
+    height, width, top, left = crop_place(image.shape[1], image.shape[2], resize, size)
+    if (height, width) != image.shape[1:]:
+        image = interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+    return image[:, top : top + size, left : left + size]
+
+
+def crop_place(height: int, width: int, resize: int, size: int) -> tuple[int, int, int, int]:
+    """Height and width of an image that is resized for its centre square, and the square's top and left in it."""
     scale = resize / min(height, width)
     target = (max(size, round(height * scale)), max(size, round(width * scale)))
-    if target != (height, width):
-        image = interpolate(image[None], target, mode="bilinear", antialias=True)[0]
-    top, left = (target[0] - size) // 2, (target[1] - size) // 2
-    return image[:, top : top + size, left : left + size]
+    return *target, (target[0] - size) // 2, (target[1] - size) // 2
 
 
 def loader_of(
@@ -202,11 +215,12 @@ def centre_crops(
     keys: bool = False,
     in_process: bool = False,
     frames: int = 1,
+    sound: SoundConfig | None = None,
 ) -> Generator[CentreCrops]:
     """The given batches in order; to be closed if left early.
 
     Args:
-        corpora, config, batches, keys, frames: as of `CentreCropMaker`.
+        corpora, config, batches, keys, frames, sound: as of `CentreCropMaker`.
         device: where images go.
         in_process: load in this process, whatever `data.workers` says.
 
@@ -214,7 +228,8 @@ def centre_crops(
         InputError: a shard, or the whole folder, is away.
         OutOfMemory, LoaderDied: a loader process ran out of memory, or ended by itself.
     """
-    maker, on_gpu = CentreCropMaker(corpora, config, batches, keys=keys, frames=frames), device.type == "cuda"
+    maker = CentreCropMaker(corpora, config, batches, keys=keys, frames=frames, sound=sound)
+    on_gpu = device.type == "cuda"
     if not len(maker.places):
         return
     loader = loader_of(maker, range(len(batches)), config, device, in_process=in_process)
@@ -224,10 +239,12 @@ def centre_crops(
             _, buffers, parts, _ = loader.take()
             raise_errors(parts)
             images = buffers.views[0][0, : frames * len(ids)]
+            sounds = None if buffers.sounds is None else buffers.sounds[: len(ids)]
             if side is not None:
                 images = _sent(images, device, side)
+                sounds = None if sounds is None else _sent(sounds, device, side)
                 loader.release()
-            yield _batch(number, images, cast(list[_CentrePart], parts))
+            yield _batch(number, images, sounds, cast(list[_CentrePart], parts))
             if side is None:
                 loader.release()
 
@@ -241,16 +258,19 @@ def _sent(images: Tensor, device: torch.device, side: torch.cuda.Stream) -> Tens
     return there
 
 
-def _batch(number: int, images: Tensor, parts: list[_CentrePart]) -> CentreCrops:
+def _batch(number: int, images: Tensor, sounds: Tensor | None, parts: list[_CentrePart]) -> CentreCrops:
     skipped = [row for part in parts for row in part.skipped]
     for row in skipped:
         _log.warning("%s, key %s, is left out: %s", row["shard"], row["key"], row["reason"], extra={"all_ranks": True})
-    rows = [row for part in parts for row in part.rows]
+    if skipped:
+        rows = torch.tensor([row for part in parts for row in part.rows], dtype=torch.int64, device=images.device)
+        images, sounds = images[rows], None if sounds is None else sounds[rows]
     return CentreCrops(
         number,
-        images[torch.tensor(rows, dtype=torch.int64, device=images.device)] if skipped else images,
+        images,
         torch.tensor([one for part in parts for one in part.ids], dtype=torch.int64),
         torch.tensor([label for part in parts for label in part.labels], dtype=torch.int64),
         [key for part in parts for key in part.keys],
         skipped,
+        sounds,
     )

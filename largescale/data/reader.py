@@ -169,6 +169,12 @@ class ShardReader:
         shard, row = self.locate(sample_id)
         return int(self._known_index(shard).label[row])
 
+    def size(self, sample_id: int) -> tuple[int, int]:
+        """Width and height of a sample's image in px."""
+        shard, row = self.locate(sample_id)
+        index = self._known_index(shard)
+        return index.width.item(row), index.height.item(row)
+
     def clip(self, sample_id: int) -> ClipFacts | None:
         """What is known of a clip without reading it; None for an image."""
         shard, row = self.locate(sample_id)

@@ -86,6 +86,27 @@ class SoundWindows:
         louder = 1 - wanted.loudness * draws[_LOUDNESS]
         return Heard(frame, start, np.rint(window * louder).astype(np.int16))
 
+    def in_the_middle(self, sample_id: int) -> np.ndarray:
+        """The window on the grid whose own middle is nearest to the frame in the middle of a clip, or to that of the
+        sound of a clip of one frame; as loud as it is: int16 [T].
+
+        Raises:
+            SampleError: as of `hear`, or no window overlaps that frame.
+            ShardLost, InputError: as of `ShardReader.read`.
+        """
+        wanted, payload = self.wanted, self._reader.sound(sample_id)
+        facts = self._reader.clip(sample_id)
+        assert facts is not None  # it has sound
+        starts, frame = possible_starts(facts, wanted), len(facts.times) // 2
+        first, last = int(starts.first[frame]), int(starts.last[frame])
+        if last < first:
+            raise SampleError("no window of its sound overlaps the frame in the middle")
+        number = (first + last) // 2
+        if len(facts.times) > 1:
+            place = float(facts.times[frame]) * wanted.rate - wanted.num_samples / 2
+            number = min(max(first, round(place / wanted.grid)), last)
+        return decode_window(payload, number * wanted.grid - _begin(facts), wanted.num_samples)
+
 
 def _begin(facts: ClipFacts) -> int:
     """The place of the first sample of a clip's sound, in samples from the clip's start."""

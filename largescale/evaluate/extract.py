@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from largescale.checkpoint import sharded
 from largescale.checkpoint.folder import Checkpoint
-from largescale.config import Config
+from largescale.config import Config, SoundConfig
 from largescale.data.centre_crops import CentreCropMaker, CentreCrops, centre_crops
 from largescale.data.corpora import Corpus, open_corpus
 from largescale.data.reader import SampleError
@@ -29,8 +29,8 @@ from shards.ground.errors import InputError
 PIXELS_SIDE = 32
 """Larger images are averaged down to this side for the raw-pixel baseline."""
 
-Network = Callable[[Tensor], Tensor]
-"""From normalised images [B, 3, S, S] to features [B, D]."""
+Network = Callable[..., Tensor]
+"""From normalised images [B, 3, S, S], and windows of sound int16 [B, T] if asked for, to features [B, D]."""
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +104,7 @@ def features_of(
     labelled: bool = False,
     in_process: bool = False,
     frames: int = 1,
+    sound: SoundConfig | None = None,
 ) -> Generator[Extracted]:
     """Features of the given batches of sample ids, in order, of this process alone; to be closed if left early.
 
@@ -112,6 +113,7 @@ def features_of(
         keys, in_process: as of `centre_crops`.
         labelled: leave out images without a label.
         frames: of each clip, whose features are averaged; a clip of which one cannot be read is left out.
+        sound: windows of it that networks want as well; a clip without one is left out.
 
     Raises:
         InputError: the shards are away.
@@ -120,7 +122,9 @@ def features_of(
     mean = torch.tensor(config.data.mean, device=device)[:, None, None]
     std = torch.tensor(config.data.std, device=device)[:, None, None]
     waiting: list[_OnItsWay] = []
-    source = centre_crops(corpora, config, batches, device, keys=keys, in_process=in_process, frames=frames)
+    source = centre_crops(
+        corpora, config, batches, device, keys=keys, in_process=in_process, frames=frames, sound=sound
+    )
     with closing(source):
         for crops in source:
             if labelled:
@@ -133,8 +137,9 @@ def features_of(
             with memory_for(f"lower evaluate.batch={config.evaluate.batch}"):
                 x = (crops.images.float() / 255 - mean) / std
                 x = x.contiguous(memory_format=torch.channels_last)
-                found = {name: one(x).float() for name, one in networks.items()}
-                crops = replace(crops, images=x.new_empty(0, *x.shape[1:]))
+                inputs = (x,) if crops.sounds is None else (x, crops.sounds)
+                found = {name: one(*inputs).float() for name, one in networks.items()}
+                crops = replace(crops, images=x.new_empty(0, *x.shape[1:]), sounds=None)
                 waiting.append(_OnItsWay(*((crops, found) if frames == 1 else _by_clip(crops, found, frames))))
             # One batch late: while the host waits for features, the device has the next batch to work on.
             if len(waiting) > (device.type == "cuda"):
@@ -173,6 +178,7 @@ def _only(kept: Tensor, crops: CentreCrops) -> CentreCrops:
     return replace(
         crops,
         images=crops.images[kept.to(crops.images.device)],
+        sounds=None if crops.sounds is None else crops.sounds[kept.to(crops.sounds.device)],
         ids=crops.ids[kept],
         labels=crops.labels[kept],
         keys=[key for key, stays in zip(crops.keys, kept.tolist(), strict=False) if stays],
@@ -206,6 +212,7 @@ def extract(
     ids: np.ndarray | None = None,
     labelled: bool = True,
     frames: int = 1,
+    sound: SoundConfig | None = None,
 ) -> dict[str, FeatureSet]:
     """Features of samples under several networks, in one pass over the images that all ranks share.
 
@@ -213,7 +220,7 @@ def extract(
         networks: by name.
         ids: of the samples, int64; None for all of them.
         labelled: whether to leave out samples without a class; theirs is -1.
-        frames: as of `features_of`; a batch has as many clips fewer.
+        frames, sound: as of `features_of`; of several frames, a batch has as many clips fewer.
 
     Returns:
         By name on rank 0; empty on other ranks.
@@ -229,8 +236,9 @@ def extract(
     own, found_ids, labels = all_batches[first:last], [], []
     features: dict[str, list[Tensor]] = {name: [] for name in networks}
     said, quiet = f"features of {manifest.root.name}", rank() > 0
+    found_by = features_of([corpus], config, networks, own, device, labelled=labelled, frames=frames, sound=sound)
     with (
-        closing(features_of([corpus], config, networks, own, device, labelled=labelled, frames=frames)) as source,
+        closing(found_by) as source,
         tqdm(total=sum(map(len, own)), desc=said, unit="image", leave=False, mininterval=1, disable=quiet) as bar,
     ):
         for found in source:

@@ -181,6 +181,13 @@ def _keep_exemplars(config: Config, path: Path, networks: Networks, train: Featu
         exemplars.save(path, networks.method, train, networks.device, config.run.seed, stamp)
 
 
+def keep_pictures(subject: Subject, ids: Tensor) -> None:
+    """Keep what the method draws of some of these test images, where it draws and they are not there yet."""
+    if drawn := pictures_of(subject.config, subject.weights):
+        networks = Networks(subject.config, subject.weights)
+        _keep_pictures(subject, drawn, networks, ids, _stamp("pretrained", 1, subject, every=False, frames=1))
+
+
 def _keep_pictures(subject: Subject, drawn: Pictures, networks: Networks, ids: Tensor, made_from: Stamp) -> None:
     path, config = task_pictures.path_of(subject.run_dir), subject.config
     stamp = task_pictures.stamp_of(config, made_from, drawn.columns)

@@ -11,8 +11,11 @@ from largescale.evaluate.headline import is_share
 from largescale.evaluate.protocols import PROTOCOLS
 from largescale.evaluate.results import Record
 
-_KINDS = ("stage", "classifier", "direction")
+_KINDS = ("stage", "classifier")
 """What a metric may be given by."""
+
+_DIRECTION = "_by_direction"
+_NAMES = NETWORKS | {"chance": "chance", "centre": "centre of the image"}
 
 
 def table(places: Sequence[str | Path], records: Sequence[Record]) -> str:
@@ -28,13 +31,13 @@ def table(places: Sequence[str | Path], records: Sequence[Record]) -> str:
 def _of_one(record: Record) -> str:
     title = record["metric_title"]
     lines = [
-        f"{record['protocol']:>7}  {NETWORKS[network]:<24} {title} {_value(record, network)}"
+        f"{record['protocol']:>7}  {_NAMES[network]:<24} {title} {_value(record, network)}"
         for network in record["results"]
     ]
     for network, result in record["results"].items():
         for what, own in result.items():  # the same measured another way
             if isinstance(own, dict) and record["metric"] in own:
-                name = f"{NETWORKS[network]}, {what.removeprefix('by_')}s"
+                name = f"{_NAMES[network]}, {what.removeprefix('by_')}s"
                 lines.append(f"{record['protocol']:>7}  {name:<24} {record['metric']} {own[record['metric']]:6.2%}")
     return "\n".join([*lines, *_by_part(record)])
 
@@ -47,7 +50,7 @@ def _by_part(record: Record) -> list[str]:
     results = {name: parts for name, parts in found.items() if parts}
     if not results:
         return []
-    rows = [["", *(NETWORKS[name] for name in results)]]
+    rows = [["", *(_NAMES[name] for name in results)]]
     for part in dict.fromkeys(part for parts in results.values() for part in parts):
         rows.append([part, *(_text(record, part, parts.get(part)) for parts in results.values())])
     return _aligned(rows)
@@ -61,11 +64,19 @@ def _text(record: Record, part: str, value: float | None) -> str:
 
 def _parts(record: Record, result: Mapping[str, Any]) -> dict[str, float]:
     """The metric by one of `_KINDS`, or by share of the labels; all measures where the metric is but one of
-    them that are no shares; empty where there is one alone.
+    them that are no shares, or are given by direction; empty where there is one alone.
     """
     metric = record["metric"]
     if not record.get("metric_is_share", True):
         return {name.replace("_", " "): value for name, value in result.items() if isinstance(value, float)}
+    found = {
+        f"{name.removesuffix(_DIRECTION).replace('_', ' ')}, {direction}": value
+        for name, values in result.items()
+        if name.endswith(_DIRECTION)
+        for direction, value in values.items()
+    }
+    if found:
+        return found
     parts: list[dict[str, float]] = [result.get(f"{metric}_by_{kind}", {}) for kind in _KINDS]
     return next(filter(None, parts), {}) or {
         f"{100 * float(share):g}% of the labels": one[metric] for share, one in result.get("by_share", {}).items()
@@ -81,7 +92,7 @@ def _of_several(places: list[str], records: Sequence[Record]) -> str:
     networks = list(dict.fromkeys(name for record in records for name in record["results"]))
     tests = [record["made_from"]["test_shards"]["name"] for record in records]
     same = len({record["made_from"]["test_shards"]["fingerprint"] for record in records}) == 1
-    head = ["run", *([] if same else ["images"]), "step", *(NETWORKS[name] for name in networks)]
+    head = ["run", *([] if same else ["images"]), "step", *(_NAMES[name] for name in networks)]
     rows = [
         [
             place,

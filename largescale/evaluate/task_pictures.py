@@ -61,12 +61,13 @@ def save(
     """Draw random ones of the samples `ids`, as large as the method's large views, and write them atomically."""
     chosen = np.sort(np.random.default_rng(config.run.seed).permutation(ids.numpy())[:IMAGES])
     mean, std = (torch.tensor(one, device=device)[:, None, None] for one in (config.data.mean, config.data.std))
-    with closing(centre_crops([corpus], with_plain_images(config), [chosen], device, in_process=True)) as source:
+    plain, sound = with_plain_images(config), config.method.sounds()
+    with closing(centre_crops([corpus], plain, [chosen], device, in_process=True, sound=sound)) as source:
         [crops] = source
         if not len(crops.ids):
             return  # what can no longer be read is named in a warning
         x = ((crops.images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
-        drawn = method.draw(Views([x], crops.ids.to(device)))
+        drawn = method.draw(Views([x], crops.ids.to(device), sounds=crops.sounds))
     pixels = [(255 * one).round().clamp(0, 255).to(torch.uint8).cpu().contiguous() for one in drawn]
     tensors = {f"{number}": one for number, one in enumerate(pixels)}
     with atomic_write(path) as file:

@@ -207,6 +207,12 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    def sound_maps(self, images: Tensor, sounds: Tensor) -> Tensor:
+        """How well each place of normalised images [B, 3, S, S] fits the window of sound [B, T] that is heard with it:
+        [B, h, w], more is better; only where `MethodConfig.sounds` asks for sound.
+        """
+        raise NotImplementedError
+
     def roles(self) -> Sequence[Role]:
         """Which parameters need special treatment; if several roles own one, the first counts."""
         return ()
@@ -301,8 +307,8 @@ class Method(nn.Module):
         """What the task makes of images, where `pictures` is set: of each of its columns [B, 3, h, w] in [0, 1].
 
         Args:
-            views: a single one [B, 3, S, S] of the size of a large view, cropped at the centre. The method is in
-                evaluation mode, and there is no graph.
+            views: a single one [B, 3, S, S] of the size of a large view, cropped at the centre, and a window of sound
+                around it if the method hears. The method is in evaluation mode, and there is no graph.
         """
         raise NotImplementedError
 

@@ -194,3 +194,15 @@ def test_folders_without_sound_or_at_another_rate_are_refused(folder, shard_fold
     write_video(tmp_path / "in" / "0.mkv", [np.zeros((32, 32, 3), np.uint8)] * 6, rate=6)
     with pytest.raises(InputError, match="no sample has sound"):
         make_stream(cut(tmp_path / "in"))
+
+
+def test_evaluation_hears_what_is_around_the_frame_in_the_middle(folder, ask):
+    wanted = ask()
+    windows = SoundWindows(wanted, ShardReader([Corpus(read_manifest(folder))]), 0)
+    middle = 19 * wanted.grid  # 0.76 s: 0.25 s before the frame of the first second, on the grid
+    for sample_id, start in ((0, middle), (BEGINS_LATE, middle - round(LATE * RATE)), (PAIR, 18 * wanted.grid)):
+        found = windows.in_the_middle(sample_id)
+        assert (found == np.arange(start, start + wanted.num_samples)).all()
+    for sample_id, why in ((SILENT, "has no sound"), (SHORT, "no window of")):
+        with pytest.raises(SampleError, match=why):
+            windows.in_the_middle(sample_id)
