@@ -11,6 +11,7 @@ from largescale.config.setting import a_name
 from largescale.data.length import Length
 from largescale.methods.artifacts import Artifacts
 from largescale.methods.avc import AVC
+from largescale.methods.avol import AVOL
 from largescale.methods.barlow import BarlowTwins
 from largescale.methods.byol import BYOL
 from largescale.methods.colorization import Colorization
@@ -78,6 +79,7 @@ METHODS: dict[str, type[Method]] = {
     "artifacts": Artifacts,
     "cpc": CPC,
     "avc": AVC,
+    "avol": AVOL,
     "distillation": Distillation,
 }
 

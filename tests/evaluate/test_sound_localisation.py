@@ -19,6 +19,7 @@ def test_the_middle_of_the_best_place_counts_and_equals_share():
     boxes = torch.tensor([[0.6, 0.3, 0.7, 0.4], [0.63, 0.3, 0.7, 0.4], [0.2, 0.2, 0.5, 0.5], [0.0, 0.0, 0.5, 1.0]])
     found = measure(maps, boxes, Settings())
     assert found["hit_rate"] == pytest.approx((1 + 0 + 1 / 2 + 1 / 2) / 4)
+    assert found["near_rate"] == pytest.approx((1 + 1 + 1 + 3 / 4) / 4)
     assert found["places_in_boxes"] == pytest.approx((1 + 0 + 1 + 8) / 16 / 4)
     centre = measure(torch.zeros(4, 1, 1), boxes, Settings())
     assert centre["hit_rate"] == 0.0  # the right edge of a box is not in it

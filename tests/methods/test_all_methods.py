@@ -31,7 +31,7 @@ STILL = 1e-10
 CANDIDATES_OF_THE_BATCH = {"swav", "simclr", "mocov3", "nnclr", "barlow", "vicreg", "cpc", "paws"}
 """Methods whose loss of an image depends on which others are in its batch, so that it matters where a batch is cut."""
 
-OF_MICRO_BATCHES = {"pirl", "avc"}
+OF_MICRO_BATCHES = {"pirl", "avc", "avol"}
 """Methods in which a constant of the run is of the first micro-batch: Z; or an image meets another sample of its
 micro-batch.
 """

@@ -1,0 +1,145 @@
+"""AVOL-Net: where in a picture is what sounds? (Objects that Sound, arXiv 1712.06651, section 4)
+
+Pairs and strangers are AVE-Net's (`avc.py`). Here each place of the picture's last maps is compared with the sound, and
+the place that fits best answers for the picture: so it has to be the one that sounds, though none is ever told::
+
+    for i in images:
+        j = another sample of the micro-batch                   # as of AVE-Net
+        for view in views of i:
+            near = max over places p of (scale * z(view)[p] @ s(i) + shift)     # vectors of any length
+            far = max over places p of (scale * z(view)[p] @ s(j) + shift)
+            loss += -log sigmoid(near) / 2 - log sigmoid(-far) / 2
+    loss /= number of views
+
+Maps are those of `model.backbone`. The published ones are 14 x 14, of a VGG on 224 px; with `model.stem=3x3s2` those of
+a ResNet are. Departures: as of AVE-Net; `scale` starts at one over the root of the vectors' width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from largescale.config import Config
+from largescale.data.views import Views
+from largescale.methods.avc import AVC, Match, strangers
+from largescale.methods.avc import Settings as AVCSettings
+from largescale.methods.embedding_method import Named
+from largescale.methods.losses.over_ranks import all_ranks, gathered, own_places
+from largescale.methods.method import Method, Output, Panel
+from largescale.methods.pictures import Pictures, in_range
+from largescale.methods.pretext_task import PretextTask
+from largescale.models.backbones import feature_map
+from largescale.models.heads import CellLinear
+
+_HOT = (1.0, 0.15, 0.0)
+
+
+@dataclass
+class Settings(AVCSettings):
+    """AVOL-Net's keys under `method`: those of AVE-Net."""
+
+
+class AVOL(AVC):
+    """AVE-Net's networks; the image's head sees places one by one, and pairs are compared place by place.
+
+    Evidence: `logits`, as of AVE-Net.
+    """
+
+    title = "AVOL-Net"
+    reference = "pretext/avol"
+    head_name = ""
+    Settings = Settings
+    pictures = Pictures(
+        "Where it sounds",
+        "Images, and in red the places that fit what is heard with them, from the least to the most of each image.",
+        ("image", "what sounds"),
+    )
+    embed_images = Method.embed_images  # there is no vector of a whole image
+    embed_sounds = Method.embed_sounds
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        assert isinstance(config.method, Settings)
+        width, self._run = config.method.embedding, config
+        self.projection = nn.Sequential(CellLinear(self.num_features, width), nn.ReLU(), CellLinear(width, width))
+        self.match = Scale(width**-0.5)
+        self.signs = {name: sign for name, sign in self.signs.items() if name == "task_accuracy"}
+
+    def sound_maps(self, images: Tensor, sounds: Tensor) -> Tensor:
+        """Logits [B, h, w] that a place belongs to the sound; that of the image is the largest."""
+        return self.match(_products(self._places(images), self._heard(sounds)))
+
+    def _places(self, images: Tensor) -> Tensor:
+        """Vectors of the places of images: [B, D, h, w]."""
+        return self.projection(feature_map(self.backbone, images))
+
+    def _heard(self, sounds: Tensor) -> Tensor:
+        """Vectors [B, D] of sounds [B, T]."""
+        return self.sound_projection(self.hearing(sounds))
+
+    def embed(self, views: Views) -> Named:
+        """`logits` [V, B, 2, 2] of all views with their own and another sound.
+
+        Collectives: those of `gather_rows`, for sounds and for ids.
+        """
+        assert views.sounds is not None
+        sounds, group, num = self._heard(views.sounds), all_ranks(), len(views.ids)
+        places = own_places(num, group, views.ids.device)
+        others = gathered(sounds, group)[strangers(gathered(views.ids, group), places, views.facts["strangers"][0])]
+        found = []
+        for images in views.images:
+            seen = self._places(images)
+            count = len(seen) // num
+            best = [self.match(_products(seen, one.repeat(count, 1)).amax((1, 2))) for one in (sounds, others)]
+            found.append(torch.stack(best, dim=1).unflatten(0, (count, num)))
+        belong = torch.cat(found)
+        return {"logits": torch.stack([torch.zeros_like(belong), belong], dim=-1)}
+
+    def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:
+        """The cross entropy of both kinds of pairs. Collectives: none."""
+        return PretextTask.loss(self, inputs, ids, step)
+
+    def draw(self, views: Views) -> list[Tensor]:
+        """Images, and in red where they fit what is heard."""
+        assert views.sounds is not None
+        [images] = views.images
+        whole = in_range(images, self._run)
+        maps = self.sound_maps(images, views.sounds).to(whole.dtype)[:, None]
+        low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
+        heat = interpolate((maps - low) / (high - low).clamp_min(1e-12), size=list(whole.shape[-2:]), mode="bilinear")
+        hot = torch.tensor(_HOT, dtype=whole.dtype, device=whole.device)[:, None, None]
+        return [whole, (1 - heat) * whole * 0.5 + heat * (0.3 * whole + 0.7 * hot)]
+
+    @classmethod
+    def panels(cls, config: Config) -> list[Panel]:
+        """Accuracy against chance."""
+        return super(AVC, cls).panels(config)
+
+
+class Scale(Match):
+    """Products [...] to logits: that they belong together."""
+
+    def __init__(self, scale: float) -> None:
+        self._first = scale
+        super().__init__()
+
+    @torch.no_grad()
+    def finish_initialisation(self) -> None:
+        """What points the same way belongs together. Works on local pieces."""
+        self.weight.fill_(self._first)
+        self.bias.fill_(0.0)
+
+    def forward(self, products: Tensor) -> Tensor:
+        """In the precision of products, whatever autocast says."""
+        return products * self.weight.to(products.dtype)[0, 0] + self.bias.to(products.dtype)[0]
+
+
+def _products(places: Tensor, heard: Tensor) -> Tensor:
+    """Of vectors of places [B, D, h, w] and of sounds [B, D], in float32 at least: [B, h, w]."""
+    wide = torch.promote_types(places.dtype, torch.float32)
+    with torch.autocast(places.device.type, enabled=False):
+        return torch.einsum("bdhw,bd->bhw", places.to(wide), heard.to(wide))
