@@ -106,8 +106,9 @@ def test_the_place_that_fits_is_the_shape_that_sounds(clips, tmp_path, capsys):
     assert main(["evaluate", "sound-localisation", str(run)]) == 0
     record = json.loads((run / "eval/sound-localisation.json").read_text())
     found = record["results"]
-    assert found["pretrained"]["near_rate"] > 0.85 > found["untrained"]["near_rate"] + 0.15
-    assert found["pretrained"]["hit_rate"] > found["centre"]["hit_rate"] + 0.2
+    assert found["pretrained"]["near_rate"] > 0.75
+    assert found["pretrained"]["hit_rate"] > found["untrained"]["hit_rate"] + 0.2
+    assert found["untrained"]["hit_rate"] > found["centre"]["hit_rate"]  # shapes stand out
     capsys.readouterr()
     assert main(["evaluate", "cross-modal", str(run)]) == 2
     assert "a AVOL-Net run embeds no sounds" in capsys.readouterr().err
