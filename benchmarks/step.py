@@ -65,7 +65,7 @@ def views(config: Config, device: torch.device) -> Views:
         )
         for shape in shapes
     ]
-    found = Views.numbered(images, config.train.global_batch, sound=config.method.sounds())
+    found = Views.numbered(images, config.train.global_batch, config.method.facts, config.method.sounds())
     if (support := config.method.supports()) is None:
         return found
     side = config.data.crops[0].size

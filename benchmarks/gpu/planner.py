@@ -87,7 +87,7 @@ def _engine(config: Config, device: torch.device) -> tuple[Engine, Views]:
         view.repeat(batch, 1, 1, 1).contiguous(memory_format=torch.channels_last)
         for view in random_views(small, 0, device, precision.views_dtype(config)).images
     ]
-    return engine, Views.numbered(images, batch, sound=config.method.sounds())
+    return engine, Views.numbered(images, batch, config.method.facts, config.method.sounds())
 
 
 def _step(engine: Engine, views: Views) -> None:

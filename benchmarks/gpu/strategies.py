@@ -101,7 +101,7 @@ def random_views(config: Config, step: int, device: torch.device, dtype: torch.d
         ).to(device, dtype, memory_format=torch.channels_last)
         for group in config.data.crops
     ]
-    return Views.numbered(images, config.train.global_batch, sound=config.method.sounds())
+    return Views.numbered(images, config.train.global_batch, config.method.facts, config.method.sounds())
 
 
 class _EveryOther(nn.Module):

@@ -9,7 +9,9 @@ The naive loop::
         pairs = [pair(concatenated z[p], z[q]) for p in 0 .. 3 for q in p + 1 .. 3]
         loss += -log softmax(head(concatenated pairs))[class of order] / B
 
-An order and its reverse are one class, since most motions may run both ways: there are 12.
+An order and its reverse, the last frame shown first, are one class, as published: there are 12. Of motion that looks
+the same when time runs backwards at most two thirds of the answers can be right, since that swaps eight classes in
+pairs.
 
 Departures from the published code: a crop at random, the same for all frames, instead of the window with the most
 motion; motion is the change of luma that the index has of each frame, not optical flow; one layer for all pairs;

@@ -56,6 +56,13 @@ def test_an_order_and_its_reverse_are_one_class_and_no_others():
         assert {ORDERS[number] for number in same} == {order, order[::-1]}
 
 
+def test_time_that_runs_backwards_swaps_eight_classes_in_pairs():
+    """What docs/methods.md says of motion that looks the same both ways."""
+    other = {number // 2: ORDERS.index(tuple(3 - one for one in order)) // 2 for number, order in enumerate(ORDERS)}
+    assert sum(own == swapped for own, swapped in other.items()) == 4
+    assert all(other[swapped] == own for own, swapped in other.items())
+
+
 def test_the_class_is_that_of_places_that_move_by_a_pixel_per_frame():
     """Frames are their own place; where they come in the reverse order, the class is the same."""
     method, count = build("method.jitter=0"), 200
