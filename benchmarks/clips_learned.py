@@ -136,7 +136,6 @@ def measure(name: str, kind: str, seed: int) -> dict[str, Any]:
         "accuracy": 100 * results["pretrained"]["task_accuracy"],
         "untrained": 100 * results["untrained"]["task_accuracy"],
         "chance": 100 * results["pretrained"]["task_chance"],
-        "answers": record["num_test"] * record["settings"]["task_draws"],
         "train_cpu_s": spent,
         "machine": machine({"environment": environment(), "ranks": 1}),
     }
@@ -176,6 +175,11 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
+def _place(row: dict[str, Any]) -> tuple[int, int, int]:
+    """Of a row in the page."""
+    return list(TASKS).index(row["task"]), list(TASKS[row["task"]].kinds.values()).index(row["kind"]), row["seed"]
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -197,7 +201,7 @@ def main() -> None:
         for seed in arguments.seeds
     ]
     places = {(row["task"], row["kind"], row["seed"]): row for row in [*known, *new]}
-    rows = sorted(places.values(), key=lambda row: (list(TASKS).index(row["task"]), row["kind"], row["seed"]))
+    rows = sorted(places.values(), key=_place)
     path.write_text(json.dumps(rows, indent=1) + "\n")
     (RESULTS / "clips_learned.md").write_text(page(rows))
 
