@@ -181,7 +181,7 @@ def first_proposal(
     while 2 * per_device <= wanted and 2 * per_device * max(1, machine.gpus) <= most:
         per_device *= 2
     batch = per_device * max(1, machine.gpus)
-    own = network_on_gpus(source, following, corpus) if machine.gpus else network_on_cpus()
+    own = network_on_gpus(source, following, corpus) if machine.gpus else network_on_cpus(following)
     return Proposal(name, shards, labelled, method, corpus, machine, own, batch, {})
 
 
@@ -194,10 +194,13 @@ def network_on_gpus(source: str, following: Config, corpus: CorpusFacts) -> dict
     return {"backbone": Choice(following.model.backbone, why), **stem}
 
 
-def network_on_cpus(*, larger: bool = False) -> dict[str, Choice]:
-    """Keys under `model`: a narrow network, or a `larger` one."""
-    depths, width = ([2, 2, 2, 2], 64) if larger else ([1, 1, 1, 1], 32)
+def network_on_cpus(following: Config, *, larger: bool = False) -> dict[str, Choice]:
+    """Keys under `model`: a narrow network, or a `larger` one, of as many stages as the recipe's that is followed."""
+    stages = len(following.model.depths)
+    depths, width = ([2] * stages, 64) if larger else ([1] * stages, 32)
     why = "a ResNet-18: the hours allow it" if larger else "1.3 M parameters: a ResNet-18 takes eight times as long"
+    if stages < 4:
+        why = "fewer stages than usual, whose maps are as fine as the method needs"
     return {
         "backbone": Choice("resnet", "of the depths and width below"),
         "stem": Choice("3x3s2", "keeps detail of small views"),
@@ -208,7 +211,7 @@ def network_on_cpus(*, larger: bool = False) -> dict[str, Choice]:
 
 def with_larger_network(proposal: Proposal) -> Proposal:
     """The same with a ResNet-18, for a CPU."""
-    return replace(proposal, network=network_on_cpus(larger=True))
+    return replace(proposal, network=network_on_cpus(proposal.source[1], larger=True))
 
 
 def as_config(choices: Mapping[str, Choice]) -> Config:
