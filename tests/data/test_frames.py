@@ -128,7 +128,7 @@ def converted(source: Path) -> Path:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """32 clips that move, two that do not, and two that are too short."""
-    source = tmp_path_factory.mktemp("clips")
+    source = tmp_path_factory.mktemp("frames") / "videos"
     for number in range(36):
         levels = LEVELS if number % 9 else LEVELS[:6] if number % 2 else [120] * FRAMES
         solid(source / f"{number:02d}.mkv", levels)
