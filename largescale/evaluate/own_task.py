@@ -1,7 +1,7 @@
 """How well a network solves the task that it was trained by, on samples that it has not seen.
 
 Nothing is trained: samples of data.eval_shards are cropped, augmented and asked as in training, but in evaluation mode
-and of epochs that no training reaches. Every sample is asked `task_draws` times, each time about other views.
+and of epochs that no training reaches. Every sample is asked `own_task_draws` times, each time about other views.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 class Settings(EvaluateConfig):
     """The keys of own-task under `evaluate`."""
 
-    task_draws: int = setting(
+    own_task_draws: int = setting(
         4, "How often each test sample is asked, each time about other views.", at_least=1, at_most=10_000, free=True
     )
 
@@ -126,21 +126,21 @@ class _Batches:
         num_answers: samples in them, over all ranks and rounds.
     """
 
-    def __init__(self, corpus: Corpus, config: Config, device: torch.device) -> None:
-        settings = cast(Settings, config.evaluate)
+    def __init__(self, corpus: Corpus, run: Config, device: torch.device) -> None:
+        config = cast(Settings, run.evaluate)
         num_samples, ranks = corpus.manifest.num_samples, world_size()
-        most = min(config.evaluate.batch, config.train.global_batch // config.train.accumulate)
-        total = num_samples * settings.task_draws
+        most = min(run.evaluate.batch, run.train.global_batch // run.train.accumulate)
+        total = num_samples * config.own_task_draws
         batch = min(most, total) // ranks * ranks
         if batch == 0:
             raise InputError(f"{corpus.manifest.root}: {num_samples} samples are too few for {ranks} ranks")
         self._steps = range(total // batch)
         self.num_answers = batch * len(self._steps)
-        data, train = replace(config.data, audit=False), replace(config.train, global_batch=batch, accumulate=1)
+        data, train = replace(run.data, audit=False), replace(run.train, global_batch=batch, accumulate=1)
         maker = BatchMaker(
             ShardReader([corpus]),
             _Rounds(num_samples, batch),
-            replace(config, data=data, train=train),
+            replace(run, data=data, train=train),
             rank=rank(),
             world_size=ranks,
         )

@@ -56,7 +56,7 @@ class AVOL(AVC):
     pictures = Pictures(
         "Where it sounds",
         "Images, and in red the places that fit what is heard with them, from the least to the most of each image.",
-        ("image", "what sounds"),
+        ("what sounds", "image"),
     )
     embed_images = Method.embed_images  # there is no vector of a whole image
     embed_sounds = Method.embed_sounds
@@ -104,7 +104,7 @@ class AVOL(AVC):
         return PretextTask.loss(self, inputs, ids, step)
 
     def draw(self, views: Views) -> list[Tensor]:
-        """Images, and in red where they fit what is heard."""
+        """In red where images fit what is heard, and the images."""
         assert views.sounds is not None
         [images] = views.images
         whole = in_range(images, self._run)
@@ -112,7 +112,7 @@ class AVOL(AVC):
         low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
         heat = interpolate((maps - low) / (high - low).clamp_min(1e-12), size=list(whole.shape[-2:]), mode="bilinear")
         hot = torch.tensor(_HOT, dtype=whole.dtype, device=whole.device)[:, None, None]
-        return [whole, (1 - heat) * whole * 0.5 + heat * (0.3 * whole + 0.7 * hot)]
+        return [(1 - heat) * whole * 0.5 + heat * (0.3 * whole + 0.7 * hot), whole]
 
     @classmethod
     def panels(cls, config: Config) -> list[Panel]:

@@ -20,7 +20,7 @@ from tests.helpers.ranks import run_ranks
 
 CPU = torch.device("cpu")
 SMALL = ["model.width=4", "method.turns=one", "train.steps=2", "train.global_batch=32", "data.crops.0.size=16"]
-EVALUATION = ["evaluate.resize=16", "evaluate.size=16", "evaluate.task_draws=3", "evaluate.baselines=false"]
+EVALUATION = ["evaluate.resize=16", "evaluate.size=16", "evaluate.own_task_draws=3", "evaluate.baselines=false"]
 
 
 def config_of(run: Path) -> Config:

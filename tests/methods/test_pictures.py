@@ -41,6 +41,10 @@ def test_pictures_are_as_many_as_columns_in_range_and_end_with_the_image(name):
     method, side = build_method(config).double().eval(), config.data.crops[0].size
     images = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     views = Views([images], torch.tensor([5, 900, 3, 17]))
+    if (sound := config.method.sounds()) is not None:
+        generator = torch.Generator().manual_seed(1)
+        heard = torch.randint(-9000, 9000, (4, sound.num_samples), dtype=torch.int16, generator=generator)
+        views = views._replace(sounds=heard)
     with torch.no_grad():
         columns, again = method.draw(views), method.draw(views)
     assert method.pictures is not None and len(columns) == len(method.pictures.columns)
