@@ -21,6 +21,7 @@ from largescale.config import Config, DataConfig, SoundConfig
 from largescale.data import frames
 from largescale.data.augment_draws import DRAWS
 from largescale.data.cache import ShardLost
+from largescale.data.clip_facts import microseconds
 from largescale.data.crops import BOX_DRAWS, BoxSampler, as_stored, crop, on_grid, reduction, turn
 from largescale.data.decode import EncodedImage, Scratch
 from largescale.data.order import rank_places
@@ -35,7 +36,7 @@ _REMEDIES = {"more than data.max_pixels": "raise it", **frames.REMEDIES}
 
 _BOX_PURPOSE, _AUGMENT_PURPOSE, _FRAME_PURPOSE, _TUPLE_PURPOSE = 1, 2, 3, 4  # keep numbers of their uses apart
 
-_LOADED_FACTS = {"boxes": (torch.int64, (4,)), "times": (torch.float64, ())}
+_LOADED_FACTS = {"boxes": (torch.int64, (4,)), "times_us": (torch.int64, ())}
 """Type, of eight bytes, and shape of what is known of each view of each sample when it is made."""
 
 ORDER_BLOCK = 2048
@@ -285,8 +286,8 @@ class BatchMaker:
             raise SampleError("is an image, not a clip")
         draws = uniform(self.seed, int(epoch), sample_id, 0, _TUPLE_PURPOSE, num=self._frames.num_draws)
         chosen = self._frames(clip, draws)
-        if "times" in buffers.facts:
-            buffers.facts["times"][:, number] = torch.from_numpy(clip.times[chosen].astype(np.float64))
+        if "times_us" in buffers.facts:
+            buffers.facts["times_us"][:, number] = torch.from_numpy(microseconds(clip.times[chosen]))
         return [(partial(_given, int(frame)), slice(view, view + 1)) for view, frame in enumerate(chosen)]
 
     def _frame_of(self, sample_id: int, epoch: np.int64, heard: Heard | None, num_frames: int) -> int:

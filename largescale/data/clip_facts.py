@@ -31,6 +31,11 @@ class ClipFacts(NamedTuple):
     sound_samples: int
 
 
+def microseconds(times: np.ndarray) -> np.ndarray:
+    """Times in seconds to the nearest microsecond, int64."""
+    return np.rint(times.astype(np.float64) * 1e6).astype(np.int64)
+
+
 class Place(NamedTuple):
     """Where the bytes of a member are in its tar: offset, size, and their xxh3-64."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from largescale.config import SoundConfig, SupportConfig
 
-FACTS = ("boxes", "flips", "times")
+FACTS = ("boxes", "flips", "times_us")
 """What a method may ask for, by `facts` of its settings."""
 
 
@@ -56,8 +56,9 @@ class Views(NamedTuple):
         ids: which samples they show, int64 [B]; the same number is the same image in every epoch.
         facts: what the method asked for, where V counts the views of all groups. `boxes`, int64 [V, B, 4]: top, left,
             height and width of each view in the upright image, in its pixels. `flips`, bool [V, B]: which are mirrored.
-            `times`, float64 [V, B]: of the frame that each view shows, in seconds from the start of its clip; for
-            methods with `MethodConfig.frame_tuples`.
+            `times_us`, int64 [V, B]: of the frame that each view shows, in microseconds from the start of its clip;
+            for methods with `MethodConfig.frame_tuples`. Whole numbers, since strategies cast others to the precision
+            of views, which may be bf16.
         supports: labelled images, if the method asks for them, by `MethodConfig.supports`.
         sounds: a window of the clip's sound that overlaps the frame that is seen, int16 [B, T], if the method asks for
             it, by `MethodConfig.sounds`.
@@ -84,7 +85,7 @@ class Views(NamedTuple):
         empty = {
             "boxes": torch.ones(num_views, batch, 4, dtype=torch.int64, device=device),
             "flips": torch.zeros(num_views, batch, dtype=torch.bool, device=device),
-            "times": torch.arange(num_views, dtype=torch.float64, device=device)[:, None].expand(-1, batch),
+            "times_us": torch.arange(num_views, device=device)[:, None].expand(-1, batch),
         }
         sounds = None if sound is None else torch.zeros(batch, sound.num_samples, dtype=torch.int16, device=device)
         ids, known = torch.arange(batch, device=device), {name: empty[name] for name in facts}

@@ -38,7 +38,7 @@ _IN_ORDER, _TOO_EARLY, _TOO_LATE = (1, 2, 3), (1, 0, 3), (1, 4, 3)
 class Settings(FrameSettings):
     """Shuffle and Learn's keys under `method`."""
 
-    facts: ClassVar[tuple[str, ...]] = ("times",)
+    facts: ClassVar[tuple[str, ...]] = ("times_us",)
 
     in_order: float = setting(0.25, "Share of clips whose frames come in order.", above=0, below=1)
     hidden: list[int] = hidden_widths((), of="the head on all frames")
@@ -83,8 +83,8 @@ class ShuffleLearn(FrameTask):
 
     def targets(self, views: Views) -> Named:
         """`wanted`, whether the second frame is between the others in time, int64 [1, B]."""
-        first, second, third = views.facts["times"]
-        return {"wanted": ((second - first) * (third - second) > 0).long()[None]}
+        first, second, third = views.facts["times_us"]
+        return {"wanted": ((second - first).sign() * (third - second).sign() > 0).long()[None]}
 
 
 def _settings(config: Config) -> Settings:

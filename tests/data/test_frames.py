@@ -137,7 +137,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def asking(monkeypatch) -> None:
-    monkeypatch.setattr(MethodConfig, "facts", ("times",))
+    monkeypatch.setattr(MethodConfig, "facts", ("times_us",))
     monkeypatch.setattr(MethodConfig, "frame_tuples", lambda self: wanted())
 
 
@@ -148,8 +148,8 @@ def frame_of(view: torch.Tensor) -> int:
 @pytest.mark.usefixtures("asking")
 def test_views_are_the_frames_that_the_hash_names_and_times_say_which(folder, monkeypatch):
     stream = make_stream(folder, *PLAIN, "data.audit=false")
-    memory = torch.zeros(Buffers.num_bytes(stream.data, 16, ["times"]), dtype=torch.uint8)
-    buffers = Buffers.carve(memory, stream.data, 16, ["times"])
+    memory = torch.zeros(Buffers.num_bytes(stream.data, 16, ["times_us"]), dtype=torch.uint8)
+    buffers = Buffers.carve(memory, stream.data, 16, ["times_us"])
     sampler, reads, read = FrameSampler(wanted()), [], OpenFile.read
     monkeypatch.setattr(
         OpenFile, "read", lambda self, start, size: reads.append((start, size)) or read(self, start, size)
@@ -164,7 +164,9 @@ def test_views_are_the_frames_that_the_hash_names_and_times_say_which(folder, mo
             draws = uniform(0, epoch, sample_id, 0, 4, num=sampler.num_draws)
             expected = sampler(stream.batches.reader.clip(sample_id), draws).tolist()
             assert [frame_of(view) for view in buffers.views[0][:, row]] == expected
-            assert buffers.facts["times"][:, row].tolist() == pytest.approx([one / RATE for one in expected], abs=2e-3)
+            microseconds = buffers.facts["times_us"][:, row]
+            assert microseconds.dtype == torch.int64
+            assert microseconds.tolist() == pytest.approx([1e6 * one / RATE for one in expected], abs=2e3)
             seen.setdefault(sample_id, set()).add(tuple(expected))
     assert len(seen) == 32 and sum(len(tuples) > 1 for tuples in seen.values()) > 25, "an epoch is to show others"
 
@@ -186,7 +188,7 @@ def seen_by_id(stream, steps) -> dict[tuple[int, int], torch.Tensor]:
     for batch in stream(steps):
         views = batch.views[0].unflatten(0, (3, -1))
         for row, sample_id in enumerate(batch.ids.tolist()):
-            found[batch.step, sample_id] = torch.cat([views[:, row].flatten(), batch.facts["times"][:, row]])
+            found[batch.step, sample_id] = torch.cat([views[:, row].flatten(), batch.facts["times_us"][:, row]])
     return found
 
 
@@ -231,7 +233,7 @@ def test_a_damaged_frame_makes_its_clip_unreadable_and_the_run_goes_on(folder):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_frames_of_a_sample_share_their_box_and_changes_or_have_their_own(folder, monkeypatch, shared):
-    monkeypatch.setattr(MethodConfig, "facts", ("boxes", "flips", "times"))
+    monkeypatch.setattr(MethodConfig, "facts", ("boxes", "flips", "times_us"))
     ask = wanted(shared_boxes=shared, shared_augment=shared)
     monkeypatch.setattr(MethodConfig, "frame_tuples", lambda self: ask)
     batch = next(iter(make_stream(folder, PLAIN[0])(range(1))))

@@ -62,7 +62,7 @@ def views_of_step(config: Config, step: int, device: torch.device = CPU) -> View
         for shape in shapes
     ]
     times = torch.rand(len(images[0]) // len(places), batch, generator=generator, dtype=torch.float64)[:, places]
-    facts = {"times": times.to(device)} if "times" in config.method.facts else {}
+    facts = {"times_us": (1e7 * times).long().to(device)} if "times_us" in config.method.facts else {}
     ids = (places - (places % 8 == 7) + 5 * step) % LENGTH.num_samples  # some come twice, as what stands in for others
     sounds = sounds_of_step(config, step, places, device)
     return Views(images, torch.from_numpy(ids).to(device), facts, supports_of_step(config, step, device), sounds=sounds)

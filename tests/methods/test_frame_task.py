@@ -36,7 +36,7 @@ def growing_squares(config: Config, generator: torch.Generator, moves: bool) -> 
     images = images.transpose(0, 1).flatten(0, 1)[:, None].expand(-1, 3, -1, -1)
     images = images + 0.1 * torch.randn(images.shape, generator=generator)
     ids = torch.randint(10**6, (BATCH,), generator=generator)
-    return Views([images], ids, {"times": shown.T.double()})
+    return Views([images], ids, {"times_us": (1e6 * shown.T).long()})
 
 
 def learn(config: Config, moves: bool, steps: int) -> list[float]:

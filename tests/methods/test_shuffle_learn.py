@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from largescale.data.clip_facts import microseconds
 from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.methods.shuffle_learn import ShuffleLearn
@@ -22,7 +24,7 @@ def views(times: list[list[float]]) -> Views:
     generator = torch.Generator().manual_seed(1)
     count = len(times[0])
     images = torch.randn(3 * count, 3, SIDE, SIDE, generator=generator, dtype=torch.float64)
-    return Views([images], torch.arange(count), {"times": torch.tensor(times, dtype=torch.float64)})
+    return Views([images], torch.arange(count), {"times_us": torch.from_numpy(microseconds(np.array(times)))})
 
 
 def naive_loss(method: ShuffleLearn, batch: Views, reversed_: list[bool]) -> Tensor:
@@ -31,7 +33,7 @@ def naive_loss(method: ShuffleLearn, batch: Views, reversed_: list[bool]) -> Ten
     for row, turned in enumerate(reversed_):
         order = [2, 1, 0] if turned else [0, 1, 2]
         z = [method.frame_head(method.backbone(batch.images[0][place * count + row][None]))[0] for place in order]
-        t = [float(batch.facts["times"][place, row]) for place in order]
+        t = [float(batch.facts["times_us"][place, row]) for place in order]
         between = min(t[0], t[2]) < t[1] < max(t[0], t[2])
         total = total - torch.log_softmax(method.head(torch.cat(z)[None])[0], 0)[int(between)]
     return total / count
@@ -43,8 +45,8 @@ TIMES = [[1.0, 1.0, 1.0, 3.0, 0.5, 2.0], [2.0, 0.0, 4.0, 2.0, 3.5, 5.0], [3.0, 3
 @pytest.mark.parametrize("hidden", [[], [10]])
 def test_loss_and_gradients_equal_the_naive_loop(hidden):
     method, batch = build(f"method.hidden={hidden}").eval(), views(TIMES)
-    seen = method.task_views(batch, 4).facts["times"]
-    turned = (seen[0] != batch.facts["times"][0]).tolist()
+    seen = method.task_views(batch, 4).facts["times_us"]
+    turned = (seen[0] != batch.facts["times_us"][0]).tolist()
     assert 0 < sum(turned) < BATCH
     expected, found = naive_loss(method, batch, turned), method(batch, 4)
     torch.testing.assert_close(found.loss, expected, rtol=1e-11, atol=1e-14)
@@ -61,6 +63,13 @@ def test_labels_are_those_of_places_that_move_by_a_pixel_per_frame():
     for step in range(8):
         wanted = method.targets(method.task_views(views(TIMES), step))["wanted"]
         assert wanted.shape == (1, BATCH) and wanted[0].tolist() == between.long().tolist() == [1, 0, 0, 1, 0, 0]
+
+
+def test_late_frames_that_are_close_are_told_apart_though_what_is_not_whole_becomes_bf16():
+    """As sharded strategies cast what a method sees."""
+    method, batch = build().to(torch.bfloat16), views([[200.0, 200.05], [200.05, 200.0], [200.1, 200.1]])
+    facts = {name: value.bfloat16() if value.is_floating_point() else value for name, value in batch.facts.items()}
+    assert method.targets(batch._replace(facts=facts))["wanted"].tolist() == [[1, 0]]
 
 
 def test_what_is_asked_of_the_stream_are_the_paper_s_tuples():
