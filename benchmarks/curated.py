@@ -39,6 +39,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.gram import hardware
+from largescale.run.status import COMPLETE, status_of
 from shards.format.manifest import read_manifest
 from shards.format.shard_index import read_index
 
@@ -115,7 +116,7 @@ class Part:
 
 def train(part: Part, bank: Path, run: Path, steps: int, seed: int) -> None:
     """Train the demo's recipe on a part; what is trained already is left alone."""
-    if (run / "checkpoints" / "latest").exists():
+    if run.is_dir() and status_of(run).state == COMPLETE:
         return
     data = [f"data.shards={part.shards}", f"data.eval_shards={TEST}", f"evaluate.train_shards={bank}"]
     data += [f"data.subset={part.subset}"] if part.subset else []

@@ -159,13 +159,19 @@ def _lloyd(
 
 @torch.no_grad()
 def nearest_centroids(points: Tensor, centroids: Tensor, *, alone: bool = False) -> Tensor:
-    """The nearest centroid of each point, int64 [n]; the first of equally near ones. Collectives: none.
+    """The nearest centroid of each point, int64 [n]; the first of equally near ones. In the precision of the points
+    under any autocast. Collectives: none.
 
     Args:
         points: [n, D].
         centroids: [K, D].
         alone: whether these points are always together: what is found of one may then depend on how many there are.
     """
+    with torch.autocast(points.device.type, enabled=False):
+        return _nearest(points, centroids, alone)
+
+
+def _nearest(points: Tensor, centroids: Tensor, alone: bool) -> Tensor:
     rows, columns = _block(points.device)
     parts = [_in_groups(part) for part in centroids.split(columns)]
     nearest = torch.empty(len(points), dtype=torch.int64, device=points.device)

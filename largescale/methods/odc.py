@@ -40,6 +40,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 
@@ -253,9 +254,11 @@ class ODC(EmbeddingMethod):
         """Compute centroids, and give small clusters half of the largest. The host waits for the device.
 
         Collectives: none where no cluster is small; else an all-reduce of K (D + 1) numbers, and for each small cluster
-        those of a k-means over the largest.
+        another one, and those of a k-means over the largest.
         """
         self.sums.means_into(self.centroids)
+        if is_fake(self.centroids):  # a plan, which does not know what is small
+            return
         small = self.sums.sizes < self.config.least_images
         places = small.nonzero()[:, 0].tolist()
         if not places or len(places) == len(small):

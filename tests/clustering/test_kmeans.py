@@ -140,6 +140,16 @@ def test_similarities_of_wide_points_do_not_depend_on_threads(width):
     torch.testing.assert_close(found[0].double(), exact, rtol=1e-5, atol=1e-2)
 
 
+def test_points_are_compared_in_their_own_precision_under_autocast():
+    """Of bf16, close points would all be as near to the first centroid."""
+    generator = torch.Generator().manual_seed(0)
+    points = normalize(1 + 0.05 * torch.randn(200, 16, generator=generator), dim=1)
+    centroids = points[:50]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = nearest_centroids(points, centroids)
+    assert torch.equal(found, nearest_centroids(points, centroids)) and len(found.unique()) > 40
+
+
 def test_sums_over_a_wide_point_are_in_pieces_that_no_kernel_splits(monkeypatch):
     widths = []
 

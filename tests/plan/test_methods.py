@@ -82,6 +82,12 @@ def test_a_plan_is_of_as_many_images_as_there_are():
         simulate(config, 2, 10**12)
 
 
+def test_a_plan_of_a_step_that_looks_for_small_clusters():
+    """What is small is not known without the numbers."""
+    planned = simulate(mini("odc", "train.precision=fp32", "method.centroids_every=1"), 2)
+    assert planned.flops > 0
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero3", "fairscale"])
 def test_offline_phases_are_part_of_a_plan(strategy):
     overrides = [f"parallel.strategy={strategy}", "method.warmup_epochs=1", "method.recluster_epochs=1"]
