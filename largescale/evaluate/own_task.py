@@ -1,7 +1,9 @@
 """How well a network solves the task that it was trained by, on samples that it has not seen.
 
 Nothing is trained: samples of data.eval_shards are cropped, augmented and asked as in training, but in evaluation mode
-and of epochs that no training reaches. Every sample is asked `own_task_draws` times, each time about other views.
+and of epochs that no training reaches. Every sample is asked `own_task_draws` times, each time about other views; some
+once more, so that all batches are of one size. None comes twice in a batch. Where a task's choices are those of a
+batch, chance is that of these batches.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from largescale.data.frames import require_clips
 from largescale.data.loaded import Batch, DeviceBatches
 from largescale.data.loader import Position, choose_counts
 from largescale.data.reader import ShardReader
+from largescale.data.sounds import require_sound
 from largescale.distributed.collectives import sum_over_ranks
 from largescale.distributed.launch import own_launch
+from largescale.evaluate.shares import from_all_ranks
 from largescale.evaluate.subject import Subject
 from largescale.evaluate.ways import Measure, Measured
 from largescale.evaluate.weights import method_of
@@ -82,21 +86,23 @@ def by_own_task(measure: Measure, subject: Subject) -> Measured:
     """`measure(method, batches)` of the network and, as a baseline, of its first weights, on the same batches.
 
     Raises:
-        InputError: the method has no task with right answers, or sees clips where there are images.
+        InputError: the method has no task with right answers, sees clips where there are images, or hears nothing.
 
-    Collectives: every rank must call it; those of `measure`.
+    Collectives: every rank must call it; those of `measure` and `from_all_ranks`.
     """
     with nullcontext() if own_launch() is not None or world_size() > 1 else process_group():
         return _measured(measure, subject)
 
 
 def _measured(measure: Measure, subject: Subject) -> Measured:
-    config, [_, corpus] = subject.config, subject.shards
+    [_, corpus] = subject.shards
+    config = in_batches(subject.config, corpus)
+    if (sound := config.method.sounds()) is not None:
+        require_sound([corpus], sound)
     require_clips(config, [corpus])
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     results: dict[str, dict[str, Any]] = {}
-    skipped: dict[tuple[str, str], str] = {}
-    asked = 0
+    skipped: dict[str, str] = {}
     for name, trained in {"pretrained": True, **({"untrained": False} if config.evaluate.baselines else {})}.items():
         method = method_of(config, subject.weights, trained=trained).to(device)
         if ACCURACY not in method.signs or len(method.objectives) > 1:
@@ -104,45 +110,55 @@ def _measured(measure: Measure, subject: Subject) -> Measured:
                 f"own-task: a {method_class(config).title} run has no task whose answers are right or wrong; measure "
                 f"its features, as by linear or knn"
             )
-        batches = _Batches(corpus, config, device)
-        results[name] = measure(method, _noting(batches, skipped))
-        asked = min(corpus.manifest.num_samples, batches.num_answers)
-    for (shard, key), reason in skipped.items():
-        _log.warning("%s, key %s: another stands in for it: %s", shard, key, reason)
+        results[name] = measure(method, _noting(_Batches(corpus, config, device), skipped))
+    skipped = from_all_ranks(skipped)
+    for sample, reason in skipped.items() if rank() == 0 else ():
+        _log.warning("%s: another stands in for it: %s", sample, reason)
     doubts = [f"{len(skipped):,} test samples cannot be asked; others stand in for them"] if skipped else []
-    return Measured(results, 0, asked, doubts)
+    return Measured(results, 0, corpus.manifest.num_samples, doubts)
 
 
-def _noting(batches: Iterable[Batch], skipped: dict[tuple[str, str], str]) -> Iterable[Batch]:
+def _noting(batches: Iterable[Batch], skipped: dict[str, str]) -> Iterable[Batch]:
     for batch in batches:
-        skipped.update({(row["shard"], row["key"]): row["reason"] for row in batch.skipped})
+        skipped.update({f"{row['shard']}, key {row['key']}": row["reason"] for row in batch.skipped})
         yield batch
 
 
-class _Batches:
-    """Batches of test samples, a micro-batch of training at most each, on the device; whole ones alone.
+def in_batches(run: Config, corpus: Corpus) -> Config:
+    """A run's configuration with the batch in which test samples are asked: as large as a micro-batch of training,
+    `evaluate.batch` and the samples there are allow, and smaller where fewer are then asked once more.
 
-    Attributes:
-        num_answers: samples in them, over all ranks and rounds.
+    Raises:
+        InputError: there are fewer samples than ranks.
+    """
+    num_samples, ranks = corpus.manifest.num_samples, world_size()
+    most = min(run.evaluate.batch, run.train.global_batch // run.train.accumulate, num_samples) // ranks
+    if most == 0:
+        raise InputError(f"{corpus.manifest.root}: {num_samples} samples are too few for {ranks} ranks")
+    of_rank = -(-num_samples * cast(Settings, run.evaluate).own_task_draws // ranks)
+    batch = -(-of_rank // -(-of_rank // most)) * ranks
+    return replace(run, train=replace(run.train, global_batch=batch, accumulate=1))
+
+
+class _Batches:
+    """Batches of test samples on the device.
+
+    Args:
+        corpus: of the samples.
+        config: of `in_batches`.
+        device: where views go.
     """
 
-    def __init__(self, corpus: Corpus, run: Config, device: torch.device) -> None:
-        config = cast(Settings, run.evaluate)
-        num_samples, ranks = corpus.manifest.num_samples, world_size()
-        most = min(run.evaluate.batch, run.train.global_batch // run.train.accumulate)
-        total = num_samples * config.own_task_draws
-        batch = min(most, total) // ranks * ranks
-        if batch == 0:
-            raise InputError(f"{corpus.manifest.root}: {num_samples} samples are too few for {ranks} ranks")
-        self._steps = range(total // batch)
-        self.num_answers = batch * len(self._steps)
-        data, train = replace(run.data, audit=False), replace(run.train, global_batch=batch, accumulate=1)
+    def __init__(self, corpus: Corpus, config: Config, device: torch.device) -> None:
+        num_samples, batch = corpus.manifest.num_samples, config.train.global_batch
+        self._steps = range(-(-num_samples * cast(Settings, config.evaluate).own_task_draws // batch))
+        data = replace(config.data, audit=False)
         maker = BatchMaker(
             ShardReader([corpus]),
             _Rounds(num_samples, batch),
-            replace(run, data=data, train=train),
+            replace(config, data=data),
             rank=rank(),
-            world_size=ranks,
+            world_size=world_size(),
         )
         launch = own_launch()
         counts = choose_counts(
