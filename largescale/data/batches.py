@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from largescale.config import Config, DataConfig, SoundConfig
-from largescale.data import frames
+from largescale.data import frames, sounds
 from largescale.data.augment_draws import DRAWS
 from largescale.data.cache import ShardLost
 from largescale.data.clip_facts import microseconds
@@ -31,7 +31,7 @@ from largescale.data.sounds import Heard, SoundWindows
 from shards.ground.errors import InputError
 from shards.images.orientation import UPRIGHT
 
-_REMEDIES = {"more than data.max_pixels": "raise it", **frames.REMEDIES}
+_REMEDIES = {"more than data.max_pixels": "raise it", **frames.REMEDIES, **sounds.REMEDIES}
 """Of reasons that are fixed by a setting, not by restoring files."""
 
 _BOX_PURPOSE, _AUGMENT_PURPOSE, _FRAME_PURPOSE, _TUPLE_PURPOSE = 1, 2, 3, 4  # keep numbers of their uses apart

@@ -27,6 +27,14 @@ _PURPOSE = 5
 """Random numbers of this use are kept apart from those of others; three of them a sample."""
 
 
+REMEDIES = {
+    "has no sound": "list the clips that have sound in data.subset, or raise data.max_skipped_in_row",
+    "no window of": "lower method.sound.seconds, or list clips with more sound in data.subset",
+    "samples per second, not": "set method.sound.rate to that, or convert again with --sound-rate",
+}
+"""What to do by why a clip cannot be heard."""
+
+
 class Heard(NamedTuple):
     """What is heard with a sample.
 
@@ -175,6 +183,12 @@ def require_sound(corpora: list[Corpus], wanted: SoundConfig) -> None:
                 f"{where}: its sound has {rate} samples per second; set method.sound.rate={rate}, or convert again "
                 f"with --sound-rate {wanted.rate}"
             )
+
+
+def has_sound(reader: ShardReader, sample_id: int) -> bool:
+    """Whether a sample is a clip with sound, of any length."""
+    facts = reader.clip(sample_id)
+    return facts is not None and facts.sound_rate > 0
 
 
 def _any_sound(corpus: Corpus) -> bool:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from largescale.config import MethodConfig, SoundConfig
+from largescale.data.batches import Unreadable
 from largescale.data.clip_facts import ClipFacts
 from largescale.data.corpora import Corpus
 from largescale.data.reader import SampleError, ShardReader
@@ -194,6 +195,24 @@ def test_folders_without_sound_or_at_another_rate_are_refused(folder, shard_fold
     write_video(tmp_path / "in" / "0.mkv", [np.zeros((32, 32, 3), np.uint8)] * 6, rate=6)
     with pytest.raises(InputError, match="no sample has sound"):
         make_stream(cut(tmp_path / "in"))
+
+
+def test_clips_that_cannot_be_heard_are_not_blamed_on_their_files(folder):
+    reader = ShardReader([Corpus(read_manifest(folder))])
+    windows = {seconds: SoundWindows(replace(WANTED, seconds=seconds), reader, 0) for seconds in (0.5, 4.0)}
+    other_rate = SoundWindows(replace(WANTED, rate=16_000), reader, 0)
+    for number, heard, remedy in (
+        (SILENT, windows[0.5], "data.subset"),
+        (SHORT, windows[0.5], "lower method.sound.seconds"),
+        (0, windows[4.0], "lower method.sound.seconds"),
+        (0, other_rate, "set method.sound.rate"),
+    ):
+        unreadable = Unreadable(reader)
+        with pytest.raises(SampleError) as raised:
+            heard.hear(number, 0)
+        unreadable.reasons[number] = str(raised.value)
+        line = unreadable.all_of([number])
+        assert remedy in line and "shards verify" not in line
 
 
 def test_evaluation_hears_what_is_around_the_frame_in_the_middle(folder, ask):
