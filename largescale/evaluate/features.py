@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from largescale.config import Config
+from largescale.data.sounds import require_sound, soundfile
 from largescale.evaluate import exemplars, task_pictures
 from largescale.evaluate.corpora_shown import keep_corpora
 from largescale.evaluate.extract import can_be_read, drop_equal_channels, extract, pixels
@@ -193,4 +194,11 @@ def _keep_pictures(subject: Subject, drawn: Pictures, networks: Networks, ids: T
     stamp = task_pictures.stamp_of(config, made_from, drawn.columns)
     known = task_pictures.load(path)
     if known is None or json.dumps(known.made_from) != json.dumps(stamp):
+        if sound := config.method.sounds():
+            try:
+                soundfile()
+                require_sound([subject.shards[1]], sound)
+            except InputError as error:
+                _log.info("no pictures of the task are kept: %s", error)
+                return
         task_pictures.save(path, networks.method, subject.shards[1], ids, config, networks.device, stamp)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from torch import Tensor
 from largescale.config import Config
 from largescale.data.centre_crops import centre_crops
 from largescale.data.corpora import Corpus
+from largescale.data.reader import ShardReader
+from largescale.data.sounds import has_sound
 from largescale.data.views import Views
 from largescale.evaluate.made_from import VERSION, Stamp, images_stamp
 from largescale.methods.method import Method
@@ -58,8 +62,14 @@ def stamp_of(config: Config, features: Stamp, columns: tuple[str, ...]) -> Stamp
 def save(
     path: Path, method: Method, corpus: Corpus, ids: Tensor, config: Config, device: torch.device, made_from: Stamp
 ) -> None:
-    """Draw random ones of the samples `ids`, as large as the method's large views, and write them atomically."""
-    chosen = np.sort(np.random.default_rng(config.run.seed).permutation(ids.numpy())[:IMAGES])
+    """Draw random ones of the samples `ids`, as large as the method's large views, and write them atomically; of those
+    with sound if the method hears.
+    """
+    order = np.random.default_rng(config.run.seed).permutation(ids.numpy()).tolist()
+    heard = filter(partial(has_sound, ShardReader([corpus])), order) if config.method.sounds() else order
+    chosen = np.array(sorted(islice(heard, IMAGES)), np.int64)
+    if not len(chosen):
+        return
     mean, std = (torch.tensor(one, device=device)[:, None, None] for one in (config.data.mean, config.data.std))
     plain, sound = with_plain_images(config), config.method.sounds()
     with closing(centre_crops([corpus], plain, [chosen], device, in_process=True, sound=sound)) as source:

@@ -5,12 +5,21 @@ Covers: largescale/report/gallery.py
 
 from __future__ import annotations
 
+import logging
+from types import SimpleNamespace
+
+import pytest
 import torch
 
 from largescale.cli import main
 from largescale.config import load_config
-from largescale.evaluate import task_pictures
+from largescale.data.corpora import open_corpus
+from largescale.data.views import Views
+from largescale.evaluate import features, task_pictures
+from largescale.methods.pictures import Pictures
+from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
+from tests.helpers.sounding import RATE, half_silent_clips
 
 MINI = ROOT / "tests/methods/mini/denoising.yaml"
 COLUMNS = ["damaged", "restored", "image"]
@@ -61,3 +70,41 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path):
     path = tmp_path / "pictures.safetensors"
     path.write_bytes(b"\x00" * 40)
     assert task_pictures.load(path) is None
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return half_silent_clips(tmp_path_factory.mktemp("clips"), 24)
+
+
+def keep(run, folder) -> list[Views]:
+    """Keep pictures by a method that hears; returns what it has been shown."""
+    config = load_config(MINI.with_name("avol.yaml"), [f"method.sound.rate={RATE}"])
+    shown: list[Views] = []
+
+    def draw(views: Views) -> list[torch.Tensor]:
+        shown.append(views)
+        return [views.images[0]]
+
+    corpus = open_corpus(str(folder), config.data)
+    subject = SimpleNamespace(run_dir=run, config=config, shards=(corpus, corpus))
+    networks = SimpleNamespace(method=SimpleNamespace(draw=draw), device=torch.device("cpu"))
+    features._keep_pictures(subject, Pictures("", "", ("image",)), networks, torch.arange(24), {"version": 1})
+    return shown
+
+
+def test_a_method_that_hears_draws_of_clips_with_sound(clips, tmp_path):
+    [views] = keep(tmp_path, clips)
+    assert len(views.ids) == task_pictures.IMAGES and (views.ids % 2 == 1).all() and views.sounds is not None
+
+
+def test_where_nothing_can_be_heard_nothing_is_drawn(clips, shard_folder, tmp_path, monkeypatch, caplog):
+    def missing() -> None:
+        raise InputError("sound needs soundfile")
+
+    with caplog.at_level(logging.INFO):
+        assert keep(tmp_path, shard_folder) == []
+        monkeypatch.setattr(features, "soundfile", missing)
+        assert keep(tmp_path, clips) == []
+    assert [row.getMessage().partition(":")[0] for row in caplog.records] == ["no pictures of the task are kept"] * 2
+    assert not task_pictures.path_of(tmp_path).exists()

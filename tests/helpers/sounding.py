@@ -43,6 +43,19 @@ def sounding_clips(folder: Path, counts: dict[str, int]) -> Path:
     return folder / "shards"
 
 
+def half_silent_clips(folder: Path, count: int) -> Path:
+    """A shard folder of clips of half a second; every second one, from that of number 1, has sound."""
+    for number in range(count):
+        pixels = np.full((SIDE, SIDE, 3), 10 * number, np.uint8)
+        sound = tone(0.5, RATE, pitch(0)) if number % 2 else None
+        write_video(
+            folder / "in" / f"{number:04d}.mkv", [pixels] * FRAMES, rate=2 * FRAMES, sound=sound, sound_rate=RATE
+        )
+    clips = ClipSettings(frame_rate=2 * FRAMES, sound_rate=RATE)
+    convert(folder / "in", folder / "clips", Options("clips", samples_per_shard=100, clips=clips))
+    return folder / "clips"
+
+
 def _frames(kinds: np.ndarray, draws: np.random.Generator) -> tuple[list[np.ndarray], list[list[float]]]:
     """Frames, uint8 [H, W, 3], and where the first shape is in each, as shares: left, top, width, height."""
     room = SIDE - SHAPE
