@@ -19,7 +19,8 @@ A window of sound is drawn in one way whatever it is used for: it is its own ima
 where it starts, and what codecs leave there, says nothing (section 3.1; `largescale/data/sounds.py`).
 
 Departures: the image network is `model.backbone`, with the mean of its last maps, not a VGG with their maximum. Two
-clips of one video may meet as strangers, more rarely the more videos there are.
+clips of one video may meet as strangers, more rarely the more videos there are; so may those of one image that a list
+pairs with several sounds.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from largescale.models.backbones import build_backbone
 from largescale.models.heads import projection_head
 from largescale.models.sound_network import SoundNetwork, least_side
 from largescale.models.spectrogram import spectrogram_shape
+from largescale.optim.roles import Role
 
 _PURPOSE = 47
 _UNRELATED = math.sqrt(2)
@@ -115,6 +117,10 @@ class AVC(PretextTask):
     def num_classes(cls, config: Config) -> int:
         """They belong together, or not."""
         return 2
+
+    def roles(self) -> list[Role]:
+        """What makes logits of distances stays in float32."""
+        return [Role("match", "match.*", float32=True)]
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Unit vectors [B, D] of images [B, 3, S, S]."""

@@ -15,6 +15,7 @@ from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.methods.avc import AVC, strangers
 from largescale.methods.method import Output
+from largescale.optim.roles import parameters_with
 from shards.clips.sound import to_flac
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
@@ -128,6 +129,13 @@ def test_embeddings_share_a_space_and_take_sound_in_either_form():
 def test_near_belongs_together_from_the_start_and_what_is_unrelated_has_even_odds():
     chances = build().match(torch.tensor([0.0, math.sqrt(2), 2.0])).softmax(-1)[:, 1].tolist()
     assert chances[0] > 0.9 and chances[1] == pytest.approx(0.5, abs=1e-6) and chances[2] < 0.3
+
+
+@pytest.mark.parametrize("name", ["avc", "avol"])
+def test_what_makes_logits_is_kept_in_float32_alone(name):
+    method = build_method(load_config(MINI.with_name(f"{name}.yaml"), ["data.streams=1"]), Length(18, 3, 40))
+    kept = parameters_with(method, method.roles(), "float32")
+    assert len(kept) == 2 and all(one is own for one, own in zip(kept, method.match.parameters(), strict=True))
 
 
 def squares(step: int, count: int, *, related: bool = True) -> Views:
