@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ import torch
 from largescale.config import SoundConfig
 from largescale.data.corpora import Corpus
 from largescale.data.reader import ShardReader
-from largescale.data.sounds import require_sound
+from largescale.data.sounds import has_sound, require_sound
 from largescale.evaluate.extract import Network, extract
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.subject import Subject
@@ -53,21 +54,25 @@ def heard_by(
         ids: of the clips that are wanted; None for all.
 
     Raises:
-        InputError: the method does not hear, no clip has sound, or as `extract`.
+        InputError: the method does not hear, no clip that takes part has sound, or as `extract`.
 
     Collectives: every rank must call it; those of `extract`, and a broadcast of an object.
     """
     config, corpus = subject.config, subject.shards[1]
     wanted = _sound_of(subject, needed, lacking)
     require_sound([corpus], wanted)
+    asked = np.arange(corpus.manifest.num_samples) if ids is None else ids
+    heard = partial(has_sound, ShardReader([corpus]))
+    with_sound = np.array([number for number in asked.tolist() if heard(number)], np.int64)
+    if not len(with_sound):
+        task, which = subject.task.rpartition("-")[0], "clips" if ids is None else "clips that can be asked about"
+        raise InputError(f"{task}: none of the {len(asked):,} {which} in {corpus.manifest.root} has sound")
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     names = {"pretrained": True, **({"untrained": False} if config.evaluate.baselines else {})}
     networks = {
         name: network_of(method_of(config, subject.weights, trained=trained).to(device))
         for name, trained in names.items()
     }
-    asked = np.arange(corpus.manifest.num_samples) if ids is None else ids
-    with_sound = _with_sound(corpus, asked)
     found = extract(corpus, config, networks, device, ids=with_sound, labelled=False, sound=wanted)
     return Heard(from_rank_0(found), _doubts(corpus, len(asked), len(with_sound), found, names))
 
@@ -80,12 +85,6 @@ def _sound_of(subject: Subject, needed: str, lacking: str) -> SoundConfig:
         what = "a file of weights" if isinstance(subject.weights, Published) else f"a {kind.title} run"
         raise InputError(f"{subject.task.rpartition('-')[0]}: {what} {lacking}; use a run of a method that does")
     return wanted
-
-
-def _with_sound(corpus: Corpus, ids: np.ndarray) -> np.ndarray:
-    reader = ShardReader([corpus])
-    heard = [(facts := reader.clip(number)) is not None and facts.sound_rate > 0 for number in ids.tolist()]
-    return ids[np.array(heard, bool)]
 
 
 def _doubts(

@@ -8,7 +8,7 @@ needs no network, is what to beat.
 A box is a field of the sample's `json` member, as shares of the frame's width and height, so that it fits at any size:
 
     {"box": [left, top, width, height]}         of the frame in the middle
-    {"box": [[...], [...], ...]}                of each frame
+    {"box": [[...], null, ...]}                 of each frame of the clip; null for none
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class Settings(EvaluateConfig):
     sound_localisation_boxes: str = setting(
         "json:box",
         "Field of the samples' json member with the box of what sounds: left, top, width and height as shares of the "
-        "frame's sides, or a list of one for each frame.",
+        "frame's sides, or a list of one, or null, for each frame of the clip.",
         free=True,
     )
 
@@ -55,14 +55,15 @@ def by_sound_maps(measure: Measure, subject: Subject) -> Measured:
     and bottom.
 
     Raises:
-        InputError: the method makes no such maps, no sample has a box, one is not as it must be, or as `extract`.
+        InputError: the method makes no such maps, no sample has a box that is seen, one is not as it must be, or as
+            `extract`.
 
     Collectives: every rank must call it; those of `heard_by`, and broadcasts of an object.
     """
     settings, corpus = cast(Settings, subject.config.evaluate), subject.shards[1]
-    found: dict[int, Tensor] = {}
-    on_rank_0(lambda: found.update(_boxes(corpus, settings.sound_localisation_boxes, subject.config)))
-    boxes = from_rank_0(found)
+    found = Boxes({}, [])
+    on_rank_0(lambda: found.read(corpus, settings.sound_localisation_boxes, subject.config))
+    boxes, doubts = from_rank_0(found)
     ids = np.array(sorted(boxes), np.int64)
     heard = heard_by(subject, "sound_maps", "does not say where it sounds", lambda one: partial(_flat, one), ids=ids)
     sides = heard.sets["pretrained"]
@@ -71,8 +72,6 @@ def by_sound_maps(measure: Measure, subject: Subject) -> Measured:
     results["centre"] = measure(torch.zeros(len(wanted), 1, 1), wanted, settings)
     results["centre"].pop("near_rate")  # it has no places
     on_rank_0(lambda: keep_pictures(subject, sides.ids))
-    missing = corpus.manifest.num_samples - len(ids)
-    doubts = [f"{missing:,} of {corpus.manifest.num_samples:,} clips have no box"] if missing else []
     return Measured(results, 0, len(wanted), [*doubts, *heard.doubts])
 
 
@@ -111,40 +110,76 @@ def _inside(height: int, width: int, boxes: Tensor) -> Tensor:
     return ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None]
 
 
-def _boxes(corpus: Corpus, source: str, config: Config) -> dict[int, Tensor]:
-    """By sample, the box of the frame in the middle as shares of what is seen of it: left, top, right, bottom."""
-    member, _, field = source.partition(":")
-    if member != "json" or not field:
-        raise InputError(f"evaluate.sound_localisation_boxes={source}: expected json:FIELD, such as json:box")
-    members, found = MemberReader(corpus, member), {}
-    for number in range(corpus.manifest.num_samples):
-        if (payload := members.read(number)) is None:
-            continue
-        try:
-            box = _box_in(payload, field)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{members.name(number)}: {source}: {error}") from error
-        if box is not None:
-            found[number] = _as_seen(box, members.reader.size(number), config)
-    if not found:
-        where = f"none of the {corpus.manifest.num_samples:,} clips of {corpus.manifest.name} has a box there"
-        raise InputError(f"evaluate.sound_localisation_boxes={source}: {where}")
-    return found
+class Boxes(NamedTuple):
+    """Boxes of the clips that have one of which something is seen.
+
+    Attributes:
+        seen: by sample, the box of the frame in the middle as shares of what is seen of it: left, top, right, bottom.
+        doubts: sentences about those that are left out, or may be of another frame.
+    """
+
+    seen: dict[int, Tensor]
+    doubts: list[str]
+
+    def read(self, corpus: Corpus, source: str, config: Config) -> None:
+        """Fill both. InputError: as of `by_sound_maps`."""
+        member, _, field = source.partition(":")
+        if member != "json" or not field:
+            raise InputError(f"evaluate.sound_localisation_boxes={source}: expected json:FIELD, such as json:box")
+        members, total, outside, late = MemberReader(corpus, member), corpus.manifest.num_samples, 0, 0
+        for number in range(total):
+            if (payload := members.read(number)) is None:
+                continue
+            facts = members.reader.clip(number)
+            try:
+                box, is_single = _box_in(payload, field, 1 if facts is None else len(facts.times))
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{members.name(number)}: {source}: {error}") from error
+            if box is None:
+                continue
+            seen = _as_seen(box, members.reader.size(number), config)
+            if not bool((seen[:2] < 1).all() and (seen[2:] > 0).all()):
+                outside += 1
+                continue
+            self.seen[number] = seen
+            late += is_single and facts is not None and facts.start > 0
+        if not self.seen:
+            what = "has a box there" if not outside else f"has a box there that is seen: {outside:,} are cropped away"
+            raise InputError(
+                f"evaluate.sound_localisation_boxes={source}: none of the {total:,} clips of {corpus.manifest.name} "
+                f"{what}"
+            )
+        if missing := total - len(self.seen) - outside:
+            self.doubts.append(f"{missing:,} of {total:,} clips have no box")
+        if outside:
+            self.doubts.append(f"{outside:,} of {total:,} clips are left out: their box is outside of the centre crop")
+        if late:
+            self.doubts.append(
+                f"{late:,} of {total:,} clips start later than their video and have a single box, perhaps that of "
+                "another clip; give a list of boxes for each clip"
+            )
 
 
-def _box_in(payload: bytes, field: str) -> tuple[float, ...] | None:
+def _box_in(payload: bytes, field: str, num_frames: int) -> tuple[tuple[float, ...] | None, bool]:
+    """The box of the frame in the middle, None for none, and whether it is one for the whole clip."""
     content = json.loads(payload)
     value = content.get(field) if isinstance(content, dict) else None
+    of_frames = isinstance(value, list) and bool(value) and all(one is None or isinstance(one, list) for one in value)
+    if isinstance(value, list) and of_frames:
+        if len(value) != num_frames:
+            raise ValueError(
+                f"a list of {len(value)} for a clip of {num_frames} frames; a video that was cut into several clips "
+                "has the same list in each: give each clip its own, or convert with a longer --clip-seconds"
+            )
+        value = value[num_frames // 2]
     if value is None:
-        return None
-    if isinstance(value, list) and value and all(isinstance(one, list) for one in value):
-        value = value[len(value) // 2]
+        return None, False
     numbers = isinstance(value, list) and all(isinstance(one, int | float) for one in value)
     if not numbers or len(value) != 4 or not all(0 <= one <= 1 for one in value) or not min(value[2:]) > 0:
         raise ValueError(
             f"expected left, top, width and height as shares from 0 to 1 of the frame, got {json.dumps(value)[:60]}"
         )
-    return tuple(map(float, value))
+    return tuple(map(float, value)), not of_frames
 
 
 def _as_seen(box: tuple[float, ...], size: tuple[int, int], config: Config) -> Tensor:

@@ -5,13 +5,22 @@ Covers: largescale/evaluate/hearing.py
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
 from largescale.cli import main
+from largescale.config import load_config
+from largescale.data.corpora import open_corpus
 from largescale.evaluate.cross_modal import DIRECTIONS, Settings, measure
 from largescale.evaluate.feature_set import FeatureSet
+from largescale.evaluate.hearing import heard_by
+from shards.ground.errors import InputError
 from tests.helpers.networks import narrow_resnet
+from tests.helpers.sounding import RATE, half_silent_clips
+from tests.methods.harness import RECIPES
 
 
 def pairs(images: torch.Tensor, sounds: torch.Tensor, labels: list[int], num_classes: int) -> FeatureSet:
@@ -52,3 +61,13 @@ def test_weights_that_do_not_hear_are_refused_in_a_line(shard_folder, tmp_path, 
     assert main(["evaluate", "cross-modal", str(tmp_path / "narrow.pth"), f"data.eval_shards={shard_folder}"]) == 2
     [*_, last] = capsys.readouterr().err.splitlines()
     assert last == "error: cross-modal: a file of weights embeds no sounds; use a run of a method that does"
+
+
+def test_that_no_clip_with_a_box_has_sound_is_said_in_a_line(tmp_path):
+    config = load_config(RECIPES / "avol.yaml", [f"method.sound.rate={RATE}"])
+    corpus = open_corpus(str(half_silent_clips(tmp_path, 4)), config.data)
+    subject = SimpleNamespace(config=config, shards=(corpus, corpus), weights=None, task="sound-localisation-0")
+    with pytest.raises(
+        InputError, match=r"^sound-localisation: none of the 2 clips that can be asked about in .* has sound"
+    ):
+        heard_by(subject, "sound_maps", "says nothing", lambda method: None, ids=np.array([0, 2]))
