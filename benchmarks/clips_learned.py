@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -123,6 +124,7 @@ def measure(name: str, kind: str, seed: int) -> dict[str, Any]:
     """Train on a kind of videos, and ask about others of it."""
     run, train, test = RUNS / f"{name}-{kind}-seed{seed}", shards_of(kind, "train"), shards_of(kind, "test")
     words = [f"run.dir={run}", f"run.seed={seed}", f"data.shards={train}", f"data.eval_shards={test}"]
+    shutil.rmtree(run, ignore_errors=True)  # a complete run would not train again
     before = _cpu_s()
     command("pretrain", f"configs/small/{name}.yaml", *words, *TASKS[name].overrides)
     spent = _cpu_s() - before
