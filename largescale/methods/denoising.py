@@ -245,6 +245,7 @@ class Denoising(EmbeddingMethod):
                 maker="the decoder" if together else "its decoder",
                 remedy=f"Try, in another run.dir, optim.lr={config.optim.lr / 3:.2g} or {3 * config.optim.lr:.2g}, or "
                 f"method.masked={_settings(config).masked / 2:.2g}",
+                by_rate=together,  # the sign of a layer that never learns comes after those of layers that did
             )
         ]
 

@@ -37,7 +37,7 @@ def said_missing(row: Row) -> str:
     return "" if missing is None else f" ({missing:.1%} of the variance missing)"
 
 
-def nothing_made(title: str, *, of: str, where: str, maker: str, remedy: str) -> Symptom:
+def nothing_made(title: str, *, of: str, where: str, maker: str, remedy: str, by_rate: bool = True) -> Symptom:
     """That what is made is no better than the mean colour everywhere.
 
     Args:
@@ -46,6 +46,7 @@ def nothing_made(title: str, *, of: str, where: str, maker: str, remedy: str) ->
         where: it is missing.
         maker: what gives the mean colour.
         remedy: what to try.
+        by_rate: of the symptom.
     """
     return Symptom(
         title,
@@ -55,5 +56,5 @@ def nothing_made(title: str, *, of: str, where: str, maker: str, remedy: str) ->
         seen=lambda row: f"{missing_in(row):.0%} of the variance of {of} is missing in {where}",
         remedy=remedy,
         meaning=f"{maker} gives the mean colour everywhere",
-        by_rate=True,
+        by_rate=by_rate,
     )

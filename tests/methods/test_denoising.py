@@ -17,6 +17,7 @@ from largescale.methods.denoising import Denoising
 from largescale.methods.unexplained import missing_in
 from largescale.models.backbones import feature_map
 from largescale.models.layer_inputs import layers_of
+from largescale.observe.doctor import judge
 from largescale.optim.roles import MAIN
 from largescale.parallel.strategies import build_engine
 from shards.ground.errors import InputError
@@ -220,6 +221,15 @@ def test_a_run_whose_last_layers_would_not_learn_is_told():
     [line] = Denoising.complaints(mini("denoising", *STACKED, "optim.final_lr=0.1"), Length(2, 1, 40))
     assert line.startswith("method.layers=one_by_one: 3 layers in 2 steps")
     assert Denoising.complaints(mini("denoising"), Length(2, 1, 40)) == []
+
+
+def test_a_later_layer_that_never_learns_is_not_put_down_to_a_rate_that_is_too_high():
+    rows: list[dict[str, Any]] = [{"unexplained": 0.3, "progress": 0.1 * number} for number in range(1, 4)]
+    rows += [{"stage1_unexplained": 1.0, "progress": 0.1 * number} for number in range(4, 7)]
+    words = str(judge(mini("denoising", *STACKED), rows))
+    assert words.startswith("a layer does not restore its input: 100% of the variance")
+    rows = [{"unexplained": 0.3 if number < 4 else 1.0, "progress": 0.1 * number} for number in range(1, 7)]
+    assert str(judge(mini("denoising"), rows)).startswith("learning rate too high")
 
 
 @pytest.mark.parametrize(
