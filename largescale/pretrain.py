@@ -153,7 +153,8 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                     "grad_norm": check.grad_norm,
                     **{f"grad_norm_{objective}": norm for objective, norm in check.norms.items()},
                     "skipped_samples": num_skipped,
-                    **(measured | pixel_signs(views, config.data.crops)),
+                    **measured,
+                    **pixel_signs(views, config.data.crops, of_frames=config.method.frame_tuples() is not None),
                     **online.measure(engine, done, watchdog.beat),
                 }
                 run.record_metrics(row)

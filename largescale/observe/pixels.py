@@ -14,12 +14,13 @@ from largescale.config.data_settings import CropGroup
 from largescale.data.views import Views
 
 
-def pixel_signs(views: Views, groups: Sequence[CropGroup]) -> dict[str, float]:
+def pixel_signs(views: Views, groups: Sequence[CropGroup], *, of_frames: bool = False) -> dict[str, float]:
     """`pixel_spread` and `pixel_agreement` of this rank's batch; empty for one image, or without two views of one size.
 
     Args:
         views: of this rank's part of a batch.
         groups: as configured; the first two views of equal size are compared, be they of one group or of two.
+        of_frames: whether views are frames of a clip, which may be alike, so that their agreement says nothing.
     """
     batch = len(views.ids)
     if batch < 2:
@@ -29,7 +30,7 @@ def pixel_signs(views: Views, groups: Sequence[CropGroup]) -> dict[str, float]:
         for view in images.split(batch)[: min(2, group.num)]:
             if group.size in first:
                 spread, agreement = between_and_within(first[group.size], view)
-                return {"pixel_spread": spread, "pixel_agreement": agreement}
+                return {"pixel_spread": spread, **({} if of_frames else {"pixel_agreement": agreement})}
             first[group.size] = view
     return {}
 

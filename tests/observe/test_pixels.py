@@ -9,6 +9,8 @@ from largescale.config import CropGroup
 from largescale.data.views import Views
 from largescale.observe.common_symptoms import closer_than_chance, little_in_common
 from largescale.observe.pixels import between_and_within, pixel_signs
+from tests.helpers.doctor import said_of
+from tests.methods.harness import mini
 
 IMAGES = torch.randn(512, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 NOISE = torch.randn(2, 512, 3, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -32,6 +34,14 @@ def test_the_first_two_views_of_the_first_size_are_compared():
     assert pixel_signs(views, group)["pixel_agreement"] == pytest.approx(1)
     assert pixel_signs(Views([IMAGES], torch.arange(512)), [CropGroup(num=1, size=4)]) == {}
     assert pixel_signs(Views([IMAGES[:2]], torch.arange(1)), [CropGroup(num=2, size=4)]) == {}
+
+
+def test_frames_of_a_clip_may_be_alike_which_is_no_alarm():
+    views, group = Views([torch.cat([IMAGES, IMAGES])], torch.arange(512)), [CropGroup(num=2, size=4)]
+    signs = pixel_signs(views, group, of_frames=True)
+    assert set(signs) == {"pixel_spread"} and signs["pixel_spread"] == pytest.approx(1, rel=0.02)
+    config = mini("shuffle_learn")
+    assert said_of(config, signs) == "" and said_of(config, pixel_signs(views, group)).startswith("views identical")
 
 
 def test_images_are_called_the_same_by_all_lines_together():
