@@ -25,6 +25,7 @@ from largescale.data.corpora import Corpus
 from largescale.data.frames import require_clips
 from largescale.data.loaded import Batch, DeviceBatches
 from largescale.data.loader import Position, choose_counts
+from largescale.data.random import hash_coordinates, permute
 from largescale.data.reader import ShardReader
 from largescale.data.sounds import require_sound
 from largescale.distributed.collectives import sum_over_ranks
@@ -57,15 +58,19 @@ class Settings(EvaluateConfig):
 
 @dataclass(frozen=True)
 class _Rounds:
-    """Samples 0 to `num_samples` - 1 in order, again and again, each round in an epoch of its own."""
+    """All samples in an order of the seed, again and again the same, each round in an epoch of its own.
+
+    In the order in which they are stored, a task that takes other samples of the batch would meet clips of one video.
+    """
 
     num_samples: int
     batch: int
+    seed: int
 
     def samples(self, steps: int | np.ndarray, places: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Ids and epochs."""
-        rounds, ids = np.divmod(np.asarray(steps) * self.batch + places, self.num_samples)
-        return ids, _EPOCH + rounds
+        rounds, positions = np.divmod(np.asarray(steps) * self.batch + places, self.num_samples)
+        return permute(positions, self.num_samples, hash_coordinates(self.seed, _EPOCH)), _EPOCH + rounds
 
 
 @torch.no_grad()
@@ -155,7 +160,7 @@ class _Batches:
         data = replace(config.data, audit=False)
         maker = BatchMaker(
             ShardReader([corpus]),
-            _Rounds(num_samples, batch),
+            _Rounds(num_samples, batch, config.run.seed),
             replace(config, data=data),
             rank=rank(),
             world_size=world_size(),

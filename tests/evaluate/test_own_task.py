@@ -8,6 +8,7 @@ from math import log
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from largescale.cli import main
 from largescale.config import Config, load_config
 from largescale.data.corpora import open_corpus
 from largescale.evaluate import own_task
-from largescale.evaluate.own_task import _Batches, in_batches, measure
+from largescale.evaluate.own_task import _Batches, _Rounds, in_batches, measure
 from largescale.evaluate.targets import target_at
 from largescale.evaluate.ways import Measure, Measured
 from largescale.methods import build_method
@@ -44,6 +45,16 @@ def run(tmp_path_factory, shard_folder, held_out_shards) -> Path:
     shards = [f"data.shards={shard_folder}", f"data.eval_shards={held_out_shards}", f"run.dir={folder}"]
     assert main(["pretrain", str(ROOT / "configs/small/rotation.yaml"), *shards, *SMALL, "data.workers=0"]) == 0
     return folder
+
+
+def test_what_is_stored_side_by_side_is_asked_apart_in_the_same_order_in_every_round():
+    rounds, places = _Rounds(1000, 50, 0), np.arange(50)
+    ids = np.concatenate([rounds.samples(step, places)[0] for step in range(40)]).reshape(2, 1000)
+    assert (ids[0] == ids[1]).all() and (np.sort(ids[0]) == np.arange(1000)).all()
+    together = ids[0].reshape(20, 50) // 5  # five clips of each video
+    met = [(own[:, None] == own).sum() - 50 for own in together]
+    assert np.mean(met) / 50 < 0.4  # others of its video that a clip meets: 0.2 by chance, 4 as they are stored
+    assert (ids[0] != np.concatenate([_Rounds(1000, 50, 1).samples(step, places)[0] for step in range(20)])).any()
 
 
 def test_every_sample_is_asked_as_often_as_set_about_other_views(run, held_out_shards):
