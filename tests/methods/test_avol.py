@@ -77,7 +77,7 @@ def test_maps_and_pictures_show_the_place_whose_logit_counts():
     assert maps.shape[0] == BATCH and maps.shape[1] == maps.shape[2] > 1
     own = method(batch, 2).evidence["logits"][0, :, 0]
     torch.testing.assert_close(maps.amax((1, 2)), own[:, 1] - own[:, 0])
-    image, heat = method.draw(batch._replace(images=batch.images[:1]))
+    heat, image = method.draw(batch._replace(images=batch.images[:1]))
     assert image.shape == heat.shape and 0 <= float(heat.min()) <= float(heat.max()) <= 1
     red = (heat[:, 0] - image[:, 0] / 2).flatten(1).argmax(1)  # near the best place
     best = maps.flatten(1).argmax(1)
