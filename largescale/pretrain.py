@@ -32,7 +32,7 @@ from largescale.optim.schedules import learning_rates
 from largescale.parallel import precision
 from largescale.parallel.batchnorm import average_statistics
 from largescale.parallel.freed_memory import keep_freed_memory
-from largescale.parallel.objectives import as_one
+from largescale.parallel.objectives import as_one, stage_begins
 from largescale.parallel.strategies import build_engine, drawn_in_pieces
 from largescale.processes import process_group, rank, together, world_size
 from largescale.run import init_from
@@ -119,6 +119,8 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
             data_wait = time.perf_counter() - waiting_since
             if why := phases.before(step, watchdog.beat, asked):
                 run.stop_in_phase(step, num_steps, why)
+            if stage_begins(engine.method, step):  # from here on, what has learnt may be used as it is
+                average_statistics(engine.method)
             stop_reason = asked()
             views, results = batch.inputs(), {}
             objectives = engine.method.objectives_of(step)  # one, but for adversarial methods

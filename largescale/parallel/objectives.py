@@ -1,10 +1,10 @@
-"""A step's objectives as one: what is logged of a step that has several."""
+"""A step's objectives as one: what is logged of a step that has several. And the steps at which they change."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from largescale.methods.method import Output
+from largescale.methods.method import Method, Output
 from largescale.parallel.engine import StepCheck
 
 
@@ -25,3 +25,8 @@ def as_one(results: dict[str, tuple[Output, StepCheck]]) -> tuple[Output, StepCh
     norms = {name: earlier.grad_norm for name, (_, earlier) in list(results.items())[:-1]}
     overflow = any(earlier.overflow for _, earlier in results.values())
     return output._replace(signs=signs), replace(check, norms=norms, overflow=overflow)
+
+
+def stage_begins(method: Method, step: int) -> bool:
+    """Whether a step has other objectives than the one before it."""
+    return step > 0 and method.objectives_of(step) != method.objectives_of(step - 1)

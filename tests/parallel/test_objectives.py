@@ -15,14 +15,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from largescale.config import Config
+from largescale.data.length import Length
 from largescale.methods import build_method, context_encoder
 from largescale.methods.method import Output
 from largescale.models.constant_weights import constant_weights
 from largescale.optim.roles import MAIN
 from largescale.parallel.engine import Engine, StepCheck
-from largescale.parallel.objectives import as_one
+from largescale.parallel.objectives import as_one, stage_begins
 from largescale.parallel.strategies import build_engine
+from tests.helpers.commands import ROOT
+from tests.helpers.launcher import run_largescale
 from tests.helpers.ranks import run_ranks
+from tests.helpers.runs import losses
 from tests.methods.harness import LENGTH, mini, views_of_step, whole
 
 ADVERSARY = "discriminator"
@@ -210,3 +214,33 @@ def test_constant_weights_take_no_gradient_and_pass_it_on():
     assert [p.requires_grad for p in network.parameters()] == [True, True, False, False]
     network(x).sum().backward()
     assert network[0].weight.grad is not None
+
+
+def test_a_stage_begins_where_objectives_change():
+    method = build_method(mini("denoising", "method.layers=one_by_one"), Length(6, 2, 40))
+    assert [step for step in range(6) if stage_begins(method, step)] == [2, 4]
+    assert not any(stage_begins(build_method(mini("denoising"), LENGTH), step) for step in range(6))
+
+
+@pytest.mark.distributed
+def test_saving_often_changes_nothing_where_ranks_have_batchnorm_of_their_own_and_layers_that_stay(
+    shard_folder, tmp_path
+):
+    """Layers that have learnt are used by their running statistics, which saving makes equal on all ranks."""
+    found = []
+    for every in (0, 1):
+        run = tmp_path / f"every-{every}"
+        run_largescale(
+            "pretrain",
+            str(ROOT / "tests/methods/mini/denoising.yaml"),
+            f"data.shards={shard_folder}",
+            f"run.dir={run}",
+            "method.layers=one_by_one",
+            "parallel.sync_batchnorm=false",
+            "train.steps=9",
+            "run.log_every=1",
+            f"checkpoint.every_steps={every}",
+            ranks=2,
+        )
+        found.append(losses(run))
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
