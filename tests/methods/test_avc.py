@@ -1,25 +1,27 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from largescale.config import SoundConfig, load_config
-from largescale.data.clip_facts import ClipFacts
+from largescale.config import MethodConfig, SoundConfig, load_config
 from largescale.data.length import Length
-from largescale.data.sounds import SoundWindows
 from largescale.data.views import Views
 from largescale.methods import build_method
 from largescale.methods.avc import AVC, strangers
 from largescale.methods.method import Output
 from largescale.optim.roles import parameters_with
-from shards.clips.sound import to_flac
+from shards.clips.clip import ClipSettings
+from shards.conversion.convert import Options, convert
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.doctor import said_of
+from tests.helpers.streams import make_stream
+from tests.helpers.videos import write_video
 
 MINI = ROOT / "tests/methods/mini/avc.yaml"
 BATCH = 6
@@ -86,34 +88,39 @@ def test_a_stranger_is_any_other_sample_and_never_the_same_one():
     assert strangers(ids, torch.arange(5), torch.full((5,), 0.3)).tolist() == [3, 3, 4, 0, 1]
 
 
-class OneSound:
-    """A reader whose clips all have two seconds of sound and 16 frames."""
-
-    facts = ClipFacts(0.0, np.arange(16, dtype=np.float32) / 8, np.zeros(16), 1000, 0.0, 2000)
-    payload = to_flac(np.zeros(2000, np.int16), 1000)
-
-    def sound(self, sample_id: int) -> bytes:
-        return self.payload
-
-    def clip(self, sample_id: int) -> ClipFacts:
-        return self.facts
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """Whose sounds begin and end at other times of each clip, and say where they are: a sample is its place."""
+    source = tmp_path_factory.mktemp("clips") / "in"
+    for number in range(32):
+        sound = np.arange(1200 + 80 * (number % 11), dtype=np.int16)
+        frames = [np.full((32, 32, 3), 7 * number, np.uint8)] * 16
+        start = 0.013 * (number % 7)
+        write_video(source / f"{number:02d}.mkv", frames, rate=8, sound=sound, sound_rate=1000, sound_start=start)
+    settings = ClipSettings(frame_rate=8.0, clip_seconds=4.0, sound_rate=1000)
+    convert(source, source.parent / "shards", Options("clips", samples_per_shard=10, clips=settings))
+    return source.parent / "shards"
 
 
 @pytest.mark.parametrize("grid_s", [0.04, 0.0])
-def test_sounds_of_others_start_where_own_ones_do(grid_s):
+def test_sounds_of_others_start_where_own_ones_do(clips, grid_s, monkeypatch):
     """By their place on the grid of 0.04 s, and by how early in the clip they are."""
-    windows, ids = SoundWindows(SoundConfig(seconds=0.5, rate=1000, grid_s=grid_s), OneSound(), 0), torch.arange(128)
+    wanted = SoundConfig(seconds=0.5, rate=1000, grid_s=grid_s, loudness=0.0)
+    monkeypatch.setattr(MethodConfig, "sounds", lambda self: wanted)
+    stream, method = make_stream(clips, "train.global_batch=32", "data.crops=[{num: 2, size: 16}]"), build()
     own, others = [], []
-    for epoch in range(8):
-        starts = torch.tensor([windows.hear(sample_id, epoch).start for sample_id in ids.tolist()])
-        draws = build().task_views(Views([], ids), epoch).facts["strangers"][0]
+    for batch in stream(range(32)):
+        begins = [stream.batches.reader.clip(number).sound_start for number in batch.ids.tolist()]
+        starts = batch.sounds[:, 0].long() + (1000 * torch.tensor(begins)).round().long()
+        draws = method.task_views(Views([], batch.ids), batch.step).facts["strangers"][0]
         own.append(starts)
-        others.append(starts[strangers(ids, ids, draws)])
+        others.append(starts[strangers(batch.ids, torch.arange(32), draws)])
+    assert len({*begins}) == 7
     own, others = torch.cat(own), torch.cat(others)
     on_grid = [torch.bincount(starts % 40, minlength=40) / len(starts) for starts in (own, others)]
     assert on_grid[0][0] == on_grid[1][0] == 1 if grid_s else max(one.max() for one in on_grid) < 0.1
     early = [torch.histc(starts.float(), 5, 0, 1501) / len(starts) for starts in (own, others)]
-    assert min(one.min() for one in early) > 0.05
+    assert min(one.min() for one in early) > 0.02
     torch.testing.assert_close(early[0], early[1], rtol=0, atol=0.06)
 
 

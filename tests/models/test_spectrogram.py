@@ -48,6 +48,5 @@ def test_silence_is_the_floor_and_rounding_stays_near_it():
 def test_it_is_computed_as_precisely_under_autocast():
     second = torch.from_numpy(tone(0.1))[None]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(log_spectrogram(second, 48_000), log_spectrogram(second, 48_000))
         found = log_spectrogram(second, 48_000)
     assert found.dtype == torch.float32 and torch.equal(found, log_spectrogram(second, 48_000))
