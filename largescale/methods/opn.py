@@ -28,8 +28,10 @@ from torch import Tensor, nn
 
 from largescale.config import Config, WantedFrames, require
 from largescale.config.setting import setting
+from largescale.data.length import Length
 from largescale.data.task_views.frames import drawn_numbers, reordered, shifted_crops, split_channels
 from largescale.data.views import Views
+from largescale.methods.choice import Choice
 from largescale.methods.embedding_method import Named
 from largescale.methods.frame_task import FrameSettings, FrameTask, settings_of
 from largescale.models.heads import hidden_widths
@@ -106,6 +108,12 @@ class OPN(FrameTask):
         if not settings.channel_splitting:
             return "Set method.channel_splitting=true in another run.dir"
         return "" if settings.jitter else "Raise method.jitter in another run.dir, so that frames are displaced"
+
+    @classmethod
+    def suited(cls, config: Config, length: Length) -> dict[str, Choice]:
+        """A displacement in proportion to views."""
+        side = config.data.crops[0].size
+        return {"jitter": Choice(max(1, side // 18), f"of views of {side} px, as 5 of 90 px published")}
 
     def task_views(self, views: Views, step: int) -> Views:
         """Frames in any order, displaced, one channel of each; `orders`, int64 [1, B], says which class it is."""

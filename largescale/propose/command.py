@@ -49,10 +49,10 @@ def run(arguments: argparse.Namespace) -> str:
     if not 0 < hours <= _LONGEST_HOURS:
         raise InputError(f"--hours {hours:g}: expected above 0, and at most {_LONGEST_HOURS:g}")
     there = machine(arguments.gpu, arguments.gpus)
-    reference(method, small=not there.gpus)  # before anything is read
+    _, following = reference(method, small=not there.gpus)  # before anything is read
     _say(f"looking at {arguments.shards}")
     shards = arguments.shards.rstrip("/") or arguments.shards
-    corpus = look_at(shards)
+    corpus = look_at(shards, following)
     for line in (*_seen(corpus), str(there)):
         _say(line)
     proposal = fitted(first_proposal(_name(shards), shards, _held_out(shards), method, corpus, there), _TRIED)

@@ -12,10 +12,12 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from largescale.config import DataConfig
+from largescale.config import Config, DataConfig
 from largescale.data.corpora import Corpus, open_corpora
 from largescale.data.decode import decode
+from largescale.data.frames import require_clips
 from largescale.data.reader import SampleError, ShardReader
+from largescale.data.sounds import require_sound
 from shards.format.shard_index import ShardIndex, read_index
 from shards.ground.errors import InputError
 
@@ -70,13 +72,22 @@ class CorpusFacts:
     num_classes: int | None = None
 
 
-def look_at(location: str) -> CorpusFacts:
+def look_at(location: str, following: Config | None = None) -> CorpusFacts:
     """Look at a shard folder, here or in a store.
 
+    Args:
+        location: of the folder.
+        following: a recipe whose method is to be trained on it.
+
     Raises:
-        InputError: no shard folder, or none of the images looked at can be decoded.
+        InputError: no shard folder, none of the images looked at can be decoded, or the method needs clips or sound
+            that are not there.
     """
     [corpus] = open_corpora(DataConfig(shards=location))
+    if following is not None:
+        if (sound := following.method.sounds()) is not None:
+            require_sound([corpus], sound)
+        require_clips(following, [corpus])
     indexes = _indexes(corpus)
     width, height, checksum, label = (
         np.concatenate([getattr(index, column) for index in indexes.values()])

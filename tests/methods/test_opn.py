@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from largescale.data.length import Length
 from largescale.data.task_views.frames import drawn_numbers
 from largescale.data.views import Views
 from largescale.methods import build_method
@@ -90,6 +91,12 @@ def test_frames_have_one_channel_each_and_places_of_their_own():
 def test_frames_are_large_enough_for_the_network():
     with pytest.raises(InputError, match=r"method.jitter=5: expected at most 0: views of data.crops.0 have 24 px"):
         mini("opn", "model.backbone=alexnet_bn", "model.stem=imagenet", "method.jitter=5")
+
+
+@pytest.mark.parametrize("side, jitter", [(90, 5), (224, 12), (28, 1), (16, 1)])
+def test_frames_of_other_sizes_are_displaced_in_proportion(side, jitter):
+    config = mini("opn", f"data.crops.0.size={side}", "method.jitter=1")
+    assert OPN.suited(config, Length(10, 2, 40))["jitter"].value == jitter
 
 
 @pytest.mark.parametrize(

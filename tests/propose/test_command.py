@@ -31,6 +31,13 @@ def test_bad_arguments_are_one_line_and_no_recipe(capsys, tmp_path):
     assert "--gpu h7: expected " in refused(capsys, tmp_path, "--gpu", "h7")
 
 
+def test_images_are_refused_where_a_method_needs_clips_or_sound(capsys, shard_folder):
+    assert "holds images, but method.name=opn sees frames" in refused(
+        capsys, shard_folder, "--method", "opn", "--gpus", 0
+    )
+    assert "no sample has sound" in refused(capsys, shard_folder, "--method", "avc", "--gpus", 0)
+
+
 @pytest.mark.slow
 def test_on_this_cpu_the_recipe_trains(capsys, tmp_path, shard_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
