@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from largescale.clustering import kmeans
 from largescale.config import Config
 from largescale.data.views import Views
 from largescale.methods import build_method
@@ -32,7 +33,9 @@ LIMITS = {
 
 
 def tighten(set_attribute: Callable[[object, str, object], None] = setattr) -> None:
-    """Give DeepSpeed small buckets and `LIMITS`, in real steps and in plans."""
+    """Give DeepSpeed small buckets and `LIMITS`, and clusters products whose operations torch counts, which it does not
+    those of oneDNN, in real steps and in plans.
+    """
     original = zero.deepspeed_config
 
     def config(*arguments: object) -> dict[str, object]:
@@ -43,6 +46,7 @@ def tighten(set_attribute: Callable[[object, str, object], None] = setattr) -> N
 
     set_attribute(zero, "_BUCKET_ELEMENTS", 2500)
     set_attribute(zero, "deepspeed_config", config)
+    set_attribute(kmeans, "_is_for_onednn", lambda tensor: False)
 
 
 def real_steps(configs: list[Config]) -> list[dict[str, Any]]:
