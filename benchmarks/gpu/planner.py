@@ -79,7 +79,10 @@ def _plan(config: Config, kind: str) -> dict[str, Any]:
 def _engine(config: Config, device: torch.device) -> tuple[Engine, Views]:
     precision.set_up(config, device)
     torch.manual_seed(0)
-    with patch("largescale.parallel.strategies.multiply_small_maps", lambda network: None):  # a plan is of a GPU's step
+    with (  # a plan is of a GPU's step
+        patch("largescale.parallel.strategies.multiply_small_maps", lambda network: None),
+        patch("largescale.parallel.ddp.spares_buckets", lambda device: False),
+    ):
         engine = build_engine(build_method(config), config, device)
     small = replace(config, train=replace(config.train, global_batch=1))
     batch = config.train.global_batch

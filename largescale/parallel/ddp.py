@@ -36,6 +36,11 @@ class DDPEngine(Engine):
         return nullcontext() if last else self.wrapped.no_sync()
 
 
+def spares_buckets(device: torch.device) -> bool:
+    """Whether this process is one rank by itself on a CPU."""
+    return world_size() == 1 and device.type == "cpu"
+
+
 def build(method: Method, config: Config, device: torch.device) -> Engine:
     """Wrap a method in DDP. Collectives: every rank must call it; rank 0's weights are sent to all."""
     parts: dict[str, Any] = {
@@ -44,7 +49,7 @@ def build(method: Method, config: Config, device: torch.device) -> Engine:
         "device": device,
         "autocast_dtype": AUTOCAST.get(config.train.precision),
     }
-    if world_size() == 1 and device.type == "cpu":
+    if spares_buckets(device):
         return Engine(wrapped=method, optimizer=build_optimizer(method, method.roles(), config.optim), **parts)
     # torch remarks that a 1x1 convolution has two equal layouts; nothing is to be done about it.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
