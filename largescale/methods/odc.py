@@ -211,13 +211,15 @@ class ODC(EmbeddingMethod):
         Collectives: an all-gather of ids, all-reduces of their clusters and rows, all-gathers of new ones; in the last
         micro-batch one of the head's gradient; every `centroids_every` steps those of `_tend`.
         """
-        if self.head.begins_a_step and step and step % self.config.centroids_every == 0:
-            self._tend(step)
+        if self.head.begins_a_step:  # all micro-batches of a step are weighted alike
+            if step and step % self.config.centroids_every == 0:
+                self._tend(step)
+            self._sizes = self.sums.sizes.double()
         z = inputs["embeddings"]
         all_ids = gather_rows(ids)
         former = self.assignments.read(all_ids)
         own = slice(rank() * len(ids), (rank() + 1) * len(ids))
-        sizes = self.sums.sizes.double()
+        sizes = self._sizes
         weights = sizes.clamp_min(1) ** -self.config.size_power
         weights *= sizes.sum() / (sizes * weights).sum()
         loss, picked = self.head.losses(z.flatten(0, 1), former[own, 0].long().repeat(len(z)), weights)
