@@ -87,6 +87,11 @@ def measure(method: Method, batches: Iterable[Batch]) -> dict[str, Any]:
     return {"loss": float(means["loss"]), **method.measures(float(means.pop("loss")), means, 0)}
 
 
+def _draws(run: Config) -> int:
+    config = cast(Settings, run.evaluate)
+    return config.own_task_draws
+
+
 def by_own_task(measure: Measure, subject: Subject) -> Measured:
     """`measure(method, batches)` of the network and, as a baseline, of its first weights, on the same batches.
 
@@ -140,7 +145,7 @@ def in_batches(run: Config, corpus: Corpus) -> Config:
     most = min(run.evaluate.batch, run.train.global_batch // run.train.accumulate, num_samples) // ranks
     if most == 0:
         raise InputError(f"{corpus.manifest.root}: {num_samples} samples are too few for {ranks} ranks")
-    of_rank = -(-num_samples * cast(Settings, run.evaluate).own_task_draws // ranks)
+    of_rank = -(-num_samples * _draws(run) // ranks)
     batch = -(-of_rank // -(-of_rank // most)) * ranks
     return replace(run, train=replace(run.train, global_batch=batch, accumulate=1))
 
@@ -156,7 +161,7 @@ class _Batches:
 
     def __init__(self, corpus: Corpus, config: Config, device: torch.device) -> None:
         num_samples, batch = corpus.manifest.num_samples, config.train.global_batch
-        self._steps = range(-(-num_samples * cast(Settings, config.evaluate).own_task_draws // batch))
+        self._steps = range(-(-num_samples * _draws(config) // batch))
         data = replace(config.data, audit=False)
         maker = BatchMaker(
             ShardReader([corpus]),
