@@ -28,7 +28,7 @@ from largescale.run.status import read_status
 from tests.helpers.commands import ROOT
 from tests.helpers.launcher import run_largescale
 from tests.helpers.ranks import run_ranks
-from tests.helpers.runs import losses
+from tests.helpers.runs import losses, steps_saved
 
 pytestmark = pytest.mark.distributed
 
@@ -55,10 +55,6 @@ BETWEEN_EPOCHS = {
 
 HALFWAY = {"deepercluster": "k-means of 3 ", "deepclusterv2": "k-means of 4 ", "sela": "4 equal clusters"}
 """What phases of several solves say where the last one, or that of a part of the images, begins."""
-
-
-def steps_saved(run: Path) -> set[int]:
-    return {int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")}
 
 
 def test_a_run_is_stopped_within_an_epoch_or_a_phase_and_goes_on_with_other_ranks(shard_folder, tmp_path):

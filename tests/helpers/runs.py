@@ -107,6 +107,11 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def steps_saved(run: Path) -> set[int]:
+    """Of a run's checkpoints that are there."""
+    return {int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")}
+
+
 def sample_sets(run: Path) -> dict[int, list[str]]:
     """Keys of every global step, sorted, from all ranks' audits."""
     steps = defaultdict(list)
