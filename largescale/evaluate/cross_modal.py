@@ -2,8 +2,8 @@
 
 Of each test clip the frame in the middle is seen, and the window of sound around it heard. Between images and sounds,
 recall@k counts how often the other half of the query's own clip is among the k nearest. In all four directions nDCG@k
-counts, among other clips, those of the query's class (relevance 1, others 0), where there are classes. Arandjelovic and
-Zisserman (arXiv 1712.06651, section 3.4) grade relevance by a tree of classes, so their figures are not comparable.
+counts, among other clips, those of the query's class (relevance 1, others 0), where there are classes; or all of them,
+by how near they are in a tree of classes, as Arandjelovic and Zisserman do (arXiv 1712.06651, section 3.4).
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from largescale.config import EvaluateConfig
 from largescale.config.setting import setting
+from largescale.evaluate.class_tree import class_relevance
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.hearing import Heard, heard_by
 from largescale.evaluate.rankings import ndcg, recall_of_partners
@@ -48,6 +49,13 @@ class Settings(EvaluateConfig):
     cross_modal_places: int = setting(
         30, "Value of k in nDCG@k, where test clips have classes.", at_least=1, at_most=10**6, free=True
     )
+    cross_modal_tree: str = setting(
+        "",
+        "Tree of classes by whose distances nDCG grades relevance: `names`, if classes are called by their paths, as "
+        "animals/birds; or a file with lines of a class, a tab and what it belongs to. Empty: a class is relevant to "
+        "itself alone.",
+        free=True,
+    )
 
 
 def by_pairs(measure: Measure, subject: Subject) -> Measured:
@@ -55,12 +63,15 @@ def by_pairs(measure: Measure, subject: Subject) -> Measured:
     image and of its sound, side by side; and what chance gives on these.
 
     Raises:
-        InputError: the method embeds no sounds, there are fewer than two clips with sound, or as `extract`.
+        InputError: the method embeds no sounds, there are fewer than two clips with sound, or as `class_relevance` and
+            `extract`.
 
     Collectives: every rank must call it; those of `heard_by` and of `measure`.
     """
+    config = cast(Settings, subject.config.evaluate)
+    class_relevance(subject.shards[1].manifest.classes, config.cross_modal_tree)  # before it takes time
     heard = heard_by(subject, "embed_sounds", "embeds no sounds", _pairs)
-    config, shown = subject.config.evaluate, heard.sets["pretrained"]
+    shown = heard.sets["pretrained"]
     if len(shown) < 2:
         raise InputError(f"cross-modal: {len(shown)} test clip with sound; needs at least 2 to be ranked")
     results = {name: measure(pairs, config) for name, pairs in heard.sets.items()}
@@ -98,8 +109,9 @@ def measure(pairs: FeatureSet, config: Settings) -> dict[str, Any]:
         own = {direction: values[place] for direction, values in recalls.items()}
         found |= {f"recall_at_{k}": fmean(own.values()), f"recall_at_{k}_by_direction": own}
     labelled = pairs.labels >= 0
-    labels, relevance = pairs.labels[labelled], torch.eye(len(pairs.classes))
+    labels = pairs.labels[labelled]
     if len(labels) > 1:
+        relevance = class_relevance(pairs.classes, config.cross_modal_tree)
         gains = {}
         for direction, chosen in DIRECTIONS.items():
             asking, ranked = (halves[one][labelled] for one in chosen)

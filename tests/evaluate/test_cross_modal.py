@@ -5,6 +5,9 @@ Covers: largescale/evaluate/hearing.py
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import log2
+from statistics import fmean
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,6 +51,25 @@ def test_classes_count_in_all_four_directions_among_other_clips_alone():
     assert list(found["ndcg_at_1_by_direction"]) == list(DIRECTIONS)
     some = measure(pairs(images, sounds, [0, 0, 1, -1], 2), Settings(cross_modal_places=1))
     assert some["ndcg_at_1_by_direction"]["image to image"] == 1.0  # the third one has no other of its class
+
+
+def test_in_a_tree_relevance_is_20_less_the_edges_between_classes():
+    """A crow between a pigeon and a dog, and a drum: of the crow's query by hand."""
+    found = pairs(torch.tensor([[0.0], [0.1], [0.3], [0.7]]), torch.zeros(4, 1), [0, 1, 2, 3], 4)
+    classes = ("animals/birds/crow", "animals/dog", "animals/birds/pigeon", "drum")
+    found = replace(found, classes=classes)
+    value = measure(found, Settings(cross_modal_tree="names"))["ndcg_at_30_by_direction"]["image to image"]
+    # To each query, from near to far: crow and pigeon are 2 edges apart, 3 from the dog, 4 from the drum, which is 3
+    # from the dog.
+    orders = {"crow": (3, 2, 4), "dog": (3, 3, 3), "pigeon": (3, 2, 4), "drum": (4, 3, 4)}
+    shares = []
+    for edges in orders.values():
+        gains = [20 - number for number in edges]
+        gain, best = (
+            sum(one / log2(2 + place) for place, one in enumerate(order)) for order in (gains, sorted(gains)[::-1])
+        )
+        shares.append(gain / best)
+    assert value == pytest.approx(fmean(shares)) and value < 1
 
 
 def test_embeddings_that_say_nothing_get_what_chance_gives():
