@@ -38,7 +38,7 @@ from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write, sync_folder
 
-VERSION = 1
+VERSION = 2
 """To be raised when the same features and settings give another subset."""
 
 _log = logging.getLogger(__name__)

@@ -14,6 +14,8 @@ LEAVES = ("random", "nearest")
 _LEAST_EPSILON = 1e-6
 _OF_A_CENTROID, _FEWEST, _INSIDE = 64, 4096, 8
 """Images that coarse clusters are found on, per cluster and at least; clusters of the first level in a coarse one."""
+_SMALL = 20_000
+"""Images that are compared all with all in seconds, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,12 @@ class Wish:
         return self.epsilon > 0 or self.fraction > 0
 
     def num_coarse(self, num_images: int) -> int:
-        """Coarse clusters: about as many as images in each, and fewer than clusters of the first level."""
+        """Coarse clusters: about as many as images in each, and fewer than clusters of the first level. One for a
+        small pile, since no duplicates are found across coarse clusters, and their centroids lie where copies are."""
         if self.coarse:
             return self.coarse
+        if num_images <= _SMALL:
+            return 1
         most = max(1, self.levels[0] // _INSIDE) if self.levels else num_images
         return max(1, min(math.isqrt(num_images), most))
 

@@ -193,6 +193,13 @@ def test_another_wish_begins_again_and_the_same_one_is_done(features, curated, t
     assert capsys.readouterr().out.endswith("; nothing to do\n")
 
 
+def test_no_duplicate_is_missed_in_a_small_pile(features, tmp_path):
+    assert [Wish(levels=(1000,)).num_coarse(images) for images in (900, 20_000, 20_001)] == [1, 1, 125]
+    out = make(features, tmp_path / "out", Wish(epsilon=EPSILON))
+    some = unit()[np.load(out / "subset.npy")]
+    assert np.triu(some @ some.T, 1).max() < 1 - EPSILON + 1e-6
+
+
 def test_only_duplicates(features, tmp_path):
     out = make(features, tmp_path / "out", Wish(epsilon=EPSILON, coarse=7))
     table = columns(out)
