@@ -1,4 +1,5 @@
-"""The doctor on recorded runs, at every moment of each: `benchmarks/doctor.py` trained those that are sick on purpose.
+"""The doctor on recorded runs, at every moment of each: `benchmarks/doctor.py` trained those of
+`benchmarks/doctor_cases.py`.
 
 Covers: largescale/observe/common_symptoms.py, largescale/methods/symptom.py
 """
@@ -9,7 +10,8 @@ from functools import cache
 
 import pytest
 
-from benchmarks.doctor import FULL_LENGTH, HEALTHY, SICK, healthy, recording
+from benchmarks.doctor import healthy, not_recorded, recording
+from benchmarks.doctor_cases import FULL_LENGTH, HEALTHY, SICK
 from largescale.methods.symptom import Symptom
 from largescale.observe.doctor import Diagnosis, Doctor, judge
 
@@ -38,6 +40,7 @@ def test_a_sick_run_is_diagnosed_and_nothing_else_is_said_of_it(name):
 def test_there_are_enough_runs_of_each_kind():
     assert len(SICK) >= 12 and len(healthy()) >= 20
     assert set(healthy()) == {*HEALTHY, *FULL_LENGTH}
+    assert not not_recorded()
     assert len({case.diagnosis for case in SICK.values() if case.held_out}) >= 9
 
 
