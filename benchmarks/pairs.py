@@ -194,8 +194,8 @@ def page(row: dict[str, Any]) -> str:
     lines.append("| chance | " + " | ".join(f"{100 * one:.1f}" for one in chance) + " |")
     lines += [
         "",
-        f"All {every['pairs']} pairs of these pictures: nDCG at 30, whose relevance is 20 less the distance in the tree "
-        "of the stamps' folders, so that other names of the same picture count 20, and chance is high.",
+        f"All {every['pairs']} pairs of these pictures: nDCG at 30, whose relevance is 20 less the distance in the "
+        "tree of the stamps' folders, so that other names of the same picture count 20, and chance is high.",
         "",
         "| | " + " | ".join(every["chance"]["ndcg_at_30_by_direction"]) + " |",
         "|---" * 5 + "|",

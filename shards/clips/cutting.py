@@ -9,13 +9,12 @@ from itertools import groupby
 from typing import BinaryIO
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
 from shards.clips.clip import Clip, ClipSettings, ClipSound
 from shards.clips.clock import JUMPS_BACK
 from shards.clips.library import pyav, read_with_ffmpeg
-from shards.clips.pictures import CUT, DAMAGED_PARTS, Picture, Pictures, planes_of
+from shards.clips.pictures import CUT, DAMAGED_PARTS, Picture, Pictures, jpeg_of, planes_of
 from shards.clips.sound import DAMAGED_SOUND, Sound
 from shards.ground.errors import InputError
 from shards.images.reading import ImageError, read_rgb
@@ -154,7 +153,7 @@ class _Encoder:
             size = picture.planes[0].shape
             motion.append(self._change(picture.planes[0]))
             times.append(max(0.0, picture.time - float(start)))
-            frames.append(simplejpeg.encode_jpeg_yuv_planes(*picture.planes, self._quality))
+            frames.append(jpeg_of(picture.planes, self._quality))
         return Clip(number, float(start), frames, times, motion, size[1], size[0], ClipSound())
 
     def _change(self, luma: np.ndarray) -> float:

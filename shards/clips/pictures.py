@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from shards.clips.clip import ClipSettings
@@ -146,15 +147,17 @@ class Pictures:
     def _stamped(self) -> Iterator[tuple[float | None, float, Any]]:
         """Frames with seconds from the first one as the file has them, and their lengths."""
         base, step = Fraction(self._stream.time_base), 1 / float(self._stream.average_rate or 25)
-        is_first = True
+        ticks, seconds = (base.denominator, base.numerator)  # whole numbers divide exactly, and fast
+        first: int | None = None
         for frame in decoded(self._container, self._stream, self._note_damage):
             if frame.is_corrupt:
                 self._note_damage()
                 continue
-            if is_first:
-                self.origin, is_first = (frame.pts or 0) * base, False
-            time = None if frame.pts is None else float(frame.pts * base - self.origin)
-            yield time, float(frame.duration * base) if frame.duration else step, frame
+            if first is None:
+                first = frame.pts or 0
+                self.origin = first * base
+            time = None if frame.pts is None else (frame.pts - first) * seconds / ticks
+            yield time, frame.duration * seconds / ticks if frame.duration else step, frame
 
     def _note_damage(self) -> None:
         self.is_damaged = True
@@ -208,6 +211,17 @@ def planes_of(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """uint8 [H, W, 3] as the planes of a JPEG, see `Picture`."""
     luma, blue, red = Image.fromarray(pixels).convert("YCbCr").split()
     return np.asarray(luma), np.asarray(blue.reduce(2)), np.asarray(red.reduce(2))
+
+
+def jpeg_of(planes: tuple[np.ndarray, np.ndarray, np.ndarray], quality: int) -> bytes:
+    """A JPEG of planes as `Picture` has them. libjpeg reads as much luma as chroma covers: behind odd sides the last
+    column and row are there once more, since what memory holds there differs from time to time.
+    """
+    luma, *chroma = planes
+    height, width = luma.shape
+    if height % 2 or width % 2:
+        luma = np.pad(luma, ((0, height % 2), (0, width % 2)), "edge")[:height, :width]
+    return bytes(simplejpeg.encode_jpeg_yuv_planes(luma, *chroma, quality))
 
 
 def _display(frame: Any) -> tuple[int, bool]:

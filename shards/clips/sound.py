@@ -83,13 +83,14 @@ class Sound:
 
     def _resampled(self, container: Any, stream: Any) -> Iterator[tuple[int, np.ndarray]]:
         """Blocks of samples with the place of the first one; places only rise."""
-        base, origin, end = float(stream.time_base), self._origin, None
+        base, end = float(stream.time_base), None
+        origin = None if self._origin is None else float(self._origin)
         resampler, setup, place, is_behind = None, None, 0, False
 
         def out(frames: list[Any]) -> Iterator[tuple[int, np.ndarray]]:
             nonlocal place
             for frame in frames:
-                samples = frame.to_ndarray().reshape(-1)
+                samples = np.frombuffer(frame.planes[0], np.int16, frame.samples)
                 new = samples[max(0, done - place) :]
                 place += len(samples)
                 self.end = place / self._rate
@@ -101,9 +102,9 @@ class Sound:
             if frame.sample_rate < _LOWEST_RATE:
                 raise ValueError("samples so rare are no sound")
             if origin is None:
-                origin = Fraction(frame.pts or 0) * stream.time_base
+                origin = float(Fraction(frame.pts or 0) * stream.time_base)
             expected = 0.0 if end is None else end
-            time = expected if frame.pts is None else frame.pts * base - float(origin)
+            time = expected if frame.pts is None else frame.pts * base - origin
             own = (frame.format.name, frame.layout.name, frame.sample_rate)
             if resampler is None or own != setup or abs(time - expected) > _GAP_S:
                 if resampler is not None:
