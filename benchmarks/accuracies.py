@@ -32,6 +32,12 @@ COLUMNS = [
 TASK = ("task_accuracy", "task_chance", "unexplained")
 """Of the last logged interval: what a pretext task says of itself."""
 
+FASHION = (
+    "2,000 test images that no choice was made on; bank and probe: the 10,000 training images; kNN with k = 20. One "
+    "number's sampling error is about 0.8."
+)
+"""What the demo's shards are measured on."""
+
 _ONE_PLAN = threading.Lock()
 """A plan is a process group of its own, of which a process has one."""
 
@@ -135,7 +141,14 @@ def _costs(row: dict[str, Any]) -> list[str]:
 
 
 def main(
-    script: str, title: str, variants: dict[str, Variant], *, of: str, about: str, description: str | None
+    script: str,
+    title: str,
+    variants: dict[str, Variant],
+    *,
+    of: str,
+    about: str,
+    description: str | None,
+    images: str = FASHION,
 ) -> None:
     """Run the variants and seeds asked for; write the table of these and of what was measured before.
 
@@ -144,6 +157,7 @@ def main(
         title, of, about: what the page says: heading, first column, what is compared.
         variants: by the names that the table shows.
         description: of the script, for `--help`.
+        images: that accuracies are on, as the page says it.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -164,7 +178,7 @@ def main(
             )
             return
         with written:
-            write(script, title, {"variant": name, **row}, variants, of=of, about=about)
+            write(script, title, {"variant": name, **row}, variants, of=of, about=about, images=images)
         print(f"{name}, seed {seed}: {row['linear pretrained']:.2f} linear, {row['train_s']:.0f} s", flush=True)
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
@@ -173,7 +187,16 @@ def main(
         sys.exit("\n".join(failed))
 
 
-def write(script: str, title: str, row: dict[str, Any], variants: dict[str, Variant], *, of: str, about: str) -> None:
+def write(
+    script: str,
+    title: str,
+    row: dict[str, Any],
+    variants: dict[str, Variant],
+    *,
+    of: str,
+    about: str,
+    images: str = FASHION,
+) -> None:
     """Put a row in the place of an older one of the same variant and seed, and write the page again."""
     results = RESULTS / f"{script}.json"
     rows = json.loads(results.read_text()) if results.is_file() else []
@@ -184,9 +207,7 @@ def write(script: str, title: str, row: dict[str, Any], variants: dict[str, Vari
     on = "; ".join(f"{letter}: {about_it}" for letter, about_it in zip("abcdefgh", machines, strict=False))
     (RESULTS / f"{script}.md").write_text(
         f"# {title}\n\n"
-        f"`python -m benchmarks.{script}` on {on}. Top-1 in percent on 2,000 test images that no "
-        "choice was made on; bank and probe: the 10,000 training images; kNN with k = 20. One number's "
-        "sampling error is about 0.8. The seconds include whatever else the machine did. Memory is what a rank "
-        "held at most; collectives are those of a step, the method's own in brackets (others are BatchNorm's "
+        f"`python -m benchmarks.{script}` on {on}. Top-1 in percent on {images} The seconds include whatever "
+        "else the machine did. Memory is what a rank held at most; collectives are those of a step, the method's own in brackets (others are BatchNorm's "
         f"and the gradients').{about}\n\n" + table(rows, list(variants), of=of, machines=machines) + "\n"
     )

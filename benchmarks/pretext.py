@@ -1,0 +1,56 @@
+"""Pretext tasks where the table of methods has none: on coloured pictures of 64 px, and layers that learn one by one.
+
+    python -m benchmarks.pretext [--seeds 0 1 2] [--ranks 1] [--variants NAME ...]
+
+Needs the shards of `make pretrain` and of `benchmarks/coloured_pictures.py`. Writes benchmarks/results/pretext.json and
+pretext.md.
+"""
+
+from __future__ import annotations
+
+from benchmarks.accuracies import Variant, main
+
+STACKED = ["method.layers=one_by_one", "optim.final_lr=0.002"]
+"""The rate stays, so that the last layer learns too."""
+COLOURED = [
+    "data.shards=data/shards/coloured-pictures",
+    "data.eval_shards=data/shards/coloured-pictures/holdout",
+    "data.crops=[{num: 1, size: 64, scale: [0.25, 1.0]}]",
+    "data.mean=[0.485, 0.456, 0.406]",
+    "data.std=[0.229, 0.224, 0.225]",
+    "data.augment.flip=0.5",
+    *(f"data.augment.{key}=0" for key in ("rotate_degrees", "gamma", "gain", "blur", "noise", "erase")),
+    "model.width=16",
+    "optim.warmup_epochs=1.5",
+    "train.epochs=24",
+    "evaluate.resize=64",
+    "evaluate.size=64",
+    "evaluate.online_every=0",
+]
+"""Views whose colours nothing changes, and half the width: 1,751 pictures are few."""
+
+VARIANTS = {
+    "denoising": Variant("configs/small/denoising.yaml"),
+    "denoising_stacked": Variant("configs/small/denoising.yaml", STACKED),
+    "colorization": Variant("configs/small/colorization.yaml", COLOURED),
+    "context_encoder": Variant(
+        "configs/small/context_encoder.yaml",
+        [*COLOURED, "method.overlap=2", "method.decoder=[64, 32, 16, 16]", "method.discriminator=[16, 32, 64]"],
+    ),
+    "artifacts": Variant(
+        "configs/small/artifacts.yaml",
+        [*COLOURED, "method.autoencoder=[16, 32, 64, 128]", "method.autoencoder_epochs=8"],
+    ),
+}
+
+IMAGES = (
+    "images that no choice was made on; kNN with k = 20. `denoising` and `denoising_stacked`, whose layers learn one "
+    "by one: the demo's grey images, 10,000 for bank and probe and 2,000 to test, sampling error about 0.8. Others: "
+    "coloured pictures of Debian's openclipart-png in 14 classes, 1,751 for bank and probe and 418 to test, pictures "
+    "that look like another left out, sampling error about 2.4."
+)
+
+ABOUT = ""
+
+if __name__ == "__main__":
+    main("pretext", "Pretext tasks elsewhere", VARIANTS, of="method", description=__doc__, about=ABOUT, images=IMAGES)
