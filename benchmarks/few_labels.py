@@ -44,6 +44,7 @@ from shards.format.manifest import read_manifest
 RUNS = ROOT / "runs" / "bench-few_labels"
 TRAIN, TEST = ROOT / "data/shards/fashion-mnist-train", ROOT / "data/shards/fashion-mnist-test"
 HELD_OUT, SEEDS, MOST = 2_000, (0, 1, 2), 0.1
+"""Images that rates are chosen on; seeds, whose splits have none of them; the largest share of a split."""
 EPOCHS, BATCH = {0.1: 50, 0.01: 100}, 64
 """Of fine-tuning by the share of labels: as many steps or more with fewer images."""
 LONGER = 2
@@ -271,7 +272,7 @@ def main() -> None:
     """Measure the rows asked for; write the page of these and of what was measured before."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shares", type=float, nargs="+", choices=list(EPOCHS), default=list(EPOCHS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, default=list(SEEDS))
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="NAME")
     parser.add_argument("--tries", type=int, default=len(RATES[MOST]), help="rates that are tried with seed 0")
     arguments = parser.parse_args()
