@@ -207,7 +207,8 @@ def write(
     on = "; ".join(f"{letter}: {about_it}" for letter, about_it in zip("abcdefgh", machines, strict=False))
     (RESULTS / f"{script}.md").write_text(
         f"# {title}\n\n"
-        f"`python -m benchmarks.{script}` on {on}. Top-1 in percent on {images} The seconds include whatever "
-        "else the machine did. Memory is what a rank held at most; collectives are those of a step, the method's own in brackets (others are BatchNorm's "
+        f"`python -m benchmarks.{script}` on {on}. Top-1 in percent on {images} The seconds include whatever else the "
+        "machine did. Memory is what a rank held at most; collectives are those of a step, the method's own in "
+        "brackets (others are BatchNorm's "
         f"and the gradients').{about}\n\n" + table(rows, list(variants), of=of, machines=machines) + "\n"
     )
