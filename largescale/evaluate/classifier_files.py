@@ -1,8 +1,9 @@
 """What a classifier's file says of its network, and the file of the classifier that a run has trained itself.
 
-    RUN/classifier-step-00001014.safetensors     of that checkpoint, made where the run is to teach another
+    RUN/classifier-step-00001014-1a2b3c4d.safetensors    of that checkpoint, made where the run is to teach another
 
-The same checkpoint gives the same bytes, so that a student which goes on finds the teacher that it began with.
+The characters at the end stand for what the file says of its network, such as the size of images that `evaluate.size`
+sets: what says something else is another file, so that a student which goes on finds the teacher that it began with.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from torch import nn
 from largescale.checkpoint.folder import Checkpoint
 from largescale.config import Config, flatten
 from largescale.distributed.launch import own_launch
+from largescale.evaluate.made_from import identity
 from largescale.evaluate.targets import target_at
 from largescale.evaluate.weights import Weights, method_of
 from largescale.models.image_classifier import ImageClassifier, write_classifier
-from largescale.processes import on_rank_0, process_group
+from largescale.processes import from_rank_0, on_rank_0, process_group
 from shards.ground.errors import InputError
 
 
@@ -59,27 +61,31 @@ def write_own_classifier(place: str | Path) -> Path:
     Raises:
         InputError: no such run or checkpoint, or its method classifies nothing.
 
-    Collectives: every rank must call it; those of `Target.read`, and a barrier.
+    Collectives: every rank must call it; those of `Target.read`, a barrier, and a broadcast of
+    a path.
     """
     target = target_at(place)
 
     def write(checkpoint: Checkpoint, config: Config, warnings: list[str]) -> Path:
-        path = target.run_dir / f"classifier-step-{checkpoint.step:08d}.safetensors"
-        on_rank_0(lambda: _write(path, checkpoint, config))
+        written: list[Path] = []
+        on_rank_0(lambda: written.append(_write(target.run_dir, checkpoint, config)))
+        [path] = from_rank_0(written)
         return path
 
     with nullcontext() if own_launch() is None else process_group():
         return target.read([], write)
 
 
-def _write(path: Path, checkpoint: Checkpoint, config: Config) -> None:
+def _write(run_dir: Path, checkpoint: Checkpoint, config: Config) -> Path:
     method = method_of(config, checkpoint)
     if not method.class_names:
         raise InputError(
-            f"{path.parent}: a {method.title} run classifies nothing by itself; `largescale finetune {path.parent} "
+            f"{run_dir}: a {method.title} run classifies nothing by itself; `largescale finetune {run_dir} "
             f"teacher.safetensors` makes a classifier of it"
         )
     encoder, head = method.get_submodule(method.encoder_name), method.get_submodule(method.head_name)
     assert isinstance(head, nn.Sequential)
     about = about_network(config, checkpoint, method.num_features, method.class_names)
+    path = run_dir / f"classifier-step-{checkpoint.step:08d}-{identity(about)}.safetensors"
     write_classifier(path, ImageClassifier(encoder, head), about)
+    return path

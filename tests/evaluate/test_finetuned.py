@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from largescale.cli import main
-from largescale.config import load_config
+from largescale.config import load_config, to_yaml
 from largescale.data.corpora import open_corpus
 from largescale.evaluate import finetuned, own_classifier
+from largescale.evaluate.classifier_files import write_own_classifier
 from largescale.evaluate.extract import extract
 from largescale.evaluate.image_training import accuracies
 from largescale.evaluate.targets import target_at
@@ -94,7 +95,7 @@ def test_it_is_a_teacher_and_a_file_of_weights(run, written, shard_folder, held_
 
     again = [*alike, *small, shards[1], eval_shards, f"run.dir={run.parent / 'grandchild'}"]
     assert main(["distill", str(student), recipe, *again]) == 0  # a student teaches another
-    file, config = student / "classifier-step-00000001.safetensors", load_config(run.parent / "grandchild/config.yaml")
+    [file], config = student.glob("classifier-step-00000001-*"), load_config(run.parent / "grandchild/config.yaml")
     assert (config.method.teacher, config.method.teacher_sha256) == (str(file), checksum(file))
     method, images = method_at(student), torch.randn(3, 3, 16, 16)
     with torch.no_grad():
@@ -102,6 +103,10 @@ def test_it_is_a_teacher_and_a_file_of_weights(run, written, shard_folder, held_
     before = file.read_bytes()
     file.unlink()
     assert main(["distill", str(student), recipe, *again]) == 0 and file.read_bytes() == before
+    as_larger = load_config(student / "config.yaml", ["evaluate.size=20", "evaluate.resize=20"])
+    (student / "config.yaml").write_text(to_yaml(as_larger))  # as a run that goes on with these
+    assert write_own_classifier(student) != file and file.read_bytes() == before
+    assert len(list(student.glob("classifier-*"))) == 2
     (student / "status.json").write_text(json.dumps({"state": "stopped", "step": 0, "steps": 1}))
     for place, says in (
         (run, "a SwAV run classifies nothing by itself; `largescale finetune"),
