@@ -16,6 +16,7 @@ import xxhash
 from largescale.config import Config, flatten
 from largescale.data.corpora import Corpus
 from largescale.evaluate.weights import Published, Weights
+from largescale.models.image_classifier import described
 from shards.format.tar import file_checksum
 from shards.stores.store import is_url
 
@@ -83,12 +84,19 @@ def images_stamp(config: Config) -> Stamp:
     }
 
 
+def _head_stamp(weights: Weights) -> Stamp:
+    """The layers of a head that a file of weights has, by which protocols measure that look through heads."""
+    if isinstance(weights, Published) and weights.found.projection is not None:
+        return {"head": described(weights.found.projection)}
+    return {}
+
+
 def result_stamp(config: Config, weights: Weights, train: Stamp, test: Stamp) -> Stamp:
     """All that an accuracy depends on but for the settings of its protocol."""
     return {
         "version": VERSION,
         "weights": weights_stamp(weights),
-        "network": network_stamp(config, weights),
+        "network": {**network_stamp(config, weights), **_head_stamp(weights)},
         "seed": config.run.seed,
         "images": images_stamp(config),
         "train_shards": train,

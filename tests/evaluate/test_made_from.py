@@ -22,8 +22,9 @@ from largescale.data.corpora import Corpus
 from largescale.evaluate.doubts import doubts, num_in_shared_shards, num_shared
 from largescale.evaluate.extract import can_be_read, extract, pixels
 from largescale.evaluate.feature_set import FeatureSet
-from largescale.evaluate.made_from import difference, identity, shards_stamp, weights_stamp
+from largescale.evaluate.made_from import difference, identity, result_stamp, shards_stamp, weights_stamp
 from largescale.evaluate.results import read_results
+from largescale.evaluate.weights import Published
 from largescale.report import evaluation, images
 from largescale.report.reported_run import read_runs
 from shards.format.manifest import read_manifest, write_manifest
@@ -41,6 +42,18 @@ def test_weights_of_the_same_step_are_told_apart_by_their_content():
     assert one == same and one["step"] == 14
     assert "hash was sha256:" in difference({"weights": one}, {"weights": other})
     assert identity({"weights": one}) != identity({"weights": other})
+
+
+def test_results_of_a_file_say_by_which_head_it_was_measured():
+    config, shards = load_config(ROOT / "tests/mini.yaml"), {"fingerprint": "f"}
+    found = SimpleNamespace(path=Path("file.ckpt"), sha256="aa")
+    heads = [None, *(torch.nn.Sequential(torch.nn.Linear(8, width), torch.nn.ReLU()) for width in (4, 6))]
+    stamps = [
+        result_stamp(config, Published(SimpleNamespace(**vars(found), projection=head)), shards, shards)  # type: ignore[arg-type]
+        for head in heads
+    ]
+    assert len({identity(stamp) for stamp in stamps}) == 3
+    assert stamps[1]["network"]["head"] == ["linear 8 4 bias", "relu"] and "head" not in stamps[0]["network"]
 
 
 def test_the_stamp_of_shards_is_of_their_images_and_labels_not_of_their_place(held_out_shards, tmp_path):
