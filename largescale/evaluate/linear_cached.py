@@ -48,8 +48,8 @@ def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, 
     if len(train) < 2:
         raise InputError(f"linear-cached: {len(train)} labelled training image; needs at least 2")
     strengths, max_steps = config.linear_cached_strengths, config.linear_cached_steps
-    strength, sweep = chosen_strength(train, strengths, max_steps)
-    found = fit(train.features, train.labels, len(train.classes), [strength], max_steps=max_steps)
+    strength, sweep = chosen_strength(train, strengths, max_steps, "linear-cached")
+    found = fit(train.features, train.labels, len(train.classes), [strength], max_steps=max_steps, said="linear-cached")
     if not found.converged.all():
         _log.info("linear-cached: not converged after evaluate.linear_cached_steps=%d steps", max_steps)
     hits, among_five = (found.hits(test.features, test.labels, top)[0] for top in (1, 5))
@@ -64,12 +64,30 @@ def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, 
     }
 
 
-def chosen_strength(train: FeatureSet, strengths: list[float], max_steps: int) -> tuple[float, dict[float, float]]:
-    """The strength that is best on a held-out tenth of the training images, and the accuracy of each there."""
+def chosen_strength(
+    train: FeatureSet, strengths: list[float], max_steps: int, said: str = ""
+) -> tuple[float, dict[float, float]]:
+    """The strength that is best on a held-out tenth of the training images, and the accuracy of each there.
+
+    Args:
+        train: features and labels.
+        strengths: to choose from.
+        max_steps: of L-BFGS.
+        said: what a bar of the steps calls them; empty shows none.
+
+    Collectives: those of `fit` and `num_right`.
+    """
     if len(strengths) == 1:
         return strengths[0], {}
     kept, held = held_out(train.ids)
-    found = fit(train.features[kept], train.labels[kept], len(train.classes), strengths, max_steps=max_steps)
+    found = fit(
+        train.features[kept],
+        train.labels[kept],
+        len(train.classes),
+        strengths,
+        max_steps=max_steps,
+        said=f"{said}, {len(strengths)} strengths" if said else "",
+    )
     right: Tensor = found.num_right(train.features[held], train.labels[held])
     sweep = dict(zip(strengths, (right.double() / len(held)).tolist(), strict=True))
     best = max(sweep.values())

@@ -12,13 +12,15 @@ Weights, gradients and sums are float64, features are widened block by block: th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from largescale.evaluate.shares import own_rows, total
+from largescale.processes import rank
 
 _MEMORY = 10
 """Steps that the curvature is estimated from."""
@@ -115,6 +117,7 @@ def fit(
     *,
     max_steps: int = 300,
     tolerance: float = 1e-8,
+    said: str = "",
 ) -> Classifiers:
     """Fit a classifier per strength on standardised features.
 
@@ -124,12 +127,16 @@ def fit(
         strengths: of the L2 penalty, above 0.
         max_steps: L-BFGS steps.
         tolerance: a strength is done when its loss is estimated to be within this of the lowest.
+        said: what a bar of the steps calls them; empty shows none.
 
     Collectives: every rank must call it with the same arguments; one all-reduce per evaluation of the objective.
     """
     standardiser = Standardiser.of(features)
     objective = _Objective(features, labels, num_classes, torch.tensor(strengths, dtype=torch.float64), standardiser)
-    weights, steps, converged = _minimise(objective, max_steps, tolerance)
+    with tqdm(
+        total=max_steps, desc=said, unit="step", leave=False, mininterval=1, disable=not said or rank() > 0
+    ) as bar:
+        weights, steps, converged = _minimise(objective, max_steps, tolerance, bar.update)
     return Classifiers(weights, standardiser, steps, converged)
 
 
@@ -186,8 +193,12 @@ def _rows_at_a_time(width: int, num_scores: int) -> int:
     return max(1, _BLOCK_BYTES // (8 * (width + 2 * num_scores)))
 
 
-def _minimise(objective: _Objective, max_steps: int, tolerance: float) -> tuple[Tensor, int, Tensor]:
-    """L-BFGS from 0, all strengths side by side: weights [S, D + 1, C], steps made, and which converged [S]."""
+def _minimise(
+    objective: _Objective, max_steps: int, tolerance: float, done: Callable[[], object]
+) -> tuple[Tensor, int, Tensor]:
+    """L-BFGS from 0, all strengths side by side: weights [S, D + 1, C], steps made, and which converged [S]. `done` is
+    called after each step.
+    """
     found = torch.zeros(objective.shape, dtype=torch.float64, device=objective.device)
     left = torch.arange(len(found), device=objective.device)  # strengths that are not done
     weights = found.clone()
@@ -208,6 +219,7 @@ def _minimise(objective: _Objective, max_steps: int, tolerance: float) -> tuple[
         move, loss, new_gradient = _searched(objective, left, weights, loss, gradient, direction)
         memory = [*memory[-_MEMORY + 1 :], (move, new_gradient - gradient)]
         weights, gradient = weights + move, new_gradient
+        done()
     found[left] = weights
     converged = torch.ones(len(found), dtype=torch.bool)
     converged[left.cpu()] = False

@@ -56,10 +56,12 @@ def test_blocks_change_nothing_and_constant_features_decide_nothing(monkeypatch)
     assert torch.equal(wider.num_right(torch.cat([test.features, alive], 1), test.labels), right)
 
 
-def test_a_strength_is_chosen_without_the_test_samples_and_top_5_counts_more():
+def test_a_strength_is_chosen_without_the_test_samples_and_top_5_counts_more(capsys):
     train, test = features(400, 0), features(200, 1)
     config = linear_cached.Settings(linear_cached_strengths=STRENGTHS)
     right = linear_cached.measure(train, test, config)
+    bars = capsys.readouterr().err
+    assert f"linear-cached, {len(STRENGTHS)} strengths: " in bars and "linear-cached: " in bars
     fooled = linear_cached.measure(train, replace(test, labels=(test.labels + 1) % 4), config)
     assert right["sweep"] == fooled["sweep"] and right["strength"] == fooled["strength"]
     assert right["sweep"][str(right["strength"])] == max(right["sweep"].values())
