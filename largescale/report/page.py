@@ -49,10 +49,12 @@ def report(run_dirs: Sequence[Path], wanted: Wanted) -> Iterator[Path]:
     """Write the page and what else is wanted, and yield the path of each file once; ends with the last run's training.
 
     Raises:
-        InputError: not the folder of a run, too many of them, or a number below 0.
+        InputError: not the folder of a run, too many of them, a folder in place of the page, or a number below 0.
     """
     if not wanted.watch_s >= 0 or (wanted.smooth or 0) < 0:
         raise InputError("--watch and --smooth: expected 0 or more")
+    if wanted.out and wanted.out.is_dir():
+        raise InputError(f"--out {wanted.out}: is a folder; name a file in it, such as {wanted.out / 'report.html'}")
     path, running = write_report(run_dirs, wanted)
     yield path
     if wanted.figures:

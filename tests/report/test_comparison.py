@@ -109,6 +109,13 @@ def test_a_page_of_several_runs(tmp_path, capsys):
     assert f"largescale evaluate knn {runs[0]}" in page and "evaluate.knn_temperature=0.5" in page
 
 
+def test_a_folder_is_no_page(tmp_path, capsys):
+    run = make_run(tmp_path / "a")
+    assert main(["report", str(run), "--out", str(tmp_path)]) == 2
+    says = f"error: --out {tmp_path}: is a folder; name a file in it, such as {tmp_path / 'report.html'}\n"
+    assert capsys.readouterr().err == says and not (run / "report.html").exists()
+
+
 def test_a_run_under_way_says_where_it_stands_and_the_page_loads_itself_again(tmp_path):
     path = make_run(tmp_path / "a", num_lines=20)
     write_status(path, "running", 0, 100)
