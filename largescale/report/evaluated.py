@@ -21,6 +21,7 @@ from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.features import path_of
 from largescale.evaluate.knn import nearest
 from largescale.evaluate.made_from import VERSION, shards_stamp
+from largescale.report.unmeasured import needed
 from shards.ground.errors import InputError
 
 MOST_TEST, MOST_BANK = 1500, 50_000
@@ -68,7 +69,7 @@ def part_of(run_dir: Path, config: Config, part: str) -> Part:
     """
     path = path_of(run_dir, "pretrained", part)
     if not path.is_file():
-        raise InputError("Needs `largescale evaluate knn RUN`.")
+        raise InputError(needed(config))
     features = FeatureSet.load(path)
     if features.made_from.get("version") != VERSION:
         raise InputError("The features were written by another version; run `largescale evaluate knn RUN` again.")

@@ -13,6 +13,7 @@ from largescale.report import plots
 from largescale.report.html_parts import details, escape, missing, section, table
 from largescale.report.measurements import Measurement, measured_on, network_name, newest, of_record, protocol_name
 from largescale.report.reported_run import ReportedRun
+from largescale.report.unmeasured import first_protocol
 
 _DO = {"untrained": "the untrained network does", "pixels": "raw pixels do"}
 
@@ -47,7 +48,8 @@ def section_of(runs: Sequence[ReportedRun]) -> str:
     """Bars and a table of the newest results, and a table of all."""
     title, found = "What it learned", newest(runs)
     if not found:
-        return section(title, "", missing("Not measured yet; `largescale evaluate knn RUN` does it."))
+        how = f"largescale evaluate {first_protocol(runs[0].config)} RUN"
+        return section(title, "", missing(f"Not measured yet; `{how}` does it."))
     several = len(runs) > 1
     on = dict.fromkeys(f"{protocol_name(one.protocol)}: {measured_on(one.record)}{_chosen(one)}." for one in found)
     text = "Intervals are Wilson's at 95 % over the test images. What was measured on what:"

@@ -15,6 +15,7 @@ from largescale.report.evaluated import Part, Predictions, both_parts, corpora_o
 from largescale.report.feature_map import CLASS, CLUSTER, CORPUS, FeatureMap, as_html, feature_map
 from largescale.report.html_parts import missing, section
 from largescale.report.reported_run import ReportedRun
+from largescale.report.unmeasured import needed
 from shards.ground.errors import InputError
 
 _FEWEST_ON_A_MAP = 50
@@ -71,7 +72,7 @@ def _exemplars(run: ReportedRun) -> tuple[str, str]:
     name = shown.name
     kept = exemplars.load(exemplars.path_of(run.path, name))
     if kept is None:
-        raise InputError("Needs `largescale evaluate knn RUN`.")
+        raise InputError(needed(run.config))
     bank = reader_of(kept.made_from["shards"], run.config)
     used = len(torch.unique(kept.scores.argmax(1)))
     text = (
@@ -87,7 +88,7 @@ def _task(run: ReportedRun) -> tuple[str, str]:
     assert shown is not None, "only called where the method draws"
     drawn = task_pictures.load(task_pictures.path_of(run.path))
     if drawn is None:
-        raise InputError("Needs `largescale evaluate knn RUN`.")
+        raise InputError(needed(run.config))
     text = f"{shown.about} Random images of {described(drawn.made_from)}."
     return text, gallery.rows_of_pictures(drawn.columns, drawn.made_from["columns"])
 

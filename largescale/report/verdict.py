@@ -13,6 +13,7 @@ from largescale.observe.doctor import is_young, judge
 from largescale.report.html_parts import escape
 from largescale.report.measurements import Measurement, network_name, newest, protocol_name
 from largescale.report.reported_run import ReportedRun
+from largescale.report.unmeasured import first_protocol
 
 GOOD, BAD, OPEN = "good", "bad", "open"
 _MARKS = {GOOD: "✓", BAD: "✗", OPEN: "?"}
@@ -85,13 +86,17 @@ def _learning(run: ReportedRun) -> Answer:
     says = f"the loss went from {first.mean():.3f} to {last.mean():.3f} (first and last tenth of the steps)"
     if fell > 2 * noise:
         return Answer(question, GOOD, f"Yes: {says}.")
-    return Answer(question, OPEN, f"The loss does not tell: {says}. Measure it: largescale evaluate knn {run.path}.")
+    return Answer(question, OPEN, f"The loss does not tell: {says}. Measure it: {_measuring(run)}.")
+
+
+def _measuring(run: ReportedRun) -> str:
+    return f"largescale evaluate {first_protocol(run.config)} {run.path}"
 
 
 def _better(run: ReportedRun) -> Iterator[Answer]:
     found = newest([run])
     if not any(one.network == OWN for one in found):
-        text = f"Not measured yet: largescale evaluate knn {run.path}."
+        text = f"Not measured yet: {_measuring(run)}."
         yield Answer("Better than untrained, and than pixels?", OPEN, text)
     for own in (one for one in found if one.network == OWN):
         others = [one for one in found if one.protocol == own.protocol and one is not own]
