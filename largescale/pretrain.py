@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import closing
-from typing import Any
 
 import torch
 
@@ -22,12 +21,11 @@ from largescale.distributed import stopping
 from largescale.distributed.stopping import StoppedInOrder
 from largescale.evaluate.online import Online
 from largescale.methods import build_method, require_fit
-from largescale.observe import waiting
 from largescale.observe.console import Progress, configure_logging
-from largescale.observe.doctor import Doctor
 from largescale.observe.meter import Meter
 from largescale.observe.pixels import pixel_signs
 from largescale.observe.spikes import SpikeWatch
+from largescale.observe.warnings import Warnings
 from largescale.optim.schedules import learning_rates
 from largescale.parallel import precision
 from largescale.parallel.batchnorm import average_statistics
@@ -107,7 +105,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     # -- The loop ----------------------------------------------------------------------------------------------------
     of_epochs = config.train.global_batch, stream.order.num_samples
     meter = Meter(engine.method, *of_epochs, device, engine.loss_scale, run.unread_supports)
-    spikes, doctor = SpikeWatch(config.train.spike_factor, spike_state), Doctor(config, run.logged())
+    spikes, warnings = SpikeWatch(config.train.spike_factor, spike_state), Warnings(config, run.logged())
     progress = Progress(first_step, num_steps, engine.method.brief)
     online = Online(config, stream.corpora, first_step, steps_per_epoch, device)
     asked = stopping.asking(config.run.time_limit_s, started, config.run.stop_before_s)
@@ -162,7 +160,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                 run.record_metrics(row)
                 _log.info(progress.line(row))
                 starting = done - first_step <= config.run.log_every
-                _warn(step, waiting.advice(row, config.data, stream.counts, starting=starting), doctor, row)
+                warnings.say(row, stream.counts, starting=starting)
                 rate = max(row["skipped_rate"], row.get("phase_skipped_rate", 0.0))
                 if why := too_many_skipped(config, num_skipped, rate):
                     raise TrainingStopped(f"step {step}: {why}; {run.path}/skipped lists them")
@@ -182,13 +180,6 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
     run.end("complete", num_steps, num_steps)
     _log.info("%s is complete: %d steps, %d images unreadable", run.path, num_steps, num_skipped)
     return True
-
-
-def _warn(step: int, of_waiting: str, doctor: Doctor, row: dict[str, Any]) -> None:
-    """What rank 0 says of a logged interval that is not as it should be."""
-    if rank() == 0:
-        for advice in filter(None, (of_waiting, doctor.look(row))):
-            _log.warning("step %d: %s", step, advice)
 
 
 def _extent(config: Config, stream: Stream) -> str:

@@ -76,11 +76,11 @@ class Doctor:
         for row in rows:
             self._keep(row)
 
-    def look(self, row: Row) -> str:
-        """What looks wrong now that a line of metrics.jsonl is added, and what to try; empty if nothing does."""
+    def look(self, row: Row) -> Diagnosis | None:
+        """What looks wrong now that a line of metrics.jsonl is added; None if nothing does."""
         before = self._rows.copy()
         self._keep(row)
-        return str(judge(self._config, [*before, row]) or "")
+        return judge(self._config, [*before, row])
 
     def _keep(self, row: Row) -> None:
         if "progress" not in row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from largescale.config import DataConfig
@@ -10,7 +11,7 @@ TOLERATED = 0.1
 """Fraction of a step's time that may be spent waiting for data before it is worth a line."""
 
 
-def advice(row: dict[str, Any], data: DataConfig, counts: tuple[int, int], *, starting: bool = False) -> str:
+def advice(row: Mapping[str, Any], data: DataConfig, counts: tuple[int, int], *, starting: bool = False) -> str:
     """What to change if the training waits for its data; empty if it does not.
 
     Args:
