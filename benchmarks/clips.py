@@ -1,11 +1,14 @@
 """Conversion of videos against plain decoding of the same files, and its memory against their length.
 
-    OMP_NUM_THREADS=1 python benchmarks/clips.py [--rounds 5] [--videos FOLDER] [--only speed|memory]
+    OMP_NUM_THREADS=1 python benchmarks/clips.py [--rounds 5] [--videos FOLDER] [--only speed|memory|reading]
 
 - speed: PyAV decodes every frame of pictures and sound, one thread, and throws it away; `shards convert --clips` at its
   defaults (8 frames a second of 256 px, sound at 48 kHz) does that, shrinks, encodes, hashes and writes. CPU time of
   one process each, in turns, so that both meet the same machine. Videos are made here (H.264 and AAC, moving textures);
   with `--videos` those of a folder are measured as well.
+- needed: decoding, and no more than what makes frames and sound of it: the kept frames are scaled and encoded, the
+  sound is brought to one channel and encoded. A conversion that did nothing else would take as long.
+- reading: what a sample costs in training (benchmarks/clips_reading.py).
 - memory: peak of one process that converts a video of a minute, of ten and of an hour.
 
 Writes benchmarks/results/clips.json and clips.md.
@@ -27,9 +30,12 @@ from typing import Any
 
 import av
 import numpy as np
+from clips_reading import measure_reading, reading_table
 
 from largescale.run.environment import environment
 from shards.clips.clip import ClipSettings
+from shards.clips.pictures import jpeg_of
+from shards.clips.sound import to_flac
 from shards.conversion.convert import Options, convert
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -104,15 +110,50 @@ def decode(folder: Path) -> int:
     return count
 
 
+def needed(folder: Path) -> int:
+    """Decode all, and encode what is kept as the defaults of conversion say; returns the number of bytes."""
+    settings, num_bytes = ClipSettings(), 0
+    scale = av.video.reformatter
+    quality = scale.Interpolation.AREA | scale.Interpolation.ACCURATE_RND | scale.Interpolation.BITEXACT
+    for path in sorted(folder.iterdir()):
+        with av.open(str(path)) as container:
+            video: Any = container.streams.video[0]
+            video.thread_type = "NONE"
+            side = min(1.0, settings.frame_side / min(video.width, video.height))
+            size = max(1, round(video.width * side)), max(1, round(video.height * side))
+            reformatter, last, blocks = scale.VideoReformatter(), -1, []
+            resampler = av.AudioResampler("s16", "mono", settings.sound_rate)
+            for packet in container.demux(video, *container.streams.audio[:1]):
+                for frame in packet.decode():
+                    if packet.stream.type == "audio":
+                        blocks += resampler.resample(frame)
+                    elif (number := int(frame.time * settings.frame_rate + 1 / 8)) > last:
+                        last, form = number, {"dst_color_range": "JPEG", "dst_colorspace": "ITU601"}
+                        small = reformatter.reformat(frame, *size, "yuvj420p", interpolation=quality, threads=1, **form)
+                        planes = [
+                            np.frombuffer(one, np.uint8).reshape(one.height, -1)[:, : one.width] for one in small.planes
+                        ]
+                        num_bytes += len(jpeg_of(tuple(map(np.ascontiguousarray, planes)), 90))
+            if blocks:
+                heard = np.concatenate([block.to_ndarray().reshape(-1) for block in blocks])
+                length = round(settings.clip_seconds * settings.sound_rate)
+                num_bytes += sum(
+                    len(to_flac(heard[at : at + length], settings.sound_rate)) for at in range(0, len(heard), length)
+                )
+    return num_bytes
+
+
 def speed(folder: Path, rounds: int) -> dict[str, Any]:
-    """CPU seconds of decoding and of converting a folder, in turns."""
-    found: dict[str, list[float]] = {"decode": [], "convert": []}
+    """CPU seconds of decoding a folder, of decoding and encoding what is kept, and of converting, in turns."""
+    found: dict[str, list[float]] = {"decode": [], "needed": [], "convert": []}
     frames = clips = num_bytes = 0
     with tempfile.TemporaryDirectory() as temporary:
         for number in range(rounds + 1):
             started = time.process_time()
             frames = decode(folder)
             decoded = time.process_time()
+            needed(folder)
+            encoded = time.process_time()
             manifest = convert(folder, Path(temporary) / f"out-{number}", Options("speed", clips=ClipSettings()))
             converted = time.process_time()
             assert manifest is not None
@@ -120,16 +161,21 @@ def speed(folder: Path, rounds: int) -> dict[str, Any]:
             shutil.rmtree(Path(temporary) / f"out-{number}")
             if number:  # the first one warms up
                 found["decode"].append(decoded - started)
-                found["convert"].append(converted - decoded)
+                found["needed"].append(encoded - decoded)
+                found["convert"].append(converted - encoded)
     ratios = [one / other for one, other in zip(found["decode"], found["convert"], strict=True)]
     return {
         "frames": frames,
         "clips": clips,
         "bytes": num_bytes,
         "decode_cpu_s": statistics.median(found["decode"]),
+        "needed_cpu_s": statistics.median(found["needed"]),
         "convert_cpu_s": statistics.median(found["convert"]),
         "ratio": statistics.median(ratios),
         "ratios": ratios,
+        "needed_ratio": statistics.median(
+            one / other for one, other in zip(found["needed"], found["convert"], strict=True)
+        ),
     }
 
 
@@ -156,19 +202,24 @@ def page(results: dict[str, Any]) -> str:
         f"{results['date']}, {results['machine']}; PyAV {results['pyav']}. `OMP_NUM_THREADS=1 python "
         f"benchmarks/clips.py`; CPU time of one process, in turns; medians of {results['rounds']} rounds.",
         "",
-        "| videos | frames | clips | decoding, s | converting, s | decoding / converting |",
-        "|---|---|---|---|---|---|",
+        "Needed are decoding, and scaling and encoding what is kept, with nothing around it; small videos are decoded "
+        "for less than the frames cost that are kept of them.",
+        "",
+        "| videos | frames | clips | decoding, s | needed, s | converting, s | decoding / converting "
+        "| needed / converting |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in results.get("speed", {}).items():
         span = f"{min(row['ratios']):.2f} to {max(row['ratios']):.2f}"
         lines.append(
-            f"| {name} | {row['frames']:,} | {row['clips']} | {row['decode_cpu_s']:.2f} | {row['convert_cpu_s']:.2f} "
-            f"| {row['ratio']:.2f} ({span}) |"
+            f"| {name} | {row['frames']:,} | {row['clips']} | {row['decode_cpu_s']:.2f} | {row['needed_cpu_s']:.2f} "
+            f"| {row['convert_cpu_s']:.2f} | {row['ratio']:.2f} ({span}) | {row['needed_ratio']:.2f} |"
         )
     lines += ["", "Memory of one process (320 x 180, 25 frames a second, with sound):", ""]
     lines += ["| minutes of the video | clips | peak, MB |", "|---|---|---|"]
     for minutes, row in results.get("memory", {}).items():
         lines.append(f"| {minutes} | {row['clips']} | {row['peak_bytes'] / 1e6:.0f} |")
+    lines += reading_table(results["reading"]) if "reading" in results else []
     return "\n".join(lines) + "\n"
 
 
@@ -177,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--videos", type=Path, help="a folder of videos to measure as well")
-    parser.add_argument("--only", choices=["speed", "memory"])
+    parser.add_argument("--only", choices=["speed", "memory", "reading"])
     arguments = parser.parse_args()
     path = RESULTS / "clips.json"
     results: dict[str, Any] = json.loads(path.read_text()) if arguments.only and path.exists() else {}
@@ -185,7 +236,10 @@ def main() -> None:
     results |= {"date": time.strftime("%Y-%m-%d"), "rounds": arguments.rounds, "pyav": av.__version__}
     results["machine"] = f"{facts['processor']}, {facts['cpu_cores']} cores"
     with tempfile.TemporaryDirectory() as temporary:
-        if arguments.only != "memory":
+        if arguments.only in (None, "reading"):
+            write_textures(Path(temporary) / "read" / "textures.mp4", 320, 180, 240)
+            results["reading"] = measure_reading(Path(temporary) / "read", Path(temporary), arguments.rounds)
+        if arguments.only in (None, "speed"):
             results["speed"] = {}
             for width, height in ((1280, 720), (640, 360), (320, 240)):
                 folder = Path(temporary) / f"{width}x{height}"
@@ -196,7 +250,7 @@ def main() -> None:
                 folder.mkdir()
                 shutil.copy(video, folder)
                 results["speed"][video.name] = speed(folder, arguments.rounds)
-        if arguments.only != "speed":
+        if arguments.only in (None, "memory"):
             results["memory"] = memory(Path(temporary))
     path.write_text(json.dumps(results, indent=1) + "\n")
     path.with_suffix(".md").write_text(page(results))

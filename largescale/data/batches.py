@@ -25,7 +25,7 @@ from largescale.data.clip_facts import microseconds
 from largescale.data.crops import BOX_DRAWS, BoxSampler, as_stored, crop, on_grid, reduction, turn
 from largescale.data.decode import EncodedImage, Scratch
 from largescale.data.order import rank_places
-from largescale.data.random import uniform
+from largescale.data.random import uniform, uniform_at
 from largescale.data.reader import SampleError, ShardReader
 from largescale.data.sounds import Heard, SoundWindows
 from shards.ground.errors import InputError
@@ -284,7 +284,7 @@ class BatchMaker:
             return [(partial(self._frame_of, sample_id, epoch, heard), slice(None))]
         if (clip := self.reader.clip(sample_id)) is None:
             raise SampleError("is an image, not a clip")
-        draws = uniform(self.seed, int(epoch), sample_id, 0, _TUPLE_PURPOSE, num=self._frames.num_draws)
+        draws = uniform_at(self.seed, int(epoch), sample_id, 0, _TUPLE_PURPOSE, num=self._frames.num_draws)
         chosen = self._frames(clip, draws)
         if "times_us" in buffers.facts:
             buffers.facts["times_us"][:, number] = torch.from_numpy(microseconds(clip.times[chosen]))
@@ -294,7 +294,7 @@ class BatchMaker:
         """The frame of a clip that is seen in an epoch: with sound, one that is heard."""
         if heard is not None:
             return heard.frame
-        return int(uniform(self.seed, int(epoch), sample_id, 0, _FRAME_PURPOSE, num=1)[0] * num_frames)
+        return int(uniform_at(self.seed, int(epoch), sample_id, 0, _FRAME_PURPOSE, num=1)[0] * num_frames)
 
     def _box_draws(self, ids: np.ndarray, epochs: np.ndarray) -> np.ndarray:
         """Numbers for the boxes of all views of some samples: float64 [N, views, BOX_DRAWS]."""

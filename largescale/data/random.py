@@ -12,6 +12,7 @@ import numpy as np
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_ALL_BITS = 2**64 - 1
 
 
 def mix(values: np.ndarray) -> np.ndarray:
@@ -38,6 +39,22 @@ def uniform(*coordinates: int | np.ndarray, num: int) -> np.ndarray:
     """`num` uniform numbers in [0, 1) for each coordinate tuple: float64 of shape [..., num]."""
     bits = hash_coordinates(*[np.asarray(c)[..., None] for c in coordinates], np.arange(num))
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def uniform_at(*coordinates: int, num: int) -> np.ndarray:
+    """`uniform` of a single coordinate tuple, [num]: of few numbers Python is faster than arrays."""
+    state = 0
+    for coordinate in coordinates:
+        state = _mixed(state, coordinate)
+    return np.array([(_mixed(state, draw) >> 11) * 2.0**-53 for draw in range(num)])
+
+
+def _mixed(state: int, coordinate: int) -> int:
+    """A step of `hash_coordinates`."""
+    value = (state + int(_GOLDEN) + int(coordinate) * int(_MIX_2)) & _ALL_BITS
+    value = ((value ^ (value >> 30)) * int(_MIX_1)) & _ALL_BITS
+    value = ((value ^ (value >> 27)) * int(_MIX_2)) & _ALL_BITS
+    return value ^ (value >> 31)
 
 
 def permute(positions: np.ndarray, size: int | np.ndarray, key: np.ndarray, rounds: int = 6) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from largescale.config import SoundConfig
 from largescale.data.clip_facts import ClipFacts
 from largescale.data.corpora import Corpus
-from largescale.data.random import uniform
+from largescale.data.random import uniform_at
 from largescale.data.reader import SampleError, ShardReader
 from shards.format.shard_index import read_index
 from shards.ground.errors import InputError
@@ -86,7 +86,7 @@ class SoundWindows:
         assert facts is not None  # it has sound
         starts = possible_starts(facts, wanted)
         seen = np.flatnonzero(starts.last >= starts.first)
-        draws = uniform(self._seed, epoch, sample_id, 0, _PURPOSE, num=3)
+        draws = uniform_at(self._seed, epoch, sample_id, 0, _PURPOSE, num=3)
         frame = int(seen[int(draws[_FRAME] * len(seen))])
         first, last = int(starts.first[frame]), int(starts.last[frame])
         start = (first + int(draws[_START] * (last + 1 - first))) * wanted.grid
