@@ -1,5 +1,3 @@
-"""Covers: largescale/data/random.py"""
-
 from __future__ import annotations
 
 import numpy as np
