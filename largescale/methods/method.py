@@ -112,6 +112,7 @@ class Method(nn.Module):
         Settings: its keys under `method` in a configuration.
         spoilers: probabilities and strengths of `data.augment` that are to be 0, since such changes hide or give away
             what there is to learn, and why; `largescale init` sets them so, and a run that does not is warned.
+        largest_view: side in pixels beyond which `largescale init` proposes no views; 0 for as large as images allow.
         backbone: the network that is trained.
         num_features: width of its features.
         encoder_name: module that is evaluated and exported, such as a teacher's backbone.
@@ -131,6 +132,7 @@ class Method(nn.Module):
     small_reference: ClassVar[str] = ""
     Settings: ClassVar[type[MethodConfig]]
     spoilers: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    largest_view: ClassVar[int] = 0
     exemplars: ClassVar[Exemplars | None] = None
     exemplar_state: ClassVar[tuple[str, ...]] = ()
     pictures: ClassVar[Pictures | None] = None

@@ -83,6 +83,7 @@ class OPN(FrameTask):
 
     title = "Order prediction network (OPN)"
     reference = "pretext/opn"
+    largest_view = 90
     Settings = Settings
 
     def __init__(self, config: Config) -> None:

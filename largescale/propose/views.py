@@ -37,7 +37,7 @@ def views(reference: Config, corpus: CorpusFacts, *, small: bool) -> dict[str, C
         corpus: the images.
         small: whether for training without a GPU.
     """
-    side = _side(corpus, small=small)
+    side = _side(reference, corpus, small=small)
     measured = f"measured on {corpus.num_decoded:,} images"
     off = {**_switched_off(corpus, side), **method_class(reference).spoilers}
     return {
@@ -50,8 +50,9 @@ def views(reference: Config, corpus: CorpusFacts, *, small: bool) -> dict[str, C
     }
 
 
-def _side(corpus: CorpusFacts, *, small: bool) -> int:
+def _side(reference: Config, corpus: CorpusFacts, *, small: bool) -> int:
     most = CPU_SIDE if small else LARGE_SIDE if corpus.num_samples >= MANY else SIDE
+    most = min(most, method_class(reference).largest_view or most)
     return max(_LEAST_SIDE, min(most, corpus.shorter[1] // _STEP * _STEP))
 
 
@@ -69,7 +70,9 @@ def _crops(reference: Config, corpus: CorpusFacts, side: int, off: set[str], *, 
         own = {key: kept for key, kept in group.augment.items() if key not in {*off, "blur_sigma"}}
         if own and not small:
             value["augment"] = own
-        found.append(Choice(value, _why(size, side, corpus, small=small) if large else "parts, for the large ones"))
+        found.append(
+            Choice(value, _why(size, side, reference, corpus, small=small) if large else "parts, for the large ones")
+        )
     return found
 
 
@@ -81,12 +84,14 @@ def _scale(scale: list[float], side: int) -> list[float]:
     return [round(least, 2), max(scale[1], round(2 * least, 2))]
 
 
-def _why(size: int, side: int, corpus: CorpusFacts, *, small: bool) -> str:
+def _why(size: int, side: int, reference: Config, corpus: CorpusFacts, *, small: bool) -> str:
     if size < side:
         return "in proportion to the largest"
     sides = f"half of the images have a shorter side of at most {corpus.shorter[1]:,} px"
     if side >= corpus.shorter[1] // _STEP * _STEP:
         return f"as large as the images: {sides}"
+    if side == method_class(reference).largest_view:
+        return f"as large as the method wants them; {sides}"
     return f"{sides}; more than {side} px costs too much {'on a CPU' if small else 'for what it gains'}"
 
 

@@ -52,6 +52,13 @@ def test_one_and_eight_gpus():
     assert config_of(replace(PHOTOS, num_samples=30_000), GPU).data.crops[0].size == 160
 
 
+def test_views_are_no_larger_than_a_method_wants_them():
+    for images, machine in ((1000, GPU), (2_000_000, EIGHT)):
+        found = config_of(replace(PHOTOS, num_samples=images), machine, "opn")
+        assert (found.data.crops[0].size, found.method.jitter, found.evaluate.size) == (90, 5, 90)
+    assert config_of(machine=CPU, method="opn").data.crops[0].size == 64
+
+
 def test_queues_make_up_for_batches_too_small_for_the_prototypes():
     many = replace(PHOTOS, num_samples=2_000_000)
     for batch, queue in [(32, 480), (256, 3840), (512, 3584), (1024, 3072), (2048, 0), (4096, 0)]:
