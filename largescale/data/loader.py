@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing import util
 from multiprocessing.connection import Connection, wait
@@ -192,9 +193,8 @@ class Loader:
             bounds = np.linspace(0, batch, processes + 1).astype(int).tolist()
             with memory_for(f"for loader processes: lower data.workers={processes}"), starting("data.workers"):
                 for number, (first, last) in enumerate(pairwise(bounds)):
-                    self._processes.append(
-                        _LoaderProcess(number, maker, steps, self._ring, slice(first, last), threads, board)
-                    )
+                    work = _Work(number, maker, steps, self._ring, slice(first, last), threads, board)
+                    self._processes.append(_LoaderProcess(work))
         if pin:  # after the processes are forked: page-locked memory need not be there in a child
             self._memory.pin()
 
@@ -237,32 +237,47 @@ class Loader:
             self._memory.unpin()
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What one loader process does.
+
+    Attributes:
+        number: of the process.
+        maker: what makes batches.
+        steps: data steps, of which it makes a part each.
+        ring: buffers, which all processes share.
+        rows: its part of every batch.
+        num_threads: that decode.
+        board: told what it is doing.
+    """
+
+    number: int
+    maker: Maker
+    steps: Iterable[int]
+    ring: list[Buffers]
+    rows: slice
+    num_threads: int
+    board: StatusBoard
+
+    def says(self, text: str) -> None:
+        """Put on the board what it is doing."""
+        self.board.write(self.number, text)
+
+
 class _LoaderProcess:
     """One loader process, seen from the training process."""
 
-    def __init__(
-        self,
-        number: int,
-        maker: Maker,
-        steps: Iterable[int],
-        ring: list[Buffers],
-        rows: slice,
-        threads: int,
-        board: StatusBoard,
-    ) -> None:
+    def __init__(self, work: _Work) -> None:
         # A fork starts in milliseconds, while a fresh interpreter needs seconds to import torch; the child touches no
         # CUDA, no collective, and no thread of its parent.
         context = multiprocessing.get_context("fork")
-        self.number, self._board = number, board
-        self.free_slots = context.Semaphore(len(ring))
+        self.number, self._board = work.number, work.board
+        self.free_slots = context.Semaphore(len(work.ring))
         self._connection, sender = context.Pipe(duplex=False)
         self._received: deque[Part] = deque()
         self._first, self._ended = 0, False
         self._process = context.Process(
-            target=_serve,
-            args=(number, maker, steps, ring, rows, threads, board, self.free_slots, sender),
-            name=f"loader {number}",
-            daemon=True,
+            target=_serve, args=(work, self.free_slots, sender), name=f"loader {work.number}", daemon=True
         )
         with stopping.held():
             self._process.start()
@@ -319,23 +334,13 @@ class _LoaderProcess:
         return ""
 
 
-def _serve(
-    number: int,
-    maker: Maker,
-    steps: Iterable[int],
-    ring: list[Buffers],
-    rows: slice,
-    num_threads: int,
-    board: StatusBoard,
-    free_slots: Any,
-    sender: Connection,
-) -> None:
+def _serve(work: _Work, free_slots: Any, sender: Connection) -> None:
     """The life of a loader process."""
     stopping.live_and_die_with_parent()
     try:
-        _load(number, maker, steps, ring, rows, num_threads, board, free_slots, sender)
+        _load(work, free_slots, sender)
     except Exception as error:
-        sender.send(_failed(number, error))
+        sender.send(_failed(work.number, error))
 
 
 def _failed(number: int, error: Exception) -> Part:
@@ -344,33 +349,23 @@ def _failed(number: int, error: Exception) -> Part:
     return Part(bug=f"loader process {number}:\n{''.join(traceback.format_exception(error))}")
 
 
-def _load(
-    number: int,
-    maker: Maker,
-    steps: Iterable[int],
-    ring: list[Buffers],
-    rows: slice,
-    num_threads: int,
-    board: StatusBoard,
-    free_slots: Any,
-    sender: Connection,
-) -> None:
+def _load(work: _Work, free_slots: Any, sender: Connection) -> None:
     """Make two batches at a time, so that no thread waits for the last image of one."""
     torch.set_num_threads(1)
-    maker.reader.begin_in_process(lambda text: board.write(number, text))
-    threads = ThreadPoolExecutor(num_threads)
+    work.maker.reader.begin_in_process(work.says)
+    threads = ThreadPoolExecutor(work.num_threads)
     conductors = ThreadPoolExecutor(CONDUCTORS)
     making: deque[Future[Part]] = deque()
 
     def make(count: int, step: int) -> Part:
         try:
-            part = maker.make(step, rows, ring[count % len(ring)], threads)
+            part = work.maker.make(step, work.rows, work.ring[count % len(work.ring)], threads)
         except Exception as error:
-            part = _failed(number, error)
-        board.write(number, f"done with its part of data step {step}")
+            part = _failed(work.number, error)
+        work.says(f"done with its part of data step {step}")
         return part
 
-    for count, step in enumerate(steps):
+    for count, step in enumerate(work.steps):
         while not free_slots.acquire(timeout=0.02 if making else None):
             while making and making[0].done():
                 sender.send(making.popleft().result())
