@@ -22,24 +22,15 @@ from tests.helpers.commands import ROOT
 from tests.helpers.doctor import said_of
 from tests.helpers.streams import make_stream
 from tests.helpers.videos import write_video
+from tests.methods.hearing import BATCH, hearing_method, sounding_views
 
 MINI = ROOT / "tests/methods/mini/avc.yaml"
-BATCH = 6
 RATE, SECONDS, PLACES = 2000, 0.1, 8
 """Of sounds of the synthetic task, and places of its square."""
 
 
 def build(*overrides: str) -> AVC:
-    config = load_config(MINI, [f"train.global_batch={BATCH}", "data.streams=1", *overrides])
-    torch.manual_seed(0)
-    return build_method(config, Length(18, 3, 40))
-
-
-def views() -> Views:
-    generator = torch.Generator().manual_seed(0)
-    images = [torch.randn(BATCH, 3, side, side, generator=generator, dtype=torch.float64) for side in (24, 16)]
-    sounds = torch.randint(-9000, 9000, (BATCH, 200), generator=generator, dtype=torch.int16)
-    return Views(images, torch.tensor([3, 7, 3, 1, 0, 9]), sounds=sounds)
+    return hearing_method(AVC, MINI, *overrides)
 
 
 def naive_loss(method: AVC, batch: Views, others: list[int]) -> Tensor:
@@ -61,7 +52,7 @@ def naive_loss(method: AVC, batch: Views, others: list[int]) -> Tensor:
 
 
 def test_loss_and_gradients_equal_the_naive_loop():
-    method, batch = build().double().eval(), views()
+    method, batch = build().double().eval(), sounding_views()
     draws = method.task_views(batch, 2).facts["strangers"][0]
     others = strangers(batch.ids, torch.arange(BATCH), draws).tolist()
     assert (
@@ -125,7 +116,7 @@ def test_sounds_of_others_start_where_own_ones_do(clips, grid_s, monkeypatch):
 
 
 def test_embeddings_share_a_space_and_take_sound_in_either_form():
-    method, batch = build().double().eval(), views()
+    method, batch = build().double().eval(), sounding_views()
     images, sounds = method.embed_images(batch.images[0]), method.embed_sounds(batch.sounds)
     assert images.shape == sounds.shape == (BATCH, 8)
     for found in (images, sounds):

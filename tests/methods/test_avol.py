@@ -10,34 +10,21 @@ from torch import Tensor
 from largescale.cli import main
 from largescale.config import load_config
 from largescale.data.corpora import open_corpus
-from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.evaluate import task_pictures
 from largescale.evaluate.extract import extract
-from largescale.methods import build_method
 from largescale.methods.avc import strangers
 from largescale.methods.avol import AVOL
 from tests.helpers.commands import ROOT
 from tests.helpers.ranks import run_ranks
 from tests.helpers.sounding import sounding_clips
+from tests.methods.hearing import BATCH, hearing_method, sounding_views
 
 MINI = ROOT / "tests/methods/mini/avol.yaml"
-BATCH = 6
 
 
 def build() -> AVOL:
-    config = load_config(MINI, [f"train.global_batch={BATCH}", "data.streams=1"])
-    torch.manual_seed(0)
-    method = build_method(config, Length(18, 3, 40))
-    assert isinstance(method, AVOL)
-    return method.double().eval()
-
-
-def views() -> Views:
-    generator = torch.Generator().manual_seed(0)
-    images = [torch.randn(BATCH, 3, side, side, generator=generator, dtype=torch.float64) for side in (24, 16)]
-    sounds = torch.randint(-9000, 9000, (BATCH, 200), generator=generator, dtype=torch.int16)
-    return Views(images, torch.tensor([3, 7, 3, 1, 0, 9]), sounds=sounds)
+    return hearing_method(AVOL, MINI).double().eval()
 
 
 def naive_loss(method: AVOL, batch: Views, others: list[int]) -> Tensor:
@@ -59,7 +46,7 @@ def naive_loss(method: AVOL, batch: Views, others: list[int]) -> Tensor:
 
 
 def test_loss_and_gradients_equal_the_naive_loop():
-    method, batch = build(), views()
+    method, batch = build(), sounding_views()
     draws = method.task_views(batch, 2).facts["strangers"][0]
     others = strangers(batch.ids, torch.arange(BATCH), draws).tolist()
     expected, found = naive_loss(method, batch, others), method(batch, 2)
@@ -72,7 +59,7 @@ def test_loss_and_gradients_equal_the_naive_loop():
 
 @torch.no_grad()
 def test_maps_and_pictures_show_the_place_whose_logit_counts():
-    method, batch = build(), views()
+    method, batch = build(), sounding_views()
     maps = method.sound_maps(batch.images[0], batch.sounds)
     assert maps.shape[0] == BATCH and maps.shape[1] == maps.shape[2] > 1
     own = method(batch, 2).evidence["logits"][0, :, 0]

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 
 from largescale.clustering.agreement import agreement
 from largescale.config import load_config
@@ -20,7 +19,7 @@ from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.doctor import said_of
 from tests.helpers.ranks import Counted, run_ranks
-from tests.methods.begun import begun, random_views
+from tests.methods.begun import begun, coloured_images, phase_over, plain_images, random_views, sizes_of, take_state
 
 pytestmark = pytest.mark.usefixtures("group_of_one")
 
@@ -37,15 +36,8 @@ def views(step: int = 0) -> Views:
     return random_views(BATCH, step, SAMPLES, (1, 24), (1, 16))
 
 
-def plain_images() -> Tensor:
-    return torch.randn(SAMPLES, 3, 24, 24, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-
-
-@torch.no_grad()
-def cluster(method: DeepCluster, images: Tensor | None = None, missing: int = 17, step: int = 0) -> dict[str, float]:
-    images = plain_images() if images is None else images
-    readable = torch.arange(SAMPLES) != missing
-    return method.phase(step, PlainEmbeddings(method.plain(images[readable]), readable), lambda what: None)
+def cluster(method: DeepCluster, step: int = 0) -> dict[str, float]:
+    return phase_over(method, plain_images(SAMPLES), missing=17, step=step)
 
 
 def naive_loss(method: DeepCluster, batch: Views, head: Tensor) -> Tensor:
@@ -146,12 +138,10 @@ def test_no_optimizer_holds_anything_of_the_head():
 
 def test_coloured_squares_are_found_by_a_network_at_random():
     method = build("method.clusters=4", "method.components=3")
-    colours = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 0, 2], [-2, -2, -2]], dtype=torch.float64)
-    known = torch.arange(SAMPLES) % 4
-    noise = torch.randn(SAMPLES, 3, 24, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images, known = coloured_images(SAMPLES)
     found = []
     for step in range(0, 5 * PER_EPOCH, PER_EPOCH):  # from several starts
-        cluster(method, colours[known][:, :, None, None] + 0.05 * noise, missing=-1, step=step)
+        phase_over(method, images, step=step)
         found.append(agreement(method.assignments.own[:, 0].long(), known, 4, 4).nmi)
     assert max(found) == pytest.approx(1)
 
@@ -159,7 +149,7 @@ def test_coloured_squares_are_found_by_a_network_at_random():
 def test_what_is_clustered_is_the_last_hidden_layer_before_its_relu():
     method = build("method.hidden=[12,7]").eval()
     with torch.no_grad():
-        found = method.plain(plain_images())
+        found = method.plain(plain_images(SAMPLES))
         assert found.shape == (SAMPLES, 7) and float(found.min()) < 0
         seen = method.embed(views())["features"]
         assert seen.shape == (2, BATCH, 7) and float(seen.min()) == 0
@@ -176,9 +166,7 @@ def test_what_a_checkpoint_holds_is_all_that_goes_on():
     cluster(method)
     method(views(0), 0)
     method.after_update(0)
-    mesh = init_device_mesh("cpu", (1,))
-    for name, value in method.state(mesh).items():
-        other.state(mesh)[name].to_local().copy_(value.to_local())
+    take_state(other, method)
     assert torch.equal(method(views(1), 1).loss, other(views(1), 1).loss)
 
 
@@ -209,5 +197,4 @@ def count_exchanges() -> list[tuple[str, int]]:
 @pytest.mark.distributed
 def test_a_step_exchanges_ids_clusters_and_the_heads_gradient_once():
     [calls, _] = run_ranks(count_exchanges, 2, timeout_s=600)
-    sizes = sorted((name.partition("_single")[0].partition("_into")[0], size) for name, size in calls)
-    assert sizes == [("all_gather", BATCH), ("all_reduce", BATCH), ("all_reduce", 6 * (10 + 1))]
+    assert sizes_of(calls) == [("all_gather", BATCH), ("all_reduce", BATCH), ("all_reduce", 6 * (10 + 1))]

@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import normalize
 
 from largescale.clustering.agreement import agreement
@@ -18,7 +17,7 @@ from largescale.plan.trace import StepTrace
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.ranks import Counted, run_ranks
-from tests.methods.begun import begun, random_views
+from tests.methods.begun import begun, coloured_images, random_views, sizes_of, take_state
 
 pytestmark = pytest.mark.usefixtures("group_of_one")
 
@@ -161,12 +160,9 @@ def test_heads_take_turns_with_the_banks():
 
 def test_coloured_squares_are_found_by_a_network_at_random():
     method = build("method.clusters=[4]")
-    colours = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 0, 2], [-2, -2, -2]], dtype=torch.float64)
-    known = torch.arange(SAMPLES) % 4
-    noise = torch.randn(SAMPLES, 3, 24, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images, known = coloured_images(SAMPLES)
     with torch.no_grad():
-        vectors = method.plain(colours[known][:, :, None, None] + 0.05 * noise)
-        one = method.plain((colours[known][:, :, None, None] + 0.05 * noise)[:1])
+        vectors, one = method.plain(images), method.plain(images[:1])
     torch.testing.assert_close(one, vectors[:1])  # BatchNorm does not mix images
     found = []
     for step in range(0, 4 * PER_EPOCH, PER_EPOCH):  # from several starts
@@ -198,9 +194,7 @@ def test_what_a_checkpoint_holds_is_all_that_goes_on():
     method, other = build().eval(), build().eval()
     first_phase(method)
     method(views(0), 0)
-    mesh = init_device_mesh("cpu", (1,))
-    for name, value in method.state(mesh).items():
-        other.state(mesh)[name].to_local().copy_(value.to_local())
+    take_state(other, method)
     assert torch.equal(method(views(1), 1).loss, other(views(1), 1).loss)
     assert later_phase(method) == later_phase(other)
     assert torch.equal(method(views(2), 3).loss, other(views(2), 3).loss)
@@ -228,5 +222,4 @@ def count_exchanges() -> list[tuple[str, int]]:
 @pytest.mark.distributed
 def test_a_step_exchanges_ids_clusters_and_two_views_once():
     [calls, _] = run_ranks(count_exchanges, 2, timeout_s=600)
-    sizes = sorted((name.partition("_single")[0].partition("_into")[0], size) for name, size in calls)
-    assert sizes == [("all_gather", BATCH), ("all_gather", BATCH * 2 * 8), ("all_reduce", BATCH * 3)]
+    assert sizes_of(calls) == [("all_gather", BATCH), ("all_gather", BATCH * 2 * 8), ("all_reduce", BATCH * 3)]

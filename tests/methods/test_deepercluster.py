@@ -20,7 +20,7 @@ from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.doctor import said_of
 from tests.helpers.ranks import run_ranks
-from tests.methods.begun import begun, random_views
+from tests.methods.begun import begun, phase_over, plain_images, random_views, take_state
 
 pytestmark = pytest.mark.usefixtures("group_of_one")
 
@@ -37,13 +37,8 @@ def views(step: int = 0) -> Views:
     return random_views(BATCH, step, SAMPLES, (2, 24))
 
 
-@torch.no_grad()
-def cluster(method: DeeperCluster, vectors: Tensor | None = None, missing: int = 17, step: int = 0) -> dict[str, float]:
-    readable = torch.arange(SAMPLES) != missing
-    if vectors is None:
-        generator = torch.Generator().manual_seed(7)
-        vectors = method.plain(torch.randn(SAMPLES, 3, 24, 24, generator=generator, dtype=torch.float64)[readable])
-    return method.phase(step, PlainEmbeddings(vectors, readable), lambda what: None)
+def cluster(method: DeeperCluster, step: int = 0) -> dict[str, float]:
+    return phase_over(method, plain_images(SAMPLES), missing=17, step=step)
 
 
 def rows_of(method: DeeperCluster) -> Tensor:
@@ -144,9 +139,7 @@ def test_what_a_checkpoint_holds_is_all_that_goes_on():
     cluster(method)
     method(views(0), 0)
     method.after_update(0)
-    mesh = init_device_mesh("cpu", (1,))
-    for name, value in method.state(mesh).items():
-        other.state(mesh)[name].to_local().copy_(value.to_local())
+    take_state(other, method)
     assert torch.equal(method(views(1), 1).loss, other(views(1), 1).loss)
 
 
@@ -210,10 +203,7 @@ def test_both_levels_are_found_and_learnt_where_images_have_them():
         length=length,
     ).float()
     images, colours, sizes = planted(torch.arange(count))
-    with torch.no_grad():
-        found = method.phase(
-            0, PlainEmbeddings(method.plain(images), torch.ones(count, dtype=torch.bool)), lambda what: None
-        )
+    found = phase_over(method, images)
     own = method.assignments.own[:, 0].long()
     assert agreement(own // FINE, colours, COLOURS, COLOURS).nmi == pytest.approx(1), "colours are super-clusters"
     for colour in range(COLOURS):

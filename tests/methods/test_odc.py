@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import normalize
 
 from largescale.clustering.agreement import agreement
@@ -14,12 +13,11 @@ from largescale.config import load_config
 from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.methods.odc import ODC
-from largescale.methods.phase import PlainEmbeddings
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.doctor import said_of
 from tests.helpers.ranks import Counted, run_ranks
-from tests.methods.begun import begun, random_views
+from tests.methods.begun import begun, coloured_images, phase_over, plain_images, random_views, sizes_of, take_state
 
 pytestmark = pytest.mark.usefixtures("group_of_one")
 
@@ -41,11 +39,8 @@ def views(step: int = 0) -> Views:
     return Views(drawn.images, ids)
 
 
-@torch.no_grad()
-def fill(method: ODC, missing: int = 17) -> dict[str, float]:
-    images = torch.randn(SAMPLES, 3, 24, 24, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-    readable = torch.arange(SAMPLES) != missing
-    return method.phase(0, PlainEmbeddings(method.plain(images[readable]), readable), lambda what: None)
+def fill(method: ODC) -> dict[str, float]:
+    return phase_over(method, plain_images(SAMPLES), missing=17)
 
 
 def counted(method: ODC) -> tuple[Tensor, Tensor]:
@@ -130,12 +125,9 @@ def test_a_cluster_emptied_by_hand_is_filled_again():
 
 def test_coloured_squares_are_found_by_a_network_at_random():
     method = build("method.clusters=4", "method.least_images=2", "method.hidden=[]")
-    colours = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 0, 2], [-2, -2, -2]], dtype=torch.float64)
-    known = torch.arange(SAMPLES) % 4
-    noise = torch.randn(SAMPLES, 3, 24, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    images = colours[known][:, :, None, None] + 0.05 * noise
+    images, known = coloured_images(SAMPLES)
+    phase_over(method, images)
     with torch.no_grad():
-        method.phase(0, PlainEmbeddings(method.plain(images), torch.ones(SAMPLES, dtype=torch.bool)), lambda _: None)
         for step in range(2, 10, 2):  # what two clusters share is found out when the second half of one is too small
             method._tend(step)
     assert agreement(method.assignments.own[:, 0].long(), known, 4, 4).nmi > 0.8
@@ -161,9 +153,7 @@ def test_what_a_checkpoint_holds_is_all_that_goes_on():
     for step in range(2):
         method(views(step), step)
         method.after_update(step)
-    mesh = init_device_mesh("cpu", (1,))
-    for name, value in method.state(mesh).items():
-        other.state(mesh)[name].to_local().copy_(value.to_local())
+    take_state(other, method)
     for step in range(2, 5):
         assert torch.equal(method(views(step), step).loss, other(views(step), step).loss)
         method.after_update(step), other.after_update(step)
@@ -197,6 +187,5 @@ def count_exchanges() -> list[tuple[str, int]]:
 @pytest.mark.distributed
 def test_a_step_exchanges_ids_clusters_rows_and_the_heads_gradient_once():
     [calls, _] = run_ranks(count_exchanges, 2, timeout_s=600)
-    sizes = sorted((name.partition("_single")[0].partition("_into")[0], size) for name, size in calls)
     gathered = [("all_gather", BATCH), ("all_gather", BATCH), ("all_gather", 5 * BATCH)]
-    assert sizes == [*gathered, ("all_reduce", BATCH), ("all_reduce", 5 * BATCH), ("all_reduce", 6 * (5 + 1))]
+    assert sizes_of(calls) == [*gathered, ("all_reduce", BATCH), ("all_reduce", 5 * BATCH), ("all_reduce", 6 * (5 + 1))]

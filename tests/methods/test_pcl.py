@@ -21,7 +21,7 @@ from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.doctor import said_of
 from tests.helpers.ranks import Counted, run_ranks
-from tests.methods.begun import begun, random_views
+from tests.methods.begun import begun, random_views, sizes_of
 
 pytestmark = pytest.mark.usefixtures("group_of_one")
 
@@ -295,5 +295,4 @@ def count_exchanges() -> list[tuple[str, int]]:
 @pytest.mark.distributed
 def test_a_step_exchanges_keys_ids_and_clusters_once():
     [calls, _] = run_ranks(count_exchanges, 2, timeout_s=600)
-    sizes = sorted((name.partition("_single")[0].partition("_into")[0], size) for name, size in calls)
-    assert sizes == [("all_gather", BATCH), ("all_gather", BATCH * 8), ("all_reduce", BATCH * 2)]
+    assert sizes_of(calls) == [("all_gather", BATCH), ("all_gather", BATCH * 8), ("all_reduce", BATCH * 2)]

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import cross_entropy
 
 from largescale.clustering.agreement import agreement
@@ -19,7 +18,7 @@ from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.doctor import said_of
 from tests.helpers.ranks import run_ranks
-from tests.methods.begun import begun, random_views
+from tests.methods.begun import begun, coloured_images, phase_over, plain_images, random_views, take_state
 
 pytestmark = pytest.mark.usefixtures("group_of_one")
 
@@ -36,14 +35,8 @@ def views(step: int = 0) -> Views:
     return random_views(BATCH, step, SAMPLES, (2, 24), (1, 16))
 
 
-def plain_images() -> Tensor:
-    return torch.randn(SAMPLES, 3, 24, 24, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-
-
-@torch.no_grad()
 def solve(method: SeLa, images: Tensor, missing: int = 17, step: int = 2) -> dict[str, float]:
-    readable = torch.arange(SAMPLES) != missing
-    return method.phase(step, PlainEmbeddings(method.plain(images[readable]), readable), lambda what: None)
+    return phase_over(method, images, missing=missing, step=step)
 
 
 def test_loss_and_gradient_equal_the_naive_loop():
@@ -109,7 +102,7 @@ def test_heads_are_read_in_full_under_autocast_and_beside_large_biases(precision
     for head in method.heads:
         torch.nn.init.constant_(head.bias, 48.0)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        method.plain(plain_images().to(precision)[:2])
+        method.plain(plain_images(SAMPLES).to(precision)[:2])
     for head, (weights, biases) in zip(method.heads, method._layers, strict=True):
         largest = float(head.weight.detach().abs().max())
         torch.testing.assert_close(weights, head.weight.float(), rtol=within, atol=within * largest)
@@ -119,7 +112,7 @@ def test_heads_are_read_in_full_under_autocast_and_beside_large_biases(precision
 def test_labels_that_are_not_found_in_time_are_said(caplog):
     method = build("method.solve_iterations=2", "method.tolerance=0.000001").eval()
     with caplog.at_level("WARNING"):
-        solve(method, plain_images())
+        solve(method, plain_images(SAMPLES))
     assert "labels of head 0, before step 2: error" in caplog.text
     assert "above method.tolerance=1e-06; raise method.solve_iterations" in caplog.text
 
@@ -133,7 +126,7 @@ def test_a_phase_holds_no_more_than_it_promises():
     method.begin()
     features = torch.randn(images, method.num_features, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        method.plain(plain_images()[:2].float())
+        method.plain(plain_images(SAMPLES)[:2].float())
         with StepTrace() as trace:
             trace.watch(iter([features, method.labels.rows]))
             everything = torch.ones(images, dtype=torch.bool)
@@ -147,14 +140,14 @@ def test_a_network_that_has_diverged_is_no_fault_of_the_clusters():
     with torch.no_grad():
         method.heads[0].bias.fill_(torch.nan)
     with pytest.raises(NotFinite):
-        solve(method, plain_images())
+        solve(method, plain_images(SAMPLES))
 
 
 def test_labels_are_those_of_the_published_loop_by_the_heads_as_they_are():
     method = build().eval()
     method._layers = [(torch.zeros(5, 1), torch.zeros(5))]
     method.after_update(0)  # what heads were is forgotten
-    images, before = plain_images(), method.labels.own.clone()
+    images, before = plain_images(SAMPLES), method.labels.own.clone()
     found = solve(method, images)
     features = method.backbone(images)
     readable = torch.arange(SAMPLES) != 17
@@ -172,7 +165,7 @@ def test_labels_are_those_of_the_published_loop_by_the_heads_as_they_are():
 
 
 def test_a_solve_sees_each_image_by_itself():
-    method, images = build(), plain_images()  # in training mode
+    method, images = build(), plain_images(SAMPLES)  # in training mode
     with torch.no_grad():
         torch.testing.assert_close(method.plain(images[:1]), method.plain(images)[:1])
 
@@ -180,10 +173,7 @@ def test_a_solve_sees_each_image_by_itself():
 def test_coloured_squares_are_told_apart():
     """A head learns what it is given; labels follow the squares after a few rounds of both."""
     method = build("method.clusters=[4]", "method.power=25", "method.tolerance=0.01")
-    colours = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 0, 2], [-2, -2, -2]], dtype=torch.float64)
-    known = torch.arange(SAMPLES) % 4
-    noise = torch.randn(SAMPLES, 3, 24, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    images = colours[known][:, :, None, None] + 0.05 * noise
+    images, known = coloured_images(SAMPLES)
     head = method.heads[0]
     with torch.no_grad():
         features = method.plain(images)
@@ -203,12 +193,10 @@ def test_coloured_squares_are_told_apart():
 def test_what_a_checkpoint_holds_is_all_that_goes_on():
     method, other = build().eval(), build("run.seed=1").eval()
     other.load_state_dict(method.state_dict())
-    solve(method, plain_images())
-    mesh = init_device_mesh("cpu", (1,))
-    for name, value in method.state(mesh).items():
-        other.state(mesh)[name].to_local().copy_(value.to_local())
+    solve(method, plain_images(SAMPLES))
+    take_state(other, method)
     assert torch.equal(method(views(1), 3).loss, other(views(1), 3).loss)
-    assert solve(method, plain_images(), step=8) == solve(other, plain_images(), step=8)
+    assert solve(method, plain_images(SAMPLES), step=8) == solve(other, plain_images(SAMPLES), step=8)
 
 
 def test_what_does_not_fit_is_refused():
@@ -217,7 +205,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(InputError, match=r"method.max_phase_gb=1e-06: clusters of 40 images take"):
         build("method.max_phase_gb=0.000001")
     with pytest.raises(InputError, match=r"method.clusters=\[40\], before step 2: 39 points for 40 clusters"):
-        solve(build("method.clusters=[40]"), plain_images())
+        solve(build("method.clusters=[40]"), plain_images(SAMPLES))
 
 
 def test_labels_that_are_not_learnt_are_said():
