@@ -41,6 +41,7 @@ from largescale.config.setting import setting
 from largescale.data.length import Length
 from largescale.data.task_views import masks
 from largescale.data.views import Views
+from largescale.methods.choice import Choice
 from largescale.methods.method import Method, Output, Panel, Row, Sign, Symptom
 from largescale.methods.pictures import Pictures, in_range
 from largescale.methods.unexplained import moments_of, said_missing, variance_of
@@ -53,6 +54,8 @@ from largescale.optim.roles import MAIN, Role
 
 AUTOENCODER, REPAIR = "autoencoder", "repair"
 _CHANCE, _TOO_EASY = 0.52, 0.998
+_LEAST_CODE = 7
+"""Entries along the side of a code that `suited` asks for; published ones have 8."""
 
 
 @dataclass
@@ -196,6 +199,20 @@ class Artifacts(Method):
         if "autoencoder_error" in own:
             own["unexplained"] = own["autoencoder_error"] / variance_of("pixel", signs)
         return own
+
+    @classmethod
+    def suited(cls, config: Config, length: Length) -> dict[str, Choice]:
+        """Codes about as fine as published ones, and the autoencoder alone for a quarter of the run at most."""
+        settings, side = _settings(config), config.data.crops[0].size
+        widths = settings.autoencoder
+        while len(widths) > 2 and code_side(side, widths) < _LEAST_CODE:
+            widths = widths[:-1]
+        entries = code_side(side, widths)
+        epochs = min(settings.autoencoder_epochs, float(f"{length.num_steps / length.steps_per_epoch / 4:.2g}"))
+        return {
+            "autoencoder": Choice(widths, f"of views of {side} px codes of {entries} x {entries} entries"),
+            "autoencoder_epochs": Choice(epochs, "a quarter of the run at most"),
+        }
 
     @classmethod
     def complaints(cls, config: Config, length: Length) -> list[str]:

@@ -31,8 +31,10 @@ from torch.nn.functional import softplus
 from largescale.config import Config, require
 from largescale.config.schema import MethodConfig
 from largescale.config.setting import setting
+from largescale.data.length import Length
 from largescale.data.task_views import masks
 from largescale.data.views import Views
+from largescale.methods.choice import Choice
 from largescale.methods.hole import Hole, hole_loss, hole_signs
 from largescale.methods.method import Method, Output, Panel, Row, Sign, Symptom
 from largescale.methods.pictures import Pictures, in_range
@@ -47,6 +49,8 @@ from largescale.models.running_statistics import statistics_untouched
 from largescale.optim.roles import MAIN, Role
 
 _FOOLED_NEVER = 0.99
+_RIM, _RIM_OF = 7, 227
+"""Pixels of the published overlap, and along the side of views."""
 DISCRIMINATOR = "discriminator"
 
 
@@ -140,6 +144,13 @@ class ContextEncoder(Method):
             self.discriminator = ConvDiscriminator(self._side, self.config.discriminator)
             self.objectives = (DISCRIMINATOR, MAIN)
             self.signs |= {"adversarial_loss": Sign(), "discriminator_loss": Sign(), "discriminator_accuracy": Sign()}
+
+    @classmethod
+    def suited(cls, config: Config, length: Length) -> dict[str, Choice]:
+        """A rim in proportion to views."""
+        side = config.data.crops[0].size
+        rim = f"of views of {side} px, as {_RIM} of {_RIM_OF} px published"
+        return {"overlap": Choice(max(1, _RIM * side // _RIM_OF), rim)}
 
     def roles(self) -> list[Role]:
         """The discriminator is moved by its own objective, at its own rate."""

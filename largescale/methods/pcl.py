@@ -277,14 +277,16 @@ class PCL(MoCo):
 
     @classmethod
     def suited(cls, config: Config, length: Length) -> dict[str, Choice]:
-        """Also at most one cluster for every ten images, and MoCo alone for a tenth of the run at most."""
+        """Also at most one cluster for every ten images, and MoCo alone for a tenth of the run, but for an epoch at
+        least: before the first step BatchNorm's statistics mean nothing, and keys are nearly one vector.
+        """
         settings, epochs = config.method, length.num_steps / length.steps_per_epoch
         assert isinstance(settings, Settings)
         share = min(1.0, length.num_samples / _IMAGES_PER_CLUSTER / max(settings.clusters))
         clusters = [max(2, int(share * count)) for count in settings.clusters]
         return super().suited(config, length) | {
             "clusters": Choice(clusters, f"at most one for every {_IMAGES_PER_CLUSTER} images"),
-            "warmup_epochs": Choice(min(settings.warmup_epochs, int(epochs / 10)), "a tenth of the run at most"),
+            "warmup_epochs": Choice(min(settings.warmup_epochs, _warmup(epochs)), "a tenth of the run at most"),
         }
 
     @classmethod
@@ -294,9 +296,10 @@ class PCL(MoCo):
         warmup, epochs = config.method.warmup_epochs, length.num_steps / length.steps_per_epoch
         if warmup <= _LATE * epochs:
             return super().complaints(config, length)
+        less = f"set method.warmup_epochs={_warmup(epochs)}, or " if warmup > _warmup(epochs) else ""
         late = (
             f"method.warmup_epochs={warmup}: clusters take part only after it, and the run has {epochs:.3g} epochs; "
-            f"set method.warmup_epochs={int(epochs / 10)}, or train longer"
+            f"{less}train longer"
         )
         return [late, *super().complaints(config, length)]
 
@@ -320,3 +323,8 @@ class PCL(MoCo):
         """How well queries find their clusters, before MoCo's panels."""
         found = Panel("Clusters", {"share of queries that pick their own": "cluster_picked"}, limits=(0, 1.05))
         return [found, *super().panels(config)]
+
+
+def _warmup(epochs: float) -> int:
+    """Epochs that suit a run of so many."""
+    return max(1, int(epochs / 10))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from largescale.config import AugmentConfig, Config
+from largescale.config import AugmentConfig, Config, CropGroup
 from largescale.methods import method_class
 from largescale.methods.choice import Choice
 from largescale.propose.corpus import CorpusFacts
@@ -40,13 +40,15 @@ def views(reference: Config, corpus: CorpusFacts, *, small: bool) -> dict[str, C
     side = _side(reference, corpus, small=small)
     measured = f"measured on {corpus.num_decoded:,} images"
     off = {**_switched_off(corpus, side), **method_class(reference).spoilers}
+    crops = _crops(reference, corpus, side, set(off), small=small)
+    seen = crops[0].value["size"]
     return {
-        "data.crops": Choice(_crops(reference, corpus, side, set(off), small=small), ""),
+        "data.crops": Choice(crops, ""),
         **{f"data.augment.{key}": choice for key, choice in _augment(reference, side, off, small=small).items()},
         "data.mean": Choice([round(value, 3) for value in corpus.mean], measured),
         "data.std": Choice([max(_LEAST_STD, round(value, 3)) for value in corpus.std], measured),
-        "evaluate.resize": Choice(side * 8 // 7 if side < corpus.shorter[1] else side, "shorter side of test images"),
-        "evaluate.size": Choice(side, "centre crop of these, as large as the large views"),
+        "evaluate.resize": Choice(seen * 8 // 7 if seen < corpus.shorter[1] else seen, "shorter side of test images"),
+        "evaluate.size": Choice(seen, "centre crop of these, as large as the first views"),
     }
 
 
@@ -65,8 +67,11 @@ def _crops(reference: Config, corpus: CorpusFacts, side: int, off: set[str], *, 
         size = side if group.size == largest else round(group.size / largest * side / _STEP) * _STEP
         size = max(_LEAST_SIDE, size)
         large = size > 0.7 * side
-        scale = _scale((_LARGE if large else _SMALL) if small else group.scale, corpus.shorter[1])
-        value: dict[str, Any] = {"num": group.num, "size": size, "scale": scale}
+        fixed = group.scale[0] == group.scale[1]
+        scale = group.scale if fixed or not small else _LARGE if large else _SMALL
+        value: dict[str, Any] = {"num": group.num, "size": size, "scale": _scale(scale, corpus.shorter[1])}
+        if group.ratio != CropGroup().ratio:
+            value["ratio"] = group.ratio
         own = {key: kept for key, kept in group.augment.items() if key not in {*off, "blur_sigma"}}
         if own and not small:
             value["augment"] = own

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from largescale.config import Config, load_config
+from largescale.config import Config, CropGroup, load_config
 from largescale.data.supports import require_shared_evenly
 from largescale.methods import METHODS
 from largescale.methods.choice import Choice
@@ -106,8 +106,8 @@ def test_few_images_make_small_batches_and_too_few_are_refused():
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("machine", [CPU, EIGHT], ids=["cpu", "gpus"])
 def test_every_method_gets_a_recipe_that_loads_and_fits_its_length(method, machine):
-    for images in (1000, 1_300_000):
-        corpus = replace(PHOTOS, num_samples=images)
+    tiny = replace(PHOTOS, shorter=(28, 28, 28), num_samples=60_000)
+    for corpus in (replace(PHOTOS, num_samples=1000), replace(PHOTOS, num_samples=1_300_000), tiny):
         found = proposed(corpus, machine, method)
         config = as_config(found.choices(Choice(100.0, "")))
         named = METHODS[method].reference if machine.gpus else METHODS[method].small_reference or f"small/{method}"
@@ -118,6 +118,31 @@ def test_every_method_gets_a_recipe_that_loads_and_fits_its_length(method, machi
             assert config.parallel.batchnorm_group_size == following.parallel.batchnorm_group_size
         assert METHODS[method].misfit(config, found.length(100.0)) == ""
         assert complaints(config, found.length(100.0)) == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_groups_of_views_keep_the_shape_of_those_that_they_follow(method):
+    for small in (True, False):
+        _, following = reference(method, small=small)
+        found = views(following, PHOTOS, small=small)
+        groups = [CropGroup(**choice.value) for choice in found["data.crops"].value]
+        assert [group.ratio for group in groups] == [group.ratio for group in following.data.crops]
+        for group, theirs in zip(groups, following.data.crops, strict=True):
+            if not small or theirs.scale == [1.0, 1.0]:
+                assert group.scale == theirs.scale
+        assert found["evaluate.size"].value == groups[0].size
+
+
+def test_evaluation_crops_are_as_large_as_views_that_are_seen_whole():
+    config = config_of(PHOTOS, GPU, "pirl")  # the second is cut into patches
+    assert [group.size for group in config.data.crops] == [140, 160] and config.evaluate.size == 140
+    assert config.evaluate.resize == 160
+
+
+def test_stages_at_the_start_fit_short_runs():
+    assert config_of(PHOTOS, GPU, "pcl", epochs=3.0).method.warmup_epochs == 1
+    assert config_of(PHOTOS, GPU, "artifacts", epochs=8.0).method.autoencoder_epochs == 2
+    assert config_of(PHOTOS, GPU, "artifacts", epochs=100.0).method.autoencoder_epochs == 10
 
 
 @pytest.mark.parametrize("machine", [CPU, GPU, EIGHT, replace(EIGHT, gpus=6)], ids=["cpu", "gpu", "gpus", "six"])
