@@ -13,7 +13,16 @@ from largescale.distributed.out_of_memory import OutOfMemory, is_out_of_memory, 
 from shards.ground.errors import InputError, line_of
 
 _LOST_LINE = "lost another rank; that one's own lines say why, or the launcher's where it was killed"
-_LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl")
+_LOST = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection was likely closed",
+    "broken pipe",
+    "remote process exit",
+    "timed out waiting",
+    "wait timeout",
+)
+"""What gloo, NCCL and the ranks' store say when another rank is gone or does not come."""
 
 
 class TrainingStopped(Exception):
@@ -22,10 +31,17 @@ class TrainingStopped(Exception):
 
 def is_lost_rank(error: BaseException) -> bool:
     """Whether a rank fails only because another one is gone; that one knows why."""
-    if isinstance(error, dist.DistError):
-        return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text) and any(w in text for w in _LOST)
+    of_ranks = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in text)
+    return of_ranks and any(words in text for words in _LOST)
+
+
+def line_of_ranks(error: BaseException) -> str:
+    """The line for an error of what connects the ranks; empty if it is another one."""
+    text = " ".join(str(error).split())[:300]
+    if is_lost_rank(error):
+        return f"{_LOST_LINE} ({text})"
+    return f"{type(error).__name__}: {text}; NCCL_DEBUG=WARN shows more" if isinstance(error, dist.DistError) else ""
 
 
 def reason_of(error: BaseException) -> str:
@@ -38,8 +54,8 @@ def reason_of(error: BaseException) -> str:
         return line_of_memory(error)
     if isinstance(error, OSError):
         return line_of(error)
-    if is_lost_rank(error):
-        return _LOST_LINE
+    if line := line_of_ranks(error):
+        return line
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
@@ -55,8 +71,8 @@ def end_of(error: Exception) -> tuple[str, bool] | None:
         return line_of_memory(error), False
     if isinstance(error, OSError):
         return line_of(error), True
-    if is_lost_rank(error):
-        return _LOST_LINE, False
+    if line := line_of_ranks(error):
+        return line, False
     return None
 
 

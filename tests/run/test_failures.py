@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 import pytest
 import torch.distributed as dist
 
-from largescale.run.failures import end_of, reason_of, told
+from largescale.run.failures import end_of, is_lost_rank, reason_of, told
 
 FILES = "Too many open files; raise the limit on open files (`ulimit -n`)"
 THREADS = "raise the limits on processes and memory (`ulimit -u`, `-v`), or lower data.workers, data.threads"
@@ -89,10 +89,35 @@ def test_a_process_that_cannot_be_started_is_laid_to_its_limit():
     child.join()
 
 
-def test_a_rank_that_lost_another_says_where_the_reason_is():
-    error = RuntimeError("[/src/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:6355. GLHF!")
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/src/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:6355. GLHF!"),
+        RuntimeError("[/src/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv operation"),
+        dist.DistStoreError("wait timeout after 1800000ms, keys: /default_pg/0//cpu//0/0"),
+        dist.DistBackendError("NCCL error in: NCCLUtils.cpp:94\nncclRemoteError: possibly a remote process exiting"),
+    ],
+)
+def test_a_rank_that_lost_another_says_where_the_reason_is_and_what_it_met(error):
     says = "lost another rank; that one's own lines say why, or the launcher's where it was killed"
-    assert end_of(error) == (says, False) and reason_of(error) == says
+    line = f"{says} ({' '.join(str(error).split())})"
+    assert is_lost_rank(error) and end_of(error) == (line, False) and reason_of(error) == line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        dist.DistBackendError("NCCL error in: NCCLUtils.cpp:94, invalid usage\nLast error:\nno socket interface found"),
+        dist.DistNetworkError("The server socket has failed to listen on any local network address. port: 29500"),
+    ],
+)
+def test_what_all_ranks_meet_alike_is_told_in_full(error):
+    line = f"{type(error).__name__}: {' '.join(str(error).split())}; NCCL_DEBUG=WARN shows more"
+    assert not is_lost_rank(error) and end_of(error) == (line, False) and reason_of(error) == line
+    said = []
+    with pytest.raises(dist.DistError), told(lambda state, why: said.append((state, why)), lambda: "failed"):
+        raise error
+    assert said == [("failed", line)]
 
 
 @pytest.mark.parametrize(
