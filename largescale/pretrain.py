@@ -128,7 +128,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                 check = engine.check(views, output.loss, stop=bool(stop_reason))
                 looked_at = objective == objectives[-1]
                 if trouble := check.trouble or (looked_at and spikes.look(check.grad_norm, objective)):
-                    run.stop_or_go_back(step, batch, output, trouble, rates)
+                    run.stop_or_go_back(step, batch, output, trouble, rates=rates, beat=watchdog.beat)
                     return False
                 watchdog.beat(f"step {step}: update")
                 run.saving.wait_staged()
@@ -163,6 +163,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                 warnings.say(row, stream.counts, starting=starting)
                 rate = max(row["skipped_rate"], row.get("phase_skipped_rate", 0.0))
                 if why := too_many_skipped(config, num_skipped, rate):
+                    run.saving.settle()
                     raise TrainingStopped(f"step {step}: {why}; {run.path}/skipped lists them")
                 meter.reset()
             if saves:

@@ -21,6 +21,10 @@ Value = TypeVar("Value")
 _JOIN_S, _JOIN_NODES_S = 50.0, 300.0
 """Ranks on one node start within seconds of each other. On several nodes, each reads its libraries from a file system
 that all share; with a cold cache that takes minutes, longer on some nodes than on others."""
+_WAIT_S = 900.0
+"""Time without progress in commands that have no watchdog; see `collective_timeout`."""
+_FOREVER_S = 2e6
+"""In milliseconds it fits the 32 bits that a wait for a socket has."""
 
 
 def rank() -> int:
@@ -93,16 +97,20 @@ def together(action: Callable[[], Value]) -> Value:
 
 
 def collective_timeout(hang_timeout_s: float) -> timedelta:
-    """After which a collective gives up: twice the watchdog's time, so that the watchdog reports first."""
-    return timedelta(seconds=max(1800.0, 2 * hang_timeout_s))
+    """After which a collective gives up: twice the watchdog's time, so that the watchdog reports first; without a
+    watchdog (0) after weeks.
+    """
+    return timedelta(seconds=max(1800.0, 2 * hang_timeout_s) if hang_timeout_s else _FOREVER_S)
 
 
 @contextmanager
-def process_group(hang_timeout_s: float = 0, join_timeout_s: float = 0, loading: int = 0) -> Iterator[torch.device]:
+def process_group(
+    hang_timeout_s: float = _WAIT_S, join_timeout_s: float = 0, loading: int = 0
+) -> Iterator[torch.device]:
     """Join the processes that torchrun or srun started (or be the only one) and leave in order; yields the device.
 
     Args:
-        hang_timeout_s: of the watchdog; see `collective_timeout`.
+        hang_timeout_s: of the watchdog, 0 for none; see `collective_timeout`.
         join_timeout_s: time for all ranks to join; 0 uses `join_time_s`.
         loading: processes and threads that this rank is going to load data with.
 

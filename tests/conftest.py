@@ -27,6 +27,16 @@ hypothesis.settings.load_profile("no clock")
 
 
 @pytest.fixture
+def one_process() -> Iterator[None]:
+    """A group of gloo with this process alone."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
 def open_folder() -> Iterator[Path]:
     """A temporary folder whose parents anybody may enter, as those of `tmp_path` are not; for `as_nobody`."""
     with tempfile.TemporaryDirectory(prefix="largescale-test-") as folder:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -24,6 +26,7 @@ import torch.distributed as dist
 from largescale.checkpoint.folder import PROGRESS, ROLLBACKS, Checkpoint, bytes_of, newest_first
 from largescale.checkpoint.mirror import Mirror
 from largescale.checkpoint.together import FailedOnARank, on_all, on_first
+from shards.ground.errors import line_of
 
 _log = logging.getLogger(__name__)
 
@@ -41,18 +44,23 @@ class Copier:
         folder: the run's `checkpoints`.
         verify: raises if the folder belongs to another training by now; called on rank 0 before anything is removed.
 
+        timeout: of its collectives; None uses that of torch.
+
     Collectives: every rank must make one; it makes a gloo group.
     """
 
-    def __init__(self, mirror: Mirror, folder: Path, verify: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, mirror: Mirror, folder: Path, verify: Callable[[], None] = lambda: None, timeout: timedelta | None = None
+    ) -> None:
         self.mirror, self.folder, self._verify = mirror, folder, verify
-        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))  # every rank is in it
+        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))  # every rank is in it
         self._rounds: queue.SimpleQueue[tuple[bool, Future[str]]] = queue.SimpleQueue()
         self._last: Future[str] = Future()
         self._last.set_result("")
         self._thread: threading.Thread | None = None
-        # On rank 0: copies known to be whole, consecutive failures, and when to try again.
-        self._whole: set[bytes] = set()
+        self._abandoned = False
+        # On rank 0: marks of copies known to be whole, consecutive failures, and when to try again.
+        self._whole: dict[str, bytes] = {}
         self._failures, self._next_try = 0, 0.0
 
     def begin(self, *, insist: bool = False) -> None:
@@ -66,8 +74,19 @@ class Copier:
             self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
             self._thread.start()
 
-    def wait(self) -> str:
-        """Wait for all rounds; returns why the last one failed, empty if it did not. The same on all ranks."""
+    def wait(self, limit_s: float = math.inf, beat: Callable[[], None] = lambda: None) -> str:
+        """Wait for all rounds; returns why the last one failed, empty if it did not.
+
+        Args:
+            limit_s: longest wait; without, the answer is the same on all ranks.
+            beat: called every second, since a large checkpoint takes its time.
+        """
+        end = time.monotonic() + limit_s
+        while not wait([self._last], max(0.0, min(1.0, end - time.monotonic()))).done:
+            if time.monotonic() >= end:
+                self._abandoned = True
+                return f"not all is copied to {self.mirror.url} yet"
+            beat()
         return self._last.result()
 
     def _work(self) -> None:
@@ -75,8 +94,11 @@ class Copier:
             insist, outcome = self._rounds.get()
             try:
                 outcome.set_result(self._round(insist))
-            except BaseException as error:  # the group is broken, since a rank is gone
-                outcome.set_result(str(error))
+            except BaseException as error:  # the group is broken, since a rank is gone or did not come in time
+                complaint = f"checkpoint.mirror={self.mirror.url}: {line_of(error)}"
+                if not self._abandoned:
+                    _log.warning("%s; nothing more is copied until the run is started again", complaint)
+                outcome.set_result(complaint)
 
     def _round(self, insist: bool) -> str:
         complaint = ""
@@ -107,37 +129,39 @@ class Copier:
         there = set(self.mirror.steps())
         marks = {checkpoint.path.name: _marks(checkpoint) for checkpoint in here}
         for checkpoint in here:
-            mark = marks[checkpoint.path.name]
+            name = checkpoint.path.name
             if checkpoint.step not in there:
-                self._whole.discard(mark)
-            elif mark not in self._whole and self.mirror.holds(checkpoint):
-                self._whole.add(mark)
-        return [name for name, mark in marks.items() if mark not in self._whole]
+                self._whole.pop(name, None)
+            elif self._whole.get(name) != marks[name] and self.mirror.holds(checkpoint):
+                self._whole[name] = marks[name]
+        return [name for name, mark in marks.items() if self._whole.get(name) != mark]
 
     def _copy(self, path: Path) -> None:
         """Copy one checkpoint, unless it is removed meanwhile, in which case newer ones are on their way."""
-        checkpoint = on_first(self._group, lambda: self._begin(path))
+        checkpoint, lacks_files = on_first(self._group, lambda: self._begin(path))
         if checkpoint is None:
             return
         rank, size = dist.get_rank(), dist.get_world_size()
         try:
-            on_all(self._group, lambda: self.mirror.copy_files(checkpoint, rank, size))
+            if lacks_files:
+                on_all(self._group, lambda: self.mirror.copy_files(checkpoint, rank, size))
             on_first(self._group, lambda: self._complete(checkpoint))
         except FailedOnARank:
             if on_first(self._group, path.exists):
                 raise
 
-    def _begin(self, path: Path) -> Checkpoint | None:
+    def _begin(self, path: Path) -> tuple[Checkpoint | None, bool]:
+        """The checkpoint, None if it is gone, and whether its files are to be copied."""
         found = next((checkpoint for checkpoint in newest_first(self.folder) if checkpoint.path == path), None)
-        if found is not None:
-            self._verify()
-            self.mirror.begin(found)
-        return found
+        if found is None:
+            return None, False
+        self._verify()
+        return found, self.mirror.begin(found)
 
     def _complete(self, checkpoint: Checkpoint) -> None:
         mark = _marks(checkpoint)
         self.mirror.complete(checkpoint)
-        self._whole.add(mark)
+        self._whole[checkpoint.path.name] = mark
         _log.info("copied %s to %s", checkpoint.path.name, self.mirror.url)
 
     def _tidy(self) -> None:

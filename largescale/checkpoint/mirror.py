@@ -84,16 +84,24 @@ class Mirror:
 
     def holds(self, checkpoint: Checkpoint) -> bool:
         """Whether the mirror has a whole copy of this very checkpoint."""
-        return all(
-            self._read(checkpoint.path.name, name) == bytes_of(checkpoint.path / name) for name in (PROGRESS, ROLLBACKS)
-        )
+        return all(self._is_there(checkpoint, name) for name in (PROGRESS, ROLLBACKS))
 
-    def begin(self, checkpoint: Checkpoint) -> None:
-        """Make room for a copy: whatever has its name no longer counts as whole."""
+    def _is_there(self, checkpoint: Checkpoint, name: str) -> bool:
+        return self._read(checkpoint.path.name, name) == bytes_of(checkpoint.path / name)
+
+    def begin(self, checkpoint: Checkpoint) -> bool:
+        """Make room for a copy: whatever has its name no longer counts as whole.
+
+        Returns:
+            False where the files are there already and only `complete` is due: a run that goes back to a checkpoint
+            adds what it leaves out.
+        """
         folder = f"{self._root}/{checkpoint.path.name}"
+        if self._is_there(checkpoint, PROGRESS):
+            return False
         self._ask(lambda: self._fs.makedirs(folder, exist_ok=True))
-        for name in (PROGRESS, ROLLBACKS):
-            self._remove(f"{folder}/{name}")
+        self._remove(f"{folder}/{PROGRESS}")
+        return True
 
     def copy_files(self, checkpoint: Checkpoint, part: int, parts: int) -> None:
         """Copy this part of a published checkpoint's files."""
@@ -106,7 +114,9 @@ class Mirror:
         for name in (ROLLBACKS, PROGRESS):
             content = bytes_of(checkpoint.path / name)
             target = f"{self._root}/{checkpoint.path.name}/{name}"
-            if content is not None:
+            if content is None:
+                self._remove(target)
+            else:
                 self._ask(partial(self._fs.pipe_file, target, content))
 
     def remove_but(self, kept: set[int]) -> None:

@@ -12,7 +12,8 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,6 +47,7 @@ class Saver:
         verify: raises if the folder belongs to another training by now; called on rank 0 before anything is published.
         published: called with the step on every rank once its checkpoint is published; must not raise.
         device: of the tensors to save.
+        timeout: of its collectives; None uses that of torch.
 
     Collectives: every rank must make one; it makes a gloo group.
     """
@@ -61,10 +63,11 @@ class Saver:
         owner: int = 0,
         verify: Callable[[], None] = lambda: None,
         published: Callable[[int], None] = lambda _: None,
+        timeout: timedelta | None = None,
     ) -> None:
         self.folder, self.keep, self.keep_every, self.background = folder, keep, keep_every, background
         self._owner, self._verify, self._published = owner, verify, published
-        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))  # every rank is in it
+        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))  # every rank is in it
         self._rank = dist.get_rank()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._buffers: dict[str, Tensor] = {}
@@ -100,7 +103,7 @@ class Saver:
 
         def work() -> None:
             _settle(staging, lambda: self._copy(state, later))
-            _settle(writing, lambda: self._write(staged, progress))
+            _settle(writing, lambda: self._write(staged, progress, staging))
 
         if self.background:
             # A daemon, so that a failing process does not wait for the ranks it leaves behind.
@@ -121,6 +124,12 @@ class Saver:
         """
         written, self._written = self._written, _done()
         written.result()
+
+    def linger(self, limit_s: float) -> None:
+        """Give the last save some time to be published, before a process ends that others may wait for. Raises
+        nothing.
+        """
+        wait([self._written], limit_s)
 
     def _copy(self, state: dict[str, Tensor], names: set[str]) -> None:
         """Copy tensors to the buffers in host memory, on CUDA in a separate stream."""
@@ -151,11 +160,15 @@ class Saver:
             self._meshes[mesh] = DeviceMesh("cpu", mesh.mesh)
         return self._meshes[mesh]
 
-    def _write(self, staged: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        """Write, publish, and remove old ones. Collectives: on the saver's own group; every rank's thread calls it."""
+    def _write(self, staged: dict[str, Tensor], progress: dict[str, Any], staging: Future[None]) -> None:
+        """Write what is staged, publish, and remove old ones.
+
+        Collectives: on the saver's own group; every rank's thread calls it.
+        """
         started, group, step = time.perf_counter(), self._group, progress["step"]
         temporary = None
         try:
+            on_all(group, staging.result)  # half a copy must not be published
             temporary = on_first(group, lambda: begin(self.folder, step, self._owner))
             writer = PieceWriter(temporary)
 

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from largescale.config import Config
 from largescale.distributed.collectives import all_gather, exchanging
-from largescale.processes import world_size
+from largescale.processes import collective_timeout, world_size
 from shards.ground.errors import InputError
 
 STATISTICS = "BatchNorm's statistics"
@@ -193,7 +193,7 @@ def batchnorm_group(config: Config) -> dist.ProcessGroup | None:
             f"parallel.batchnorm_group_size={size}: does not divide {ranks} ranks; choose {', '.join(offers)} or 0 "
             f"({batchnorm_images(config, 0, ranks):g} images), a divisor or all ranks"
         )
-    return dist.new_subgroups(size)[0]
+    return dist.new_subgroups(size, timeout=collective_timeout(config.run.hang_timeout_s))[0]
 
 
 def batchnorm_images(config: Config, size: int, ranks: int) -> float:

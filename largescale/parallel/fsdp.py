@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -30,7 +31,7 @@ from largescale.optim.roles import parameters_with
 from largescale.parallel import offload
 from largescale.parallel.engine import Engine
 from largescale.parallel.precision import AUTOCAST
-from largescale.processes import world_size
+from largescale.processes import collective_timeout, world_size
 from shards.ground.errors import InputError
 
 _AS_STORED = MixedPrecisionPolicy(cast_forward_inputs=False)
@@ -136,7 +137,13 @@ def _mesh(config: Config, device: torch.device) -> DeviceMesh:
         )
     if replicate == 1:
         return init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
-    return init_device_mesh(device.type, (replicate, shard), mesh_dim_names=("replicate", "shard"))
+    # Groups made here, since those that a mesh makes by itself give up after torch's default time.
+    timeout = collective_timeout(config.run.hang_timeout_s)
+    ranks = [list(range(start, start + shard)) for start in range(0, size, shard)]
+    copies, _ = dist.new_subgroups_by_enumeration([list(same) for same in zip(*ranks, strict=True)], timeout=timeout)
+    shards, _ = dist.new_subgroups_by_enumeration(ranks, timeout=timeout)
+    groups = [cast(dist.ProcessGroup, group) for group in (copies, shards)]  # every rank is in one of each
+    return DeviceMesh.from_group(groups, device.type, mesh=ranks, mesh_dim_names=("replicate", "shard"))
 
 
 def _float32_modules(method: Method) -> list[nn.Module]:

@@ -20,6 +20,7 @@ from largescale.checkpoint.mask_file import by_tensor, hash_of, share_left
 from largescale.checkpoint.saver import SaveFailed, Saver
 from largescale.config import Config, flatten
 from largescale.methods import build_method
+from largescale.processes import collective_timeout
 from largescale.prune.find import masked_pieces
 from largescale.run.lease import lease_of
 from shards.ground.errors import InputError
@@ -72,6 +73,7 @@ def write_rewound(source: Checkpoint, config: Config, masks: dict[str, Tensor]) 
             device=torch.device("cpu"),
             owner=lease.number,
             verify=lease.verify,
+            timeout=collective_timeout(config.run.hang_timeout_s),
         )
         try:
             saver.save(state, _progress(source, config, masks), until_update=set())

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,7 @@ from largescale.observe import trackers
 from largescale.observe.metrics import METRICS, forget_from, read_lines
 from largescale.observe.spikes import SpikeState, spike_state
 from largescale.parallel.engine import Engine
-from largescale.processes import barrier, on_rank_0, rank, world_size
+from largescale.processes import barrier, collective_timeout, on_rank_0, rank, world_size
 from largescale.run import init_from, resume
 from largescale.run.advice import after_bad_step
 from largescale.run.environment import environment
@@ -65,6 +65,9 @@ from shards.ground.files import remove_partial_files
 
 _log = logging.getLogger(__name__)
 
+_LINGER_S = 20.0
+"""Time that a save under way has to be published when the steps end with an error."""
+
 
 class RunFolder:
     """Reads and writes the folder of one run, on all ranks. Collectives: every rank must make one; gloo groups."""
@@ -82,6 +85,7 @@ class RunFolder:
             device=device,
             mirror=self._mirror,
             published=self.status.saved,
+            timeout=collective_timeout(config.run.hang_timeout_s),
         )
         self._fingerprint, self._device, self._lease = fingerprint, device, lease
         self._init: dict[str, Any] = {}
@@ -160,6 +164,9 @@ class RunFolder:
         with self.logs.closed_after():
             try:
                 yield watchdog
+            except Exception:
+                self.saving.linger(_LINGER_S)
+                raise
             finally:
                 watchdog.close()
 
@@ -207,10 +214,12 @@ class RunFolder:
         }
         self.saving.save(engine, progress, final=final)
 
-    def stop_or_go_back(self, step: int, batch: Batch, output: Output, trouble: str, rates: np.ndarray) -> None:
+    def stop_or_go_back(
+        self, step: int, batch: Batch, output: Output, trouble: str, *, rates: np.ndarray, beat: Callable[[str], None]
+    ) -> None:
         """After a step that cannot be used: write what it takes to look into it, and leave out its data if possible.
 
-        Returns where the run is to go back to its last checkpoint.
+        Returns where the run is to go back to its last checkpoint. `beat` is told while that is copied.
 
         Raises:
             TrainingStopped: the run may not go back; says what works from here.
@@ -220,6 +229,8 @@ class RunFolder:
         self.saving.settle()
         self.logs.trouble(step, batch, output, trouble)
         if self._goes_back(step, batch, trouble):
+            if complaint := self.saving.insist_on_copies(lambda: beat(f"step {step}: copying what is left out")):
+                _log.warning("%s; going back without a copy of what is left out", complaint)
             return
         way_on = after_bad_step(
             self.config,
@@ -254,9 +265,9 @@ class RunFolder:
         """
         if state != COMPLETE or not self.saving.has_mirror:
             self.status.set(state, step, num_steps)
-            self.saving.wait_copies(insist=False)  # a stop may leave little time; the next start makes up for the rest
+            self.saving.wait_copies(self.config.run.stop_before_s / 4)  # the save before has had a part of that time
             return
-        if complaint := self.saving.wait_copies(insist=True):
+        if complaint := self.saving.insist_on_copies():
             self.status.set("not copied", step, num_steps, reason=complaint)
             raise TrainingStopped(
                 f"{self.path}: all {num_steps} steps are done and saved, but not copied to the mirror. {complaint}. "
@@ -287,6 +298,4 @@ class RunFolder:
                 checkpoint, step=step, data_step=batch.step, why=trouble, window=self.config.train.rollback_window
             )
         barrier()
-        if complaint := self.saving.wait_copies(insist=True):
-            _log.warning("%s; going back without a copy of what is left out", complaint)
         return True

@@ -26,6 +26,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class Saving:
         device: of the tensors to save.
         mirror: where copies go; None for no copies.
         published: called with the step on every rank once its checkpoint is published, in the saver's thread.
+        timeout: of collectives; None uses that of torch.
 
     Collectives: every rank must make one; it makes gloo groups.
     """
@@ -69,6 +71,7 @@ class Saving:
         device: torch.device,
         mirror: Mirror | None,
         published: Callable[[int], None],
+        timeout: timedelta | None = None,
     ) -> None:
         self._config, self._checkpoints, self._lease, self._told = config, checkpoints, lease, published
         self._saver = Saver(
@@ -80,8 +83,9 @@ class Saving:
             owner=lease.number,
             verify=lease.verify,
             published=self._published,
+            timeout=timeout,
         )
-        self._copier = Copier(mirror, checkpoints, lease.verify) if mirror is not None else None
+        self._copier = Copier(mirror, checkpoints, lease.verify, timeout) if mirror is not None else None
         self._failed, self._why_failed, self._seconds = 0, "", 0.0
 
     def save(self, engine: Engine, progress: dict[str, Any], *, final: bool) -> None:
@@ -151,16 +155,27 @@ class Saving:
         if self._copier is not None:
             self._copier.begin()
 
-    def wait_copies(self, *, insist: bool) -> str:
-        """Return when copying has ended, with what went wrong; with `insist` copy again what is missing.
+    def insist_on_copies(self, beat: Callable[[], None] = lambda: None) -> str:
+        """Copy what is missing, and return when that has ended, with what went wrong.
+
+        Args:
+            beat: called while it lasts.
 
         Collectives: the copier's; every rank must call it.
         """
         if self._copier is None:
             return ""
-        if insist:
-            self._copier.begin(insist=True)
-        return self._copier.wait()
+        self._copier.begin(insist=True)
+        return self._copier.wait(beat=beat)
+
+    def wait_copies(self, limit_s: float) -> None:
+        """Give what is being copied some time."""
+        if self._copier is not None and (complaint := self._copier.wait(limit_s)):
+            _log.warning("%s; the next start makes up for that", complaint)
+
+    def linger(self, limit_s: float) -> None:
+        """Give a save under way some time to be published, though this run ends with an error. Raises nothing."""
+        self._saver.linger(limit_s)
 
     def _published(self, step: int) -> None:
         self._failed = 0  # only here: that nothing is under way says nothing of the last save

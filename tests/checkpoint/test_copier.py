@@ -88,6 +88,47 @@ def test_the_mirror_makes_up_for_what_it_missed(tmp_path):
     assert len(warnings) == 2 and all("tries again and copies what is missing" in line for line in warnings)
 
 
+@pytest.fixture
+def copier(one_process, tmp_path) -> Copier:
+    """Of a folder with one checkpoint."""
+    saver = Saver(tmp_path / "checkpoints", keep=2, keep_every=0, background=False, device=torch.device("cpu"))
+    saver.save({"model.a": torch.ones(3)}, {"step": 10}, until_update=set())
+    return Copier(Mirror(f"file://{tmp_path}/store/run"), saver.folder)
+
+
+def test_a_wait_has_its_limit_and_a_long_one_shows_that_it_goes_on(copier, monkeypatch):
+    answers = threading.Event()
+    steps = copier.mirror.steps
+    monkeypatch.setattr(copier.mirror, "steps", lambda: (answers.wait(), steps())[1])
+    copier.begin()
+    assert "not all is copied" in copier.wait(limit_s=0.01)
+    assert copier.wait(beat=answers.set) == ""
+    assert steps() == [10]
+
+
+def test_what_a_run_leaves_out_is_copied_without_the_weights_again(copier, monkeypatch):
+    copied: list[str] = []
+    put_file = copier.mirror._fs.put_file
+    monkeypatch.setattr(copier.mirror._fs, "put_file", lambda *names: (copied.append(names[0]), put_file(*names)))
+    here, there = copier.folder, Path(copier.mirror._root)
+    for rollbacks in ("", "left out\n", "left out\nmore\n", ""):
+        mark = here / "step-00000010" / "rollbacks.jsonl"
+        mark.write_text(rollbacks) if rollbacks else mark.unlink(missing_ok=True)
+        copier.begin(insist=True)
+        assert copier.wait() == "" and names(there) == names(here) - {"latest"}
+        assert not rollbacks or (there / "step-00000010" / "rollbacks.jsonl").read_text() == rollbacks
+    assert len(copied) == 1
+
+
+def test_a_broken_group_is_said(copier, monkeypatch, caplog):
+    def broken(*_: object) -> None:
+        raise RuntimeError("Timed out waiting 1800000ms for recv operation to complete")
+
+    monkeypatch.setattr("largescale.checkpoint.copier.on_first", broken)
+    copier.begin()
+    assert "Timed out waiting" in copier.wait() and "Timed out waiting" in caplog.text
+
+
 def test_an_action_has_its_time():
     assert within(5, lambda: 3) == 3
     with pytest.raises(KeyError):

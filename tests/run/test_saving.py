@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import threading
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 
+from largescale.checkpoint.folder import newest_first, publish
+from largescale.checkpoint.saver import Saver
 from largescale.config import load_config
 from largescale.run.failures import TrainingStopped
+from largescale.run.folder import RunFolder
 from largescale.run.saving import MAX_FAILED_SAVES, Saving
+from shards.ground.errors import InputError
 from tests.helpers.commands import TINY
 
 ENGINE = SimpleNamespace(state=lambda: {"model.x": torch.ones(3)}, until_update=lambda state: set(state))
 """Of an engine a save needs its state alone."""
 LEASE = SimpleNamespace(number=0, verify=lambda: None, check=lambda: None)
-
-
-@pytest.fixture
-def one_process():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("background", [True, False])
@@ -72,3 +70,40 @@ def test_a_run_that_ends_after_a_failed_save_says_so(one_process, tmp_path, back
     checkpoints.mkdir()
     saving.save(ENGINE, {"step": 2}, final=False)
     saving.settle(final=True)
+
+
+def test_a_save_under_way_is_published_though_the_steps_end_with_an_error(one_process, tmp_path, monkeypatch):
+    leaving = threading.Event()
+    linger = Saver.linger
+    monkeypatch.setattr(Saver, "linger", lambda self, limit_s: (leaving.set(), linger(self, limit_s)))
+    monkeypatch.setattr("largescale.checkpoint.saver.publish", lambda *words: (leaving.wait(), publish(*words)))
+    run = RunFolder(load_config(TINY, ["data.shards=x", f"run.dir={tmp_path}"]), "", torch.device("cpu"), LEASE)
+    with pytest.raises(InputError), run.watched():
+        run.saving.save(ENGINE, {"step": 3}, final=False)
+        raise InputError("the shards are away")
+    assert [checkpoint.step for checkpoint in newest_first(run.checkpoints)] == [3]
+
+
+def test_half_a_copy_is_not_published(one_process, tmp_path, monkeypatch):
+    def fails(*_: object) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    config = load_config(TINY, ["data.shards=x"]).checkpoint
+    saving = Saving(config, tmp_path, lease=LEASE, device=torch.device("cpu"), mirror=None, published=lambda step: None)
+    copy = saving._saver._copy
+    monkeypatch.setattr(saving._saver, "_copy", lambda state, names: fails() if names else copy(state, names))
+    saving.save(ENGINE, {"step": 1}, final=False)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        saving.wait_staged()
+    saving.linger(60)
+    assert not newest_first(tmp_path)
+
+
+def test_exchanges_of_saving_wait_as_long_as_the_watchdog_allows(one_process, tmp_path):
+    settings = ["data.shards=x", f"run.dir={tmp_path}", f"checkpoint.mirror=file://{tmp_path}/store"]
+    for seconds, expected in ((0, timedelta(days=20)), (600, timedelta(minutes=30)), (7200, timedelta(hours=4))):
+        config = load_config(TINY, [*settings, f"run.hang_timeout_s={seconds}"])
+        saving = RunFolder(config, "", torch.device("cpu"), LEASE).saving
+        for group in (saving._saver._group, saving._copier._group):
+            timeout = group._get_backend(torch.device("cpu")).options._timeout
+            assert timeout >= expected if seconds == 0 else timeout == expected
