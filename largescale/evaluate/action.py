@@ -49,7 +49,7 @@ def by_clips(measure: Measure, subject: Subject) -> Measured:
         check_clips(corpus, key)
     train, test = features_of_subject(subject, frames=cast(Settings, config).action_frames)
     results = {network: measure(train[network], test[network], config) for network in train}
-    return of_classes(results, subject, (train["pretrained"], test["pretrained"]))
+    return of_classes(results, subject, train["pretrained"], test["pretrained"])
 
 
 def check_clips(corpus: Corpus, key: str) -> None:

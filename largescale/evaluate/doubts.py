@@ -30,9 +30,10 @@ def doubts(config: Config, shards: tuple[Corpus, Corpus]) -> list[str]:
     return [sentence for sentence in (_same_images(*shards), _trained_on(config, *shards)) if sentence]
 
 
-def class_doubts(train: FeatureSet, test: FeatureSet) -> list[str]:
-    """Sentences about the classes of training and test images."""
-    return [sentence for sentence in (_unknown_classes(train, test), _single_class(test)) if sentence]
+def class_doubts(train: FeatureSet | None, test: FeatureSet) -> list[str]:
+    """Sentences about the classes of training images, if any take part, and test images."""
+    unknown = "" if train is None else _unknown_classes(train, test)
+    return [sentence for sentence in (unknown, _single_class(test)) if sentence]
 
 
 def num_shared(train: Corpus, test: Corpus) -> int:

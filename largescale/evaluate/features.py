@@ -34,11 +34,11 @@ PARTS = ("train", "test")
 _log = logging.getLogger(__name__)
 
 
-def path_of(run_dir: Path, name: str, part: str, *, every: bool = False, frames: int = 1) -> Path:
+def path_of(run_dir: Path, name: str, part: str, *, every: bool = False, frames: int = 1, alone: bool = False) -> Path:
     """Where the features of a network on a part (`train` or `test`) are: of its labelled images, or of every one, or of
-    its clips by several frames.
+    its clips by several frames; raw pixels are others where the part is `alone`.
     """
-    kind = "-all" if every else "-clips" if frames > 1 else ""
+    kind = "-all" if every else "-clips" if frames > 1 else "-alone" if alone and name == "pixels" else ""
     return run_dir / "eval" / "features" / f"{name}-{part}{kind}.safetensors"
 
 
@@ -59,31 +59,45 @@ def features_of_subject(
 
     Collectives: every rank must call it; those of `extract` and `keep_corpora`, and two broadcasts of an object.
     """
+    train, test = _features(subject, (0, 1), every, frames)
+    return train, test
+
+
+def test_features_of_subject(subject: Subject) -> dict[str, FeatureSet]:
+    """As `features_of_subject`, of the labelled test images alone."""
+    [test] = _features(subject, (1,), every=False, frames=1)
+    return test
+
+
+def _features(subject: Subject, places: tuple[int, ...], every: bool, frames: int) -> list[dict[str, FeatureSet]]:
+    """Features of training (0) and test (1) shards by network name."""
     config, run_dir, weights, shards = subject.config, subject.run_dir, subject.weights, subject.shards
-    plain = not every and frames == 1  # the features that the report shows
+    alone = len(places) == 1
+    plain = not every and frames == 1 and not alone  # the features that the report shows
 
     def path(name: str, place: int) -> Path:
-        return path_of(run_dir, name, PARTS[place], every=every, frames=frames)
+        return path_of(run_dir, name, PARTS[place], every=every, frames=frames, alone=alone)
 
     names = list(NETWORKS) if config.evaluate.baselines else ["pretrained"]
-    wanted = {(name, place): _stamp(name, place, subject, every, frames) for name in names for place in (0, 1)}
+    wanted = {(name, place): _stamp(name, place, subject, every, frames, alone) for name in names for place in places}
     kept: dict[tuple[str, int], FeatureSet | None] = {}
     on_rank_0(lambda: kept.update(_kept(path, wanted, subject, every, frames)))
-    if kept and "pixels" in names and None in (kept["pixels", 0], kept["pixels", 1]):
-        kept["pixels", 0] = kept["pixels", 1] = None  # both lose their equal channels, or neither does
+    of_pixels = [("pixels", place) for place in places]
+    if kept and "pixels" in names and None in [kept[one] for one in of_pixels]:
+        kept |= dict.fromkeys(of_pixels)  # all lose their equal channels, or none does
     stale = from_rank_0([place for place in wanted if kept[place] is None] if kept else [])
     networks = Networks(config, weights)
     made: dict[tuple[str, int], FeatureSet] = {}
-    for place, corpus in enumerate(shards):
+    for place in places:
         if needed := [name for name, where in stale if where == place]:
             chosen = {name: networks[name] for name in needed}
-            found = extract(corpus, config, chosen, networks.device, labelled=not every, frames=frames)
+            found = extract(shards[place], config, chosen, networks.device, labelled=not every, frames=frames)
             made |= {(name, place): features for name, features in found.items()}
     whole = {place: one for place, one in kept.items() if one is not None} | made
 
     def write() -> None:
-        if ("pixels", 0) in made:
-            whole["pixels", 0], whole["pixels", 1] = drop_equal_channels(made["pixels", 0], made["pixels", 1])
+        if made.keys() >= set(of_pixels):
+            whole.update(zip(of_pixels, drop_equal_channels(*(made[one] for one in of_pixels)), strict=True))
         for name, place in stale:
             whole[name, place].save(path(name, place), wanted[name, place])
         if plain and (shown := exemplars_of(config, weights)):
@@ -98,10 +112,10 @@ def features_of_subject(
         keep_corpora(run_dir, config, lambda images: networks["pretrained"](images), own, networks.device)
     if rank() > 0:
         whole = {(name, place): FeatureSet.load(path(name, place)) for name, place in wanted}
-    return {name: whole[name, 0] for name in names}, {name: whole[name, 1] for name in names}
+    return [{name: whole[name, place] for name in names} for place in places]
 
 
-def _stamp(name: str, place: int, subject: Subject, every: bool, frames: int) -> Stamp:
+def _stamp(name: str, place: int, subject: Subject, every: bool, frames: int, alone: bool = False) -> Stamp:
     """What the features of one file depend on."""
     config, shards = subject.config, subject.stamps
     stamp = {"version": VERSION, "images": images_stamp(config), "shards": shards[place]}
@@ -110,7 +124,7 @@ def _stamp(name: str, place: int, subject: Subject, every: bool, frames: int) ->
     if frames > 1:
         stamp["frames"] = frames
     if name == "pixels":
-        return {**stamp, "other_part": shards[1 - place]}
+        return stamp if alone else {**stamp, "other_part": shards[1 - place]}
     network = network_stamp(config, subject.weights)
     if name == "untrained":
         return {**stamp, "network": network, "seed": config.run.seed}

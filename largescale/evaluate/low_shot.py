@@ -60,7 +60,7 @@ def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, 
             "num_train": sizes[0],
         }
     smallest = by_share[str(min(config.low_shot_shares))]
-    return {"top1": smallest["top1"], "by_share": by_share}
+    return {"top1": smallest["top1"], "num_train": smallest["num_train"], "by_share": by_share}
 
 
 def part(train: FeatureSet, share: float, seed: int) -> FeatureSet:

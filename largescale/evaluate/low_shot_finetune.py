@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from largescale.config import EvaluateConfig
 from largescale.config.setting import setting
@@ -103,7 +104,8 @@ def _split(trial: Trial, share: float, seed: int) -> tuple[Path, int]:
     numbers = known.ids[stratified(known.ids, known.labels, share, seed)].numpy()
     if len(numbers) < 2:
         raise InputError(f"low-shot-finetune: {share:g} of {len(known)} training images; needs at least 2 of them")
-    path = trial.scratch / f"low-shot-{share:g}-{seed}.npy"
+    # Measurements of other training shards may go on at the same time.
+    path = trial.scratch / f"low-shot-{xxhash.xxh3_64_hexdigest(numbers.tobytes())}.npy"
 
     def write() -> None:
         with atomic_write(path) as file:

@@ -8,6 +8,7 @@ and what they are called is for people, and no part of the comparison: a folder 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,17 @@ def _head_stamp(weights: Weights) -> Stamp:
     return {}
 
 
-def result_stamp(config: Config, weights: Weights, train: Stamp, test: Stamp) -> Stamp:
-    """All that an accuracy depends on but for the settings of its protocol."""
+def result_stamp(
+    config: Config, weights: Weights, train: Stamp, test: Stamp, *, depends_on: Sequence[str] = ()
+) -> Stamp:
+    """All that an accuracy depends on but for the settings of its protocol.
+
+    Args:
+        config, weights: what is measured.
+        train, test: stamps of shards.
+        depends_on: beginnings of keys that matter to this protocol and not to others.
+    """
+    also = {key: value for key, value in flatten(config).items() if key.startswith(tuple(depends_on))}
     return {
         "version": VERSION,
         "weights": weights_stamp(weights),
@@ -101,6 +111,7 @@ def result_stamp(config: Config, weights: Weights, train: Stamp, test: Stamp) ->
         "images": images_stamp(config),
         "train_shards": train,
         "test_shards": test,
+        **({"settings": also} if also else {}),
     }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from largescale.config import Config
 from largescale.distributed.launch import own_launch
 from largescale.evaluate.doubts import doubts
-from largescale.evaluate.made_from import result_stamp, words_for
+from largescale.evaluate.made_from import words_for
 from largescale.evaluate.protocols import COMMON, Protocol, check_settings, protocol_named
 from largescale.evaluate.published import AnyTarget, PublishedTarget, any_target_at, check_names
 from largescale.evaluate.results import Record, write_result
@@ -74,6 +74,7 @@ def _evaluated(name: str, protocol: Protocol, target: AnyTarget, overrides: list
             classes=protocol.of_classes,
             tests=not protocol.on_training_images,
             trains=protocol.trains,
+            depends_on=protocol.depends_on,
         )
         return _measure(name, protocol, subject, warnings)
 
@@ -123,5 +124,5 @@ def _measure(name: str, protocol: Protocol, subject: Subject, warnings: list[str
             *found.doubts,
             *(doubts(config, subject.shards) if protocol.trains and not protocol.on_training_images else []),
         ],
-        "made_from": result_stamp(config, subject.weights, *stamps),
+        "made_from": subject.made_from,
     }

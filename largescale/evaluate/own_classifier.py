@@ -5,7 +5,7 @@ Nothing is trained: the method's own scores of the test images, centre crops, in
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +16,7 @@ from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.image_training import accuracies, labelled
 from largescale.evaluate.subject import Subject
 from largescale.evaluate.ways import Measure, Measured, of_classes
-from largescale.evaluate.weights import method_of
-from largescale.methods import method_class
+from largescale.evaluate.weights import method_of, what_is_measured
 from shards.ground.errors import InputError
 
 CHOSEN_ON = "nothing; nothing is trained"
@@ -50,7 +49,8 @@ def by_own_classifier(measure: Measure, subject: Subject) -> Measured:
     names = list(methods["pretrained"].class_names)
     if not names:
         raise InputError(
-            f"own-classifier: a {method_class(config).title} run classifies nothing by itself; use linear or finetune"
+            f"own-classifier: {what_is_measured(config, subject.weights)} classifies nothing by itself; use linear or "
+            "finetune"
         )
     if names != list(corpus.manifest.classes):
         raise InputError(
@@ -59,4 +59,4 @@ def by_own_classifier(measure: Measure, subject: Subject) -> Measured:
         )
     scores = extract(corpus, config, {name: method.classify for name, method in methods.items()}, device)
     results = {name: measure(scores.get(name), config.evaluate) for name in networks}
-    return replace(of_classes(results, subject, (labelled(corpus), labelled(corpus))), num_train=0)
+    return of_classes(results, subject, None, labelled(corpus))

@@ -33,8 +33,8 @@ from largescale.distributed.launch import own_launch
 from largescale.evaluate.shares import from_all_ranks
 from largescale.evaluate.subject import Subject
 from largescale.evaluate.ways import Measure, Measured
-from largescale.evaluate.weights import method_of
-from largescale.methods import Method, method_class
+from largescale.evaluate.weights import method_of, what_is_measured
+from largescale.methods import Method
 from largescale.processes import process_group, rank, world_size
 from shards.ground.errors import InputError
 
@@ -117,8 +117,8 @@ def _measured(measure: Measure, subject: Subject) -> Measured:
         method = method_of(config, subject.weights, trained=trained).to(device)
         if ACCURACY not in method.signs or len(method.objectives) > 1:
             raise InputError(
-                f"own-task: a {method_class(config).title} run has no task whose answers are right or wrong; measure "
-                f"its features, as by linear or knn"
+                f"own-task: {what_is_measured(config, subject.weights)} has no task whose answers are right or wrong; "
+                "measure its features, as by linear or knn"
             )
         results[name] = measure(method, _noting(_Batches(corpus, config, device), skipped))
     skipped = from_all_ranks(skipped)

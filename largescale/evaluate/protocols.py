@@ -41,6 +41,7 @@ from largescale.evaluate.ways import (
     by_features_and_heads,
     by_features_and_labels,
     by_lists,
+    by_test_features,
     by_training,
 )
 from largescale.evaluate.without_labels import by_images_alone
@@ -67,6 +68,7 @@ class Protocol:
         trains: whether it learns anything of training images; if not, test images alone are needed.
         way: what it measures: see `ways.py`.
         of_classes: whether samples must be of classes.
+        depends_on: beginnings of keys not under `evaluate` that change its values, as where it draws views.
     """
 
     measure: Callable[..., dict[str, Any]]
@@ -79,6 +81,7 @@ class Protocol:
     trains: bool = True
     way: Way = by_features
     of_classes: bool = True
+    depends_on: tuple[str, ...] = ()
 
     def own_keys(self) -> list[str]:
         """The keys under `evaluate` that it has beside those of all."""
@@ -115,6 +118,7 @@ PROTOCOLS = {
         trains=False,
         way=own_task.by_own_task,
         of_classes=False,
+        depends_on=("data.crops", "data.augment.", "method."),
     ),
     "support-neighbours": Protocol(
         support_neighbours.measure,
@@ -124,7 +128,13 @@ PROTOCOLS = {
         way=by_features_and_labels,
     ),
     "retrieval": Protocol(
-        retrieval.measure, retrieval.Settings, retrieval.CHOSEN_ON, metric="map", title="mean average precision"
+        retrieval.measure,
+        retrieval.Settings,
+        retrieval.CHOSEN_ON,
+        metric="map",
+        title="mean average precision",
+        trains=False,
+        way=by_test_features,
     ),
     "svm": Protocol(
         svm.measure,
@@ -192,6 +202,7 @@ PROTOCOLS = {
         on_training_images=True,
         way=by_images_alone,
         of_classes=False,
+        depends_on=("data.crops", "data.augment."),
     ),
 }
 

@@ -36,8 +36,8 @@ class Settings(EvaluateConfig):
     )
 
 
-def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, Any]:
-    """Mean average precision and recall@k over the test images; the training images take no part.
+def measure(test: FeatureSet, config: Settings) -> dict[str, Any]:
+    """Mean average precision and recall@k over the test images.
 
     Raises:
         InputError: no two test images are of one class.
@@ -67,6 +67,6 @@ def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, 
     means = (total(sums) / len(queries)).tolist()
     return {
         "map": means[0],
-        "recall_at": dict(zip(map(str, ranks), means[1:], strict=True)),
+        **{f"recall_at_{k}": mean for k, mean in zip(ranks, means[1:], strict=True)},
         "num_queries": len(queries),
     }

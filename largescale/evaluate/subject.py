@@ -25,6 +25,7 @@ class Subject:
         config: that describes them.
         shards: training and test shards.
         stamps: of these.
+        made_from: all that its result depends on but for the settings of its protocol.
         task: identifies the measurement: its protocol, and all that decides its result.
     """
 
@@ -33,6 +34,7 @@ class Subject:
     config: Config
     shards: tuple[Corpus, Corpus]
     stamps: tuple[Stamp, Stamp]
+    made_from: Stamp
     task: str
 
     @staticmethod
@@ -46,6 +48,7 @@ class Subject:
         classes: bool,
         tests: bool = True,
         trains: bool = True,
+        depends_on: Sequence[str] = (),
     ) -> Subject:
         """With the shards that the configuration names.
 
@@ -56,6 +59,7 @@ class Subject:
             classes: whether samples must be of classes.
             tests: whether test shards are measured on; if not, the training shards stand in their place.
             trains: whether anything is learnt of training shards; if not, the test shards stand in their place.
+            depends_on: beginnings of other keys that decide its result.
 
         Raises:
             InputError: they are not there, have no labels or other classes.
@@ -63,8 +67,9 @@ class Subject:
         shards, locations = _labelled_shards(config, classes, tests, trains)
         stamps = shards_stamp(shards[0], locations[0]), shards_stamp(shards[1], locations[1])
         settings = {key: getattr(config.evaluate, key) for key in own_keys}
-        task = identity({"settings": settings, "made_from": result_stamp(config, weights, *stamps)})
-        return Subject(run_dir, weights, config, shards, stamps, f"{protocol}-{task}")
+        made_from = result_stamp(config, weights, *stamps, depends_on=depends_on)
+        task = identity({"settings": settings, "made_from": made_from})
+        return Subject(run_dir, weights, config, shards, stamps, made_from, f"{protocol}-{task}")
 
 
 def _labelled_shards(

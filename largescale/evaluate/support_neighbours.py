@@ -81,10 +81,11 @@ def measure(
             "splits": accuracies,
             "num_train": len(rows_of[0]),
         }
-    found: dict[str, Any] = {"top1": by_share[str(min(config.support_neighbours_shares))]["top1"], "by_share": by_share}
+    smallest = by_share[str(min(config.support_neighbours_shares))]
+    found: dict[str, Any] = {"top1": smallest["top1"], "num_train": smallest["num_train"], "by_share": by_share}
     if own is not None:
         hits = hits_by(own, shown, temperature)
-        found |= {"top1": _share(hits), "num_own_labels": len(own), "hits": hits.tolist()}
+        found |= {"top1": _share(hits), "num_train": len(own), "num_own_labels": len(own), "hits": hits.tolist()}
         if embedded is not None:
             found["top1_of_features"] = _share(hits_by(own, (train, test), temperature))
     return found

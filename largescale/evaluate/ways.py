@@ -17,7 +17,7 @@ from largescale.data.supports import fingerprint_of, labelled_images, parts_of
 from largescale.evaluate import support_neighbours, svm
 from largescale.evaluate.doubts import class_doubts
 from largescale.evaluate.feature_set import FeatureSet
-from largescale.evaluate.features import features_of_subject
+from largescale.evaluate.features import features_of_subject, test_features_of_subject
 from largescale.evaluate.image_training import Trial, labelled
 from largescale.evaluate.label_lists import LabelLists
 from largescale.evaluate.shares import mcnemar
@@ -56,7 +56,14 @@ def by_features(measure: Measure, subject: Subject) -> Measured:
     """`measure(train, test, settings)` of the `FeatureSet`s of labelled images."""
     train, test = features_of_subject(subject)
     results = {network: measure(train[network], test[network], subject.config.evaluate) for network in train}
-    return of_classes(results, subject, (train["pretrained"], test["pretrained"]))
+    return of_classes(results, subject, train["pretrained"], test["pretrained"])
+
+
+def by_test_features(measure: Measure, subject: Subject) -> Measured:
+    """`measure(test, settings)` of the `FeatureSet` of labelled test images."""
+    test = test_features_of_subject(subject)
+    results = {network: measure(found, subject.config.evaluate) for network, found in test.items()}
+    return of_classes(results, subject, None, test["pretrained"])
 
 
 def by_features_and_heads(measure: Measure, subject: Subject) -> Measured:
@@ -69,7 +76,7 @@ def by_features_and_heads(measure: Measure, subject: Subject) -> Measured:
     for network in train:
         assigned = _assigned(subject, network, test[network])
         results[network] = measure(train[network], test[network], subject.config.evaluate, assigned)
-    return of_classes(results, subject, (train["pretrained"], test["pretrained"]))
+    return of_classes(results, subject, train["pretrained"], test["pretrained"])
 
 
 @torch.no_grad()
@@ -97,7 +104,7 @@ def by_features_and_labels(measure: Measure, subject: Subject) -> Measured:
     for network in train:
         pair = train[network], test[network]
         results[network] = measure(*pair, settings, _embedded(subject, network, pair), own, splits)
-    return of_classes(results, subject, (train["pretrained"], test["pretrained"]))
+    return of_classes(results, subject, train["pretrained"], test["pretrained"])
 
 
 def _embedded(
@@ -158,7 +165,7 @@ def by_lists(measure: Measure, subject: Subject) -> Measured:
 
 def by_training(measure: Measure, subject: Subject) -> Measured:
     """`measure(trial, settings)` of a network that may be trained; the baseline is the same training from scratch."""
-    return of_classes(_trained(measure, subject), subject, (labelled(subject.shards[0]), labelled(subject.shards[1])))
+    return of_classes(_trained(measure, subject), subject, *map(labelled, subject.shards))
 
 
 def by_dense_training(measure: Measure, subject: Subject) -> Measured:
@@ -195,25 +202,34 @@ def _trained(measure: Measure, subject: Subject) -> dict[str, dict[str, Any]]:
     return results
 
 
-def of_classes(results: dict[str, dict[str, Any]], subject: Subject, pair: tuple[FeatureSet, FeatureSet]) -> Measured:
+def of_classes(
+    results: dict[str, dict[str, Any]], subject: Subject, train: FeatureSet | None, test: FeatureSet
+) -> Measured:
     """Results of networks that tell classes apart, compared, with what is to be said of the images.
 
     Args:
-        results: by network; `hits` in them make a paired test.
+        results: by network; `num_train` in that of the pretrained one says how many images it has learnt from, if not
+            all; `hits` in them make a paired test, and are of the test images that were measured.
         subject: what is measured.
-        pair: labelled training and test images; features are not looked at.
+        train: labelled images; features are not looked at. None where nothing is learnt.
+        test: likewise.
     """
+    shown = results["pretrained"]
+    num_train, num_test = shown.get("num_train", len(train or ())), len(shown.get("hits", test))
+    sides = (
+        [(subject.shards[1], num_test)]
+        if train is None
+        else [(subject.shards[0], len(train)), (subject.shards[1], num_test)]
+    )
     lines = []
-    for corpus, found in zip(subject.shards, pair, strict=True):
+    for corpus, found in sides:
         total = corpus.manifest.num_samples
-        if len(found) < total:
-            lines.append(
-                f"{total - len(found):,} of {total:,} samples of {corpus.manifest.name} are left out: "
-                f"unlabelled or unreadable"
-            )
+        if found < total:
+            out = f"{total - found:,} of {total:,} samples of {corpus.manifest.name}"
+            lines.append(f"{out} are left out: unlabelled or unreadable")
     _compare(results)
-    said = dict.fromkeys([*lines, *class_doubts(*pair), *_doubts_of(results)])
-    return Measured(results, len(pair[0]), len(pair[1]), list(said))
+    said = dict.fromkeys([*lines, *class_doubts(train, test), *_doubts_of(results)])
+    return Measured(results, num_train, num_test, list(said))
 
 
 def _compare(results: dict[str, dict[str, Any]]) -> None:

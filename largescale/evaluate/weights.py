@@ -98,3 +98,10 @@ def exemplars_of(config: Config, weights: Weights) -> Exemplars | None:
 def pictures_of(config: Config, weights: Weights) -> Pictures | None:
     """What the method draws; None if it draws nothing, or its heads are not in the file."""
     return method_class(config).pictures if isinstance(weights, Checkpoint) else None
+
+
+def what_is_measured(config: Config, weights: Weights) -> str:
+    """In a few words, for messages: nothing is known of what trained a file of weights."""
+    if isinstance(weights, Published):
+        return f"{weights.path.name}, a file of weights,"
+    return f"a {method_class(config).title} run"

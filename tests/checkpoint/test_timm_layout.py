@@ -69,7 +69,7 @@ RESULTS: list[tuple[str, dict, dict, dict]] = [
     (
         "retrieval",
         {"metric": "map", "metric_title": "mean average precision"},
-        {"map": 0.25, "recall_at": {"1": 0.5}, "num_queries": 9},
+        {"map": 0.25, "recall_at_1": 0.5, "num_queries": 9},
         {"map": 0.125},
     ),
     (

@@ -62,7 +62,7 @@ def figures() -> dict[str, Any]:
         "support-neighbours": support_neighbours.measure(
             train, test, support_neighbours.Settings(support_neighbours_splits=2), own=torch.arange(30)
         ),
-        "retrieval": retrieval.measure(train, test, retrieval.Settings()),
+        "retrieval": retrieval.measure(test, retrieval.Settings()),
         "clusters": clusters.measure(train, test, clusters.Settings()),
         "svm": svm.measure((train, Two(train)), (test, Two(test)), svm.Settings(svm_costs=[0.1, 1.0])),
     }
@@ -100,7 +100,7 @@ def of_few() -> dict[str, Any]:
     return {
         "knn": knn.measure(train, test, knn.Settings()),
         "low-shot": low_shot.measure(train, test, few),
-        "retrieval": retrieval.measure(train, features(7, 1), retrieval.Settings()),
+        "retrieval": retrieval.measure(features(7, 1), retrieval.Settings()),
     }
 
 

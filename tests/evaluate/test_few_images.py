@@ -31,7 +31,7 @@ from tests.helpers.networks import narrow_resnet
         (lambda *sets: low_shot.measure(*sets, low_shot.Settings()), 1, 5, "low-shot: 0.01 of 1 training images"),
         (lambda *sets: spectrum.measure(*sets, spectrum.Settings()), 1, 5, "spectrum: 1 training image; needs"),
         (lambda *sets: clusters.measure(*sets, clusters.Settings()), 3, 5, "3 training images for 4 clusters; lower"),
-        (lambda *sets: retrieval.measure(*sets, retrieval.Settings()), 5, 1, "no two of the 1 test images are"),
+        (lambda *sets: retrieval.measure(sets[1], retrieval.Settings()), 5, 1, "no two of the 1 test images are"),
     ],
 )
 def test_too_few_images_are_said(measure, num_train, num_test, line):

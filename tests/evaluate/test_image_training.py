@@ -183,6 +183,9 @@ def test_low_shot_trains_on_the_split_alone(trial):
     config = low_shot_finetune.Settings(low_shot_finetune_share=0.1, low_shot_finetune_epochs=1)
     assert low_shot_finetune.measure(trial, config)["num_train"] == 20
     (path,) = trial.scratch.iterdir()
+    other = replace(trial, train=trial.test, place=str(trial.test.manifest.root))
+    assert low_shot_finetune.measure(other, config)["num_train"] == 10
+    assert len(set(trial.scratch.iterdir()) - {path}) == 1  # beside that of other training shards
     numbers = np.load(path)
     labels = labels_of(trial.train)
     assert torch.bincount(labels[numbers]).tolist() == [2] * 10

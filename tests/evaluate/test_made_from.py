@@ -23,6 +23,7 @@ from largescale.evaluate.doubts import doubts, num_in_shared_shards, num_shared
 from largescale.evaluate.extract import can_be_read, extract, pixels
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.made_from import difference, identity, result_stamp, shards_stamp, weights_stamp
+from largescale.evaluate.protocols import PROTOCOLS
 from largescale.evaluate.results import read_results
 from largescale.evaluate.weights import Published
 from largescale.report import evaluation, images
@@ -54,6 +55,16 @@ def test_results_of_a_file_say_by_which_head_it_was_measured():
     ]
     assert len({identity(stamp) for stamp in stamps}) == 3
     assert stamps[1]["network"]["head"] == ["linear 8 4 bias", "relu"] and "head" not in stamps[0]["network"]
+
+
+def test_protocols_that_draw_views_say_of_which():
+    shards, weights = {"fingerprint": "f"}, checkpoint(1, "aa")
+    configs = [load_config(ROOT / "tests/mini.yaml", [f"data.augment.flip={value}"]) for value in (0.25, 0.75)]
+    for protocol, told in {"own-task": 2, "spectrum": 2, "knn": 1}.items():
+        also = PROTOCOLS[protocol].depends_on
+        stamps = [result_stamp(config, weights, shards, shards, depends_on=also) for config in configs]
+        assert len({identity(stamp) for stamp in stamps}) == told, protocol
+        assert ("method.hidden" in stamps[0].get("settings", {})) == (protocol == "own-task")
 
 
 def test_the_stamp_of_shards_is_of_their_images_and_labels_not_of_their_place(held_out_shards, tmp_path):

@@ -66,13 +66,27 @@ def test_files_stand_in_one_table_and_results_go_where_run_dir_says(file, places
     other = tmp_path / "other.safetensors"
     sizes = {"input_size": "[3, 28, 28]", "resize": "30"}
     save_file({name: value + 0.01 for name, value in narrow_resnet().state_dict().items() if value.ndim}, other, sizes)
-    words = [*places[:2], "data.workers=0", "evaluate.baselines=false", f"run.dir={tmp_path / 'out'}"]
+    words = [
+        places[1],
+        "data.workers=0",
+        "evaluate.baselines=false",
+        f"run.dir={tmp_path / 'out'}",
+    ]  # no training images
     assert main(["evaluate", "retrieval", str(file), str(other), *SIZES, *words]) == 0
     _, head, first, second = capsys.readouterr().out.splitlines()
     assert head.split()[:2] == ["run", "step"] and first.split()[:2] == [str(file), "-"] and str(other) in second
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["narrow.pth", "other.safetensors"]
+    record = json.loads((tmp_path / "out/narrow.pth/eval/retrieval.json").read_text())
+    assert (record["num_train"], record["num_test"], record["warnings"]) == (0, 100, [])
     config = any_target_at(other, words).agreed(words)[1]
     assert (config.evaluate.resize, config.evaluate.size) == (30, 28)
+
+
+@pytest.mark.parametrize("protocol", ["own-task", "own-classifier"])
+def test_a_file_is_said_to_be_one_where_a_run_is_needed(file, places, tmp_path, capsys, protocol):
+    words = [places[1], "data.workers=0", f"run.dir={tmp_path}"]
+    assert main(["evaluate", protocol, str(file), *SIZES, *words]) == 2
+    assert f"error: {protocol}: narrow.pth, a file of weights, " in capsys.readouterr().err
 
 
 def test_files_of_one_name_do_not_share_a_folder(places, tmp_path, capsys, monkeypatch):

@@ -28,14 +28,14 @@ def test_equals_the_definition_also_where_cosines_are_negative():
     test = features(120, 1)
     test = replace(test, features=test.features - test.features.mean(0))  # about half of the cosines are below 0
     expected = by_definition(test)
-    found = measure(features(5, 0), test, Settings())
+    found = measure(test, Settings())
     assert found["map"] == pytest.approx(expected[0], abs=1e-6)
-    assert found["recall_at"]["5"] == expected[1] and found["num_queries"] == 120
-    assert found["recall_at"]["1"] <= found["recall_at"]["5"] <= found["recall_at"]["10"]
+    assert found["recall_at_5"] == expected[1] and found["num_queries"] == 120
+    assert found["recall_at_1"] <= found["recall_at_5"] <= found["recall_at_10"]
 
 
 def test_queries_without_a_partner_are_left_out_and_none_at_all_is_an_error():
     test = replace(features(4, 0), labels=torch.tensor([0, 0, 1, 2]))
-    assert measure(test, test, Settings())["num_queries"] == 2
+    assert measure(test, Settings())["num_queries"] == 2
     with pytest.raises(InputError, match="no two of the 3 test images"):
-        measure(test, replace(features(3, 0), labels=torch.tensor([0, 1, 2])), Settings())
+        measure(replace(features(3, 0), labels=torch.tensor([0, 1, 2])), Settings())

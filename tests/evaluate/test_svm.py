@@ -1,6 +1,6 @@
 """Several labels per image, against scikit-learn on the same features.
 
-Covers: largescale/evaluate/label_lists.py, largescale/evaluate/ways.py
+Covers: largescale/evaluate/label_lists.py
 """
 
 from __future__ import annotations
