@@ -1,17 +1,16 @@
-"""A pile that nobody sorted, made from the bundled images: training on all of it, on a random part, on a curated part.
+"""A pile that nobody sorted: training on all of it, on a random part, on a curated part, on one chosen by labels.
 
-    python -m benchmarks.curated [--steps 200] [--first 100] [--target 1500] [--seeds 0 1 2] [--folder runs/curated]
+    python -m benchmarks.curated [--steps 400] [--target 1000] [--seeds 0 1 2] [--folder runs/curated]
 
-The pile of a seed: classes of the bundled training images, in an order that the seed draws. Of the class of rank r,
-1000 / r images, and of each 8 / r near copies (up to half a pixel is cut off each side, as 4 of 224 would be, and what
-is left encoded again as JPEG), rounded down: what is frequent is copied more, too, and sizes fall as 1 / r^2 at first.
-Besides, 1,500 images of noise or of one grey.
+`benchmarks.curated_pile` makes the pile of a seed from the bundled training images. Curation is what a user would do:
+`shards convert --no-blank --duplicates near`, half whitened features of what is left by the network that was trained on
+the whole pile, `largescale curate`. With `--labels` there is a fourth set, which is what curation aims at and cannot
+know: no copy, no junk, and as many images of each class as of any other, as far as the pile has them.
 
-Curation is what a user would do: `shards convert --no-blank --duplicates near`, a network trained on what is left for
-`--first` steps, its whitened features, `largescale curate`. The demo's recipe is trained for `--steps` on each of the
-three sets, from equal starts and with equally many warm-up steps: equally many images seen. Measured on the bundled
-test images, which are balanced: kNN and a linear probe with 200 training images of each class as the bank, and
-retrieval among the test images.
+The demo's recipe is trained for `--steps` on each set, from equal starts and with equally many warm-up steps: equally
+many images seen. Measured on the bundled test images, which are balanced: kNN and a linear probe with 200 training
+images of each class as the bank, and retrieval among the test images. `--choose` measures on 200 other training images
+of each class instead. Neither bank nor these are in any pile.
 
 With `--folder` what is made stays there, and the same command goes on after it was killed. Writes
 benchmarks/results/curated.json and .md.
@@ -36,8 +35,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from benchmarks.curated_pile import JUNK, make_pile
 from benchmarks.gram import hardware
 from largescale.run.status import COMPLETE, status_of
 from shards.format.manifest import read_manifest
@@ -47,32 +46,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SAMPLE = ROOT / "data" / "fashion-mnist" / "train"
 TEST = ROOT / "data" / "shards" / "fashion-mnist-test"
-COPIES, JUNK, OF_BANK, WARMUP = 8, 1500, 200, 40
+OF_BANK, WARMUP = 200, 40
 MEASURES = {"knn": "top1", "linear": "top1", "retrieval": "map"}
-SETS = ("pile", "random part", "curated part")
-
-
-def pile(source: Path, out: Path, seed: int) -> None:
-    """Write the pile as one folder of images: CLASS-NUMBER, CLASS-NUMBER-copyN, noise-N and grey-N."""
-    out.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(seed)
-    classes = sorted(source.iterdir())
-    for rank, place in enumerate(generator.permutation(len(classes)).tolist(), 1):
-        folder = classes[place]
-        files = sorted(folder.iterdir())
-        for file in files[: len(files) // rank]:
-            image = Image.open(file)
-            image.save(out / f"{folder.name}-{file.stem}.png")
-            for number in range(COPIES // rank):
-                left, top, right, bottom = generator.uniform(0, 0.5, 4)
-                box = (left, top, image.width - right, image.height - bottom)
-                part = image.resize(image.size, Image.Resampling.BICUBIC, box).convert("L")
-                quality = int(generator.integers(50, 95))
-                part.save(out / f"{folder.name}-{file.stem}-copy{number}.jpg", quality=quality)
-    for number in range(JUNK):
-        noise = generator.integers(0, 256, (28, 28)) if number % 2 else np.full((28, 28), number % 256)
-        name = "noise" if number % 2 else "grey"
-        Image.fromarray(noise.astype(np.uint8)).save(out / f"{name}-{number:04d}.png")
+PILE, RANDOM, CURATED, LABELS = SETS = ("pile", "random part", "curated part", "part chosen by labels")
 
 
 def command(*words: object) -> None:
@@ -114,11 +90,32 @@ class Part:
         return dict(sorted(found.items())) | {"copies": len(keys) - len(images)}
 
 
-def train(part: Part, bank: Path, run: Path, steps: int, seed: int) -> None:
+@dataclass(frozen=True)
+class Judges:
+    """Labelled shards that tell how good a network is."""
+
+    bank: Path
+    test: Path
+
+
+def chosen_by_labels(keys: Sequence[str], target: int) -> np.ndarray:
+    """Numbers of `target` images or just below: no copies, no junk, each class cut to the same size at most."""
+    classes = [Path(key).stem.rpartition("-")[0] for key in keys]
+    own: dict[str, list[int]] = {}
+    for number, (name, key) in enumerate(zip(classes, keys, strict=True)):
+        if "-copy" not in key and name not in JUNK:
+            own.setdefault(name, []).append(number)
+    cap = 0
+    while cap < target and sum(min(cap + 1, len(numbers)) for numbers in own.values()) <= target:
+        cap += 1
+    return np.sort(np.concatenate([np.array(numbers[:cap], np.int64) for numbers in own.values()]))
+
+
+def train(part: Part, judges: Judges, run: Path, steps: int, seed: int) -> None:
     """Train the demo's recipe on a part; what is trained already is left alone."""
     if run.is_dir() and status_of(run).state == COMPLETE:
         return
-    data = [f"data.shards={part.shards}", f"data.eval_shards={TEST}", f"evaluate.train_shards={bank}"]
+    data = [f"data.shards={part.shards}", f"data.eval_shards={judges.test}", f"evaluate.train_shards={judges.bank}"]
     data += [f"data.subset={part.subset}"] if part.subset else []
     warmup = WARMUP * 64 / len(part.keys())
     schedule = [f"train.steps={steps}", f"optim.warmup_epochs={warmup}", f"run.seed={seed}", f"run.dir={run}"]
@@ -126,33 +123,39 @@ def train(part: Part, bank: Path, run: Path, steps: int, seed: int) -> None:
     command("largescale", "pretrain", "configs/demo.yaml", *data, *schedule, *less)
 
 
-def prepare(folder: Path, bank: Path, seed: int, options: argparse.Namespace) -> dict[str, Part]:
+def prepare(folder: Path, judges: Judges, seed: int, options: argparse.Namespace) -> dict[str, Part]:
     """Make the pile and its parts."""
     if not (folder / "shards" / "manifest.json").is_file():
-        pile(SAMPLE, folder / "images", seed)
+        make_pile(SAMPLE, folder / "images", seed)
     whole, cleaned = Part(folder / "shards"), Part(folder / "cleaned")
     convert(folder / "images", whole.shards, "--duplicates", "keep")
     convert(folder / "images", cleaned.shards, "--no-blank", "--duplicates", "near", "--radius", options.radius)
-    train(cleaned, bank, folder / "first", options.first, seed)
-    features = ["--dim", options.dim, "--whiten"]
-    command("largescale", "features", folder / "first", cleaned.shards, folder / "features", *features)
+    first = folder / f"run-{PILE}"
+    train(whole, judges, first, options.steps, seed)
+    features = ["--dim", options.dim, "--whiten", options.whiten]
+    command("largescale", "features", first, cleaned.shards, folder / "features", *features)
     wanted = ["--levels", options.levels, "--target", options.target, "--dedup", options.dedup]
     command("largescale", "curate", folder / "features", folder / "curated", *wanted)
     curated = Part(cleaned.shards, folder / "curated" / "subset.npy")
-    draws = np.random.default_rng(seed).choice(len(whole.keys()), len(curated.keys()), replace=False)
+    size, keys = len(curated.keys()), whole.keys()
+    draws = np.random.default_rng(seed).choice(len(keys), size, replace=False)
     np.save(folder / "random.npy", np.sort(draws))
-    return dict(zip(SETS, (whole, Part(whole.shards, folder / "random.npy"), curated), strict=True))
+    np.save(folder / "labels.npy", chosen_by_labels(keys, size))
+    random, by_labels = Part(whole.shards, folder / "random.npy"), Part(whole.shards, folder / "labels.npy")
+    return dict(zip(SETS, (whole, random, curated, by_labels), strict=True))
 
 
-def make_bank(folder: Path) -> Path:
-    """Shards of the last training images of each class; returns their folder."""
-    bank = folder / "bank"
-    for source in sorted(SAMPLE.iterdir()):
-        (bank / "images" / source.name).mkdir(parents=True, exist_ok=True)
-        for file in sorted(source.iterdir())[-OF_BANK:]:
-            shutil.copy(file, bank / "images" / source.name)
-    convert(bank / "images", bank / "shards", "--labels", "folder")
-    return bank / "shards"
+def make_judges(folder: Path, *, choose: bool) -> Judges:
+    """Shards of the last training images of each class as the bank, and of those before them or the test images."""
+    parts = {"bank": slice(-OF_BANK, None), "others": slice(-2 * OF_BANK, -OF_BANK)}
+    for name, part in parts.items():
+        for source in sorted(SAMPLE.iterdir()):
+            images = folder / name / "images" / source.name
+            images.mkdir(parents=True, exist_ok=True)
+            for file in sorted(source.iterdir())[part]:
+                shutil.copy(file, images)
+        convert(folder / name / "images", folder / name / "shards", "--labels", "folder")
+    return Judges(folder / "bank" / "shards", folder / "others" / "shards" if choose else TEST)
 
 
 def measure(runs: Sequence[Path]) -> list[dict[str, float]]:
@@ -176,13 +179,13 @@ def page(record: dict[str, Any]) -> str:
         f"`{record['command']}`",
         "",
         f"Equally many images seen ({record['images_seen']:,}), equal starts, seeds: "
-        f"{', '.join(map(str, record['seeds']))}. Percent on 2,000 balanced test images; after ±, the standard "
-        f"deviation over seeds.",
+        f"{', '.join(map(str, record['seeds']))}. Percent on 2,000 balanced {record['judged_on']}; after ±, the "
+        f"standard deviation over seeds.",
         "",
         f"| trained on | images | {' | '.join(words.values())} |",
         "|---|---|---|---|---|",
     ]
-    for name in SETS:
+    for name in record["sets"]:
         own = [row for row in record["rows"] if row["set"] == name]
         cells = []
         for protocol in MEASURES:
@@ -195,9 +198,9 @@ def page(record: dict[str, Any]) -> str:
     lines += [f"| seed | {' | '.join(words.values())} |", "|---|---|---|---|"]
     for seed in record["seeds"]:
         its = {row["set"]: row for row in record["rows"] if row["seed"] == seed}
-        gains = [[its[SETS[2]][protocol] - its[other][protocol] for other in SETS[:2]] for protocol in MEASURES]
+        gains = [[its[CURATED][protocol] - its[other][protocol] for other in (PILE, RANDOM)] for protocol in MEASURES]
         lines.append(f"| {seed} | {' | '.join(f'{one:+.2f}, {two:+.2f}' for one, two in gains)} |")
-    of = list(record["kinds"][str(record["seeds"][0])][SETS[0]])
+    of = list(record["kinds"][str(record["seeds"][0])][PILE])
     lines += ["", "Images of each kind:", "", f"| seed | set | {' | '.join(of)} |", f"|{'---|' * (2 + len(of))}"]
     for seed in record["seeds"]:
         for name, own in record["kinds"][str(seed)].items():
@@ -207,13 +210,15 @@ def page(record: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--first", type=int, default=100)
-    parser.add_argument("--target", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--target", type=int, default=1000)
+    parser.add_argument("--labels", action="store_true", help="train on a part chosen by labels, too")
+    parser.add_argument("--choose", action="store_true", help="measure on training images, to choose settings")
     parser.add_argument("--radius", type=int, default=1, help="of hashes of near copies, in bits")
     parser.add_argument("--levels", default="200,20")
-    parser.add_argument("--dedup", type=float, default=0.1, help="epsilon of duplicates")
-    parser.add_argument("--dim", type=int, default=32, help="whitened principal components that are curated")
+    parser.add_argument("--dedup", type=float, default=0.06, help="epsilon of duplicates")
+    parser.add_argument("--dim", type=int, default=32, help="principal components that are curated")
+    parser.add_argument("--whiten", type=float, default=0.5, help="how much, from 0 to 1")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--folder", type=Path, help="to work in (default: a temporary one)")
@@ -222,27 +227,30 @@ def main() -> None:
     if not SAMPLE.is_dir() or not TEST.is_dir():
         subprocess.run(["make", str(TEST.relative_to(ROOT) / "manifest.json")], check=True, cwd=ROOT)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.jobs)))
+    sets = [name for name in SETS if name != LABELS or options.labels]
     record: dict[str, Any] = {
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         "hardware": hardware("cpu"),
         "command": f"python -m benchmarks.curated {' '.join(sys.argv[1:])}".strip(),
         "images_seen": options.steps * 64,
+        "judged_on": "training images" if options.choose else "test images",
+        "sets": sets,
         "seeds": [],
         "kinds": {},
         "rows": [],
     }
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(options.jobs) as pool:
         place = (options.folder or Path(temporary)).absolute()
-        bank = make_bank(place)
+        judges = make_judges(place, choose=options.choose)
         for seed in options.seeds:
             folder = place / f"pile-{seed}"
-            parts = prepare(folder, bank, seed, options)
+            parts = prepare(folder, judges, seed, options)
             record["kinds"][str(seed)] = {name: part.kinds() for name, part in parts.items()}
             print(json.dumps(record["kinds"][str(seed)]), flush=True)
-            runs = [folder / f"run-{name.split()[0]}" for name in SETS]
-            each = [(parts[name], bank, run, options.steps, seed) for name, run in zip(SETS, runs, strict=True)]
+            runs = [folder / f"run-{name.replace(' ', '-')}" for name in sets]
+            each = [(parts[name], judges, run, options.steps, seed) for name, run in zip(sets, runs, strict=True)]
             list(pool.map(train, *zip(*each, strict=True)))
-            for name, found in zip(SETS, measure(runs), strict=True):
+            for name, found in zip(sets, measure(runs), strict=True):
                 record["rows"].append({"set": name, "seed": seed, **found})
                 print(record["rows"][-1], flush=True)
             record["seeds"].append(seed)

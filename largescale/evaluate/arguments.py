@@ -20,7 +20,13 @@ def add_features_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--dim", type=int, default=0, metavar="N", help="write N principal components instead of all numbers"
     )
-    command.add_argument("--whiten", action="store_true", help="give these components equal variances")
+    command.add_argument(
+        "--whiten",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="divide each component by the P-th power of its standard deviation: 1 makes all equal, 0.5 half way",
+    )
 
 
 def add_assign_arguments(command: argparse.ArgumentParser) -> None:

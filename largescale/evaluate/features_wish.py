@@ -19,7 +19,7 @@ class Wish:
         form: one of `feature_files.FORMS`.
         dtype: one of `feature_files.DTYPES`.
         assign: whether to add what the method's first head assigns each image to, and its score.
-        whiten: whether components are to have equal variances.
+        whiten: power of its standard deviation that each component is divided by, from 0 to 1.
         assignments: whether to write what each head assigns each image to, and the runner-up, in place of features.
         thumbnails: side in pixels of a JPEG of each image, for viewers; 0 for none.
         dim: numbers per image, by principal components (`projection.py`); 0 leaves features as they are.
@@ -30,7 +30,7 @@ class Wish:
     assign: bool = False
     thumbnails: int = 0
     dim: int = 0
-    whiten: bool = False
+    whiten: float = 0.0
     assignments: bool = False
 
     def check(self, config: Config, weights: Weights) -> None:
@@ -45,8 +45,10 @@ class Wish:
             raise InputError(f"--dtype={self.dtype}: expected {' or '.join(DTYPES)}")
         if self.dim < 0:
             raise InputError(f"--dim={self.dim}: expected the numbers per image that are wanted, or 0 for all")
+        if not 0 <= self.whiten <= 1:
+            raise InputError(f"--whiten={self.whiten:g}: expected 0 (not at all) to 1 (equal variances)")
         if self.whiten and not self.dim:
-            raise InputError("--whiten: is about principal components; give their number by --dim")
+            raise InputError(f"--whiten={self.whiten:g}: is about principal components; give their number by --dim")
         if (self.assign or self.assignments) and exemplars_of(config, weights) is None:
             what, remedy = ("", "use `largescale features`") if self.assignments else ("--assign: ", "leave it out")
             if isinstance(weights, Published):

@@ -4,9 +4,9 @@
 
 It is fitted on rank 0, on features of at most 10,000 images (ten per component, if that is more), evenly spread over at
 most 64 shards that are evenly spread themselves: the same images for any number of ranks. An image becomes
-(features - mean) @ components.T; if they are whitened, components are divided by the standard deviation of what they
-give, so that it is 1. What is there serves any shards: it is fitted again only if it is
-of other weights, another network, or images transformed otherwise.
+(features - mean) @ components.T; if they are whitened, components are divided by a power of the standard deviation of
+what they give: of the first power, so that it is 1, or of less. What is there serves any shards: it is fitted again
+only if it is of other weights, another network, or images transformed otherwise.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Projection:
 
     Attributes:
         mean: of the features, float64 [D].
-        components: orthonormal rows, of falling variance, each divided by its standard deviation if they are whitened,
-            float64 [N, D].
+        components: orthonormal rows, of falling variance, each divided by a power of its standard deviation if they are
+            whitened, float64 [N, D].
         variance: share of the variance that each has, float64 [N].
         about: what they were fitted on.
     """
@@ -109,7 +109,7 @@ def of_folder(
     made_from: Stamp,
     features: Callable[[np.ndarray], Tensor],
     *,
-    whiten: bool = False,
+    whiten: float = 0.0,
 ) -> Projection:
     """The projection of an output folder; where it has none that fits, one is fitted and put there.
 
@@ -119,14 +119,14 @@ def of_folder(
         corpus: whose images it is fitted on.
         made_from: what decides features, but for the images.
         features: those of samples by their ids, [M, D] on rank 0; called on all ranks or on none.
-        whiten: whether all components are to have a variance of 1.
+        whiten: power of its standard deviation that each component is divided by; 1 makes all variances 1.
 
     Raises:
         InputError: it is damaged or cannot be written, or the features have not as many components.
 
     Collectives: every rank must call it; two broadcasts of an object, and those of `features`.
     """
-    wanted = {"version": VERSION, "components": num_components, "whitened": whiten, **made_from}
+    wanted = {"version": VERSION, "components": num_components, "whitened": float(whiten), **made_from}
     reasons: list[str | None] = []
     on_rank_0(lambda: reasons.append(_why_fitted(out, wanted)))
     why = from_rank_0(reasons[0] if reasons else None)
@@ -142,11 +142,11 @@ def _why_fitted(out: Path, wanted: Stamp) -> str | None:
     if not (out / NAME).is_file():
         return ""
     found = Projection.load(out)
-    about = {"whitened": False, **found.about}  # files of before there was a choice do not say
+    about = {"whitened": 0.0, **found.about}  # files of before there was a choice do not say
     return difference({key: value for key, value in about.items() if key in wanted}, wanted) or None
 
 
-def _fit(out: Path, features: Tensor, num_components: int, wanted: Stamp, corpus: Corpus, *, whiten: bool) -> None:
+def _fit(out: Path, features: Tensor, num_components: int, wanted: Stamp, corpus: Corpus, *, whiten: float) -> None:
     images = {"name": corpus.manifest.name, "fingerprint": corpus.fingerprint(), "num_images": len(features)}
     found = fitted(features, num_components, {**wanted, "fitted_on": images}, whiten=whiten)
     found.save(out)
@@ -181,14 +181,14 @@ def check_components(num_components: int, width: int) -> None:
         raise InputError(f"--dim={num_components}: expected 1 to {width}, the numbers per image of this network")
 
 
-def fitted(features: Tensor, num_components: int, about: Stamp, *, whiten: bool = False) -> Projection:
+def fitted(features: Tensor, num_components: int, about: Stamp, *, whiten: float = 0.0) -> Projection:
     """The first principal components of features [M, D].
 
     Args:
         features: of the chosen images.
         num_components: N.
         about: what they were made from.
-        whiten: whether all components are to have a variance of 1; one that has none becomes zeros.
+        whiten: power of its standard deviation that each component is divided by; one that has none becomes zeros.
 
     Raises:
         InputError: N is not within what the features have.
@@ -209,7 +209,7 @@ def fitted(features: Tensor, num_components: int, about: Stamp, *, whiten: bool 
     if whiten:
         deviation = np.sqrt(np.nan_to_num(found.explained_variance_))[:, None]
         there = deviation > _LEAST * deviation.max(initial=0)
-        components = np.divide(components, deviation, where=there, out=np.zeros_like(components))
+        components = np.divide(components, deviation**whiten, where=there, out=np.zeros_like(components))
     return Projection(found.mean_, components, variance, about)
 
 

@@ -142,19 +142,25 @@ def test_components_are_those_of_all_features_and_serve_later_shards(
     assert "fitting a projection again: components was 5 and is now 4" in caplog.text
     assert "do not compare features of these files with the new ones: train-000000.parquet: projection" in caplog.text
     white = tmp_path / "white"
-    assert features(run, shard_folder, white, *plain, "--dim", "5", "--whiten") == 0
+    assert features(run, shard_folder, white, *plain, "--dim", "5", "--whiten", "1") == 0
     found = embeddings(white)
     np.testing.assert_allclose(np.cov(found.T), np.eye(5), atol=1e-3)
     np.testing.assert_allclose(np.abs(np.corrcoef(found.T, expected.T)[:5, 5:]), np.eye(5), atol=1e-3)
     with caplog.at_level(logging.INFO):
         assert features(run, shard_folder, white, *plain, "--dim", "5") == 0
-    assert "fitting a projection again: whitened was True and is now False" in caplog.text
+    assert "fitting a projection again: whitened was 1.0 and is now 0.0" in caplog.text
+
+
+def test_half_whitened_components_keep_the_roots_of_their_deviations():
+    spread = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([4.0, 1.0, 0.1])
+    plain, half = (fitted(spread, 3, {}, whiten=power).of(spread).std(0) for power in (0, 0.5))
+    torch.testing.assert_close(half, plain.sqrt())
 
 
 def test_a_component_without_variance_becomes_zeros_when_whitened():
     flat = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     flat[:, 2] = 1
-    found = fitted(flat, 3, {}, whiten=True).of(flat)
+    found = fitted(flat, 3, {}, whiten=1).of(flat)
     assert found.isfinite().all() and not found[:, 2].any()
     torch.testing.assert_close(found[:, :2].std(0), torch.ones(2))
 
@@ -202,7 +208,10 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing_half_written(run, he
     assert "expected fp16 or fp32" in refusal(capsys, run, held_out_shards, out, "--dtype", "int8")
     assert "expected 0 to evaluate.size=28" in refusal(capsys, run, held_out_shards, out, "--thumbnails", "99")
     assert "--dim=-1: expected" in refusal(capsys, run, held_out_shards, out, "--dim", "-1")
-    assert "--whiten: is about principal components" in refusal(capsys, run, held_out_shards, out, "--whiten")
+    words = "--whiten=0.5: is about principal components"
+    assert words in refusal(capsys, run, held_out_shards, out, "--whiten", "0.5")
+    words = "--whiten=2: expected 0 (not at all) to 1 (equal variances)"
+    assert words in refusal(capsys, run, held_out_shards, out, "--dim", "4", "--whiten", "2")
     assert "--dim=17: expected 1 to 16, the numbers" in refusal(capsys, run, held_out_shards, out, "--dim", "17")
     (out / "_projection.safetensors").write_bytes(b"short")
     assert "not a projection that largescale wrote" in refusal(capsys, run, held_out_shards, out, "--dim", "2")
