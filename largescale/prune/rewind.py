@@ -23,6 +23,7 @@ from largescale.methods import build_method
 from largescale.processes import collective_timeout
 from largescale.prune.find import masked_pieces
 from largescale.run.lease import lease_of
+from largescale.run.rollback import rows_of
 from shards.ground.errors import InputError
 
 
@@ -83,4 +84,5 @@ def write_rewound(source: Checkpoint, config: Config, masks: dict[str, Tensor]) 
 
 def _progress(source: Checkpoint, config: Config, masks: dict[str, Tensor]) -> dict[str, Any]:
     mask = {"sha256": hash_of(masks), "share_left": share_left(masks)}
-    return {**source.progress, "config": flatten(config), "mask": mask, "rewound_to": source.content_hash}
+    left_out = {"rollbacks": rows_of(source)}  # also what the run left out after the step was saved
+    return {**source.progress, **left_out, "config": flatten(config), "mask": mask, "rewound_to": source.content_hash}

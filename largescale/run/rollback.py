@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from largescale.checkpoint.folder import ROLLBACKS, Checkpoint
+from largescale.processes import from_rank_0, rank
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write
 
@@ -56,28 +57,32 @@ class Rollbacks:
         self._path = run_dir / ROLLBACKS
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rollbacks, oldest first."""
+        """All rollbacks, oldest first, as this rank sees them: another node's file system may show new ones late."""
         return _read(self._path)
 
+    def number(self) -> int:
+        """How many there are, on all ranks alike. Collectives: one broadcast."""
+        return from_rank_0(len(self.rows()) if rank() == 0 else 0)
+
     def windows(self) -> list[tuple[int, int]]:
-        """Windows of data steps that are left out."""
-        return [(int(first), int(end)) for first, end in (row["without"] for row in self.rows())]
+        """Windows of data steps that are left out, on all ranks alike. Collectives: one broadcast."""
+        return from_rank_0(_windows(self.rows()) if rank() == 0 else [])
 
     def record(self, checkpoint: Checkpoint, *, step: int, data_step: int, window: int, why: str) -> None:
-        """Add one: `window` data steps up to and including `data_step` are left out from now on.
+        """Add one, on rank 0: `window` data steps up to and including `data_step` are left out from now on.
 
         Those that the checkpoint was trained on stay in: the window begins at the checkpoint or later. It is written
         into the checkpoint's folder first, so that any run that continues from there leaves out the same data.
         """
         to = checkpoint.step
-        kept = next(iter(DataSteps(to, to + 1, self.windows())))
+        kept = next(iter(DataSteps(to, to + 1, _windows(self.rows()))))
         row = {"step": step, "to": to, "without": [max(kept, data_step - window + 1), data_step + 1], "why": why}
         rows = [*self.rows(), row]
         _write(checkpoint.path / ROLLBACKS, rows)
         _write(self._path, rows)
 
     def settle(self, checkpoint: Checkpoint) -> None:
-        """Adopt what a checkpoint says, before the run continues from there.
+        """Adopt on rank 0 what a checkpoint says, before the run continues from there.
 
         What the folder recorded beyond that is kept: the run went back after the checkpoint was saved. A folder that
         says something else has the rows of another history, or has lost its own.
@@ -85,12 +90,25 @@ class Rollbacks:
         Raises:
             InputError: a file is not a record of rollbacks.
         """
-        inside = checkpoint.path / ROLLBACKS
-        rows = _read(inside) if inside.exists() else list(checkpoint.progress.get("rollbacks", []))
+        rows = rows_of(checkpoint)
         if (own := self.rows())[: len(rows)] != rows:
             if own[: len(rows)] != rows[: len(own)]:
                 _log.warning("%s: disagrees with %s, which takes precedence", self._path, checkpoint.path)
             _write(self._path, rows)
+
+
+def rows_of(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """What a run that continues from a checkpoint has gone back for before.
+
+    Raises:
+        InputError: the file beside it is not a record of rollbacks.
+    """
+    inside = checkpoint.path / ROLLBACKS
+    return _read(inside) if inside.exists() else list(checkpoint.progress.get("rollbacks", []))
+
+
+def _windows(rows: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    return [(int(first), int(end)) for first, end in (row["without"] for row in rows)]
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
 from largescale.checkpoint.folder import Checkpoint
+from largescale.config import load_config
 from largescale.observe.spikes import SpikeWatch, spike_state
 from largescale.optim.roles import MAIN
+from largescale.prune.rewind import _progress
 from largescale.run.rollback import DataSteps, Rollbacks
 from shards.ground.errors import InputError
+from tests.helpers.commands import TINY
+from tests.helpers.ranks import run_ranks
 
 windows_strategy = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 15)), max_size=5).map(
     lambda pairs: [(first, first + length) for first, length in pairs]
@@ -78,6 +83,27 @@ def test_the_window_ends_at_the_bad_step_and_begins_no_earlier_than_the_checkpoi
     rollbacks.record(checkpoint(tmp_path, 24), step=26, data_step=29, window=100, why="loss")
     assert rollbacks.windows() == [(25, 28), (24, 30)]
     assert [row["to"] for row in rollbacks.rows()] == [20, 24]
+
+
+def left_out_on_this_rank(folder: str) -> tuple[list[tuple[int, int]], int]:
+    """Where rank 1 does not see yet what rank 0 has written."""
+    rollbacks = Rollbacks(Path(folder) / str(dist.get_rank()))
+    if dist.get_rank() == 0:
+        rollbacks.record(checkpoint(Path(folder), 20), step=27, data_step=27, window=3, why="loss")
+    return rollbacks.windows(), rollbacks.number()
+
+
+@pytest.mark.distributed
+def test_all_ranks_leave_out_what_rank_0_has_recorded(tmp_path):
+    assert run_ranks(left_out_on_this_rank, 2, str(tmp_path)) == [([(25, 28)], 1)] * 2
+
+
+def test_who_rewinds_leaves_out_what_the_run_left_out_after_it_had_saved(tmp_path):
+    saved = checkpoint(tmp_path, 20)
+    Rollbacks(tmp_path).record(saved, step=27, data_step=27, window=3, why="loss")
+    config = load_config(TINY, ["data.shards=x"])
+    progress = Checkpoint(saved.path, {**saved.progress, "files": {}})
+    assert [row["without"] for row in _progress(progress, config, {})["rollbacks"]] == [[25, 28]]
 
 
 def test_a_spike_is_out_of_proportion_and_does_not_join_the_average():
