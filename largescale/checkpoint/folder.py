@@ -7,6 +7,7 @@
         progress.json                                   step, configuration, size and SHA-256 of every file
         rollbacks.jsonl                                 only where the run went back to it: see rollback.py
       step-00002000/
+      step-00003000.damaged-1/                          what the run could not continue from
       latest                                            names the newest whole one, for people and scripts
 
 A folder is written under a temporary name, made durable and then renamed, so whatever has a final name is whole. Later
@@ -138,6 +139,25 @@ def clear_leftovers(folder: Path) -> None:
         _point_latest_to(newest[0].path)
 
 
+def set_aside(path: Path) -> Path:
+    """Give a damaged checkpoint a name under which it is none of the run's; returns that."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    os.replace(path, aside)
+    sync_folder(path.parent)
+    return aside
+
+
+def make_newest(checkpoint: Checkpoint) -> list[Path]:
+    """Set aside what is newer than the checkpoint that a run continues from, all of it damaged; returns the names."""
+    folder = checkpoint.path.parent
+    aside = [set_aside(folder_of(folder, step)) for step in named_steps(folder) if step > checkpoint.step]
+    if aside:
+        _point_latest_to(checkpoint.path)
+    return aside
+
+
 def begin(folder: Path, step: int, owner: int = 0) -> Path:
     """An empty folder to write a checkpoint into.
 
@@ -198,12 +218,14 @@ def _size_of(path: Path) -> int:
         return -1
 
 
-def remove_old(folder: Path, *, keep: int, keep_every: int) -> None:
+def remove_old(folder: Path, *, published: int, keep: int, keep_every: int) -> None:
     """Remove all checkpoints except the newest `keep` and those at multiples of `keep_every` steps (0: none of these).
 
-    Called only once the newest is durable, so at least that one is always left.
+    Args:
+        published: step of the one that is known to be whole: it is always left, and newer ones do not count.
     """
-    for checkpoint in newest_first(folder)[keep:]:
+    known = [checkpoint for checkpoint in newest_first(folder) if checkpoint.step <= published]
+    for checkpoint in known[keep:]:
         if not (keep_every and checkpoint.step % keep_every == 0):
             _remove(checkpoint.path)
 

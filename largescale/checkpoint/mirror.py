@@ -18,8 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from largescale.checkpoint.bounded import within
-from largescale.checkpoint.folder import PROGRESS, ROLLBACKS, Checkpoint, bytes_of, newest_first, open_checkpoint
+from largescale.checkpoint.folder import (
+    PROGRESS,
+    ROLLBACKS,
+    Checkpoint,
+    FileStamp,
+    bytes_of,
+    open_checkpoint,
+    set_aside,
+    stamp_of,
+)
 from shards.ground.errors import InputError
+from shards.ground.files import sync_file, sync_folder
 
 _log = logging.getLogger(__name__)
 
@@ -127,34 +137,50 @@ class Mirror:
                 self._remove(f"{folder}/{PROGRESS}")
                 self._ask(partial(self._fs.rm, folder, recursive=True))
 
-    def fetch_newer(self, folder: Path) -> None:
-        """Fetch the newest copy to the run's folder, unless that is as new. Called by one process.
+    def fetch_newer(self, folder: Path, than: int = -1) -> bool:
+        """Fetch the newest copy to the run's folder, if it is of a later step than this one. Called by one process.
+
+        Files that an interrupted fetch has brought are not fetched again; a checkpoint here of the same step, which is
+        damaged, is set aside.
+
+        Returns:
+            Whether there was one.
 
         Raises:
             MirrorAway: the store cannot be used.
             InputError: the copy lists a file outside of its folder or is not one of ours.
         """
-        steps, here = self.steps(), newest_first(folder)
-        if not steps or (here and here[0].step >= steps[0]):
-            return
-        name = f"step-{steps[0]:08d}"
+        newest = max(self.steps(), default=-1)
+        temporary = folder / f".fetching-step-{newest:08d}.{socket.gethostname()}"
+        for leftover in folder.glob(".fetching-*"):
+            if newest <= than or leftover != temporary:
+                shutil.rmtree(leftover)
+        if newest <= than:
+            return False
+        name = f"step-{newest:08d}"
         _log.info("fetching %s from %s", name, self.url)
-        temporary = folder / f".{name}.{socket.gethostname()}.writing"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        temporary.mkdir(parents=True, exist_ok=True)
         mark = self._read(name, PROGRESS) or b""
-        for file, size in _files(mark, f"{self.url}/{name}").items():
-            source, target = f"{self._root}/{name}/{file}", str(temporary / file)
-            self._ask(partial(self._fs.get_file, source, target), size)
+        for file, stamp in _files(mark, f"{self.url}/{name}").items():
+            source, target = f"{self._root}/{name}/{file}", temporary / file
+            if not target.exists() or stamp_of(target) != stamp:
+                self._ask(partial(self._fs.get_file, source, str(target)), stamp.size)
+                sync_file(target)
         if (rollbacks := self._read(name, ROLLBACKS)) is not None:
             (temporary / ROLLBACKS).write_bytes(rollbacks)
+            sync_file(temporary / ROLLBACKS)
         (temporary / PROGRESS).write_bytes(mark)
+        sync_file(temporary / PROGRESS)
         checkpoint = open_checkpoint(temporary)
         damage = checkpoint.damage() if checkpoint else f"{PROGRESS} cannot be read"
         if damage:
             shutil.rmtree(temporary)
             raise InputError(f"{self.url}/{name}: {damage}; remove that copy, or checkpoint.mirror, and try again")
+        if (folder / name).exists():
+            set_aside(folder / name)
         os.replace(temporary, folder / name)
+        sync_folder(folder)
+        return True
 
     def _read(self, name: str, file: str) -> bytes | None:
         """A small file of a copy; None if there is no such file."""
@@ -185,14 +211,14 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _files(mark: bytes, where: str) -> dict[str, int]:
-    """Sizes in bytes of the files that a mark lists, by name."""
+def _files(mark: bytes, where: str) -> dict[str, FileStamp]:
+    """The files that a mark lists, by name."""
     try:
-        stamps = json.loads(mark)["files"]
-        sizes = {name: int(stamp["size"]) for name, stamp in stamps.items()}
+        listed = json.loads(mark)["files"]
+        stamps = {name: FileStamp(int(stamp["size"]), str(stamp["sha256"])) for name, stamp in listed.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{where}: {PROGRESS} cannot be read; remove that copy") from error
-    for name in sizes:
+    for name in stamps:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise InputError(f"{where}: {PROGRESS} lists {name!r}, which is not a checkpoint file; remove that copy")
-    return sizes
+    return stamps

@@ -191,7 +191,7 @@ class Saver:
         self._verify()
         publish(temporary, progress, files)
         try:
-            remove_old(self.folder, keep=self.keep, keep_every=self.keep_every)
+            remove_old(self.folder, published=progress["step"], keep=self.keep, keep_every=self.keep_every)
         except OSError as error:
             _log.warning("saved step %d, but could not remove an older checkpoint: %s", progress["step"], error)
 

@@ -31,10 +31,22 @@ _log = logging.getLogger(__name__)
 def agree_on_latest(folder: Path, device: torch.device) -> Checkpoint | None:
     """The newest checkpoint whose files are intact, the same one on all ranks; None for a new run.
 
-    The ranks share the work of comparing checksums. A damaged checkpoint is named in a warning and skipped.
-
     Raises:
         InputError: there are checkpoints, but all of them are damaged.
+
+    Collectives: those of `newest_whole`.
+    """
+    checkpoint, complaint = newest_whole(folder, device)
+    if complaint and checkpoint is None:
+        raise InputError(f"{complaint}: no whole checkpoint is left; restore one, or remove {folder} to start over")
+    return checkpoint
+
+
+def newest_whole(folder: Path, device: torch.device) -> tuple[Checkpoint | None, str]:
+    """The newest checkpoint whose files are intact, the same one on all ranks, and what is wrong with the last one that
+    was found damaged before it.
+
+    The ranks share the work of comparing checksums. A damaged checkpoint is named in a warning and skipped.
 
     Collectives: every rank must call it; one broadcast, and one all-reduce per checkpoint that is checked.
     """
@@ -50,17 +62,14 @@ def agree_on_latest(folder: Path, device: torch.device) -> Checkpoint | None:
             other = "" if checkpoint.step == step else f"progress.json is of step {checkpoint.step}"
             damage = other or checkpoint.damage(rank(), world_size())
         if damage:
-            complaint = f"{path}: {damage}"
-            _log.warning("damaged checkpoint, falling back to the one before. %s", complaint, extra={"all_ranks": True})
+            found = f"{path}: {damage}"
+            _log.warning("damaged checkpoint, falling back to the one before. %s", found, extra={"all_ranks": True})
         damaged = torch.tensor(float(bool(damage)), device=device)
         dist.all_reduce(damaged)
         if not damaged:
-            return checkpoint
-    if steps[0]:
-        raise InputError(
-            f"{complaint or folder}: no whole checkpoint is left; restore one, or remove {folder} to start over"
-        )
-    return None
+            return checkpoint, complaint
+        complaint = f"{path}: {damage}" if damage else str(path)
+    return None, complaint
 
 
 def shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:

@@ -33,7 +33,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from largescale.checkpoint import sharded
 from largescale.checkpoint.folder import Checkpoint, clear_leftovers
 from largescale.checkpoint.mirror import Mirror
 from largescale.config import Config, flatten, to_yaml
@@ -106,9 +105,7 @@ class RunFolder:
         """
         if rank() == 0:
             clear_leftovers(self.checkpoints)
-        if self._mirror is not None:
-            on_rank_0(partial(resume.fetch_newer, self._mirror, self.checkpoints))
-        checkpoint = self._resumed = sharded.agree_on_latest(self.checkpoints, self._device)
+        checkpoint = self._resumed = resume.newest_checkpoint(self.checkpoints, self._mirror, self._device)
         if checkpoint is None:
             self._init = first_weights(engine, self.config, self._device)
             self._mask = take_mask(engine, self.config, None)
@@ -277,10 +274,10 @@ class RunFolder:
 
     def _goes_back(self, step: int, batch: Batch, trouble: str) -> bool:
         """Leave out the data that led to a bad step, if the run may still do so; True if the run is to go back."""
-        number = len(self.rollbacks.rows()) + 1
+        number = self.rollbacks.number() + 1
         if number > self.config.train.max_rollbacks:
             return False
-        checkpoint = sharded.agree_on_latest(self.checkpoints, self._device)
+        checkpoint = resume.newest_checkpoint(self.checkpoints, self._mirror, self._device)
         if checkpoint is None:
             return False
         _log.warning(

@@ -6,15 +6,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from largescale.checkpoint import sharded
-from largescale.checkpoint.folder import Checkpoint, newest_first
+from largescale.checkpoint.folder import Checkpoint, make_newest
 from largescale.checkpoint.mirror import Mirror, MirrorAway, OfAnotherRun
 from largescale.config import Config, flatten, values_saved_before
 from largescale.data import order
 from largescale.data.supports import parts_of
 from largescale.parallel.batchnorm import batchnorm_images
 from largescale.parallel.engine import Engine
-from largescale.processes import rank, world_size
+from largescale.processes import from_rank_0, on_rank_0, rank, world_size
 from largescale.run import init_from
 from largescale.run.advice import instead_of_changing, new_run
 from largescale.run.same_run import changed_setting
@@ -23,25 +25,54 @@ from shards.ground.errors import InputError
 _log = logging.getLogger(__name__)
 
 
-def fetch_newer(mirror: Mirror, checkpoints: Path) -> None:
-    """Fetch checkpoints from the mirror that are newer than those here, if any.
+def newest_checkpoint(checkpoints: Path, mirror: Mirror | None, device: torch.device) -> Checkpoint | None:
+    """The checkpoint to continue from, the same one on all ranks: the newest whole one here, or in the mirror if that
+    has a later step; None for a new run. Damaged ones that are newer are set aside.
+
+    Raises:
+        InputError: all are damaged, and the mirror has none; or as `_fetch_newer`.
+
+    Collectives: every rank must call it; those of `agree_on_latest`, twice if one is fetched, and two broadcasts.
+    """
+    if mirror is None:
+        checkpoint = sharded.agree_on_latest(checkpoints, device)
+    else:
+        checkpoint, _ = sharded.newest_whole(checkpoints, device)
+        fetched: list[bool] = []
+        than = checkpoint.step if checkpoint else -1
+        on_rank_0(lambda: fetched.append(_fetch_newer(mirror, checkpoints, than)))
+        if checkpoint is None or from_rank_0(fetched):
+            checkpoint = sharded.agree_on_latest(checkpoints, device)
+    if checkpoint is not None:
+        on_rank_0(lambda: _make_newest(checkpoint))
+    return checkpoint
+
+
+def _make_newest(checkpoint: Checkpoint) -> None:
+    for aside in make_newest(checkpoint):
+        _log.warning("%s: damaged; this run never reads it again, so it may be removed", aside)
+
+
+def _fetch_newer(mirror: Mirror, checkpoints: Path, than: int) -> bool:
+    """Fetch the newest checkpoint from the mirror, if it is later than this step; returns whether it was.
 
     Raises:
         InputError: the mirror is another run's; or it is away, and there is nothing here to go on from.
     """
     try:
-        mirror.fetch_newer(checkpoints)
+        return mirror.fetch_newer(checkpoints, than)
     except OfAnotherRun as error:
         raise InputError(f"checkpoint.mirror={mirror.url}: {error}") from error
     except MirrorAway as error:
         away = f"checkpoint.mirror={mirror.url}: cannot be read ({error})"
-        if not newest_first(checkpoints):
+        if than < 0:
             raise InputError(
-                f"{away}, and {checkpoints} is empty: if there are copies of this run, it would start "
+                f"{away}, and {checkpoints} holds no whole checkpoint: if there are copies of this run, it would start "
                 f"without them; check the URL, the network and the credentials, or pass checkpoint.mirror=''"
             ) from error
         # At worst another machine had come further, and those steps are done again, with the same result.
         _log.warning("%s; continuing from the newest checkpoint in %s", away, checkpoints)
+        return False
 
 
 def check_same_run(checkpoint: Checkpoint, config: Config, fingerprint: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from largescale.checkpoint.folder import find_latest, newest_first, remove_old, stamp_of
+from largescale.checkpoint.folder import find_latest, make_newest, newest_first, open_checkpoint, remove_old, stamp_of
 from largescale.run.init_from import source_of
 from tests.helpers.permissions import as_nobody
 
@@ -43,8 +43,23 @@ def test_copies_under_other_names_are_not_the_newest(folder):
     assert find_latest(folder / "step-best") is None
 
 
+def test_the_one_just_published_is_left_whatever_is_newer(folder):
+    remove_old(folder, published=10, keep=1, keep_every=0)
+    assert [checkpoint.step for checkpoint in newest_first(folder)] == [10**8, 10]
+
+
+def test_what_a_run_cannot_continue_from_is_none_of_its_checkpoints(folder):
+    shutil.rmtree(folder / "step-00000099")
+    for time in (1, 2):
+        [aside] = make_newest(open_checkpoint(folder / "step-00000010"))
+        assert aside == folder / f"step-100000000.damaged-{time}" and aside.is_dir()
+        assert [checkpoint.step for checkpoint in newest_first(folder)] == [10, 5]
+        assert (folder / "latest").read_text() == "step-00000010\n"
+        saved(folder, 10**8)
+
+
 def test_copies_under_other_names_are_neither_counted_nor_removed(folder):
-    remove_old(folder, keep=2, keep_every=0)
+    remove_old(folder, published=10**8, keep=2, keep_every=0)
     assert [checkpoint.step for checkpoint in newest_first(folder)] == [10**8, 10]
     assert (folder / "step-best").is_dir() and (folder / "step-00000005.old").is_dir()
 

@@ -1,7 +1,4 @@
-"""What belongs to another run is neither continued nor replaced, wherever it lies.
-
-Covers: largescale/run/resume.py
-"""
+"""What belongs to another run is neither continued nor replaced, wherever it lies."""
 
 from __future__ import annotations
 

@@ -1,0 +1,104 @@
+"""Which checkpoint a run continues from, here or in the mirror, where some are damaged."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from largescale.checkpoint.folder import newest_first
+from largescale.checkpoint.mirror import Mirror
+from largescale.checkpoint.saver import Saver
+from largescale.run.resume import newest_checkpoint
+from shards.ground.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(one_process, tmp_path) -> Path:
+    """Checkpoints of steps 10 and 20."""
+    saver = Saver(tmp_path / "checkpoints", keep=3, keep_every=0, background=False, device=CPU)
+    for step in (10, 20):
+        saver.save({"model.a": torch.ones(30)}, {"step": step}, until_update=set())
+    return saver.folder
+
+
+@pytest.fixture
+def mirror(folder, tmp_path) -> Mirror:
+    """A store that has both."""
+    shutil.copytree(folder, tmp_path / "store", ignore=shutil.ignore_patterns("latest"))
+    return Mirror(f"file://{tmp_path}/store")
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+    [piece] = checkpoint.glob("*.safetensors")
+    content = bytearray(piece.read_bytes())
+    content[-1] ^= 1
+    piece.write_bytes(content)
+
+
+def garble_the_mark(checkpoint: Path) -> None:
+    (checkpoint / "progress.json").write_text("{")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, garble_the_mark])
+@pytest.mark.parametrize("steps", [[20], [10, 20]])
+def test_what_is_damaged_here_comes_from_the_mirror(folder, mirror, damage, steps):
+    for step in steps:
+        damage(folder / f"step-{step:08d}")
+    found = newest_checkpoint(folder, mirror, CPU)
+    assert found.step == 20 and not found.damage()
+    assert names(folder) == ["latest", "step-00000010", "step-00000020", "step-00000020.damaged-1"]
+    again = newest_checkpoint(folder, mirror, CPU)
+    assert again == found and len(names(folder)) == 4
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, garble_the_mark])
+def test_without_a_mirror_the_one_before_is_the_newest(folder, damage, caplog):
+    damage(folder / "step-00000020")
+    assert newest_checkpoint(folder, None, CPU).step == 10
+    assert names(folder) == ["latest", "step-00000010", "step-00000020.damaged-1"]
+    assert (folder / "latest").read_text() == "step-00000010\n"
+    assert "step-00000020.damaged-1: damaged; this run never reads it again" in caplog.text
+
+
+def test_where_all_are_damaged_everything_stays_and_the_mirror_is_asked(folder, mirror, tmp_path):
+    for step in (10, 20):
+        flip_a_bit(folder / f"step-{step:08d}")
+    before = names(folder)
+    with pytest.raises(InputError, match="no whole checkpoint is left"):
+        newest_checkpoint(folder, None, CPU)
+    shutil.rmtree(tmp_path / "store" / "step-00000010")
+    shutil.rmtree(tmp_path / "store" / "step-00000020")
+    with pytest.raises(InputError, match="no whole checkpoint is left"):
+        newest_checkpoint(folder, mirror, CPU)
+    assert names(folder) == before
+
+
+def test_a_fetch_goes_on_where_it_was_interrupted(folder, mirror, tmp_path, monkeypatch):
+    saver = Saver(tmp_path / "store", keep=3, keep_every=0, background=False, device=CPU)
+    saver.save({f"model.{name}": torch.ones(2**10) for name in "ab"}, {"step": 30}, until_update=set())
+    source = next((tmp_path / "store" / "step-00000030").glob("*.safetensors"))
+    shutil.rmtree(folder)
+    get_file, fetched = mirror._fs.get_file, []
+
+    def killed(*words: object) -> None:
+        get_file(*words)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mirror._fs, "get_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        newest_checkpoint(folder, mirror, CPU)
+    [part] = names(folder)
+    monkeypatch.setattr(mirror._fs, "get_file", lambda *words: (fetched.append(words), get_file(*words)))
+    (folder / ".fetching-step-00000007.elsewhere").mkdir()
+    assert newest_checkpoint(folder, mirror, CPU).step == 30
+    assert part.startswith(".fetching-step-00000030") and not fetched and source.exists()
+    assert names(folder) == ["step-00000030"] and [one.step for one in newest_first(folder)] == [30]
