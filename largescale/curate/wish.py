@@ -116,5 +116,8 @@ class Wish:
         ):
             if value < least:
                 raise InputError(f"{name}={value}: expected {least} or more")
+        for name, value, usual in (("--rounds", self.rounds, Wish.rounds), ("--nearest", self.nearest, Wish.nearest)):
+            if value != usual and len(self.levels) < 2:
+                raise InputError(f"{name}={value}: needs two --levels or more, since the first is not resampled")
         if self.coarse > num_images or (self.levels and self.coarse > self.levels[0]):
             raise InputError(f"--coarse={self.coarse}: expected at most as many as images and as the first of --levels")

@@ -192,7 +192,7 @@ def first_layers(head: nn.Module, number: int) -> nn.Sequential:
     starts = [place for place, layer in enumerate(head) if isinstance(layer, nn.Linear)]
     if number > len(starts):
         raise InputError(f"its head has {len(starts)} linear layers; expected 0 (the backbone) to {len(starts)}")
-    return head[: [*starts, len(head)][number]] if number else nn.Sequential()
+    return nn.Sequential(*list(head)[: [*starts, len(head)][number] if number else 0])
 
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}

@@ -116,7 +116,12 @@ def picture(reader: ShardReader, sample_id: int) -> Image.Image:
     try:
         return to_pil_image(decode(reader.read(sample_id), max_pixels=1 << 28))
     except (SampleError, InputError):  # an image, or a whole shard
-        return Image.new("RGB", (28, 28), "#cccccc")
+        return no_picture()
+
+
+def no_picture() -> Image.Image:
+    """What stands for an image that is not there: grey."""
+    return Image.new("RGB", (28, 28), "#cccccc")
 
 
 def data_url(image: Image.Image) -> str:

@@ -265,6 +265,8 @@ def test_what_is_left_may_be_less_than_the_target(features, tmp_path):
         ("--levels 9 --shards s3://bucket/pile", "--shards=s3://bucket/pile: expected a folder"),
         ("--dedup 1.5", "expected 0 or more, below 1"),
         ("--dedup 0.1 --dedup-fraction 0.2", "choose one, the other follows from it"),
+        ("--levels 9 --rounds 3", "--rounds=3: needs two --levels or more"),
+        ("--dedup 0.1 --nearest 3", "--nearest=3: needs two --levels or more"),
         ("--levels 9 --leaves far", "--leaves=far: expected random or nearest"),
         ("--levels 9 --repeat 0", "--repeat=0: expected 1 or more"),
         ("--levels 9 --coarse 10", "--coarse=10: expected at most as many"),

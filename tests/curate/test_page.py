@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from largescale.curate.command import Places, curate
+from largescale.curate.embeddings import read_embeddings
+from largescale.curate.pictures import Pictures
 from largescale.curate.wish import Wish
 from largescale.data.corpora import Corpus
 from largescale.data.reader import ShardReader
-from largescale.report.gallery import data_url, picture
+from largescale.report.gallery import data_url, no_picture, picture
 from shards.format.manifest import read_manifest
 from tests.helpers.browser import SCREENS, check_structure, on_screens
 from tests.helpers.piles import long_tail, write_features
@@ -58,6 +60,17 @@ def test_without_pictures_it_says_how_to_have_some(tmp_path):
     page = page_of(write_features(tmp_path / "features", long_tail(200)), tmp_path / "out", Wish(epsilon=1e-4))
     check_structure(page)
     assert "For pictures pass --shards DIR" in page and "<figure" not in page and "coarse clusters" in page
+
+
+def test_an_image_whose_file_has_no_thumbnails_is_grey(tmp_path):
+    write_features(tmp_path / "with", long_tail(30), of_shard=10, thumbnails=8)
+    write_features(tmp_path / "without", long_tail(30), of_shard=10)
+    for place in range(3):  # of the second shard alone
+        name = f"pile-{place:06d}.parquet"
+        (tmp_path / ("with" if place == 1 else "without") / name).rename(tmp_path / name)
+    pictures, grey = Pictures(read_embeddings(tmp_path), None), data_url(no_picture())
+    assert pictures.are_there
+    assert [pictures.url(sample) == grey for sample in (9, 10, 19, 20)] == [True, False, False, True]
 
 
 def test_pictures_come_from_the_shards_that_are_passed(shard_folder, tmp_path):

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from largescale.checkpoint.foreign import load_backbone
+from largescale.methods.dino import Projection
 from largescale.models.backbones import build_backbone
 from largescale.models.image_classifier import (
     ImageClassifier,
@@ -72,6 +73,8 @@ def test_the_first_layers_of_a_head_end_before_the_next_linear_one():
     by_hand = torch.relu(head[1](x @ head[0].weight.T))
     torch.testing.assert_close(first_layers(head, 1)(x), by_hand)
     assert first_layers(head, 1)[0] is head[0]
+    of_its_own = Projection(4, [8], 2)  # made of widths, not of layers
+    assert described(first_layers(of_its_own, 1)) == ["linear 4 8 bias", "gelu"]
     with pytest.raises(InputError, match=re.escape("has 3 linear layers; expected 0 (the backbone) to 3")):
         first_layers(head, 4)
     with pytest.raises(InputError, match="its head is a Linear, not a sequence"):
