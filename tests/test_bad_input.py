@@ -14,7 +14,7 @@ import pytest
 
 from largescale.cli import main
 from largescale.evaluate.protocols import PROTOCOLS
-from tests.helpers.commands import TINY, run_python
+from tests.helpers.commands import ROOT, TINY, run_python
 from tests.helpers.launcher import run_largescale
 
 pytestmark = pytest.mark.slow
@@ -74,6 +74,16 @@ def copied_shards(shard_folder: Path, tmp_path: Path) -> Path:
 )
 def test_configuration(pretrain_error, tiny_overrides, override, expected):
     assert expected in pretrain_error(tiny_overrides(override))
+
+
+@pytest.mark.parametrize("batch, accumulate", [(1, 1), (2, 2)])
+def test_batchnorm_of_a_single_image(capsys, shard_folder, tmp_path, batch, accumulate):
+    one = [f"train.global_batch={batch}", f"train.accumulate={accumulate}", "data.streams=1", "data.workers=0"]
+    places = [f"data.shards={shard_folder}", f"run.dir={tmp_path}", "model.width=4", "train.steps=1"]
+    assert main(["pretrain", str(ROOT / "configs/small/byol.yaml"), *places, *one]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    begins = f"error: train.global_batch={batch}, train.accumulate={accumulate} on 1 rank: BatchNorm has no statistics"
+    assert lines[-1].startswith(begins) and not any("Traceback" in line for line in lines)
 
 
 def test_fewer_samples_than_a_batch(pretrain_error, tiny_overrides):

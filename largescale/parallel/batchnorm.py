@@ -6,6 +6,8 @@ the fused kernels of ordinary BatchNorm, so it costs little more than those. On 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +22,9 @@ from shards.ground.errors import InputError
 
 STATISTICS = "BatchNorm's statistics"
 """Their name among exchanges."""
+
+_ALONE = "Expected more than 1 value per channel"
+"""How torch begins to say that a channel has a single value."""
 
 
 class _SyncBatchNorm(torch.autograd.Function):
@@ -194,6 +199,27 @@ def batchnorm_group(config: Config) -> dist.ProcessGroup | None:
             f"({batchnorm_images(config, 0, ranks):g} images), a divisor or all ranks"
         )
     return dist.new_subgroups(size, timeout=collective_timeout(config.run.hang_timeout_s))[0]
+
+
+@contextmanager
+def enough_rows(config: Config) -> Iterator[None]:
+    """Says what to set where a single image is all that BatchNorm in a head has, of which there are no statistics.
+
+    Raises:
+        InputError: that, in place of torch's ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith(_ALONE):
+            raise
+        batch, accumulate, ranks = config.train.global_batch, config.train.accumulate, world_size()
+        alone = ranks > 1 and not config.parallel.sync_batchnorm
+        raise InputError(
+            f"train.global_batch={batch}, train.accumulate={accumulate} on {ranks} rank{'s' * (ranks > 1)}: BatchNorm "
+            f"has no statistics of a single image; raise train.global_batch or lower train.accumulate"
+            f"{', or set parallel.sync_batchnorm=true' * alone}"
+        ) from error
 
 
 def batchnorm_images(config: Config, size: int, ranks: int) -> float:

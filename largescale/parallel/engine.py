@@ -25,6 +25,7 @@ from largescale.methods.method import Method, Output
 from largescale.models.unit_rows import normalize_rows_
 from largescale.optim.lars import as_stored, local_piece, norms, shard_group
 from largescale.optim.roles import MAIN, moved_by_others, parameters_with, set_rates
+from largescale.parallel.batchnorm import enough_rows
 from largescale.parallel.clipping import GradientPieces, clip_each
 from largescale.parallel.masks import own_piece
 from largescale.parallel.precision import LossScale, views_dtype
@@ -76,7 +77,7 @@ class Engine:
         device: torch.device,
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
-        self.wrapped, self.method, self.optimizer = wrapped, method, optimizer
+        self.wrapped, self.method, self.optimizer, self._config = wrapped, method, optimizer, config
         self.accumulate, self.autocast_dtype = config.train.accumulate, autocast_dtype
         self._loss_over_batch = config.train.loss_spans == "global_batch" and self.accumulate > 1
         self._views_dtype = views_dtype(config)
@@ -138,7 +139,7 @@ class Engine:
 
     def _call(self, *arguments: object) -> Any:
         """Call the method in its precision; every call casts the weights again, with or without a graph."""
-        with self._autocast():
+        with self._autocast(), enough_rows(self._config):
             return self.wrapped(*arguments)
 
     def _together(self, outputs: list[Output]) -> Output:
