@@ -7,6 +7,7 @@ ends as if nothing had happened.
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from contextlib import closing
@@ -48,8 +49,12 @@ from largescale.run.start import start_in_status
 _log = logging.getLogger(__name__)
 
 
-def pretrain(config: Config) -> None:
+def pretrain(config: Config, started: float | None = None) -> None:
     """Train the configured method to its last step, or from its last checkpoint to there.
+
+    Args:
+        config: of the run.
+        started: when its time limit began (seconds since 1970), if that was before.
 
     Raises:
         InputError: configuration, shards or run folder cannot be used as they are.
@@ -59,7 +64,7 @@ def pretrain(config: Config) -> None:
 
     Collectives: every rank that torchrun started must call it.
     """
-    started = time.time()
+    started = time.time() if started is None else started
     stopping.check_job_time(config.run.stop_before_s)
     waits = (config.run.hang_timeout_s, config.run.join_timeout_s)
     with memory_advice(config), process_group(*waits, loading=num_loading(config)) as device:
@@ -70,6 +75,8 @@ def pretrain(config: Config) -> None:
         with lease_of(config) as lease, start_in_status(lease):
             check_shared(lease.run_dir)
             while not _train(config, device, started, lease):
+                gc.collect()  # an engine is a circle of references; the next one would be beside it
+                torch.cuda.empty_cache()
                 _log.warning("going back to the last checkpoint")
 
 
@@ -126,8 +133,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                 watchdog.beat(f"step {step}: forward and backward")
                 output = engine.forward_backward(views, step, objective)
                 check = engine.check(views, output.loss, stop=bool(stop_reason))
-                looked_at = objective == objectives[-1]
-                if trouble := check.trouble or (looked_at and spikes.look(check.grad_norm, objective)):
+                if trouble := check.trouble or spikes.look(check.grad_norm, objective):
                     run.stop_or_go_back(step, batch, output, trouble, rates=rates, beat=watchdog.beat)
                     return False
                 watchdog.beat(f"step {step}: update")

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ from largescale.prune.page import PAGE, write_page
 from largescale.prune.record import OWN_KEYS
 from largescale.prune.rewind import kept_step
 from largescale.prune.rounds import Pruning, Round
-from largescale.prune.same_network import require_same_backbone, require_same_settings
+from largescale.prune.same_network import require_same_backbone, require_same_settings, require_same_start
 from largescale.prune.trained import last_checkpoint
 from largescale.prune.wish import MASKS, WEIGHTS, Wish
 from largescale.run.status import COMPLETE, status_of
@@ -86,6 +87,7 @@ def prune(places: Places, wish: Wish, *, protocols: Sequence[str] = (), override
 
     Collectives: every rank must call it.
     """
+    started = time.time()  # one time limit for all rounds
     pruning = _begin(places, wish, protocols, list(overrides))
     _measure(pruning, pruning.run, protocols, overrides)
     for one in pruning.rounds():
@@ -96,7 +98,7 @@ def prune(places: Places, wish: Wish, *, protocols: Sequence[str] = (), override
             if todo:
                 one.prepare()
         if todo:
-            pretrain(one.config)
+            pretrain(one.config, started)
         _measure(pruning, one.folder, protocols, overrides)
     with _together(pruning):
         on_rank_0(lambda: _write_curve(pruning))
@@ -179,6 +181,8 @@ def _check(places: Places, wish: Wish, config: Config, trained: Checkpoint, devi
     record.compare(out, now)
     if rewound is not None:
         require_same_settings(rewound, precision.resolve(config, device))
+    elif wish.random != WEIGHTS:
+        require_same_start(trained, config)
     pruning = Pruning(run, out, masks, trained, rewound, wish, config)
     if masks is not None:
         check_masks(pruning)

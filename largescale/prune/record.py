@@ -9,10 +9,10 @@ from typing import Any
 from largescale.checkpoint.folder import Checkpoint
 from largescale.config import Config, flatten, free_keys
 from largescale.prune.wish import Wish
+from largescale.run.table import PRUNING as RECORD
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write
 
-RECORD = "pruning.json"
 VERSION = 1
 """To be raised when the same run and settings give other masks."""
 

@@ -18,6 +18,7 @@ from largescale.config import Config
 from largescale.processes import barrier, from_rank_0, on_rank_0, rank, together
 from largescale.prune.find import convolutions, smaller, weights_of
 from largescale.prune.rewind import write_rewound
+from largescale.prune.same_network import first_weights_of
 from largescale.prune.trained import last_checkpoint
 from largescale.prune.wish import MASKS, WEIGHTS, Wish
 from shards.ground.errors import InputError
@@ -97,6 +98,8 @@ class Round:
         if wish.random == WEIGHTS:
             base = replace(base, init_from="", run=replace(base.run, seed=base.run.seed + _OTHER_SEED))
             model = replace(model, weights="")
+        elif self.of.rewound is None:
+            base = replace(base, init_from=first_weights_of(self.of.trained, base))
         mirror = base.checkpoint.mirror and f"{base.checkpoint.mirror}/{self.of.out.name}/{self.folder.name}"
         return replace(
             base,

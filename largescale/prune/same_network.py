@@ -1,13 +1,15 @@
-"""What settings for the training of rounds may not replace: the network, and with rewinding whatever a run cannot
-change when it goes on.
+"""What rounds have in common with the run that is pruned: the network, with rewinding whatever a run cannot change when
+it goes on, and without it the weights that it began from.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from largescale.checkpoint.folder import Checkpoint
+from largescale.checkpoint.folder import Checkpoint, open_checkpoint
 from largescale.config import Config, flatten, values_saved_before
+from largescale.run.init_from import sha256_of
 from largescale.run.same_run import changed_setting
 from shards.ground.errors import InputError
 
@@ -42,6 +44,35 @@ def require_same_settings(rewound: Checkpoint, config: Config) -> None:
             f"{key}={flatten(config)[key]}: --rewind={rewound.step} goes on with what the run was trained with there, "
             f"which is {before[key]}; leave one of them out"
         )
+
+
+def first_weights_of(trained: Checkpoint, config: Config) -> str:
+    """`init_from` of rounds that begin as the run did: the very checkpoint, where that names a run that may have gone
+    on since.
+    """
+    began = trained.progress.get("init", {})
+    return str(began["checkpoint"]) if _began_there(began, config) else config.init_from
+
+
+def require_same_start(trained: Checkpoint, config: Config) -> None:
+    """Check that the weights which the run began from are still there.
+
+    Raises:
+        InputError: they are gone, or others.
+    """
+    began = trained.progress.get("init", {})
+    if _began_there(began, config):
+        source = open_checkpoint(Path(began["checkpoint"]).expanduser())
+        if source is None or sha256_of(source) != began["sha256"]:
+            what = "is gone" if source is None else "has other weights by now"
+            raise InputError(
+                f"init_from={config.init_from}: the run that is pruned began from {began['checkpoint']}, which {what}; "
+                f"restore it, rewind to a kept step (--rewind), or pass another init_from"
+            )
+
+
+def _began_there(began: dict[str, Any], config: Config) -> bool:
+    return bool(config.init_from) and began.get("init_from") == config.init_from
 
 
 def _before(checkpoint: Checkpoint, config: Config) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def take_weights(engine: Engine, config: Config, device: torch.device) -> dict[s
         "init_from": config.init_from,
         "checkpoint": str(checkpoint.path),
         "step": checkpoint.step,
-        "sha256": _sha256(checkpoint),
+        "sha256": sha256_of(checkpoint),
         "of": teacher or "all",
         "taken": len(taken),
         "not_taken": [name.removeprefix("model.") for name in differ],
@@ -206,6 +206,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "none" if shape is None else str(list(shape))
 
 
-def _sha256(checkpoint: Checkpoint) -> str:
+def sha256_of(checkpoint: Checkpoint) -> str:
+    """Of the checksums of its files; reads no weights."""
     files = checkpoint.progress["files"]
     return hashlib.sha256("".join(f"{name} {files[name]['sha256']}\n" for name in sorted(files)).encode()).hexdigest()

@@ -18,6 +18,8 @@ from shards.ground.errors import InputError, line_of
 
 _SIGNS = (STATUS, METRICS, "checkpoints")
 """What tells the folder of a run from others."""
+PRUNING = "pruning.json"
+"""What `largescale prune` writes into a folder of rounds, each of which is a run."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def table(rows: list[RunRow]) -> str:
 def _run_folders(folder: Path) -> Iterator[Path]:
     for path, folders, files in os.walk(folder):
         if any(sign in files or sign in folders for sign in _SIGNS):
-            folders.clear()  # a run holds no others but its former ones
+            # A run holds no others but its former ones, and the rounds of prunings.
+            folders[:] = [name for name in folders if Path(path, name, PRUNING).is_file()]
             yield Path(path)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
 

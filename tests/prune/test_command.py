@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from largescale.distributed import stopping
 from largescale.evaluate.protocols import check_settings
 from largescale.prune import command, find
 from largescale.prune.trained import last_checkpoint
+from largescale.prune.wish import Wish
 from tests.helpers.prunings import HALF, weights_written
 from tests.helpers.ranks import run_ranks
 
@@ -55,6 +58,26 @@ def test_each_protocol_gets_its_own_settings(run, pruned, say, monkeypatch):
     assert called == 2 * [("linear", keys[1:]), ("finetune", [keys[0], keys[2]])]
     for protocol, overrides in called:
         check_settings(protocol, overrides)
+
+
+def test_all_rounds_share_one_time_limit(monkeypatch):
+    pruning = SimpleNamespace(rounds=lambda: iter([one, one]), run=Path(), out=Path())
+    one = SimpleNamespace(number=1, folder=Path(), config="config", prepare=lambda: None)
+    started = []
+    for name, value in {
+        "_begin": lambda *_: pruning,
+        "_together": lambda _: nullcontext(),
+        "_is_complete": lambda _: False,
+        "_write_curve": lambda _: None,
+        "_measure": lambda *_: None,
+        "leave_together": lambda _: None,
+        "points_of": lambda *_: [],
+        "told": lambda _: "",
+        "pretrain": lambda config, since: started.append(since),
+    }.items():
+        monkeypatch.setattr(command, name, value)
+    command.prune(command.Places(Path()), Wish())
+    assert len(started) == 2 and started[0] == started[1] > 0
 
 
 def on_two_ranks(run: Path) -> tuple[list[str], str, int]:

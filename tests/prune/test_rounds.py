@@ -14,11 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from largescale.checkpoint.folder import Checkpoint
+from largescale.checkpoint.folder import Checkpoint, find_latest
+from largescale.checkpoint.saver import Saver
 from largescale.config import load_config
 from largescale.prune import command
 from largescale.prune.rounds import Pruning, Round
+from largescale.prune.same_network import require_same_start
 from largescale.prune.wish import Wish
+from largescale.run.init_from import sha256_of
+from shards.ground.errors import InputError
 from tests.helpers.commands import TINY
 from tests.helpers.prunings import HALF, by_torch, left, masks_of, spoil, state_of, weights_written
 
@@ -101,6 +105,26 @@ def test_rounds_follow_from_no_earlier_step_than_the_last(run, pruned, tmp_path,
     shutil.rmtree(last)
     code, said = say(*words)
     assert code == 0 and weights_written(out) == weights_written(pruned)
+
+
+def test_rounds_begin_from_the_weights_that_the_run_began_from(one_process, tmp_path):
+    saver = Saver(tmp_path / "other", keep=3, keep_every=0, background=False, device=torch.device("cpu"))
+    saver.save({"model.a": torch.ones(3)}, {"step": 5}, until_update=set())
+    source = find_latest(saver.folder)
+    config = load_config(TINY, ["data.shards=x", "run.dir=y", f"init_from={tmp_path}/run"])
+    init = {"init_from": config.init_from, "checkpoint": str(source.path), "sha256": sha256_of(source)}
+    trained = Checkpoint(Path("y"), {"init": init})
+    for rewound, expected in ((None, str(source.path)), (trained, config.init_from)):
+        pruning = Pruning(Path("y"), Path("y/p"), None, trained, rewound, Wish(), config)
+        assert Round(pruning, 1).config.init_from == expected
+    require_same_start(trained, config)
+    require_same_start(trained, replace(config, init_from="elsewhere"))  # asked for
+    saver.save({"model.a": torch.zeros(3)}, {"step": 5}, until_update=set())
+    with pytest.raises(InputError, match="has other weights by now"):
+        require_same_start(trained, config)
+    shutil.rmtree(source.path)
+    with pytest.raises(InputError, match="is gone"):
+        require_same_start(trained, config)
 
 
 def test_weights_drawn_again_start_from_no_file():

@@ -64,6 +64,14 @@ def test_json_has_what_the_table_shows(runs, capsys):
     assert stopped["loss"] is None and stopped["damage"] == ""
 
 
+def test_rounds_of_a_pruning_are_runs_of_their_own(runs):
+    folder = runs / "deep" / "good" / "pruning"
+    write_status(folder / "round-01", "complete", 5, 5)
+    assert "deep/good/pruning/round-01" not in [row.path for row in runs_below(runs)]
+    (folder / "pruning.json").write_text("{}")
+    assert [row.path for row in runs_below(runs)][1:3] == ["deep/good", "deep/good/pruning/round-01"]
+
+
 def test_a_damaged_result_or_metrics_file_costs_that_number_alone(runs):
     (runs / "deep" / "good" / "eval" / "knn.json").write_text("[]")
     for path in (runs / "deep" / "good" / "eval" / "results").iterdir():
