@@ -22,6 +22,7 @@ from torch.nn.functional import interpolate
 from largescale.config import Config, SoundConfig
 from largescale.config.data_settings import CropGroup
 from largescale.data.batches import BatchMaker, Buffers, Part
+from largescale.data.cache import ShardLost
 from largescale.data.corpora import Corpus
 from largescale.data.decode import REDUCTIONS, EncodedImage
 from largescale.data.loaded import raise_errors
@@ -78,6 +79,7 @@ class CentreCropMaker:
         frames: of each clip, evenly spaced; a sample has as many rows of a batch, one after the other. The one of 1, as
             that of an image, is the one that the index names: in the middle.
         sound: a window of it to read with every frame in the middle; samples without are left out.
+        without_lost: samples of a shard that is lost are unreadable, as in training; else they end it.
     """
 
     facts: Sequence[str] = ()
@@ -91,8 +93,10 @@ class CentreCropMaker:
         keys: bool = False,
         frames: int = 1,
         sound: SoundConfig | None = None,
+        without_lost: bool = False,
     ) -> None:
         assert sound is None or frames == 1
+        self._unreadable = (SampleError, ShardLost) if without_lost else (SampleError,)
         self.reader, self.batches, self.frames, self._keys = ShardReader(corpora), batches, frames, keys
         self.sound, self._windows = sound, SoundWindows(sound, self.reader, config.run.seed) if sound else None
         self._resize, self._margin = config.evaluate.resize, config.data.scaled_decode
@@ -140,7 +144,7 @@ class CentreCropMaker:
             buffers.views[0][0, number].copy_(self.crop(sample_id, number % self.frames))
             if buffers.sounds is not None and self._windows:
                 buffers.sounds[number] = torch.from_numpy(self._windows.in_the_middle(sample_id))
-        except SampleError as error:
+        except self._unreadable as error:
             return str(error)
         return ""
 
@@ -216,11 +220,12 @@ def centre_crops(
     in_process: bool = False,
     frames: int = 1,
     sound: SoundConfig | None = None,
+    without_lost: bool = False,
 ) -> Generator[CentreCrops]:
     """The given batches in order; to be closed if left early.
 
     Args:
-        corpora, config, batches, keys, frames, sound: as of `CentreCropMaker`.
+        corpora, config, batches, keys, frames, sound, without_lost: as of `CentreCropMaker`.
         device: where images go.
         in_process: load in this process, whatever `data.workers` says.
 
@@ -228,7 +233,7 @@ def centre_crops(
         InputError: a shard, or the whole folder, is away.
         OutOfMemory, LoaderDied: a loader process ran out of memory, or ended by itself.
     """
-    maker = CentreCropMaker(corpora, config, batches, keys=keys, frames=frames, sound=sound)
+    maker = CentreCropMaker(corpora, config, batches, keys=keys, frames=frames, sound=sound, without_lost=without_lost)
     on_gpu = device.type == "cuda"
     if not len(maker.places):
         return

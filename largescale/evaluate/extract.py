@@ -105,12 +105,13 @@ def features_of(
     in_process: bool = False,
     frames: int = 1,
     sound: SoundConfig | None = None,
+    without_lost: bool = False,
 ) -> Generator[Extracted]:
     """Features of the given batches of sample ids, in order, of this process alone; to be closed if left early.
 
     Args:
         networks: by name.
-        keys, in_process: as of `centre_crops`.
+        keys, in_process, without_lost: as of `centre_crops`.
         labelled: leave out images without a label.
         frames: of each clip, whose features are averaged; a clip of which one cannot be read is left out.
         sound: windows of it that networks want as well; a clip without one is left out.
@@ -123,7 +124,15 @@ def features_of(
     std = torch.tensor(config.data.std, device=device)[:, None, None]
     waiting: list[_OnItsWay] = []
     source = centre_crops(
-        corpora, config, batches, device, keys=keys, in_process=in_process, frames=frames, sound=sound
+        corpora,
+        config,
+        batches,
+        device,
+        keys=keys,
+        in_process=in_process,
+        frames=frames,
+        sound=sound,
+        without_lost=without_lost,
     )
     with closing(source):
         for crops in source:

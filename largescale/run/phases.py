@@ -81,7 +81,7 @@ class Phases:
             Why the phase was left, for the next start to begin it again; empty if it is done.
 
         Raises:
-            InputError: the shards are away.
+            InputError: the whole folder of shards is away; a shard that is lost is as many images that cannot be read.
             TrainingStopped: embeddings, or what the method makes of them, are not finite.
 
         Collectives: every rank must call it; those of `average_statistics`, of `Engine.embed` and an all-reduce of a
@@ -149,7 +149,8 @@ class Phases:
 
         ids, side = [torch.empty(0, dtype=torch.int64)], self._config.evaluate.size
         skipped: list[dict[str, Any]] = []
-        with closing(features_of(self._corpora, self._config, {"": network}, batches, self._device)) as source:
+        found = features_of(self._corpora, self._config, {"": network}, batches, self._device, without_lost=True)
+        with closing(found) as source:
             for part in source:
                 ids.append(part.crops.ids - own.start)
                 skipped += part.crops.skipped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from largescale.data.centre_crops import CentreCropMaker, centre_crop, centre_cr
 from largescale.data.corpora import Corpus, open_corpus
 from largescale.data.decode import decode
 from shards.cli import main as shards
+from shards.ground.errors import InputError
 from tests.helpers.commands import TINY
 
 CPU = torch.device("cpu")
@@ -76,6 +78,16 @@ def test_reduced_decoding_is_near_and_none_is_exact(photos):
         assert (
             reduced.crop(number).float() - exact.float()
         ).abs().mean() < 2.5  # of 255; a turned one would be far off
+
+
+def test_a_lost_shard_ends_an_evaluation_and_is_left_out_where_it_is_to_be(photos, tmp_path):
+    bad = Path(shutil.copytree(photos, tmp_path / "bad"))
+    next(bad.glob("*.tar")).write_bytes(b"")
+    config, corpus = settings(bad)
+    with pytest.raises(InputError, match="truncated or replaced"):
+        list(centre_crops([corpus], config, [np.arange(4)], CPU))
+    [crops] = centre_crops([corpus], config, [np.arange(4)], CPU, without_lost=True)
+    assert len(crops.images) == 0 and [row["key"] for row in crops.skipped] == all_crops(photos, [np.arange(4)])[1]
 
 
 def test_an_image_that_cannot_be_read_is_named_and_left_out(photos, caplog):

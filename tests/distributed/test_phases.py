@@ -241,6 +241,14 @@ def whatever_may_happen(good: Path, bad: Path) -> dict[str, Any]:
     return found
 
 
+def test_a_lost_shard_costs_a_phase_its_images(one_process, shard_folder, tmp_path):
+    bad = Path(shutil.copytree(shard_folder, tmp_path / "bad"))
+    sorted(bad.glob("*.tar"))[1].write_bytes(b"")
+    _, phases, skipped = phases_of(bad)
+    assert phases.before(0, lambda what: None, nobody) == ""
+    assert len(skipped) == phases.measures()["phase_skipped"] == 40
+
+
 def state_of(engine: Engine) -> dict[str, torch.Tensor]:
     return {name: value.to_local().clone() for name, value in engine.method.state(engine.all_ranks).items()}
 
