@@ -9,12 +9,24 @@ SECTIONS = {"correctness": CORRECTNESS, "speed": SPEED, "planner": PLANNER}
 """By the name that --only takes."""
 
 STRATEGIES = ("ddp", "fsdp", "zero1", "zero2", "zero3", "fairscale")
+OFFLOADED = ("fsdp", "zero2")
 ORACLE = "float64 on the CPU"
 NETWORKS = ("resnet50", "regnet_y_16gf", "regnet_y_128gf")
 
 CASES = [
     Case(CORRECTNESS, ORACLE, "gpu.strategies:oracle", 60),
     *(Case(CORRECTNESS, name, "gpu.strategies:compare", 45, (name,), after=ORACLE) for name in STRATEGIES),
+    *(
+        Case(
+            CORRECTNESS,
+            f"{name} in host memory",
+            "gpu.strategies:compare",
+            45,
+            (name, "parallel.cpu_offload=true"),
+            after=ORACLE,
+        )
+        for name in OFFLOADED
+    ),
     Case(CORRECTNESS, "Every method against float64 on the CPU, relative errors", "gpu.methods:compare", 90),
     Case(CORRECTNESS, "Waiting for the device", "gpu.numerics:steps_that_wait", 30),
     Case(CORRECTNESS, "Saving in the background", "gpu.runs:staging", 45),

@@ -176,14 +176,14 @@ def _oracle_path(context: Context, network: str) -> Path:
     return Path(context.folder) / f"oracle-{network.replace(' ', '-')}.safetensors"
 
 
-def compare(report: Report, context: Context, strategy: str) -> None:
-    """All networks and precisions under one strategy."""
+def compare(report: Report, context: Context, strategy: str, *settings: str) -> None:
+    """All networks and precisions under one strategy, with settings of it."""
     table = "Strategies against float64 on the CPU, relative errors"
     with process_group() as device:
         for name in PRECISIONS:
             for network in NETWORKS[context.small]:
-                what = f"{strategy}, {name}, {network}"
-                overrides = [f"train.precision={name}", f"parallel.strategy={strategy}"]
+                what = ", ".join((strategy, *settings, name, network))
+                overrides = [f"train.precision={name}", f"parallel.strategy={strategy}", *settings]
                 try:
                     losses, weights = train(configuration(context, network, *overrides), device)
                 except InputError as error:

@@ -56,7 +56,5 @@ def clip_each(pieces: GradientPieces, limit: float, device: torch.device) -> Non
             dist.all_reduce(squares, group=pieces.group)
     factors = (limit / (squares.sqrt() + _EPS)).clamp_max(1)
     if pieces.tensors:
-        scales = [
-            factors[number].to(dtype=piece.dtype) for number, piece in zip(pieces.numbers, pieces.tensors, strict=True)
-        ]
+        scales = [factors[number].to(piece) for number, piece in zip(pieces.numbers, pieces.tensors, strict=True)]
         torch._foreach_mul_(pieces.tensors, scales)

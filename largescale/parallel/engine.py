@@ -192,8 +192,9 @@ class Engine:
             gradient.mul_(kept)  # what is not finite stays so, and is found
         grads = self.gradients()
         if self.loss_scale.enabled and grads:
-            torch._foreach_div_(grads, self.loss_scale.factor.to(grads[0].dtype))
-        grad_square = norms(grads).double().square().sum() if grads else loss.new_zeros((), dtype=torch.float64)
+            torch._foreach_div_(grads, self.loss_scale.factor.to(grads[0]))
+        squares = norms(grads).double().square() if grads else loss.new_zeros(1, dtype=torch.float64)
+        grad_square = squares.sum().to(loss.device)  # gradients may lie in host memory
         views_sum = torch.stack([as_stored(images).sum(dtype=torch.float64) for images in views.pixels()]).sum()
         size = world_size()
         bad = torch.zeros(len(_LOOKED_AT), size, dtype=torch.float64, device=loss.device)
