@@ -210,7 +210,10 @@ class OptimConfig:
         1.0, "Learning rate of biases and normalisation parameters over that of weights.", at_least=0, at_most=1e6
     )
     clip_grad_norm: float = setting(
-        0.0, "Clip the global gradient norm to this; 0 does not clip.", at_least=0, at_most=1e30
+        0.0,
+        "Clip the global gradient norm to this; 0 does not clip. Gradients of frozen parameters count.",
+        at_least=0,
+        at_most=1e30,
     )
     clip_tensor_norm: float = setting(
         0.0,

@@ -31,9 +31,10 @@ class SpikeWatch:
         """
         if norm == 0:
             return ""
+        whose = "" if objective == MAIN else f"{objective}: "
         average, num_steps = self.state.get(objective, [0.0, 0.0])
         if self.factor > 0 and num_steps >= FIRST_STEPS and norm > self.factor * average:
-            return f"gradient norm {norm:.3g} is {norm / average:.1f} times the running average"
+            return f"{whose}gradient norm {norm:.3g} is {norm / average:.1f} times the running average"
         memory = min(_MEMORY, num_steps / (num_steps + 1))
         self.state[objective] = [memory * average + (1 - memory) * norm, num_steps + 1]
         return ""

@@ -237,7 +237,7 @@ class RunFolder:
             checkpoints=self.checkpoints,
             num_rollbacks=len(self.rollbacks.rows()),
         )
-        raise TrainingStopped(f"step {step}: {trouble}; stopped before the update. {way_on}")
+        raise TrainingStopped(f"step {step}: {trouble}; stopped before that update. {way_on}")
 
     def stop_in_phase(self, step: int, num_steps: int, why: str) -> None:
         """End a run in the phase before a step; the checkpoint of that step, if it is not the first, is there.

@@ -63,7 +63,7 @@ def _is_former(run_dir: Path, config: Config) -> bool:
         return True
     with suppress(InputError):
         row = read_status(run_dir)
-        if row and (row.get("saved") or row["state"] not in ("running", "failed")):
+        if row and (row.get("saved") or row["state"] not in ("running", "stopped", "failed")):
             return True
     metrics = run_dir / METRICS
     trained = metrics.exists() and metrics.stat().st_size > 0

@@ -73,7 +73,16 @@ class Logs:
             self._metrics.write(row)
 
     def trouble(self, step: int, batch: Batch, output: Output, trouble: str) -> None:
-        """Write what it takes to look into a bad step: keys and evidence of this rank. Views follow from the keys."""
+        """Write what it takes to look into a bad step: keys and evidence of this rank. Views follow from the keys.
+
+        A full disk costs only that: all ranks go on to say why the run stops, or to go back.
+        """
+        try:
+            self._trouble(step, batch, output, trouble)
+        except OSError as error:
+            _log.warning("step %d: %s", step, line_of(error))
+
+    def _trouble(self, step: int, batch: Batch, output: Output, trouble: str) -> None:
         folder = self._path / "trouble" / f"step-{step:08d}"
         keys = batch.keys or [str(sample_id) for sample_id in batch.ids.tolist()]
         row = {"step": step, "data_step": batch.step, "trouble": trouble, "loss": float(output.loss), "keys": keys}

@@ -26,7 +26,7 @@ from largescale.data.stream import Stream
 from largescale.methods import build_method, require_fit
 from largescale.models.backbones import count_parameters
 from largescale.parallel import precision
-from largescale.parallel.strategies import build_engine
+from largescale.parallel.strategies import build_engine, drawn_in_pieces
 from largescale.processes import barrier, process_group, rank, together, world_size
 from largescale.run.schedule_check import complaints as schedule_complaints
 from largescale.run.shared import unshared
@@ -74,7 +74,8 @@ def preflight(config: Config) -> None:
         stream = Stream(config, rank=rank(), world_size=world_size(), device=device, dtype=torch.float32)
         together(stream.check_files)
         together(lambda: require_fit(config, stream.length))
-        engine = build_engine(build_method(config, stream.length), precision.resolve(config, device), device)
+        method = build_method(config, stream.length, on_meta=drawn_in_pieces(config))
+        engine = build_engine(method, precision.resolve(config, device), device)
         parameters = count_parameters(engine.method)
         problems = [*_disk_problems(config, parameters), *_shard_problems(stream.folders)]
         bandwidth, all_reduce_s, message_bytes = _measure_network(device)

@@ -32,7 +32,9 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_again_as_it_was(run):
+@pytest.mark.parametrize("state", ["running", "stopped", "failed"])
+def test_a_run_that_ended_before_its_first_checkpoint_begins_again_as_it_was(run, state):
+    write_status(run, state, 3, 14)
     before = names(run)
     set_aside_former(run, config())
     assert names(run) == before
@@ -41,7 +43,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again_as_it_was(run):
 @pytest.mark.parametrize("sign", ["saved", "complete", "eval", "rollbacks.jsonl", "other configuration"])
 def test_a_former_run_is_set_aside(run, sign, caplog):
     if sign in ("saved", "complete"):
-        write_status(run, "running" if sign == "saved" else sign, 9, 14, saved=5 if sign == "saved" else None)
+        write_status(run, "stopped" if sign == "saved" else sign, 9, 14, saved=5 if sign == "saved" else None)
     elif sign == "eval":
         (run / "eval").mkdir()
     elif sign == "rollbacks.jsonl":

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from largescale.cli import main
-from largescale.run.preflight import Findings, judge
+from largescale.config import load_config
+from largescale.run.preflight import Findings, judge, preflight
 from tests.helpers.commands import ROOT, TINY
 from tests.helpers.launcher import run_largescale
 
@@ -34,6 +35,22 @@ def cluster(**changes: object) -> list[Findings]:
 def test_the_bad_node_is_named(changes, expected):
     assert judge(cluster()) == []
     assert judge(cluster(**changes)) == [expected]
+
+
+class Built(Exception):
+    """A method was about to be built."""
+
+
+@pytest.mark.parametrize("in_pieces", [True, False])
+def test_what_is_drawn_in_pieces_is_never_whole(tiny_overrides, monkeypatch, in_pieces):
+    def build(*_: object, on_meta: bool) -> None:
+        assert on_meta == in_pieces
+        raise Built
+
+    monkeypatch.setattr("largescale.run.preflight.build_method", build)
+    settings = ["parallel.strategy=fsdp", f"parallel.sharded_init={str(in_pieces).lower()}"]
+    with pytest.raises(Built):
+        preflight(load_config(TINY, tiny_overrides(*settings)))
 
 
 @pytest.mark.distributed

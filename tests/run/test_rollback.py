@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
 from largescale.checkpoint.folder import Checkpoint
 from largescale.config import load_config
+from largescale.data.loaded import Batch
+from largescale.methods.method import Output
 from largescale.observe.spikes import SpikeWatch, spike_state
 from largescale.optim.roles import MAIN
 from largescale.prune.rewind import _progress
+from largescale.run.logs import Logs
 from largescale.run.rollback import DataSteps, Rollbacks
 from shards.ground.errors import InputError
 from tests.helpers.commands import TINY
@@ -116,12 +123,44 @@ def test_a_spike_is_out_of_proportion_and_does_not_join_the_average():
     assert not resumed.look(5.0)
 
 
+class Circle:
+    """As an engine, which refers to itself."""
+
+    def __init__(self) -> None:
+        self.self = self
+
+
+def test_what_a_run_goes_back_from_is_gone_before_it_begins_again(tmp_path, monkeypatch):
+    alive: list[weakref.ref[Circle]] = []
+
+    def train(*_: object) -> bool:
+        assert not any(circle() for circle in alive)
+        alive.append(weakref.ref(Circle()))
+        return len(alive) == 2
+
+    loop = importlib.import_module("largescale.pretrain")  # the package has the function by this name
+    monkeypatch.setattr(loop, "_train", train)
+    gc.disable()
+    try:
+        loop.pretrain(load_config(TINY, ["data.shards=x", f"run.dir={tmp_path}"]))
+    finally:
+        gc.enable()
+    assert len(alive) == 2
+
+
+def test_a_full_disk_does_not_hide_why_a_run_stops(tmp_path, caplog):
+    (tmp_path / "trouble").touch()  # no folder can be made there
+    batch = Batch(step=3, ids=torch.arange(2), keys=[], views=[], facts={}, skipped=[], substituted=0, costs={})
+    Logs(tmp_path).trouble(3, batch, Output(torch.tensor(1.0), {}, {}), "loss not finite")
+    assert f"step 3: {tmp_path}/trouble" in caplog.text
+
+
 def test_each_objective_is_compared_with_itself():
     """As where stages follow each other: the norms of one say nothing of the next one's."""
     watch = SpikeWatch(10.0)
     assert not any(watch.look(1.0, "first") for _ in range(150))
     assert not any(watch.look(1000.0) for _ in range(150))
-    assert "is 20.0 times" in SpikeWatch(10.0, watch.state).look(20.0, "first")
+    assert "first: gradient norm 20 is 20.0 times" in SpikeWatch(10.0, watch.state).look(20.0, "first")
     assert not watch.look(20.0)
 
 
