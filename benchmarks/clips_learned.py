@@ -26,8 +26,10 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
 
 from benchmarks.accuracies import RESULTS, ROOT, machine
+from largescale.data.task_views.lab import srgb_of
 from largescale.run.environment import environment
 from shards.clips.clip import ClipSettings
 from shards.conversion.convert import Options, convert
@@ -38,6 +40,8 @@ SIZES = {"train": 400, "test": 100}
 RATE, FRAMES, SIDE = 8, 48, 32
 TRAVEL, SIDES = 14.0, (5.0, 14.0)
 """Pixels that a square moves by from the first frame to the last, and its side when it is far away and when near."""
+NUM_HUES, CHROMA = 8, 25.0
+"""Colours of coloured squares, and their distance from grey in L*a*b*: all are within sRGB."""
 
 
 def moving_square(random: np.random.Generator, *, nears: bool = False) -> np.ndarray:
@@ -63,11 +67,36 @@ def shuffled_square(random: np.random.Generator, *, nears: bool = False) -> np.n
     return random.permutation(moving_square(random, nears=nears))
 
 
+def coloured_squares(random: np.random.Generator, *, recoloured: bool = False) -> np.ndarray:
+    """Two squares that move over a ground, told apart by lightness and stripes alone: what colour each has is drawn for
+    a video, or, `recoloured`, for each frame; uint8 [FRAMES, SIDE, SIDE, 3].
+    """
+    side, done, place = 11, np.linspace(0, 1, FRAMES)[:, None], np.arange(SIDE)
+    parts = np.zeros((FRAMES, SIDE, SIDE), np.int64)  # 0 for the ground
+    lightness = np.broadcast_to(52 + 4 * random.standard_normal((SIDE, SIDE)), parts.shape).copy()
+    for number, (level, along) in enumerate(((35.0, 1), (72.0, 2)), 1):
+        start, end = random.random((2, 2)) * (SIDE - side)
+        corner = np.rint(start + done * (end - start)).astype(int)  # [FRAMES, 2]
+        inside = [(place >= corner[:, axis, None]) & (place < corner[:, axis, None] + side) for axis in (0, 1)]
+        covered = inside[0][:, :, None] & inside[1][:, None, :]
+        stripes = 6 * np.cos(np.pi / 2 * (place - corner[:, along - 1, None]))
+        stripes = stripes[:, :, None] if along == 1 else stripes[:, None, :]
+        parts[covered] = number
+        lightness = np.where(covered, level + np.broadcast_to(stripes, parts.shape), lightness)
+    hues = random.integers(NUM_HUES, size=(FRAMES, 3)) if recoloured else random.integers(NUM_HUES, size=3)[None]
+    angles = 2 * np.pi / NUM_HUES * np.take_along_axis(np.broadcast_to(hues, (FRAMES, 3)), parts.reshape(FRAMES, -1), 1)
+    angles = angles.reshape(parts.shape)
+    lab = np.stack([lightness, CHROMA * np.cos(angles), CHROMA * np.sin(angles)], axis=1)
+    return np.rint(255 * srgb_of(torch.from_numpy(lab)).movedim(1, -1).numpy()).astype(np.uint8)
+
+
 KINDS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     "moving-squares": moving_square,
     "shuffled-squares": shuffled_square,
     "nearing-squares": partial(moving_square, nears=True),
     "shuffled-nearing-squares": partial(shuffled_square, nears=True),
+    "coloured-squares": coloured_squares,
+    "recoloured-squares": partial(coloured_squares, recoloured=True),
 }
 """What videos show, by the name of their folders of shards."""
 
@@ -87,10 +116,11 @@ class Task:
     overrides: Sequence[str] = ("model.width=16",)
 
 
-_FILMED, _SHUFFLED = "as filmed", "frames in random order"
+_FILMED, _SHUFFLED, _RECOLOURED = "as filmed", "frames in random order", "colours drawn for each frame"
 TASKS = {
     "shuffle_learn": Task("Shuffle and Learn", {_FILMED: "moving-squares", _SHUFFLED: "shuffled-squares"}),
     "opn": Task("Order prediction network", {_FILMED: "nearing-squares", _SHUFFLED: "shuffled-nearing-squares"}),
+    "colour_tracking": Task("Tracking by colorizing", {_FILMED: "coloured-squares", _RECOLOURED: "recoloured-squares"}),
 }
 """Motion that may run both ways leaves two thirds of OPN's answers to be had, so its square always comes nearer."""
 
@@ -138,6 +168,7 @@ def measure(name: str, kind: str, seed: int) -> dict[str, Any]:
         "accuracy": 100 * results["pretrained"]["task_accuracy"],
         "untrained": 100 * results["untrained"]["task_accuracy"],
         "chance": 100 * results["pretrained"]["task_chance"],
+        **{name: 100 * value for name, value in results["pretrained"].items() if name == "same_place"},
         "train_cpu_s": spent,
         "machine": machine({"environment": environment(), "ranks": 1}),
     }
@@ -163,7 +194,9 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
         "four times each, by `largescale evaluate own-task`. A square moves steadily over noise and comes nearer or "
         "goes away; for OPN it always comes nearer, since of motion that may run both ways at most two thirds of its "
         "answers can be right. In other videos the same frames come in random order, so that there is nothing to "
-        "learn: a network that answered better than by chance there would have found a shortcut. Shares in percent.",
+        "learn: a network that answered better than by chance there would have found a shortcut. For tracking, two "
+        "squares move over a ground; what colour each has is drawn for each video, or, so that there is nothing to "
+        "copy, for each frame. Shares in percent.",
         "",
         "| task | videos | seed | right | chance | untrained network | CPU time of training, s |",
         "|---|---|---|---|---|---|---|",
@@ -174,6 +207,9 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
             f"| {TASKS[row['task']].title} | {said} | {row['seed']} | **{row['accuracy']:.1f}** | {row['chance']:.1f} "
             f"| {row['untrained']:.1f} | {row['train_cpu_s']:.0f} |"
         )
+    still = [row["same_place"] for row in rows if "same_place" in row]
+    if still:
+        lines += ["", f"If nothing moved, {still[0]:.1f} % of the colours to be tracked would be told right."]
     return "\n".join([*lines, ""])
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from benchmarks.accuracies import ROOT, Variant, main
 
-NEED_MORE = {"avc", "avol", "colorization", "distillation", "opn", "paws", "shuffle_learn"}
+NEED_MORE = {"avc", "avol", "colorization", "distillation", "opn", "paws", "shuffle_learn", "colour_tracking"}
 """Than these grey images: colours, a teacher, labels (`benchmarks/few_labels.py`), or clips
 (`benchmarks/clips_learned.py`).
 """

@@ -113,6 +113,7 @@ def _measured(measure: Measure, subject: Subject) -> Measured:
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     results: dict[str, dict[str, Any]] = {}
     skipped: dict[str, str] = {}
+    asked: Method | None = None
     for name, trained in {"pretrained": True, **({"untrained": False} if config.evaluate.baselines else {})}.items():
         method = method_of(config, subject.weights, trained=trained).to(device)
         if ACCURACY not in method.signs or len(method.objectives) > 1:
@@ -120,6 +121,9 @@ def _measured(measure: Measure, subject: Subject) -> Measured:
                 f"own-task: {what_is_measured(config, subject.weights)} has no task whose answers are right or wrong; "
                 "measure its features, as by linear or knn"
             )
+        for known in method.exemplar_state if asked is not None else ():  # the same task for both
+            setattr(method, known, getattr(asked, known))
+        asked = asked or method
         results[name] = measure(method, _noting(_Batches(corpus, config, device), skipped))
     skipped = from_all_ranks(skipped)
     for sample, reason in skipped.items() if rank() == 0 else ():

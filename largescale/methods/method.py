@@ -124,7 +124,8 @@ class Method(nn.Module):
         length: of the run; set after `__init__`, by `of_run`.
         exemplars: set if `exemplar_scores` is implemented.
         pictures: set if `draw` is implemented.
-        exemplar_state: attributes, and entries of `state`, that `exemplar_scores` needs beside the weights.
+        exemplar_state: attributes, and entries of `state`, that `exemplar_scores`, or what its task asks, needs beside
+            the weights.
     """
 
     title: ClassVar[str]

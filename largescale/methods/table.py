@@ -15,6 +15,7 @@ from largescale.methods.avol import AVOL
 from largescale.methods.barlow import BarlowTwins
 from largescale.methods.byol import BYOL
 from largescale.methods.colorization import Colorization
+from largescale.methods.colour_tracking import ColourTracking
 from largescale.methods.context_encoder import ContextEncoder
 from largescale.methods.cpc import CPC
 from largescale.methods.deepcluster import DeepCluster
@@ -73,6 +74,7 @@ METHODS: dict[str, type[Method]] = {
     "rotation": Rotation,
     "shuffle_learn": ShuffleLearn,
     "opn": OPN,
+    "colour_tracking": ColourTracking,
     "denoising": Denoising,
     "colorization": Colorization,
     "context_encoder": ContextEncoder,

@@ -19,7 +19,7 @@ from largescale.evaluate import own_task
 from largescale.evaluate.own_task import _Batches, _Rounds, in_batches, measure
 from largescale.evaluate.targets import target_at
 from largescale.evaluate.ways import Measure, Measured
-from largescale.methods import build_method
+from largescale.methods import Method, build_method
 from largescale.processes import rank
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
@@ -111,6 +111,23 @@ def test_chance_is_that_of_the_batches_that_are_asked_where_a_task_has_as_many_c
     results = asked_of(monkeypatch, config, held_out_shards).results["pretrained"]
     assert results["task_chance"] == pytest.approx(1 / (50 * 5 * 5))
     assert results["loss_over_ln_k"] == pytest.approx(results["loss"] / log(50 * 5 * 5))
+
+
+def test_the_untrained_network_is_asked_by_what_the_trained_one_knows_of_the_corpus(monkeypatch, run, held_out_shards):
+    config = other_run("colour_tracking", run)
+    config = replace(config, evaluate=replace(config.evaluate, baselines=True))
+    corpus = open_corpus(str(held_out_shards), config.data)
+
+    def method_of(config: Config, weights: None, *, trained: bool) -> Method:
+        method = build_method(config).eval()
+        method.shares.fill_(0.25 if trained else 0.0)
+        return method
+
+    monkeypatch.setattr(own_task, "method_of", method_of)
+    monkeypatch.setattr(own_task, "require_clips", lambda config, corpora: None)  # none is read
+    subject = SimpleNamespace(config=config, shards=(corpus, corpus), weights=None)
+    found = own_task.by_own_task(lambda method, batches: {"share": float(method.shares[0])}, subject).results
+    assert found == {"pretrained": {"share": 0.25}, "untrained": {"share": 0.25}}
 
 
 def test_shards_without_sound_are_refused_where_a_method_hears(monkeypatch, run, held_out_shards):
