@@ -29,7 +29,7 @@ a linear head of the features and not by a convolution of the map, and both netw
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -213,6 +213,11 @@ class Artifacts(Method):
             "autoencoder": Choice(widths, f"of views of {side} px codes of {entries} x {entries} entries"),
             "autoencoder_epochs": Choice(epochs, "a quarter of the run at most"),
         }
+
+    @classmethod
+    def without_start(cls) -> dict[str, Any]:
+        """A single step of the autoencoder alone."""
+        return {"autoencoder_epochs": 1e-6}
 
     @classmethod
     def complaints(cls, config: Config, length: Length) -> list[str]:

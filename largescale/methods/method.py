@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -170,6 +170,13 @@ class Method(nn.Module):
         Args:
             config: the recipe so far, with settings of a packaged recipe for networks of this size.
             length: of the run and of the corpus.
+        """
+        return {}
+
+    @classmethod
+    def without_start(cls) -> dict[str, Any]:
+        """Keys under `method` and values with which a run begins with what most of it is, where it begins with
+        something else: `largescale init` measures the speed of its first steps.
         """
         return {}
 

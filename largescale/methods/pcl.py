@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -288,6 +288,11 @@ class PCL(MoCo):
             "clusters": Choice(clusters, f"at most one for every {_IMAGES_PER_CLUSTER} images"),
             "warmup_epochs": Choice(min(settings.warmup_epochs, _warmup(epochs)), "a tenth of the run at most"),
         }
+
+    @classmethod
+    def without_start(cls) -> dict[str, Any]:
+        """Clusters from the first step on."""
+        return {"warmup_epochs": 0}
 
     @classmethod
     def complaints(cls, config: Config, length: Length) -> list[str]:

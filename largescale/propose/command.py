@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 import sys
 from pathlib import Path
 
 from largescale.config import MethodConfig
+from largescale.methods import METHODS, Method
 from largescale.methods.choice import Choice
 from largescale.propose.corpus import CorpusFacts, look_at
+from largescale.propose.hours import affordable, epochs_in
 from largescale.propose.machine import machine
 from largescale.propose.memory import fitted
 from largescale.propose.proposal import Proposal, as_config, first_proposal, with_larger_network
@@ -22,13 +23,6 @@ from shards.format.manifest import MANIFEST_NAME, read_manifest
 from shards.ground.errors import InputError
 from shards.stores.store import is_url
 
-TRAINING = 0.9
-"""Share of the hours that is spent on steps; the rest goes to the start and to saving."""
-
-MOST_EPOCHS = 800
-"""As many as the longest published runs of most methods; what more would give is not known."""
-
-LEAST_STEPS = 20
 _TRIED = Choice(100.0, "")
 """Epochs of a recipe whose speed and memory are to be found."""
 
@@ -70,57 +64,30 @@ def _timed(proposal: Proposal, hours: float) -> tuple[Proposal, Rate]:
         rate = planned(as_config(proposal.choices(_TRIED)), proposal.machine, proposal.corpus.num_samples)
         return proposal, rate
     rate = _measured(proposal)
-    if proposal.machine.gpus or _affordable(proposal, rate, hours) < _LARGER_COSTS * _LARGER_EPOCHS:
+    if proposal.machine.gpus or affordable(proposal, rate, hours) < _LARGER_COSTS * _LARGER_EPOCHS:
         return proposal, rate
     larger = with_larger_network(proposal)
     rate_of_larger = _measured(larger)
-    if _affordable(larger, rate_of_larger, hours) < _LARGER_EPOCHS:
+    if affordable(larger, rate_of_larger, hours) < _LARGER_EPOCHS:
         return proposal, rate
     return larger, rate_of_larger
 
 
 def _measured(proposal: Proposal) -> Rate:
-    _say("training a few steps to measure the speed")
+    phases = METHODS[proposal.method].phase_due is not Method.phase_due
+    _say(f"training a few steps to measure the speed{', and an offline phase of all images' * phases}")
     rate = measured(_alone(proposal), proposal.machine)
     _say(f"{rate.images_per_s:.0f} images/s, {rate.source}")
     return rate
 
 
 def _alone(proposal: Proposal) -> str:
-    """The recipe with the batch of one GPU."""
+    """The recipe with the batch of one GPU, and without what a run only begins with."""
     choices = proposal.choices(_TRIED)
     batch = proposal.batch // max(1, proposal.machine.gpus)
-    return written([], choices | {"train.global_batch": Choice(batch, "")})
-
-
-def _affordable(proposal: Proposal, rate: Rate, hours: float) -> float:
-    """Epochs in so many hours."""
-    return TRAINING * 3600 * hours * rate.images_per_s / proposal.corpus.num_samples
-
-
-def epochs_in(proposal: Proposal, rate: Rate, hours: float) -> Choice:
-    """Epochs for so many hours.
-
-    Raises:
-        InputError: too few steps to learn anything; says how many hours are the least.
-    """
-    epochs = _affordable(proposal, rate, hours)
-    steps = proposal.length(1).steps_per_epoch * epochs
-    if steps < LEAST_STEPS:
-        least = _two_digits_up(hours * LEAST_STEPS / max(steps, 1e-9))
-        raise InputError(
-            f"--hours {hours:g}: at {rate.images_per_s:.3g} images/s, {rate.source}, these are {steps:.0f} steps of "
-            f"{proposal.batch} images; give at least --hours {least:g}"
-        )
-    speed = f"{rate.images_per_s:.0f} images/s, {rate.source}"
-    if epochs > MOST_EPOCHS:
-        return Choice(MOST_EPOCHS, f"the longest published runs; {hours:g} h would allow {epochs:,.0f}: {speed}")
-    return Choice(float(f"{epochs:.3g}"), f"{TRAINING:.0%} of {hours:g} h at {speed}")
-
-
-def _two_digits_up(number: float) -> float:
-    unit = 10.0 ** (math.floor(math.log10(number)) - 1)
-    return float(f"{math.ceil(number / unit) * unit:.2g}")
+    own = METHODS[proposal.method].without_start()
+    values = {"train.global_batch": batch, **{f"method.{key}": value for key, value in own.items()}}
+    return written([], choices | {key: Choice(value, "") for key, value in values.items()})
 
 
 def _name(shards: str) -> str:

@@ -24,10 +24,14 @@ _TIMES_PLANNED = 1.5
 
 
 class Rate(NamedTuple):
-    """Images per second, and where the figure is from."""
+    """Images per second of steps, where the figure is from, and seconds of an offline phase: to embed all images, and
+    for what is made of them.
+    """
 
     images_per_s: float
     source: str
+    embedding_s: float = 0.0
+    solving_s: float = 0.0
 
 
 def planned(config: Config, machine: Machine, images: int) -> Rate:
@@ -36,6 +40,7 @@ def planned(config: Config, machine: Machine, images: int) -> Rate:
     return Rate(
         step["images_per_s"] / _TIMES_PLANNED,
         f"estimated for {machine.gpus} x {machine.gpu} from data sheets, nothing was measured",
+        step["offline_phases"].get("seconds", 0.0) * _TIMES_PLANNED,
     )
 
 
@@ -60,8 +65,17 @@ def measured(recipe: str, machine: Machine) -> Rate:
             lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
             raise InputError(f"{_STEPS} steps to measure the speed ended with: {lines[-1].removeprefix('error: ')}")
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return rate_of(rows, machine.gpus)
+
+
+def rate_of(rows: list[dict[str, float]], gpus: int) -> Rate:
+    """The rate of so many GPUs, of rows that were logged of the steps on one of them, or on a CPU."""
     rate = statistics.median(row["images_per_s"] for row in rows[_FIRST:])
     source = f"measured here on {len(rows) - _FIRST} steps"
-    if machine.gpus > 1:
-        return Rate(machine.gpus * rate, f"{machine.gpus} times what was {source} on one GPU")
-    return Rate(rate, source)
+    phases = [row for row in rows if "phase_s" in row]
+    embedding = max((row["phase_embedding_s"] for row in phases), default=0.0)  # some phases embed nothing
+    solving = statistics.median([row["phase_s"] - row["phase_embedding_s"] for row in phases] or [0.0])
+    if gpus > 1:
+        source = f"{gpus} times what was {source} on one GPU"
+        return Rate(gpus * rate, source, embedding / gpus, solving / gpus)
+    return Rate(rate, source, embedding, solving)

@@ -107,7 +107,9 @@ class Phases:
         except NotFinite as error:
             raise TrainingStopped(f"phase before step {step}: {error}: {_DIVERGED}") from error
         seconds = time.perf_counter() - started
-        self._found |= {**found, "phase_s": self._found.get("phase_s", 0.0) + seconds}
+        for name, spent in (("phase_s", seconds), ("phase_embedding_s", embedded - started)):
+            self._found[name] = self._found.get(name, 0.0) + spent
+        self._found |= found
         words = ", ".join(f"{name} {value:.4g}" for name, value in found.items()) or "done"
         _log.info(
             "offline phase before step %d: %s; %.1f s, of which embedding %.1f s",

@@ -36,6 +36,7 @@ TIMES = {
     "fetched_bytes",
     "online_s",
     "phase_s",
+    "phase_embedding_s",
 }
 """Metrics that two equal runs need not share."""
 

@@ -1,6 +1,6 @@
 """`largescale init` from shards to a recipe that trains as it is.
 
-Covers: largescale/propose/arguments.py, largescale/propose/rate.py, largescale/plan/arguments.py
+Covers: largescale/propose/arguments.py, largescale/plan/arguments.py
 """
 
 from __future__ import annotations

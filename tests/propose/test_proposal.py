@@ -16,9 +16,8 @@ from largescale.data.supports import require_shared_evenly
 from largescale.methods import METHODS
 from largescale.methods.choice import Choice
 from largescale.propose.carried import carried
-from largescale.propose.command import MOST_EPOCHS, TRAINING, epochs_in, header
+from largescale.propose.command import header
 from largescale.propose.proposal import as_config, with_larger_network
-from largescale.propose.rate import Rate
 from largescale.propose.references import reference
 from largescale.propose.views import views
 from largescale.propose.written import written
@@ -185,17 +184,6 @@ def test_the_header_hides_gpus_that_are_not_used_and_says_what_is_left_out():
     assert '  CUDA_VISIBLE_DEVICES="" largescale pretrain THIS_FILE' in lines
     lines = header(proposed(machine=replace(EIGHT, gpus=12), method="pirl"), 1.0, 100.0)
     assert "Unlike there, without parallel.batchnorm_group_size=8." in lines
-
-
-def test_epochs_follow_from_hours_and_speed():
-    epochs = epochs_in(proposed(), Rate(100.0, "measured here"), 1.0)
-    assert epochs.value == pytest.approx(TRAINING * 3600 * 100 / 6000) and "90% of 1 h at 100 images/s" in epochs.reason
-    capped = epochs_in(proposed(), Rate(1e5, "measured here"), 12.0)
-    assert capped.value == MOST_EPOCHS and "12 h would allow" in capped.reason
-    # An epoch is 93 steps of 64 images; 20 steps, the least, take 0.2 of an epoch.
-    with pytest.raises(InputError, match=r"at 100 images/s, .* these are 5 steps .* at least --hours 0.004"):
-        epochs_in(proposed(), Rate(100.0, "measured here"), 0.001)
-    assert epochs_in(proposed(), Rate(100.0, "measured here"), 0.004).value == pytest.approx(0.216, abs=0.001)
 
 
 def test_a_larger_network_where_the_hours_allow_it():
