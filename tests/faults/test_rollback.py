@@ -90,7 +90,7 @@ def test_a_spike_is_found_in_a_stage_of_its_own_objective(tiny_overrides, tmp_pa
     recipe, shards = RECIPES / "artifacts.yaml", tiny_overrides("train.steps=14", "method.autoencoder_epochs=1.5")
     options = ["train.spike_factor=10", "train.max_rollbacks=1", "checkpoint.every_steps=2"]
     result = run_largescale("pretrain", recipe, *shards, *options, entry=spiking)
-    assert "step 5: gradient norm" in result.stderr and "times the running average" in result.stderr
+    assert "step 5: autoencoder: gradient norm" in result.stderr and "times the running average" in result.stderr
     assert [row["step"] for row in json.loads(f"[{(tmp_path / 'run/rollbacks.jsonl').read_text()}]")] == [5]
 
 
