@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -200,7 +201,8 @@ def page(results: dict[str, Any]) -> str:
         "# Clips: conversion against decoding, and memory",
         "",
         f"{results['date']}, {results['machine']}; PyAV {results['pyav']}. `OMP_NUM_THREADS=1 python "
-        f"benchmarks/clips.py`; CPU time of one process, in turns; medians of {results['rounds']} rounds.",
+        f"benchmarks/clips.py`; CPU time of one process, in turns; medians of {results['rounds']} rounds; load of the "
+        f"machine {results['load']:.0f}.",
         "",
         "Needed are decoding, and scaling and encoding what is kept, with nothing around it; small videos are decoded "
         "for less than the frames cost that are kept of them.",
@@ -234,6 +236,7 @@ def main() -> None:
     results: dict[str, Any] = json.loads(path.read_text()) if arguments.only and path.exists() else {}
     facts = environment()
     results |= {"date": time.strftime("%Y-%m-%d"), "rounds": arguments.rounds, "pyav": av.__version__}
+    results["load"] = os.getloadavg()[0]
     results["machine"] = f"{facts['processor']}, {facts['cpu_cores']} cores"
     with tempfile.TemporaryDirectory() as temporary:
         if arguments.only in (None, "reading"):
