@@ -11,11 +11,15 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from largescale.__main__ import main
+from largescale.checkpoint.folder import Checkpoint
+from largescale.checkpoint.mirror import Mirror
 from tests.helpers.commands import TINY, environment
 from tests.helpers.launcher import pretrain, run_largescale
 from tests.helpers.runs import assert_same_end, log_of, rank_processes, started, wait_for_step
@@ -128,6 +132,28 @@ def listens(pid: int) -> bool:
 def first_child(pid: int) -> int:
     """The first loader process of a run."""
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
+def copying_forever() -> int:
+    """largescale, with a store that never answers rank 1."""
+    copy_files = Mirror.copy_files
+
+    def copy(self: Mirror, checkpoint: Checkpoint, part: int, parts: int) -> None:
+        if part == 1:
+            threading.Event().wait()
+        copy_files(self, checkpoint, part, parts)
+
+    Mirror.copy_files = copy
+    return main()
+
+
+def test_a_stop_does_not_wait_for_copies_without_end(tiny_overrides, tmp_path):
+    limits = ["run.time_limit_s=8", "run.stop_before_s=7.999", f"checkpoint.mirror=file://{tmp_path}/store"]
+    command = ["pretrain", TINY, *tiny_overrides(*limits)]
+    result = run_largescale(*command, check=False, ranks=2, entry=copying_forever)
+    assert result.returncode == 85, result.stderr
+    assert "not all is copied to" in result.stderr and "Traceback" not in result.stderr
+    assert status(tmp_path / "run")[0] == 85
 
 
 def test_it_saves_before_its_time_ends(tiny_overrides, tmp_path):
