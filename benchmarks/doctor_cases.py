@@ -10,6 +10,7 @@ IMAGES = {
     "colorization": "coloured",
     "shuffle_learn": "moving-squares",
     "opn": "nearing-squares",
+    "colour_tracking": "coloured-squares",
     "avc": "sounding",
     "avol": "sounding",
 }
@@ -143,6 +144,13 @@ SICK = {
     "swav-queue-older": Sick(
         QUEUE, "swav", ["method.queue=6400", "method.queue_start_step=0", "optim.lr=0.03", "run.seed=1"]
     ),
+    "swav-queue-k-500": Sick(
+        QUEUE,
+        "swav",
+        ["method.queue=3840", "method.queue_start_step=60", "method.prototypes=500", "optim.lr=0.01", "run.seed=3"],
+        held_out=True,
+        also=[FEW, RATE],
+    ),
     "simsiam-no-stop-gradient": Sick(
         LOW_RANK, "simsiam", ["method.stop_gradient=false"], remedy="method.stop_gradient=true"
     ),
@@ -211,6 +219,7 @@ HEALTHY = {
     "odc-tiny": ("odc", ["method.clusters=50"]),
     "shuffle_learn-tiny": ("shuffle_learn", [WHOLE.format(num=3)]),
     "opn-tiny": ("opn", [WHOLE.format(num=4)]),
+    "colour_tracking-tiny": ("colour_tracking", [WHOLE.format(num=3)]),
     "avc-tiny": ("avc", [SMALL_FRAME, "method.sound_widths=[8,16,32]", *QUARTER_SECOND]),
     "avol-tiny": ("avol", [SMALL_FRAME, "method.sound_widths=[8,16,32]", *QUARTER_SECOND]),
     "swav-rate-0.2": ("swav", ["optim.lr=0.2"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ class Symptom:
         in_settings: whether the settings alone explain it, so that there is no need to look for a cause.
         by_rate: whether too high a learning rate can bring it about.
         besides_rate: what to try if it was not the rate, as a clause; empty for nothing.
-        than_first: whether it counts only where the sign is worse than in the run's first line.
+        than_before: whether it counts only where the sign is clearly worse than in some line before.
         too_early: lines at which every run looks so, as while a last layer is fixed.
     """
 
@@ -42,7 +42,7 @@ class Symptom:
     in_settings: bool = False
     by_rate: bool = False
     besides_rate: str = ""
-    than_first: bool = False
+    than_before: bool = False
     too_early: Callable[[Row], bool] = lambda row: False
 
     def shows(self, row: Row) -> bool:
@@ -50,13 +50,19 @@ class Symptom:
         value = None if self.too_early(row) else self.sign(row)
         return value is not None and self.sick[0] <= value <= self.sick[1]
 
-    def worse(self, row: Row, first: Row) -> bool:
-        """Whether the sign of a line is clearly worse than that of the run's first one; also if that one lacks it."""
-        value, start = self.sign(row), self.sign(first)
+    def worse(self, row: Row, before: Row) -> bool:
+        """Whether the sign of a line is clearly worse than that of an earlier one; also if that one lacks it."""
+        value, start = self.sign(row), self.sign(before)
         if value is None or start is None:
             return value is not None
         rise = value - start if self.recovery == "down" else start - value
         return rise > _CLEARLY * abs(start)
+
+    def healthiest(self, rows: Sequence[Row]) -> Row:
+        """The line whose sign is farthest on the way of recovery; the first one, where no line has it."""
+        signs = [(value, row) for row in rows if (value := self.sign(row)) is not None]
+        best = min if self.recovery == "down" else max
+        return best(signs, key=lambda one: one[0])[1] if signs else rows[0]
 
     def words(self, row: Row) -> str:
         """What a sick line shows, what it means, and what to do."""

@@ -142,8 +142,10 @@ def _lasts(symptom: Symptom, rows: Sequence[Row]) -> bool:
     tail = _tail(symptom, rows)
     if len(tail) < _FEWEST_LINES:
         return False
-    if symptom.than_first and not any(symptom.worse(row, rows[0]) for row in tail):
-        return False
+    if symptom.than_before:
+        best = symptom.healthiest(rows[: -len(tail)] or rows[:1])
+        if not any(symptom.worse(row, best) for row in tail):
+            return False
     before = rows[-len(tail) - 1]["progress"] if len(tail) < len(rows) else 0.0
     return bool(rows[-1]["progress"] - before >= _LASTING * rows[-1]["progress"])
 

@@ -142,9 +142,9 @@ def _of_predictions(config: Config, settings: Settings) -> list[Symptom]:
             sick=(_UNIFORM_LOSS[1], math.inf),
             recovery="down",
             seen=lambda row: f"{seen(row)}, above that of uniform predictions",
-            meaning="predictions are sure and wrong, and were less so at first",
+            meaning="predictions are sure and wrong, and were less so before",
             remedy=_try([f"optim.lr={rate / 10:.2g}", "a longer optim.warmup_epochs"]),
-            than_first=True,
+            than_before=True,
             too_early=too_early,
         ),
         Symptom(
