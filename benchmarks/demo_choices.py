@@ -28,7 +28,8 @@ VARIANTS = {
     "300 prototypes, queue": ["method.prototypes=300", "method.queue=1920", "method.queue_start_step=300"],
     "three heads of 100": ["method.prototypes=[100,100,100]"],
     "epsilon 0.05 to 0.02": ["method.epsilon=0.05", "method.epsilon_end=0.02"],
-    "8.5 epochs": ["train.epochs=8.5"],
+    "10 epochs": ["train.epochs=10"],
+    "10 epochs, 300 prototypes": ["train.epochs=10", "method.prototypes=300"],
 }
 """Overrides by name."""
 COLUMNS = [f"{protocol} {network}" for protocol in ("knn", "linear") for network in ("pretrained", "pixels")]
