@@ -47,6 +47,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 SAMPLE = ROOT / "data" / "fashion-mnist" / "train"
 TEST = ROOT / "data" / "shards" / "fashion-mnist-test"
 OF_BANK, WARMUP = 200, 40
+MARK = "<!-- read -->"
 MEASURES = {"knn": "top1", "linear": "top1", "retrieval": "map"}
 PILE, RANDOM, CURATED, LABELS = SETS = ("pile", "random part", "curated part", "part chosen by labels")
 
@@ -208,6 +209,13 @@ def page(record: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+def write(record: dict[str, Any], out: Path) -> None:
+    """Write the record and its page; what was written by hand below the mark stays."""
+    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    read = out.read_text().partition(MARK)[2] if out.is_file() else "\n"
+    out.write_text(f"{page(record)}\n{MARK}{read}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400)
@@ -254,8 +262,7 @@ def main() -> None:
                 record["rows"].append({"set": name, "seed": seed, **found})
                 print(record["rows"][-1], flush=True)
             record["seeds"].append(seed)
-            options.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-            options.out.write_text(page(record))
+            write(record, options.out)
 
 
 if __name__ == "__main__":
