@@ -1,7 +1,4 @@
-"""The pile of the benchmark of curation, and what its labels would choose of it.
-
-Covers: benchmarks/curated.py, benchmarks/curated_pile.py
-"""
+"""The pile of the benchmark of curation, and what its labels would choose of it."""
 
 from __future__ import annotations
 
