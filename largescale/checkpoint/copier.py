@@ -43,7 +43,6 @@ class Copier:
         mirror: the copies.
         folder: the run's `checkpoints`.
         verify: raises if the folder belongs to another training by now; called on rank 0 before anything is removed.
-
         timeout: of its collectives; None uses that of torch.
 
     Collectives: every rank must make one; it makes a gloo group.
