@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from largescale.methods.sinkhorn import sinkhorn
@@ -69,24 +70,28 @@ KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class PeakMemory(TorchDispatchMode):
-    """Bytes that tensors made within it hold at most."""
+    """Bytes that tensors beside `known` hold at most, of those that an operation within it gets or makes."""
 
-    def __enter__(self) -> PeakMemory:
-        self.peak, self._held, self._seen = 0, 0, weakref.WeakSet[Any]()
-        super().__enter__()
-        return self
+    def __init__(self, known: Tensor) -> None:
+        super().__init__()
+        self.peak, self._held, self._known = 0, 0, {known.untyped_storage().data_ptr()}
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
-        given = [one.untyped_storage().data_ptr() for one in arguments if isinstance(one, Tensor)]
         result = function(*arguments, **(options or {}))
-        if isinstance(result, Tensor) and result.untyped_storage().data_ptr() not in given:
-            storage = result.untyped_storage()
-            self._held += storage.nbytes()
-            self.peak = max(self.peak, self._held)
-            weakref.finalize(storage, self._freed, storage.nbytes())
+        for one in pytree.tree_leaves((arguments, options, result)):
+            if isinstance(one, Tensor) and one.untyped_storage().data_ptr() not in self._known:
+                self._add(one.untyped_storage())
         return result
 
-    def _freed(self, size: int) -> None:
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        place, size = storage.data_ptr(), storage.nbytes()
+        self._known.add(place)
+        self._held += size
+        self.peak = max(self.peak, self._held)
+        weakref.finalize(storage, self._freed, place, size)
+
+    def _freed(self, place: int, size: int) -> None:
+        self._known.discard(place)
         self._held -= size
 
 
@@ -125,7 +130,7 @@ def compare(num_rows: int, num_prototypes: int, repeats: int, device: torch.devi
     row: dict[str, Any] = {"rows_a_rank": num_rows, "prototypes": num_prototypes}
     forms = FORMS | (KERNELS if device.type == "cuda" else {})
     for name, form in forms.items():
-        with PeakMemory() as memory:
+        with PeakMemory(scores) as memory:
             codes = form(scores)
         row |= {f"{name}_error": float((codes - exact).abs().max()), f"{name}_mb": memory.peak / 1e6}
     del exact, codes

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -96,7 +97,7 @@ def sinkhorn(
         fits = 1 / epsilon <= _PRODUCT_EXPONENT
         if check_range:
             fits = _check_range(packed, epsilon, wire, fits, group)
-        codes = torch.empty(packed.shape, dtype=precision, device=packed.device)
+        codes = _empty(packed, precision)
         if fits:
             column_sums, done = _exponentials(packed, codes, epsilon), 0
         else:
@@ -111,6 +112,15 @@ def sinkhorn(
             column_scale = _column_scale(column_sums, prior).to(precision)
             column_sums = _row_step(codes, column_scale, last=step + 1 == iterations)
         return codes.view(scores.shape)
+
+
+def _empty(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Memory of the shape of `like`, on its device."""
+    if like.device.type == "cpu":
+        # NumPy asks the kernel for large pages where an array has megabytes: the first touch of ordinary ones, 4 KB
+        # each, takes as long as two iterations.
+        return torch.from_numpy(np.empty(like.shape, torch.empty(0, dtype=dtype).numpy().dtype))
+    return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def _check_range(
