@@ -25,16 +25,10 @@ from largescale.distributed.out_of_memory import memory_for
 from largescale.evaluate.annotations import AnnotatedImages, Scene
 from largescale.evaluate.average_precision import AveragePrecision, need_packages
 from largescale.evaluate.detector import Design, build_detector
-from largescale.evaluate.image_training import (
-    Recipe,
-    Trial,
-    average_gradients,
-    batch_for,
-    refuse_no_number,
-    refuse_single_images,
-)
+from largescale.evaluate.image_training import Trial, average_gradients, refuse_no_number, refuse_single_images
 from largescale.evaluate.own_samples import OwnSamples
 from largescale.evaluate.read_ahead import read_ahead
+from largescale.evaluate.training_recipe import Recipe, batch_for
 from largescale.evaluate.training_state import TrainingState
 from largescale.processes import rank, world_size
 from shards.ground.errors import InputError

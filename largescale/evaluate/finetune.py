@@ -12,7 +12,8 @@ from typing import Any
 
 from largescale.config import EvaluateConfig
 from largescale.config.setting import setting
-from largescale.evaluate.image_training import Recipe, Trial, accuracies, trained_scores
+from largescale.evaluate.image_training import Trial, accuracies, trained_scores
+from largescale.evaluate.training_recipe import Recipe
 from largescale.evaluate.tuning_optimizer import LARS_NAME, SGD_NAME
 
 CHOSEN_ON = "nothing; the rate is given and the last epoch is measured"

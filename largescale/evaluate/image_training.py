@@ -32,6 +32,8 @@ from largescale.distributed.out_of_memory import memory_for
 from largescale.evaluate import tuning_optimizer
 from largescale.evaluate.extract import extract
 from largescale.evaluate.feature_set import FeatureSet
+from largescale.evaluate.logistic_start import start_from_logistic
+from largescale.evaluate.training_recipe import EVEN, Recipe, batch_for, rate_factor
 from largescale.evaluate.training_state import TrainingState, Unfinished
 from largescale.methods import Method
 from largescale.models.image_classifier import ImageClassifier, first_layers
@@ -43,8 +45,6 @@ from shards.ground.errors import InputError
 
 _RATE_IS_PER = 256
 """Images per step that a learning rate is given for; it grows in proportion."""
-_EVEN = 8
-"""A batch stays a multiple of this where it can, so that it is the same on 1, 2, 4 and 8 ranks."""
 _log = logging.getLogger(__name__)
 
 
@@ -74,43 +74,6 @@ class Trial:
     keep: Callable[[ImageClassifier], None] | None = None
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How to train.
-
-    Attributes:
-        epochs, batch: passes over the images, and images per step over all ranks.
-        trunk_rate: learning rate of the backbone per 256 images; 0 freezes it, in evaluation mode.
-        head_rate: of the classifier.
-        weight_decay: of all that is trained.
-        drops: shares of the training after which the rate is multiplied by `drop`; empty follows a cosine to 0.
-        drop: factor.
-        nesterov: whether momentum looks ahead.
-        optimizer: a name of `tuning_optimizer`.
-        seed: of order, views and the classifier's weights.
-        subset: `.npy` of the samples to train on; empty uses all.
-        batch_key: the setting that `batch` is of, for messages.
-        head_layers: layers of the method's head that stay between backbone and classifier, and are trained like the
-            backbone.
-        head_layers_key: the setting that these are of, for messages.
-    """
-
-    epochs: int
-    batch: int
-    trunk_rate: float
-    head_rate: float
-    weight_decay: float = 0.0
-    drops: tuple[float, ...] = ()
-    drop: float = 0.1
-    nesterov: bool = False
-    optimizer: str = tuning_optimizer.SGD_NAME
-    seed: int = 0
-    subset: str = ""
-    batch_key: str = "the protocol's batch"
-    head_layers: int = 0
-    head_layers_key: str = "the protocol's head layers"
-
-
 class Probe(nn.Module):
     """A network with classifiers: from normalised images to scores [B, classes] or, with several, [B, heads, classes].
 
@@ -132,9 +95,11 @@ def trained_scores(trial: Trial, recipe: Recipe) -> FeatureSet | None:
     Raises:
         InputError: fewer training images, or images per step, than ranks; or a loss that is not a number.
 
-    Collectives: those of `scores_of`, and of BatchNorm.
+    Collectives: those of `scores_of`, of BatchNorm, and of `start_from_logistic` if the classifier starts so.
     """
     network = Classifier(trial, recipe)
+    if recipe.starts_linear:
+        network.start_from_logistic(trial, recipe)
     scores = scores_of(network, trial, recipe)
     if trial.keep:
         trial.keep(network.alone())
@@ -223,7 +188,7 @@ class Classifier(Probe):
     def forward(self, images: Tensor) -> Tensor:
         """Scores of normalised images [B, 3, S, S]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = self.kept(self.method.encode(images))
+            features = self._features(images)
         return self.head(features)
 
     def train(self, mode: bool = True) -> Classifier:
@@ -234,9 +199,19 @@ class Classifier(Probe):
             self.kept.eval()
         return self
 
+    @torch.no_grad()
+    def start_from_logistic(self, trial: Trial, recipe: Recipe) -> None:
+        """Set the classifier to logistic regression on the images of the recipe; collectives as of that."""
+        self.eval()
+        ids = np.load(recipe.subset) if recipe.subset else np.arange(trial.train.manifest.num_samples)
+        start_from_logistic(self.head, self._features, trial.train, ids, trial.config, trial.device)
+
     def alone(self) -> ImageClassifier:
         """The same network without the method; its own modules."""
         return ImageClassifier(self._encoder(), nn.Sequential(*self.kept, self.head))
+
+    def _features(self, images: Tensor) -> Tensor:
+        return self.kept(self.method.encode(images))
 
     def _encoder(self) -> nn.Module:
         """The network that is evaluated, which need not be the one that the method trains: it may be a teacher's."""
@@ -347,41 +322,20 @@ def _batches(stream: Stream, steps: range) -> Iterator[Batch]:
         yield from batches
 
 
-def rate_factor(recipe: Recipe, progress: float) -> float:
-    """What learning rates are multiplied by after a share of the training."""
-    if not recipe.drops:
-        return 0.5 * (1 + math.cos(math.pi * progress))
-    return recipe.drop ** sum(progress >= share for share in recipe.drops)
-
-
 def stream_config(trial: Trial, recipe: Recipe) -> Config:
     """The run's configuration, with a stream of single views of the labelled images: random resized crop and flip."""
     config: Any = deepcopy(trial.config)
     config.data.shards, config.data.subset = trial.place, recipe.subset
-    config.data.crops = [CropGroup(num=1, size=config.evaluate.size, scale=[0.08, 1.0])]
+    config.data.crops = [CropGroup(num=1, size=config.evaluate.size, scale=[*recipe.crop_scale])]
     for item in fields(AugmentConfig):  # a strength or probability of 0 switches a change off
         if isinstance(getattr(config.data.augment, item.name), float):
             setattr(config.data.augment, item.name, 0.0)
-    config.data.augment.flip, config.data.audit, config.method = 0.5, False, MethodConfig()
+    config.data.augment.flip, config.data.audit, config.method = recipe.flip, False, MethodConfig()
     config.train.global_batch = batch_for(recipe, _num_images(trial, recipe), world_size())
     config.train.accumulate, config.train.steps, config.train.epochs = 1, 0, float(recipe.epochs)
-    config.data.streams = math.gcd(config.train.global_batch, _EVEN)
+    config.data.streams = math.gcd(config.train.global_batch, EVEN)
     config.run.seed = recipe.seed
     return config
-
-
-def batch_for(recipe: Recipe, num_images: int, ranks: int) -> int:
-    """Images per step: at most the recipe's and those that there are, in equal parts for the ranks.
-
-    Raises:
-        InputError: there is not one for each rank.
-    """
-    most = min(recipe.batch, num_images)
-    if most < ranks:
-        few = f"{recipe.batch_key}={recipe.batch}" if recipe.batch < ranks else f"{num_images} training images"
-        raise InputError(f"{few} for {ranks} ranks: expected at least one image per step for each; start fewer ranks")
-    parts = math.lcm(_EVEN, ranks)
-    return most // parts * parts or most // ranks * ranks
 
 
 def _num_images(trial: Trial, recipe: Recipe) -> int:

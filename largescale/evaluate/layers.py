@@ -17,8 +17,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from largescale.config import EvaluateConfig
 from largescale.config.setting import setting
-from largescale.evaluate.image_training import Probe, Recipe, Trial, accuracies, scores_of
+from largescale.evaluate.image_training import Probe, Trial, accuracies, scores_of
 from largescale.evaluate.stage_maps import StageMaps
+from largescale.evaluate.training_recipe import Recipe
 from largescale.parallel.batchnorm import synchronize_batchnorm
 from largescale.processes import world_size
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from largescale.config import EvaluateConfig
 from largescale.config.setting import setting
-from largescale.evaluate.image_training import Recipe, Trial, accuracies, trained_scores
+from largescale.evaluate.image_training import Trial, accuracies, trained_scores
+from largescale.evaluate.training_recipe import Recipe
 
 CHOSEN_ON = "nothing; the rate is given and the last epoch is measured"
 

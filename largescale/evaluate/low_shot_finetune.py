@@ -4,6 +4,9 @@ SGD with momentum 0.9, 20 epochs of 256 images, no weight decay, a fifth of the 
 in training mode over all ranks. Rates of trunk and classifier per 256 images: 0.02 and 5 for 1%, 0.01 and 0.2 for 10%.
 The splits are those of `low-shot`, stratified and seeded; they are not the published lists of ImageNet. With LARS it
 is SimCLRv2's fine-tuning (arXiv 2006.10029), whose epochs are 60 for 1%.
+
+Random crops of 8% to 100% of the area and flips are published for photographs. Small pictures of one thing want views
+near those that they are shown in: `low_shot_finetune_crop_scale`, `low_shot_finetune_flip`.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import xxhash
 
 from largescale.config import EvaluateConfig
 from largescale.config.setting import setting
-from largescale.evaluate.image_training import Recipe, Trial, accuracies, labelled, trained_scores
+from largescale.evaluate.image_training import Trial, accuracies, labelled, trained_scores
 from largescale.evaluate.splits import stratified
+from largescale.evaluate.training_recipe import Recipe
 from largescale.evaluate.tuning_optimizer import LARS_NAME, PUBLISHED_LARS_RATES, SGD_NAME
 from largescale.processes import on_rank_0, rank
 from shards.ground.errors import InputError
@@ -62,6 +66,25 @@ class Settings(EvaluateConfig):
         at_most=100,
         free=True,
     )
+    low_shot_finetune_crop_scale: list[float] = setting(
+        [0.08, 1.0],
+        "Smallest and largest share of an image's area that its views cover.",
+        above=0,
+        at_most=1,
+        length=2,
+        ascending=True,
+        free=True,
+        expected="[smallest, largest] within (0, 1]",
+    )
+    low_shot_finetune_flip: float = setting(
+        0.5, "Probability that a view is mirrored; 0 where left and right matter.", at_least=0, at_most=1, free=True
+    )
+    low_shot_finetune_linear_first: bool = setting(
+        False,
+        "Whether the classifier starts from logistic regression on features of the network as it is, with an L2 "
+        "strength chosen on a tenth of the split (arXiv 2202.10054), rather than near 0.",
+        free=True,
+    )
 
 
 def measure(trial: Trial, config: Settings) -> dict[str, Any]:
@@ -94,6 +117,9 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
         subset=str(subset),
         head_layers=config.low_shot_finetune_head_layers,
         head_layers_key="evaluate.low_shot_finetune_head_layers",
+        crop_scale=(config.low_shot_finetune_crop_scale[0], config.low_shot_finetune_crop_scale[1]),
+        flip=config.low_shot_finetune_flip,
+        starts_linear=config.low_shot_finetune_linear_first,
     )
     return {**accuracies(trained_scores(trial, recipe)), "num_train": num_images}
 

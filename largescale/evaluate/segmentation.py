@@ -30,19 +30,12 @@ from largescale.config import Config, EvaluateConfig
 from largescale.config.setting import setting
 from largescale.distributed.out_of_memory import memory_for
 from largescale.evaluate.fcn import Fcn
-from largescale.evaluate.image_training import (
-    Recipe,
-    Trial,
-    average_gradients,
-    batch_for,
-    rate_factor,
-    refuse_no_number,
-    refuse_single_images,
-)
+from largescale.evaluate.image_training import Trial, average_gradients, refuse_no_number, refuse_single_images
 from largescale.evaluate.masks import IGNORED, Cut, MaskedImages, centre, random_cut
 from largescale.evaluate.own_samples import OwnSamples
 from largescale.evaluate.shares import total
 from largescale.evaluate.stage_maps import StageMaps
+from largescale.evaluate.training_recipe import Recipe, batch_for, rate_factor
 from largescale.evaluate.training_state import TrainingState
 from largescale.parallel.batchnorm import synchronize_batchnorm
 from largescale.processes import rank, world_size

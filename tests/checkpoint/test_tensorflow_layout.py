@@ -14,7 +14,8 @@ from largescale.checkpoint.foreign import load_backbone
 from largescale.checkpoint.state_file import read_state
 from largescale.checkpoint.tensorflow_layout import is_one, model_in
 from largescale.config import ModelConfig, load_config
-from largescale.evaluate.image_training import Recipe, kept_layers
+from largescale.evaluate.image_training import kept_layers
+from largescale.evaluate.training_recipe import Recipe
 from largescale.evaluate.weights import Published, method_of
 from largescale.models.backbones import build_backbone
 from shards.ground.errors import InputError

@@ -27,8 +27,9 @@ from largescale.evaluate.annotations import AnnotatedImages
 from largescale.evaluate.average_precision import AveragePrecision
 from largescale.evaluate.extract import load_method
 from largescale.evaluate.feature_set import FeatureSet
-from largescale.evaluate.image_training import Recipe, Trial, scores_of, trained_scores
+from largescale.evaluate.image_training import Classifier, Trial, scores_of, trained_scores
 from largescale.evaluate.label_lists import LabelLists
+from largescale.evaluate.training_recipe import Recipe
 from largescale.processes import rank, world_size
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
@@ -89,8 +90,19 @@ def of_stages(shards: tuple[Path, Path]) -> torch.Tensor | None:
     return None if found is None else found.features
 
 
+@torch.no_grad()
+def said_at_first(shards: tuple[Path, Path]) -> list[int]:
+    """What a classifier says of noise that starts from logistic regression."""
+    trial, recipe = trial_of(shards), Recipe(epochs=1, batch=40, trunk_rate=0.1, head_rate=0.1, starts_linear=True)
+    network = Classifier(trial, recipe)
+    network.start_from_logistic(trial, recipe)
+    noise = torch.randn(50, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return network.eval()(noise).argmax(1).tolist()
+
+
 def both(shards: tuple[Path, Path]) -> tuple[dict[str, Any], *tuple[torch.Tensor | None, ...]]:
-    return figures(), scores(shards, 0.0), scores(shards, 0.05), of_stages(shards)
+    found = figures() | {"logistic start": {"classes": said_at_first(shards)}}
+    return found, scores(shards, 0.0), scores(shards, 0.05), of_stages(shards)
 
 
 def of_few() -> dict[str, Any]:

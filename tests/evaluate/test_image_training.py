@@ -1,7 +1,8 @@
 """Protocols that train on images.
 
 Covers: largescale/evaluate/finetune.py, largescale/evaluate/linear_augmented.py,
-largescale/evaluate/low_shot_finetune.py, largescale/evaluate/layers.py, largescale/evaluate/training_state.py
+largescale/evaluate/low_shot_finetune.py, largescale/evaluate/layers.py, largescale/evaluate/training_recipe.py,
+largescale/evaluate/training_state.py
 """
 
 from __future__ import annotations
@@ -11,23 +12,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from largescale.config import load_config
 from largescale.data.corpora import Corpus
 from largescale.evaluate import finetune, image_training, layers, linear_augmented, low_shot_finetune
 from largescale.evaluate.extract import load_method
-from largescale.evaluate.image_training import (
-    Classifier,
-    Recipe,
-    Trial,
-    batch_for,
-    kept_layers,
-    labels_of,
-    rate_factor,
-    stream_config,
-)
+from largescale.evaluate.image_training import Classifier, Trial, kept_layers, labels_of, stream_config
+from largescale.evaluate.logistic_start import start_from_logistic
+from largescale.evaluate.training_recipe import Recipe, batch_for, rate_factor
 from largescale.evaluate.training_state import Unfinished
 from largescale.methods import METHODS, build_method
+from largescale.models.image_classifier import ImageClassifier
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
@@ -193,8 +189,31 @@ def test_low_shot_trains_on_the_split_alone(trial):
     made = stream_config(trial, Recipe(epochs=1, batch=256, trunk_rate=0.1, head_rate=0.1, subset=str(path)))
     assert (made.train.global_batch, made.data.subset, made.data.augment.flip) == (16, str(path), 0.5)
     assert (made.data.augment.blur, made.data.augment.noise, len(made.data.crops)) == (0, 0, 1)
+    near = Recipe(epochs=1, batch=8, trunk_rate=0.1, head_rate=0.1, crop_scale=(0.5, 0.9), flip=0.0)
+    made = stream_config(trial, near)
+    assert (made.data.crops[0].scale, made.data.augment.flip) == ([0.5, 0.9], 0)
     with pytest.raises(InputError, match="expected those of trunk"):
         low_shot_finetune.measure(trial, low_shot_finetune.Settings(low_shot_finetune_rates=[0.1]))
+
+
+def test_low_shot_may_start_from_logistic_regression(trial):
+    """Of the trunk as it is: at a rate of nearly 0, that is what is measured."""
+    kept: list[ImageClassifier] = []
+    config = low_shot_finetune.Settings(
+        low_shot_finetune_share=0.3,
+        low_shot_finetune_epochs=1,
+        low_shot_finetune_rates=[1e-12, 0.0],
+        low_shot_finetune_linear_first=True,
+        low_shot_finetune_crop_scale=[0.8, 1.0],
+        low_shot_finetune_flip=0.0,
+    )
+    low_shot_finetune.measure(replace(trial, keep=kept.append), config)
+    [path] = trial.scratch.iterdir()
+    ids = np.load(path)
+    head, method = nn.Linear(trial.method.num_features, 10), load_method(trial.config, None)
+    start_from_logistic(head, method.encode, trial.train, ids, trial.config, trial.device)
+    torch.testing.assert_close(kept[0].head[-1].weight, head.weight)
+    torch.testing.assert_close(kept[0].head[-1].bias, head.bias)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from largescale.evaluate import finetune, image_training, low_shot_finetune, tuning_optimizer
-from largescale.evaluate.image_training import Recipe
+from largescale.evaluate import finetune, low_shot_finetune, tuning_optimizer
+from largescale.evaluate.training_recipe import Recipe, rate_factor
 
 RATES = {"trunk": 0.3, "head": 2.0}
 DECAY = 0.01
@@ -82,4 +82,4 @@ def test_protocols_say_which(monkeypatch, optimizer, rates, drops):
     assert (first.optimizer, first.trunk_rate, first.head_rate, first.drops) == (optimizer, *rates, drops)
     assert second.optimizer == optimizer and bool(second.drops) == (optimizer == "sgd")
     if not drops:
-        assert image_training.rate_factor(first, 0.5) == pytest.approx(0.5)
+        assert rate_factor(first, 0.5) == pytest.approx(0.5)
