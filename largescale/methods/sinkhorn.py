@@ -116,10 +116,10 @@ def sinkhorn(
 
 def _empty(like: Tensor, dtype: torch.dtype) -> Tensor:
     """Memory of the shape of `like`, on its device."""
-    if like.device.type == "cpu":
+    if type(like) is Tensor and like.device.type == "cpu":  # not one that only plans memory
         # NumPy asks the kernel for large pages where an array has megabytes: the first touch of ordinary ones, 4 KB
         # each, takes as long as two iterations.
-        return torch.from_numpy(np.empty(like.shape, torch.empty(0, dtype=dtype).numpy().dtype))
+        return torch.from_numpy(np.empty(like.shape, np.float64 if dtype == torch.float64 else np.float32))
     return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
 
 

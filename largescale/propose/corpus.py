@@ -33,12 +33,17 @@ _GREY = 3
 """Largest difference of channels, of 255, in an image that is called grey: JPEG leaves some."""
 
 
+_SAME = 2
+"""Largest difference of channels, of 255, of pixels that have the same colour: JPEG and scaling leave some."""
+
+
 class _Pixels(NamedTuple):
     """What decoding tells; as in `CorpusFacts`."""
 
     num_decoded: int
     num_broken: int
     grey: float
+    flat: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -55,6 +60,8 @@ class CorpusFacts:
         copies: share of images whose bytes are those of another one before them.
         num_decoded, num_broken: images whose pixels were looked at, and that could not be read.
         grey: share of these without colours.
+        flat: share of the pixels of an image that have the colour of the one before them in their row; of half of the
+            images at most. Photographs have few such pixels, drawings many.
         mean, std: of each channel, where white is 1; every image counts the same.
         num_classes: of which the images looked at have labels; None if it was not counted.
     """
@@ -67,6 +74,7 @@ class CorpusFacts:
     num_decoded: int
     num_broken: int
     grey: float
+    flat: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
     num_classes: int | None = None
@@ -132,7 +140,7 @@ def _pixels(corpus: Corpus, ids: np.ndarray, location: str) -> _Pixels:
     """Decode these images, or until there are enough pixels."""
     reader, most = ShardReader([corpus]), DataConfig().max_pixels
     sums, squares, grey, seen, broken, pixels = np.zeros(3), np.zeros(3), 0, 0, 0, 0
-    why = ""
+    why, flat = "", list[float]()
     for sample_id in ids.tolist():
         if pixels > MOST_PIXELS and seen >= LEAST_IMAGES:
             break
@@ -143,12 +151,22 @@ def _pixels(corpus: Corpus, ids: np.ndarray, location: str) -> _Pixels:
             continue
         mean, square, is_grey = _moments(image)
         sums, squares, grey = sums + mean, squares + square, grey + is_grey
+        flat.append(_flat(image))
         seen, pixels = seen + 1, pixels + image[0].numel()
     if not seen:
         raise InputError(f"{location}: none of {broken} images can be decoded, such as {why}")
     mean = sums / seen
     std = np.sqrt(np.maximum(0, squares / seen - mean**2))
-    return _Pixels(seen, broken, grey / seen, tuple(mean.tolist()), tuple(std.tolist()))
+    middle = float(np.median(flat))
+    return _Pixels(seen, broken, grey / seen, middle, tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def _flat(image: Tensor) -> float:
+    """Share of the pixels of an image [3, H, W] that have the colour of the one before them in their row."""
+    rows = image.numpy().astype(np.int16)
+    if rows.shape[2] < 2:
+        return 0.0
+    return float((np.abs(rows[:, :, 1:] - rows[:, :, :-1]).max(0) <= _SAME).mean())
 
 
 def _moments(image: Tensor) -> tuple[np.ndarray, np.ndarray, bool]:

@@ -25,6 +25,10 @@ _LEAST_SOURCE = 12
 
 _ALMOST_ALL = 0.95
 _LEAST_BLURRED = 48
+_FLAT = 0.5
+"""Share of pixels of the same colour as the one before, from which on images are taken for drawings."""
+_WEAKER = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.25, "hue": 0.25, "grayscale": 0.0}
+"""Of the usual strengths of what changes colours, for drawings."""
 _LEAST_STD = 0.02
 """Images of a single colour have none, and nothing can be divided by 0."""
 
@@ -44,7 +48,9 @@ def views(reference: Config, corpus: CorpusFacts, *, small: bool) -> dict[str, C
     seen = crops[0].value["size"]
     return {
         "data.crops": Choice(crops, ""),
-        **{f"data.augment.{key}": choice for key, choice in _augment(reference, side, off, small=small).items()},
+        **{
+            f"data.augment.{key}": choice for key, choice in _augment(reference, corpus, side, off, small=small).items()
+        },
         "data.mean": Choice([round(value, 3) for value in corpus.mean], measured),
         "data.std": Choice([max(_LEAST_STD, round(value, 3)) for value in corpus.std], measured),
         "evaluate.resize": Choice(seen * 8 // 7 if seen < corpus.shorter[1] else seen, "shorter side of test images"),
@@ -111,12 +117,18 @@ def _switched_off(corpus: CorpusFacts, side: int) -> dict[str, str]:
     return found
 
 
-def _augment(reference: Config, side: int, off: dict[str, str], *, small: bool) -> dict[str, Choice]:
+def _augment(
+    reference: Config, corpus: CorpusFacts, side: int, off: dict[str, str], *, small: bool
+) -> dict[str, Choice]:
     usual = {} if small else changed_values(reference.data.augment)
     usual.pop("blur_sigma", None)
     defaults = AugmentConfig()
     found = {"flip": Choice(usual.pop("flip", defaults.flip), "set 0 if left and right differ, as in text")}
     found |= {key: Choice(value, "as published") for key, value in usual.items()}
+    if corpus.flat >= _FLAT and corpus.grey < _ALMOST_ALL:
+        why = f"drawings are told apart by colours: {corpus.flat:.0%} of pixels are like the one before"
+        for key, share in _WEAKER.items():
+            found[key] = Choice(round(share * usual.get(key, getattr(defaults, key)), 3), why)
     if "blur" not in off:
         most = round(2.0 * side / 224, 2)
         found["blur_sigma"] = Choice([0.1, most], f"of {side} px, as 2 of 224 px in published runs")

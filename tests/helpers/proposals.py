@@ -7,7 +7,7 @@ from largescale.propose.machine import Machine
 from largescale.propose.proposal import Proposal, first_proposal
 
 PHOTOS = CorpusFacts(
-    6000, 6000, (300, 375, 480), (1.33, 1.6), 0.0, 500, 0, 0.01, (0.48, 0.45, 0.41), (0.27, 0.26, 0.28)
+    6000, 6000, (300, 375, 480), (1.33, 1.6), 0.0, 500, 0, 0.01, 0.2, (0.48, 0.45, 0.41), (0.27, 0.26, 0.28)
 )
 CPU = Machine(0, "", 0.0, here=True, cores=2, host_gb=8.0)
 GPU, EIGHT = Machine(1, "a100-80", 80.0, False, 0, 0.0), Machine(8, "a100-80", 80.0, False, 0, 0.0)

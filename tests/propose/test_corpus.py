@@ -35,7 +35,7 @@ def test_colour_large_and_damaged_among_them(tmp_path):
     assert (seen.num_samples, seen.num_indexed, seen.num_decoded, seen.num_broken) == (10, 10, 9, 1)
     assert seen.num_classes == 0
     assert seen.shorter == (90, 90, 90) and seen.aspect[0] == pytest.approx(4 / 3)
-    assert seen.grey == 0 and seen.copies == 0
+    assert seen.grey == 0 and seen.copies == 0 and seen.flat < 0.01
     stacked = np.stack(pixels).reshape(-1, 3) / 255
     assert seen.mean == pytest.approx(stacked.mean(0)) and seen.std == pytest.approx(stacked.std(0))
     assert look_at(shards_of(tmp_path / "wide", {"wide.png": wide})).aspect == pytest.approx((7.5, 7.5))
@@ -51,7 +51,11 @@ def test_tiny_grey_and_copies(tmp_path):
 def test_images_of_sixteen_bits_and_of_a_single_colour(tmp_path):
     deep = encoded(Image.fromarray(np.full((20, 30), 51 * 257, np.uint16)))
     seen = look_at(shards_of(tmp_path, {"deep.png": deep}))
-    assert seen.grey == 1 and seen.mean == pytest.approx((0.2, 0.2, 0.2)) and seen.std == pytest.approx((0, 0, 0))
+    assert (
+        seen.grey == seen.flat == 1
+        and seen.mean == pytest.approx((0.2, 0.2, 0.2))
+        and seen.std == pytest.approx((0, 0, 0))
+    )
 
 
 def test_nothing_to_look_at_is_one_line(tmp_path):

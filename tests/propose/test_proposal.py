@@ -93,6 +93,15 @@ def test_tiny_grey_images():
     assert config_of(TINY, GPU).model.stem == "3x3s2"
 
 
+def test_colours_of_drawings_are_changed_less():
+    usual, drawings = config_of(PHOTOS).data.augment, config_of(replace(PHOTOS, flat=0.7)).data.augment
+    assert usual.grayscale > 0 == drawings.grayscale
+    for name, share in {"brightness": 0.5, "contrast": 0.5, "saturation": 0.25, "hue": 0.25}.items():
+        assert getattr(drawings, name) == pytest.approx(share * getattr(usual, name))
+    grey = replace(PHOTOS, flat=0.7, grey=1.0)  # as Fashion-MNIST's
+    assert config_of(grey).data.augment.brightness == usual.brightness
+
+
 def test_few_images_make_small_batches_and_too_few_are_refused():
     assert config_of(replace(PHOTOS, num_samples=64)).train.global_batch == 8
     assert config_of(replace(PHOTOS, num_samples=300)).train.global_batch == 32
