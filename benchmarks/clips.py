@@ -35,7 +35,7 @@ from clips_reading import measure_reading, reading_table
 
 from largescale.run.environment import environment
 from shards.clips.clip import ClipSettings
-from shards.clips.pictures import jpeg_of
+from shards.clips.planes import jpeg_of
 from shards.clips.sound import to_flac
 from shards.conversion.convert import Options, convert
 

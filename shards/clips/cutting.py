@@ -14,7 +14,8 @@ from PIL import Image
 from shards.clips.clip import Clip, ClipSettings, ClipSound
 from shards.clips.clock import JUMPS_BACK
 from shards.clips.library import pyav, read_with_ffmpeg
-from shards.clips.pictures import CUT, DAMAGED_PARTS, Picture, Pictures, jpeg_of, planes_of
+from shards.clips.pictures import CUT, DAMAGED_PARTS, Picture, Pictures
+from shards.clips.planes import jpeg_of, planes_of
 from shards.clips.sound import DAMAGED_SOUND, Sound
 from shards.ground.errors import InputError
 from shards.images.reading import ImageError, read_rgb
@@ -53,12 +54,12 @@ def clips_of_video(
         pictures = Pictures(_opened(open_file, stack), settings, check)
         wants_sound = settings.sound_rate > 0 and pictures.has_sound
         sound: Sound | None = None
-        num_clips = 0
+        num_clips, per_clip = 0, settings.frames_per_clip
         encoder = _Encoder(quality)
-        for number, inside in groupby(pictures, lambda picture: picture.number // settings.frames_per_clip):
+        for number, inside in groupby(pictures, lambda picture: picture.number // per_clip):
             if sound is None and wants_sound:  # the first frame says when it begins
                 sound = Sound(_opened(open_file, stack), settings.sound_rate, pictures.origin)
-            start = number * settings.frames_per_clip / settings.rate
+            start = number * per_clip / settings.rate
             clip = encoder.clip(number, start, inside)
             num_clips += 1
             if len(clip.frames) < settings.min_frames:
@@ -67,7 +68,7 @@ def clips_of_video(
             if sound is None:
                 yield clip
                 continue
-            stop = min((number + 1) * settings.frames_per_clip / settings.rate, Fraction(pictures.clock.end))
+            stop = min((number + 1) * per_clip / settings.rate, Fraction(pictures.clock.end))
             if pictures.clock.jump is not None:  # from there on, sound is on another clock
                 stop = min(stop, Fraction(pictures.clock.jump))
             heard = sound.take(start, max(stop, start))
@@ -147,20 +148,29 @@ class _Encoder:
     def clip(self, number: int, start: Fraction, pictures: Iterator[Picture]) -> Clip:
         frames: list[bytes] = []
         times: list[float] = []
-        motion: list[float] = []
+        coarse: list[np.ndarray] = []
         size = (0, 0)
         for picture in pictures:
             size = picture.planes[0].shape
-            motion.append(self._change(picture.planes[0]))
+            coarse.append(_coarse(picture.planes[0]))
             times.append(max(0.0, picture.time - float(start)))
             frames.append(jpeg_of(picture.planes, self._quality))
+        motion = self._changes(coarse)
         return Clip(number, float(start), frames, times, motion, size[1], size[0], ClipSound())
 
-    def _change(self, luma: np.ndarray) -> float:
-        image = Image.fromarray(luma)
-        now = np.asarray(image.reduce(_COARSE) if min(image.size) >= _COARSE else image).astype(np.int16)
-        before, self._before = self._before, now
-        return 0.0 if before is None or before.shape != now.shape else float(np.abs(now - before).mean())
+    def _changes(self, coarse: list[np.ndarray]) -> list[float]:
+        """Of each image from the one before it, all of one size; 0 for the first one, and where the size is another."""
+        luma = np.stack(coarse).astype(np.int16)
+        before, self._before = self._before, luma[-1]
+        first = luma[0] if before is None or before.shape != luma[0].shape else before
+        changes: list[float] = np.abs(np.diff(luma, axis=0, prepend=first[None])).mean((1, 2)).tolist()
+        return changes
+
+
+def _coarse(luma: np.ndarray) -> np.ndarray:
+    """Luma averaged over _COARSE x _COARSE pixels, where there are that many."""
+    image = Image.fromarray(np.ascontiguousarray(luma))
+    return np.asarray(image.reduce(_COARSE) if min(image.size) >= _COARSE else image)
 
 
 def _smaller(pixels: np.ndarray, side: int) -> np.ndarray:

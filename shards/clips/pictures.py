@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
-import simplejpeg
-from PIL import Image
-
 from shards.clips.clip import ClipSettings
 from shards.clips.clock import RisingClock
 from shards.clips.library import pyav
+from shards.clips.planes import Planes, Shrinker
 from shards.images.reading import ImageError
 
 NO_PICTURES = "no moving pictures in it"
@@ -26,10 +22,6 @@ _EARLY = 1 / 8
 """Share of the step between frames by which one may come too early: containers round times to milliseconds."""
 
 
-_AS_JPEG = (2, 5, 6)
-"""Matrices of colours that are JPEG's, or not stated (AVColorSpace)."""
-
-
 @dataclass(frozen=True)
 class Picture:
     """A frame that is kept.
@@ -37,12 +29,12 @@ class Picture:
     Attributes:
         number: on the grid of frames.
         time: seconds from the first frame.
-        planes: Y [H, W], Cb and Cr [ceil(H / 2), ceil(W / 2)] as JPEG has them (BT.601, 0 to 255), uint8.
+        planes: of a JPEG.
     """
 
     number: int
     time: float
-    planes: tuple[np.ndarray, np.ndarray, np.ndarray]
+    planes: Planes
 
 
 def video_stream(container: Any) -> Any:
@@ -107,12 +99,9 @@ class Pictures:
     def __init__(self, container: Any, settings: ClipSettings, check: Callable[[int, int], None]) -> None:
         self._container, self._settings, self._check = container, settings, check
         self._stream = video_stream(container)
-        self._scale = pyav().video.reformatter
-        self._reformatter = self._scale.VideoReformatter()
+        self._shrinker = Shrinker()
         self.has_sound = sound_stream(container) is not None
         self._size = (0, 0, 0, 0)
-        self._quality = self._scale.Interpolation.AREA | self._scale.Interpolation.ACCURATE_RND
-        self._quality |= self._scale.Interpolation.BITEXACT
         self.origin = Fraction(0)
         self.is_damaged, self.clock = False, RisingClock()
         check(self._stream.width or 1, self._stream.height or 1)  # before it is decoded
@@ -162,38 +151,11 @@ class Pictures:
     def _note_damage(self) -> None:
         self.is_damaged = True
 
-    def _planes(self, frame: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _planes(self, frame: Any) -> Planes:
         """A frame upright and small, see `Picture`."""
         if self._size[:2] != (frame.width, frame.height):
             self._size = self._size_of(frame)
-        if any(component.is_alpha for component in frame.format.components):
-            rgba = self._reformatted(frame, "rgba").to_ndarray()
-            planes = list(planes_of(_on_white(rgba)))
-        else:
-            if frame.colorspace not in _AS_JPEG:  # few pixels are faster to convert than many
-                frame = self._reformatted(frame, "yuv420p")
-            small = self._reformatted(frame, "yuvj420p")
-            planes = [
-                np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width] for plane in small.planes
-            ]
-        turns, is_mirrored = _display(frame)
-        upright = (np.rot90(plane, turns) for plane in planes)
-        first, second, third = (np.ascontiguousarray(plane[:, ::-1] if is_mirrored else plane) for plane in upright)
-        return first, second, third
-
-    def _reformatted(self, frame: Any, form: str) -> Any:
-        """A frame of the chosen size; as JPEG has it where `form` is that of JPEG."""
-        is_jpeg = form == "yuvj420p"
-        return self._reformatter.reformat(
-            frame,
-            *self._size[2:],
-            form,
-            src_color_range=frame.color_range,
-            dst_color_range=self._scale.ColorRange.JPEG if is_jpeg else frame.color_range,
-            dst_colorspace=self._scale.Colorspace.ITU601 if is_jpeg else None,
-            interpolation=self._quality,
-            threads=1,
-        )
+        return self._shrinker.planes(frame, *self._size[2:])
 
     def _size_of(self, frame: Any) -> tuple[int, int, int, int]:
         """Width and height of a frame, and those that it is scaled to, before it is turned."""
@@ -205,41 +167,3 @@ class Pictures:
         side = self._settings.frame_side
         scale = min(Fraction(1), Fraction(side, min(width, height))) if side else Fraction(1)
         return frame.width, frame.height, max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def planes_of(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """uint8 [H, W, 3] as the planes of a JPEG, see `Picture`."""
-    luma, blue, red = Image.fromarray(pixels).convert("YCbCr").split()
-    return np.asarray(luma), np.asarray(blue.reduce(2)), np.asarray(red.reduce(2))
-
-
-def jpeg_of(planes: tuple[np.ndarray, np.ndarray, np.ndarray], quality: int) -> bytes:
-    """A JPEG of planes as `Picture` has them. libjpeg reads as much luma as chroma covers: behind odd sides the last
-    column and row are there once more, since what memory holds there differs from time to time.
-    """
-    luma, *chroma = planes
-    height, width = luma.shape
-    if height % 2 or width % 2:
-        luma = np.pad(luma, ((0, height % 2), (0, width % 2)), "edge")[:height, :width]
-    return bytes(simplejpeg.encode_jpeg_yuv_planes(luma, *chroma, quality))
-
-
-def _display(frame: Any) -> tuple[int, bool]:
-    """How a frame is to be shown: quarter turns counterclockwise, and whether it is mirrored horizontally after that.
-
-    Source: the display matrix of FFmpeg, libavutil/display.h.
-    """
-    stored = frame.side_data.get("DISPLAYMATRIX")
-    if stored is None:
-        return 0, False
-    a, b, _, c, d, *_ = np.frombuffer(bytes(stored), np.int32).astype(np.float64).tolist()
-    is_mirrored = a * d - b * c < 0
-    if is_mirrored:
-        a, c = -a, -c
-    return round(-math.atan2(b, a) / (math.pi / 2)), is_mirrored
-
-
-def _on_white(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 4] to [H, W, 3]: what is transparent is white."""
-    image = Image.fromarray(pixels)
-    return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB"))

@@ -25,6 +25,12 @@ _LOWEST_RATE = 1000
 _GAP_S = 0.05
 """Where a frame of sound begins later than the one before it ends by less than this, that is rounding."""
 
+_TOGETHER = 32
+"""Frames of sound that are resampled at once."""
+
+_IN_NUMPY = {name + plane for name in ("u8", "s16", "s32", "flt", "dbl") for plane in ("", "p")}
+"""Forms of samples that PyAV makes arrays of, and the other way round."""
+
 
 class Sound:
     """Sound on the clock of a video. Memory: that of one stretch.
@@ -108,20 +114,54 @@ class Sound:
             own = (frame.format.name, frame.layout.name, frame.sample_rate)
             if resampler is None or own != setup or abs(time - expected) > _GAP_S:
                 if resampler is not None:
-                    yield from out(resampler.resample(None))
+                    yield from out(resampler.finish())
                     done = max(done, place)
                 if abs(time - expected) > _GAP_S:
                     is_behind = time < done / self._rate - FAR_S
-                resampler = None if is_behind else pyav().AudioResampler("s16", "mono", self._rate)
+                resampler = None if is_behind else _Resampler(self._rate)
                 setup, place, expected = own, round(time * self._rate), time
             end = expected + frame.samples / frame.sample_rate
             if resampler is None:  # it would come to lie over other pictures
                 self.jumps_back = True
                 continue
-            frame.pts = None  # places are counted here
-            yield from out(resampler.resample(frame))
+            yield from out(resampler.add(frame))
         if resampler is not None:
-            yield from out(resampler.resample(None))
+            yield from out(resampler.finish())
+
+
+class _Resampler:
+    """Frames of one setup to mono at a rate. Many are handed on together, which takes half the time."""
+
+    def __init__(self, rate: int) -> None:
+        self._resampler = pyav().AudioResampler("s16", "mono", rate)
+        self._waiting: list[Any] = []
+
+    def add(self, frame: Any) -> list[Any]:
+        """Take a frame; returns those that are ready."""
+        self._waiting.append(frame)
+        return self._hand_on() if len(self._waiting) == _TOGETHER else []
+
+    def finish(self) -> list[Any]:
+        """The rest."""
+        return [*self._hand_on(), *self._resampler.resample(None)]
+
+    def _hand_on(self) -> list[Any]:
+        waiting, self._waiting = self._waiting, []
+        ready = []
+        for frame in _joined(waiting):
+            frame.pts = None  # whoever asks counts places
+            ready += self._resampler.resample(frame)
+        return ready
+
+
+def _joined(frames: list[Any]) -> list[Any]:
+    """Frames of one setup as one, where their samples are numbers that NumPy knows."""
+    if len(frames) < 2 or frames[0].format.name not in _IN_NUMPY:
+        return frames
+    samples = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
+    whole = pyav().AudioFrame.from_ndarray(samples, format=frames[0].format, layout=frames[0].layout)
+    whole.sample_rate = frames[0].sample_rate
+    return [whole]
 
 
 def to_flac(samples: np.ndarray, rate: int) -> bytes:

@@ -22,7 +22,7 @@ from shards.clips.clip import Clip, ClipSettings
 from shards.clips.clock import JUMPS_BACK
 from shards.clips.cutting import LONG_SOUND, TOO_FEW, clip_of_pair, clips_of_video
 from shards.clips.names import is_sound, is_video
-from shards.clips.pictures import CUT, DAMAGED_PARTS, NO_PICTURES, UNKNOWN_CODEC, jpeg_of
+from shards.clips.pictures import CUT, DAMAGED_PARTS, NO_PICTURES, UNKNOWN_CODEC
 from shards.clips.sound import from_flac
 from shards.ground.errors import InputError
 from shards.images.reading import ImageError
@@ -346,19 +346,3 @@ def test_a_process_that_is_forked_afterwards_waits_for_nothing(tmp_path):
 def test_suffixes():
     assert is_video("a/B.MP4") and is_video("x.gif") and not is_video("x.png") and not is_video("x.ogg")
     assert is_sound("x.OGG") and not is_sound("x.mp4")
-
-
-@pytest.mark.parametrize(("height", "width"), [(33, 48), (32, 47), (33, 47)])
-def test_jpegs_of_odd_sizes_do_not_show_what_memory_holds_behind_them(height, width):
-    """The bytes behind the plane differ, and those of the JPEG do not."""
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width), np.uint8)
-    chroma = np.full(((height + 1) // 2, (width + 1) // 2), 128, np.uint8)
-    found = []
-    for garbage in (0, 255):
-        memory = np.full(height * width + 2 * width, garbage, np.uint8)
-        memory[: height * width] = pixels.ravel()
-        luma = memory[: height * width].reshape(height, width)
-        found.append(jpeg_of((luma, chroma, chroma), 90))
-    assert found[0] == found[1]
-    shown = np.asarray(Image.open(io.BytesIO(found[0])).convert("L")).astype(int)
-    assert shown.shape == (height, width) and np.abs(shown - pixels).mean() < 6
