@@ -11,6 +11,7 @@ from shards.clips.clip import ClipSettings
 from shards.clips.clock import RisingClock
 from shards.clips.library import pyav
 from shards.clips.planes import Planes, Shrinker
+from shards.clips.spared import Spared
 from shards.images.reading import ImageError
 
 NO_PICTURES = "no moving pictures in it"
@@ -57,8 +58,10 @@ def sound_stream(container: Any) -> Any:
     return next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
 
 
-def decoded(container: Any, stream: Any, damaged: Callable[[], None]) -> Iterator[Any]:
-    """Frames of a stream, of what can be decoded; `damaged` is called where something cannot.
+def decoded(
+    container: Any, stream: Any, damaged: Callable[[], None], send: Callable[[Any], None] | None = None
+) -> Iterator[Any]:
+    """Frames of a stream, of what can be decoded; `damaged` is called where something cannot, `send` with each packet.
 
     Raises:
         OSError, InputError: the file cannot be read any more, which says nothing of what is in it.
@@ -73,6 +76,8 @@ def decoded(container: Any, stream: Any, damaged: Callable[[], None]) -> Iterato
             return damaged()
         if packet is None:
             return None
+        if send is not None:
+            send(packet)
         try:
             frames = packet.decode()
         except (error, ValueError):
@@ -103,6 +108,10 @@ class Pictures:
         self.has_sound = sound_stream(container) is not None
         self._size = (0, 0, 0, 0)
         self.origin = Fraction(0)
+        self._first: int | None = None
+        self._base = Fraction(self._stream.time_base).as_integer_ratio()  # whole numbers divide exactly, and fast
+        self._step = 1 / float(self._stream.average_rate or 25)
+        self._spared = Spared(self._stream, lambda ticks: self._number(self._time_of(ticks)))
         self.is_damaged, self.clock = False, RisingClock()
         check(self._stream.width or 1, self._stream.height or 1)  # before it is decoded
 
@@ -124,32 +133,51 @@ class Pictures:
         return end + max(1.0, said / 50) < said
 
     def __iter__(self) -> Iterator[Picture]:
-        rate, last, per_clip = self._settings.frame_rate, -1, self._settings.frames_per_clip
+        last, per_clip = -1, self._settings.frames_per_clip
         for time, frame in self.clock.follow(self._stamped()):
-            number = int(time * rate + _EARLY)
-            if number > last:
+            number = self._number(time)
+            if number > last and frame is not None:
                 if number // per_clip > last // per_clip:
                     self._size = (0, 0, 0, 0)  # a clip has one size, that of its first frame
                 last = number
                 yield Picture(number, time, self._planes(frame))
 
     def _stamped(self) -> Iterator[tuple[float | None, float, Any]]:
-        """Frames with seconds from the first one as the file has them, and their lengths."""
-        base, step = Fraction(self._stream.time_base), 1 / float(self._stream.average_rate or 25)
-        ticks, seconds = (base.denominator, base.numerator)  # whole numbers divide exactly, and fast
-        first: int | None = None
-        for frame in decoded(self._container, self._stream, self._note_damage):
+        """Seconds from the first frame as the file has them, length, and frame; None for one that is spared."""
+        for frame in decoded(self._container, self._stream, self._note_damage, self._spared.send):
             if frame.is_corrupt:
                 self._note_damage()
+            if frame.pts is None or self.clock.has_wrong_times:
+                self._spared.stop()
+            yield from self._not_decoded(frame.pts)
+            if frame.is_corrupt:
                 continue
-            if first is None:
-                first = frame.pts or 0
-                self.origin = first * base
-            time = None if frame.pts is None else (frame.pts - first) * seconds / ticks
-            yield time, frame.duration * seconds / ticks if frame.duration else step, frame
+            if self._first is None:
+                self._first = frame.pts or 0
+                self.origin = self._first * self._stream.time_base
+            yield None if frame.pts is None else self._time_of(frame.pts), self._length_of(frame.duration), frame
+        yield from self._not_decoded(None)
+
+    def _not_decoded(self, before: int | None) -> Iterator[tuple[float, float, None]]:
+        for ticks, duration in self._spared.before(before):
+            yield self._time_of(ticks), self._length_of(duration), None
+
+    def _time_of(self, ticks: int) -> float:
+        """Seconds from the first frame."""
+        seconds, ticks_in_them = self._base
+        return (ticks - (self._first or 0)) * seconds / ticks_in_them
+
+    def _length_of(self, duration: int | None) -> float:
+        seconds, ticks_in_them = self._base
+        return duration * seconds / ticks_in_them if duration else self._step
+
+    def _number(self, time: float) -> int:
+        """On the grid."""
+        return int(time * self._settings.frame_rate + _EARLY)
 
     def _note_damage(self) -> None:
         self.is_damaged = True
+        self._spared.stop()
 
     def _planes(self, frame: Any) -> Planes:
         """A frame upright and small, see `Picture`."""
