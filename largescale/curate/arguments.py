@@ -26,6 +26,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--leaves", default="random", metavar="HOW", help="images taken of a cluster: random (default) or nearest")
     add("--repeat", type=int, default=1, metavar="N", help="times an image may count where there are few (default 1)")
     add("--coarse", type=int, default=0, metavar="K", help="clusters within which duplicates are looked for")
+    add("--without", default="", metavar="C1,C2,...", help="top clusters, as the page numbers them, that give nothing")
     add("--memory-gb", type=float, default=0.0, metavar="GB", help="that a rank may use (default: what is there)")
 
 
@@ -51,6 +52,7 @@ def run(arguments: argparse.Namespace) -> str:
             coarse=arguments.coarse,
         ),
         arguments.levels,
+        arguments.without,
     )
     if arguments.shards and is_url(arguments.shards):
         raise InputError(f"--shards={arguments.shards}: expected a folder; of a store, copy its manifest.json into one")

@@ -196,13 +196,17 @@ class _Making:
         return sentence(record)
 
 
-def with_levels(wish: Wish, text: str) -> Wish:
-    """The wish with `--levels` as it is written, such as 1000000,50000,1000.
+def with_levels(wish: Wish, levels: str, without: str = "") -> Wish:
+    """The wish with `--levels` and `--without` as they are written, such as 1000000,50000,1000.
 
     Raises:
         InputError: not numbers.
     """
+    return replace(wish, levels=_numbers("--levels", levels), without=_numbers("--without", without))
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
     try:
-        return replace(wish, levels=tuple(int(part.replace("_", "")) for part in text.split(",") if part.strip()))
+        return tuple(int(part.replace("_", "")) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise InputError(f"--levels={text}: expected numbers with commas between them, such as 10000,500") from error
+        raise InputError(f"{option}={text}: expected numbers with commas between them, such as 10000,500") from error

@@ -17,7 +17,7 @@ from largescale.report import plots
 from largescale.report.html_parts import escape, missing, section, table
 from shards.ground.files import atomic_write
 
-_CLUSTERS, _SHOWN, _LEAST = 6, 8, 10
+_CLUSTERS, _SHOWN, _LEAST = 8, 8, 10
 """Clusters shown of each kind, images of each, and images that a cluster must have had to be called cut."""
 
 

@@ -48,11 +48,13 @@ class Outcome:
 
     Attributes:
         num_taken: different images in the subset.
+        num_available: that it could be taken from: no duplicates, and not of clusters that give nothing.
         levels: from the lowest to the top.
         examples: for pictures.
     """
 
     num_taken: int
+    num_available: int
     levels: tuple[LevelSizes, ...]
     examples: Examples | None
 
@@ -98,7 +100,7 @@ def write_images(pile: Pile, embeddings: Embeddings, folder: Path) -> Outcome:
 
     on_rank_0(save)
     levels = tuple(_levels(sizes, pile))
-    return Outcome(int(sizes[2].sum()), levels, examples)
+    return Outcome(int(sizes[2].sum()), pile.available, levels, examples)
 
 
 def _levels(sizes: np.ndarray, pile: Pile) -> list[LevelSizes]:

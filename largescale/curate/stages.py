@@ -128,6 +128,7 @@ class Pile:
         self.wanted: np.ndarray | None = None
         self.kept = np.array([self._is_kept(bucket).sum() for bucket in range(buckets.count)], np.int64)
         self.counts = np.zeros(buckets.count, np.int64)
+        self.available = int(self.kept.sum())
         if wish.levels:
             self.counts = self._counts(wish.levels[0])
 
@@ -217,7 +218,12 @@ class Pile:
             found = self.place.arrays(_first(bucket))["clusters"]
             sizes[first : first + count] = np.bincount(found, minlength=count)
             first += count
-        target = self.wish.target or int(sizes.sum())
+        top = np.arange(len(sizes))
+        for above in self.parents:
+            top = above[top]
+        sizes[np.isin(top, self.wish.without)] = 0
+        self.available = int(sizes.sum())
+        target = self.wish.target or self.available
         self.wanted = shares(sizes * self.wish.repeat, self.parents, target, self.wish.seed)
 
     def images_of(self, bucket: int) -> BucketImages:

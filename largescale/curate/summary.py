@@ -21,6 +21,7 @@ def record_of(stamp: dict[str, Any], outcome: Outcome, embeddings: Embeddings, e
         "num_images": embeddings.num_images,
         "num_duplicates": embeddings.num_images - num_unique,
         "num_kept": outcome.num_taken,
+        "num_available": outcome.num_available,
         "levels": [_counts(level) for level in outcome.levels],
     }
 
@@ -59,7 +60,9 @@ def sentence(record: dict[str, Any]) -> str:
             f"; the largest tenth of {top['clusters']:,} clusters had {top['largest_tenth_before']:.0%} of the images "
             f"and has {top['largest_tenth_after']:.0%}"
         )
-    left = record["num_images"] - dropped
+    if without := record["settings"].get("without"):
+        words += f"; without clusters {', '.join(map(str, without))} of the top level"
+    left = record.get("num_available", record["num_images"] - dropped)
     if target > left * record["settings"]["repeat"]:
         words += f"; {left:,} images were left for a target of {target:,}"
     return words

@@ -32,6 +32,7 @@ class Wish:
         leaves: one of LEAVES: which images of a cluster are taken.
         repeat: times that an image may be taken where a cluster has too few; 1 for none.
         coarse: clusters within which duplicates are looked for and the first level is clustered; 0 chooses.
+        without: clusters of the top level that give nothing, as the page numbers them.
     """
 
     levels: tuple[int, ...] = ()
@@ -45,6 +46,7 @@ class Wish:
     leaves: str = "random"
     repeat: int = 1
     coarse: int = 0
+    without: tuple[int, ...] = ()
 
     @property
     def resampling(self) -> Resampling:
@@ -72,7 +74,10 @@ class Wish:
 
     def stamp(self) -> dict[str, Any]:
         """All that the result depends on beside the features."""
-        return {**asdict(self), "levels": list(self.levels)}
+        told = {**asdict(self), "levels": list(self.levels), "without": sorted(set(self.without))}
+        if not self.without:
+            del told["without"]
+        return told
 
     def check(self, num_images: int) -> None:
         """Refuse what cannot be done.
@@ -89,6 +94,12 @@ class Wish:
                 raise InputError(f"--levels: {after} clusters of {before}; each level must be smaller than the last")
         if any(level < 1 for level in self.levels):
             raise InputError("--levels: expected numbers of clusters of 1 or more")
+        for cluster in self.without:
+            if not self.levels or not 0 <= cluster < self.levels[-1]:
+                top = f"0 to {self.levels[-1] - 1}, those of the last of --levels" if self.levels else "--levels"
+                raise InputError(f"--without: {cluster} is no cluster of the top level; expected {top}")
+        if self.levels and len(set(self.without)) == self.levels[-1]:
+            raise InputError(f"--without: all {self.levels[-1]} clusters of the top level; leave one that gives images")
         if self.levels and self.levels[0] > num_images:
             raise InputError(f"--levels: {self.levels[0]:,} clusters of {num_images:,} images; choose fewer")
         if self.target < 0 or self.target > num_images * self.repeat:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -247,9 +248,30 @@ def test_what_is_left_may_be_less_than_the_target(features, tmp_path):
     assert "images were left for a target of 890" in said
 
 
+def test_clusters_that_are_not_wanted_give_nothing_and_others_give_more(features, curated, tmp_path):
+    table = columns(curated)
+    top, largest = table["cluster_3"], int(np.bincount(table["cluster_3"]).argmax())
+    fine = np.flatnonzero((top != largest) & np.isnan(table["duplicate_of"]))
+    said = curate(
+        Places(features, tmp_path / "out"), replace(WISH, target=len(fine) - 9, without=(largest,)), torch.device("cpu")
+    )
+    found = columns(tmp_path / "out")
+    assert f"; without clusters {largest} of the top level" in said and "were left" not in said
+    assert (found["cluster_3"] == top).all() and not found["kept"][top == largest].any()
+    assert found["kept"].sum() == len(fine) - 9
+    said = curate(Places(features, tmp_path / "all"), replace(WISH, target=0, without=(largest,)), torch.device("cpu"))
+    assert np.flatnonzero(columns(tmp_path / "all")["kept"]).tolist() == fine.tolist()
+    less = replace(WISH, target=len(fine) + 1, without=(largest,))
+    assert f"{len(fine)} images were left" in curate(Places(features, tmp_path / "less"), less, torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
+        ("--levels 60,6 --without 2,6", "--without: 6 is no cluster of the top level; expected 0 to 5"),
+        ("--levels 60,2 --without 0,1", "--without: all 2 clusters of the top level"),
+        ("--dedup 0.1 --without 1", "--without: 1 is no cluster of the top level; expected --levels"),
+        ("--levels 60,6 --without x", "--without=x: expected numbers"),
         ("", "nothing to do; pass --levels, --dedup, or both"),
         ("--levels 60,6 --target 898", "--target=898: there are 897 images"),
         ("--target 9 --dedup 0.1", "--target=9: needs --levels"),
