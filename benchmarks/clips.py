@@ -1,13 +1,15 @@
 """Conversion of videos against plain decoding of the same files, and its memory against their length.
 
-    OMP_NUM_THREADS=1 python benchmarks/clips.py [--rounds 5] [--videos FOLDER] [--only speed|memory|reading]
+    OMP_NUM_THREADS=1 python benchmarks/clips.py [--rounds 5] [--videos FOLDER] [--only speed|commands|memory|reading]
 
 - speed: PyAV decodes every frame of pictures and sound, one thread, and throws it away; `shards convert --clips` at its
   defaults (8 frames a second of 256 px, sound at 48 kHz) does that, shrinks, encodes, hashes and writes. CPU time of
   one process each, in turns, so that both meet the same machine. Videos are made here (H.264 and AAC, moving textures);
   with `--videos` those of a folder are measured as well.
-- needed: decoding, and no more than what makes frames and sound of it: the kept frames are scaled and encoded, the
-  sound is brought to one channel and encoded. A conversion that did nothing else would take as long.
+- commands: the same beside the command `ffmpeg`, which decodes with nothing else to do (benchmarks/clips_commands.py).
+- needed: decoding all, and no more than what makes frames and sound of it: the kept frames are scaled and encoded, the
+  sound is brought to one channel and encoded. A conversion that did nothing else would take as long; one that leaves
+  frames undecoded may take less.
 - reading: what a sample costs in training (benchmarks/clips_reading.py).
 - memory: peak of one process that converts a video of a minute, of ten and of an hour.
 
@@ -31,6 +33,7 @@ from typing import Any
 
 import av
 import numpy as np
+from clips_commands import commands_table, measure_commands
 from clips_reading import measure_reading, reading_table
 
 from largescale.run.environment import environment
@@ -99,6 +102,19 @@ def repeat(path: Path, out: Path, times: int) -> None:
                 target.mux(packet)
 
 
+def videos_in(temporary: Path, others: Path | None) -> dict[str, Path]:
+    """Folders with a video each, by what it is called: those made here, and those of another folder."""
+    found = {}
+    for width, height in ((1280, 720), (640, 360), (320, 240)):
+        folder = found[f"{width} x {height}, made here"] = temporary / f"{width}x{height}"
+        write_textures(folder / "textures.mp4", width, height, 20)
+    for video in sorted(others.iterdir()) if others else []:
+        folder = found[video.name] = temporary / video.stem
+        folder.mkdir()
+        shutil.copy(video, folder)
+    return found
+
+
 def decode(folder: Path) -> int:
     """Decode all pictures and sounds of a folder's videos; returns the number of frames of pictures."""
     count = 0
@@ -115,7 +131,7 @@ def needed(folder: Path) -> int:
     """Decode all, and encode what is kept as the defaults of conversion say; returns the number of bytes."""
     settings, num_bytes = ClipSettings(), 0
     scale = av.video.reformatter
-    quality = scale.Interpolation.AREA | scale.Interpolation.ACCURATE_RND | scale.Interpolation.BITEXACT
+    quality = scale.Interpolation.AREA | scale.Interpolation.BITEXACT
     for path in sorted(folder.iterdir()):
         with av.open(str(path)) as container:
             video: Any = container.streams.video[0]
@@ -134,7 +150,7 @@ def needed(folder: Path) -> int:
                         planes = [
                             np.frombuffer(one, np.uint8).reshape(one.height, -1)[:, : one.width] for one in small.planes
                         ]
-                        num_bytes += len(jpeg_of(tuple(map(np.ascontiguousarray, planes)), 90))
+                        num_bytes += len(jpeg_of(tuple(planes), 90))
             if blocks:
                 heard = np.concatenate([block.to_ndarray().reshape(-1) for block in blocks])
                 length = round(settings.clip_seconds * settings.sound_rate)
@@ -204,8 +220,9 @@ def page(results: dict[str, Any]) -> str:
         f"benchmarks/clips.py`; CPU time of one process, in turns; medians of {results['rounds']} rounds; load of the "
         f"machine {results['load']:.0f}.",
         "",
-        "Needed are decoding, and scaling and encoding what is kept, with nothing around it; small videos are decoded "
-        "for less than the frames cost that are kept of them.",
+        "Decoding is PyAV's of all pictures and all sound, with the opening of the file. Needed are that, and scaling "
+        "and encoding what is kept, with nothing around it; conversion can take less, since of H.264 it leaves frames "
+        "undecoded that it can do without.",
         "",
         "| videos | frames | clips | decoding, s | needed, s | converting, s | decoding / converting "
         "| needed / converting |",
@@ -217,6 +234,7 @@ def page(results: dict[str, Any]) -> str:
             f"| {name} | {row['frames']:,} | {row['clips']} | {row['decode_cpu_s']:.2f} | {row['needed_cpu_s']:.2f} "
             f"| {row['convert_cpu_s']:.2f} | {row['ratio']:.2f} ({span}) | {row['needed_ratio']:.2f} |"
         )
+    lines += commands_table(results["commands"]) if results.get("commands") else []
     lines += ["", "Memory of one process (320 x 180, 25 frames a second, with sound):", ""]
     lines += ["| minutes of the video | clips | peak, MB |", "|---|---|---|"]
     for minutes, row in results.get("memory", {}).items():
@@ -230,7 +248,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--videos", type=Path, help="a folder of videos to measure as well")
-    parser.add_argument("--only", choices=["speed", "memory", "reading"])
+    parser.add_argument("--only", choices=["speed", "commands", "memory", "reading"])
     arguments = parser.parse_args()
     path = RESULTS / "clips.json"
     results: dict[str, Any] = json.loads(path.read_text()) if arguments.only and path.exists() else {}
@@ -242,17 +260,15 @@ def main() -> None:
         if arguments.only in (None, "reading"):
             write_textures(Path(temporary) / "read" / "textures.mp4", 320, 180, 240)
             results["reading"] = measure_reading(Path(temporary) / "read", Path(temporary), arguments.rounds)
+        videos = videos_in(Path(temporary), arguments.videos) if arguments.only not in ("memory", "reading") else {}
         if arguments.only in (None, "speed"):
-            results["speed"] = {}
-            for width, height in ((1280, 720), (640, 360), (320, 240)):
-                folder = Path(temporary) / f"{width}x{height}"
-                write_textures(folder / "textures.mp4", width, height, 20)
-                results["speed"][f"{width} x {height}, made here"] = speed(folder, arguments.rounds)
-            for video in sorted(arguments.videos.iterdir()) if arguments.videos else []:
-                folder = Path(temporary) / video.stem
-                folder.mkdir()
-                shutil.copy(video, folder)
-                results["speed"][video.name] = speed(folder, arguments.rounds)
+            results["speed"] = {name: speed(folder, arguments.rounds) for name, folder in videos.items()}
+        if arguments.only in (None, "commands"):
+            rows = {
+                name: measure_commands(next(folder.iterdir()), Path(temporary), arguments.rounds)
+                for name, folder in videos.items()
+            }
+            results["commands"] = {name: row for name, row in rows.items() if row}
         if arguments.only in (None, "memory"):
             results["memory"] = memory(Path(temporary))
     path.write_text(json.dumps(results, indent=1) + "\n")
