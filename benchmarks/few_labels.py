@@ -3,10 +3,10 @@
     python -m benchmarks.few_labels [--shares 0.01 0.1] [--seeds 0 1 2] [--rows NAME ...] [--tries K]
 
 All rows of a share and seed use the labels of the same images, the split of that seed of `evaluate low-shot`. Learning
-rates of whatever trains a classifier are chosen with seed 0 on `HELD_OUT` training images that no split has; the test
-images choose nothing. Networks are those of configs/small. Runs and classifiers stay in runs/bench-few_labels, so that
-what is trained is not trained again. Needs the shards of `make pretrain`. Writes benchmarks/results/few_labels.json and
-few_labels.md; what was written below the tables by hand, after `<!-- read -->`, is kept.
+rates of whatever trains a classifier are chosen by its mean over seeds on `HELD_OUT` training images that no split has;
+the test images choose nothing. Networks are those of configs/small. Runs and classifiers stay in runs/bench-few_labels,
+so that what is trained is not trained again. Needs the shards of `make pretrain`. Writes benchmarks/results/
+few_labels.json and few_labels.md; what was written below the tables by hand, after `<!-- read -->`, is kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 import largescale
 import shards
 from benchmarks.accuracies import RESULTS, ROOT
-from benchmarks.few_labels_page import OUT, found_before, page
+from benchmarks.few_labels_page import OUT, chosen, found_before, page
 from largescale.config import load_config
 from largescale.data.corpora import Corpus
 from largescale.data.few_labels import by_hash
@@ -40,19 +40,27 @@ from largescale.evaluate.splits import stratified
 from largescale.models.image_classifier import ImageClassifier, read_classifier
 from largescale.run.environment import environment
 from shards.format.manifest import read_manifest
+from shards.ground.files import atomic_write
 
 RUNS = ROOT / "runs" / "bench-few_labels"
 TRAIN, TEST = ROOT / "data/shards/fashion-mnist-train", ROOT / "data/shards/fashion-mnist-test"
 HELD_OUT, SEEDS, MOST = 2_000, (0, 1, 2), 0.1
 """Images that rates are chosen on; seeds, whose splits have none of them; the largest share of a split."""
-EPOCHS, BATCH = {0.1: 50, 0.01: 100}, 64
-"""Of fine-tuning by the share of labels: as many steps or more with fewer images."""
+EPOCHS, BATCH = {0.1: 20, 0.01: 50}, 64
+"""Of fine-tuning by the share of labels."""
 LONGER = 2
 """Training from scratch gets so many times the epochs, since it starts from nothing."""
-RATES = {0.1: ([0.01, 0.2], [0.1, 0.1], [0.4, 0.4]), 0.01: ([0.02, 5.0], [0.1, 0.1], [0.4, 0.4])}
-"""Of trunk and classifier per 256 images; the first are those that `low-shot-finetune` has."""
-HEAD, LAYERS = "[256,256]", 1
-"""SimCLRv2's hidden layers, and how many of them fine-tuning keeps."""
+RATES = ([0.03, 0.03], [0.1, 0.1])
+"""Of trunk and classifier per 256 images, to fine-tune with."""
+SCRATCH_RATES = ([1.0, 1.0], [0.4, 0.4], [0.1, 0.1])
+VIEWS = {"crop_scale": [0.8, 1.0], "flip": 0}
+"""That labels are learnt on: those of pretraining, without its other changes."""
+STUDENT_CROPS = "{num: 1, size: 28, scale: [0.8, 1.0]}"
+"""Those that the teacher has learnt on, since it knows less about smaller ones."""
+HEAD, LAYERS = 256, 1
+"""Width of SimCLRv2's two hidden layers, and how many of them fine-tuning keeps."""
+QUARTER = 2
+"""Widths are divided by this for a network of a quarter of the weights."""
 CPU = torch.device("cpu")
 
 
@@ -97,16 +105,29 @@ def swav(case: Case) -> Path:
     return pretrained("swav", "swav", case)
 
 
-def simclr(case: Case) -> Path:
-    """SimCLR with a head of three layers, which needs no labels: SimCLRv2's first step."""
-    return pretrained("simclr", "simclr", case, f"method.hidden={HEAD}")
+def simclr(case: Case, part: int = 1) -> Path:
+    """SimCLR with a head of three layers, which needs no labels: SimCLRv2's first step.
+
+    Args:
+        case: of which the seed counts.
+        part: all widths are divided by it.
+    """
+    words = [*narrowed(part), f"method.hidden=[{HEAD // part},{HEAD // part}]"]
+    return pretrained("simclr", "simclr" if part == 1 else f"simclr-by-{part}", case, *words)
 
 
-def distilled(case: Case) -> Path:
-    """SimCLRv2's third step, on all images: a student of the teacher's size."""
+def distilled(case: Case, part: int = 1) -> Path:
+    """SimCLRv2's third step, on all images: a student of the teacher's widths, or of a part of them."""
     teacher = tuned(simclr(case), case, LAYERS)
-    folder = f"distilled-{100 * case.share:g}-{name_of(case.rates)}"
-    return pretrained("distillation", folder, case, f"method.hidden={HEAD[:4]}]", command=("distill", str(teacher)))
+    folder = f"distilled-{100 * case.share:g}-by-{part}-{name_of(case.rates)}"
+    words = [*narrowed(part), f"method.hidden=[{HEAD // part}]", f"data.crops=[{STUDENT_CROPS}]"]
+    return pretrained("distillation", folder, case, *words, command=("distill", str(teacher)))
+
+
+def narrowed(part: int) -> list[str]:
+    """The width of a smaller network than that of configs/small."""
+    width = load_config(ROOT / "configs/small/simclr.yaml").model.width
+    return [] if part == 1 else [f"model.width={width // part}"]
 
 
 def name_of(rates: Sequence[float]) -> str:
@@ -136,7 +157,7 @@ def neighbours(run: Path, case: Case) -> list[float]:
     return on_both("support-neighbours", run, lambda found: found["top1"], *words)
 
 
-def own_answers(run: Path, case: Case) -> list[float]:
+def own_answers(run: Path) -> list[float]:
     """Of the classifier that the run has trained."""
     return on_both("own-classifier", run, lambda found: found["top1"])
 
@@ -151,14 +172,16 @@ def tuned(run: Path, case: Case, layers: int = 0) -> Path:
     out = run / f"classifier-{100 * case.share:g}-{name_of(case.rates)}.safetensors"
     if not out.is_file():
         words = [f"evaluate.{word}" for word in finetuning(case, EPOCHS[case.share], layers)]
+        words.append("evaluate.low_shot_finetune_linear_first=true")
         finetune(run, out, overrides=[*words, f"data.eval_shards={held_out()}"])
     return out
 
 
 def finetuning(case: Case, epochs: int, layers: int = 0) -> list[str]:
     """Settings of `low-shot-finetune`."""
-    values = {"share": case.share, "split": case.seed, "epochs": epochs, "batch": BATCH, "rates": [*case.rates]}
-    return [f"low_shot_finetune_{key}={value}" for key, value in {**values, "head_layers": layers}.items()]
+    of_case = {"share": case.share, "split": case.seed, "rates": [*case.rates]}
+    values = {**of_case, "epochs": epochs, "batch": BATCH, "head_layers": layers, **VIEWS}
+    return [f"low_shot_finetune_{key}={value}" for key, value in values.items()]
 
 
 def from_scratch(case: Case) -> list[float]:
@@ -209,41 +232,43 @@ class Row:
 
     Attributes:
         measure: top-1 on held-out training images and on test images, shares.
-        has_rates: whether a classifier is trained by learning rates, which are chosen.
+        rates: that are tried, where a classifier is trained by learning rates.
+        teacher: the row whose rates are taken instead; empty for none.
     """
 
     measure: Callable[[Case], list[float]]
-    has_rates: bool = False
+    rates: Sequence[Sequence[float]] = ()
+    teacher: str = ""
 
 
+TEACHER = "SimCLRv2, fine-tuned from layer 1"
 ROWS: dict[str, Row] = {
-    "supervised, from scratch": Row(from_scratch, True),
+    "supervised, from scratch": Row(from_scratch, SCRATCH_RATES),
     "SwAV, linear on frozen features": Row(lambda case: linear(swav(case), case)),
-    "SwAV, fine-tuned": Row(lambda case: fine_tuned(swav(case), case), True),
+    "SwAV, fine-tuned": Row(lambda case: fine_tuned(swav(case), case), RATES),
     "PAWS, nearest neighbours": Row(lambda case: neighbours(paws(case), case)),
     "PAWS, linear on frozen features": Row(lambda case: linear(paws(case), case)),
-    "PAWS, fine-tuned": Row(lambda case: fine_tuned(paws(case), case), True),
+    "PAWS, fine-tuned": Row(lambda case: fine_tuned(paws(case), case), RATES),
     "SimCLRv2, linear on frozen features": Row(lambda case: linear(simclr(case), case)),
-    "SimCLRv2, fine-tuned from layer 1": Row(lambda case: fine_tuned(simclr(case), case, LAYERS), True),
-    "SimCLRv2, distilled to its own size": Row(lambda case: own_answers(distilled(case), case), True),
+    TEACHER: Row(lambda case: fine_tuned(simclr(case), case, LAYERS), RATES),
+    "SimCLRv2, distilled to its own size": Row(lambda case: own_answers(distilled(case)), teacher=TEACHER),
+    "SimCLRv2, distilled to a quarter": Row(lambda case: own_answers(distilled(case, QUARTER)), teacher=TEACHER),
+    "a quarter, fine-tuned from layer 1": Row(lambda case: fine_tuned(simclr(case, QUARTER), case, LAYERS), RATES),
 }
 """By name; another method is a line."""
-DISTILLED, TEACHER = "SimCLRv2, distilled to its own size", "SimCLRv2, fine-tuned from layer 1"
 
 
 def tries(name: str, case: Case, num: int) -> list[Case]:
-    """What to measure of a row: with seed 0 all rates, with others those that were best there on held-out images. A
-    student has the teacher that was.
-    """
-    if not ROWS[name].has_rates:
+    """What to measure of a row: all rates. A student has the teacher whose rates are best on held-out images."""
+    row = ROWS[name]
+    if not (row.rates or row.teacher):
         return [case]
-    if case.seed == 0 and name != DISTILLED:
-        return [Case(case.share, 0, rates) for rates in RATES[case.share][:num]]
-    of = TEACHER if name == DISTILLED else name
-    known = [row for row in found_before() if (row["row"], row["share"], row["seed"]) == (of, case.share, 0)]
+    if row.rates:
+        return [Case(case.share, case.seed, rates) for rates in row.rates[:num]]
+    known = [found for found in found_before() if (found["row"], found["share"]) == (row.teacher, case.share)]
     if not known:
-        raise SystemExit(f"{name}: measure {of} with seed 0 first, which chooses its rates")
-    return [Case(case.share, case.seed, max(known, key=lambda row: row["held_out"])["rates"])]
+        raise SystemExit(f"{name}: measure {row.teacher} first, with all seeds, which chooses its rates")
+    return [Case(case.share, case.seed, chosen(known))]
 
 
 def measure(name: str, case: Case) -> None:
@@ -257,7 +282,8 @@ def measure(name: str, case: Case) -> None:
     machine = f"{about['processor']}, {about['cpu_cores']} cores, torch {about['torch']}"
     row = {**key, "held_out": 100 * held, "test": 100 * test, "machine": machine, "cpu_s": spent(began)}
     found = [*found_before(), row]
-    OUT.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    with atomic_write(OUT.with_suffix(".json")) as file:
+        file.write((json.dumps(found, indent=1) + "\n").encode())
     OUT.write_text(page(found, list(ROWS)))
     print(f"{name}, {100 * case.share:g}%, seed {case.seed}, {case.rates}: {row['held_out']:.2f}, {row['test']:.2f}")
 
@@ -274,7 +300,7 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", choices=list(EPOCHS), default=list(EPOCHS))
     parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, default=list(SEEDS))
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="NAME")
-    parser.add_argument("--tries", type=int, default=len(RATES[MOST]), help="rates that are tried with seed 0")
+    parser.add_argument("--tries", type=int, default=len(SCRATCH_RATES), help="rates that are tried")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     for seed in arguments.seeds:

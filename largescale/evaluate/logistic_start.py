@@ -17,14 +17,16 @@ from largescale.config import Config
 from largescale.data.corpora import Corpus
 from largescale.evaluate.extract import Network, extract
 from largescale.evaluate.feature_set import FeatureSet
-from largescale.evaluate.linear_cached import chosen_strength
 from largescale.evaluate.logistic import fit
 from largescale.processes import from_rank_0
 
-STRENGTHS = [1.0, 0.1, 0.01, 0.001]
-"""Of the L2 penalty, on the mean loss; chosen on a tenth of the images."""
+STRENGTH = 1.0
+"""Of the L2 penalty, on the mean loss: a strong one. Few images do not tell which is best, and where a weak one was
+chosen on some of them, large weights sent large gradients through the trunk after all
+(benchmarks/results/few_labels.md).
+"""
 
-MAX_STEPS = 200
+_MAX_STEPS = 200
 
 
 def start_from_logistic(
@@ -47,8 +49,7 @@ def start_from_logistic(
     """
     found = extract(corpus, config, {"to be fine-tuned": features_of}, device, ids=ids)
     known = cast(FeatureSet, from_rank_0(found.get("to be fine-tuned")))  # of rank 0, which has them
-    strength, _ = chosen_strength(known, STRENGTHS, MAX_STEPS)
-    fitted = fit(known.features, known.labels, len(known.classes), [strength], max_steps=MAX_STEPS)
+    fitted = fit(known.features, known.labels, len(known.classes), [STRENGTH], max_steps=_MAX_STEPS)
     own, standard = fitted.weights[0].cpu(), fitted.standardiser
     matrix = standard.scale[:, None] * (standard.axes @ own[:-1])
     with torch.no_grad():

@@ -16,11 +16,12 @@ from largescale.config.setting import setting
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.linear_cached import chosen_strength
 from largescale.evaluate.logistic import fit
-from largescale.evaluate.logistic_start import MAX_STEPS, STRENGTHS
 from largescale.evaluate.splits import stratified
 from shards.ground.errors import InputError
 
 CHOSEN_ON = "a tenth of each split's own images"
+
+_MAX_STEPS = 200
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Settings(EvaluateConfig):
     )
     low_shot_splits: int = setting(5, "Seeded splits per share.", at_least=1, at_most=1000, free=True)
     low_shot_strengths: list[float] = setting(
-        STRENGTHS,
+        [1.0, 0.1, 0.01, 0.001],
         "Strengths of the L2 penalty (on the mean loss) that low-shot tries.",
         above=0,
         at_most=1e6,
@@ -48,8 +49,8 @@ def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, 
         accuracies, sizes = [], []
         for seed in range(config.low_shot_splits):
             some = part(train, share, seed)
-            strength, _ = chosen_strength(some, config.low_shot_strengths, MAX_STEPS)
-            found = fit(some.features, some.labels, len(train.classes), [strength], max_steps=MAX_STEPS)
+            strength, _ = chosen_strength(some, config.low_shot_strengths, _MAX_STEPS)
+            found = fit(some.features, some.labels, len(train.classes), [strength], max_steps=_MAX_STEPS)
             accuracies.append(float(found.num_right(test.features, test.labels)) / len(test))
             sizes.append(len(some))
         by_share[str(share)] = {

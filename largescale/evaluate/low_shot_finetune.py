@@ -81,8 +81,8 @@ class Settings(EvaluateConfig):
     )
     low_shot_finetune_linear_first: bool = setting(
         False,
-        "Whether the classifier starts from logistic regression on features of the network as it is, with an L2 "
-        "strength chosen on a tenth of the split (arXiv 2202.10054), rather than near 0.",
+        "Whether the classifier starts from logistic regression on standardised features of the network as it is, with "
+        "an L2 strength of 1 (arXiv 2202.10054), rather than near 0.",
         free=True,
     )
 

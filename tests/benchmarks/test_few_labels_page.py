@@ -15,13 +15,15 @@ def test_rates_are_chosen_on_held_out_images_and_what_was_written_by_hand_stays(
     monkeypatch.setattr(few_labels_page, "OUT", tmp_path / "few_labels.md")
     found = [
         row("A", 0, [0.1, 0.1], 70.0, 60.0),
-        row("A", 0, [0.4, 0.4], 69.0, 99.0),
+        row("A", 0, [0.4, 0.4], 71.0, 99.0),
         row("A", 1, [0.1, 0.1], 71.0, 62.0),
+        row("A", 1, [0.4, 0.4], 69.0, 99.0),
+        row("A", 2, [0.4, 0.4], 90.0, 99.0),
         row("B", 0, [], 50.0, 51.0),
     ]
-    assert chosen(found[:2])["test"] == 60.0
+    assert chosen(found[:5]) == [0.1, 0.1]  # seed 2, which lacks one of the rates, chooses nothing
     (tmp_path / "few_labels.md").write_text("# Old\n\n<!-- read -->\nBy hand.\n")
     text = page(found, ["A", "B", "C"])
-    assert "| A | 60.00 | 62.00 | **61.00** |" in text and "| B | 51.00 | - | **51.00** |" in text
-    assert "| A | 1% | **0.1, 0.1: 70.00, 60.00**; 0.4, 0.4: 69.00, 99.00 |" in text and "| C |" not in text
+    assert "| A | 60.00 | 62.00 | - | **61.00** |" in text and "| B | 51.00 | - | - | **51.00** |" in text
+    assert "| A | 1% | **0.1, 0.1: 70.50, 61.00**; 0.4, 0.4: 76.67, 99.00 |" in text and "| C |" not in text
     assert text.endswith("<!-- read -->\nBy hand.\n")
