@@ -223,6 +223,8 @@ class Pile:
             top = above[top]
         sizes[np.isin(top, self.wish.without)] = 0
         self.available = int(sizes.sum())
+        if not self.available:
+            raise InputError("--without: the other clusters of the top level are empty; leave one that gives images")
         target = self.wish.target or self.available
         self.wanted = shares(sizes * self.wish.repeat, self.parents, target, self.wish.seed)
 

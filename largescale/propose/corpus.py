@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from largescale.config import Config, DataConfig
 from largescale.data.corpora import Corpus, open_corpora
@@ -33,6 +34,8 @@ _GREY = 3
 """Largest difference of channels, of 255, in an image that is called grey: JPEG leaves some."""
 
 
+_LOOKED_AT = 128
+"""Pixels of the shorter side at which neighbours are compared, about; of smaller images fewer."""
 _SAME = 2
 """Largest difference of channels, of 255, of pixels that have the same colour: JPEG and scaling leave some."""
 
@@ -162,7 +165,9 @@ def _pixels(corpus: Corpus, ids: np.ndarray, location: str) -> _Pixels:
 
 
 def _flat(image: Tensor) -> float:
-    """Share of the pixels of an image [3, H, W] that have the colour of the one before them in their row."""
+    """Share of pixels of an image [3, H, W], made smaller, that have the colour of the one before them in their row."""
+    if factor := min(image.shape[1:]) // _LOOKED_AT:  # neighbours in a large photograph are alike
+        image = avg_pool2d(image.float(), factor)
     rows = image.numpy().astype(np.int16)
     if rows.shape[2] < 2:
         return 0.0

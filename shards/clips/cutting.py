@@ -159,12 +159,14 @@ class _Encoder:
         return Clip(number, float(start), frames, times, motion, size[1], size[0], ClipSound())
 
     def _changes(self, coarse: list[np.ndarray]) -> list[float]:
-        """Of each image from the one before it, all of one size; 0 for the first one, and where the size is another."""
-        luma = np.stack(coarse).astype(np.int16)
-        before, self._before = self._before, luma[-1]
-        first = luma[0] if before is None or before.shape != luma[0].shape else before
-        changes: list[float] = np.abs(np.diff(luma, axis=0, prepend=first[None])).mean((1, 2)).tolist()
-        return changes
+        """Of each image from the one before it; 0 for the first one, and where the size is another."""
+        first = coarse[0] if self._before is None else self._before
+        self._before = coarse[-1]
+        changes: list[float] = []
+        for _, alike in groupby([first, *coarse], key=np.shape):  # a phone may be turned within a clip
+            luma = np.stack(list(alike)).astype(np.int16)
+            changes += [0.0, *np.abs(np.diff(luma, axis=0)).mean((1, 2)).tolist()]
+        return changes[len(changes) - len(coarse) :]
 
 
 def _coarse(luma: np.ndarray) -> np.ndarray:

@@ -147,7 +147,7 @@ class Pictures:
         for frame in decoded(self._container, self._stream, self._note_damage, self._spared.send):
             if frame.is_corrupt:
                 self._note_damage()
-            if frame.pts is None or self.clock.has_wrong_times:
+            if frame.pts is None or frame.interlaced_frame or self.clock.has_wrong_times:
                 self._spared.stop()
             yield from self._not_decoded(frame.pts)
             if frame.is_corrupt:

@@ -106,6 +106,8 @@ class Sound:
         done = -(2**62)
         for frame in decoded(container, stream, self._note_damage):
             if frame.sample_rate < _LOWEST_RATE:
+                if resampler is not None:
+                    yield from out(resampler.finish())
                 raise ValueError("samples so rare are no sound")
             if origin is None:
                 origin = float(Fraction(frame.pts or 0) * stream.time_base)

@@ -61,7 +61,7 @@ class Spared:
 
     def before(self, time: int | None) -> list[tuple[int, int]]:
         """Ticks and lengths of frames that were spared before one that comes out; None for all that are left."""
-        found, has_fallen = [], time is None or (self._last_shown is not None and time <= self._last_shown)
+        found, has_fallen = [], time is None or (self._last_shown is not None and time < self._last_shown)
         while self._waiting and (time is None or has_fallen or self._waiting[0][0] < time):
             ticks, length, is_spared = heappop(self._waiting)
             if is_spared:

@@ -48,6 +48,15 @@ def test_tiny_grey_and_copies(tmp_path):
     assert seen.mean[0] == seen.mean[1] == seen.mean[2]
 
 
+def test_a_photograph_is_no_drawing_because_it_is_large(tmp_path):
+    flat = []
+    for side in (128, 1024):
+        photo = Image.fromarray(colours(32, 32, 0)).resize((side, side), Image.Resampling.BICUBIC)
+        files = {"photo.png": encoded(photo, "PNG")}
+        flat.append(look_at(shards_of(tmp_path / str(side), files)).flat)
+    assert flat[1] == pytest.approx(flat[0], abs=0.02) and flat[0] < 0.1
+
+
 def test_images_of_sixteen_bits_and_of_a_single_colour(tmp_path):
     deep = encoded(Image.fromarray(np.full((20, 30), 51 * 257, np.uint16)))
     seen = look_at(shards_of(tmp_path, {"deep.png": deep}))

@@ -9,6 +9,7 @@ import gc
 import io
 import os
 import signal
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +18,12 @@ import pytest
 from PIL import Image
 
 from shards.cleaning.rules import Cleaning
-from shards.clips import library, pictures
+from shards.clips import cutting, library, pictures
 from shards.clips.clip import Clip, ClipSettings
 from shards.clips.clock import JUMPS_BACK
 from shards.clips.cutting import LONG_SOUND, TOO_FEW, clip_of_pair, clips_of_video
 from shards.clips.names import is_sound, is_video
-from shards.clips.pictures import CUT, DAMAGED_PARTS, NO_PICTURES, UNKNOWN_CODEC
+from shards.clips.pictures import CUT, DAMAGED_PARTS, NO_PICTURES, UNKNOWN_CODEC, Picture
 from shards.clips.sound import from_flac
 from shards.ground.errors import InputError
 from shards.images.reading import ImageError
@@ -202,6 +203,15 @@ def test_motion_is_none_where_nothing_moves_and_grows_with_speed(tmp_path):
     fast, _ = cut(write_video(tmp_path / "fast.mp4", [moving_square(i, step=2) for i in range(20)]))
     assert still[0].motion[0] == 0 and max(still[0].motion) < 0.3
     assert 1 < np.mean(slow[0].motion[1:]) < 0.8 * np.mean(fast[0].motion[1:4])
+
+
+def test_motion_of_a_clip_that_is_turned_within_is_known_for_the_others():
+    encoder = cutting._Encoder(90)
+    shapes = [(32, 48), (32, 48), (48, 32), (48, 32), (32, 48)]
+    planes = [tuple(np.full(shape, 40 * number, np.uint8) for _ in range(3)) for number, shape in enumerate(shapes)]
+    each = [Picture(number, number / 5, one) for number, one in enumerate(planes)]
+    first = encoder.clip(0, Fraction(0), iter(each))
+    assert first.motion == [0, 40, 0, 40, 0] and encoder.clip(1, Fraction(1), iter(each[:2])).motion == [160, 40]
 
 
 def test_sound_that_begins_late_says_when_and_what_lacks_sound_has_none(tmp_path):

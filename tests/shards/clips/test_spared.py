@@ -134,3 +134,12 @@ def test_a_clock_that_falls_or_is_not_known_ends_it(time, stored):
     assert not decoder.send(time, stored)
     decoder.number += 3
     assert not any(decoder.send(decoder.number + place, decoder.number + place) for place in range(90))
+
+
+def test_two_frames_of_one_time_are_no_fall_of_the_clock():
+    decoder = Decoder()
+    assert any(decoder.group() for _ in range(20))
+    for place, time in enumerate((3, 1, 1, 2)):  # 60 to 62 are on the way
+        decoder.send(60 + time, 60 + place)
+    said = [decoder.spared.before(60 + time) for time in (1, 1, 3)]
+    assert said[1] == [] and all(ticks < 63 for ticks, _ in said[2])
