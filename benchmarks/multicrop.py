@@ -1,0 +1,166 @@
+"""SwAV on clip art with two views of 64 px, and with four of 32 px besides: which is better after equal training time?
+
+    OMP_NUM_THREADS=1 python -m benchmarks.multicrop [FOLDER] [--epochs 8] [--seeds 0 1 2]
+
+FOLDER has pictures in a folder for each class: `apt install openclipart-png` puts some into the default. A quarter of
+the pictures is held out to evaluate on. The CPU time of a step is measured first, on one thread; the epochs of the
+second recipe are those of the first in proportion. Writes benchmarks/results/multicrop.{json,md}; rows of
+other seeds, and the times of steps, are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accuracies import RESULTS, ROOT, machine
+from largescale.run.environment import environment
+
+PICTURES = Path("/usr/share/openclipart/png")
+SHARDS, RUNS = ROOT / "data/shards/clip-art-128", ROOT / "runs/bench-multicrop"
+RECIPE = "configs/swav/own_images_cpu.yaml"
+TWO = "{num: 2, size: 64, scale: [0.25, 1.0]}"
+CROPS = {
+    "2 x 64": f"data.crops=[{TWO}]",
+    "2 x 64 + 4 x 32": f"data.crops=[{TWO}, {{num: 4, size: 32, scale: [0.08, 0.25]}}]",
+}
+WARMUP = 0.1
+"""Share of the epochs."""
+COMMON = [
+    "model.width=16",
+    "method.freeze_prototypes_steps=20",
+    "data.workers=0",
+    "checkpoint.every_steps=0",
+    "evaluate.online_every=0",
+]
+PROTOCOLS = {
+    "knn": [],
+    "linear-cached": ["evaluate.linear_cached_strengths=[0.01,0.001]", "evaluate.linear_cached_steps=60"],
+}
+"""And their settings, with which a probe on raw pixels takes a minute."""
+FEW, MORE = 5, 25
+"""Steps of two runs, the difference of which tells the time of a step."""
+COLUMNS = [f"{protocol} {network}" for protocol in PROTOCOLS for network in ("pretrained", "untrained", "pixels")]
+
+
+def shards(pictures: Path) -> list[str]:
+    """Overrides; the shards are made if they are not there."""
+    if not (SHARDS / "manifest.json").is_file():
+        options = [
+            "--labels",
+            "folder",
+            "--duplicates",
+            "exact",
+            "--max-side",
+            "128",
+            "--holdout",
+            "0.25",
+            "--shuffle",
+            "0",
+        ]
+        subprocess.run([sys.executable, "-m", "shards", "convert", str(pictures), str(SHARDS), *options], check=True)
+    return [f"data.shards={SHARDS}", f"data.eval_shards={SHARDS / 'holdout'}"]
+
+
+def step_s(name: str, overrides: Sequence[str]) -> float:
+    """CPU time of a step."""
+    times = []
+    for steps in (FEW, MORE):
+        shutil.rmtree(RUNS / "step", ignore_errors=True)  # a complete run would not train again
+        before = _cpu_s()
+        train(RUNS / "step", CROPS[name], *overrides, f"train.steps={steps}")
+        times.append(_cpu_s() - before)
+    return (times[1] - times[0]) / (MORE - FEW)
+
+
+def train(folder: Path, *overrides: str) -> None:
+    """Train into a folder, unless the run there is complete."""
+    _largescale("pretrain", RECIPE, f"run.dir={folder}", *COMMON, *overrides)
+
+
+def measure(name: str, epochs: float, seed: int, overrides: Sequence[str]) -> dict[str, Any]:
+    """Train and evaluate: accuracies in percent, and the number of steps."""
+    folder = RUNS / f"{name.replace(' ', '')}-seed{seed}"
+    length = [f"train.epochs={epochs}", f"optim.warmup_epochs={epochs * WARMUP:.3g}"]
+    train(folder, CROPS[name], f"run.seed={seed}", *length, *overrides)
+    steps = 1 + json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    row: dict[str, Any] = {"crops": name, "seed": seed, "epochs": epochs, "steps": steps}
+    for protocol, settings in PROTOCOLS.items():
+        _largescale("evaluate", protocol, str(folder), *settings)
+        results = json.loads((folder / "eval" / f"{protocol}.json").read_text())["results"]
+        row |= {f"{protocol} {network}": 100 * result["top1"] for network, result in results.items()}
+    return row | {"machine": machine({"environment": environment(), "ranks": 1})}
+
+
+def page(found: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    rows, steps = found["rows"], found["step_s"]
+    lines = [
+        "# SwAV's small views at equal training time\n",
+        f"`OMP_NUM_THREADS=1 python -m benchmarks.multicrop` on {rows[-1]['machine']}. Debian's openclipart-png "
+        f"without exact copies: {found['images'][0]:,} pictures trained on, {found['images'][1]:,} held out, 22 "
+        "folders as classes; `configs/swav/own_images_cpu.yaml` with half the width, no setting tuned for either. CPU "
+        "time of a step: "
+        + ", ".join(f"{1000 * steps[name]:.0f} ms for {name}" for name in CROPS)
+        + ". Top-1 in percent of frozen features; one number's sampling error is about 1.2, the pictures are the same "
+        "for all.\n",
+        "| views | seed | epochs | " + " | ".join(COLUMNS) + " | steps | CPU s of these |",
+        "|---|---|---|" + "---|" * (len(COLUMNS) + 2),
+    ]
+    keys = ["epochs", *COLUMNS, "steps"]
+    for name in CROPS:
+        own = [row for row in rows if row["crops"] == name]
+        mean = [{"seed": "mean", **{key: statistics.mean(row[key] for row in own) for key in keys}}] if own else []
+        for row in [*own, *mean]:
+            cells = [f"{row['epochs']:.2f}", *(f"{row[key]:.2f}" for key in COLUMNS)]
+            cells += [f"{row['steps']:.0f}", f"{row['steps'] * steps[name]:.0f}"]
+            lines.append(f"| {name} | {row['seed']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _largescale(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "largescale", *words], cwd=ROOT, check=True)
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _images(folder: Path) -> int:
+    return json.loads((folder / "manifest.json").read_text())["num_samples"]
+
+
+def main() -> None:
+    """Measure steps, train and evaluate; write the page after each run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", metavar="FOLDER", type=Path, nargs="?", default=PICTURES)
+    parser.add_argument("--epochs", type=float, default=8.0, help="of the recipe with two views")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    overrides, known = shards(arguments.pictures), RESULTS / "multicrop.json"
+    found = json.loads(known.read_text()) if known.is_file() else {"rows": []}
+    if "step_s" not in found:
+        found |= {"step_s": {name: step_s(name, overrides) for name in CROPS}}
+        found |= {"images": [_images(SHARDS), _images(SHARDS / "holdout")]}
+        known.write_text(json.dumps(found, indent=1) + "\n")
+    steps = found["step_s"]
+    for seed in arguments.seeds:
+        for name in CROPS:
+            epochs = float(f"{arguments.epochs * steps['2 x 64'] / steps[name]:.3g}")
+            others = [row for row in found["rows"] if (row["crops"], row["seed"]) != (name, seed)]
+            found["rows"] = [*others, measure(name, epochs, seed, overrides)]
+            known.write_text(json.dumps(found, indent=1) + "\n")
+            known.with_suffix(".md").write_text(page(found))
+
+
+if __name__ == "__main__":
+    main()
