@@ -253,8 +253,9 @@ def main() -> None:
     path = RESULTS / "clips.json"
     results: dict[str, Any] = json.loads(path.read_text()) if arguments.only and path.exists() else {}
     facts = environment()
-    results |= {"date": time.strftime("%Y-%m-%d"), "rounds": arguments.rounds, "pyav": av.__version__}
-    results["load"] = os.getloadavg()[0]
+    results |= {"date": time.strftime("%Y-%m-%d"), "pyav": av.__version__}
+    if arguments.only != "commands":
+        results |= {"rounds": arguments.rounds, "load": os.getloadavg()[0]}
     results["machine"] = f"{facts['processor']}, {facts['cpu_cores']} cores"
     with tempfile.TemporaryDirectory() as temporary:
         if arguments.only in (None, "reading"):

@@ -66,12 +66,13 @@ def _timed(commands: list[list[str]]) -> tuple[float, float]:
 
 def commands_table(rows: dict[str, dict[str, Any]]) -> list[str]:
     """Lines of a page."""
-    cores = next(iter(rows.values()))["cores"]
+    cores, rounds = (next(iter(rows.values()))[key] for key in ("cores", "cpu_ratios"))
     lines = [
         "",
         f"Commands, each with the start of its processes: {COPIES} copies of a video, decoded one after the other by "
         f"`{' '.join(FFMPEG)} -i FILE {' '.join(NOWHERE)}`, and converted by one `shards convert --clips`. CPU time "
-        f"with `-threads 1` and `--workers 1`; wall time with ffmpeg's own threads and `--workers {cores}`.",
+        f"with `-threads 1` and `--workers 1`; wall time with ffmpeg's own threads and `--workers {cores}`; "
+        f"rounds: {len(rounds)}.",
         "",
         "| videos | ffmpeg, CPU s | converting, CPU s | ffmpeg / converting | ffmpeg, wall s | converting, wall s "
         "| ffmpeg / converting |",
