@@ -13,6 +13,7 @@ from pathlib import Path
 
 from largescale.command_examples import EXAMPLES
 from largescale.curate.arguments import add_arguments as curate_arguments
+from largescale.distributed import stopping
 from largescale.distributed.stopping import INTERRUPTED, StoppedInOrder, own_rank
 from largescale.evaluate.arguments import add_assign_arguments, add_features_arguments, add_finetune_arguments
 from largescale.plan.arguments import add_arguments as plan_arguments
@@ -33,7 +34,11 @@ _RECIPE = "YAML file, or the name of a recipe that comes with the package, such 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    return terminal.run(_main, argv)
+    try:
+        return terminal.run(_main, argv)
+    finally:
+        if argv is None:
+            stopping.ignore()
 
 
 def _parsed(argv: list[str] | None) -> argparse.Namespace:
@@ -77,6 +82,7 @@ def _main(argv: list[str] | None) -> int:
 
 def _fail(message: str, code: int, label: str = "error") -> int:
     """One line on stderr. Ranks usually fail alike: rank 0 speaks first, then torchrun ends the others."""
+    stopping.nothing_left()
     rank = own_rank()
     if rank > 0:
         time.sleep(3)
@@ -204,8 +210,6 @@ def _init(arguments: argparse.Namespace) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    from largescale.distributed import stopping
-
     _require_threads()
     stopping.listen()
     from largescale.config import load_config, to_yaml

@@ -41,6 +41,7 @@ _give_up_at: list[float] = []
 _grace_of_time = [0.0]
 """How long it waits in any case, should a long step have taken it beyond that."""
 _training = threading.Event()
+_over = threading.Event()
 _last_words: list[Callable[[str, str], None]] = []
 
 
@@ -54,6 +55,7 @@ class StoppedWaiting(StoppedInOrder):
 
 def listen() -> None:
     """Note signals from here on. To be called before anything slow is imported: until then they kill."""
+    _over.clear()
     for number in (*SIGNALS, *FROM_TERMINAL):
         if number in SIGNALS or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _note)
@@ -65,10 +67,23 @@ def listen() -> None:
     pauses.let_go_by(leave_without_data)
 
 
+def nothing_left() -> None:
+    """Interrupt nothing more: the command has ended, and only says so."""
+    _over.set()
+
+
+def ignore() -> None:
+    """Let the process end in peace: Ctrl-C would break into what libraries do at its end, or change its exit code."""
+    for number in (*SIGNALS, *FROM_TERMINAL):
+        if signal.getsignal(number) is _note:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def _note(number: int, _frame: object) -> None:
+    again = "Ctrl-C" in _received  # ends the process, if it is not the same press: see `_listen_for_ctrl_c`
     _received.append("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
     _since.append(time.monotonic())
-    if number == signal.SIGINT and not _training.is_set():
+    if number == signal.SIGINT and not (again or _training.is_set() or _over.is_set()):
         raise KeyboardInterrupt
 
 

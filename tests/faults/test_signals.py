@@ -86,6 +86,14 @@ def test_ctrl_c_once_stops_in_order_and_twice_at_once(tiny_overrides, tmp_path):
     ]
     assert json.loads((run / "status.json").read_text())["state"] == "stopped"
 
+    # On its way out, when all is said: there is nothing left to interrupt.
+    def stop(process):
+        os.kill(process.pid, signal.SIGUSR2)
+        while "stopped in order" not in log.read_text():
+            time.sleep(0.002)
+
+    assert interrupt(overrides, log, run, [0.0, 0.01, 0.02, 0.02, 0.02], before=stop) == 85
+
     # During the start, when nothing is to be saved.
     assert interrupt(overrides, log, None, [0.2]) == 130
     assert log.read_text() == "error: interrupted\n"
