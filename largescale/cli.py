@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         return terminal.run(_main, argv)
     finally:
         if argv is None:
-            stopping.ignore()
+            stopping.nothing_left()
 
 
 def _parsed(argv: list[str] | None) -> argparse.Namespace:

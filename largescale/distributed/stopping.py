@@ -7,6 +7,7 @@ step, or a second one at any time, ends the process at once.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -65,15 +66,16 @@ def listen() -> None:
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_listen_for_ctrl_c, args=(reading,), name="Ctrl-C", daemon=True).start()
     pauses.let_go_by(leave_without_data)
+    atexit.register(_ignore)  # the first of all, so the last to be called
 
 
 def nothing_left() -> None:
-    """Interrupt nothing more: the command has ended, and only says so."""
+    """Interrupt nothing more: the command has ended, its libraries tidy up. Ctrl-C twice still ends that at once."""
     _over.set()
 
 
-def ignore() -> None:
-    """Let the process end in peace: Ctrl-C would break into what libraries do at its end, or change its exit code."""
+def _ignore() -> None:
+    """At the very end, when Python gives signals back their default, Ctrl-C would only change the exit code."""
     for number in (*SIGNALS, *FROM_TERMINAL):
         if signal.getsignal(number) is _note:
             signal.signal(number, signal.SIG_IGN)
