@@ -146,6 +146,11 @@ def read_embeddings(folder: Path, manifest: Manifest | None = None) -> Embedding
         one, other = ({key: abouts[each].get(key) for key in _ALIKE} for each in (names[0], name))
         if why := difference(one, other):
             raise InputError(f"{folder}: features differ between {names[0]} and {name}: {why}; write them again")
+    if not abouts[names[0]]["num_features"]:
+        raise InputError(
+            f"{folder}: holds assignments, not features; write features with `largescale features RUN SHARDS "
+            f"FEATURES`, and pass FEATURES"
+        )
     names = _of_manifest(folder, names, abouts, manifest) if manifest else _of_names(folder, names, abouts)
     files, first = [], 0
     for name in names:

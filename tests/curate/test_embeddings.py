@@ -103,6 +103,8 @@ def test_what_cannot_be_used_is_one_line(tmp_path):
     assert "not features that largescale wrote (its metadata has no entry largescale); pass a folder" in refusal(gap)
     (gap / "manifest.json").write_text("{}")
     assert "holds shards, not features; write them with `largescale features RUN" in refusal(gap)
+    assigned = write_features(tmp_path / "assigned", ROWS, assignments=True)
+    assert "assigned: holds assignments, not features; write features with `largescale features" in refusal(assigned)
     assert "holds features of no image" in refusal(
         write_features(tmp_path / "none", ROWS[:3], of_shard=9, missing=(0, 1, 2))
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from largescale.evaluate import feature_files
@@ -36,6 +37,7 @@ def write_features(
     missing: Sequence[int] = (),
     thumbnails: int = 0,
     checksums: dict[str, str] | None = None,
+    assignments: bool = False,
     **entries: Any,
 ) -> Path:
     """Write rows [N, D] as the features of samples 0 to N - 1; returns the folder.
@@ -49,6 +51,7 @@ def write_features(
         missing: samples that could not be read.
         thumbnails: side of the images.
         checksums: of tars, by name.
+        assignments: write these in place of embeddings.
         entries: other metadata.
     """
     for shard, start in enumerate(range(0, len(rows), of_shard)):
@@ -58,7 +61,8 @@ def write_features(
             tar,
             [f"key{one}" for one in at],
             at - start,
-            rows[at].astype(feature_files.DTYPES[dtype]),
+            None if assignments else rows[at].astype(feature_files.DTYPES[dtype]),
+            assigned={"cluster": pa.array(at % 7)} if assignments else {},
             images=[_jpeg(int(one), thumbnails) for one in at] if thumbnails else None,
         )
         about = {
