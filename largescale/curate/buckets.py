@@ -46,7 +46,8 @@ def groups_of_files(embeddings: Embeddings) -> list[list[FeatureFile]]:
 def own_files(embeddings: Embeddings) -> list[FeatureFile]:
     """This rank's files: a stretch of all, about as many images as the others'."""
     ends = np.cumsum([file.num_images for file in embeddings.files])
-    owner = np.minimum((ends - 1) * world_size() // max(1, ends[-1]), world_size() - 1)
+    last = np.maximum(ends - 1, 0)  # the first shards may have no image that could be read
+    owner = np.minimum(last * world_size() // max(1, ends[-1]), world_size() - 1)
     return [file for file, its in zip(embeddings.files, owner.tolist(), strict=True) if its == rank()]
 
 

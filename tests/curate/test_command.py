@@ -22,6 +22,7 @@ import torch
 from largescale.cli import main
 from largescale.curate import buckets, memory, workshop
 from largescale.curate.command import Places, curate
+from largescale.curate.embeddings import read_embeddings
 from largescale.curate.sampling import shares
 from largescale.curate.wish import Wish
 from largescale.data.corpora import Corpus, read_subset
@@ -226,6 +227,18 @@ def test_a_shard_without_a_readable_image_is_no_obstacle(shard, tmp_path, monkey
     table = columns(out)
     assert table["sample"].tolist() == [one for one in range(NUM) if one not in missing]
     assert table["sample"][table["kept"]].tolist() == np.load(out / "subset.npy").tolist()
+
+
+@pytest.mark.parametrize("missing", [range(100), range(250), range(100, 300), range(800, 900)])
+def test_every_file_is_of_one_rank_whichever_cannot_be_read(missing, tmp_path, monkeypatch):
+    embeddings = read_embeddings(write_features(tmp_path, long_tail(NUM), missing=missing))
+    for ranks in (1, 3, 20):
+        monkeypatch.setattr(buckets, "world_size", lambda count=ranks: count)
+        owned = []
+        for number in range(ranks):
+            monkeypatch.setattr(buckets, "rank", lambda number=number: number)
+            owned += buckets.own_files(embeddings)
+        assert owned == list(embeddings.files)
 
 
 def test_epsilon_is_found_for_a_fraction(features, tmp_path):
