@@ -36,6 +36,7 @@ from largescale.evaluate.published import any_target_at
 from largescale.evaluate.thumbnails import jpegs, shrinking
 from largescale.evaluate.weights import Weights, method_of
 from largescale.methods import Method
+from largescale.parallel.precision import without_tf32
 from largescale.processes import from_rank_0, on_rank_0, rank, together, world_size
 from shards.ground.errors import InputError
 from shards.ground.files import at_work_in, remove_partial_files
@@ -83,6 +84,7 @@ class Written:
         )
 
 
+@without_tf32()
 def write_features(run: str | Path, shards: str, out: Path, wish: Wish, overrides: Sequence[str] = ()) -> Written:
     """Write the features of all images of a shard folder, with or without labels.
 
@@ -96,8 +98,7 @@ def write_features(run: str | Path, shards: str, out: Path, wish: Wish, override
     Raises:
         InputError: no checkpoint; shards or output folder cannot be used; features are not finite.
 
-    Collectives: every rank must call it; three broadcasts of an object, and an exchange of what went wrong; with `dim`,
-        those of `extract` and two broadcasts more.
+    Collectives: every rank must call it; 3 broadcasts of an object, one of errors; with `dim`, `extract`'s and 2 more.
     """
     started, target = time.perf_counter(), any_target_at(run, overrides)
     weights, config, warnings = target.agreed(list(overrides))

@@ -26,6 +26,7 @@ from largescale.evaluate.published import any_target_at
 from largescale.evaluate.subject import Subject
 from largescale.evaluate.weights import Weights
 from largescale.models.image_classifier import ImageClassifier, write_classifier
+from largescale.parallel.precision import without_tf32
 from largescale.processes import on_rank_0, process_group
 from shards.ground.errors import InputError
 
@@ -55,6 +56,7 @@ class Finetuned:
         )
 
 
+@without_tf32()
 def finetune(
     place: str | Path, out: str | Path, *, protocol: str = PROTOCOLS[0], overrides: Sequence[str] = ()
 ) -> Finetuned:

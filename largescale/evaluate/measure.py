@@ -19,12 +19,14 @@ from largescale.evaluate.shares import interval
 from largescale.evaluate.subject import Subject
 from largescale.evaluate.targets import USED
 from largescale.evaluate.weights import Weights
+from largescale.parallel.precision import without_tf32
 from largescale.processes import process_group, rank
 from shards.ground.errors import InputError
 
 _log = logging.getLogger(__name__)
 
 
+@without_tf32()
 def evaluate(protocol: str, *places: str | Path, overrides: Sequence[str] = ()) -> list[Record]:
     """Measure runs, or checkpoints of runs, and their baselines, by one protocol.
 

@@ -128,6 +128,23 @@ def test_several_runs_and_checkpoints_give_one_table_and_an_older_one_is_not_the
     assert 0 < low < records[0]["results"]["pretrained"]["top1"] < high < 1
 
 
+def test_an_evaluation_does_not_round_to_tf32_as_torch_would_on_a_gpu(run):
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+
+    def allowed() -> tuple[bool, bool]:
+        return products.allow_tf32, convolutions.allow_tf32
+
+    before, seen = allowed(), set()
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(lambda *_: seen.add(allowed()))
+    products.allow_tf32 = convolutions.allow_tf32 = True
+    try:
+        largescale.evaluate("knn", run / "checkpoints/step-00000010", overrides=["evaluate.baselines=false"])
+        assert seen == {(False, False)} and allowed() == (True, True)
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
+        hook.remove()
+
+
 @pytest.mark.parametrize(
     "words, line",
     [
