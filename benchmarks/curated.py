@@ -9,7 +9,7 @@ which whoever looks at the page sees at once, and labels stand in for here. With
 is what curation aims at and cannot know: no copy, no junk, and as many images of each class as of any other, as far as
 the pile has them.
 
-The demo's recipe is trained for `--steps` on each set, from equal starts and with equally many warm-up steps: equally
+configs/small/swav.yaml is trained for `--steps` on each set, from equal starts and with equally many warm-up steps: as
 many images seen. Measured on the bundled test images, which are balanced: kNN and a linear probe with 200 training
 images of each class as the bank, and retrieval among the test images. `--choose` measures on 200 other training images
 of each class instead. Neither bank nor these are in any pile.
@@ -127,7 +127,7 @@ def junk_clusters(curation: Path) -> list[int]:
 
 
 def train(part: Part, judges: Judges, run: Path, steps: int, seed: int) -> None:
-    """Train the demo's recipe on a part; what is trained already is left alone."""
+    """Train the small SwAV recipe on a part; what is trained already is left alone."""
     if run.is_dir() and status_of(run).state == COMPLETE:
         return
     data = [f"data.shards={part.shards}", f"data.eval_shards={judges.test}", f"evaluate.train_shards={judges.bank}"]
@@ -135,7 +135,7 @@ def train(part: Part, judges: Judges, run: Path, steps: int, seed: int) -> None:
     warmup = WARMUP * 64 / len(part.keys())
     schedule = [f"train.steps={steps}", f"optim.warmup_epochs={warmup}", f"run.seed={seed}", f"run.dir={run}"]
     less = ["evaluate.online_every=0", "checkpoint.every_steps=0", "parallel.strategy=ddp"]
-    command("largescale", "pretrain", "configs/demo.yaml", *data, *schedule, *less)
+    command("largescale", "pretrain", "configs/small/swav.yaml", *data, *schedule, *less)
 
 
 def prepare(folder: Path, judges: Judges, seed: int, options: argparse.Namespace) -> dict[str, Part]:

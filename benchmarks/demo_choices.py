@@ -17,19 +17,32 @@ from typing import Any
 
 from benchmarks.accuracies import RESULTS, ROOT, Variant, machine, measure
 
-RECIPE = "configs/demo.yaml"
+RECIPE = "configs/small/swav.yaml"
 IMAGES, SHARDS = ROOT / "data/fashion-mnist/train", ROOT / "data/shards/fashion-mnist-choices"
-TWO_CROPS = "data.crops=[{num: 2, size: 28, scale: [0.8, 1.0]}]"
+COMMON = ["parallel.strategy=fsdp"]
+
+
+def two_views(epochs: int, prototypes: str, *more: str) -> list[str]:
+    """Overrides without the small view."""
+    views = "data.crops=[{num: 2, size: 28, scale: [0.8, 1.0]}]"
+    return [views, f"train.epochs={epochs}", f"method.prototypes={prototypes}", *more]
+
+
 VARIANTS = {
-    "demo": [],
-    "two crops, 8 epochs": [TWO_CROPS, "train.epochs=8"],
-    "queue of 1920 from step 300": ["method.queue=1920", "method.queue_start_step=300"],
-    "300 prototypes": ["method.prototypes=300"],
-    "300 prototypes, queue": ["method.prototypes=300", "method.queue=1920", "method.queue_start_step=300"],
-    "three heads of 100": ["method.prototypes=[100,100,100]"],
-    "epsilon 0.05 to 0.02": ["method.epsilon=0.05", "method.epsilon_end=0.02"],
+    "configs/small/swav.yaml": [],
     "10 epochs": ["train.epochs=10"],
     "10 epochs, 300 prototypes": ["train.epochs=10", "method.prototypes=300"],
+    "13 epochs": ["train.epochs=13"],
+    "13 epochs, 50 prototypes": ["train.epochs=13", "method.prototypes=50"],
+    "two views, 16 epochs": two_views(16, "100"),
+    "two views, 16 epochs, no hidden layer": two_views(16, "100", "method.hidden=[]"),
+    "two views, 16 epochs, weight decay 0.2": two_views(16, "100", "optim.weight_decay=0.2"),
+    "two views, 16 epochs, heads of 30 and 100": two_views(16, "[30,100]"),
+    "two views, 16 epochs, 50 prototypes": two_views(16, "50"),
+    "two views, 16 epochs, 40 prototypes": two_views(16, "40"),
+    "two views, 16 epochs, 30 prototypes": two_views(16, "30"),
+    "two views, 20 epochs, 40 prototypes": two_views(20, "40"),
+    "two views, 20 epochs, 30 prototypes": two_views(20, "30"),
 }
 """Overrides by name."""
 COLUMNS = [f"{protocol} {network}" for protocol in ("knn", "linear") for network in ("pretrained", "pixels")]
@@ -74,8 +87,8 @@ def main() -> None:
     shards, known = held_out_shards(), RESULTS / "demo_choices.json"
     for name in arguments.variants:
         for seed in arguments.seeds:
-            folder = ROOT / "runs/bench-demo_choices" / f"{name.replace(' ', '-')}-seed{seed}"
-            variant = Variant(RECIPE, [*shards, *VARIANTS[name]])
+            folder = ROOT / "runs/bench-demo_choices" / f"{name.replace('/', '-').replace(' ', '-')}-seed{seed}"
+            variant = Variant(RECIPE, [*COMMON, *shards, *VARIANTS[name]])
             row = {"variant": name, **measure(variant, folder, seed=seed, ranks=arguments.ranks)}
             rows = json.loads(known.read_text()) if known.is_file() else []
             rows = [*(old for old in rows if (old["variant"], old["seed"]) != (name, seed)), row]

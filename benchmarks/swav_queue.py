@@ -3,9 +3,9 @@
     python -m benchmarks.swav_queue --choose [--variants NAME ...] [--jobs 2]    (held-out training images, seed 10)
     python -m benchmarks.swav_queue [--variants NAME ...] [--seeds 0 1 2]        (test images, once)
 
-The recipe is the demo's with a smaller network and two views of 20 px, on one rank, so that a run takes a core a
-minute. `make pretrain` makes the shards. Writes benchmarks/results/queue.{json,md}; other variants and seeds keep their
-rows.
+The recipe is configs/small/swav.yaml with a smaller network and two views of 20 px, on one rank, so that a run takes a
+core a minute. `make pretrain` makes the shards. Writes benchmarks/results/queue.{json,md}; other variants and seeds
+keep their rows.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     machines = "; ".join(dict.fromkeys(machine(row) for row in rows))
     lines = [
         f"# A queue for SwAV at batches of 64 with {PROTOTYPES} prototypes\n",
-        f"`python -m benchmarks.swav_queue` on {machines}. The demo's recipe, but two views of 20 px, a ResNet of "
-        f"three blocks from 16 channels on, one rank and {PROTOTYPES} prototypes: a network below raw pixels, which "
-        "tells a better assignment from a worse one all the same. With and without a queue in the assignment; equally "
-        "many steps. Top-1 in percent; one number's sampling error is about 0.9. The last columns are the smallest "
-        "values after the first third of a run: the share of prototypes that are nearest to an image, and the entropy "
-        "of a batch's mean code, of what it can reach.",
+        f"`python -m benchmarks.swav_queue` on {machines}. The recipe is configs/small/swav.yaml, but two views of "
+        f"20 px, a ResNet of three blocks from 16 channels on, one rank and {PROTOTYPES} prototypes: a network below "
+        "raw pixels, which tells a better assignment from a worse one all the same. With and without a queue in the "
+        "assignment; equally many steps. Top-1 in percent; one number's sampling error is about 0.9. The last columns "
+        "are the smallest values after the first third of a run: the share of prototypes that are nearest to an image, "
+        "and the entropy of a batch's mean code, of what it can reach.",
     ]
     for held_out in (True, False):
         own = [row for row in rows if row["held_out"] == held_out]

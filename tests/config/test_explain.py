@@ -15,6 +15,7 @@ from tests.helpers.commands import ROOT
 from tests.helpers.methods import those_with
 
 DEMO = str(ROOT / "configs/demo.yaml")
+SMALL = str(ROOT / "configs/small/swav.yaml")
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def said(capsys):
         (["model.prototypes"], ["model.prototypes is now called method.prototypes.", "default  3000"]),
         (["optim.lr", DEMO, "optim.lr=0.25"], ["value    0.25\n", "default  4.8"]),
         (["optim.momentum", DEMO], ["value    0.9, without effect here"]),
-        (["data.crops.0.size", DEMO], ["value    28, 24\n"]),
+        (["data.crops.0.size", SMALL], ["value    28, 24\n"]),
         (
             ["data.crops.1.augment.blur"],
             ["data.crops[0].augment.blur overrides data.augment.blur for the views of one crop group:", "default  0.5"],
