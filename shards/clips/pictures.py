@@ -127,7 +127,7 @@ class Pictures:
             said = float(stream.duration * stream.time_base)
         elif container.duration is not None and (end_of_sound is not None or not self.has_sound):
             said = container.duration / pyav().time_base
-            end = max(end, end_of_sound or end)
+            end = max(end, end_of_sound or end) + max(0.0, float(self.origin))  # it counts from the file's zero
         else:
             return False
         return end + max(1.0, said / 50) < said

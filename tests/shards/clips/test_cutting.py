@@ -280,6 +280,12 @@ def test_of_a_damaged_video_what_decodes_is_kept_and_the_damage_noted(tmp_path):
         assert 8 <= sum(len(clip.frames) for clip in clips) <= (20 if content == bytes(hole) else 13)
 
 
+def test_a_video_whose_pictures_begin_after_its_sound_is_not_called_cut(tmp_path):
+    late = [3 + number / 25 for number in range(50)]
+    clips, notes = cut(write_video(tmp_path / "late.mkv", noise(50), times=late, sound=tone(5.0)))
+    assert clips and not notes
+
+
 def test_of_an_hour_no_more_is_decoded_than_the_clip_at_hand_needs(tmp_path, monkeypatch):
     path = write_video(tmp_path / "hour.mp4", (moving_square(number) for number in range(3600)), rate=1)
     num_decoded, decode = 0, pictures.decoded
