@@ -31,7 +31,7 @@ from largescale.checkpoint import graphs, huggingface, timm_layout, torchvision_
 from largescale.checkpoint.exported import Network, masks_of, read_network
 from largescale.checkpoint.folder import Checkpoint
 from largescale.checkpoint.foreign import load_backbone
-from largescale.checkpoint.mask_file import share_left, write_mask
+from largescale.checkpoint.mask_file import read_about, share_left, write_mask
 from largescale.checkpoint.model_card import Figure, model_card
 from largescale.config.setting import a_name
 from largescale.models.safetensors_content import safetensors_content
@@ -40,6 +40,8 @@ from shards.ground.files import naming, sync_folder
 
 TOLERANCE = 1e-5
 """Of the outputs of what was written, relative to the largest one."""
+
+_MASK_SUFFIX = ".mask.safetensors"
 
 Figures = Callable[[Checkpoint], Sequence[Figure]]
 
@@ -100,6 +102,8 @@ def export(
         if network.config.model.mask:
             _write_mask(network, path, format_name)
         num_bytes = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
+    if not network.config.model.mask and not out.is_dir():
+        _remove_stale_mask(out)
     if card is not None:
         text = model_card(network, load.replace("{FILE}", out.name), figures(network.checkpoint))
         with _staged(card) as path:
@@ -177,8 +181,17 @@ FORMATS: dict[str, Callable[[Network, Path], tuple[dict[str, str], str]]] = {
 def _write_mask(network: Network, path: Path, format_name: str) -> None:
     """Write the run's masks beside the weights, or into the folder, by the names that the weights have there."""
     masks = {_name_in(network, name, format_name): mask for name, mask in masks_of(network).items()}
-    beside = path / "mask.safetensors" if path.is_dir() else path.with_suffix(".mask.safetensors")
+    beside = path / "mask.safetensors" if path.is_dir() else path.with_suffix(_MASK_SUFFIX)
     write_mask(beside, masks, {"share_left": repr(share_left(masks)), "weights": network.checkpoint.content_hash})
+
+
+def _remove_stale_mask(out: Path) -> None:
+    """Remove the masks of weights that were exported here before, unless they may be of an export beside."""
+    mask = out.with_suffix(_MASK_SUFFIX)
+    beside = {out.with_suffix(suffix) for suffix in (".safetensors", ".onnx", ".pt2")} - {out}
+    if read_about(mask).keys() == {"share_left", "weights"} and not any(one.exists() for one in beside):
+        mask.unlink()
+        sync_folder(mask.parent)
 
 
 def _name_in(network: Network, name: str, format_name: str) -> str:

@@ -20,6 +20,7 @@ from largescale.checkpoint import torchvision_layout
 from largescale.checkpoint.export import FORMATS, export
 from largescale.checkpoint.folder import open_checkpoint
 from largescale.checkpoint.foreign import load_backbone
+from largescale.checkpoint.mask_file import hash_of, write_mask
 from largescale.cli import main
 from largescale.config import ModelConfig, load_config
 from largescale.evaluate.extract import load_method
@@ -226,6 +227,25 @@ def test_selective_kernels_are_exported_where_they_have_a_place(tmp_path, monkey
         with pytest.raises(InputError, match=r"^model.backbone=resnet50_sk: .* has no .*; use --format"):
             export(run, tmp_path / "other.safetensors", format_name=format_name)
     assert not (tmp_path / "other.safetensors").exists()
+
+
+def test_masks_stay_beside_no_weights_that_have_none(run, tmp_path):
+    masks = {"stages.0.0.conv1.weight": torch.ones(8, 8, 3, 3, dtype=torch.bool)}
+    write_mask(tmp_path / "masks", masks, {})
+    config = config_of(MODELS["own"], f"model.mask={tmp_path / 'masks'}")
+    pruned = tmp_path / "pruned"
+    save_checkpoint(pruned, config, 4, mask={"sha256": hash_of(masks)})
+    out, mask = tmp_path / "out.safetensors", tmp_path / "out.mask.safetensors"
+    export(pruned, out)
+    assert load_file(mask).keys() == {"layer1.0.conv1.weight"}
+    export(run, tmp_path / "out.pt2", format_name="torch_export")
+    assert mask.exists(), "it is of the weights beside"
+    (tmp_path / "out.pt2").unlink()
+    export(run, out)
+    assert not mask.exists()
+    write_mask(mask, masks, {"by": "somebody else"})
+    export(run, out)
+    assert mask.exists()
 
 
 def test_what_gives_other_features_when_read_again_is_not_kept(run, tmp_path, monkeypatch):
