@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from largescale.prune import record
 from largescale.prune.curve import Point, figure_of, measured_by, points_of, read_curve
 from largescale.report import page as report_page
 from largescale.report import plots
@@ -20,7 +21,7 @@ def write_page(path: Path, run: Path, out: Path) -> None:
     Args:
         path: the file.
         run: folder of the run that is pruned.
-        out: folder of the rounds; curves in folders beside it are drawn too.
+        out: folder of the rounds; curves of the same run in folders beside it are drawn too.
     """
     points = points_of(run, out)
     style = Path(report_page.__file__).with_name("report.css").read_text()
@@ -38,7 +39,11 @@ def write_page(path: Path, run: Path, out: Path) -> None:
 
 def _curves(points: list[Point], out: Path) -> str:
     title = "Accuracy against the share of weights left"
-    beside = {folder.name: read_curve(folder) for folder in sorted(out.parent.iterdir()) if folder != out}
+    pruned = record.pruned_in(out)
+    folders = [
+        folder for folder in sorted(out.parent.iterdir()) if folder != out and record.pruned_in(folder) == pruned
+    ]
+    beside = {folder.name: read_curve(folder) for folder in folders}
     curves = {out.name: points} | {name: others for name, others in beside.items() if others}
     protocols = measured_by(points)
     if not protocols:

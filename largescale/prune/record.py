@@ -51,6 +51,14 @@ def write(out: Path, record: dict[str, Any]) -> None:
             file.write(json.dumps(record, indent=1).encode() + b"\n")
 
 
+def pruned_in(folder: Path) -> str:
+    """The hash of the checkpoint that a folder's pruning prunes; empty where there is none that can be read."""
+    try:
+        return str(_read(folder / RECORD)["of"])
+    except (OSError, InputError):
+        return ""
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_bytes())

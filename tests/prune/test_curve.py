@@ -5,6 +5,7 @@ Covers: largescale/prune/page.py
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -12,7 +13,8 @@ import safetensors.torch
 import torch
 
 from largescale.cli import main
-from largescale.prune.curve import Point, measured_by, points_of, told
+from largescale.prune import page
+from largescale.prune.curve import Point, figure_of, measured_by, points_of, told
 from tests.helpers.prunings import left, masks_of, state_of
 
 pytestmark = pytest.mark.slow
@@ -32,6 +34,20 @@ def test_what_only_the_run_was_measured_by_makes_no_curve():
     ]
     assert measured_by(points) == ["linear"]
     assert "58.0" in told(points) and "knn" not in told(points)
+
+
+def test_the_page_draws_no_curves_of_other_runs(tmp_path, monkeypatch):
+    points = [Point(0, 8, 8, "complete", 1.0, {"knn": 60.0}), Point(1, 4, 8, "complete", 1.0, {"knn": 58.0})]
+    for name, of in (("pruning", "ours"), ("one-shot", "ours"), ("other", "theirs"), ("damaged", None)):
+        (tmp_path / name).mkdir()
+        record = {"version": 1, "of": of, "wish": {"rate": 0.5}, "settings": {"optim.lr": 1.0}}
+        (tmp_path / name / "pruning.json").write_text(json.dumps(record) if of else "{")
+        (tmp_path / name / "curve.json").write_text(json.dumps([vars(point) for point in points]))
+    drawn = []
+    monkeypatch.setattr(page, "points_of", lambda *_: points)
+    monkeypatch.setattr(page, "figure_of", lambda name, curves: drawn.append(list(curves)) or figure_of(name, curves))
+    page.write_page(tmp_path / "pruning" / "pruning.html", tmp_path / "run", tmp_path / "pruning")
+    assert drawn == [["pruning", "one-shot"]]
 
 
 def test_the_weights_and_the_mask_are_exported(pruned, tmp_path, capsys):
