@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
+from largescale.checkpoint.folder import newest_first
 from largescale.config import Config
 from largescale.distributed.launch import own_launch
 from largescale.evaluate.doubts import doubts
-from largescale.evaluate.made_from import words_for
+from largescale.evaluate.made_from import difference, words_for
 from largescale.evaluate.protocols import COMMON, Protocol, check_settings, protocol_named
 from largescale.evaluate.published import AnyTarget, PublishedTarget, any_target_at, check_names
-from largescale.evaluate.results import Record, write_result
+from largescale.evaluate.results import Record, age, read_results, write_result
 from largescale.evaluate.shares import interval
 from largescale.evaluate.subject import Subject
-from largescale.evaluate.targets import USED
+from largescale.evaluate.targets import USED, config_of
 from largescale.evaluate.weights import Weights
 from largescale.parallel.precision import without_tf32
 from largescale.processes import process_group, rank
@@ -63,22 +65,45 @@ def evaluate(protocol: str, *places: str | Path, overrides: Sequence[str] = ()) 
         return [_evaluated(protocol, chosen, target, replaced) for target in targets]
 
 
-def _evaluated(name: str, protocol: Protocol, target: AnyTarget, overrides: list[str]) -> Record:
-    own = protocol.own_keys()
+def is_measured(protocol: str, run_dir: Path, overrides: Sequence[str] = ()) -> bool:
+    """Whether a run's newest result of a protocol is of what `evaluate` would measure now; weights are not read.
 
+    Args:
+        protocol: a name in `PROTOCOLS`.
+        run_dir: folder of the run.
+        overrides: as of `evaluate`.
+
+    Raises:
+        InputError: as `evaluate`, for shards and settings.
+    """
+    record = read_results(run_dir).newest.get(protocol)
+    if record is None or age(record, run_dir):
+        return False
+    chosen, checkpoint = protocol_named(protocol), newest_first(run_dir / "checkpoints")[0]
+    config, _ = config_of(checkpoint, run_dir, list(overrides))
+    subject, own = _subject(protocol, chosen, run_dir, checkpoint, config), chosen.own_keys()
+    now = {"made_from": subject.made_from, "settings": {key: getattr(config.evaluate, key) for key in own}}
+    settings = {key: value for key, value in record["settings"].items() if key in own}
+    return not difference({"made_from": record["made_from"], "settings": settings}, json.loads(json.dumps(now)))
+
+
+def _subject(name: str, protocol: Protocol, run_dir: Path, weights: Weights, config: Config) -> Subject:
+    return Subject.of(
+        run_dir,
+        weights,
+        config,
+        protocol=name,
+        own_keys=protocol.own_keys(),
+        classes=protocol.of_classes,
+        tests=not protocol.on_training_images,
+        trains=protocol.trains,
+        depends_on=protocol.depends_on,
+    )
+
+
+def _evaluated(name: str, protocol: Protocol, target: AnyTarget, overrides: list[str]) -> Record:
     def measured(weights: Weights, config: Config, warnings: list[str]) -> Record:
-        subject = Subject.of(
-            target.run_dir,
-            weights,
-            config,
-            protocol=name,
-            own_keys=own,
-            classes=protocol.of_classes,
-            tests=not protocol.on_training_images,
-            trains=protocol.trains,
-            depends_on=protocol.depends_on,
-        )
-        return _measure(name, protocol, subject, warnings)
+        return _measure(name, protocol, _subject(name, protocol, target.run_dir, weights, config), warnings)
 
     record = target.read(overrides, measured)
     if rank() > 0:

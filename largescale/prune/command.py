@@ -32,9 +32,8 @@ import torch.distributed as dist
 from largescale.checkpoint.folder import Checkpoint
 from largescale.config import Config, load_config
 from largescale.distributed import stopping
-from largescale.evaluate.measure import evaluate
+from largescale.evaluate.measure import evaluate, is_measured
 from largescale.evaluate.protocols import owners_of, protocol_named
-from largescale.evaluate.results import age, read_results
 from largescale.parallel import precision
 from largescale.pretrain import pretrain
 from largescale.processes import from_rank_0, on_rank_0, process_group, rank, world_size
@@ -198,23 +197,25 @@ def _is_complete(one: Round) -> bool:
 
 
 def _measure(pruning: Pruning, run: Path, protocols: Sequence[str], overrides: Sequence[str]) -> None:
-    """Evaluate a run by the protocols that have no result of its newest checkpoint yet."""
+    """Evaluate a run by the protocols that have no result yet of its newest checkpoint, these settings and shards."""
     for protocol in protocols:
+        own = _of_protocol(protocol, overrides)
         with _together(pruning):
-            todo = from_rank_0(rank() == 0 and not _is_measured(run, protocol))
+            todo = not _is_measured(run, protocol, own)
         if todo:
-            evaluate(protocol, run, overrides=_of_protocol(protocol, overrides))
+            evaluate(protocol, run, overrides=own)
+
+
+def _is_measured(run: Path, protocol: str, overrides: Sequence[str]) -> bool:
+    found = [False]
+    on_rank_0(lambda: found.append(is_measured(protocol, run, overrides)))
+    return from_rank_0(found[-1])
 
 
 def _of_protocol(protocol: str, overrides: Sequence[str]) -> list[str]:
     """Those overrides that are of its evaluation: its own, and those that all protocols have."""
     of_evaluation = [override for override in overrides if override.startswith(_OF_EVALUATION)]
     return [override for override in of_evaluation if protocol in (owners_of(override) or [protocol])]
-
-
-def _is_measured(run: Path, protocol: str) -> bool:
-    record = read_results(run).newest.get(protocol)
-    return record is not None and not age(record, run)
 
 
 def _write_curve(pruning: Pruning) -> None:

@@ -22,6 +22,7 @@ from largescale.checkpoint import folder
 from largescale.checkpoint.folder import stamp_of
 from largescale.checkpoint.mask_file import write_mask
 from largescale.distributed import stopping
+from largescale.evaluate.measure import evaluate
 from largescale.evaluate.protocols import check_settings
 from largescale.prune import command, find
 from largescale.prune.trained import last_checkpoint
@@ -58,6 +59,31 @@ def test_each_protocol_gets_its_own_settings(run, pruned, say, monkeypatch):
     assert called == 2 * [("linear", keys[1:]), ("finetune", [keys[0], keys[2]])]
     for protocol, overrides in called:
         check_settings(protocol, overrides)
+
+
+def test_what_was_measured_otherwise_is_measured_again(
+    run, pruned, say, monkeypatch, shard_folder, held_out_shards, tmp_path
+):
+    called = []
+
+    def counted(protocol, place, overrides):
+        called.append(place.name)
+        return evaluate(protocol, place, overrides=overrides)
+
+    monkeypatch.setattr(command, "evaluate", counted)
+    moved = shutil.copytree(held_out_shards, tmp_path / "moved")
+    both, few = ["run", "round-01"], "evaluate.knn_neighbours=[3]"
+    for settings, measured in (
+        ([few, "evaluate.baselines=false"], both),
+        ([few], []),
+        ([few, f"data.eval_shards={moved}"], []),
+        ([few, f"data.eval_shards={shard_folder}"], both),
+        ([f"evaluate.train_shards={moved}"], both),
+        ([], both),
+    ):
+        called.clear()
+        code, said = say(run, *HALF, "--rounds", 1, "--rewind", 2, "--evaluate", "knn", *settings)
+        assert code == 0 and called == measured, (settings, said)
 
 
 def test_all_rounds_share_one_time_limit(monkeypatch):
