@@ -105,7 +105,8 @@ def export(
     if not network.config.model.mask and not out.is_dir():
         _remove_stale_mask(out)
     if card is not None:
-        text = model_card(network, load.replace("{FILE}", out.name), figures(network.checkpoint))
+        in_timm = format_name in ("timm", "huggingface")
+        text = model_card(network, load.replace("{FILE}", out.name), figures(network.checkpoint), in_timm=in_timm)
         with _staged(card) as path:
             path.write_text(text)
     return Exported(out, about, len(network.whole.state_dict()), num_bytes, checked)

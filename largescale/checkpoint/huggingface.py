@@ -33,7 +33,7 @@ model = timm.create_model("local-dir:{{FOLDER}}", pretrained=True)  # {architect
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 features = model.eval()(transform(image)[None])  # image: a PIL image; features: [1, {network.num_features}]
 """
-    (folder / CARD).write_text(model_card(network, load, figures))
+    (folder / CARD).write_text(model_card(network, load, figures, in_timm=True))
 
 
 def _config(network: Network, architecture: str) -> dict[str, object]:

@@ -35,13 +35,14 @@ class Figure:
         return f"{100 * value:.2f}%" if self.is_share else f"{value:.4g}"
 
 
-def model_card(network: Network, load: str, figures: Sequence[Figure]) -> str:
+def model_card(network: Network, load: str, figures: Sequence[Figure], *, in_timm: bool) -> str:
     """The page in Markdown, with the front matter of Hugging Face; the licence is left to be filled in.
 
     Args:
         network: what was exported.
         load: Python that loads it.
         figures: what is known of it.
+        in_timm: whether timm can load it.
     """
     about, values = network.about(), network.values
     rows = [
@@ -52,16 +53,19 @@ def model_card(network: Network, load: str, figures: Sequence[Figure]) -> str:
     if rows:
         measured = "\n".join(["| protocol | images | measure | value | untrained |", "|---|---|---|---|---|", *rows])
     settings = "\n".join(f"{key}: {json.dumps(value)}" for key, value in sorted(values.items()) if key != "run.dir")
+    labels = network.config.method.uses_labels()
+    kind = "pretraining that uses labels" if labels else "self-supervised pretraining without labels"
+    tags = [*([] if labels else ["self-supervised"]), "image-feature-extraction", *(["timm"] if in_timm else [])]
+    library = "library_name: timm\n" if in_timm else ""
     return f"""---
-library_name: timm
-pipeline_tag: image-feature-extraction
-tags: [self-supervised, image-feature-extraction, timm]
+{library}pipeline_tag: image-feature-extraction
+tags: [{", ".join(tags)}]
 license: unknown  # fill in the licence of these weights
 ---
 
 # {values.get("name", network.run_dir.name)}: {about["architecture"]}
 
-Features of images, {about["num_features"]} numbers each, from self-supervised pretraining without labels
+Features of images, {about["num_features"]} numbers each, from {kind}
 (`{values.get("method.name")}`, {about["step"]} steps of {values.get("train.global_batch")} images).
 
 ## Loading

@@ -181,6 +181,10 @@ class MethodConfig:
         """What labelled images a method wants in every step beside the others, if any: those of its key `support`."""
         return None
 
+    def uses_labels(self) -> bool:
+        """Whether the network learns from labels: those of `supports`, or those that its teacher was made with."""
+        return self.supports() is not None
+
     def sounds(self) -> SoundConfig | None:
         """What a method wants to hear with every image, if anything: that of its key `sound`."""
         return None

@@ -79,6 +79,10 @@ class Settings(MethodConfig):
         """Labelled images, if they have a weight."""
         return self.support if self.label_weight > 0 else None
 
+    def uses_labels(self) -> bool:
+        """The teacher tells classes that it learnt from labels."""
+        return True
+
 
 class Distillation(EmbeddingMethod):
     """Backbone, head, and the loss between its answers and the teacher's. Evidence: `logits` and `wanted` [V, B, K];

@@ -136,9 +136,10 @@ def _header(runs: Sequence[ReportedRun]) -> str:
         return f"<header><h1>{len(runs)} runs compared</h1><p>Made {made}.</p></header>"
     (run,) = runs
     config = run.config
+    labels = "with" if config.method.uses_labels() else "without"
     sentence = (
         f"{method_class(config).title} on {corpus_names(config.data)}: {config.model.backbone}, "
-        f"{config.parallel.strategy}, without labels. Made {made}."
+        f"{config.parallel.strategy}, {labels} labels. Made {made}."
     )
     return f"<header><h1>{escape(config.name)}</h1><p>{escape(sentence)}</p></header>"
 

@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,15 @@ from safetensors.torch import load_file, save_file
 
 from largescale.checkpoint import torchvision_layout
 from largescale.checkpoint.export import FORMATS, export
+from largescale.checkpoint.exported import read_network
 from largescale.checkpoint.folder import open_checkpoint
 from largescale.checkpoint.foreign import load_backbone
 from largescale.checkpoint.mask_file import hash_of, write_mask
+from largescale.checkpoint.model_card import model_card
 from largescale.cli import main
 from largescale.config import ModelConfig, load_config
 from largescale.evaluate.extract import load_method
+from largescale.methods import METHODS
 from largescale.models import selective_kernel
 from largescale.models.backbones import _widths_on_the_host, build_backbone
 from shards.ground.errors import InputError
@@ -285,11 +289,27 @@ def test_the_command_says_what_it_checked_and_writes_a_card(run, tmp_path, capsy
     assert main(["export", str(run), str(tmp_path / "out.safetensors"), "--head", "--card", str(card)]) == 0
     assert "read again by largescale, features equal to 0e+00" in capsys.readouterr().out
     text = card.read_text()
-    assert text.startswith("---\nlibrary_name:") and "license: unknown" in text and "Not measured yet" in text
+    assert (
+        text.startswith("---\npipeline_tag:")
+        and "timm" not in text
+        and "license: unknown" in text
+        and "Not measured yet" in text
+    )
     assert 'load_file("out.safetensors")' in text and sorted(path.name for path in tmp_path.iterdir()) == [
         "card.md",
         "out.safetensors",
     ]
+
+
+@pytest.mark.parametrize("method, labels", [("swav", False), ("paws", True), ("distillation", True)])
+def test_a_card_says_whether_labels_were_used(run, method, labels):
+    network = read_network(run, None, head=False)
+    config = replace(network.config, method=METHODS[method].Settings(name=method))
+    text = model_card(replace(network, config=config), "", (), in_timm=False)
+    assert ("from pretraining that uses labels\n" in text) == labels
+    assert (
+        ("from self-supervised pretraining without labels\n" in text) == ("tags: [self-supervised," in text) != labels
+    )
 
 
 def test_a_damaged_checkpoint_is_passed_over_or_refused(tmp_path, caplog):

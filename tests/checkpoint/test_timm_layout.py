@@ -109,6 +109,10 @@ def test_a_folder_for_hugging_face_with_its_card(regnet, tmp_path):
     assert told["architecture"] == "regnetx_004_tv" and told["pretrained_cfg"]["mean"] == [0.5, 0.5, 0.5]
     assert told["pretrained_cfg"]["input_size"] == [3, 32, 32] and told["largescale"]["step"] == "3"
     card = (out / "README.md").read_text()
+    assert (
+        card.startswith("---\nlibrary_name: timm\n")
+        and "tags: [self-supervised, image-feature-extraction, timm]" in card
+    )
     assert "| knn | flowers | top1 | 75.00% | 50.00% |" in card and checkpoint.content_hash in card
     for line in (
         "| linear | flowers | top-1 | 80.00% | 40.00% |\n| linear | flowers | top5 | 90.00% |  |",

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import shards
 from largescale.cli import main
+from largescale.config import load_config
+from largescale.methods import METHODS
+from largescale.report.page import _header
 from tests.helpers.browser import SCREENS, check_structure, on_screens
 from tests.helpers.commands import ROOT
 
@@ -37,6 +42,13 @@ def run(tmp_path_factory, shard_folder, held_out_shards, sample_images) -> Path:
     ]
     assert main(["pretrain", str(ROOT / "tests/tiny.yaml"), *overrides]) == 0
     return folder
+
+
+@pytest.mark.parametrize("method, labels", [("swav", "without"), ("paws", "with")])
+def test_the_header_says_whether_labels_were_used(method, labels):
+    config = load_config(ROOT / "tests/tiny.yaml", ["data.shards=unused"])
+    config = replace(config, method=METHODS[method].Settings(name=method))
+    assert f", {labels} labels. Made " in _header([SimpleNamespace(config=config)])
 
 
 def test_a_run_that_was_not_evaluated_says_so(run):
