@@ -74,9 +74,9 @@ def curate(places: Places, wish: Wish, device: torch.device) -> str:
     stamp = {"version": VERSION, "features": embeddings.fingerprint(), "settings": wish.stamp()}
     done = [""]
     places = replace(places, out=places.out.absolute())  # "." has no name of its own
-    on_rank_0(lambda: done.append(_done(places.out, stamp)))
+    on_rank_0(lambda: done.append(_done(places, stamp, embeddings)))
     if found := from_rank_0(done[-1]):
-        return f"{found}; nothing to do"
+        return found
     limit = _limit(places)
     needed = memory.stages(embeddings, wish, world_size())
     together(lambda: memory.check(needed, limit))
@@ -109,8 +109,9 @@ def _limit(places: Places) -> float:
     return host_bytes(max(1, launch.local_ranks) if launch else 1, footprint())
 
 
-def _done(out: Path, stamp: dict[str, Any]) -> str:
-    """What is in OUT, if it is what is wanted; empty if nothing is."""
+def _done(places: Places, stamp: dict[str, Any], embeddings: Embeddings) -> str:
+    """What is in OUT, if it is what is wanted, and that nothing is to do; empty if nothing is there."""
+    out = places.out
     if out.is_symlink() or out.is_file():
         raise InputError(f"{out}: is a {'link' if out.is_symlink() else 'file'}; pass a folder that does not exist yet")
     if not out.exists() or not any(out.iterdir()):
@@ -126,7 +127,10 @@ def _done(out: Path, stamp: dict[str, Any]) -> str:
             f"choose another OUT"
         )
     remove_workshop(out)  # of a command that was killed at its very end
-    return sentence(record)
+    found = f"{sentence(record)}; nothing to do"
+    if record.get("pictures", True) or not Pictures(embeddings, places.shards).are_there:
+        return found
+    return f"{found}; its page was made without pictures: to have them, remove {out} and run the command again"
 
 
 class _Making:
@@ -182,6 +186,7 @@ class _Making:
         def publish() -> None:
             out, result = self._places.out, self._place.result
             pictures = Pictures(self._embeddings, self._places.shards)
+            record["pictures"] = pictures.are_there
             write_page(result / "curation.html", record, outcome, pictures)
             with atomic_write(result / RECORD) as file:
                 file.write((json.dumps(record, indent=1) + "\n").encode())

@@ -143,7 +143,10 @@ def _pairs(outcome: Outcome, pictures: Pictures) -> str:
 
 
 def _no_pictures() -> str:
-    return missing("For pictures pass --shards DIR, or write features with --thumbnails PX.")
+    return missing(
+        "No pictures: to have them, remove this folder, and run the command again with --shards DIR, or on features "
+        "that were written with --thumbnails PX."
+    )
 
 
 def _strip(cells: str, says: str) -> str:

@@ -57,9 +57,19 @@ def test_nothing_on_it_is_broken_on_any_screen(with_thumbnails, tmp_path):
 
 
 def test_without_pictures_it_says_how_to_have_some(tmp_path):
-    page = page_of(write_features(tmp_path / "features", long_tail(200)), tmp_path / "out", Wish(epsilon=1e-4))
+    features, places = tmp_path / "features", Places(tmp_path / "features", tmp_path / "out")
+    wish, device = Wish(epsilon=1e-4), torch.device("cpu")
+    page = page_of(write_features(features, long_tail(200)), places.out, wish)
     check_structure(page)
-    assert "For pictures pass --shards DIR" in page and "<figure" not in page and "coarse clusters" in page
+    assert "remove this folder, and run the command again with --shards DIR" in page
+    assert "<figure" not in page and "coarse clusters" in page
+    assert curate(places, wish, device).endswith("; nothing to do")
+    write_features(features, long_tail(200), thumbnails=8)
+    told = f"; its page was made without pictures: to have them, remove {places.out} and run the command again"
+    assert curate(places, wish, device).endswith(told)
+    shutil.rmtree(places.out)
+    assert "<figure" in page_of(features, places.out, wish)
+    assert curate(places, wish, device).endswith("; nothing to do")
 
 
 def test_an_image_whose_file_has_no_thumbnails_is_grey(tmp_path):
@@ -78,7 +88,15 @@ def test_pictures_come_from_the_shards_that_are_passed(shard_folder, tmp_path):
     sums = {entry.name: entry.checksum for entry in manifest.shards}
     rows = np.repeat(np.eye(100), 2, axis=0)  # of every two samples, the second is a copy
     features = write_features(tmp_path / "features", rows, of_shard=40, name="train", checksums=sums)
-    page = page_of(features, tmp_path / "out", Wish(epsilon=1e-4, coarse=1), shard_folder)
+    wish = Wish(epsilon=1e-4, coarse=1)
+    page_of(features, tmp_path / "out", wish)
+    said = curate(Places(features, tmp_path / "out", shard_folder), wish, torch.device("cpu"))
+    assert said.endswith(
+        f"nothing to do; its page was made without pictures: to have them, remove {tmp_path / 'out'} "
+        "and run the command again"
+    )
+    shutil.rmtree(tmp_path / "out")
+    page = page_of(features, tmp_path / "out", wish, shard_folder)
     reader = ShardReader([Corpus(manifest)])
     urls = [data_url(picture(reader, sample)) for sample in range(200)]
     pairs = page[page.index("<h2>Duplicates</h2>") :]
