@@ -59,8 +59,8 @@ STUDENT_CROPS = "{num: 1, size: 28, scale: [0.8, 1.0]}"
 """Those that the teacher has learnt on, since it knows less about smaller ones."""
 HEAD, LAYERS = 256, 1
 """Width of SimCLRv2's two hidden layers, and how many of them fine-tuning keeps."""
-QUARTER = 2
-"""Widths are divided by this for a network of a quarter of the weights."""
+HALF, TWICE = 0.5, 2.0
+"""Of all widths: networks of a quarter of the weights, and of four times as many."""
 RECIPE = 2
 """Of fine-tuning and students; to be raised with their settings, so that nothing older passes for new."""
 CPU = torch.device("cpu")
@@ -107,29 +107,29 @@ def swav(case: Case) -> Path:
     return pretrained("swav", "swav", case)
 
 
-def simclr(case: Case, part: int = 1) -> Path:
+def simclr(case: Case, times: float = 1) -> Path:
     """SimCLR with a head of three layers, which needs no labels: SimCLRv2's first step.
 
     Args:
         case: of which the seed counts.
-        part: all widths are divided by it.
+        times: all widths are so many times those of configs/small.
     """
-    words = [*narrowed(part), f"method.hidden=[{HEAD // part},{HEAD // part}]"]
-    return pretrained("simclr", "simclr" if part == 1 else f"simclr-by-{part}", case, *words)
+    hidden = round(HEAD * times)
+    return pretrained("simclr", f"simclr-x{times:g}", case, *widths(times), f"method.hidden=[{hidden},{hidden}]")
 
 
-def distilled(case: Case, part: int = 1) -> Path:
-    """SimCLRv2's third step, on all images: a student of the teacher's widths, or of a part of them."""
-    teacher = tuned(simclr(case), case, LAYERS)
-    folder = f"distilled-{100 * case.share:g}-by-{part}-{name_of(case.rates)}-recipe{RECIPE}"
-    words = [*narrowed(part), f"method.hidden=[{HEAD // part}]", f"data.crops=[{STUDENT_CROPS}]"]
+def distilled(case: Case, times: float = 1, teacher_times: float = 1) -> Path:
+    """SimCLRv2's third step, on all images: a student and its teacher, of so many times the widths of configs/small."""
+    teacher = tuned(simclr(case, teacher_times), case, LAYERS)
+    folder = f"distilled-{100 * case.share:g}-x{teacher_times:g}-to-x{times:g}-{name_of(case.rates)}-recipe{RECIPE}"
+    words = [*widths(times), f"method.hidden=[{round(HEAD * times)}]", f"data.crops=[{STUDENT_CROPS}]"]
     return pretrained("distillation", folder, case, *words, command=("distill", str(teacher)))
 
 
-def narrowed(part: int) -> list[str]:
-    """The width of a smaller network than that of configs/small."""
+def widths(times: float) -> list[str]:
+    """The width of a network that is wider or narrower than that of configs/small."""
     width = load_config(ROOT / "configs/small/simclr.yaml").model.width
-    return [] if part == 1 else [f"model.width={width // part}"]
+    return [] if times == 1 else [f"model.width={round(width * times)}"]
 
 
 def name_of(rates: Sequence[float]) -> str:
@@ -243,7 +243,7 @@ class Row:
     teacher: str = ""
 
 
-TEACHER = "SimCLRv2, fine-tuned from layer 1"
+TEACHER, WIDE_TEACHER = "SimCLRv2, fine-tuned from layer 1", "SimCLRv2 of twice the width, fine-tuned from layer 1"
 ROWS: dict[str, Row] = {
     "supervised, from scratch": Row(from_scratch, SCRATCH_RATES),
     "SwAV, linear on frozen features": Row(lambda case: linear(swav(case), case)),
@@ -254,8 +254,16 @@ ROWS: dict[str, Row] = {
     "SimCLRv2, linear on frozen features": Row(lambda case: linear(simclr(case), case)),
     TEACHER: Row(lambda case: fine_tuned(simclr(case), case, LAYERS), RATES),
     "SimCLRv2, distilled to its own size": Row(lambda case: own_answers(distilled(case)), teacher=TEACHER),
-    "SimCLRv2, distilled to a quarter": Row(lambda case: own_answers(distilled(case, QUARTER)), teacher=TEACHER),
-    "a quarter, fine-tuned from layer 1": Row(lambda case: fine_tuned(simclr(case, QUARTER), case, LAYERS), RATES),
+    "SimCLRv2, distilled to a quarter": Row(lambda case: own_answers(distilled(case, HALF)), teacher=TEACHER),
+    "a quarter, fine-tuned from layer 1": Row(lambda case: fine_tuned(simclr(case, HALF), case, LAYERS), RATES),
+    "SimCLRv2 of twice the width, linear on frozen features": Row(lambda case: linear(simclr(case, TWICE), case)),
+    WIDE_TEACHER: Row(lambda case: fine_tuned(simclr(case, TWICE), case, LAYERS), RATES),
+    "SimCLRv2 of twice the width, distilled to its own": Row(
+        lambda case: own_answers(distilled(case, TWICE, TWICE)), teacher=WIDE_TEACHER
+    ),
+    "SimCLRv2 of twice the width, distilled to a quarter": Row(
+        lambda case: own_answers(distilled(case, 1, TWICE)), teacher=WIDE_TEACHER
+    ),
 }
 """By name; another method is a line."""
 
