@@ -41,8 +41,9 @@ VARIANTS = {
     "two views, 16 epochs, 50 prototypes": two_views(16, "50"),
     "two views, 16 epochs, 40 prototypes": two_views(16, "40"),
     "two views, 16 epochs, 30 prototypes": two_views(16, "30"),
-    "two views, 20 epochs, 40 prototypes": two_views(20, "40"),
     "two views, 20 epochs, 30 prototypes": two_views(20, "30"),
+    "two views, 20 epochs, three heads of 30": two_views(20, "[30,30,30]"),
+    "two views, 20 epochs, 20 prototypes": two_views(20, "20"),
 }
 """Overrides by name."""
 COLUMNS = [f"{protocol} {network}" for protocol in ("knn", "linear") for network in ("pretrained", "pixels")]
