@@ -60,8 +60,8 @@ STUDENT_CROPS = "{num: 1, size: 28, scale: [0.8, 1.0]}"
 HEAD, LAYERS, TEMPERATURE = 256, 1, 0.2
 """Width of SimCLRv2's two hidden layers, how many of them fine-tuning keeps, and the temperature: of 0.1, 0.2 and the
 0.5 of configs/small, the best on held-out images by a linear probe of the labels of seed 0."""
-HALF, TWICE = 0.5, 2.0
-"""Of all widths: networks of a quarter of the weights, and of four times as many."""
+HALF = 0.5
+"""Of all widths: a network of a quarter of the weights."""
 RECIPE = 2
 """Of fine-tuning and students; to be raised with their settings, so that nothing older passes for new."""
 CPU = torch.device("cpu")
@@ -120,16 +120,16 @@ def simclr(case: Case, times: float = 1) -> Path:
     return pretrained("simclr", f"simclr-x{times:g}", case, *words)
 
 
-def distilled(case: Case, times: float = 1, teacher_times: float = 1) -> Path:
-    """SimCLRv2's third step, on all images: a student and its teacher, of so many times the widths of configs/small."""
-    teacher = tuned(simclr(case, teacher_times), case, LAYERS)
-    folder = f"distilled-{100 * case.share:g}-x{teacher_times:g}-to-x{times:g}-{name_of(case.rates)}-recipe{RECIPE}"
+def distilled(case: Case, times: float = 1) -> Path:
+    """SimCLRv2's third step, on all images: a student of so many times the widths of the teacher."""
+    teacher = tuned(simclr(case), case, LAYERS)
+    folder = f"distilled-{100 * case.share:g}-x{times:g}-{name_of(case.rates)}-recipe{RECIPE}"
     words = [*widths(times), f"method.hidden=[{round(HEAD * times)}]", f"data.crops=[{STUDENT_CROPS}]"]
     return pretrained("distillation", folder, case, *words, command=("distill", str(teacher)))
 
 
 def widths(times: float) -> list[str]:
-    """The width of a network that is wider or narrower than that of configs/small."""
+    """The width of a network that is narrower than that of configs/small."""
     width = load_config(ROOT / "configs/small/simclr.yaml").model.width
     return [] if times == 1 else [f"model.width={round(width * times)}"]
 
@@ -245,7 +245,7 @@ class Row:
     teacher: str = ""
 
 
-TEACHER, WIDE_TEACHER = "SimCLRv2, fine-tuned from layer 1", "SimCLRv2 of twice the width, fine-tuned from layer 1"
+TEACHER = "SimCLRv2, fine-tuned from layer 1"
 ROWS: dict[str, Row] = {
     "supervised, from scratch": Row(from_scratch, SCRATCH_RATES),
     "SwAV, linear on frozen features": Row(lambda case: linear(swav(case), case)),
@@ -258,14 +258,6 @@ ROWS: dict[str, Row] = {
     "SimCLRv2, distilled to its own size": Row(lambda case: own_answers(distilled(case)), teacher=TEACHER),
     "SimCLRv2, distilled to a quarter": Row(lambda case: own_answers(distilled(case, HALF)), teacher=TEACHER),
     "a quarter, fine-tuned from layer 1": Row(lambda case: fine_tuned(simclr(case, HALF), case, LAYERS), RATES),
-    "SimCLRv2 of twice the width, linear on frozen features": Row(lambda case: linear(simclr(case, TWICE), case)),
-    WIDE_TEACHER: Row(lambda case: fine_tuned(simclr(case, TWICE), case, LAYERS), RATES),
-    "SimCLRv2 of twice the width, distilled to its own": Row(
-        lambda case: own_answers(distilled(case, TWICE, TWICE)), teacher=WIDE_TEACHER
-    ),
-    "SimCLRv2 of twice the width, distilled to a quarter": Row(
-        lambda case: own_answers(distilled(case, 1, TWICE)), teacher=WIDE_TEACHER
-    ),
 }
 """By name; another method is a line."""
 

@@ -138,7 +138,8 @@ def test_an_evaluation_does_not_round_to_tf32_as_torch_would_on_a_gpu(run):
     hook = torch.nn.modules.module.register_module_forward_pre_hook(lambda *_: seen.add(allowed()))
     products.allow_tf32 = convolutions.allow_tf32 = True
     try:
-        largescale.evaluate("knn", run / "checkpoints/step-00000010", overrides=["evaluate.baselines=false"])
+        words = ["evaluate.baselines=false", "evaluate.size=20"]  # of which no features are kept yet
+        largescale.evaluate("knn", run / "checkpoints/step-00000010", overrides=words)
         assert seen == {(False, False)} and allowed() == (True, True)
     finally:
         products.allow_tf32, convolutions.allow_tf32 = before

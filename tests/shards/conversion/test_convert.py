@@ -18,6 +18,8 @@ from shards.conversion.convert import Options, convert
 from shards.format.ledger import read_ledger
 from shards.format.manifest import read_manifest
 from shards.format.shard_index import read_index
+from shards.ground.errors import InputError
+from shards.ground.files import at_work_in
 from shards.images.names import IMAGE_FORMATS
 from shards.inspection.index import index_folder
 from tests.helpers.commands import ROOT
@@ -148,6 +150,15 @@ def test_no_torch_is_imported():
 
 
 @pytest.mark.slow
+def is_written_to(folder: Path) -> bool:
+    """Whether a process holds a folder: workers of a killed one do until they are gone, a while on a loaded machine."""
+    try:
+        with at_work_in(folder, with_others=False):
+            return False
+    except InputError:
+        return True
+
+
 def test_a_killed_conversion_leaves_no_manifest_and_goes_through_the_second_time(tmp_path):
     source, out = tmp_path / "many", tmp_path / "out"
     source.mkdir()
