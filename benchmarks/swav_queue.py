@@ -47,10 +47,9 @@ VARIANTS = {
     "no queue, epsilon 0.03": queued(0, 0, 0.03),
     "no queue, epsilon 0.05": queued(0, 0, 0.05),
     "1,920 from step 300, epsilon 0.03": queued(1920, 300, 0.03),
+    "64 from step 500, epsilon 0.05": queued(64, 500, 0.05),
     "320 from step 500, epsilon 0.05": queued(320, 500, 0.05),
-    "1,920 from step 600, epsilon 0.05": queued(1920, 600, 0.05),
-    "1,920 from step 600, epsilon 0.1": queued(1920, 600, 0.1),
-    "no queue, epsilon 0.1": queued(0, 0, 0.1),
+    "640 from step 600, epsilon 0.05": queued(640, 600, 0.05),
 }
 COLUMNS = [f"{protocol} {network}" for protocol in ("knn", "linear") for network in ("pretrained", "pixels")]
 
