@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,12 @@ from shards.ground.errors import InputError
 
 _STEPS, _FIRST = 12, 4
 """Steps that are trained, and those at first that are not counted: caches are cold and memory is new."""
+
+_BUSY = 0.3
+"""CPU cores used by other programs, from which on a measured speed says so: it may be a fraction of the usual one."""
+
+_IDLE, _WAITING = 3, 4
+"""Places in a line of /proc/stat of the time in which a core does nothing (`man proc_stat`)."""
 
 _TIMES_PLANNED = 1.5
 """Steps of a ResNet-50 on an H100 took 1.46 and 1.54 times as long as planned (benchmarks/results/gpu_check_*)."""
@@ -60,12 +67,44 @@ def measured(recipe: str, machine: Machine) -> Rate:
         steps = [f"train.steps={_STEPS}", "run.log_every=1", "checkpoint.every_steps=0", "evaluate.online_every=0"]
         command = [sys.executable, "-m", "largescale", "pretrain", str(path), f"run.dir={run}", *steps]
         environment = os.environ | machine.environment
+        before = Usage.now()
         done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
+        beside = others(before, Usage.now())
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
             raise InputError(f"{_STEPS} steps to measure the speed ended with: {lines[-1].removeprefix('error: ')}")
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return rate_of(rows, machine.gpus)
+    rate = rate_of(rows, machine.gpus)
+    if beside < _BUSY:
+        return rate
+    return rate._replace(source=f"{rate.source} while other programs used {beside:.1f} of {machine.cores} CPU cores")
+
+
+class Usage(NamedTuple):
+    """Seconds until now: by the clock, of all programs on the CPU cores of this process, and of its ended children."""
+
+    wall: float
+    all_programs: float
+    children: float
+
+    @classmethod
+    def now(cls) -> Usage:
+        """Both sums are 0 where the system does not tell (other than Linux)."""
+        own = os.times()
+        try:
+            lines = Path("/proc/stat").read_text().splitlines()
+        except OSError:
+            return cls(time.monotonic(), 0.0, 0.0)
+        cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        ticks = [list(map(int, line.split()[1:9])) for line in lines if line.split()[0] in cores]
+        busy = sum(sum(of_core) - of_core[_IDLE] - of_core[_WAITING] for of_core in ticks)
+        return cls(time.monotonic(), busy / os.sysconf("SC_CLK_TCK"), own.children_user + own.children_system)
+
+
+def others(before: Usage, after: Usage) -> float:
+    """CPU cores that neither this process nor what it ran and waited for has used in between."""
+    wall, all_programs, children = (end - start for start, end in zip(before, after, strict=True))
+    return max(0.0, all_programs - children) / max(wall, 1e-9)
 
 
 def rate_of(rows: list[dict[str, float]], gpus: int) -> Rate:

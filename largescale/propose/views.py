@@ -27,7 +27,7 @@ _ALMOST_ALL = 0.95
 _LEAST_BLURRED = 48
 _FLAT = 0.5
 """Share of pixels of the same colour as the one before, from which on images are taken for drawings."""
-_WEAKER = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.25, "hue": 0.25, "grayscale": 0.0}
+_WEAKER = {"brightness": 0.125, "contrast": 0.125, "saturation": 0.0, "hue": 0.0, "grayscale": 0.0}
 """Of the usual strengths of what changes colours, for drawings."""
 _LEAST_STD = 0.02
 """Images of a single colour have none, and nothing can be divided by 0."""
