@@ -350,8 +350,13 @@ class ShardReader:
                 return self._indices[shard]
         try:
             return self._shard(shard)[1]
-        except ShardLost:
-            return self._index(shard)
+        except ShardLost as lost:
+            try:
+                return self._index(shard)
+            except ShardLost:
+                raise
+            except InputError:  # it never came from its store, or has gone with its tar
+                raise lost from None
 
     def _entry_path(self, shard: int) -> Path:
         corpus, number = self._corpus(shard)

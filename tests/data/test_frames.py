@@ -5,6 +5,7 @@ Covers: largescale/config/frame_settings.py
 
 from __future__ import annotations
 
+import shutil
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from shards.clips.clip import ClipSettings
 from shards.conversion.convert import Options, convert
 from shards.ground.errors import InputError
 from shards.ground.open_file import OpenFile
+from tests.helpers.servers import web_server
 from tests.helpers.streams import make_stream, overwrite
 from tests.helpers.videos import write_video
 
@@ -229,6 +231,20 @@ def test_a_damaged_frame_makes_its_clip_unreadable_and_the_run_goes_on(folder):
     assert all(
         torch.equal(value, before[key]) for key, value in seen_by_id(make_stream(folder, *PLAIN), range(2)).items()
     )
+
+
+@pytest.mark.usefixtures("asking")
+def test_clips_of_a_shard_that_its_store_has_lost_are_listed_and_replaced(folder, tmp_path):
+    served = Path(shutil.copytree(folder, tmp_path / "served"))
+    with web_server(served) as server:
+        stream = make_stream(server.url, *PLAIN, f"data.cache={tmp_path / 'cache'}")
+        lost = stream.corpora[0].manifest.shards[1].name
+        (served / lost).unlink()
+        batches = list(stream(range(stream.order.steps_per_epoch)))
+    rows = [row for batch in batches for row in batch.skipped if row["shard"] == lost]
+    assert rows and all(lost in row["reason"] for row in rows)
+    assert not {*range(5, 10)} & {sample_id for batch in batches for sample_id in batch.ids.tolist()}
+    assert all(len(batch.ids) == 16 for batch in batches)
 
 
 @pytest.mark.parametrize("shared", [True, False])
