@@ -17,7 +17,7 @@ MANY = 100_000
 _LEAST_SIDE, _STEP = 16, 4
 """Of a view: networks halve it four times."""
 
-_LARGE, _SMALL = [0.25, 1.0], [0.08, 0.25]
+_LARGE, _SMALL = [0.14, 1.0], [0.05, 0.14]
 """Shares of an image that views show without a GPU, where recipes to follow are made for one data set."""
 
 _LEAST_SOURCE = 12
