@@ -50,7 +50,7 @@ EPOCHS, BATCH = {0.1: 20, 0.01: 50}, 64
 """Of fine-tuning by the share of labels."""
 LONGER = 2
 """Training from scratch gets so many times the epochs, since it starts from nothing."""
-RATES = ([0.03, 0.03], [0.1, 0.1])
+RATES = ([0.03, 0.03], [0.1, 0.1], [0.3, 0.3])
 """Of trunk and classifier per 256 images, to fine-tune with."""
 SCRATCH_RATES = ([1.0, 1.0], [0.4, 0.4], [0.1, 0.1])
 VIEWS = {"crop_scale": [0.8, 1.0], "flip": 0}
