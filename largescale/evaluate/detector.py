@@ -21,6 +21,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from largescale.models.backbones import in_sequence
+from largescale.models.narrow import pick_in_narrow
 from largescale.models.plain_networks import PlainNetwork
 from largescale.parallel.batchnorm import synchronize_batchnorm
 from largescale.processes import world_size
@@ -79,6 +80,8 @@ def build_detector(backbone: nn.Module, num_categories: int, design: Design, dev
             f"`largescale evaluate segmentation` measures the maps of this backbone"
         )
     body = in_sequence(backbone.requires_grad_(True).float())
+    if device.type == "cpu":
+        pick_in_narrow(body)
     channels, strides = _maps_of(body, device)
     if design.frozen:
         body = _freeze(body)

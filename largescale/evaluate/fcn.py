@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from largescale.evaluate.image_training import Trial
 from largescale.models.backbones import in_sequence
+from largescale.models.narrow import pick_in_narrow
 from largescale.parallel.batchnorm import synchronize_batchnorm
 from largescale.processes import world_size
 
@@ -37,6 +38,8 @@ class Fcn(nn.Module):
         backbone = trial.method.get_submodule(trial.method.encoder_name)
         self.body: nn.Module = in_sequence(backbone.requires_grad_(True).float())
         self.body.eval()
+        if trial.device.type == "cpu":
+            pick_in_narrow(self.body)
         dilate(self.body.get_submodule([*dict(self.body.named_children())][-1]))
         with torch.no_grad():
             channels = self.body(torch.zeros(1, 3, 64, 64, device=trial.device)).shape[1]

@@ -38,6 +38,7 @@ from largescale.evaluate.training_state import TrainingState, Unfinished
 from largescale.methods import Method
 from largescale.models.image_classifier import ImageClassifier, first_layers
 from largescale.models.keep_zeros import keep_zeros
+from largescale.models.narrow import pick_in_narrow
 from largescale.parallel.batchnorm import synchronize_batchnorm
 from largescale.processes import from_rank_0, rank, world_size
 from shards.format.shard_index import read_index
@@ -168,6 +169,8 @@ class Classifier(Probe):
         self.method.requires_grad_(False)
         if not self.frozen:
             self._trunk().requires_grad_(True)
+            if trial.device.type == "cpu":
+                pick_in_narrow(self._encoder())
             if trial.config.model.mask:
                 keep_zeros(self._encoder())
 

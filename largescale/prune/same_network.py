@@ -7,7 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from largescale.checkpoint.folder import Checkpoint, open_checkpoint
+from largescale.checkpoint.folder import Checkpoint, open_checkpoint, stamp_of
+from largescale.checkpoint.state_file import read_state
 from largescale.config import Config, flatten, values_saved_before
 from largescale.run.init_from import sha256_of
 from largescale.run.same_run import changed_setting
@@ -68,6 +69,13 @@ def require_same_start(trained: Checkpoint, config: Config) -> None:
             raise InputError(
                 f"init_from={config.init_from}: the run that is pruned began from {began['checkpoint']}, which {what}; "
                 f"restore it, rewind to a kept step (--rewind), or pass another init_from"
+            )
+    elif config.model.weights and began.get("weights") == config.model.weights:
+        path = read_state(config.model.weights).path
+        if stamp_of(path).sha256 != began["sha256"]:
+            raise InputError(
+                f"model.weights={config.model.weights}: the run that is pruned began from this file, which has other "
+                f"weights by now; restore it, rewind to a kept step (--rewind), or pass another model.weights"
             )
 
 

@@ -35,6 +35,7 @@ from largescale.evaluate.detector import Design, build_detector
 from largescale.evaluate.members import MemberReader
 from largescale.evaluate.training_state import Unfinished
 from largescale.models.backbones import build_backbone, feature_map, in_sequence
+from largescale.models.narrow import NarrowConv2d
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
 from tests.helpers.canvases import scenes
@@ -288,6 +289,7 @@ def test_resnets_and_regnets_give_maps_at_the_right_strides(model, strides):
     kept = {one.data_ptr() for one in detector.backbone.body.parameters()}
     assert kept == {one.data_ptr() for one in backbone.parameters()}
     assert width == detector.backbone.fpn.inner_blocks[-1][0].in_channels
+    assert any(isinstance(one, NarrowConv2d) for one in backbone.modules()) == (model.width == 8)
 
 
 def test_a_training_changes_the_trunk_and_frozen_batchnorm_stays(few_scenes):

@@ -26,6 +26,7 @@ from largescale.evaluate.masks import Cut, MaskedImages, Pair
 from largescale.evaluate.segmentation import Settings, intersections_over_unions, measure
 from largescale.evaluate.training_state import Unfinished
 from largescale.models.backbones import build_backbone, in_sequence
+from largescale.models.narrow import NarrowConv2d
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
@@ -61,6 +62,7 @@ def test_an_fcn_learns_and_trains_the_trunk(trial):
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert {"backbone.stem.0.weight", "backbone.stem.1.running_mean"} <= {*changed}
     assert all(name.startswith("backbone.") for name in changed)
+    assert any(isinstance(one, NarrowConv2d) for one in trial.method.modules())
     with pytest.raises(InputError, match="lower the learning rate"):
         measure(trial, Settings(**FCN, segmentation_fcn_epochs=1, segmentation_fcn_rate=1e9))
 

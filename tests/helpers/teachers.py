@@ -17,10 +17,12 @@ CLASSES = ["boot", "coat", "dress", "shirt"]
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 
-def write_teacher(path: Path, *, seed: int = 0, mean: tuple[float, ...] = (0.5,) * 3, std: float = 0.25) -> None:
+def write_teacher(
+    path: Path, *, seed: int = 0, mean: tuple[float, ...] = (0.5,) * 3, std: float = 0.25, sobel: bool = False
+) -> None:
     """A small classifier with random weights and statistics, sure of some images and not of others."""
     torch.manual_seed(seed)
-    model = ModelConfig("resnet", "3x3s2", [1, 1], 6)
+    model = ModelConfig("resnet", "3x3s2", [1, 1], 6, sobel=sobel)
     backbone, width = build_backbone(model)
     head = built([f"linear {width} 12", "batchnorm 12 scale", "relu", f"linear 12 {len(CLASSES)} bias"])
     network = ImageClassifier(backbone, head).train()

@@ -46,6 +46,13 @@ def test_what_is_written_computes_the_same_when_it_is_read(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
+def test_what_no_file_holds_goes_to_the_device_too(tmp_path):
+    path = tmp_path / "classifier.safetensors"
+    write_teacher(path, sobel=True)
+    network = read_classifier(path).load("meta")
+    assert {tensor.device.type for tensor in (*network.parameters(), *network.buffers())} == {"meta"}
+
+
 def test_equal_classifiers_are_equal_files(tmp_path):
     for name in ("a", "b"):
         write_teacher(tmp_path / name)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from largescale.checkpoint.folder import Checkpoint, find_latest
+from largescale.checkpoint.folder import Checkpoint, find_latest, stamp_of
 from largescale.checkpoint.saver import Saver
 from largescale.config import load_config
 from largescale.prune import command
@@ -124,6 +125,22 @@ def test_rounds_begin_from_the_weights_that_the_run_began_from(one_process, tmp_
         require_same_start(trained, config)
     shutil.rmtree(source.path)
     with pytest.raises(InputError, match="is gone"):
+        require_same_start(trained, config)
+
+
+def test_a_file_of_weights_that_holds_others_by_now_is_refused(tmp_path):
+    path = tmp_path / "backbone.safetensors"
+    save_file({"a": torch.ones(3)}, path)
+    config = load_config(TINY, ["data.shards=x", "run.dir=y", f"model.weights={path}"])
+    began = {"weights": config.model.weights, "sha256": stamp_of(path).sha256}
+    trained = Checkpoint(Path("y"), {"init": began})
+    require_same_start(trained, config)
+    save_file({"a": torch.zeros(3)}, path)
+    with pytest.raises(InputError, match=r"model.weights=.*: the run .* began from this file, which has other weights"):
+        require_same_start(trained, config)
+    require_same_start(trained, replace(config, model=replace(config.model, weights="elsewhere")))  # asked for
+    path.unlink()
+    with pytest.raises(InputError, match=r"backbone\.safetensors: "):
         require_same_start(trained, config)
 
 
