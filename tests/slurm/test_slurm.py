@@ -207,7 +207,7 @@ def old_job(box, steady, tmp_path):
     for rank in ranks:
         os.kill(rank, signal.SIGSTOP)
     yield number, ranks, run
-    for name in ("RANKS_PER_NODE", "MAX_RESTARTS", "MAX_REQUEUES", "OWNER_WAIT_S"):
+    for name in ("RANKS_PER_NODE", "MAX_RESTARTS", "MAX_REQUEUES", "OWNER_WAIT_S", "SECOND_LOOK_S"):
         box.environment.pop(name, None)
     for rank in box.ranks_of(number):
         os.kill(rank, signal.SIGKILL)
@@ -234,7 +234,7 @@ def test_a_job_waits_for_an_old_one_that_still_trains(box, steady, old_job):
 
 def test_a_job_leaves_a_run_to_an_old_one_that_goes_on_training(box, steady, old_job):
     old, ranks, run = old_job
-    box.environment["OWNER_WAIT_S"] = "0"
+    box.environment.update(OWNER_WAIT_S="0", SECOND_LOOK_S="1")  # the old one lives, now and later
     new = start_another(box, steady, run)
     os.kill(ranks[0], signal.SIGCONT)  # it renews its lease, and waits for the other rank
     box.wait(new, lambda: box.job(new, "JobState") == "FAILED")

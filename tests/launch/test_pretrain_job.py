@@ -1,0 +1,80 @@
+"""When a SLURM job queues again: its script with programs in the place of SLURM's, which say what the test says.
+
+Covers: launch/slurm/pretrain.sbatch
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.commands import ROOT
+
+DONE = "40 of 80 steps"
+STOPPED = f"run: stopped, {DONE} at 2026-01-01 10:00:00; newest checkpoint: step 40"
+STOPPED_LATER = STOPPED.replace("10:00:00", "11:00:00")
+STOPPED_FIRST = "run: stopped, 0 of 80 steps at 2026-01-01 10:00:00; newest checkpoint: none"
+NOT_STARTED = "run: not started; newest checkpoint: none"
+RUNNING = f"run: running, {DONE}; newest checkpoint: step 40; pid 7 on n1"
+GONE = f"run: not running since 2026-01-01 10:00:00, {DONE}; newest checkpoint: step 40; pid 7 on n1, is gone"
+COMPLETE = "run: complete, 80 of 80 steps at 2026-01-01 10:00:00; newest checkpoint: step 80"
+
+FOREVER, ENDED = "9999999999", "1000"
+QUEUED, NOT_QUEUED, ELSEWHERE = "; queued again", "and no checkpoint after", "another training has the run; not queued"
+
+
+def job(folder: Path, says: list[str], end: str) -> tuple[str, list[str]]:
+    """The log of a job for which `largescale status` says one thing after the other, and the calls that it made."""
+    (folder / "says").write_text("".join(f"{line}\n" for line in says))
+    programs = {
+        "largescale": 'head -n 1 says; grep -q complete <(head -n 1 says); code=$?; sed -i 1d says; exit "$code"',
+        "scontrol": '[ "$1" = show ] || echo "scontrol $*" >>calls',
+        "sleep": 'echo "sleep $*" >>calls',
+        "srun": "exit 3",
+    }
+    for name, text in programs.items():
+        path = folder / name
+        path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+        path.chmod(0o755)
+    environ = {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "PREFLIGHT": "no",
+        "SLURM_JOB_ID": "5",
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_NODELIST": "n[0-1]",
+        "SLURM_JOB_END_TIME": end,
+    }
+    command = ["bash", ROOT / "launch" / "slurm" / "pretrain.sbatch", "recipe.yaml"]
+    result = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=False)
+    assert (folder / "says").read_text() == "", "it did not ask for all"
+    calls = folder / "calls"
+    return result.stdout + result.stderr, calls.read_text().splitlines() if calls.exists() else []
+
+
+@pytest.mark.parametrize(
+    "says, end, expected",
+    [
+        ([NOT_STARTED, STOPPED], FOREVER, QUEUED),
+        ([NOT_STARTED, STOPPED_FIRST], FOREVER, QUEUED),  # in the phase before the first step
+        ([STOPPED, STOPPED_LATER], FOREVER, QUEUED),  # in the phase in which it had been stopped before
+        ([STOPPED, STOPPED], FOREVER, NOT_QUEUED),  # it did not come that far
+        ([STOPPED, STOPPED_LATER], ENDED, NOT_QUEUED),  # no job of this length gets through the phase
+        ([NOT_STARTED, NOT_STARTED], FOREVER, NOT_QUEUED),
+        ([STOPPED, GONE], FOREVER, NOT_QUEUED),
+        ([NOT_STARTED, COMPLETE], FOREVER, "start 0: complete"),
+    ],
+)
+def test_a_job_queues_again_where_it_got_on_or_was_stopped_in_a_phase(tmp_path, says, end, expected):
+    log, calls = job(tmp_path, says, end)
+    assert expected in log
+    assert ("scontrol requeue 5" in calls) == (expected == QUEUED)
+
+
+@pytest.mark.parametrize("later, expected", [(GONE, QUEUED), (RUNNING, ELSEWHERE), (COMPLETE, "start 0: complete")])
+def test_a_run_that_seems_to_run_is_looked_at_again_after_its_lease(tmp_path, later, expected):
+    log, calls = job(tmp_path, [NOT_STARTED, RUNNING, later], FOREVER)
+    assert expected in log and calls[0] == "sleep 40"
+    assert ("scontrol requeue 5" in calls) == (expected == QUEUED)
