@@ -66,8 +66,8 @@ def pretrain(config: Config, started: float | None = None) -> None:
     """
     started = time.time() if started is None else started
     stopping.check_job_time(config.run.stop_before_s)
-    waits = (config.run.hang_timeout_s, config.run.join_timeout_s)
-    with memory_advice(config), process_group(*waits, loading=num_loading(config)) as device:
+    waits = (config.run.hang_timeout_s, config.run.join_timeout_s, num_loading(config), config.run.owner_wait_s)
+    with memory_advice(config), process_group(*waits) as device:
         configure_logging(rank(), world_size())
         config = precision.resolve(config, device)
         precision.set_up(config, device)

@@ -23,6 +23,8 @@ _JOIN_S, _JOIN_NODES_S = 50.0, 300.0
 that all share; with a cold cache that takes minutes, longer on some nodes than on others."""
 _WAIT_S = 900.0
 """Time without progress in commands that have no watchdog; see `collective_timeout`."""
+_AFTER_OWNER_S = 1800.0
+"""An owner that falls silent at the end of the wait for it is watched for the time of its lease as well."""
 _FOREVER_S = 2e6
 """In milliseconds it fits the 32 bits that a wait for a socket has."""
 
@@ -96,16 +98,17 @@ def together(action: Callable[[], Value]) -> Value:
     return found[0]
 
 
-def collective_timeout(hang_timeout_s: float) -> timedelta:
+def collective_timeout(hang_timeout_s: float, owner_wait_s: float = 0) -> timedelta:
     """After which a collective gives up: twice the watchdog's time, so that the watchdog reports first; without a
-    watchdog (0) after weeks.
+    watchdog (0) after weeks. Never before rank 0 has waited `owner_wait_s` for a folder, which the others wait for.
     """
-    return timedelta(seconds=max(1800.0, 2 * hang_timeout_s) if hang_timeout_s else _FOREVER_S)
+    longest_s = max(1800.0, 2 * hang_timeout_s, owner_wait_s + _AFTER_OWNER_S)
+    return timedelta(seconds=longest_s if hang_timeout_s else _FOREVER_S)
 
 
 @contextmanager
 def process_group(
-    hang_timeout_s: float = _WAIT_S, join_timeout_s: float = 0, loading: int = 0
+    hang_timeout_s: float = _WAIT_S, join_timeout_s: float = 0, loading: int = 0, owner_wait_s: float = 0
 ) -> Iterator[torch.device]:
     """Join the processes that torchrun or srun started (or be the only one) and leave in order; yields the device.
 
@@ -113,6 +116,7 @@ def process_group(
         hang_timeout_s: of the watchdog, 0 for none; see `collective_timeout`.
         join_timeout_s: time for all ranks to join; 0 uses `join_time_s`.
         loading: processes and threads that this rank is going to load data with.
+        owner_wait_s: for how long rank 0 may wait for a run's folder while the others wait for it.
 
     NCCL on GPUs, gloo on CPUs. A process that fails exits at once: waiting for the others would hang.
 
@@ -124,7 +128,7 @@ def process_group(
     launch = own_launch()
     device = _device(launch)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    timeout = collective_timeout(hang_timeout_s)
+    timeout = collective_timeout(hang_timeout_s, owner_wait_s)
     more = threads.COMMAND + threads.GROUPS + threads.of_math() + loading
     room = threads.allowed(more, "lower data.workers or data.threads" if loading > 1 else "")
     if launch is None:

@@ -126,7 +126,8 @@ def leave_together(doing: str) -> None:
 
 
 def _together(pruning: Pruning) -> AbstractContextManager[object]:
-    return process_group(join_timeout_s=pruning.config.run.join_timeout_s)
+    run = pruning.config.run
+    return process_group(join_timeout_s=run.join_timeout_s, owner_wait_s=run.owner_wait_s)
 
 
 def _begin(places: Places, wish: Wish, protocols: Sequence[str], overrides: list[str]) -> Pruning:

@@ -10,13 +10,18 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
+from largescale.config import load_config
+from largescale.pretrain import pretrain
 from largescale.run.lease import FolderLost, Lease, take_folder
 from largescale.run.owner import newest_owner, owner_numbers, owner_path, parse_owner
 from shards.ground.errors import InputError
+from tests.helpers.commands import TINY
 from tests.helpers.runs import move_elsewhere
 
 LEASE_S = 0.4
@@ -46,6 +51,24 @@ def left_behind(run: Path) -> None:
     """A folder whose owner was killed."""
     assert code_of(in_child(lambda: take(run) and 0)) == 0
     assert owner_numbers(run) == [1]
+
+
+class Joining(Exception):
+    """A process was about to join the others."""
+
+
+@pytest.mark.parametrize("hang_timeout_s", [0, 60])
+def test_ranks_wait_longer_than_rank_0_for_a_folder(tiny_overrides, monkeypatch, hang_timeout_s):
+    joins = []
+
+    def join(*_: object, timeout: timedelta, **_more: object) -> None:
+        joins.append(timeout)
+        raise Joining
+
+    monkeypatch.setattr(dist, "init_process_group", join)
+    with pytest.raises(Joining):
+        pretrain(load_config(TINY, tiny_overrides("run.owner_wait_s=9e5", f"run.hang_timeout_s={hang_timeout_s}")))
+    assert joins[0] > timedelta(seconds=9e5)
 
 
 def test_a_folder_is_made_owned_and_given_up(tmp_path):
