@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from largescale.checkpoint.folder import newest_first
 from largescale.config import Config, without_effect
 from largescale.data.corpora import Corpus
 from largescale.data.stream import Stream
@@ -123,7 +124,7 @@ def judge(findings: list[Findings]) -> list[str]:
 
 
 def _disk_problems(config: Config, parameters: int) -> list[str]:
-    """Check for room for the kept checkpoints and one being written, in a writable folder."""
+    """Check for room for the checkpoints that are still to come and one being written, in a writable folder."""
     folder = Path(config.run.dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,10 +134,11 @@ def _disk_problems(config: Config, parameters: int) -> list[str]:
     except OSError as error:
         return [f"{folder}: cannot be written to ({error.strerror})"]
     # Weights, and at most two optimizer moments, in fp32.
-    needed = parameters * 4 * 3 * (config.checkpoint.keep + 1)
+    to_come = max(1, config.checkpoint.keep + 1 - len(newest_first(folder / "checkpoints")))
+    needed = parameters * 4 * 3 * to_come
     free = shutil.disk_usage(folder).free
     if free < needed:
-        return [f"{folder}: {free / 1e9:.1f} GB free, {config.checkpoint.keep + 1} checkpoints need {needed / 1e9:.1f}"]
+        return [f"{folder}: {free / 1e9:.1f} GB free, {to_come} checkpoints need {needed / 1e9:.1f}"]
     return []
 
 

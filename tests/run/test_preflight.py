@@ -3,12 +3,15 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from largescale.checkpoint.saver import Saver
 from largescale.cli import main
 from largescale.config import load_config
-from largescale.run.preflight import Findings, judge, preflight
+from largescale.run.preflight import Findings, _disk_problems, judge, preflight
 from tests.helpers.commands import ROOT, TINY
 from tests.helpers.launcher import run_largescale
 
@@ -76,6 +79,19 @@ def test_a_missing_shard_and_a_full_disk_are_found(tiny_overrides, shard_folder,
     next(folder.glob("*.tar")).unlink()
     result = run_largescale("preflight", TINY, *tiny_overrides(), f"data.shards={folder}", check=False)
     assert result.returncode == 2 and ".tar" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("saved, to_come", [(0, 3), (1, 2), (2, 1), (4, 1)])
+def test_checkpoints_that_are_there_need_no_more_room(one_process, tmp_path, monkeypatch, saved, to_come):
+    saver = Saver(tmp_path / "checkpoints", keep=4, keep_every=0, background=False, device=torch.device("cpu"))
+    for step in range(saved):
+        saver.save({"model.a": torch.ones(30)}, {"step": step}, until_update=set())
+    config = load_config(TINY, [f"data.shards={tmp_path}", f"run.dir={tmp_path}", "checkpoint.keep=2"])
+    one = 12_000_000  # of a million parameters
+    for free, fits in ((to_come * one, True), (to_come * one - 1, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        problems = _disk_problems(config, 10**6)
+        assert (problems == []) == fits and all(f"{to_come} checkpoints need" in line for line in problems)
 
 
 def test_a_missing_file_of_supports_is_found(shard_folder, tmp_path, capsys):
