@@ -41,7 +41,7 @@ def newest_checkpoint(checkpoints: Path, mirror: Mirror | None, device: torch.de
         fetched: list[bool] = []
         than = checkpoint.step if checkpoint else -1
         on_rank_0(lambda: fetched.append(_fetch_newer(mirror, checkpoints, than)))
-        if checkpoint is None or from_rank_0(fetched):
+        if checkpoint is None or from_rank_0(any(fetched)):
             checkpoint = sharded.agree_on_latest(checkpoints, device)
     if checkpoint is not None:
         on_rank_0(lambda: _make_newest(checkpoint))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from largescale.checkpoint.folder import newest_first
+from largescale.checkpoint.folder import Checkpoint, newest_first
 from largescale.checkpoint.mirror import Mirror
 from largescale.checkpoint.saver import Saver
 from largescale.run.resume import newest_checkpoint
@@ -80,6 +80,16 @@ def test_where_all_are_damaged_everything_stays_and_the_mirror_is_asked(folder, 
     with pytest.raises(InputError, match="no whole checkpoint is left"):
         newest_checkpoint(folder, mirror, CPU)
     assert names(folder) == before
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_checksums_are_compared_again_only_of_what_was_fetched(folder, mirror, monkeypatch, newer):
+    if newer:
+        shutil.rmtree(folder / "step-00000020")
+    compared, damage = [], Checkpoint.damage
+    monkeypatch.setattr(Checkpoint, "damage", lambda self, *of: compared.append(self.step) or damage(self, *of))
+    assert newest_checkpoint(folder, mirror, CPU).step == 20
+    assert compared == ([10, 20, 20] if newer else [20])  # also of a copy, before it counts as one
 
 
 def test_a_fetch_goes_on_where_it_was_interrupted(folder, mirror, tmp_path, monkeypatch):
