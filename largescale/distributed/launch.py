@@ -110,8 +110,13 @@ def begin_group() -> None:
 def start_id() -> str:
     """Names this start of the ranks, and their group: torchrun may keep its store over restarts, and a command that
     joins one group after the other keeps it too, with addresses of dead ones in it.
+
+    Each node's torchrun counts restarts of its own, so that several nodes may not agree on a count; in a store that
+    rank 0 opens, which is new at every start, they need none.
     """
-    start = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if kept else "0"
+    start = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{count}"
     return f"{start}/{_group}" if _group > 1 else start
 
 

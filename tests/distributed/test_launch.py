@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from largescale.distributed import stopping
-from largescale.distributed.launch import Launch, launch_of, slurm_ranks
+from largescale.distributed.launch import Launch, launch_of, slurm_ranks, start_id
 from largescale.distributed.rendezvous import join
 from largescale.processes import join_time_s, name_of_gpu
 from shards.ground.errors import InputError
@@ -28,6 +28,16 @@ def test_a_task_of_srun_knows_its_rank_and_where_to_meet():
     ranks = slurm_ranks(STEP)
     assert (ranks["RANK"], ranks["WORLD_SIZE"], ranks["LOCAL_RANK"], ranks["MASTER_ADDR"]) == ("9", "16", "1", "gpu7")
     assert 20000 <= int(ranks["MASTER_PORT"]) < 60000
+
+
+@pytest.mark.parametrize("kept, same", [("True", False), ("False", True)])
+def test_restarts_that_each_node_counts_for_itself_part_no_ranks_in_a_new_store(monkeypatch, kept, same):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", kept)
+    ids = []
+    for count in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        ids.append(start_id())
+    assert (ids[0] == ids[1]) == same
 
 
 @pytest.mark.parametrize("tasks, size", [("8(x2)", "8"), ("2,1", "2"), ("", None)])

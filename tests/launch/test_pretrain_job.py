@@ -33,7 +33,7 @@ def job(folder: Path, says: list[str], end: str) -> tuple[str, list[str]]:
         "largescale": 'head -n 1 says; grep -q complete <(head -n 1 says); code=$?; sed -i 1d says; exit "$code"',
         "scontrol": '[ "$1" = show ] || echo "scontrol $*" >>calls',
         "sleep": 'echo "sleep $*" >>calls',
-        "srun": "exit 3",
+        "srun": 'echo "a store for each round: $TORCH_DISABLE_SHARE_RDZV_TCP_STORE"; exit 3',
     }
     for name, text in programs.items():
         path = folder / name
@@ -69,7 +69,7 @@ def job(folder: Path, says: list[str], end: str) -> tuple[str, list[str]]:
 )
 def test_a_job_queues_again_where_it_got_on_or_was_stopped_in_a_phase(tmp_path, says, end, expected):
     log, calls = job(tmp_path, says, end)
-    assert expected in log
+    assert expected in log and "a store for each round: 1" in log
     assert ("scontrol requeue 5" in calls) == (expected == QUEUED)
 
 
