@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LATEST = 0.5
+"""Fraction of a run by which warm-up should be over and everything in the method active."""
+
 
 @dataclass(frozen=True)
 class Milestone:

@@ -13,15 +13,13 @@ from collections.abc import Iterator
 from largescale.config import Config, without_effect
 from largescale.data.length import Length
 from largescale.methods import method_class
-from largescale.methods.milestone import Milestone
+from largescale.methods.milestone import LATEST, Milestone
 from largescale.observe.spikes import FIRST_STEPS
 from largescale.optim.schedules import learning_rates, warmup_steps
 from largescale.processes import rank
 
 _log = logging.getLogger(__name__)
 
-LATEST = 0.5
-"""Fraction of a run by which warm-up should be over and everything in the method active."""
 SUGGESTED = 0.05
 """Fraction of a run suggested instead; published recipes spend 0.1 to 5%."""
 MOST_LEFT_OUT = 0.25

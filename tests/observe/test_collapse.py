@@ -84,6 +84,25 @@ def test_advice_starts_from_the_settings_of_the_run_and_is_accepted(sign, overri
     load_config(ROOT / "tests/tiny.yaml", ["data.shards=unused", *overrides, *found])
 
 
+def test_a_queue_is_advised_where_init_would_propose_one():
+    """100,000 images or more, a batch below the number of prototypes, and once features have settled."""
+    row = {"prototype_usage": 0.01, "step": 4999, "progress": 0.5}
+    for prototypes, epoch, expected in ((300, 0.5, True), (300, 2.0, False), (12, 0.5, False)):
+        words = ["data.shards=unused", "method.queue=0", f"method.prototypes={prototypes}"]
+        config = load_config(ROOT / "tests/tiny.yaml", words)
+        line = advice(*3 * [{**row, "epoch": epoch}], config=config)  # 80,000 images seen
+        assert ("method.queue=240 with method.queue_start_step=400" in line) == expected and "Try, " in line
+
+
+def test_a_queue_that_harms_is_not_put_off_to_where_it_hardly_takes_part():
+    words = ["data.shards=unused", "method.queue=320", "method.queue_start_step=50"]  # 20 batches
+    config = load_config(ROOT / "tests/tiny.yaml", words)
+    for num_steps, later in ((279, False), (280, True)):
+        row = {"code_balance": 0.1, "step": num_steps // 2 - 1, "progress": (num_steps // 2) / num_steps}
+        line = advice(*3 * [row], config=config)
+        assert "method.queue=80" in line and ("method.queue_start_step=120" in line) == later
+
+
 def test_a_loss_above_ln_k_is_not_uniform_and_one_that_falls_past_it_is_no_alarm():
     assert advice({"loss_over_ln_k": 1.5}, {"loss_over_ln_k": 1.4}) == ""
     assert advice({"loss_over_ln_k": 1.1}, {"loss_over_ln_k": 1.0}, {"loss_over_ln_k": 0.9}) == ""

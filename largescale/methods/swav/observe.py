@@ -11,8 +11,10 @@ from torch import Tensor
 
 from largescale.config import Config
 from largescale.methods.method import Row, Symptom
+from largescale.methods.milestone import LATEST
 from largescale.methods.swav.assignment import prior
 from largescale.methods.swav.settings import Settings
+from largescale.methods.swav.suited import QUEUE_WAITS, queue_size, wants_queue
 
 _UNIFORM_LOSS = (0.99, 1.01)
 """Loss over ln K of uniform predictions. A higher loss means predictions that are sure and wrong, as in a network that
@@ -28,7 +30,6 @@ _USUAL_EPSILON, _USUAL_TEMPERATURE = 0.05, 0.1
 _WARM = 0.5
 """Temperature above which scores, which are cosines, can hardly leave uniform predictions."""
 _FEWEST = 20
-_QUEUED_BATCHES = 15  # for small batches: 3840 samples of 256 (arXiv 2006.09882, appendix A)
 _LONG_FREEZE = 0.1
 """Share of a run for which prototypes stay fixed that is long enough."""
 
@@ -94,7 +95,6 @@ def symptoms(config: Config, settings: Settings, low_rank: Symptom) -> list[Symp
 
 def _of_codes(config: Config, settings: Settings) -> list[Symptom]:
     batch = config.train.global_batch
-    later = f"method.queue_start_step={2 * settings.queue_start_step + settings.queue // batch}"
     shorter = f"method.queue={settings.queue // batch // 4 * batch}"  # a quarter, in whole batches; or none
     slower = f"optim.lr={config.optim.lr / 2:.2g}"
     return [
@@ -117,7 +117,7 @@ def _of_codes(config: Config, settings: Settings) -> list[Symptom]:
                 "and the queue to the others"
             ),
             meaning="the queue's embeddings are too old to be compared with those of the batch",
-            remedy=_try([shorter, later, slower]),
+            remedy=lambda row: _try([shorter, *_later_queue(settings, batch, row), slower]),
         ),
     ]
 
@@ -172,7 +172,6 @@ def _of_predictions(config: Config, settings: Settings) -> list[Symptom]:
 
 
 def _few(config: Config, settings: Settings) -> Symptom:
-    queue = [] if settings.queue else [f"method.queue={_QUEUED_BATCHES * config.train.global_batch}"]
     return Symptom(
         "few prototypes",
         sign=_used_of_reachable,
@@ -184,7 +183,8 @@ def _few(config: Config, settings: Settings) -> Symptom:
         ),
         meaning="embeddings gather in few places",
         remedy=lambda row: _try(
-            [*_fewer(settings), *_longer_freeze(settings, row), *queue] or [f"optim.lr={config.optim.lr / 2:.2g}"]
+            [*_fewer(settings), *_longer_freeze(settings, row), *_queue(config, settings, row)]
+            or [f"optim.lr={config.optim.lr / 2:.2g}"]
         ),
         too_early=lambda row: _frozen(settings, row),
     )
@@ -209,6 +209,24 @@ def _fewer(settings: Settings) -> list[str]:
 def _longer_freeze(settings: Settings, row: Row) -> list[str]:
     share = settings.freeze_prototypes_steps / _num_steps(row)
     return ["a longer method.freeze_prototypes_steps"] if share < _LONG_FREEZE else []
+
+
+def _later_queue(settings: Settings, batch: int, row: Row) -> list[str]:
+    """Nothing, where it would take part so late that a start of the run would warn of it."""
+    steps = settings.queue // batch
+    later = 2 * settings.queue_start_step + steps
+    return [f"method.queue_start_step={later}"] if later + steps <= LATEST * _num_steps(row) else []
+
+
+def _queue(config: Config, settings: Settings, row: Row) -> list[str]:
+    """Where `init` would propose one too, and the batch alone has fewer samples than there are prototypes."""
+    batch, steps = config.train.global_batch, _num_steps(row)
+    images = batch * (row["step"] + 1) / row["epoch"] if row.get("epoch") and "step" in row else math.inf
+    micro_batch = batch // config.train.accumulate
+    if settings.queue or batch >= max(settings.counts) or not wants_queue(micro_batch, images):
+        return []
+    start = f" with method.queue_start_step={int(QUEUE_WAITS * steps)}" if steps < math.inf else ""
+    return [f"method.queue={queue_size(micro_batch, batch)}{start}"]
 
 
 def _frozen(settings: Settings, row: Row) -> bool:

@@ -25,7 +25,7 @@ _SAMPLES, _MOST_QUEUED = 4096, 15
 _QUEUE_FROM_IMAGES = 100_000
 """With fewer, the queue holds a large part of the corpus, and embeddings of epochs ago."""
 
-_QUEUE_WAITS = 0.04
+QUEUE_WAITS = 0.04
 """Share of a run before the queue: 15 of 400 published epochs."""
 
 _LONGEST_FREEZE = 0.05
@@ -37,7 +37,7 @@ def suited(config: Config, length: Length) -> dict[str, Choice]:
     settings = config.method
     assert isinstance(settings, Settings)
     batch, images = config.train.global_batch // config.train.accumulate, length.num_samples
-    queue = _queued(batch, config.train.global_batch) if _wants_queue(batch, images) else 0
+    queue = queue_size(batch, config.train.global_batch) if wants_queue(batch, images) else 0
     samples = batch + queue
     prototypes = _rounded(min(_MOST, _PER_SAMPLE * samples, images / _IMAGES_PER_PROTOTYPE))
     freeze = min(length.steps_per_epoch, int(_LONGEST_FREEZE * length.num_steps))
@@ -50,11 +50,12 @@ def suited(config: Config, length: Length) -> dict[str, Choice]:
     }
 
 
-def _wants_queue(batch: int, images: int) -> bool:
+def wants_queue(batch: int, images: float) -> bool:
+    """Whether the samples of a (micro-)batch are few for an assignment, and the queue would hold few of the images."""
     return images >= _QUEUE_FROM_IMAGES and _PER_SAMPLE * batch < _MOST
 
 
-def _queued(batch: int, global_batch: int) -> int:
+def queue_size(batch: int, global_batch: int) -> int:
     """Samples in the queue, which holds whole steps: at least one, so that there are about as many as published."""
     return global_batch * max(1, min(_MOST_QUEUED, (_SAMPLES - batch) // global_batch))
 
@@ -64,7 +65,7 @@ def _queue(size: int, batch: int, length: Length) -> dict[str, Choice]:
         few = length.num_samples < _QUEUE_FROM_IMAGES
         why = "a queue would hold much of so few images" if few else "the batch alone is large enough to be assigned"
         return {"queue": Choice(0, why)}
-    start = int(_QUEUE_WAITS * length.num_steps)
+    start = int(QUEUE_WAITS * length.num_steps)
     return {
         "queue": Choice(size, f"{size // batch} x the batch; published: 15 x 256, and with more {_SAMPLES} in all"),
         "queue_start_step": Choice(start, "4% of the run, once features have settled (published: 15 of 400 epochs)"),
