@@ -108,11 +108,14 @@ def header(proposal: Proposal, hours: float, epochs: float) -> list[str]:
     """The comment at the top of a recipe: commands, what was seen, what it follows and where it differs."""
     there, length = proposal.machine, proposal.length(epochs)
     start = f"torchrun --standalone --nproc-per-node={there.gpus} -m largescale" if there.gpus > 1 else "largescale"
+    start = f"{start} pretrain THIS_FILE"
+    if there.nodes > 1:
+        start = f"launch/slurm/submit THIS_FILE --nodes {there.nodes} --gpus {there.gpus // there.nodes}"
     variables = "".join(f'{name}="{value}" ' for name, value in there.environment.items())
     return [
         f"Proposed by `largescale init` for {proposal.corpus.num_samples:,} images and {hours:g} hours on {there}.",
         "",
-        f"  {variables}{start} pretrain THIS_FILE",
+        f"  {variables}{start}",
         f"  largescale report runs/{proposal.name}",
         "",
         *(f"{line[0].upper()}{line[1:]}." for line in _seen(proposal.corpus)),

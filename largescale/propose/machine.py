@@ -11,6 +11,9 @@ from largescale.plan.hardware import gpu_named
 from largescale.run.memory import footprint, host_bytes
 from shards.ground.errors import InputError
 
+GPUS_PER_NODE = 8
+"""At most, as the planner's estimates assume."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -38,6 +41,14 @@ class Machine:
         if self.hidden:
             what = "no GPU of those here"
         return f"{what}, {self.cores} CPU cores, {self.host_gb:.0f} GB free" if self.here else what
+
+    @property
+    def nodes(self) -> int:
+        """Of up to eight GPUs each, equally many; this machine is one."""
+        if self.here:
+            return 1
+        least = -(-self.gpus // GPUS_PER_NODE)
+        return next(nodes for nodes in range(least, self.gpus + 1) if self.gpus % nodes == 0)
 
     @property
     def environment(self) -> dict[str, str]:

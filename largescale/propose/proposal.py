@@ -159,7 +159,8 @@ class Proposal:
 
     def _why_strategy(self) -> str:
         if self.machine.gpus > 1:
-            return f"a copy of the network per GPU, {self.machine.gpus} of them; start with torchrun or launch/local.sh"
+            how = "launch/slurm/submit" if self.machine.nodes > 1 else "torchrun or launch/local.sh"
+            return f"a copy of the network per GPU, {self.machine.gpus} of them; start with {how}"
         return "the network fits on one device"
 
 

@@ -29,6 +29,8 @@ _FLAT = 0.5
 """Share of pixels of the same colour as the one before, from which on images are taken for drawings."""
 _WEAKER = {"brightness": 0.125, "contrast": 0.125, "saturation": 0.0, "hue": 0.0, "grayscale": 0.0}
 """Of the usual strengths of what changes colours, for drawings."""
+_WITH_CHANCE = {"blur": ("blur_sigma",), "jitter": ("brightness", "contrast", "saturation", "hue")}
+"""What is only used with a change that has a probability."""
 _LEAST_STD = 0.02
 """Images of a single colour have none, and nothing can be divided by 0."""
 
@@ -132,4 +134,11 @@ def _augment(
     if "blur" not in off:
         most = round(2.0 * side / 224, 2)
         found["blur_sigma"] = Choice([0.1, most], f"of {side} px, as 2 of 224 px in published runs")
-    return found | {key: Choice(0.0, why) for key, why in off.items()}
+    found |= {key: Choice(0.0, why) for key, why in off.items()}
+    strengths = {key: choice.value for key, choice in found.items()}
+    own = [] if small else [group.augment for group in reference.data.crops]
+    for chance, of_it in _WITH_CHANCE.items():
+        used = [strengths.get(chance, getattr(defaults, chance)), *(values.get(chance, 0.0) for values in own)]
+        if not any(used):
+            found = {key: choice for key, choice in found.items() if key not in of_it}
+    return found

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from largescale.config import Config, CropGroup, load_config
+from largescale.config import Config, CropGroup, load_config, without_effect
 from largescale.data.supports import require_shared_evenly
 from largescale.methods import METHODS
 from largescale.methods.choice import Choice
@@ -73,7 +73,8 @@ def test_no_view_of_tiny_grey_images_is_blurred_or_coloured(method):
     for small in (True, False):
         _, following = reference(method, small=small)
         found = views(following, TINY, small=small)
-        off = {name: found[f"data.augment.{name}"].value for name in ("hue", "saturation", "grayscale", "blur")}
+        colours = ("hue", "saturation") if found.get("data.augment.jitter", Choice(0.8, "")).value else ()
+        off = {name: found[f"data.augment.{name}"].value for name in (*colours, "grayscale", "blur")}
         assert set(off.values()) == {0}
         groups = [choice.value.get("augment", {}) for choice in found["data.crops"].value]
         assert not any({*off, "blur_sigma"} & group.keys() for group in groups)
@@ -126,6 +127,14 @@ def test_every_method_gets_a_recipe_that_loads_and_fits_its_length(method, machi
             assert config.parallel.batchnorm_group_size == following.parallel.batchnorm_group_size
         assert METHODS[method].misfit(config, found.length(100.0)) == ""
         assert complaints(config, found.length(100.0)) == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_setting_is_proposed_that_has_no_effect(method):
+    small = replace(PHOTOS, shorter=(28, 28, 28))
+    for corpus in (PHOTOS, replace(PHOTOS, flat=0.7), replace(PHOTOS, grey=1.0), small):
+        for machine in (CPU, GPU):
+            assert without_effect(as_config(proposed(corpus, machine, method).choices(Choice(100.0, "")))) == []
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -193,6 +202,14 @@ def test_the_header_hides_gpus_that_are_not_used_and_says_what_is_left_out():
     assert '  CUDA_VISIBLE_DEVICES="" largescale pretrain THIS_FILE' in lines
     lines = header(proposed(machine=replace(EIGHT, gpus=12), method="pirl"), 1.0, 100.0)
     assert "Unlike there, without parallel.batchnorm_group_size=8." in lines
+
+
+@pytest.mark.parametrize("gpus, expected", [(8, ""), (12, "--nodes 2 --gpus 6"), (64, "--nodes 8 --gpus 8")])
+def test_what_needs_several_nodes_is_sent_to_slurm(gpus, expected):
+    found = proposed(machine=replace(EIGHT, gpus=gpus, here=False))
+    alone = f"torchrun --standalone --nproc-per-node={gpus} -m largescale pretrain THIS_FILE"
+    assert header(found, 1.0, 100.0)[2] == f"  {f'launch/slurm/submit THIS_FILE {expected}' if expected else alone}"
+    assert ("launch/slurm/submit" in found.choices(Choice(1.0, ""))["parallel.strategy"].reason) == bool(expected)
 
 
 def test_a_larger_network_where_the_hours_allow_it():
