@@ -27,7 +27,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -257,6 +257,11 @@ class SeLa(EmbeddingMethod):
         why = f"at most {_PER_EPOCH} per epoch, and each before a step of its own"
         solves = Choice(min(_settings(config).solves, most, apart), why)
         return clusters_found.suited(_settings(config).clusters, length) | {"solves": solves}
+
+    @classmethod
+    def without_start(cls) -> dict[str, Any]:
+        """One solve, which is not among the last steps of a short run: solves are close at first."""
+        return {"solves": 1}
 
     @classmethod
     def complaints(cls, config: Config, length: Length) -> list[str]:

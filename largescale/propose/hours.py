@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 from largescale.config import Config
 from largescale.data.length import Length
@@ -21,18 +20,28 @@ MOST_EPOCHS = 800
 
 LEAST_STEPS = 20
 
-
-class _Seconds(NamedTuple):
-    """What a run costs: once, and per epoch; how much of the latter are steps."""
-
-    once: float
-    per_epoch: float
-    steps: float
+_HALVINGS = 12
+"""Of what is left of the epochs that may be too many."""
 
 
 def affordable(proposal: Proposal, rate: Rate, hours: float) -> float:
     """Epochs in so many hours; 0 if they are too few for phases alone."""
-    return _epochs(_seconds(proposal, rate, hours), hours)
+    budget, epoch = TRAINING * 3600 * hours, proposal.corpus.num_samples / rate.images_per_s
+    most, least = budget / epoch, _least_epochs(proposal)
+    if not rate.embedding_s and not rate.solving_s:
+        return most
+    if (in_phases := _phases_s(proposal, rate, least)) + least * epoch > budget:
+        return max(0.0, budget - in_phases) / epoch
+    low, high = least, max(least, min(most, MOST_EPOCHS))
+    if (longest := high * epoch + _phases_s(proposal, rate, high)) <= budget:
+        return high * budget / longest
+    for _ in range(_HALVINGS):  # the number of phases rises with the epochs, but not evenly
+        middle = (low + high) / 2
+        if middle * epoch + _phases_s(proposal, rate, middle) <= budget:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def epochs_in(proposal: Proposal, rate: Rate, hours: float) -> Choice:
@@ -41,11 +50,12 @@ def epochs_in(proposal: Proposal, rate: Rate, hours: float) -> Choice:
     Raises:
         InputError: too few steps to learn anything; says how many hours are the least.
     """
-    cost, per_epoch = _seconds(proposal, rate, hours), proposal.length(1).steps_per_epoch
-    epochs = _epochs(cost, hours)
+    epochs, per_epoch = affordable(proposal, rate, hours), proposal.length(1).steps_per_epoch
+    epoch = proposal.corpus.num_samples / rate.images_per_s
     steps = per_epoch * epochs
     if steps < LEAST_STEPS:
-        least = _two_digits_up((cost.once + cost.per_epoch * LEAST_STEPS / per_epoch) / TRAINING / 3600)
+        shortest = _least_epochs(proposal)
+        least = _two_digits_up((shortest * epoch + _phases_s(proposal, rate, shortest)) / TRAINING / 3600)
         raise InputError(
             f"--hours {hours:g}: at {rate.images_per_s:.3g} images/s, {rate.source}, these are {steps:.0f} steps of "
             f"{proposal.batch} images; give at least --hours {least:g}"
@@ -53,7 +63,7 @@ def epochs_in(proposal: Proposal, rate: Rate, hours: float) -> Choice:
     speed = f"{rate.images_per_s:.0f} images/s, {rate.source}"
     if epochs > MOST_EPOCHS:
         return Choice(MOST_EPOCHS, f"the longest published runs; {hours:g} h would allow {epochs:,.0f}: {speed}")
-    in_phases = 1 - epochs * cost.steps / (TRAINING * 3600 * hours)
+    in_phases = _phases_s(proposal, rate, epochs) / (TRAINING * 3600 * hours)
     also = f", less {in_phases:.0%} of it for offline phases" if in_phases > 0.005 else ""
     return Choice(float(f"{epochs:.3g}"), f"{TRAINING:.0%} of {hours:g} h{also} at {speed}")
 
@@ -66,26 +76,16 @@ def phases_of(config: Config, length: Length) -> tuple[int, int]:
     return len(due), sum(map(method.phase_embeds, due))
 
 
-def _seconds(proposal: Proposal, rate: Rate, hours: float) -> _Seconds:
-    """Phases of two lengths tell how many come once, and how many with each epoch."""
-    steps = proposal.corpus.num_samples / rate.images_per_s
-    if not rate.embedding_s and not rate.solving_s:
-        return _Seconds(0.0, steps, steps)
-    least = LEAST_STEPS / proposal.length(1).steps_per_epoch
-    long = min(MOST_EPOCHS, max(2 * least, TRAINING * 3600 * hours / steps))
-    more, fewer = (_phases_s(proposal, rate, epochs) for epochs in (long, long / 2))
-    per_epoch = (more - fewer) / (long / 2)
-    return _Seconds(max(0.0, more - per_epoch * long), steps + per_epoch, steps)
+def _least_epochs(proposal: Proposal) -> float:
+    return LEAST_STEPS / proposal.length(1).steps_per_epoch
 
 
 def _phases_s(proposal: Proposal, rate: Rate, epochs: float) -> float:
+    if not rate.embedding_s and not rate.solving_s:
+        return 0.0
     config = as_config(proposal.choices(Choice(epochs, "")))
     phases, embedding = phases_of(config, proposal.length(epochs))
     return phases * rate.solving_s + embedding * rate.embedding_s
-
-
-def _epochs(cost: _Seconds, hours: float) -> float:
-    return max(0.0, TRAINING * 3600 * hours - cost.once) / cost.per_epoch
 
 
 def _two_digits_up(number: float) -> float:

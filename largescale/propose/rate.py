@@ -109,7 +109,8 @@ def others(before: Usage, after: Usage) -> float:
 
 def rate_of(rows: list[dict[str, float]], gpus: int) -> Rate:
     """The rate of so many GPUs, of rows that were logged of the steps on one of them, or on a CPU."""
-    rate = statistics.median(row["images_per_s"] for row in rows[_FIRST:])
+    phaseless = [row for row in rows[_FIRST:] if "phase_s" not in row]  # a row's rate counts the phase before it
+    rate = statistics.median(row["images_per_s"] for row in phaseless or rows[_FIRST:])
     source = f"measured here on {len(rows) - _FIRST} steps"
     phases = [row for row in rows if "phase_s" in row]
     embedding = max((row["phase_embedding_s"] for row in phases), default=0.0)  # some phases embed nothing

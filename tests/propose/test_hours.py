@@ -50,6 +50,18 @@ def test_hours_that_are_less_than_a_phase_are_refused_with_enough_of_them():
     assert epochs_in(proposed(method="colorization"), rate, 2.2).value > 0.2
 
 
+def test_phases_that_are_fewer_in_a_shorter_run_do_not_forbid_it():
+    """Ten solves in a long run, four in an epoch, one in twenty steps."""
+    rate, sela = Rate(100.0, "measured here", embedding_s=40.0, solving_s=20.0), proposed(method="sela")
+    for hours in (0.03, 0.1, 0.2, 0.5):
+        found = epochs_in(sela, rate, hours).value
+        assert seconds("sela", found, rate) <= TRAINING * 3600 * hours < seconds("sela", 1.5 * found, rate) + 60
+    assert epochs_in(sela, rate, 0.1).value >= 1
+    with pytest.raises(InputError, match=r"at least --hours 0\.023$"):
+        epochs_in(sela, rate, 0.02)
+    assert epochs_in(sela, rate, 0.023).value > 0.2
+
+
 def trial_of(method: str, tmp_path) -> Config:
     path = tmp_path / "recipe.yaml"
     path.write_text(_alone(replace(proposed(method=method), shards="unset")))
@@ -68,3 +80,6 @@ def test_what_a_run_only_begins_with_is_not_measured(tmp_path):
     method = build_method(trial_of("pcl", tmp_path))
     method.of_run(length)
     assert method.phase_due(0)
+    method = build_method(trial_of("sela", tmp_path))
+    method.of_run(length)
+    assert sum(method.phase_due(step) for step in range(length.num_steps)) == 1
