@@ -1,6 +1,5 @@
-"""When a SLURM job queues again: its script with programs in the place of SLURM's, which say what the test says.
-
-Covers: launch/slurm/pretrain.sbatch
+"""When a SLURM job queues again: launch/slurm/pretrain.sbatch with programs in the place of SLURM's, which say what the
+test says.
 """
 
 from __future__ import annotations
