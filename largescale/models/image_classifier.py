@@ -86,7 +86,11 @@ class ClassifierFile:
                 wanted = dtype if tensor.is_floating_point() else tensor.dtype
                 loaded[name] = torch.empty(tensor.shape, dtype=wanted, device=device).copy_(weights)
         network.load_state_dict(loaded, strict=True, assign=True)
-        return network.to(device).eval().requires_grad_(False)  # also what no file holds, such as fixed filters
+        for name, buffer in network.named_buffers():
+            if name not in loaded:  # fixed filters, which no file holds
+                owner, _, last = name.rpartition(".")
+                setattr(network.get_submodule(owner), last, buffer.to(device))
+        return network.eval().requires_grad_(False)
 
     def _require_equal(self, file: Any, there: set[str], own: Mapping[str, Tensor]) -> None:
         differ = sorted(
