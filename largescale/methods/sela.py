@@ -260,7 +260,7 @@ class SeLa(EmbeddingMethod):
 
     @classmethod
     def without_start(cls) -> dict[str, Any]:
-        """One solve, which is not among the last steps of a short run: solves are close at first."""
+        """One solve: a few steps would otherwise have one before nearly each of them."""
         return {"solves": 1}
 
     @classmethod
