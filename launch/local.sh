@@ -8,8 +8,10 @@ if [ $# -eq 0 ]; then
     sed -n '2,4s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
-gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
-ranks=${RANKS:-$((gpus > 0 ? gpus : 2))}
+if [ -z "${RANKS:-}" ]; then  # torch counts the GPUs that CUDA_VISIBLE_DEVICES leaves
+    gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+    RANKS=$((gpus > 0 ? gpus : 2))
+fi
 cores=$(nproc)
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > ranks ? cores / ranks : 1))}
-exec python -m largescale.distributed.start_ranks --standalone --nproc-per-node="$ranks" -m largescale pretrain "$@"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > RANKS ? cores / RANKS : 1))}
+exec python -m largescale.distributed.start_ranks --standalone --nproc-per-node="$RANKS" -m largescale pretrain "$@"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from shards import public
-from shards.conversion.conversion_plan import HOLDOUT
+from shards.conversion.conversion_plan import HOLDOUT, open_plan
 from shards.conversion.convert import PLAN_ALONE, merge
 from shards.conversion.outcome import costly_reasons, summary
 from shards.convert_options import add_class_names, add_convert_options, location_of, path_of
@@ -20,7 +20,7 @@ from shards.ground import terminal
 from shards.ground.arguments import Parser
 from shards.ground.errors import InputError, line_of
 from shards.inspection.info import gather, summary_of
-from shards.inspection.repair import repair
+from shards.inspection.repair import advice, repair
 from shards.stores.locate import manifest_at
 
 USER_ERROR, DAMAGED = 2, 1
@@ -203,7 +203,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     if manifest is None:
         _say(f"{arguments.folder}: duplicates are known now; run the same tasks again, then merge again")
     else:
-        _say_finished(manifest, str(arguments.folder))
+        _say_finished(manifest, open_plan(arguments.folder).target or str(arguments.folder))
     return 0
 
 
@@ -238,7 +238,7 @@ def _verify_folder(arguments: argparse.Namespace, folder: str) -> int:
         more = len(problems) - _SHOWN_PROBLEMS
         hidden = f" ({more} not shown)" if more > 0 else ""
         what = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        _say(f"{folder}: {what}{hidden}; restore the files, or run `shards verify {folder} --repair`")
+        _say(f"{folder}: {what}{hidden}; {advice(folder, problems)}")
         return DAMAGED
     manifest = manifest_at(folder)
     _say(f"{folder}: {manifest.num_samples:,} samples in {len(manifest.shards):,} shards are intact")

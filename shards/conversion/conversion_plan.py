@@ -23,7 +23,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -269,15 +269,31 @@ def source_for(location: str | Path, settings: dict[str, Any]) -> Source:
 
 
 def check_settings(plan: Plan, settings: dict[str, Any]) -> None:
-    """Check that a plan was made with these options; every task does.
+    """Check that a plan was made with these options; every task does. Names of classes decide about no byte of a shard.
 
     Raises:
         InputError: naming the first option that differs.
     """
     for key, now in settings.items():
-        if plan.settings.get(key) != now:
+        if key != "class_names" and plan.settings.get(key) != now:
             text = _SETTINGS_KEPT.format(key=f"--{key.replace('_', '-')}", was=plan.settings.get(key), now=now)
             raise InputError(f"{plan.folder}: {text}")
+
+
+def write_plan(folder: Path, content: dict[str, Any]) -> None:
+    """Write plan.json atomically."""
+    with atomic_write(folder / "plan.json") as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())  # all ASCII: paths need not be text
+
+
+def rename_classes(plan: Plan, names: list[str]) -> Plan:
+    """The plan with these names of its classes, written down if they are new: no shard depends on them."""
+    if names == plan.settings.get("class_names"):
+        return plan
+    content = json.loads((plan.folder / "plan.json").read_text(encoding="utf-8"))
+    content["settings"]["class_names"] = names
+    write_plan(plan.folder, content)
+    return replace(plan, settings=content["settings"])
 
 
 def label_column(labels: str) -> str:

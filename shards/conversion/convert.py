@@ -18,7 +18,7 @@ from typing import Any
 from shards.cleaning.rules import Cleaning
 from shards.clips.clip import ClipSettings
 from shards.clips.library import pyav
-from shards.conversion.conversion_plan import PLAN, TRAIN, Plan, check_settings, open_plan, source_for
+from shards.conversion.conversion_plan import PLAN, TRAIN, Plan, check_settings, open_plan, rename_classes, source_for
 from shards.conversion.listing import check_listing, make_plan, update_plan
 from shards.conversion.pieces import scan_pieces, shard_name, write_pieces, write_shard
 from shards.conversion.targets import SPLITS, LocalTarget, StoreTarget, Target
@@ -104,7 +104,7 @@ def convert(location: str | Path, out: str | Path, options: Options) -> Manifest
 
 def _convert(source: Source, target: Target, options: Options) -> Manifest | None:
     plan = _plan(source, target, options)
-    named(plan.classes, options.class_names)
+    named(plan.classes, plan.settings.get("class_names", []))
     if options.task == PLAN_ALONE:
         return None
     first, step = options.task or (0, 1)
@@ -267,6 +267,8 @@ def _plan(source: Source, target: Target, options: Options) -> Plan:
         return make_plan(source, home, _worth_keeping(settings), url, target.clear)
     plan = open_plan(home, source)
     check_settings(plan, settings)
+    if first_task and options.class_names:
+        plan = rename_classes(plan, options.class_names)
     if plan.target != url:
         raise InputError(f"{plan.folder}: is for shards that go to {plan.target}, not to {url}; choose another --work")
     if not first_task:

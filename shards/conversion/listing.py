@@ -16,7 +16,17 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from shards.conversion.conversion_plan import HOLDOUT, PLAN, PLAN_IN_WORK, TRAIN, Part, Plan, open_plan, printable
+from shards.conversion.conversion_plan import (
+    HOLDOUT,
+    PLAN,
+    PLAN_IN_WORK,
+    TRAIN,
+    Part,
+    Plan,
+    open_plan,
+    printable,
+    write_plan,
+)
 from shards.conversion.shuffle import append, append_shuffled
 from shards.format.labels import class_names
 from shards.ground.errors import InputError
@@ -167,8 +177,7 @@ def _add_listing(plan: Plan) -> int:
         "parts": [vars(part) for part in parts],
         "fingerprint": digest.hexdigest(),
     }
-    with atomic_write(folder / "plan.json") as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode())  # all ASCII: paths need not be text
+    write_plan(folder, content)
     return known.num_gone() if known else 0
 
 

@@ -6,15 +6,27 @@ from collections.abc import Iterator
 
 from shards.format.ledger import SKIPPED_NAME, read_ledger
 from shards.format.manifest import Manifest
+from shards.ground.errors import InputError
 from shards.sources.found import NAMED
+from shards.stores.locate import fetched
 
 _SHOWN_PROBLEMS = 50
 
 
 def costly_reasons(manifest: Manifest, location: str) -> Iterator[str]:
     """A line for each reason that may have cost many images at once, naming the first few of what it cost."""
-    for reason in manifest.skipped.keys() & NAMED.keys():
-        names = [row["source"] for row in read_ledger(manifest.root / SKIPPED_NAME) if row["reason"] == reason]
+    reasons = manifest.skipped.keys() & NAMED.keys()
+    if not reasons:
+        return
+    try:
+        with fetched(location, [SKIPPED_NAME]) as folder:
+            rows = list(read_ledger(folder / SKIPPED_NAME))
+    except InputError:  # the shards are finished all the same
+        for reason in sorted(reasons):
+            yield f"{location}: {reason}: {manifest.skipped[reason]} of them; {NAMED[reason]}"
+        return
+    for reason in sorted(reasons):
+        names = [row["source"] for row in rows if row["reason"] == reason]
         more = f" and {len(names) - _SHOWN_PROBLEMS} more" if len(names) > _SHOWN_PROBLEMS else ""
         yield f"{location}: {reason}: {', '.join(names[:_SHOWN_PROBLEMS])}{more}; {NAMED[reason]}"
 

@@ -97,7 +97,7 @@ def _problems(tar: Path, shard: ShardEntry, classes: tuple[str, ...], decode: bo
     try:
         index = read_index(index_path(tar))
     except InputError as error:
-        yield "", str(error)
+        yield "", str(error).rpartition("; run ")[0].replace(f"{tar.parent}/", "")  # of a store it is a passing folder
         return
     if shard.index_checksum and file_checksum(index_path(tar)) != shard.index_checksum:
         yield "", "checksum of its index differs from the manifest"

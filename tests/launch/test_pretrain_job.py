@@ -25,14 +25,15 @@ FOREVER, ENDED = "9999999999", "1000"
 QUEUED, NOT_QUEUED, ELSEWHERE = "; queued again", "and no checkpoint after", "another training has the run; not queued"
 
 
-def job(folder: Path, says: list[str], end: str) -> tuple[str, list[str]]:
+def job(folder: Path, says: list[str], end: str, **more: str) -> tuple[str, list[str]]:
     """The log of a job for which `largescale status` says one thing after the other, and the calls that it made."""
     (folder / "says").write_text("".join(f"{line}\n" for line in says))
     programs = {
         "largescale": 'head -n 1 says; grep -q complete <(head -n 1 says); code=$?; sed -i 1d says; exit "$code"',
         "scontrol": '[ "$1" = show ] || echo "scontrol $*" >>calls',
         "sleep": 'echo "sleep $*" >>calls',
-        "srun": 'echo "a store for each round: $TORCH_DISABLE_SHARE_RDZV_TCP_STORE"; exit 3',
+        "srun": 'echo "a store for each round: $TORCH_DISABLE_SHARE_RDZV_TCP_STORE; '
+        '$SRUN_CPUS_PER_TASK cores, $OMP_NUM_THREADS threads"; exit 3',
     }
     for name, text in programs.items():
         path = folder / name
@@ -45,6 +46,7 @@ def job(folder: Path, says: list[str], end: str) -> tuple[str, list[str]]:
         "SLURM_NNODES": "2",
         "SLURM_JOB_NODELIST": "n[0-1]",
         "SLURM_JOB_END_TIME": end,
+        **more,
     }
     command = ["bash", ROOT / "launch" / "slurm" / "pretrain.sbatch", "recipe.yaml"]
     result = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=False)
@@ -77,3 +79,25 @@ def test_a_run_that_seems_to_run_is_looked_at_again_after_its_lease(tmp_path, la
     log, calls = job(tmp_path, [NOT_STARTED, RUNNING, later], FOREVER)
     assert expected in log and calls[0] == "sleep 40"
     assert ("scontrol requeue 5" in calls) == (expected == QUEUED)
+
+
+@pytest.mark.parametrize(
+    "more, cores, threads",
+    [
+        ({}, 1, 1),
+        ({"SLURM_CPUS_PER_TASK": "64"}, 64, 64),
+        ({"SLURM_CPUS_PER_TASK": "64", "RANKS_PER_NODE": "4"}, 64, 16),
+        ({"SLURM_CPUS_PER_TASK": "2", "RANKS_PER_NODE": "4"}, 2, 1),
+        ({"SLURM_CPUS_PER_TASK": "64", "SLURM_GPUS_ON_NODE": "8"}, 64, 1),  # the others load images
+        ({"SLURM_CPUS_PER_TASK": "64", "OMP_NUM_THREADS": "3"}, 64, 3),
+    ],
+)
+def test_a_job_uses_the_cores_that_it_has(tmp_path, more, cores, threads):
+    log, _ = job(tmp_path, [NOT_STARTED, COMPLETE], FOREVER, **more)
+    assert f"{cores} cores, {threads} threads" in log
+
+
+def test_a_setup_may_read_what_is_not_set_and_fail_in_between(tmp_path):
+    (tmp_path / "env.sh").write_text('test -n "$NOT_SET_BY_ANYONE"\nexport READ=yes\nfalse\n')
+    log, _ = job(tmp_path, [NOT_STARTED, COMPLETE], FOREVER, SETUP=str(tmp_path / "env.sh"))
+    assert "start 0: complete" in log and "unbound" not in log

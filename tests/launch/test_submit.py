@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 
 import pytest
 
@@ -30,7 +32,62 @@ def test_a_recipe_goes_by_its_name(name):
 def test_a_chain_is_one_job_after_the_other():
     lines = submit("configs/demo.yaml", "--chain", "3", "--dry-run", "--", "--qos=high").stdout.splitlines()
     assert len(lines) == 3 and all("MAX_REQUEUES=0" in line and "--qos=high" in line for line in lines)
-    assert ["--dependency=singleton" in line for line in lines] == [False, True, True]
+    assert ["--dependency=afterany:JOB" in line for line in lines] == [False, True, True]
+
+
+def test_cores_that_a_site_may_not_give_by_itself_are_spoken_of():
+    assert "no --cpus" in submit("configs/demo.yaml", "--gpus", "8", "--dry-run").stderr
+    assert not submit("configs/demo.yaml", "--gpus", "8", "--cpus", "64", "--dry-run").stderr
+    assert not submit("configs/demo.yaml", "--gpus", "8", "--dry-run", "--", "--cpus-per-gpu=8").stderr
+    assert not submit("configs/demo.yaml", "--dry-run").stderr
+
+
+def test_a_conversion_takes_its_setup_from_the_environment_too(tmp_path):
+    convert = ["launch/slurm/convert", str(tmp_path), "out", "--tasks", "2", "--dry-run"]
+    alone = subprocess.run(convert, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "SETUP" not in alone
+    (tmp_path / "env.sh").touch()
+    named = subprocess.run([*convert, "--setup", tmp_path / "env.sh"], cwd=ROOT, capture_output=True, check=True).stdout
+    assert named.count(f"--export=ALL,SETUP={tmp_path}/env.sh".encode()) == 3
+
+
+@pytest.mark.parametrize(
+    "more, known, arrays",
+    [(["keep"], True, 1), (["exact"], False, 2), (["exact"], True, 1), (["exact", "--update"], True, 2)],
+)
+def test_duplicates_that_are_known_take_no_round_of_their_own(tmp_path, more, known, arrays):
+    (tmp_path / "out/plan").mkdir(parents=True)
+    if known:
+        (tmp_path / "out/plan/duplicates.bin").touch()
+    convert = ["launch/slurm/convert", tmp_path, tmp_path / "out", "--tasks", "2", "--dry-run", "--", "--duplicates"]
+    shown = subprocess.run([*convert, *more], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert shown.count("--array=0-1") == arrays
+
+
+@pytest.mark.parametrize("ranks, expected", [("", "--nproc-per-node=2"), ("3", "--nproc-per-node=3")])
+def test_gpus_that_torch_does_not_see_get_no_ranks(tmp_path, ranks, expected):
+    programs = {
+        "nvidia-smi": 'for i in 0 1 2 3 4 5 6 7; do echo "GPU $i"; done',
+        "python": f'[ "$1" != -c ] || exec {sys.executable} "$@"; echo "$@"',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "", "RANKS": ranks}
+    command = ["bash", ROOT / "launch/local.sh", "configs/demo.yaml"]
+    assert expected in subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_folder_of_something_else_is_no_slurm_in_a_box(tmp_path):
+    (tmp_path / "precious").touch()
+    command = [ROOT / "launch/slurm/box/stop"]
+    environ = {**os.environ, "SLURM_BOX": str(tmp_path)}
+    stop = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert stop.returncode == 2 and "set SLURM_BOX to a folder of its own" in stop.stderr
+    assert (tmp_path / "precious").exists()
+    (tmp_path / "precious").unlink()
+    (tmp_path / "slurm.conf").write_text("ClusterName=box\n")
+    assert subprocess.run(command, env=environ, check=False).returncode == 0 and not tmp_path.exists()
 
 
 @pytest.mark.parametrize(

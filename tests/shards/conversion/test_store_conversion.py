@@ -172,7 +172,7 @@ def test_kills_leave_no_trace_in_a_bucket(s3, tmp_path, expected):
     assert not [path for path in (tmp_path / "uploads").rglob("*") if path.is_file()]
 
 
-def test_commands_look_into_a_bucket(s3, folder, tmp_path, capsys):
+def test_commands_look_into_a_bucket(s3, folder, expected, tmp_path, capsys):
     s3.upload(folder / "expected", "looked")
     verify = ["verify", "s3://looked", "--workers", "1"]
     assert main(verify) == 0
@@ -185,7 +185,27 @@ def test_commands_look_into_a_bucket(s3, folder, tmp_path, capsys):
     assert main(verify) == 1
     assert "photos-000001.tar: checksum of the file differs" in capsys.readouterr().out
     assert main([*verify, "--repair"]) == 2
+    capsys.readouterr()
+    s3.client().rm("looked/photos-000002.index.safetensors")
+    assert main(verify) == 1
+    said = capsys.readouterr().out
+    assert "photos-000002.tar: photos-000002.index.safetensors: not a readable index" in said
+    assert "tmp" not in said and "run the same conversion again" in said and "--repair" not in said
     assert main(["verify", "s3://nothing-there"]) == 2
+
+
+def test_what_may_have_cost_much_is_named_though_the_list_of_it_is_in_a_bucket(s3, tmp_path, capsys):
+    (tmp_path / "pile/a").mkdir(parents=True)
+    (tmp_path / "pile/a/0.png").write_bytes(image_bytes(seed=0))
+    (tmp_path / "pile/b").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    for out, task in (("s3://out/linked", []), ("s3://out/linked-tasks", ["--task", "0/1"])):
+        work = tmp_path / out.rpartition("/")[2]
+        assert main(["convert", str(tmp_path / "pile"), out, "--work", str(work), *task]) == 0
+        if task:
+            assert main(["merge", str(work)]) == 0
+        said = capsys.readouterr()
+        assert said.err.count("warning: ") == 1 and f"warning: {out}: a link that leads nowhere: b" in said.err
+        assert f"(see {out}/skipped.parquet)" in said.out
 
 
 @pytest.mark.parametrize("fault", ["resets", "cuts"])

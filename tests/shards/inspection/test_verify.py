@@ -203,6 +203,22 @@ def test_the_index_of_a_converted_shard_is_mended_by_the_plan_alone(folder, caps
     assert f"run `shards verify {folder} --repair`" in capsys.readouterr().out
 
 
+def test_a_command_that_would_be_refused_is_not_advised(folder, sample_images, tmp_path, capsys):
+    add_a_stranger(folder)
+    assert main(["verify", str(folder), "--workers", "1"]) == 1
+    said = capsys.readouterr().out
+    assert "move away what is not in the manifest, such as " in said and "--repair" not in said
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    shutil.copy(folder / "train-000000.tar", foreign / "0.tar")
+    assert main(["index", str(foreign)]) == 0
+    (foreign / "0.tar").write_bytes((foreign / "0.tar").read_bytes()[:-2048])
+    assert main(["verify", str(foreign), "--workers", "1"]) == 1
+    said = capsys.readouterr().out
+    assert f"`shards index {foreign}`, which leaves out what is damaged" in said and "--repair" not in said
+    assert main(["index", str(foreign)]) == 0
+
+
 def test_a_source_that_changed_repairs_nothing(folder, sample_images, tmp_path, capsys):
     moved = Path(shutil.copytree(sample_images / "train", tmp_path / "moved"))
     cut_in_half(folder)

@@ -226,6 +226,29 @@ def test_a_damaged_member_of_an_archive_is_listed(tmp_path):
     assert manifest.num_samples == 2 and sum(manifest.skipped.values()) == 1
 
 
+def test_names_of_classes_may_be_completed_without_starting_over(tmp_path, capsys):
+    tars, names, out = tmp_path / "tars", tmp_path / "names.txt", tmp_path / "out"
+    tars.mkdir()
+
+    def add(tar: str, classes: int) -> None:
+        with webdataset.TarWriter(str(tars / tar)) as writer:
+            for number in range(classes):
+                image = image_bytes(40, 30, "PNG", seed=number)
+                writer.write({"__key__": f"{tar[0]}{number}", "png": image, "cls": str(number)})
+
+    convert = ["convert", str(tars), str(out), "--labels", "cls", "--class-names", str(names)]
+    add("0.tar", 2)
+    names.write_text("cat\n")
+    assert main(convert) == 2 and "has 1 names, there is a class 1" in capsys.readouterr().err
+    names.write_text("cat\ndog\n")
+    assert main(convert) == 0 and read_manifest(out).classes == ("cat", "dog")
+    add("1.tar", 3)
+    assert main([*convert, "--update"]) == 2 and "has 2 names, there is a class 2" in capsys.readouterr().err
+    names.write_text("cat\ndog\nelk\n")
+    assert main([*convert, "--update"]) == 0 and read_manifest(out).classes == ("cat", "dog", "elk")
+    assert read_manifest(out).num_samples == 5 and main(["verify", str(out)]) == 0
+
+
 def test_classes_that_are_numbers_get_their_names(tmp_path, capsys):
     tars, names = tmp_path / "tars", tmp_path / "names.txt"
     tars.mkdir()
