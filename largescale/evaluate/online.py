@@ -209,7 +209,10 @@ def twin(engine: Engine, config: Config, device: torch.device) -> Method:
 
 def _empty_twin(config: Config, device: torch.device) -> Method:
     method = build_method(config, on_meta=True).float().eval().requires_grad_(False)
+    constants = {name: buffer for name, buffer in _needed(method).named_buffers() if not buffer.is_meta}
     _needed(method).to_empty(device=device)
+    for name, values in constants.items():  # in no state, so they are not copied from the network that is trained
+        _needed(method).get_buffer(name).copy_(values)
     # One tensor at a time is gathered beside the copy, in pieces first. That there is room must be known before, since
     # a rank that fails within a collective leaves the others waiting; on a GPU, torch keeps the room for it.
     torch.empty(2 * max(tensor.numel() for tensor in _needed(method).state_dict().values()), device=device)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import groupby, takewhile
+from itertools import takewhile
 
 import torch
 import torch.distributed as dist
@@ -40,7 +40,7 @@ from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import JointEmbedding, unit
 from largescale.methods.losses import swapped_prediction
 from largescale.methods.method import Average, Output, Panel, Row, Sign, Symptom
-from largescale.methods.multi_crop import num_large, require_two_large
+from largescale.methods.multi_crop import by_size, num_large, require_two_large
 from largescale.methods.teachers import cosine_momentum, following, teacher_of
 from largescale.models.backbones import build_backbone
 from largescale.models.heads import hidden_widths
@@ -322,8 +322,7 @@ def _outputs(
     backbone: nn.Module, projection: nn.Module, last_layer: nn.Module, groups: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Unit embeddings and outputs of views; those of a size go through the backbone together."""
-    together = [torch.cat(list(same)) for _, same in groupby(groups, key=lambda images: images.shape[-1])]
-    z = unit(projection(torch.cat([backbone(images) for images in together])))
+    z = unit(projection(torch.cat([backbone(images) for images in by_size(groups)])))
     with torch.autocast(z.device.type, enabled=False):
         return z, last_layer(z)
 

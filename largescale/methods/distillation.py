@@ -124,6 +124,17 @@ class Distillation(EmbeddingMethod):
             return str(error)
         return ""
 
+    @classmethod
+    def complaints(cls, config: Config, length: Length) -> list[str]:
+        """Also labelled images that are named and not used."""
+        settings, found = _settings(config), super().complaints(config, length)
+        if settings.label_weight == 0 and settings.support != SupportConfig():
+            found.append(
+                "method.support has no effect without method.label_weight: no label is used; set "
+                "method.label_weight=0.5, or leave method.support out"
+            )
+        return found
+
     def begin(self) -> None:
         """Read the teacher, and put it beside the student."""
         ours, own = self._settings, next(self.backbone.parameters())

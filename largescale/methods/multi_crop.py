@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
+from itertools import groupby, takewhile
 
+import torch
 from torch import Tensor
 
 from largescale.config import Config, CropGroup, require
@@ -16,6 +17,17 @@ def each_view(views: Views) -> list[Tensor]:
     Published code of methods without negatives passes views one by one, so that BatchNorm sees one view at a time.
     """
     return [view for group in views.images for view in group.split(len(views.ids))]
+
+
+def by_size(groups: list[Tensor]) -> list[Tensor]:
+    """Views [V * B, 3, S, S] of crop groups; those of groups of one size, one behind the other, together."""
+    runs = [list(same) for _, same in groupby(groups, key=lambda images: images.shape[-1])]
+    return [run[0] if len(run) == 1 else torch.cat(run) for run in runs]
+
+
+def num_sizes(crops: list[CropGroup]) -> int:
+    """How many tensors `by_size` makes."""
+    return sum(1 for _ in groupby(crops, key=lambda group: group.size))
 
 
 def num_large(crops: list[CropGroup]) -> int:

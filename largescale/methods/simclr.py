@@ -25,7 +25,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from largescale.config import Config
+from largescale.config import Config, require
 from largescale.data.views import Views
 from largescale.methods.contrastive import Contrastive, ContrastiveSettings, images_of_loss
 from largescale.methods.embedding_method import SPANS, Named
@@ -41,6 +41,12 @@ class Settings(ContrastiveSettings):
     """SimCLR's keys under `method`."""
 
     loss_spans: ClassVar[tuple[str, ...]] = SPANS
+
+    def check(self, config: Config) -> None:
+        """Other images are what a view is told apart from."""
+        super().check(config)
+        images = images_of_loss(config)
+        require(images >= 2, "train.global_batch", config.train.global_batch, "two images or more that the loss spans")
 
 
 class SimCLR(Contrastive):

@@ -157,7 +157,8 @@ def _synchronized(norm: _BatchNorm, group: dist.ProcessGroup | None) -> SyncBatc
 def average_statistics(module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
     """Make the running statistics equal on all ranks by averaging them.
 
-    A checkpoint holds one copy; without this, unsynchronised BatchNorm would save those of an arbitrary rank.
+    A checkpoint holds one copy; without this, unsynchronised BatchNorm would save those of an arbitrary rank. Those
+    that are equal stay as they are, to the last bit.
 
     Collectives: every rank of the group must call it; one all-reduce.
     """
@@ -170,11 +171,23 @@ def average_statistics(module: nn.Module, group: dist.ProcessGroup | None = None
     ]
     if not buffers or dist.get_world_size(group) == 1:
         return
-    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    flat = torch.cat([buffer.flatten().double() for buffer in buffers])  # n equal numbers over n are that number then
     dist.all_reduce(flat, group=group)
     flat /= dist.get_world_size(group)
     for buffer, averaged in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(averaged.view_as(buffer))
+
+
+def differ_by_rank(module: nn.Module) -> bool:
+    """Whether running statistics are of fewer than all ranks."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    return dist.get_world_size() > 1 and not all(_spans_all(norm) for norm in norms)
+
+
+def _spans_all(norm: _BatchNorm) -> bool:
+    if isinstance(norm, SyncBatchNorm):
+        return norm.group is None
+    return isinstance(norm, nn.SyncBatchNorm) and norm.process_group is None
 
 
 def batchnorm_group(config: Config) -> dist.ProcessGroup | None:

@@ -25,7 +25,7 @@ from largescale.methods.method import Method, Output
 from largescale.models.unit_rows import normalize_rows_
 from largescale.optim.lars import as_stored, local_piece, norms, shard_group
 from largescale.optim.roles import MAIN, moved_by_others, parameters_with, set_rates
-from largescale.parallel.batchnorm import enough_rows
+from largescale.parallel.batchnorm import average_statistics, differ_by_rank, enough_rows
 from largescale.parallel.clipping import GradientPieces, clip_each
 from largescale.parallel.masks import own_piece
 from largescale.parallel.precision import LossScale, views_dtype
@@ -252,13 +252,19 @@ class Engine:
 
     @torch.no_grad()
     def follow(self, momentum: float) -> None:
-        """Let teachers follow their students: t <- momentum * t + (1 - momentum) * s. Collectives: none."""
+        """Let teachers follow their students: t <- momentum * t + (1 - momentum) * s.
+
+        Collectives: none; one all-reduce where running statistics are followed and are not of all ranks, since teachers
+        that normalise by them would otherwise differ by rank, until a checkpoint averages them.
+        """
         for average in self.method.averages():
             student, teacher = (self.method.get_submodule(name) for name in (average.student, average.teacher))
             pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
             mine = [piece for parameter, _ in pairs for piece in self.pieces(parameter)]
             theirs = [piece for _, parameter in pairs for piece in self.pieces(parameter)]
             if average.buffers:
+                if differ_by_rank(student):
+                    average_statistics(student)
                 for own, other in zip(teacher.buffers(), student.buffers(), strict=True):
                     if own.is_floating_point():
                         mine.append(own)

@@ -32,10 +32,12 @@ _OF_THE_BACKBONE = (
 """Settings whose change makes weights unusable for a new run."""
 
 
-def new_run(run: Path, checkpoint: Checkpoint | None = None) -> str:
+def new_run(config: Config, checkpoint: Checkpoint | None = None) -> str:
     """Overrides that start another run from the weights of this one, in an unused folder."""
+    run = Path(config.run.dir)
     free = next(path for number in itertools.count(2) if not (path := run.with_name(f"{run.name}-{number}")).exists())
-    return f"init_from={checkpoint.path if checkpoint else run} run.dir={free}"
+    without = " model.weights=" if config.model.weights else ""  # what that run had begun with
+    return f"init_from={checkpoint.path if checkpoint else run} run.dir={free}{without}"
 
 
 def after_failed_saves(why: str) -> str:
@@ -44,11 +46,11 @@ def after_failed_saves(why: str) -> str:
     return f"{'make room there' if full else 'fix that'} and run the same command again"
 
 
-def instead_of_changing(run: Path, key: str) -> str:
+def instead_of_changing(config: Config, key: str) -> str:
     """What to do if a run cannot continue with another value of a setting."""
     if key.startswith(_OF_THE_BACKBONE):
         return "use another run.dir"
-    return f"start a new run from its weights: {new_run(run)}"
+    return f"start a new run from its weights: {new_run(config)}"
 
 
 def after_bad_step(
@@ -80,7 +82,7 @@ def after_bad_step(
     before = next((checkpoint for checkpoint in saved if checkpoint.step < step), None)
     source = before or saved[0]
     rate = min(config.optim.lr / _LOWER, float(rates[source.step - 1]) or config.optim.lr)
-    lower = _slower(config, rate, f"{new_run(run, None if source is saved[0] else source)} ")
+    lower = _slower(config, rate, f"{new_run(config, None if source is saved[0] else source)} ")
     if before is not saved[0]:
         return f"To go on from step {source.step}: {lower}"
     return f"The last checkpoint is good. If the rate is too high: {lower}. If the data is bad: {again}"

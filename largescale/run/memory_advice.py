@@ -183,10 +183,9 @@ def _worded(config: Config, rows: list[dict[str, Any]], available: int) -> str:
             f"no change tried fits, not even {overrides} ({there}); use more memory, or more ranks with "
             f"parallel.strategy=fsdp"
         )
-    if not {override.partition("=")[0] for override in best["overrides"]} <= free_keys(config):
-        run = Path(config.run.dir)
-        if newest_first(run / "checkpoints"):
-            overrides = f"{new_run(run)} {overrides}"  # what the saved run computes may not change
+    may_change = {override.partition("=")[0] for override in best["overrides"]} <= free_keys(config)
+    if not may_change and newest_first(Path(config.run.dir) / "checkpoints"):
+        overrides = f"{new_run(config)} {overrides}"  # what the saved run computes may not change
     fits = "should fit" if about else "fits"
     return f"run the same command with {overrides}, which {fits} ({there})"
 

@@ -86,19 +86,19 @@ def check_same_run(checkpoint: Checkpoint, config: Config, fingerprint: str) -> 
     if images != own_images:
         raise InputError(
             f"{path}: its checkpoint was trained on other shards than {config.data.shards}; "
-            f"use those, or start a new run from its weights: {new_run(path)}"
+            f"use those, or start a new run from its weights: {new_run(config)}"
         )
     before = values_saved_before(checkpoint.progress["config"], config)
     init_from.require_unchanged(config, before)
     if key := changed_setting(before, config):
         raise InputError(
             f"{path}: cannot continue, {key} was {before[key]} and is now {flatten(config)[key]}; "
-            f"set it back, or {instead_of_changing(path, key)}"
+            f"set it back, or {instead_of_changing(config, key)}"
         )
     if supports != own_supports:
         raise InputError(
             f"{path}: its checkpoint was trained with other labelled images than method.support.shards and "
-            f"method.support.subset give now; use those, or start a new run from its weights: {new_run(path)}"
+            f"method.support.subset give now; use those, or start a new run from its weights: {new_run(config)}"
         )
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from largescale.parallel.batchnorm import SyncBatchNorm, average_statistics, synchronize_batchnorm
+from largescale.parallel.batchnorm import SyncBatchNorm, average_statistics, differ_by_rank, synchronize_batchnorm
 from tests.helpers.ranks import Counted, run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -87,6 +87,30 @@ def averaged_on_this_rank() -> tuple[torch.Tensor, torch.Tensor]:
 def test_unsynchronised_statistics_are_averaged_before_saving():
     for mean, var in run_ranks(averaged_on_this_rank, 2):
         assert torch.equal(mean, torch.full((3,), 0.5)) and torch.equal(var, torch.full((3,), 10.5))
+
+
+def equal_on_this_rank() -> bool:
+    """Whether statistics that are equal on all ranks stay what they are."""
+    torch.manual_seed(0)
+    net = nn.BatchNorm2d(1000)
+    net.running_mean, net.running_var = torch.randn(1000), torch.rand(1000)
+    before = net.running_mean.clone(), net.running_var.clone()
+    average_statistics(net)
+    return torch.equal(net.running_mean, before[0]) and torch.equal(net.running_var, before[1])
+
+
+def test_equal_statistics_stay_equal_to_the_last_bit():
+    assert run_ranks(equal_on_this_rank, 3) == [True] * 3
+
+
+def differing_on_this_rank() -> list[bool]:
+    groups = [None, dist.new_subgroups(2)[0]]
+    shared = [synchronize_batchnorm(network("BatchNorm2d"), torch.device("cpu"), group) for group in groups]
+    return [differ_by_rank(net) for net in (*shared, network("BatchNorm2d"), nn.Linear(2, 2))]
+
+
+def test_statistics_of_fewer_than_all_ranks_differ():
+    assert run_ranks(differing_on_this_rank, 4) == [[False, True, True, False]] * 4
 
 
 def grouped_on_this_rank() -> dict[str, torch.Tensor]:

@@ -20,11 +20,15 @@ from largescale.config import load_config
 from largescale.data.corpora import Corpus
 from largescale.evaluate import online
 from largescale.evaluate.online import choose
+from largescale.methods import build_method
+from largescale.parallel.strategies import build_engine
 from largescale.processes import rank
 from shards.format.manifest import read_manifest
 from tests.helpers.commands import TINY
 from tests.helpers.launcher import pretrain, run_largescale
+from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import final_state, metrics
+from tests.methods.harness import LENGTH, mini
 
 pytestmark = pytest.mark.distributed
 
@@ -151,3 +155,20 @@ def test_images_of_bank_and_queries_are_chosen_alike_everywhere(shard_folder, mo
     everything, some = choose([corpus], 2000, 500, seed=0)  # more than there are
     assert np.array_equal(everything, np.arange(200)) and len(some) == 40
     assert load_config(TINY, ["data.shards=x"]).evaluate.online_every == 0
+
+
+def copied(_: str) -> float:
+    """How far a copy of a network behind Sobel's filters is from that network."""
+    config = mini("swav", "model.sobel=true")
+    torch.manual_seed(0)
+    engine = build_engine(build_method(config, LENGTH), config, torch.device("cpu"))
+    copy = online.twin(engine, config, torch.device("cpu"))
+    images = torch.randn(4, 3, 32, 32)
+    engine.method.eval()
+    with torch.no_grad():
+        own, theirs = copy.encode(images), engine.method.float().encode(images)
+    return float((own - theirs).abs().max() / theirs.abs().max())
+
+
+def test_filters_that_are_in_no_state_are_in_the_copy():
+    assert max(run_ranks(copied, 2, "")) < 1e-5

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from largescale.methods import build_method
 from largescale.methods.teachers import cosine_momentum
+from largescale.parallel.batchnorm import average_statistics
 from largescale.parallel.strategies import build_engine
 from tests.helpers.ranks import run_ranks
 from tests.methods.harness import LENGTH, STEPS, mini, views_of_step, whole
@@ -89,3 +90,27 @@ def passed_over(_: str) -> bool:
 
 def test_a_teacher_waits_where_fp16_passes_a_step_over():
     assert run_ranks(passed_over, 2, "") == [True, True]
+
+
+def saves_in_between(name: str, saves: bool) -> dict[str, torch.Tensor]:
+    """The state after some steps on ranks whose BatchNorm is their own; as a save does, statistics are averaged."""
+    config = mini(name, "parallel.sync_batchnorm=false", "optim.lr=0.5", "train.precision=fp32")
+    torch.manual_seed(0)
+    engine = build_engine(build_method(config, LENGTH), config, torch.device("cpu"))
+    for step in range(4):
+        views = views_of_step(config, step)
+        output = engine.forward_backward(views, step)
+        engine.update(engine.check(views, output.loss), step=step, lr=config.optim.lr, clip=0.0)
+        if saves and step == 1:
+            average_statistics(engine.method)
+    average_statistics(engine.method)
+    return {name: whole(value).clone() for name, value in engine.state().items()}
+
+
+@pytest.mark.parametrize("name", ["mocov2", "densecl"])
+def test_keys_of_own_statistics_do_not_depend_on_when_a_run_is_saved(name):
+    with_saves, without = (run_ranks(saves_in_between, 2, name, saves) for saves in (True, False))
+    for found, expected in zip(with_saves, without, strict=True):
+        assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+    teachers = [key for key in without[0] if "teacher" in key and "running" in key]
+    assert teachers and all(torch.equal(without[0][key], without[1][key]) for key in teachers)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from largescale.config import Config, load_config
+from largescale.config import Config, SupportConfig, load_config
 from largescale.data.length import Length
 from largescale.data.views import Supports, Views
 from largescale.methods import build_method, require_fit
@@ -103,6 +103,15 @@ def test_labels_must_be_of_the_teachers_classes(shard_folder):
     config = config_of("method.label_weight=0.5", "method.support.classes=4", f"data.shards={shard_folder}")
     with pytest.raises(InputError, match=r"method.label_weight=0.5: the classes of .* are not method.classes"):
         require_fit(config, LENGTH)
+
+
+def test_labels_without_a_weight_are_spoken_of():
+    said = "method.support has no effect without method.label_weight"
+    assert any(said in line for line in Distillation.complaints(config_of(), LENGTH))
+    unused = SupportConfig()
+    as_it_is = [f"method.support.{key}={getattr(unused, key)}" for key in ("classes", "images", "views")]
+    for fits in (as_it_is, ["method.label_weight=0.5"]):
+        assert not any(said in line for line in Distillation.complaints(config_of(*fits), LENGTH))
 
 
 def test_a_student_that_is_the_teacher_has_the_entropy_as_its_loss_and_no_gradient():

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from largescale.config import load_config
-from largescale.methods.multi_crop import num_large
+from largescale.methods.multi_crop import by_size, num_large, num_sizes
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 
@@ -19,3 +20,12 @@ def test_the_largest_views_come_first(method):
     assert num_large(crops(method, 24, 24, 16)) == 4
     with pytest.raises(InputError, match=rf"data.crops=.*16, 24 px: expected the largest first with .*{method}"):
         crops(method, 16, 24)
+
+
+def test_groups_of_one_size_are_taken_together_in_their_order():
+    groups = [torch.full((4, 3, size, size), float(number)) for number, size in enumerate((8, 8, 4, 4, 4, 8))]
+    found = by_size(groups)
+    assert [list(images.shape) for images in found] == [[8, 3, 8, 8], [12, 3, 4, 4], [4, 3, 8, 8]]
+    assert [images[::4, 0, 0, 0].tolist() for images in found] == [[0, 1], [2, 3, 4], [5]]
+    assert found[2] is groups[5]
+    assert num_sizes(crops("swav", 24, 24, 16)) == 2

@@ -101,6 +101,13 @@ def test_the_head_of_version_2_has_three_layers():
     assert {"0.weight", "1.bias", "4.bias", "7.weight"} <= trained and not {"0.bias", "6.bias", "7.bias"} & trained
 
 
+def test_a_loss_over_one_image_is_refused():
+    batch = ["train.global_batch=8", "data.streams=1"]
+    with pytest.raises(InputError, match=r"train.global_batch=8: expected two images or more that the loss spans"):
+        load_config(MINI, [*batch, "train.accumulate=8"])
+    load_config(MINI, [*batch, "train.accumulate=8", "train.loss_spans=global_batch"])
+
+
 def test_one_view_is_refused():
     with pytest.raises(InputError, match=r"data.crops=1 view: expected two or more views with method.name=simclr"):
         load_config(MINI, ["data.crops=[{num: 1}]"])

@@ -132,6 +132,25 @@ def test_batchnorm_of_the_head_sees_all_views_or_those_of_one_group(per_group):
     torch.testing.assert_close(method.embed(Views.numbered(views, BATCH))["scores.0"], expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("per_group", [False, True])
+def test_large_views_may_be_of_several_groups(per_group):
+    """As those are whose augmentation differs."""
+    small_views, found = "{num: 2, size: 16}", []
+    for large in ("{num: 2, size: 32}", "{num: 1, size: 32}, {num: 1, size: 32, augment: {blur: 1.0}}"):
+        overrides = [f"data.crops=[{large}, {small_views}]", f"method.head_per_group={per_group}"]
+        _, method, _ = small(*overrides, f"method.queue={BATCH}", "method.queue_start_step=0")
+        torch.manual_seed(1)
+        views = [torch.randn(2 * BATCH, 3, size, size, dtype=torch.float64) for size in (32, 16)]
+        if "augment" in large:
+            views = [*views[0].split(BATCH), views[1]]
+        method.train()
+        found.append(method(Views.numbered(views, BATCH), 0))
+        assert method.num_assign == 2 and "agreement" in method.signs
+        assert method.queue.shape[:3] == (2, 1, BATCH) and method.queue.norm(dim=-1).min() > 0.99
+    torch.testing.assert_close(found[0].loss, found[1].loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found[0].signs, found[1].signs, rtol=1e-12, atol=1e-14)
+
+
 def test_codes_are_computed_beside_the_network_only_where_that_changes_nothing():
     over_batch = ["train.accumulate=2", "train.loss_spans=global_batch"]
     cases = {
@@ -140,6 +159,7 @@ def test_codes_are_computed_beside_the_network_only_where_that_changes_nothing()
             [],
             ["method.head_per_group=true", "method.overlap_codes=false"],
             ["method.head_per_group=true", "data.crops=[{num: 2, size: 32}]"],
+            ["method.head_per_group=true", "data.crops=[{num: 1, size: 32}, {num: 1, size: 32}]"],
             ["method.head_per_group=true", *over_batch],
         ],
     }

@@ -20,7 +20,7 @@ from largescale.run.failures import TrainingStopped
 from tests.helpers.commands import ROOT
 
 TINY = str(ROOT / "tests" / "tiny.yaml")
-SETTING = re.compile(r"\b[a-z_]+(?:\.[a-z_]+)?=[^\s;,]+")
+SETTING = re.compile(r"\b[a-z_]+(?:\.[a-z_]+)?=[^\s;,]*")
 """An override as the lines quote it."""
 
 
@@ -82,7 +82,22 @@ def test_what_is_advised_after_a_bad_step(tmp_path, steps, step, trouble, more, 
 def test_a_new_run_gets_a_folder_that_is_free(tmp_path):
     for name in ("run", "run-2"):
         (tmp_path / name).mkdir()
-    assert new_run(tmp_path / "run") == f"init_from={tmp_path}/run run.dir={tmp_path}/run-3"
+    config = load_config(TINY, ["data.shards=x", f"run.dir={tmp_path}/run"])
+    assert new_run(config) == f"init_from={tmp_path}/run run.dir={tmp_path}/run-3"
+
+
+@pytest.mark.slow
+def test_a_run_that_began_with_weights_of_others(ends, tmp_path):
+    run = [f"run.dir={tmp_path / 'run'}", "train.steps=2"]
+    assert ends(*run)[0] == 0
+    weights = tmp_path / "weights.safetensors"
+    assert main(["export", str(tmp_path / "run"), str(weights)]) == 0
+    run = [f"run.dir={tmp_path / 'other'}", "train.steps=2", f"model.weights={weights}"]
+    assert ends(*run)[0] == 0
+    code, line = ends(*run, "optim.weight_decay=0.5")
+    assert code == 2 and "start a new run from its weights: " in line and line.endswith(" model.weights=")
+    code, line = ends(*run, "optim.weight_decay=0.5", *SETTING.findall(line.split("from its weights: ")[1]))
+    assert code == 0 and "is complete: 2 steps" in line
 
 
 def rows() -> list[dict[str, float]]:

@@ -29,6 +29,7 @@ from largescale.methods.joint_embedding import JointEmbedding
 from largescale.methods.losses import swapped_prediction
 from largescale.methods.method import Exemplars, Output, Panel, Role, Row, Sign, Symptom
 from largescale.methods.milestone import Milestone
+from largescale.methods.multi_crop import by_size, num_large
 from largescale.methods.prototypes import Prototypes
 from largescale.methods.sinkhorn import sinkhorn
 from largescale.methods.state_size import bytes_per_number
@@ -62,7 +63,7 @@ class SwAV(JointEmbedding):
         self.groups = config.data.crops
         self._overlaps, self._timeout = settings.overlaps(config), collective_timeout(config.run.hang_timeout_s)
         self._beside: Beside | None = None
-        self.num_assign = self.groups[0].num
+        self.num_assign = num_large(config.data.crops)
         self.backbone, self.num_features = build_backbone(config.model)
         self.projection = projection_head(
             self.num_features, settings.hidden, settings.embedding, batchnorm=settings.head_batchnorm
@@ -91,7 +92,7 @@ class SwAV(JointEmbedding):
     def misfit(cls, config: Config, length: Length) -> str:
         """The queue may be too large."""
         settings, ranks = _settings(config), world_size()
-        row = config.data.crops[0].num * settings.embedding * bytes_per_number(config)
+        row = num_large(config.data.crops) * settings.embedding * bytes_per_number(config)
         size = settings.queue // ranks * row / 1e9
         if size <= settings.max_queue_gb:
             return ""
@@ -230,7 +231,8 @@ class SwAV(JointEmbedding):
 
     def _parts(self, views: Views) -> Iterator[Named]:
         """`scores.HEAD` and `embeddings` of what the head sees at a time, the assign views first."""
-        for groups in [[group] for group in views.images] if self.config.head_per_group else [views.images]:
+        sizes = by_size(views.images)
+        for groups in [[group] for group in sizes] if self.config.head_per_group else [sizes]:
             embeddings = self.project(torch.cat([self.backbone(group) for group in groups]))
             with torch.autocast(embeddings.device.type, enabled=False):
                 scores = self.prototypes(embeddings)

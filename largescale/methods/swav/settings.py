@@ -9,7 +9,7 @@ from largescale.config.schema import MOST_STEPS, Config, MethodConfig
 from largescale.config.setting import setting
 from largescale.config.values import require
 from largescale.methods.embedding_method import SPANS
-from largescale.methods.multi_crop import require_large_first
+from largescale.methods.multi_crop import num_sizes, require_large_first
 from largescale.methods.queue import max_queue_setting
 from largescale.models.heads import hidden_widths
 
@@ -27,8 +27,8 @@ class Settings(MethodConfig):
     head_batchnorm: bool = setting(True, "BatchNorm after each hidden layer of the projection head.")
     head_per_group: bool = setting(
         False,
-        "Pass each group of data.crops through the projection head by itself, as through the backbone, so that its "
-        "BatchNorm sees crops of one group at a time; the published code passes all at once.",
+        "Pass views of each size through the projection head by themselves, as through the backbone, so that its "
+        "BatchNorm sees crops of one size at a time; the published code passes all at once.",
     )
     overlap_codes: bool = setting(
         True,
@@ -118,7 +118,7 @@ class Settings(MethodConfig):
         comes after them. A loss over several micro-batches comes when all are embedded.
         """
         over_batch = config.train.loss_spans == "global_batch" and config.train.accumulate > 1
-        return self.head_per_group and self.overlap_codes and len(config.data.crops) > 1 and not over_batch
+        return self.head_per_group and self.overlap_codes and num_sizes(config.data.crops) > 1 and not over_batch
 
     def check(self, config: Config) -> None:
         """An image has at least two views, large ones first; the queue holds whole batches; a schedule ends where its
