@@ -45,8 +45,8 @@ each trained for about 170 s of CPU time):
 | 2 x 64 + 2 x 32 | 14% to 100%, 5% to 14% | 12.8 | 62.1 | 61.5 |
 | 2 x 48 + 4 x 32 | 14% to 100%, 5% to 14% | 15 | 62.9 | 61.5 |
 
-Before, with the colour changes of photographs and 25% to 100%, 8% to 25%, 2 x 64 + 4 x 32 for 6.5 epochs and 2 x 64 for 8 \
-were level (kNN 60.8 and 60.4, linear 58.0 and 58.1, three seeds).
+Before, with the colour changes of photographs, 25% to 100%, and 8% to 25%, 2 x 64 + 4 x 32 for 6.5 epochs and 2 x 64 \
+for 8 were level (kNN 60.8 and 60.4, linear 58.0 and 58.1, three seeds).
 """
 WARMUP = 0.1
 """Share of the epochs."""
