@@ -254,8 +254,7 @@ class Engine:
     def follow(self, momentum: float) -> None:
         """Let teachers follow their students: t <- momentum * t + (1 - momentum) * s.
 
-        Collectives: none; one all-reduce where running statistics are followed and are not of all ranks, since teachers
-        that normalise by them would otherwise differ by rank, until a checkpoint averages them.
+        Collectives: one all-reduce where running statistics are followed and differ by rank, which teachers may not.
         """
         for average in self.method.averages():
             student, teacher = (self.method.get_submodule(name) for name in (average.student, average.teacher))
