@@ -49,7 +49,10 @@ def model_card(network: Network, load: str, figures: Sequence[Figure], *, in_tim
         f"| {one.protocol} | {one.images} | {one.measure} | {one.in_words(one.value)} | {one.in_words(one.untrained)} |"
         for one in figures
     ]
-    measured = "Not measured yet: `largescale evaluate knn RUN` measures it; export again to list the result."
+    measured = (
+        "Not measured yet: `largescale evaluate knn RUN` (`spectrum` without labels) measures it; export again to list "
+        "the result."
+    )
     if rows:
         measured = "\n".join(["| protocol | images | measure | value | untrained |", "|---|---|---|---|---|", *rows])
     settings = "\n".join(f"{key}: {json.dumps(value)}" for key, value in sorted(values.items()) if key != "run.dir")

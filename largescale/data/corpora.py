@@ -13,7 +13,7 @@ import xxhash
 from largescale.config import DataConfig, corpus_settings
 from largescale.data.cache import ShardCache, default_folder, open_cache
 from shards.format.manifest import MANIFEST_NAME, Manifest, check_files, parse_manifest, read_manifest
-from shards.format.shard_index import read_index
+from shards.format.shard_index import ShardIndex, read_index
 from shards.ground.errors import InputError
 from shards.stores.locate import manifest_bytes
 from shards.stores.store import Store, is_url
@@ -58,6 +58,16 @@ class Corpus:
         if self.subset is None:
             return self.manifest.fingerprint
         return f"{self.manifest.fingerprint}/{xxhash.xxh3_128_hexdigest(np.ascontiguousarray(self.subset).data)}"
+
+    def index(self, shard: int) -> ShardIndex:
+        """The index of a shard, which is fetched first where the folder is in a store.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        if self.cache is not None:
+            self.cache.get(shard)
+        return read_index(self.manifest.index_path(shard))
 
     def check_files(self, part: int = 0, parts: int = 1) -> None:
         """Check that a part of the shards is there and whole; shards in a store are checked when they arrive.
@@ -180,9 +190,7 @@ def _number(path: str, place: int, line: str) -> int:
 def _numbers_of_keys(path: str, wanted: set[str], corpus: Corpus) -> np.ndarray:
     found, first = [], 0
     for shard, entry in enumerate(corpus.manifest.shards):
-        if corpus.cache is not None:
-            corpus.cache.get(shard)
-        index = read_index(corpus.manifest.index_path(shard))
+        index = corpus.index(shard)
         hits = [row for row in range(len(index)) if index.key(row) in wanted]
         wanted.difference_update(index.key(row) for row in hits)
         found += [first + row for row in hits]

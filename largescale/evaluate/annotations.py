@@ -25,7 +25,6 @@ from largescale.evaluate.annotated_masks import is_number, is_shape, mask_of
 from largescale.evaluate.members import MemberReader
 from largescale.evaluate.shares import from_all_ranks, own_rows
 from largescale.processes import rank, together
-from shards.format.shard_index import read_index
 from shards.ground.errors import InputError
 
 LARGEST_CATEGORY = 65_535
@@ -248,7 +247,7 @@ def _is_flat(one: Annotation) -> bool:
 
 
 def _sizes(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
-    indexes = [read_index(corpus.manifest.index_path(number)) for number in range(len(corpus.manifest.shards))]
+    indexes = [corpus.index(number) for number in range(len(corpus.manifest.shards))]
     return np.concatenate([one.width for one in indexes]), np.concatenate([one.height for one in indexes])
 
 

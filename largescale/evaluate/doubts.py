@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from largescale.config import Config, corpus_settings
-from largescale.data.corpora import Corpus
+from largescale.data.corpora import Corpus, read_subset
 from largescale.evaluate.feature_set import FeatureSet
 from shards.format.manifest import Manifest, read_manifest
-from shards.format.shard_index import read_index
 from shards.ground.errors import InputError
 from shards.stores.store import is_url
 
@@ -37,35 +37,45 @@ def class_doubts(train: FeatureSet | None, test: FeatureSet) -> list[str]:
 
 
 def num_shared(train: Corpus, test: Corpus) -> int:
-    """Test samples whose bytes are among the training samples too.
+    """Test samples whose bytes are among the training samples too; see `shared_samples`."""
+    return int(shared_samples(train, test).sum())
+
+
+def shared_samples(train: Corpus, test: Corpus) -> np.ndarray:
+    """Which test samples have the bytes of training samples that are in use, bool [N].
 
     Images are compared by the checksums of the indexes; where a side is in a store, or is very large, tars by those of
     the manifests, so that nothing is fetched for it.
     """
     if train.fingerprint() == test.fingerprint():
-        return test.manifest.num_samples
+        return np.ones(test.manifest.num_samples, bool)
     far = train.cache is not None or test.cache is not None
     if far or train.manifest.num_samples > _MOST_COMPARED:
-        return num_in_shared_shards(train.manifest, test.manifest)
-    wanted, found = np.concatenate(list(_checksums(test.manifest))), 0
-    for some in _checksums(train.manifest):
-        seen = np.isin(wanted, some)
-        found, wanted = found + int(seen.sum()), wanted[~seen]
+        return in_shared_shards(train.manifest, test.manifest)
+    wanted = np.concatenate(list(_checksums(test)))
+    found = np.zeros(len(wanted), bool)
+    for some in _checksums(train):
+        left = np.flatnonzero(~found)
+        found[left] = np.isin(wanted[left], some)
     return found
 
 
-def num_in_shared_shards(train: Manifest, test: Manifest) -> int:
-    """Test samples in tars that are, byte for byte, among the training tars."""
+def in_shared_shards(train: Manifest, test: Manifest) -> np.ndarray:
+    """Which test samples are in tars that are, byte for byte, among the training tars, bool [N]."""
     known = {shard.checksum for shard in train.shards}
-    return sum(shard.num_samples for shard in test.shards if shard.checksum in known)
+    return np.repeat([shard.checksum in known for shard in test.shards], [shard.num_samples for shard in test.shards])
 
 
-def _checksums(manifest: Manifest) -> Iterator[np.ndarray]:
-    """Those of all samples, of many shards at a time."""
-    numbers = range(len(manifest.shards))
-    for start in range(0, len(numbers), _SHARDS_AT_A_TIME):
-        some = numbers[start : start + _SHARDS_AT_A_TIME]
-        yield np.concatenate([read_index(manifest.index_path(number)).checksum for number in some])
+def _checksums(corpus: Corpus) -> Iterator[np.ndarray]:
+    """Those of all samples in use, of many shards at a time."""
+    first, shards = corpus.first_samples, range(len(corpus.manifest.shards))
+    for start in range(0, len(shards), _SHARDS_AT_A_TIME):
+        some = shards[start : start + _SHARDS_AT_A_TIME]
+        values = np.concatenate([corpus.index(number).checksum for number in some])
+        if corpus.subset is not None:
+            low, high = np.searchsorted(corpus.subset, [first[some[0]], first[some[-1] + 1]])
+            values = values[corpus.subset[low:high] - first[some[0]]]
+        yield values
 
 
 def _same_images(train: Corpus, test: Corpus) -> str:
@@ -81,18 +91,22 @@ def _same_images(train: Corpus, test: Corpus) -> str:
 
 def _trained_on(config: Config, train: Corpus, test: Corpus) -> str:
     """Test images that the pretraining saw, where its shards are here and are not the training side anyway."""
-    shared = 0
-    for location, _, _ in corpus_settings(config.data):
+    shared = np.zeros(test.manifest.num_samples, bool)
+    for location, _, subset in corpus_settings(config.data):
         try:
-            pretraining = None if is_url(location) else Corpus(read_manifest(location))
-            if pretraining is not None and pretraining.fingerprint() != train.fingerprint():
-                shared += num_shared(pretraining, test)
+            if is_url(location):
+                continue
+            pretraining = Corpus(read_manifest(location))
+            if subset:
+                pretraining = replace(pretraining, subset=read_subset(subset, pretraining))
+            if pretraining.fingerprint() != train.fingerprint():
+                shared |= shared_samples(pretraining, test)
         except (InputError, OSError):
             pass  # evaluation does not need them
     return (
-        f"{shared:,} of the test images are among those the network was pretrained on (data.shards), without "
+        f"{shared.sum():,} of the test images are among those the network was pretrained on (data.shards), without "
         f"their labels"
-        if shared
+        if shared.any()
         else ""
     )
 

@@ -8,6 +8,7 @@ A training that is killed goes on where it was, by the same command.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,16 +20,20 @@ from largescale.config import Config
 from largescale.config.setting import a_name
 from largescale.distributed.launch import own_launch
 from largescale.evaluate.classifier_files import about_network
+from largescale.evaluate.doubts import doubts
 from largescale.evaluate.image_training import Trial, labelled
 from largescale.evaluate.made_from import identity
 from largescale.evaluate.protocols import check_settings, protocol_named
 from largescale.evaluate.published import any_target_at
 from largescale.evaluate.subject import Subject
+from largescale.evaluate.targets import warn_of_unused
 from largescale.evaluate.weights import Weights
 from largescale.models.image_classifier import ImageClassifier, write_classifier
 from largescale.parallel.precision import without_tf32
-from largescale.processes import on_rank_0, process_group
+from largescale.processes import on_rank_0, process_group, rank
 from shards.ground.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 PROTOCOLS = ("low-shot-finetune", "finetune")
 """Those that train a whole network, the first one by default."""
@@ -81,15 +86,18 @@ def finetune(
         raise InputError(f"{out}: expected an output file ending in {_SUFFIX}, such as teacher{_SUFFIX}")
     check_settings(protocol, replaced)
     target = any_target_at(place, replaced)
+    warn_of_unused(replaced, ())
 
     def trained(weights: Weights, config: Config, warnings: list[str]) -> Finetuned:
-        return _trained(protocol, target.run_dir, weights, config, out)
+        return _trained(protocol, target.run_dir, weights, config, out, warnings)
 
     with nullcontext() if own_launch() is None else process_group():
         return target.read(replaced, trained)
 
 
-def _trained(protocol: str, run_dir: Path, weights: Weights, config: Config, out: Path) -> Finetuned:
+def _trained(
+    protocol: str, run_dir: Path, weights: Weights, config: Config, out: Path, warnings: list[str]
+) -> Finetuned:
     chosen = protocol_named(protocol)
     config = replace(config, evaluate=replace(config.evaluate, baselines=False))
     subject = Subject.of(run_dir, weights, config, protocol=protocol, own_keys=chosen.own_keys(), classes=True)
@@ -112,7 +120,10 @@ def _trained(protocol: str, run_dir: Path, weights: Weights, config: Config, out
         written.append(Finetuned(out, about))
         return result
 
-    chosen.way(measured, subject)
+    found = chosen.way(measured, subject)
+    if rank() == 0:
+        for sentence in [*warnings, *found.doubts, *doubts(config, subject.shards)]:
+            _log.warning("%s", sentence)
     if not written:  # killed between the end of the training and that of the command
         raise InputError(f"{out}: may be from an earlier command that was killed; run it again to be sure")
     return written[0]

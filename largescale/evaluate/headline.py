@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from largescale.evaluate.results import read_results
+from largescale.checkpoint.folder import newest_first
+from largescale.evaluate.results import age, read_results
 
 _MAIN = ("top1", "accuracy", "map", "mAP", "mean_average_precision", "miou", "nmi", "recall_at_1")
 """Names of main measures, for results that do not say theirs: the first that one has counts."""
@@ -48,9 +49,11 @@ def is_share(record: Mapping[str, Any], name: str, value: Any) -> bool:
 
 
 def headlines(run_dir: Path) -> dict[str, float]:
-    """Percentages of the pretrained network by protocol, of the newest results that can be trusted."""
-    found = {}
+    """Percentages of the pretrained network by protocol: results to be trusted, of the newest checkpoint."""
+    found, has_checkpoints = {}, bool(newest_first(run_dir / "checkpoints"))
     for protocol, record in read_results(run_dir).newest.items():
+        if has_checkpoints and age(record, run_dir):
+            continue
         result = record["results"].get(OWN) if isinstance(record.get("results"), dict) else None
         if isinstance(result, dict) and (measure := main_measure(record, result)):
             found[protocol] = 100 * measure[1]

@@ -41,7 +41,6 @@ from largescale.models.keep_zeros import keep_zeros
 from largescale.models.narrow import pick_in_narrow
 from largescale.parallel.batchnorm import synchronize_batchnorm
 from largescale.processes import from_rank_0, rank, world_size
-from shards.format.shard_index import read_index
 from shards.ground.errors import InputError
 
 _RATE_IS_PER = 256
@@ -348,5 +347,5 @@ def _num_images(trial: Trial, recipe: Recipe) -> int:
 def labels_of(corpus: Corpus, subset: str = "") -> Tensor:
     """Labels by sample id as a stream of the subset counts them, int64; -1 for none."""
     numbers = range(len(corpus.manifest.shards))
-    labels = np.concatenate([read_index(corpus.manifest.index_path(number)).label for number in numbers])
+    labels = np.concatenate([corpus.index(number).label for number in numbers])
     return torch.from_numpy((labels[np.load(subset)] if subset else labels).astype(np.int64))

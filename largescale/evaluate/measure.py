@@ -19,7 +19,7 @@ from largescale.evaluate.published import AnyTarget, PublishedTarget, any_target
 from largescale.evaluate.results import Record, age, read_results, write_result
 from largescale.evaluate.shares import interval
 from largescale.evaluate.subject import Subject
-from largescale.evaluate.targets import USED, config_of
+from largescale.evaluate.targets import config_of, warn_of_unused
 from largescale.evaluate.weights import Weights
 from largescale.parallel.precision import without_tf32
 from largescale.processes import process_group, rank
@@ -56,10 +56,8 @@ def evaluate(protocol: str, *places: str | Path, overrides: Sequence[str] = ()) 
     check_settings(protocol, replaced)
     check_names(places, replaced)
     targets = [any_target_at(place, replaced) for place in places]  # all of them before the first takes its time
-    of_files = ("run.dir=",) if any(isinstance(target, PublishedTarget) for target in targets) else ()
-    for override in replaced:
-        if not override.startswith((*USED, *of_files)):
-            _log.warning("%s has no effect on an evaluation: runs are measured as they were trained", override)
+    of_files = any(isinstance(target, PublishedTarget) for target in targets)
+    warn_of_unused(replaced, (*chosen.depends_on, *(("run.dir=",) if of_files else ())))
     alone = own_launch() is None
     with nullcontext() if alone else process_group():
         return [_evaluated(protocol, chosen, target, replaced) for target in targets]

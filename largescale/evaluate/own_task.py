@@ -38,6 +38,9 @@ from largescale.methods import Method
 from largescale.processes import process_group, rank, world_size
 from shards.ground.errors import InputError
 
+BATCH = ("train.global_batch", "train.accumulate", "evaluate.batch")
+"""Settings of the batch that samples are asked in: answers may be chosen among all that is in it."""
+
 CHOSEN_ON = "nothing; nothing is trained"
 ACCURACY = "task_accuracy"
 """The sign that a method reports whose task has right answers."""

@@ -118,7 +118,7 @@ PROTOCOLS = {
         trains=False,
         way=own_task.by_own_task,
         of_classes=False,
-        depends_on=("data.crops", "data.augment.", "method."),
+        depends_on=("data.crops", "data.augment.", "method.", *own_task.BATCH),
     ),
     "support-neighbours": Protocol(
         support_neighbours.measure,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -24,10 +24,27 @@ _FREE = ("model.recompute_stages", "model.compile_stages")
 USED = ("evaluate", "data", "model", *_OF_THE_CHECKPOINT)
 """Beginnings of the keys that an evaluation depends on."""
 
+_OF_TRAINING = ("data.augment.", "data.crops", "data.subset", "data.streams", "data.shuffle_window")
+"""Beginnings of keys of the data that decide how a run is trained, and about no evaluation but those that say so."""
+
 Read = TypeVar("Read")
 
 _ATTEMPTS = 5
 """Checkpoints that may be removed by a run that goes on while they are being read."""
+
+
+def warn_of_unused(overrides: Sequence[str], depends_on: tuple[str, ...]) -> None:
+    """Say which overrides change nothing.
+
+    Args:
+        overrides: `key=value` of an evaluation.
+        depends_on: beginnings of keys that this one depends on besides `USED`.
+    """
+    for override in overrides:
+        if override.startswith(depends_on):
+            continue
+        if override.startswith(_OF_TRAINING) or not override.startswith(USED):
+            _log.warning("%s has no effect on an evaluation: runs are measured as they were trained", override)
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,14 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve(config: Config, device: torch.device) -> Config:
-    """The configuration with `train.precision=auto` replaced: bf16 on CUDA, fp32 elsewhere."""
+    """The configuration with `train.precision=auto` replaced: bf16 on CUDA (fp16 on GPUs before Ampere,
+    which compute bf16 by emulation), fp32 elsewhere.
+    """
     if config.train.precision != "auto":
         return config
-    precision = "bf16" if device.type == "cuda" else "fp32"
+    precision = "fp32"
+    if device.type == "cuda":
+        precision = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     return replace(config, train=replace(config.train, precision=precision))
 
 

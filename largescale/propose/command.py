@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from pathlib import Path
@@ -83,10 +84,11 @@ def _measured(proposal: Proposal) -> Rate:
 
 def _alone(proposal: Proposal) -> str:
     """The recipe with the batch of one GPU, and without what a run only begins with."""
-    choices = proposal.choices(_TRIED)
-    batch = proposal.batch // max(1, proposal.machine.gpus)
+    choices, gpus = proposal.choices(_TRIED), max(1, proposal.machine.gpus)
     own = METHODS[proposal.method].without_start()
-    values = {"train.global_batch": batch, **{f"method.{key}": value for key, value in own.items()}}
+    values = {"train.global_batch": proposal.batch // gpus, **{f"method.{key}": value for key, value in own.items()}}
+    if (supports := as_config(choices).method.supports()) is not None and gpus > 1:
+        values["method.support.images"] = math.ceil(supports.images / gpus)  # of each class, so a few more at most
     return written([], choices | {key: Choice(value, "") for key, value in values.items()})
 
 

@@ -95,16 +95,26 @@ def corpora_of(run_dir: Path, config: Config, like: FeatureSet) -> list[Part]:
     return parts
 
 
-def both_parts(run_dir: Path, config: Config) -> tuple[Part, Part]:
+def both_parts(run_dir: Path, config: Config, *, same_classes: bool = True) -> tuple[Part, Part]:
     """Training and test features of the same network.
 
+    Args:
+        run_dir: of the run.
+        config: its configuration.
+        same_classes: whether numbers of classes must mean the same in both.
+
     Raises:
-        InputError: as `part_of`, or they are of different networks.
+        InputError: as `part_of`, or they are of different networks or classes.
     """
     train, test = part_of(run_dir, config, "train"), part_of(run_dir, config, "test")
     made = train.features.made_from, test.features.made_from
     if any(made[0][key] != made[1][key] for key in ("weights", "images")):
         raise InputError("Features of training and test images are of different networks; evaluate again.")
+    if same_classes and train.features.classes != test.features.classes:
+        raise InputError(
+            f"Test images ({test.what}) have other classes than training images; `largescale evaluate knn` again, with "
+            f"both of the same classes."
+        )
     return train, test
 
 

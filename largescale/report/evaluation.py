@@ -47,6 +47,8 @@ def _refused(names: list[str]) -> str:
 def section_of(runs: Sequence[ReportedRun]) -> str:
     """Bars and a table of the newest results, and a table of all."""
     title, found = "What it learned", newest(runs)
+    if not found and any(run.results.all for run in runs):  # as of the spectrum
+        return section(title, "No measurement is a share of images told right. All numbers:", _all(runs))
     if not found:
         how = f"largescale evaluate {first_protocol(runs[0].config)} RUN"
         return section(title, "", missing(f"Not measured yet; `{how}` does it."))

@@ -57,7 +57,7 @@ def _section(title: str, part: Callable[[ReportedRun], tuple[str, str]], run: Re
 
 
 def _neighbours(run: ReportedRun) -> tuple[str, str]:
-    train, test = both_parts(run.path, run.config)
+    train, test = both_parts(run.path, run.config, same_classes=False)
     text = (
         f"Random test images of {test.what} (left), and the training images of "
         f"{train.features.made_from['shards']['name']} whose features are nearest. Solid green frame: same class; "

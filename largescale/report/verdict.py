@@ -97,6 +97,9 @@ def _better(run: ReportedRun) -> Iterator[Answer]:
     found = newest([run])
     if not any(one.network == OWN for one in found):
         text = f"Not measured yet: {_measuring(run)}."
+        if run.results.newest:
+            names = ", ".join(map(protocol_name, run.results.newest))
+            text = f"Measured by {names}, which gives no share of images told right; see the numbers below."
         yield Answer("Better than untrained, and than pixels?", OPEN, text)
     for own in (one for one in found if one.network == OWN):
         others = [one for one in found if one.protocol == own.protocol and one is not own]

@@ -7,6 +7,8 @@ largescale/evaluate/table_of_runs.py, largescale/evaluate/targets.py
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,15 @@ import torch
 
 import largescale
 from largescale.cli import main
+from largescale.config import load_config
 from largescale.data.corpora import open_corpus
 from largescale.data.decode import decode
 from largescale.data.reader import ShardReader
 from largescale.evaluate.feature_set import FeatureSet
+from largescale.evaluate.headline import headlines
+from largescale.evaluate.measure import evaluate
+from largescale.report.evaluated import both_parts
+from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 
 pytestmark = pytest.mark.slow
@@ -161,3 +168,35 @@ def test_what_cannot_be_measured_is_said_in_a_line(run, capsys, words, line):
     assert main(["evaluate", *(word.replace("RUN", str(run)) for word in words)]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ") and line.replace("RUN", str(run)) in last
+
+
+def test_an_accuracy_of_earlier_weights_is_not_that_of_the_run(run, tmp_path, shard_folder):
+    later = shutil.copytree(run, tmp_path / "later")
+    now = headlines(run)
+    assert headlines(later) == now and {"knn", "linear"} <= set(now)
+    newest = sorted((later / "checkpoints").iterdir())[-1]
+    progress = json.loads((newest / "progress.json").read_text())
+    other = shutil.copytree(newest, newest.with_name("step-00000099"))
+    (other / "progress.json").write_text(json.dumps({**progress, "step": 99}))
+    assert headlines(later) == {}
+    shutil.rmtree(later / "checkpoints")  # then there is nothing newer
+    assert headlines(later) == now
+
+
+def test_settings_of_training_have_no_effect_on_an_evaluation_and_that_is_said(run, caplog):
+    unused = ["data.augment.flip=0", "data.subset=nowhere.txt", "optim.lr=1"]
+    with caplog.at_level("WARNING"):
+        evaluate("knn", run, overrides=["evaluate.baselines=false", "data.workers=0", *unused])
+    said = [record.getMessage() for record in caplog.records if "has no effect" in record.getMessage()]
+    assert [line.split(" has")[0] for line in said] == unused
+
+
+def test_features_of_other_classes_are_not_compared(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    path = other / "eval/features/pretrained-test.safetensors"
+    features = FeatureSet.load(path)
+    replace(features, classes=features.classes[:-1]).save(path, features.made_from)
+    config = load_config(other / "config.yaml")
+    with pytest.raises(InputError, match="have other classes than training images"):
+        both_parts(other, config)
+    assert both_parts(other, config, same_classes=False)

@@ -18,6 +18,7 @@ from largescale.data.corpora import open_corpus
 from largescale.evaluate import finetuned, own_classifier
 from largescale.evaluate.classifier_files import write_own_classifier
 from largescale.evaluate.extract import extract
+from largescale.evaluate.finetuned import finetune
 from largescale.evaluate.image_training import accuracies
 from largescale.evaluate.targets import target_at
 from largescale.evaluate.weights import method_of
@@ -161,3 +162,13 @@ def test_mistakes_are_said_in_a_line_and_leave_no_file(run, tmp_path, words, exp
     assert main(["finetune", str(run), *(str(out) if word == "OUT" else word for word in words)]) == 2
     said = capsys.readouterr().err.splitlines()
     assert expected in said[-1] and said[-1].startswith("error: ") and not any(tmp_path.iterdir())
+
+
+def test_what_changes_nothing_and_what_makes_numbers_look_better_is_said(run, tmp_path, shard_folder, caplog):
+    out = tmp_path / "other.safetensors"
+    overrides = [*SETTINGS, "optim.lr=1", f"data.eval_shards={shard_folder}"]
+    with caplog.at_level("WARNING"):
+        finetune(run, out, overrides=overrides)
+    said = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("optim.lr=1 has no effect") for line in said)
+    assert any("the accuracy is inflated" in line for line in said)

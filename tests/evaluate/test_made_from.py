@@ -17,11 +17,12 @@ import torch
 
 from largescale.checkpoint.folder import Checkpoint
 from largescale.cli import main
-from largescale.config import load_config
-from largescale.data.corpora import Corpus
-from largescale.evaluate.doubts import doubts, num_in_shared_shards, num_shared
+from largescale.config import DataConfig, load_config
+from largescale.data.corpora import Corpus, open_corpus
+from largescale.evaluate.doubts import doubts, in_shared_shards, num_shared, shared_samples
 from largescale.evaluate.extract import can_be_read, extract, pixels
 from largescale.evaluate.feature_set import FeatureSet
+from largescale.evaluate.image_training import labels_of
 from largescale.evaluate.made_from import difference, identity, result_stamp, shards_stamp, weights_stamp
 from largescale.evaluate.protocols import PROTOCOLS
 from largescale.evaluate.results import read_results
@@ -32,6 +33,7 @@ from shards.format.manifest import read_manifest, write_manifest
 from shards.format.shard_index import read_index, write_index
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT, run_python
+from tests.helpers.servers import web_server
 
 
 def checkpoint(step: int, digest: str) -> Checkpoint:
@@ -102,8 +104,8 @@ def test_shared_images_are_counted_however_the_shards_are_cut(sample_images, sha
     train, test, again = (Corpus(read_manifest(folder)) for folder in (shard_folder, held_out_shards, cut))
     assert num_shared(test, test) == num_shared(test, again) == 100
     assert num_shared(train, test) == 0
-    assert num_in_shared_shards(test.manifest, again.manifest) == 0  # what tars alone would say
-    assert num_in_shared_shards(test.manifest, test.manifest) == 100
+    assert in_shared_shards(test.manifest, again.manifest).sum() == 0  # what tars alone would say
+    assert in_shared_shards(test.manifest, test.manifest).sum() == 100
     for pretraining, expected in (
         (cut, "100 of the test images are among those the network was pretrained on"),
         (shard_folder, None),
@@ -111,6 +113,29 @@ def test_shared_images_are_counted_however_the_shards_are_cut(sample_images, sha
     ):
         config = load_config(ROOT / "tests/tiny.yaml", [f"data.shards={pretraining}"])
         assert [line.split(" (")[0] for line in doubts(config, (train, test))] == [expected] * bool(expected)
+
+
+def test_images_that_the_pretraining_left_out_are_not_shared_and_none_is_counted_twice(
+    shard_folder, held_out_shards, tmp_path
+):
+    rows = [np.arange(30), np.arange(20, 50)]
+    for number, chosen in enumerate(rows):
+        np.save(tmp_path / f"{number}.npy", chosen)
+    train, test = (Corpus(read_manifest(folder)) for folder in (shard_folder, held_out_shards))
+    assert shared_samples(replace(test, subset=rows[1]), test).nonzero()[0].tolist() == [*range(20, 50)]
+    places = held_out_shards, shutil.copytree(held_out_shards, tmp_path / "again")
+    listed = [f"{{path: {place}, subset: {tmp_path}/{number}.npy}}" for number, place in enumerate(places)]
+    for some, num in ((listed[:1], 30), (listed, 50)):
+        config = load_config(ROOT / "tests/tiny.yaml", [f"data.shards=[{', '.join(some)}]"])
+        [line] = doubts(config, (train, test))
+        assert line.startswith(f"{num} of the test images are among those the network was pretrained on")
+
+
+def test_indexes_in_a_store_are_fetched_to_read_labels(held_out_shards, tmp_path):
+    with web_server(held_out_shards) as web:
+        far = open_corpus(web.url, DataConfig(shards=web.url, cache=str(tmp_path)))
+        expected = labels_of(open_corpus(str(held_out_shards), DataConfig(shards="unused")))
+        assert torch.equal(labels_of(far), expected) and len(expected) == 100
 
 
 def test_features_that_are_not_numbers_are_refused(held_out_shards):

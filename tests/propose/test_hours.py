@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from largescale.config import Config, load_config
+from largescale.data.supports import require_shared_evenly
 from largescale.methods import METHODS, build_method
 from largescale.methods.choice import Choice
 from largescale.propose.command import _alone
@@ -12,7 +13,7 @@ from largescale.propose.hours import MOST_EPOCHS, TRAINING, affordable, epochs_i
 from largescale.propose.proposal import as_config
 from largescale.propose.rate import Rate
 from shards.ground.errors import InputError
-from tests.helpers.proposals import PHOTOS, proposed
+from tests.helpers.proposals import EIGHT, PHOTOS, proposed
 
 
 def test_epochs_follow_from_hours_and_speed():
@@ -66,6 +67,17 @@ def trial_of(method: str, tmp_path) -> Config:
     path = tmp_path / "recipe.yaml"
     path.write_text(_alone(replace(proposed(method=method), shards="unset")))
     return load_config(path)
+
+
+def test_a_single_gpu_is_measured_with_its_part_of_the_supports(tmp_path):
+    eight = proposed(replace(PHOTOS, num_classes=365), EIGHT, "paws")
+    whole = as_config(eight.choices(Choice(100.0, ""))).method.supports()
+    path = tmp_path / "recipe.yaml"
+    path.write_text(_alone(replace(eight, shards="unset")))
+    config = load_config(path)
+    assert config.train.global_batch == eight.batch // 8
+    assert whole.size / 8 <= config.method.supports().size <= whole.size / 8 + whole.classes
+    require_shared_evenly(config, 1)
 
 
 def test_what_a_run_only_begins_with_is_not_measured(tmp_path):

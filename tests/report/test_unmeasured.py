@@ -5,10 +5,14 @@ from __future__ import annotations
 import pytest
 
 import shards
+from largescale.evaluate.made_from import VERSION
+from largescale.evaluate.results import write_result
 from largescale.report import evaluation, images, verdict
 from largescale.report.reported_run import read_runs
 from largescale.report.unmeasured import needed
 from tests.helpers.run_folders import make_run
+
+SHARDS = {"location": "/data/test", "name": "test", "fingerprint": "a"}
 
 
 @pytest.fixture
@@ -43,3 +47,30 @@ def test_of_images_with_labels_or_that_cannot_be_seen_it_is_knn(shard_folder, tm
         assert "Needs `largescale evaluate knn RUN`." in shown
         [run] = read_runs([path])
         assert needed(run.config) == "Needs `largescale evaluate knn RUN`."
+
+
+def test_a_measurement_that_is_no_share_is_shown(unlabelled, shard_folder, tmp_path):
+    path = make_run(tmp_path / "run", f"data.shards={shard_folder}", f"data.eval_shards={unlabelled}")
+    write_result(
+        path,
+        {
+            "protocol": "spectrum",
+            "metric": "effective_rank",
+            "metric_is_share": False,
+            "settings": {},
+            "checkpoint_step": 80,
+            "measured": "2026-01-01",
+            "results": {"pretrained": {"effective_rank": 12.3456}},
+            "num_test": 100,
+            "made_from": {
+                "version": VERSION,
+                "test_shards": SHARDS,
+                "train_shards": SHARDS,
+                "weights": {"step": 80},
+                "images": {},
+            },
+        },
+    )
+    answers, learned, _ = said_of(path)
+    assert "Not measured yet" not in answers + learned
+    assert "12.3" in learned and "which gives no share of images told right" in answers
