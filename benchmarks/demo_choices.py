@@ -46,6 +46,27 @@ VARIANTS = {
     "two views, 20 epochs, 20 prototypes": two_views(20, "20"),
 }
 """Overrides by name."""
+ON_TRAINED = """\
+## On the images that are trained on
+
+`python -m benchmarks.folds`, by five folds of the 10,000 training images, on which the network was trained; over pixels \
+(82.44 kNN, 82.27 linear). Seeds differ by 0.3 there, but longer training is flattered.
+
+| variant of configs/demo.yaml | seed | kNN over pixels | linear over pixels |
+|---|---|---|---|
+| as it is (16 epochs) | 0 | +2.17 | +4.48 |
+| as it is (16 epochs) | 1 | +1.92 | +4.36 |
+| queue of 320 from step 400 | 0 | +2.47 | +4.94 |
+| 100 prototypes, queue of 640 from step 400 | 0 | -2.74 | +0.84 |
+| 24 epochs | 0 | +3.35 | +5.22 |
+| 24 epochs, queue of 320 from step 400 | 1 | +2.63 | +5.29 |
+| 24 epochs, views from 65% | 0 | +1.83 | +4.31 |
+| 24 epochs, views from 90% | 0 | +2.60 | +4.91 |
+
+24 epochs, best here, were asked about the test images with seed 1: 82.80 kNN, 85.60 linear, where 16 have 83.10 and \
+85.80. On images held out, as above, 22 epochs have 83.93 and 86.01 with seed 0, where 16 have 83.42 and 87.33. What is \
+gained on the images that are trained on is not gained on others, so the recipe stays as it is.
+"""
 COLUMNS = [f"{protocol} {network}" for protocol in ("knn", "linear") for network in ("pretrained", "pixels")]
 
 
@@ -75,7 +96,7 @@ def page(rows: list[dict[str, Any]]) -> str:
             over = [row[f"{protocol} pretrained"] - row[f"{protocol} pixels"] for protocol in ("knn", "linear")]
             cells = [f"{row[key]:.2f}" for key in COLUMNS] + [f"{gain:+.2f}" for gain in over]
             lines.append(f"| {name} | {row['seed']} | {' | '.join(cells)} | {row['train_s']:.0f} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", ON_TRAINED])
 
 
 def main() -> None:
