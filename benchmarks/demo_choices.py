@@ -49,8 +49,8 @@ VARIANTS = {
 ON_TRAINED = """\
 ## On the images that are trained on
 
-`python -m benchmarks.folds`, by five folds of the 10,000 training images, on which the network was trained; over pixels \
-(82.44 kNN, 82.27 linear). Seeds differ by 0.3 there, but longer training is flattered.
+`python -m benchmarks.folds`, by five folds of the 10,000 training images, on which the network was trained; over \
+pixels (82.44 kNN, 82.27 linear). Seeds differ by 0.3 there, but longer training is flattered.
 
 | variant of configs/demo.yaml | seed | kNN over pixels | linear over pixels |
 |---|---|---|---|
@@ -64,8 +64,8 @@ ON_TRAINED = """\
 | 24 epochs, views from 90% | 0 | +2.60 | +4.91 |
 
 24 epochs, best here, were asked about the test images with seed 1: 82.80 kNN, 85.60 linear, where 16 have 83.10 and \
-85.80. On images held out, as above, 22 epochs have 83.93 and 86.01 with seed 0, where 16 have 83.42 and 87.33. What is \
-gained on the images that are trained on is not gained on others, so the recipe stays as it is.
+85.80. On images held out, as above, 22 epochs have 83.93 and 86.01 with seed 0, where 16 have 83.42 and 87.33. What \
+is gained on the images that are trained on is not gained on others, so the recipe stays as it is.
 """
 COLUMNS = [f"{protocol} {network}" for protocol in ("knn", "linear") for network in ("pretrained", "pixels")]
 

@@ -1,6 +1,6 @@
 """Every method against itself in one process: strategies, numbers of ranks, ways of accumulation.
 
-Covers: largescale/distributed/collectives.py, largescale/models/running_statistics.py, largescale/parallel/precision.py
+Covers: largescale/distributed/collectives.py, largescale/models/running_statistics.py
 """
 
 from __future__ import annotations
