@@ -33,7 +33,7 @@ def job(folder: Path, says: list[str], end: str, **more: str) -> tuple[str, list
         "scontrol": '[ "$1" = show ] || echo "scontrol $*" >>calls',
         "sleep": 'echo "sleep $*" >>calls',
         "srun": 'echo "a store for each round: $TORCH_DISABLE_SHARE_RDZV_TCP_STORE; '
-        '$SRUN_CPUS_PER_TASK cores, $OMP_NUM_THREADS threads"; exit 3',
+        '${SRUN_CPUS_PER_TASK:-its own} cores, $OMP_NUM_THREADS threads"; exit 3',
     }
     for name, text in programs.items():
         path = folder / name
@@ -84,7 +84,7 @@ def test_a_run_that_seems_to_run_is_looked_at_again_after_its_lease(tmp_path, la
 @pytest.mark.parametrize(
     "more, cores, threads",
     [
-        ({}, 1, 1),
+        ({}, "its own", 1),  # as with --cpus-per-gpu, beside which srun takes no number per task
         ({"SLURM_CPUS_PER_TASK": "64"}, 64, 64),
         ({"SLURM_CPUS_PER_TASK": "64", "RANKS_PER_NODE": "4"}, 64, 16),
         ({"SLURM_CPUS_PER_TASK": "2", "RANKS_PER_NODE": "4"}, 2, 1),
