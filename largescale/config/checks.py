@@ -7,7 +7,7 @@ from dataclasses import Field, fields, is_dataclass
 from functools import reduce
 from typing import Any
 
-from largescale.config.data_settings import AugmentConfig
+from largescale.config.data_settings import AugmentConfig, DataConfig
 from largescale.config.group_augment import augment_of_group
 from largescale.config.schema import Config
 from largescale.config.setting import declared
@@ -65,7 +65,18 @@ def without_effect(config: Config) -> list[str]:
             if (used_if := declared(item).used_if) and value != default_of(item) and not holds(config, used_if)
         ),
         *(line for place in range(len(config.data.crops)) for line in _without_effect_in_group(config, place)),
+        *_patience_in_vain(config),
     ]
+
+
+def _patience_in_vain(config: Config) -> Iterator[str]:
+    """Waiting for data is no progress, so a run waits no longer than until it counts as hung."""
+    patience, hang = config.data.store_patience_s, config.run.hang_timeout_s
+    if 0 < hang <= patience != DataConfig().store_patience_s:
+        yield (
+            f"data.store_patience_s={patience:g} has no effect beyond run.hang_timeout_s={hang:g}, when the run counts as "
+            f"hung; raise that too, or set it to 0"
+        )
 
 
 def _without_effect_in_group(config: Config, place: int) -> Iterator[str]:

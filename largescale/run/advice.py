@@ -37,7 +37,9 @@ def new_run(config: Config, checkpoint: Checkpoint | None = None) -> str:
     run = Path(config.run.dir)
     free = next(path for number in itertools.count(2) if not (path := run.with_name(f"{run.name}-{number}")).exists())
     without = " model.weights=" if config.model.weights else ""  # what that run had begun with
-    return f"init_from={checkpoint.path if checkpoint else run} run.dir={free}{without}"
+    mirror = config.checkpoint.mirror.rstrip("/")
+    other = f" checkpoint.mirror={mirror}{free.name.removeprefix(run.name)}" if mirror else ""
+    return f"init_from={checkpoint.path if checkpoint else run} run.dir={free}{other}{without}"
 
 
 def after_failed_saves(why: str) -> str:

@@ -32,6 +32,8 @@ FILE = "init.json"
 """File in the run's folder that records what it started from."""
 
 _BACKBONE = "model.backbone."
+_NOT_OF_ITS_SHAPE = ("weights", "mask", "zero_init_residual", "recompute_stages", "compile_stages")
+"""Keys of `model` that a backbone's tensors do not depend on."""
 _log = logging.getLogger(__name__)
 
 
@@ -195,11 +197,15 @@ def _require_same_backbone(config: Config, checkpoint: Checkpoint, differ: list[
     wrong = [name.removeprefix("model.") for name in differ if name.startswith(_BACKBONE)]
     if wrong:
         there, here = checkpoint.progress["config"], flatten(config)
-        keys = [key for key in here if key.startswith("model.") and key in there and there[key] != here[key]]
+        keys = [key for key in here if key in there and there[key] != here[key] and _is_of_its_shape(key)]
         raise InputError(
             f"init_from={config.init_from}: has another backbone: {len(wrong)} tensors differ, such as {wrong[0]}; set "
-            f"{' '.join(f'{key}={there[key]}' for key in keys) or 'model.* as there'}"
+            f"{' '.join(f'{key}={there[key]}'.replace(', ', ',') for key in keys) or 'model.* as there'}"
         )
+
+
+def _is_of_its_shape(key: str) -> bool:
+    return key.startswith("model.") and key.removeprefix("model.") not in _NOT_OF_ITS_SHAPE
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

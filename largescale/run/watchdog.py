@@ -79,16 +79,17 @@ class Watchdog:
             except dist.DistError:
                 if not late:
                     continue  # the store's process is gone: collectives will fail, or this rank will be late
-            self._report()
-            os._exit(EXIT_CODE)
+            try:
+                self._report()
+            finally:
+                os._exit(EXIT_CODE)
 
     def _report(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f"rank-{rank():05d}.txt").open("w") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} rank {rank()} on {socket.gethostname()}: {self._doing}\n")
-            faulthandler.dump_traceback(file, all_threads=True)
-        if torch.cuda.is_available():
-            (self.folder / f"rank-{rank():05d}.nccl.json").write_bytes(_flight_record())
+        stacks = f"stacks in {self.folder}"
+        try:
+            self._write_stacks()
+        except OSError as error:  # that the disk is full, or gone, may be why it hangs
+            stacks = f"stacks could not be written to {self.folder} ({error.strerror or error})"
         own = {
             "host": socket.gethostname(),
             "doing": self._doing,
@@ -104,10 +105,18 @@ class Watchdog:
                 if self._store.check([f"rank-{other}"]):
                     reports[other] = json.loads(self._store.get(f"rank-{other}"))
         if next(r for r, report in enumerate(reports) if report) == rank():
-            why = f"{blame(reports, self.timeout_s)}; stacks in {self.folder}"
+            why = f"{blame(reports, self.timeout_s)}; {stacks}"
             sys.stderr.write(f"[rank {rank()}] error: {why}\n")
             sys.stderr.flush()
             stopping.say_last_words("failed", why)
+
+    def _write_stacks(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f"rank-{rank():05d}.txt").open("w") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} rank {rank()} on {socket.gethostname()}: {self._doing}\n")
+            faulthandler.dump_traceback(file, all_threads=True)
+        if torch.cuda.is_available():
+            (self.folder / f"rank-{rank():05d}.nccl.json").write_bytes(_flight_record())
 
 
 def position(thread: int) -> dict[str, Any]:

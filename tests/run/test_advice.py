@@ -84,6 +84,8 @@ def test_a_new_run_gets_a_folder_that_is_free(tmp_path):
         (tmp_path / name).mkdir()
     config = load_config(TINY, ["data.shards=x", f"run.dir={tmp_path}/run"])
     assert new_run(config) == f"init_from={tmp_path}/run run.dir={tmp_path}/run-3"
+    config.checkpoint.mirror = "s3://bucket/run/"
+    assert new_run(config).endswith("run.dir=" + f"{tmp_path}/run-3 checkpoint.mirror=s3://bucket/run-3")
 
 
 @pytest.mark.slow

@@ -184,6 +184,8 @@ def test_a_checkpoint_may_be_named_and_a_damaged_one_is_passed_over(source, pret
             ["init_from={source}", "model.width=16"],
             ": has another backbone: 30 tensors differ, such as backbone.stages.0.0.bn1.bias; set model.width=8",
         ),
+        # To be pasted into a shell, and without what shapes do not depend on.
+        (["init_from={source}", "model.depths=[1,1,1]", "model.recompute_stages=[1]"], "; set model.depths=[1,1]\n"),
     ],
 )
 def test_what_cannot_be_taken_is_one_line(source, pretrain, tmp_path, overrides, says):

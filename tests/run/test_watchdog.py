@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 from largescale.run.watchdog import blame, position
+from tests.helpers.commands import ROOT
 
 
 def report(waits: bool, place: str = "data/reader.py:88 in read") -> dict:
@@ -37,3 +40,27 @@ def test_a_thread_is_found_at_its_line_outside_of_torch():
     release.set()
     thread.join()
     assert not found["waits"] and "threading.py" in found["place"]
+
+
+HANGS = """
+import sys, time
+from pathlib import Path
+from largescale.processes import process_group
+from largescale.run.watchdog import Watchdog
+with process_group():
+    Watchdog(Path(sys.argv[1]), 1.0)
+    time.sleep(60)
+"""
+
+
+def test_a_run_that_hangs_ends_though_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    ended = subprocess.run(
+        [sys.executable, "-c", HANGS, tmp_path / "file" / "hangs"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 86, ended.stderr
+    assert "no progress for 1 s" in ended.stderr and "stacks could not be written to" in ended.stderr
