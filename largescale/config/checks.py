@@ -74,8 +74,8 @@ def _patience_in_vain(config: Config) -> Iterator[str]:
     patience, hang = config.data.store_patience_s, config.run.hang_timeout_s
     if 0 < hang <= patience != DataConfig().store_patience_s:
         yield (
-            f"data.store_patience_s={patience:g} has no effect beyond run.hang_timeout_s={hang:g}, when the run counts as "
-            f"hung; raise that too, or set it to 0"
+            f"data.store_patience_s={patience:g} has no effect beyond run.hang_timeout_s={hang:g}, when the run counts "
+            f"as hung; raise that too, or set it to 0"
         )
 
 
