@@ -43,8 +43,8 @@ def lines_of(*overrides: str) -> list[str]:
         (["optim.name=adamw", "optim.momentum=0.5"], "optim.momentum=0.5 has no effect"),
         (
             ["data.store_patience_s=7200"],
-            "data.store_patience_s=7200 has no effect beyond run.hang_timeout_s=1800, when the run counts as hung; raise "
-            "that too, or set it to 0",
+            "data.store_patience_s=7200 has no effect beyond run.hang_timeout_s=1800, when the run counts as hung; "
+            "raise that too, or set it to 0",
         ),
         (["optim.name=sgd", "optim.betas=[0.9, 0.99]"], "optim.betas=[0.9, 0.99] has no effect"),
         (["optim.name=sgd", "optim.trust_coefficient=0.1"], "optim.trust_coefficient=0.1 has no effect"),
