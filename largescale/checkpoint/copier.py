@@ -42,6 +42,7 @@ class Copier:
     Args:
         mirror: the copies.
         folder: the run's `checkpoints`.
+        keep, keep_every: which copies are kept, as of `Saver`; whatever else is in the folder is kept there too.
         verify: raises if the folder belongs to another training by now; called on rank 0 before anything is removed.
         timeout: of its collectives; None uses that of torch.
 
@@ -49,9 +50,17 @@ class Copier:
     """
 
     def __init__(
-        self, mirror: Mirror, folder: Path, verify: Callable[[], None] = lambda: None, timeout: timedelta | None = None
+        self,
+        mirror: Mirror,
+        folder: Path,
+        verify: Callable[[], None] = lambda: None,
+        timeout: timedelta | None = None,
+        *,
+        keep: int,
+        keep_every: int,
     ) -> None:
         self.mirror, self.folder, self._verify = mirror, folder, verify
+        self._keep, self._keep_every = keep, keep_every
         self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))  # every rank is in it
         self._rounds: queue.SimpleQueue[tuple[bool, Future[str]]] = queue.SimpleQueue()
         self._last: Future[str] = Future()
@@ -165,7 +174,12 @@ class Copier:
 
     def _tidy(self) -> None:
         self._verify()
-        self.mirror.remove_but({checkpoint.step for checkpoint in newest_first(self.folder)})
+        # By the rule, not by what is here: a machine that took over has the newest alone.
+        here = {checkpoint.step for checkpoint in newest_first(self.folder)}
+        there = [step for step in self.mirror.steps() if step <= max(here, default=0)]
+        newest = sorted({*here, *there}, reverse=True)[: self._keep]
+        milestones = [step for step in there if self._keep_every and step % self._keep_every == 0]
+        self.mirror.remove_but({*here, *newest, *milestones})
 
     def _wait_longer(self, complaint: str) -> None:
         pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self._failures, 10))

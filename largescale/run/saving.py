@@ -85,7 +85,10 @@ class Saving:
             published=self._published,
             timeout=timeout,
         )
-        self._copier = Copier(mirror, checkpoints, lease.verify, timeout) if mirror is not None else None
+        self._copier = None
+        if mirror is not None:
+            kept = {"keep": config.keep, "keep_every": config.keep_every}
+            self._copier = Copier(mirror, checkpoints, lease.verify, timeout, **kept)
         self._failed, self._why_failed, self._seconds = 0, "", 0.0
 
     def save(self, engine: Engine, progress: dict[str, Any], *, final: bool) -> None:

@@ -6,6 +6,7 @@ Covers: largescale/checkpoint/bounded.py
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def disturbed(folder: str) -> dict[str, object]:
     logging.getLogger("largescale").addHandler(handler)
     here, there = Path(folder) / "checkpoints", Path(folder) / "store" / "run"
     mirror = Mirror(f"file://{there}", answer_s=0.5)
-    copier = Copier(mirror, here)
+    copier = Copier(mirror, here, keep=2, keep_every=0)
     saver = Saver(here, keep=2, keep_every=0, background=True, device=torch.device("cpu"))
     found: dict[str, object] = {}
 
@@ -93,7 +94,28 @@ def copier(one_process, tmp_path) -> Copier:
     """Of a folder with one checkpoint."""
     saver = Saver(tmp_path / "checkpoints", keep=2, keep_every=0, background=False, device=torch.device("cpu"))
     saver.save({"model.a": torch.ones(3)}, {"step": 10}, until_update=set())
-    return Copier(Mirror(f"file://{tmp_path}/store/run"), saver.folder)
+    return Copier(Mirror(f"file://{tmp_path}/store/run"), saver.folder, keep=2, keep_every=0)
+
+
+@pytest.mark.parametrize(
+    "keep, keep_every, left", [(2, 0, [40, 45]), (3, 20, [20, 35, 40, 45]), (1, 10, [10, 20, 40, 45])]
+)
+def test_a_machine_that_took_over_leaves_the_copies_that_the_rule_keeps(one_process, tmp_path, keep, keep_every, left):
+    here, mirror = tmp_path / "checkpoints", Mirror(f"file://{tmp_path}/store/run")
+    saver = Saver(here, keep=100, keep_every=0, background=False, device=torch.device("cpu"))
+    for step in (5, 10, 20, 35, 40):
+        saver.save({"model.a": torch.ones(3)}, {"step": step}, until_update=set())
+    first = Copier(mirror, here, keep=100, keep_every=0)
+    first.begin(insist=True)
+    assert first.wait() == "" and sorted(mirror.steps()) == [5, 10, 20, 35, 40]
+    for step in (5, 10, 20, 35):  # of which it fetched the newest alone
+        shutil.rmtree(here / f"step-{step:08d}")
+    copier = Copier(mirror, here, keep=keep, keep_every=keep_every)
+    copier.begin(insist=True)
+    assert copier.wait() == "" and {40, *(step for step in left if step != 45)} <= set(mirror.steps())
+    saver.save({"model.a": torch.ones(3)}, {"step": 45}, until_update=set())
+    copier.begin(insist=True)
+    assert copier.wait() == "" and sorted(mirror.steps()) == left
 
 
 def test_a_wait_has_its_limit_and_a_long_one_shows_that_it_goes_on(copier, monkeypatch):
