@@ -274,6 +274,11 @@ def _architecture_of(file: StateFile) -> ModelConfig:
     best = closest(network.layout.family, network.shapes)
     if best.equal != best.total:
         raise InputError(f"{file.path}: of no known architecture; {best.words()}")
+    if best.model.stem == "3x3s2":
+        _log.warning(
+            "%s: its 3x3 stem is taken to have stride 2, which tensors do not tell; if it has 1, pass model.stem=3x3",
+            file.path,
+        )
     return best.model
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from largescale.checkpoint.foreign import load_backbone
+from largescale.checkpoint.state_file import read_state
 from largescale.config import Config
 from largescale.config.loading import config_of_values
 from largescale.evaluate.targets import Target, target_at
@@ -82,8 +83,12 @@ def any_target_at(place: str | Path, overrides: Sequence[str] = ()) -> AnyTarget
     weights = Published(found)
     config = _config_of(weights, list(overrides))
     if config.model != found.model:
-        load_backbone(path, config.model)  # says what differs
-        raise InputError(f"{place}: model.stem or another setting of model is not that of the file; leave it out")
+        other = load_backbone(path, config.model)  # says what differs
+        same_but_stem = replace(config.model, stem=found.model.stem) == found.model
+        if not same_but_stem or "config" in read_state(path).metadata:  # as of an export of ours, which says its stem
+            raise InputError(f"{place}: model.stem or another setting of model is not that of the file; leave it out")
+        found, weights = other, Published(other, told_stem=config.model.stem)
+        config = _config_of(weights, list(overrides))
     if rank() == 0:
         _log.info("%s: %s", place, found.taken.summary())
     own = _absolute(path)  # whose name is never `..`

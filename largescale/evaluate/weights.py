@@ -26,9 +26,11 @@ class Published:
 
     Attributes:
         found: what was read.
+        told_stem: the stem, where the user told it, since tensors do not.
     """
 
     found: ForeignBackbone
+    told_stem: str = ""
 
     step: ClassVar[None] = None
     """Files do not tell."""
@@ -40,8 +42,8 @@ class Published:
 
     @property
     def content_hash(self) -> str:
-        """Identifies the file by its content."""
-        return f"sha256:{self.found.sha256}"
+        """Identifies the file by its content, and what is made of it."""
+        return f"sha256:{self.found.sha256}" + (f" model.stem={self.told_stem}" if self.told_stem else "")
 
 
 Weights = Checkpoint | Published

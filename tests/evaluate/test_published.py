@@ -176,6 +176,23 @@ def test_what_cannot_be_read_is_said_in_a_line(file, places, tmp_path, capsys, m
     assert last.startswith("error: ") and line in last, last
 
 
+def test_a_stem_that_tensors_do_not_tell_is_that_of_the_user(places, tmp_path, caplog, capsys):
+    file, state = tmp_path / "cifar.pth", narrow_resnet().state_dict()
+    torch.save(state | {"conv1.weight": torch.randn(len(state["conv1.weight"]), 3, 3, 3)}, file)
+    guessed = any_target_at(file, places)
+    assert "its 3x3 stem is taken to have stride 2" in caplog.text and "pass model.stem=3x3" in caplog.text
+    told = any_target_at(file, [*places, "model.stem=3x3"])
+    images = torch.randn(2, 3, 32, 32)
+    maps = [target.weights.found.backbone.stem(images) for target in (guessed, told)]
+    assert [one.shape[-1] for one in maps] == [16, 32]
+    assert guessed.weights.content_hash != told.weights.content_hash  # features of one are not those of the other
+    words = ["evaluate", "knn", str(file), *places, "model.stem=3x3"]
+    assert main(words) == 0
+    assert main([*words, "model.width=64"]) == 2
+    with pytest.raises(InputError):
+        any_target_at(file, [*places, "model.stem=imagenet"])
+
+
 def test_shards_must_be_named(file, places, capsys):
     for left, line in ((places[1:], "evaluate.train_shards is not set"), (places[:1], "data.eval_shards is not set")):
         assert main(["evaluate", "knn", str(file), *left]) == 2
