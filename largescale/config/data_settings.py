@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from largescale.config.setting import LONGEST_RUN_S, LONGEST_WAIT_S, setting
 
@@ -100,10 +100,19 @@ class AugmentConfig:
 
 
 @dataclass
+class Corpus:
+    """One of several corpora: an element of the list that `data.shards` may be."""
+
+    path: str
+    weight: float = 1.0
+    subset: str = ""
+
+
+@dataclass
 class DataConfig:
     """The images: where they are, in what order they come, how they become views."""
 
-    shards: Any = setting(
+    shards: Annotated[Any, str | list[str | Corpus]] = setting(
         "???",
         "Shard folder to pretrain on, or its URL (s3://..., http://..., anything fsspec knows); labels are "
         "ignored, but for those of method.support. A list mixes several: {path: FOLDER, weight: SHARE, subset: FILE}.",

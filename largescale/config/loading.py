@@ -148,7 +148,7 @@ def _layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str
     if path.resolve() in seen:
         raise InputError(f"{path}: extends itself; break the cycle of `extends:`")
     try:
-        content = parse(path.read_text(encoding="utf-8")) or {}
+        content = parse(path.read_text(encoding="utf-8"), keep_text=True) or {}
     except (NotReadable, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(content, dict):

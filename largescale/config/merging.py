@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from largescale.config.data_settings import AugmentConfig, CropGroup
 from largescale.config.names import unknown_key
 from largescale.config.schema import Config
-from largescale.config.value_types import element_group, form, misfit_of_type, types_of
+from largescale.config.value_types import as_meant, element_group, element_type, form, misfit_of_type, types_of
 from largescale.config.yaml_file import NotReadable, parse
 from shards.ground.errors import InputError
 
@@ -28,7 +28,7 @@ class Override:
 
     Attributes:
         key: dotted, elements of lists by number: `data.crops.0.size`.
-        text, value: as typed, and as parsed by YAML.
+        text, value: as typed, and as parsed by YAML, numbers with their text.
 
     Raises:
         InputError: it has no key, or is not YAML.
@@ -40,7 +40,7 @@ class Override:
         if not equals or not self.key:
             raise InputError(f"override {item!r}: expected key=value, for example optim.lr=0.6")
         try:
-            self.value = parse(self.text)
+            self.value = parse(self.text, keep_text=True)
         except NotReadable as error:
             raise InputError(f"override {item!r}: not readable as YAML ({error})") from error
 
@@ -92,8 +92,8 @@ class Merged:
                 for name, content in groups.items()
                 for leaf in self._leaves(content, self._hint(name), "", f"{name}.")
             )
-        if given.text.strip() == "" or (hint is str and isinstance(value, int | float)):
-            value = given.text  # a run may be named 007 or 1e3
+        if given.text.strip() == "":
+            value = given.text
         self._set(self.values, key, key, value, hint, "")
         return {key}
 
@@ -165,7 +165,7 @@ class Merged:
                     f"unknown key {key}: {parent} has {len(present)} elements, from 0; set the whole "
                     f"list, {parent}=[...]"
                 )
-            hint = hint.__args__[0] if hasattr(hint, "__args__") else Any
+            hint = element_type(hint)
         return hint
 
     def _leaves(
@@ -186,6 +186,7 @@ class Merged:
 
     def _set(self, node: DictConfig, name: str, key: str, value: Any, hint: Any, origin: str) -> None:
         """Set entry `name` of `node`, which is `key` in the whole configuration."""
+        value = as_meant(value, hint)
         expected = misfit_of_type(value, hint)
         try:
             if not expected and (group := element_group(hint)):

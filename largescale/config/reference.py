@@ -11,7 +11,7 @@ from largescale.config.names import declarations
 from largescale.config.schema import Config
 from largescale.config.setting import Setting, declared
 from largescale.config.slots import method_names, schema_for
-from largescale.config.value_types import form, types_of
+from largescale.config.value_types import form, is_open, types_of
 from largescale.config.values import enumerated, written
 
 
@@ -52,7 +52,7 @@ class Key:
         setting = self.setting
         if names := setting.names():
             return f"one of {', '.join(names)}"
-        if setting.expected or self.hint is Any:
+        if setting.expected or is_open(self.hint):
             return setting.expected
         each = " each" if get_origin(self.hint) is list else ""
         limits = _limits(setting)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from largescale.config.yaml_file import Written
 
 _FORMS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -16,8 +19,37 @@ def types_of(schema: Any) -> dict[str, Any]:
 
 @cache
 def _types_of(schema: Any) -> dict[str, Any]:
-    hints = get_type_hints(schema)  # slow, and of a schema that does not change
+    hints = get_type_hints(schema, include_extras=True)  # slow, and of a schema that does not change
     return {item.name: hints[item.name] for item in fields(schema)}
+
+
+def is_open(hint: Any) -> bool:
+    """Whether OmegaConf has no type for it, so that it takes any value: `Annotated[Any, TYPE]` says what is meant."""
+    return hint is Any or len(_alternatives(hint)) > 1
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types of which a value has one."""
+    meant = get_args(hint)[1] if get_origin(hint) is Annotated else hint
+    return get_args(meant) if isinstance(meant, UnionType) else (meant,)
+
+
+def element_type(hint: Any) -> Any:
+    """The type of a list's elements."""
+    return next((get_args(one)[0] for one in _alternatives(hint) if get_origin(one) is list), Any)
+
+
+def as_meant(value: Any, hint: Any) -> Any:
+    """A value that was read with `keep_text`, for a setting: where this is text, numbers are as they are written."""
+    if isinstance(value, Written):
+        return value.text if str in _alternatives(hint) else value.value
+    if isinstance(value, list):
+        return [as_meant(element, element_type(hint)) for element in value]
+    if isinstance(value, dict):
+        group = next(filter(is_dataclass, _alternatives(hint)), None)
+        types = types_of(group) if group else {}
+        return {as_meant(key, Any): as_meant(one, types.get(key, Any)) for key, one in value.items()}
+    return value
 
 
 def element_group(hint: Any) -> Any:
@@ -43,7 +75,7 @@ def misfit_of_type(value: Any, hint: Any) -> str:
 
     Interpolations and strings that hold a number are left to OmegaConf, which converts them.
     """
-    if hint is Any or (isinstance(value, str) and "${" in value):
+    if is_open(hint) or (isinstance(value, str) and "${" in value):
         return "a value, not null" if value is None else ""
     if get_origin(hint) is list:
         if not isinstance(value, list):

@@ -7,6 +7,7 @@ same name would be lost silently.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -33,18 +34,46 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
+@dataclass(frozen=True)
+class Written:
+    """A number, true or false, and how it is written, for settings that take it as text: a run may be named 0012.
+
+    Attributes:
+        value, text: as YAML reads it, and as it stands in the file.
+    """
+
+    value: int | float | bool
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class _TextKeeper(_Loader):
+    def written(self, node: yaml.ScalarNode) -> Written:
+        return Written(_Loader.yaml_constructors[node.tag](self, node), node.value)
+
+
+for _kind in ("int", "float", "bool"):
+    _TextKeeper.add_constructor(f"tag:yaml.org,2002:{_kind}", _TextKeeper.written)
+
+
 class NotReadable(ValueError):
     """The text is not YAML, or not accepted here; the message is one line."""
 
 
-def parse(text: str) -> Any:
+def parse(text: str, *, keep_text: bool = False) -> Any:
     """The values in a YAML text: dicts, lists, strings, numbers, booleans and None.
+
+    Args:
+        text: to read.
+        keep_text: whether numbers and booleans come as `Written`, with their text.
 
     Raises:
         NotReadable: not YAML, a duplicate key, a mapping or list that contains itself, or other types.
     """
     try:
-        loader = _Loader(text)
+        loader = _TextKeeper(text) if keep_text else _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:

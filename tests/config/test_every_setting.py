@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 
-from largescale.config import CropGroup, augment_of_group, load_config
+from largescale.config import CropGroup, augment_of_group, load_config, to_yaml
 from largescale.config.names import all_keys
 from largescale.config.reference import every_key
 from largescale.config.setting import declared
@@ -221,6 +221,16 @@ def test_what_does_not_fit_is_refused_in_a_line_that_blames_the_override(overrid
         ("name=007", lambda config: (config.name, config.run.dir) == ("007", "runs/007")),
         ("name=1e3", lambda config: config.name == "1e3"),
         ("name=2026-01-31", lambda config: config.name == "2026-01-31"),
+        ("name= 0012  # the twelfth", lambda config: config.name == "0012"),
+        ("name=no", lambda config: config.name == "no"),
+        ("run={dir: 2024, seed: 0x10}", lambda config: (config.run.dir, config.run.seed) == ("2024", 16)),
+        ("data.shards=2024", lambda config: config.data.shards == "2024"),
+        ("data.shards=[2024, 007]", lambda config: config.data.shards == ["2024", "007"]),
+        (
+            "data.shards=[{path: 007, weight: 5e-1, subset: 1_0}, b]",
+            lambda config: config.data.shards == [{"path": "007", "weight": 0.5, "subset": "1_0"}, "b"],
+        ),
+        ("method.prototypes=[12, 0x10]", lambda config: config.method.prototypes == [12, 16]),
         (
             "data.shards=[{path: a, weight: 1e-3}]",
             lambda config: config.data.shards == [{"path": "a", "weight": 0.001}],
@@ -229,6 +239,37 @@ def test_what_does_not_fit_is_refused_in_a_line_that_blames_the_override(overrid
 )
 def test_an_override_is_taken_as_it_is_meant(override, read):
     assert read(load_config(TINY, ["data.shards=x", override]))
+
+
+@pytest.mark.parametrize(
+    "text, read",
+    [
+        ("name: 0012", lambda config: (config.name, config.run.dir) == ("0012", "runs/0012")),
+        ("name: 1e3", lambda config: config.name == "1e3"),
+        ("name: 12:30", lambda config: config.name == "12:30"),
+        ("name: yes", lambda config: config.name == "yes"),
+        ("name: &day 0012\nrun: {seed: *day}", lambda config: (config.name, config.run.seed) == ("0012", 10)),
+        ("run: {dir: 2024}", lambda config: config.run.dir == "2024"),
+        ("data: {eval_shards: 1.50}", lambda config: config.data.eval_shards == "1.50"),
+        (
+            "method: {name: distillation, classes: [007, 1.0, on, tench]}",
+            lambda config: config.method.classes == ["007", "1.0", "on", "tench"],
+        ),
+    ],
+)
+def test_text_that_looks_like_a_number_stays_as_it_is_written(text, read, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(f"{text}\n" if text.startswith("name") else f"name: x\n{text}\n")
+    config = load_config(tmp_path / "recipe.yaml", ["data.shards=2024"])
+    assert read(config) and config.data.shards == "2024"
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize("text", ["name: null", "name: ~", "name:"])
+def test_no_value_is_no_text(text, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(f"{text}\n")
+    with pytest.raises(InputError, match=r"recipe\.yaml: name=None: expected text"):
+        load_config(tmp_path / "recipe.yaml", ["data.shards=x"])
 
 
 def test_an_override_of_an_element_leaves_the_next_configuration_alone():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from largescale.config import load_config
-from largescale.config.yaml_file import NotReadable, parse
+from largescale.config.yaml_file import NotReadable, Written, parse
 from shards.ground.errors import InputError
 
 
@@ -51,6 +51,16 @@ def test_what_is_odd_is_refused_in_a_line(text, expected):
 )
 def test_what_is_plain_is_read(text, value):
     assert parse(text) == value
+
+
+def test_numbers_are_kept_with_their_text():
+    read = parse("a: 0012\nb: [1e3, yes, 1.50]\nc: null\nd: '7'\n", keep_text=True)
+    assert read == {
+        "a": Written(10, "0012"),
+        "b": [Written(1000.0, "1e3"), Written(True, "yes"), Written(1.5, "1.50")],
+        "c": None,
+        "d": "7",
+    }
 
 
 def test_aliases_of_aliases_that_unfold_to_billions_are_refused():
