@@ -7,7 +7,7 @@ import json
 import sys
 
 from largescale.config import Config, corpus_settings, load_config
-from largescale.plan.planner import IMAGENET, Request, compare, plan
+from largescale.plan.planner import IMAGENET, Request, compare, other_precision, plan
 from largescale.plan.table import side_by_side, table
 from shards.ground.errors import InputError
 from shards.stores.locate import manifest_at
@@ -31,6 +31,8 @@ def run(arguments: argparse.Namespace) -> str:
             f"are assumed; pass --images N\n"
         )
     request = Request(arguments.gpus, arguments.gpu, arguments.gpus_per_node, images, arguments.price)
+    if said := other_precision(config, request):
+        sys.stderr.write(f"{said}\n")
     if arguments.compare:
         plans = compare(config, request)
         return json.dumps(plans, indent=1) if arguments.json else side_by_side(plans)

@@ -106,6 +106,17 @@ def _in_half_precision(config: Config, half: str) -> Config:
     return replace(config, train=replace(config.train, precision=half))
 
 
+def other_precision(config: Config, request: Request) -> str:
+    """What to say where a recipe chooses one half precision and the plan is in the GPU's; empty if it is the same."""
+    chosen, planned = config.train.precision, _in_half_precision(config, gpu_named(request.gpu).half).train.precision
+    if chosen in ("auto", planned):
+        return ""
+    return (
+        f"train.precision={chosen}: planned in {planned}, the half precision of {request.gpu}; set "
+        f"train.precision={planned} to train as planned"
+    )
+
+
 def _describe(config: Config, request: Request, step: Simulation, guess: Estimate) -> dict[str, Any]:
     gpu, batch = gpu_named(request.gpu), config.train.global_batch
     steps = config.train.steps or max(1, int(request.images // batch * config.train.epochs))

@@ -183,6 +183,24 @@ def test_the_command_says_what_a_run_takes(capsys):
     assert "memory per GPU" in text and "fits" in text and "images/s" in text and "assumed: math 0.5" in text
 
 
+@pytest.mark.parametrize(
+    "chosen, gpu, planned, said",
+    [
+        ("bf16", "v100", "fp16", "train.precision=bf16: planned in fp16, the half precision of v100; set"),
+        ("fp16", "h100", "bf16", "train.precision=fp16: planned in bf16, the half precision of h100; set"),
+        ("auto", "v100", "fp16", ""),
+        ("bf16", "h100", "bf16", ""),
+        ("fp32", "v100", "fp32", ""),
+    ],
+)
+def test_another_precision_than_the_chosen_one_is_said(chosen, gpu, planned, said, capsys):
+    recipe = [str(ROOT / "tests/tiny.yaml"), "data.shards=nowhere", f"train.precision={chosen}"]
+    assert main(["plan", *recipe, "--gpus", "1", "--gpu", gpu, "--images", "200", "--json"]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out)["precision"] == planned
+    assert output.err.startswith(said) and output.err.count("\n") == bool(said)
+
+
 def test_another_strategy_is_planned_for_a_recipe_that_sets_what_fsdp_alone_has(capsys):
     of_fsdp = ["parallel.strategy=fsdp", "parallel.sharded_init=true", "parallel.replicate=2"]
     recipe = [str(ROOT / "tests/tiny.yaml"), "data.shards=nowhere", *of_fsdp, "--gpus", "4"]
