@@ -233,7 +233,7 @@ def open_plan(home: Path, source: Source | None = None) -> Plan:
         source: where the images are now; None is where they were.
 
     Raises:
-        InputError: there is none, or it cannot be read.
+        InputError: there is none, it cannot be read, or its tables are not whole.
     """
     if home.name == HOLDOUT and not (home / PLAN).exists():
         home = home.parent
@@ -242,7 +242,7 @@ def open_plan(home: Path, source: Source | None = None) -> Plan:
         content = json.loads(path.read_text(encoding="utf-8"))
         settings = content["settings"]
         source = source or source_for(content["source"], settings)
-        return Plan(
+        plan = Plan(
             home / PLAN,
             source,
             content["target"],
@@ -256,6 +256,30 @@ def open_plan(home: Path, source: Source | None = None) -> Plan:
         raise InputError(text) from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); start over with --force") from error
+    _check_tables(plan)
+    return plan
+
+
+def _check_tables(plan: Plan) -> None:
+    """Check that every table has all rows of the plan; an update that was killed may have left more."""
+    rows = plan.num_rows
+    needed = {"place_ends": 8 * rows, "key_ends": 8 * rows, "labels": 4 * rows, "sizes": 8 * rows}
+    if plan.settings["shuffle"] is not None or plan.settings["holdout"]:
+        needed["order"] = 8 * rows
+    for name, size in needed.items():
+        _check_size(plan.folder / f"{name}.bin", size)
+    for name in ("place", "key"):
+        [end] = np.fromfile(plan.folder / f"{name}_ends.bin", np.uint64, 1, offset=8 * (rows - 1))
+        _check_size(plan.folder / f"{name}s.bin", int(end))
+
+
+def _check_size(table: Path, needed: int) -> None:
+    size = table.stat().st_size if table.exists() else 0
+    if size < needed:
+        raise InputError(
+            f"{table}: has {size:,} bytes, the plan needs {needed:,}: it was cut, by a crash or a copy; restore it, or "
+            f"start over with --force"
+        )
 
 
 def source_for(location: str | Path, settings: dict[str, Any]) -> Source:

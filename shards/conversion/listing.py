@@ -30,7 +30,7 @@ from shards.conversion.conversion_plan import (
 from shards.conversion.shuffle import append, append_shuffled
 from shards.format.labels import class_names
 from shards.ground.errors import InputError
-from shards.ground.files import atomic_write, naming
+from shards.ground.files import atomic_write, naming, sync_file
 from shards.sources.clip_source import IMAGE_ALONE
 from shards.sources.found import HIDDEN, NAMED, Found, left_out
 from shards.sources.source import Source
@@ -177,6 +177,8 @@ def _add_listing(plan: Plan) -> int:
         "parts": [vars(part) for part in parts],
         "fingerprint": digest.hexdigest(),
     }
+    for table in folder.glob("*.bin"):
+        sync_file(table)  # or plan.json, which speaks of them, might outlive a power cut that they do not
     write_plan(folder, content)
     return known.num_gone() if known else 0
 

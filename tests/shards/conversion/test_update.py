@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from shards.cli import main
 from shards.conversion import listing
 from shards.conversion.conversion_plan import open_plan
-from shards.conversion.convert import Options, convert, merge
+from shards.conversion.convert import PLAN_ALONE, Options, convert, merge
 from shards.format.manifest import Manifest, read_manifest
 from shards.format.shard_index import read_index
 from shards.ground.errors import InputError
 from shards.inspection.verify import verify
-from tests.helpers.conversions import contents, stored_images
+from tests.helpers.conversions import contents, refusal, stored_images
 from tests.helpers.images import image_bytes
 
 
@@ -142,6 +142,41 @@ def test_a_file_that_changed_and_a_lost_plan_are_refused(source, tmp_path, capsy
     assert main(["convert", str(source), str(out), "--update", "--force"]) == 2
     assert main(["convert", str(source), str(tmp_path / "new"), "--holdout", "1"]) == 2
     assert "expected a fraction from 0 to less than 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("update", [False, True])
+def test_the_tables_of_a_plan_are_on_the_disk_before_plan_json(source, tmp_path, monkeypatch, update):
+    if update:
+        convert(source, tmp_path / "out", options())
+        write(source, names(50, 53))
+    synced, fsync = [], os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    convert(source, tmp_path / "out", options(update=update, task=PLAN_ALONE))
+    plan = tmp_path / "out" / "plan"
+    order = [number for number, _ in synced]
+    before = synced[: order.index((plan / "plan.json").stat().st_ino)]
+    tables = {(path.stat().st_ino, path.stat().st_size) for path in plan.glob("*.bin")}
+    assert len(tables) == 7 and tables <= set(before)
+
+
+@pytest.mark.parametrize("table", ["places", "place_ends", "keys", "key_ends", "labels", "sizes", "order"])
+@pytest.mark.parametrize("cut", [0, -1, None])
+def test_a_plan_whose_table_was_cut_is_refused(source, tmp_path, capsys, table, cut):
+    out = tmp_path / "out"
+    convert(source, out, options(task=PLAN_ALONE))
+    path = out / "plan" / f"{table}.bin"
+    path.unlink() if cut is None else path.write_bytes(path.read_bytes()[:cut])
+    text = refusal(capsys, "convert", source, out, "--labels", "folder", "--samples-per-shard", "8", "--shuffle", "3")
+    assert f"{path}: has " in text and text.endswith(
+        " it was cut, by a crash or a copy; restore it, or start over with --force"
+    )
+    assert not (out / "manifest.json").exists()
+    assert convert(source, out, options(force=True)).num_samples == 50
 
 
 def test_held_out_images_are_a_folder_of_their_own(source, tmp_path):
