@@ -41,8 +41,6 @@ from shards.ground.files import naming, sync_folder
 TOLERANCE = 1e-5
 """Of the outputs of what was written, relative to the largest one."""
 
-_MASK_SUFFIX = ".mask.safetensors"
-
 Figures = Callable[[Checkpoint], Sequence[Figure]]
 
 
@@ -182,15 +180,23 @@ FORMATS: dict[str, Callable[[Network, Path], tuple[dict[str, str], str]]] = {
 def _write_mask(network: Network, path: Path, format_name: str) -> None:
     """Write the run's masks beside the weights, or into the folder, by the names that the weights have there."""
     masks = {_name_in(network, name, format_name): mask for name, mask in masks_of(network).items()}
-    beside = path / "mask.safetensors" if path.is_dir() else path.with_suffix(_MASK_SUFFIX)
-    write_mask(beside, masks, {"share_left": repr(share_left(masks)), "weights": network.checkpoint.content_hash})
+    write_mask(
+        _mask_file(path), masks, {"share_left": repr(share_left(masks)), "weights": network.checkpoint.content_hash}
+    )
+
+
+def _mask_file(out: Path) -> Path:
+    """Where the masks of an export are: in a folder, or beside a file by its own name, so that net.safetensors has
+    net.mask.safetensors, and net.onnx, whose masks may be others, net.onnx.mask.safetensors.
+    """
+    name = f"{out.name.removesuffix('.safetensors')}.mask.safetensors"
+    return out / "mask.safetensors" if out.is_dir() else out.with_name(name)
 
 
 def _remove_stale_mask(out: Path) -> None:
-    """Remove the masks of weights that were exported here before, unless they may be of an export beside."""
-    mask = out.with_suffix(_MASK_SUFFIX)
-    beside = {out.with_suffix(suffix) for suffix in (".safetensors", ".onnx", ".pt2")} - {out}
-    if read_about(mask).keys() == {"share_left", "weights"} and not any(one.exists() for one in beside):
+    """Remove the masks of weights that were exported here before."""
+    mask = _mask_file(out)
+    if read_about(mask).keys() == {"share_left", "weights"}:
         mask.unlink()
         sync_folder(mask.parent)
 

@@ -242,9 +242,13 @@ def test_masks_stay_beside_no_weights_that_have_none(run, tmp_path):
     out, mask = tmp_path / "out.safetensors", tmp_path / "out.mask.safetensors"
     export(pruned, out)
     assert load_file(mask).keys() == {"layer1.0.conv1.weight"}
+    export(pruned, tmp_path / "out.pt2", format_name="torch_export")
+    of_graph = tmp_path / "out.pt2.mask.safetensors"
+    assert load_file(of_graph).keys() == {"backbone.stages.0.0.conv1.weight"}
+    assert load_file(mask).keys() == {"layer1.0.conv1.weight"}, "each has its own"
     export(run, tmp_path / "out.pt2", format_name="torch_export")
     assert mask.exists(), "it is of the weights beside"
-    (tmp_path / "out.pt2").unlink()
+    assert not of_graph.exists()
     export(run, out)
     assert not mask.exists()
     write_mask(mask, masks, {"by": "somebody else"})

@@ -51,10 +51,13 @@ def test_the_page_draws_no_curves_of_other_runs(tmp_path, monkeypatch):
 
 
 def test_the_weights_and_the_mask_are_exported(pruned, tmp_path, capsys):
-    for name, format_name in (("own", "safetensors"), ("onnx", "torch_export")):
-        out = tmp_path / f"{name}{'.pt2' if format_name == 'torch_export' else '.safetensors'}"
+    for name, format_name, mask in (
+        ("own.safetensors", "safetensors", "own.mask.safetensors"),
+        ("own.pt2", "torch_export", "own.pt2.mask.safetensors"),
+    ):
+        out = tmp_path / name
         assert main(["export", str(pruned / "round-02"), str(out), "--format", format_name]) == 0
-        masks = safetensors.torch.load_file(out.with_suffix(".mask.safetensors"))
+        masks = safetensors.torch.load_file(tmp_path / mask)
         assert masks.keys() == {f"backbone.{key}" for key in masks_of(pruned / "round-02")}
     weights = safetensors.torch.load_file(tmp_path / "own.safetensors")
     assert all(not weights[key][~mask].any() and weights[key][mask].all() for key, mask in masks.items())
