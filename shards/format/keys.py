@@ -16,6 +16,7 @@ class FreshKeys:
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
+        self._last: dict[str, int] = {}
 
     def of_file(self, name: str) -> str:
         """`b.c.png` becomes `b_c`; the second and later files of one name get `~2`, `~3` ..."""
@@ -28,9 +29,10 @@ class FreshKeys:
 
     def _unique(self, name: str) -> str:
         base = key = _UNSAFE.sub("_", name)
-        count = 1
+        count = self._last.get(base, 1)  # not from the first one: names without a safe letter may all share a base
         while key in self._taken:
             count += 1
             key = f"{base}~{count}"
+            self._last[base] = count
         self._taken.add(key)
         return key
