@@ -8,6 +8,7 @@ transformers opens the same folder through its TimmWrapper.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def _config(network: Network, architecture: str) -> dict[str, object]:
             "input_size": [3, evaluate.size, evaluate.size],
             "fixed_input_size": False,
             "interpolation": "bilinear",
-            "crop_pct": evaluate.size / evaluate.resize,
+            "crop_pct": crop_share(evaluate.resize, evaluate.size),
             "crop_mode": "center",
             "mean": values["data.mean"],
             "std": values["data.std"],
@@ -62,3 +63,9 @@ def _config(network: Network, architecture: str) -> dict[str, object]:
         },
         "largescale": network.about(),
     }
+
+
+def crop_share(resize: int, size: int) -> float:
+    """`size / resize`, so that timm, which resizes to floor(size / share), comes back to `resize` and not one below."""
+    share = size / resize
+    return share if math.floor(size / share) == resize else math.nextafter(share, 0)

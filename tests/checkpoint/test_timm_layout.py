@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import re
 import sys
 
@@ -18,6 +19,7 @@ from largescale.checkpoint import timm_layout, torchvision_layout
 from largescale.checkpoint.export import export
 from largescale.checkpoint.folder import open_checkpoint
 from largescale.checkpoint.foreign import load_backbone
+from largescale.checkpoint.huggingface import crop_share
 from largescale.config import ModelConfig
 from largescale.evaluate.extract import load_method
 from largescale.evaluate.figures import figures_of
@@ -28,7 +30,7 @@ from shards.ground.errors import InputError
 from tests.helpers.checkpoints import config_of, save_checkpoint
 
 TIMM = importlib.util.find_spec("timm") is not None
-SMALL = ["evaluate.size=32", "evaluate.resize=36", "data.mean=[0.5,0.5,0.5]"]
+SMALL = ["evaluate.size=34", "evaluate.resize=50", "data.mean=[0.5,0.5,0.5]"]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,8 @@ def test_a_folder_for_hugging_face_with_its_card(regnet, tmp_path):
     assert done.checked.startswith(f"read again by largescale{' and timm' * TIMM}, ")
     told = json.loads((out / "config.json").read_text())
     assert told["architecture"] == "regnetx_004_tv" and told["pretrained_cfg"]["mean"] == [0.5, 0.5, 0.5]
-    assert told["pretrained_cfg"]["input_size"] == [3, 32, 32] and told["largescale"]["step"] == "3"
+    assert math.floor(34 / told["pretrained_cfg"]["crop_pct"]) == 50, "as timm resizes"
+    assert told["pretrained_cfg"]["input_size"] == [3, 34, 34] and told["largescale"]["step"] == "3"
     card = (out / "README.md").read_text()
     assert (
         card.startswith("---\nlibrary_name: timm\n")
@@ -137,6 +140,22 @@ def test_a_folder_for_hugging_face_with_its_card(regnet, tmp_path):
             torch.testing.assert_close(model(images), features, rtol=0, atol=1e-5)
     with pytest.raises(InputError, match="is there already; remove it, or choose another folder"):
         export(run, out, format_name="huggingface")
+
+
+def test_timm_resizes_as_evaluation_did():
+    sizes = [(resize, size) for size in range(1, 450) for resize in range(size, 2 * size + 40)]
+    shares = [json.loads(json.dumps(crop_share(resize, size))) for resize, size in sizes]
+    assert [math.floor(size / share) for (_, size), share in zip(sizes, shares, strict=True)] == [
+        resize for resize, _ in sizes
+    ]
+    assert all(abs(share * resize / size - 1) < 1e-15 for (resize, size), share in zip(sizes, shares, strict=True))
+    assert crop_share(256, 224) == 0.875 and crop_share(96, 96) == 1
+    if TIMM:
+        from timm.data import create_transform
+
+        for resize, size in [pair for pair in sizes if math.floor(pair[1] / (pair[1] / pair[0])) != pair[0]][::500]:
+            first, *_ = create_transform((3, size, size), crop_pct=crop_share(resize, size)).transforms
+            assert first.size == resize
 
 
 def test_neither_format_needs_timm(regnet, tmp_path, monkeypatch):
