@@ -22,7 +22,12 @@ class SpikeWatch:
 
     def __init__(self, factor: float, state: SpikeState | None = None) -> None:
         self.factor = factor
-        self.state: SpikeState = {} if state is None else {name: list(of) for name, of in state.items()}
+        self._state: SpikeState = {} if state is None else {name: list(of) for name, of in state.items()}
+
+    @property
+    def state(self) -> SpikeState:
+        """Of now: a checkpoint is written while further steps are looked at."""
+        return {name: list(of) for name, of in self._state.items()}
 
     def look(self, norm: float, objective: str = MAIN) -> str:
         """What is wrong with the norm of an objective's gradient; empty if nothing is, and then it joins the average.
@@ -32,11 +37,11 @@ class SpikeWatch:
         if norm == 0:
             return ""
         whose = "" if objective == MAIN else f"{objective}: "
-        average, num_steps = self.state.get(objective, [0.0, 0.0])
+        average, num_steps = self._state.get(objective, [0.0, 0.0])
         if self.factor > 0 and num_steps >= FIRST_STEPS and norm > self.factor * average:
             return f"{whose}gradient norm {norm:.3g} is {norm / average:.1f} times the running average"
         memory = min(_MEMORY, num_steps / (num_steps + 1))
-        self.state[objective] = [memory * average + (1 - memory) * norm, num_steps + 1]
+        self._state[objective] = [memory * average + (1 - memory) * norm, num_steps + 1]
         return ""
 
 

@@ -164,6 +164,14 @@ def test_each_objective_is_compared_with_itself():
     assert not watch.look(20.0)
 
 
+def test_a_state_that_is_being_saved_stays_that_of_its_step():
+    watch = SpikeWatch(10.0)
+    watch.look(1.0)
+    saved = watch.state
+    watch.look(3.0)
+    assert saved == {MAIN: [1.0, 1.0]} and watch.state == {MAIN: [2.0, 2.0]}
+
+
 def test_a_checkpoint_of_before_objectives_has_the_last_ones_average():
     assert spike_state([2.0, 300.0]) == {MAIN: [2.0, 300.0]} == spike_state({MAIN: [2.0, 300.0]})
 
