@@ -145,7 +145,8 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
             meter.add(output, check, data_wait, batch)
             done, last = step + 1, step + 1 == num_steps
             every = config.checkpoint.every_steps
-            saves = last or check.stop or phases.due(done) or (every > 0 and done % every == 0)
+            stops = check.stop and not last
+            saves = last or stops or phases.due(done) or (every > 0 and done % every == 0)
             if saves or done % config.run.log_every == 0:
                 # Saving closes the interval, so that a resumed run logs the same intervals.
                 measured = meter.summary() | phases.measures()
@@ -161,7 +162,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                     "skipped_samples": num_skipped,
                     **measured,
                     **pixel_signs(views, config.data.crops, of_frames=config.method.frame_tuples() is not None),
-                    **online.measure(engine, done, watchdog.beat),
+                    **({} if stops else online.measure(engine, done, watchdog.beat)),  # the save has no time to lose
                 }
                 run.record_metrics(row)
                 _log.info(progress.line(row))
@@ -176,8 +177,8 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
                 watchdog.beat(f"step {step}: saving")
                 average_statistics(engine.method)
                 unread = sorted(meter.unread_supports)
-                run.save(engine, done, num_skipped, spikes.state, unread, final=last or check.stop)
-            if check.stop and not last:
+                run.save(engine, done, num_skipped, spikes.state, unread, final=last or stops)
+            if stops:
                 run.end("stopped", done, num_steps)
                 who = f"by {stop_reason}" if stop_reason else "at another rank's request"
                 raise StoppedInOrder(f"stopped after step {step} {who}; checkpoint saved")

@@ -105,6 +105,14 @@ def test_shards_that_go_away_cost_the_measures_and_not_the_run(data, tmp_path, c
     )
 
 
+def test_a_run_that_is_to_stop_saves_and_measures_no_more(data, tmp_path):
+    command = ["pretrain", str(TINY), *data, f"run.dir={tmp_path}", "evaluate.online_every=0.1", "train.steps=2"]
+    assert main([*command, "run.time_limit_s=100", "run.stop_before_s=99.999"]) == 85
+    assert (tmp_path / "checkpoints/step-00000001").is_dir() and online_rows(tmp_path) == []
+    assert main(command) == 0
+    assert len(online_rows(tmp_path)) == 1 and len(metrics(tmp_path)) == 2
+
+
 def command_that_fails(part: str, where: int, error: type[Exception]) -> int:
     """The command, in which a part of a measurement fails on one of the ranks."""
     owner, name = (online.Online, "_features") if part == "features" else (online, part)
