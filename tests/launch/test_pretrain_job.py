@@ -32,8 +32,9 @@ def job(folder: Path, says: list[str], end: str, **more: str) -> tuple[str, list
         "largescale": 'head -n 1 says; grep -q complete <(head -n 1 says); code=$?; sed -i 1d says; exit "$code"',
         "scontrol": '[ "$1" = show ] || echo "scontrol $*" >>calls',
         "sleep": 'echo "sleep $*" >>calls',
+        "squeue": "exit 1",
         "srun": 'echo "a store for each round: $TORCH_DISABLE_SHARE_RDZV_TCP_STORE; '
-        '${SRUN_CPUS_PER_TASK:-its own} cores, $OMP_NUM_THREADS threads"; exit 3',
+        '${SRUN_CPUS_PER_TASK:-its own} cores, $OMP_NUM_THREADS threads"; exit "${CODE:-3}"',
     }
     for name, text in programs.items():
         path = folder / name
@@ -72,6 +73,25 @@ def test_a_job_queues_again_where_it_got_on_or_was_stopped_in_a_phase(tmp_path, 
     log, calls = job(tmp_path, says, end)
     assert expected in log and "a store for each round: 1" in log
     assert ("scontrol requeue 5" in calls) == (expected == QUEUED)
+
+
+@pytest.mark.parametrize(
+    "says, end, expected",
+    [
+        ([NOT_STARTED, NOT_STARTED], FOREVER, QUEUED),
+        ([STOPPED, STOPPED], FOREVER, QUEUED),
+        ([NOT_STARTED, NOT_STARTED], ENDED, NOT_QUEUED),  # no job of this length joins
+        (["", ""], FOREVER, NOT_QUEUED),  # that it cannot be read does not change
+    ],
+)
+def test_a_job_whose_ranks_were_asked_to_stop_while_they_joined_queues_again(tmp_path, says, end, expected):
+    log, calls = job(tmp_path, says, end, CODE="0")
+    assert expected in log and ("scontrol requeue 5" in calls) == (expected == QUEUED)
+
+
+def test_a_controller_that_does_not_answer_sets_no_limit(tmp_path):
+    log, _ = job(tmp_path, [STOPPED, STOPPED_LATER], end="")  # a limit in the past would leave no time for the phase
+    assert QUEUED in log
 
 
 @pytest.mark.parametrize("later, expected", [(GONE, QUEUED), (RUNNING, ELSEWHERE), (COMPLETE, "start 0: complete")])

@@ -89,6 +89,35 @@ def test_a_preempted_job_saves_and_goes_on_afterwards(box, steady, tmp_path):
     assert_same_end(run, steady[1])
 
 
+def test_a_preempted_evaluation_is_queued_again_and_a_cancelled_one_is_not(box, tmp_path):
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "largescale").write_text(
+        f'#!/usr/bin/env bash\ntrap "exit 143" TERM\necho "$1" >>{tmp_path}/calls\n'
+        '[ "$SLURM_RESTART_COUNT" = 1 ] && [ "$PROTOCOLS" = knn ] || while :; do sleep 0.1; done\n'
+    )
+    (programs / "largescale").chmod(0o755)
+    setup = tmp_path / "setup.sh"
+    setup.write_text(f"export PATH={programs}:$PATH\n")
+
+    def begin(protocols: str) -> str:
+        (tmp_path / "calls").write_text("")
+        settings = f"--export=ALL,SETUP={setup},PROTOCOLS={protocols}"
+        number = box.call("sbatch", "--parsable", settings, LAUNCH / "evaluate.sbatch", "run").strip()
+        box.wait(number, lambda: (tmp_path / "calls").read_text() != "")
+        return number
+
+    number = begin("knn")
+    options = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
+    box.call("sbatch", *options, "--wrap=sleep 1")
+    box.wait_for_end(number)
+    assert starts(box, number) == 2 and (tmp_path / "calls").read_text().split() == ["evaluate", "evaluate", "report"]
+    number = begin("linear")
+    box.call("scancel", number)
+    box.wait(number, lambda: box.job(number, "JobState") == "CANCELLED")
+    assert starts(box, number) == 1
+
+
 def test_a_lost_node_costs_what_came_after_the_last_checkpoint(box, steady, tmp_path):
     run = tmp_path / "run"
     number = start(box, steady, run)

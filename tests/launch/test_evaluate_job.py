@@ -1,0 +1,45 @@
+"""When an evaluation as a SLURM job queues again: evaluate.sbatch with programs in the place of SLURM's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.commands import ROOT
+
+ALL = [f"largescale {what}" for what in ("evaluate knn runs/a", "evaluate linear runs/a", "report runs/a")]
+
+
+def job(folder: Path, codes: str, **more: str) -> tuple[int, list[str]]:
+    """The code of a job whose steps end with some codes, and what it called."""
+    (folder / "codes").write_text("".join(f"{code}\n" for code in codes.split()))
+    programs = {
+        "srun": 'echo "${*:2}" >>calls; code=$(head -n 1 codes); sed -i 1d codes; exit "$code"',
+        "scontrol": 'echo "scontrol $*" >>calls',
+        "sleep": "true",
+    }
+    for name, text in programs.items():
+        path = folder / name
+        path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+        path.chmod(0o755)
+    environ = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "5", **more}
+    command = ["bash", ROOT / "launch" / "slurm" / "evaluate.sbatch", "runs/a"]
+    result = subprocess.run(command, cwd=folder, env=environ, capture_output=True, check=False)
+    return result.returncode, (folder / "calls").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    "codes, more, expected",
+    [
+        ("0 0 0", {}, (0, ALL)),
+        ("0 143", {}, (143, [*ALL[:2], "scontrol requeue 5"])),  # preempted
+        ("0 143", {"SLURM_RESTART_COUNT": "100"}, (143, ALL[:2])),
+        ("0 2", {}, (2, ALL[:2])),
+        ("137", {}, (137, ALL[:1])),  # killed for its memory, as it would be again
+    ],
+)
+def test_an_evaluation_that_was_preempted_queues_again(tmp_path, codes, more, expected):
+    assert job(tmp_path, codes, **more) == expected
