@@ -57,6 +57,7 @@ def join(launch: Launch, *, timeout_s: float, uses: str = "") -> dist.Store:
             # A little longer than rank 0 waits, so that its verdict, which names the missing ranks, arrives first.
             verdict = _verdict(launch, store, deadline + _POLL_S, timeout_s)
     except dist.DistError as error:
+        stopping.leave_if_asked(f"waiting for other ranks ({launch.place})")  # as rank 0 was, maybe a moment before
         raise InputError(f"{launch.place}: lost the connection to rank 0; its log says why") from error
     if verdict:
         raise InputError(verdict)
@@ -146,16 +147,21 @@ _opened: dict[str, dist.Store] = {}
 
 def _wait_for_answer(launch: Launch, address: str, deadline: float) -> None:
     why = "no answer"
+    unknown = ""
     for _ in _until(deadline, f"waiting for rank 0 ({launch.place})"):
         try:
             socket.create_connection((address, launch.port), timeout=2.0).close()
         except socket.gaierror as error:
-            raise InputError(f"MASTER_ADDR={address}: {error.strerror}; name the host of rank 0") from error
+            unknown = f"MASTER_ADDR={address}: {error.strerror}; name the host of rank 0"
+            if error.errno != socket.EAI_AGAIN:  # as a server of names says to some of hundreds that ask at once
+                raise InputError(unknown) from error
         except OSError as error:
-            why = error.strerror or str(error)
+            why, unknown = error.strerror or str(error), ""
         else:
             return
-    raise InputError(f"{launch.place}: rank 0 cannot be reached there ({why}): did it start, and is this its address?")
+    raise InputError(
+        unknown or f"{launch.place}: rank 0 cannot be reached there ({why}): did it start, and is this its address?"
+    )
 
 
 def _until(deadline: float, doing: str) -> Iterator[bool]:

@@ -7,8 +7,9 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch.distributed as dist
 
-from largescale.distributed import stopping
+from largescale.distributed import rendezvous, stopping
 from largescale.distributed.launch import Launch, launch_of, slurm_ranks, start_id
 from largescale.distributed.rendezvous import join
 from largescale.processes import join_time_s, name_of_gpu
@@ -153,7 +154,22 @@ def test_ranks_of_several_nodes_have_longer_to_come(on_node, seconds):
 
 def test_a_rank_0_that_cannot_be_reached(port):
     assert "rank 0 cannot be reached there (Connection refused)" in outcomes([at(port, 1)], timeout_s=0.5)[0]
-    assert "MASTER_ADDR=no.such.host.invalid: " in outcomes([at(port, 1, address="no.such.host.invalid")])[0]
+    nowhere = at(port, 1, address="no.such.host.invalid")
+    assert "MASTER_ADDR=no.such.host.invalid: " in outcomes([nowhere], timeout_s=0.5)[0]
+
+
+def test_names_that_are_not_answered_for_at_once_are_asked_for_again(port, monkeypatch):
+    answers, asked = socket.getaddrinfo, []
+
+    def busy(*arguments: object, **more: object) -> object:
+        asked.append(arguments)
+        if len(asked) < 3:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return answers(*arguments, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", busy)
+    assert outcomes([at(port, 1, address="localhost"), at(port, 0)]) == ["", ""]
+    assert len(asked) >= 3
 
 
 def test_a_port_that_is_taken():
@@ -169,3 +185,16 @@ def test_waiting_ends_at_a_signal(port, monkeypatch):
     monkeypatch.setattr(stopping, "_since", [0.0])
     with pytest.raises(stopping.StoppedWaiting, match="stopped by SIGTERM while waiting for rank 0"):
         join(at(port, 1), timeout_s=600)
+
+
+def test_a_rank_that_is_asked_to_stop_with_rank_0_follows_it(port, monkeypatch):
+    def leaves(*_: object) -> str:
+        monkeypatch.setattr(stopping, "_received", ["SIGTERM"])
+        monkeypatch.setattr(stopping, "_since", [0.0])
+        raise dist.DistNetworkError("failed to recv, got 0 bytes")
+
+    monkeypatch.setattr(rendezvous, "_verdict", leaves)
+    store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    with pytest.raises(stopping.StoppedWaiting, match="stopped by SIGTERM while waiting for other ranks"):
+        join(at(port, 1), timeout_s=20)
+    del store
