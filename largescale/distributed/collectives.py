@@ -121,5 +121,24 @@ def rows_on_rank_0(rows: Tensor) -> Tensor | None:
     return gathered
 
 
+def tensor_from_rank_0(tensor: Tensor | None) -> Tensor:
+    """A tensor that rank 0 passes, on every rank's host; what others pass does not count.
+
+    Collectives: every rank must call it; one broadcast of its shape, then one per piece.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        assert tensor is not None
+        return tensor
+    shapes = [None if tensor is None else (tuple(tensor.shape), tensor.dtype)]
+    dist.broadcast_object_list(shapes, src=0)
+    assert shapes[0] is not None
+    shape, dtype = shapes[0]
+    own = tensor if dist.get_rank() == 0 else None
+    whole = torch.empty(shape, dtype=dtype) if own is None else own.cpu().contiguous()
+    for piece in whole.view(-1).split(_PIECE):
+        dist.broadcast(piece, src=0)
+    return whole
+
+
 _PIECE = 2**24
 """Numbers sent in one message; gloo is not made for messages of gigabytes."""

@@ -19,11 +19,11 @@ from largescale.config import Config, SoundConfig
 from largescale.data.centre_crops import CentreCropMaker, CentreCrops, centre_crops
 from largescale.data.corpora import Corpus, open_corpus
 from largescale.data.reader import SampleError
-from largescale.distributed.collectives import rows_on_rank_0
+from largescale.distributed.collectives import rows_on_rank_0, tensor_from_rank_0
 from largescale.distributed.out_of_memory import memory_for
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.methods import Method, build_method
-from largescale.processes import on_rank_0, rank, world_size
+from largescale.processes import from_rank_0, on_rank_0, rank, world_size
 from shards.ground.errors import InputError
 
 PIXELS_SIDE = 32
@@ -273,6 +273,20 @@ def _gathered(
         if rows is not None and all_ids is not None and all_labels is not None:
             sets[name] = FeatureSet(rows, all_labels, all_ids, classes)
     return sets
+
+
+def on_every_rank(sets: dict[str, FeatureSet]) -> dict[str, FeatureSet]:
+    """What `extract` gave, which rank 0 has, on every rank.
+
+    Collectives: every rank must call it; a broadcast of what the sets are called, and of each tensor in pieces.
+    """
+    found = {}
+    for name, classes in from_rank_0([(name, one.classes) for name, one in sets.items()]):
+        one = sets.get(name)
+        parts = (None, None, None) if one is None else (one.features, one.labels, one.ids)
+        features, labels, ids = map(tensor_from_rank_0, parts)
+        found[name] = FeatureSet(features, labels, ids, classes)
+    return found
 
 
 def _check(sets: dict[str, FeatureSet], corpus: Corpus, num_samples: int, labelled: bool) -> None:

@@ -13,7 +13,7 @@ from largescale.config import SoundConfig
 from largescale.data.corpora import Corpus
 from largescale.data.reader import ShardReader
 from largescale.data.sounds import has_sound, require_sound
-from largescale.evaluate.extract import Network, extract
+from largescale.evaluate.extract import Network, extract, on_every_rank
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.subject import Subject
 from largescale.evaluate.weights import Published, method_of
@@ -56,7 +56,7 @@ def heard_by(
     Raises:
         InputError: the method does not hear, no clip that takes part has sound, or as `extract`.
 
-    Collectives: every rank must call it; those of `extract`, and a broadcast of an object.
+    Collectives: every rank must call it; those of `extract` and `on_every_rank`.
     """
     config, corpus = subject.config, subject.shards[1]
     wanted = _sound_of(subject, needed, lacking)
@@ -74,7 +74,7 @@ def heard_by(
         for name, trained in names.items()
     }
     found = extract(corpus, config, networks, device, ids=with_sound, labelled=False, sound=wanted)
-    return Heard(from_rank_0(found), _doubts(corpus, len(asked), len(with_sound), found, names))
+    return Heard(on_every_rank(found), _doubts(corpus, len(asked), len(with_sound), found, names))
 
 
 def _sound_of(subject: Subject, needed: str, lacking: str) -> SoundConfig:

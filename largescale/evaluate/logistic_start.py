@@ -7,18 +7,14 @@ arXiv 2202.10054, LP-FT).
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 import torch
 from torch import nn
 
 from largescale.config import Config
 from largescale.data.corpora import Corpus
-from largescale.evaluate.extract import Network, extract
-from largescale.evaluate.feature_set import FeatureSet
+from largescale.evaluate.extract import Network, extract, on_every_rank
 from largescale.evaluate.logistic import fit
-from largescale.processes import from_rank_0
 
 STRENGTH = 1.0
 """Of the L2 penalty, on the mean loss: a strong one. Few images do not tell which is best, and where a weak one was
@@ -45,10 +41,10 @@ def start_from_logistic(
     Raises:
         InputError: no image can be used, or features are not finite.
 
-    Collectives: every rank must call it; those of `extract` and `fit`, and a broadcast of the features.
+    Collectives: every rank must call it; those of `extract`, `on_every_rank` and `fit`.
     """
     found = extract(corpus, config, {"to be fine-tuned": features_of}, device, ids=ids)
-    known = cast(FeatureSet, from_rank_0(found.get("to be fine-tuned")))  # of rank 0, which has them
+    known = on_every_rank(found)["to be fine-tuned"]
     fitted = fit(known.features, known.labels, len(known.classes), [STRENGTH], max_steps=_MAX_STEPS)
     own, standard = fitted.weights[0].cpu(), fitted.standardiser
     matrix = standard.scale[:, None] * (standard.axes @ own[:-1])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from largescale.config import load_config
 from largescale.data.corpora import open_corpus
-from largescale.distributed.collectives import rows_on_rank_0
+from largescale.distributed.collectives import rows_on_rank_0, tensor_from_rank_0
 from largescale.evaluate.extract import extract, load_method, pixels
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.projection import Projection, of_folder
@@ -66,6 +66,8 @@ def refused(folder: str) -> str:
 
 def on_each_rank(folder: str, out: Path):
     uneven = rows_on_rank_0(torch.full((rank() * 2, 3), float(rank())))
+    assert tensor_from_rank_0(torch.arange(6).view(2, 3) if rank() == 0 else None).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert tensor_from_rank_0(torch.empty(0, 4) if rank() == 0 else torch.ones(7)).shape == (0, 4)
     return (
         [found(folder, batch) for batch in (7, 150)],
         refused(folder),
