@@ -27,6 +27,7 @@ from shards.images.names import IMAGE_SUFFIXES, STORED_SUFFIXES, why_no_image
 from shards.images.reading import ImageError, inspect
 
 _BLOCK = 512
+_ZEROS_AT_ONCE = 2**20
 
 ONE_MORE = "one more image of a sample"
 """Why images of a sample are left out, all but one."""
@@ -223,9 +224,13 @@ def _add_span(member: tarfile.TarInfo, spans: dict[str, tuple[int, int]]) -> str
 
 def _check_end(file: BinaryIO, where: object, size: int, end: int) -> None:
     # tarfile takes a cut between two members, or a damaged header, for the end of the archive.
-    file.seek(max(0, end - _BLOCK))
-    tail = file.read()
-    if size < 2 * _BLOCK or len(tail) < 2 * _BLOCK or any(tail[-2 * _BLOCK :]) or any(tail[_BLOCK:]):
+    start = max(0, end - _BLOCK)
+    file.seek(start)
+    head = file.read(2 * _BLOCK)
+    is_whole = size >= start + 2 * _BLOCK and not any(head[min(_BLOCK, size - start - 2 * _BLOCK) :])
+    while is_whole and (tail := file.read(_ZEROS_AT_ONCE)):  # of a tar damaged near its start this may be most of it
+        is_whole = not any(tail)
+    if not is_whole:
         raise TornTar(
             f"{where}: torn or damaged near byte {end}: a whole tar ends in zeros there; restore it or convert again"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tarfile
 from pathlib import Path
@@ -55,6 +56,17 @@ def labelled(first: int, last: int) -> Members:
     ]
 
 
+class Watched(io.BytesIO):
+    """A file that counts what is read of it."""
+
+    num_read = largest = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        content = super().read(size)
+        self.num_read, self.largest = self.num_read + len(content), max(self.largest, len(content))
+        return content
+
+
 CLASSES = {str(number): "cat" if number % 2 else "dog" for number in range(6)}
 
 
@@ -72,6 +84,32 @@ def test_torn_tars_are_named_and_the_others_go_on(tmp_path, capsys, command):
     found = {key.rpartition("/")[2]: label for key, label in labels_of(out).items()}
     assert found == {number: CLASSES[number] for number in ("0", "1", "3", "4")}
     assert ledger(out) == dict.fromkeys(("1.tar", "2.tar"), "a torn tar: what follows in it is lost")
+
+
+def test_of_a_tar_with_a_damaged_header_the_rest_is_not_read(tmp_path):
+    path = make_tar(tmp_path / "0.tar", [*labelled(0, 1), ("large.png", bytes(2**22)), *labelled(1, 2)])
+    content = bytearray(path.read_bytes())
+    content[content.index(b"large.png")] ^= 255
+    file = Watched(content)
+    with pytest.raises(InputError, match=r"0\.tar: torn or damaged near byte"):
+        list(tar.walk(file, path))
+    assert file.num_read < 2**16
+
+
+@pytest.mark.parametrize(
+    "zeros, then, is_whole",
+    [(2, b"", True), (2**13, b"", True), (1, b"", False), (0, b"", False), (2, b"x", False), (2**13, b"x", False)],
+)
+def test_a_whole_tar_ends_in_zeros_alone(tmp_path, zeros, then, is_whole):
+    content = make_tar(tmp_path / "0.tar", labelled(0, 1)).read_bytes().rstrip(b"\0")
+    content += bytes(-len(content) % 512 + 512 * zeros) + then
+    file = Watched(content)
+    if is_whole:
+        assert [sample.key for sample in tar.walk(file, "a tar")] == ["0"]
+    else:
+        with pytest.raises(InputError, match="a tar: "):
+            list(tar.walk(file, "a tar"))
+    assert file.largest <= 2**20
 
 
 def test_where_all_are_torn_nothing_is_written(tmp_path):
