@@ -189,6 +189,12 @@ def _entry(row: dict[str, Any]) -> ShardEntry:
 
 
 def _reject_paths(where: str, manifest: Manifest) -> None:
+    if not _is_plain(manifest.name):  # caches of stores name their folders by it
+        raise InputError(f"{where}: its name {manifest.name!r} is not a plain name without slashes")
     for shard in manifest.shards:
-        if Path(shard.name).name != shard.name or not shard.name.endswith(".tar"):
+        if not _is_plain(shard.name) or not shard.name.endswith(".tar"):
             raise InputError(f"{where}: shard name {shard.name!r} is not a plain file name ending in .tar")
+
+
+def _is_plain(name: str) -> bool:
+    return Path(name).name == name and "\0" not in name

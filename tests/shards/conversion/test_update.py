@@ -1,6 +1,6 @@
 """What is new in the source is added, what is held out stays held out, and no shard that is there changes.
 
-Covers: shards/conversion/conversion_plan.py, shards/format/manifest.py
+Covers: shards/conversion/conversion_plan.py
 """
 
 from __future__ import annotations
