@@ -188,17 +188,24 @@ def _number(path: str, place: int, line: str) -> int:
 
 
 def _numbers_of_keys(path: str, wanted: set[str], corpus: Corpus) -> np.ndarray:
-    found, first = [], 0
+    name, found, first = corpus.manifest.name, [], 0
+    tar_of: dict[str, str] = {}
     for shard, entry in enumerate(corpus.manifest.shards):
         index = corpus.index(shard)
         hits = [row for row in range(len(index)) if index.key(row) in wanted]
-        wanted.difference_update(index.key(row) for row in hits)
+        for key in sorted({index.key(row) for row in hits}):
+            if key in tar_of:
+                raise InputError(
+                    f"{path}: key {key} is in {tar_of[key]} and in {entry.name} of {name}; list sample numbers "
+                    f"instead, below a first line {NUMBERS_MARK!r}"
+                )
+            tar_of[key] = entry.name
         found += [first + row for row in hits]
         first += entry.num_samples
-    if wanted:
-        digits = all(key.removeprefix("-").isdecimal() for key in wanted)
+    if missing := wanted - tar_of.keys():
+        digits = all(key.removeprefix("-").isdecimal() for key in missing)
         hint = f"; if these are sample numbers, make the first line {NUMBERS_MARK!r}" if digits else ""
-        raise InputError(f"{path}: {len(wanted)} keys are not in {corpus.manifest.name}, such as {min(wanted)}{hint}")
+        raise InputError(f"{path}: {len(missing)} keys are not in {name}, such as {min(missing)}{hint}")
     return np.array(found, np.int64)
 
 

@@ -126,6 +126,18 @@ def test_lines_of_digits_are_keys_and_never_taken_for_numbers(digit_keys, tmp_pa
         make_stream(digit_keys, f"data.subset={path}")
 
 
+def test_a_key_that_several_shards_have_names_no_sample(digit_keys, tmp_path):
+    path, second = tmp_path / "subset.txt", read_manifest(digit_keys).index_path(1)
+    write_index(replace(read_index(second), keys=[str(number) for number in range(199, 159, -1)]), second)
+    path.write_text("\n".join(map(str, range(100, 120))) + "\n")
+    assert make_stream(digit_keys, f"data.subset={path}").order.num_samples == 20
+    path.write_text(path.read_text() + "170\n")
+    with pytest.raises(
+        InputError, match=r"key 170 is in train-000000\.tar and in train-000001\.tar of train; list sample"
+    ):
+        make_stream(digit_keys, f"data.subset={path}")
+
+
 @pytest.mark.parametrize(
     "array, says",
     [
