@@ -216,6 +216,8 @@ class Mixture:
     ) -> None:
         self.per_stream = global_batch // streams
         self.stream_counts = _share_streams(weights, streams)
+        if len(weights) > 1:
+            self._check_shares([int(np.sum(sizes)) for sizes in shard_sizes], global_batch)
         self.orders = [
             Order(
                 sizes,
@@ -232,6 +234,16 @@ class Mixture:
         self._first_ids = np.cumsum([0, *(order.num_samples for order in self.orders)])
         self._first_shards = np.cumsum([0, *(len(sizes) for sizes in shard_sizes)])
         self._first_streams = np.cumsum([0, *self.stream_counts])
+
+    def _check_shares(self, totals: list[int], global_batch: int) -> None:
+        for number, (total, count) in enumerate(zip(totals, self.stream_counts, strict=True), 1):
+            share = count * self.per_stream
+            if total < share:
+                raise InputError(
+                    f"data.shards: corpus {number} of {len(totals)} holds {total} samples, fewer than its share of "
+                    f"{share} of train.global_batch={global_batch}; "
+                    f"{'give it a smaller weight' if count > 1 else 'raise data.streams'}, or lower train.global_batch"
+                )
 
     def epoch(self, step: int) -> int:
         """The epoch of the run, which has as many samples as all corpora together. Each corpus also counts its own."""

@@ -112,6 +112,20 @@ def test_too_few_samples_is_an_error():
         make([23])
 
 
+@pytest.mark.parametrize(
+    "weights, share, mend", [([2.0, 1.0], 8, "raise data.streams"), ([1.0, 2.0], 16, "give it a smaller weight")]
+)
+def test_of_several_corpora_the_one_that_is_too_small_is_said_with_the_numbers_that_the_user_wrote(
+    weights, share, mend
+):
+    line = (
+        rf"corpus 2 of 2 holds 7 samples, fewer than its share of {share} of train\.global_batch=24; {mend}, or "
+        rf"lower train\.global_batch$"
+    )
+    with pytest.raises(InputError, match=line):
+        Mixture([np.array([90]), np.array([3, 4])], weights, seed=1, global_batch=24, streams=3, shuffle_window=16)
+
+
 @settings(max_examples=60, deadline=None)
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**63))
 def test_permute_is_a_permutation(size, key):
