@@ -9,6 +9,10 @@ class InputError(ValueError):
     """Input that cannot be used as it is; its message is one line: what, where, how to fix."""
 
 
+class NotEnoughMemory(InputError):
+    """There is not enough memory, which says nothing about what was to be read."""
+
+
 _BUSY = "another process may hold a lock on it, or its file system be busy: run the same command again"
 
 

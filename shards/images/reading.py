@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, TiffImagePlugin, features
 
-from shards.ground.errors import InputError
+from shards.ground.errors import InputError, NotEnoughMemory
 from shards.images import jpeg, orientation
 from shards.images.formats import FOREIGN, can_read, format_of, needs
 from shards.images.heif import bare_heif
@@ -124,7 +124,7 @@ def opened(payload: bytes, *, max_pixels: int = MAX_PIXELS, foreign: bool = Fals
 
     Raises:
         ImageError: as of `inspect`.
-        InputError: there is not enough memory.
+        NotEnoughMemory: as it says.
     """
     if not payload:
         raise ImageError("empty file")
@@ -143,7 +143,7 @@ def opened(payload: bytes, *, max_pixels: int = MAX_PIXELS, foreign: bool = Fals
     except (ImageError, InputError):
         raise
     except MemoryError as error:
-        raise InputError(
+        raise NotEnoughMemory(
             f"not enough memory for an image of {size[0]} x {size[1]} pixels: give fewer --workers or "
             f"threads, free memory, or leave such images out with --max-pixels"
         ) from error

@@ -24,7 +24,7 @@ from shards.format.ledger import SKIPPED_NAME, write_ledger
 from shards.format.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest, write_manifest
 from shards.format.shard_index import index_path, read_index, write_index
 from shards.format.tar import TornTar, file_checksum, index_tar
-from shards.ground.errors import InputError
+from shards.ground.errors import InputError, NotEnoughMemory
 from shards.ground.files import at_work_in, atomic_write, names_in
 from shards.ground.worker_processes import over
 from shards.sources.found import TORN
@@ -163,6 +163,8 @@ def _read(tar: Path) -> Path:
         pass  # none yet, or cut by a crash of the machine
     try:
         draft = _contents(tar, stamp)
+    except NotEnoughMemory as error:
+        raise NotEnoughMemory(f"{tar}: {error}") from error
     except TornTar:
         draft = _Draft(stamp, trouble=TORN)
     except InputError as error:

@@ -16,7 +16,7 @@ from shards.clips.library import pyav
 from shards.format.manifest import Manifest, ShardEntry
 from shards.format.shard_index import ShardIndex, index_path, read_index
 from shards.format.tar import TarSample, as_text, file_checksum, walk
-from shards.ground.errors import InputError
+from shards.ground.errors import InputError, NotEnoughMemory
 from shards.ground.open_file import OpenFile
 from shards.ground.worker_processes import over
 from shards.images.reading import ImageError, inspect
@@ -121,6 +121,8 @@ def _problems(tar: Path, shard: ShardEntry, classes: tuple[str, ...], decode: bo
                     yield index.key(row), "the tar's headers do not lead to it"
                 elif not is_whole and not _is_label(stored, sample, index.label.item(row), classes):
                     yield index.key(row), "its cls is not the label of the index"
+    except NotEnoughMemory as error:  # not the shard's fault
+        raise NotEnoughMemory(f"{shard.name}: {error}") from error
     except InputError as error:
         yield "", str(error).removeprefix(f"{tar}: ")
 

@@ -15,6 +15,7 @@ from shards.format.ledger import read_ledger
 from shards.format.manifest import read_manifest
 from shards.format.shard_index import read_index
 from shards.ground.errors import InputError
+from shards.images import reading
 from shards.inspection import index
 from shards.inspection.index import index_folder
 from shards.inspection.verify import verify
@@ -110,6 +111,19 @@ def test_a_whole_tar_ends_in_zeros_alone(tmp_path, zeros, then, is_whole):
         with pytest.raises(InputError, match="a tar: "):
             list(tar.walk(file, "a tar"))
     assert file.largest <= 2**20
+
+
+def test_too_little_memory_leaves_no_tar_out(tmp_path, monkeypatch):
+    make_tar(tmp_path / "0.tar", labelled(0, 2))
+
+    def lacking(payload: bytes, name: str) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "_open", lacking)
+        with pytest.raises(InputError, match=r"0\.tar: not enough memory for an image"):
+            index_folder(tmp_path, workers=1)
+    assert index_folder(tmp_path, workers=1).num_samples == 2
 
 
 def test_where_all_are_torn_nothing_is_written(tmp_path):

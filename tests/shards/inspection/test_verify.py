@@ -14,8 +14,9 @@ import pytest
 from shards.cli import main
 from shards.format.manifest import read_manifest
 from shards.format.shard_index import read_index
+from shards.images import reading
 from shards.inspection.verify import verify
-from tests.helpers.conversions import contents
+from tests.helpers.conversions import contents, refusal
 
 
 @pytest.fixture
@@ -47,6 +48,18 @@ def test_what_a_disk_cannot_read_is_listed_and_the_rest_is_looked_at(folder, mon
         "train-000001.tar: cannot be read (Input/output error)",
         "train-000003.tar: missing",
     ]
+
+
+def test_too_little_memory_is_no_damage(folder, monkeypatch, capsys):
+    def lacking(payload: bytes, name: str) -> None:
+        raise MemoryError
+
+    before = contents(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "_open", lacking)
+        line = refusal(capsys, "verify", folder, "--repair", "--workers", "1")
+    assert "train-000000.tar: not enough memory for an image" in line and "fewer --workers" in line
+    assert contents(folder) == before and verify(folder, workers=1, decode=True)[1] == []
 
 
 def flip_a_byte_of_an_image(folder: Path) -> None:
