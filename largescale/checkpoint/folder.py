@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,8 +114,13 @@ def folder_of(folder: Path, step: int) -> Path:
 
 def named_steps(folder: Path) -> list[int]:
     """Steps of a run's checkpoints by the names of their folders, newest first. Other names are a user's own copies."""
-    names = [name.removeprefix("step-") for name in names_in(folder) if name.startswith("step-")]
-    return sorted((int(name) for name in names if name.isdecimal() and name == f"{int(name):08d}"), reverse=True)
+    return steps_of(names_in(folder))
+
+
+def steps_of(names: Iterable[str]) -> list[int]:
+    """The steps that these names of folders are those of, newest first."""
+    digits = [name.removeprefix("step-") for name in names if name.startswith("step-")]
+    return sorted((int(one) for one in digits if one.isdecimal() and one == f"{int(one):08d}"), reverse=True)
 
 
 def newest_first(folder: Path) -> list[Checkpoint]:

@@ -27,6 +27,7 @@ from largescale.checkpoint.folder import (
     open_checkpoint,
     set_aside,
     stamp_of,
+    steps_of,
 )
 from shards.ground.errors import InputError
 from shards.ground.files import sync_file, sync_folder
@@ -80,12 +81,22 @@ class Mirror:
             MirrorAway: the store cannot be used, as in the methods below.
             OfAnotherRun: the newest copy is of another run.
         """
-        marks = self._ask(lambda: (self._fs.invalidate_cache(), self._fs.glob(f"{self._root}/step-*/{PROGRESS}"))[1])
-        names = [mark.split("/")[-2].removeprefix("step-") for mark in marks]
-        steps = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+        steps = [step for step in self._begun() if PROGRESS in self._names_in(f"{self._root}/step-{step:08d}")]
         if steps:
             self._require_ours(f"step-{steps[0]:08d}")
         return steps
+
+    def _begun(self) -> list[int]:
+        """Steps of all copies, whole or not, newest first."""
+        self._ask(self._fs.invalidate_cache)
+        return steps_of(self._names_in(self._root))
+
+    def _names_in(self, folder: str) -> list[str]:
+        # Not by a pattern, in which the characters []?* of the mirror's own name would have a meaning.
+        try:
+            return [path.rstrip("/").split("/")[-1] for path in self._ask(lambda: self._fs.ls(folder, detail=False))]
+        except _Missing:
+            return []
 
     def _require_ours(self, name: str) -> None:
         with suppress(ValueError):  # `fetch_newer` refuses a mark that cannot be read
@@ -130,12 +141,18 @@ class Mirror:
                 self._ask(partial(self._fs.pipe_file, target, content))
 
     def remove_but(self, kept: set[int]) -> None:
-        """Remove copies of steps that are not kept and lie before the newest kept one."""
-        for step in self.steps():
+        """Remove copies of steps that are not kept and lie before the newest kept one, also half copies: what a killed
+        process left of a copy, or of removing one.
+        """
+        self.steps()  # none are removed where the newest is of another run
+        for step in self._begun():
             if step not in kept and step < max(kept, default=0):
                 folder = f"{self._root}/step-{step:08d}"
-                self._remove(f"{folder}/{PROGRESS}")
-                self._ask(partial(self._fs.rm, folder, recursive=True))
+                # The mark first; and file by file, since `rm` of a store takes names for patterns.
+                for name in sorted(self._names_in(folder), key=lambda name: name != PROGRESS):
+                    self._remove(f"{folder}/{name}")
+                with suppress(MirrorAway):  # stores of objects have no folders, and each says so in another way
+                    self._ask(partial(self._fs.rmdir, folder))
 
     def fetch_newer(self, folder: Path, than: int = -1) -> bool:
         """Fetch the newest copy to the run's folder, if it is of a later step than this one. Called by one process.

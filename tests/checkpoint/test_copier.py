@@ -118,6 +118,29 @@ def test_a_machine_that_took_over_leaves_the_copies_that_the_rule_keeps(one_proc
     assert copier.wait() == "" and sorted(mirror.steps()) == left
 
 
+@pytest.mark.parametrize("url", ["file://{}/run-[1]?*", "memory://{}/run-[1]?*"])
+def test_half_copies_go_once_newer_ones_are_whole(one_process, tmp_path, url):
+    """A name of a mirror is no pattern: these characters mean themselves."""
+    here, mirror = tmp_path / "checkpoints", Mirror(url.format(tmp_path))
+    store, there = mirror._fs, mirror._root
+    saver = Saver(here, keep=1, keep_every=0, background=False, device=torch.device("cpu"))
+    copier = Copier(mirror, here, keep=2, keep_every=10)
+    for step in (20, 30):
+        saver.save({"model.a": torch.ones(3)}, {"step": step}, until_update=set())
+        copier.begin(insist=True)
+        assert copier.wait() == ""
+    for half in ("step-00000010", "step-00000040", "mine"):  # 40: maybe of a machine that comes after this one
+        store.makedirs(f"{there}/{half}")
+        store.pipe_file(f"{there}/{half}/shard-00001-model-00001-of-00001.safetensors", b"half")
+    assert mirror.steps() == [30, 20]
+    copier.begin(insist=True)
+    assert copier.wait() == "" and mirror.steps() == [30, 20]
+    left = {path.rstrip("/").split("/")[-1] for path in store.ls(there, detail=False)}
+    assert left == {"step-00000020", "step-00000030", "step-00000040", "mine"}
+    mirror.remove_but({30})
+    assert mirror.steps() == [30]
+
+
 def test_a_wait_has_its_limit_and_a_long_one_shows_that_it_goes_on(copier, monkeypatch):
     answers = threading.Event()
     steps = copier.mirror.steps
