@@ -40,6 +40,10 @@ class TornTar(InputError):
     """A tar that ends too early, or is damaged."""
 
 
+class ScatteredTar(InputError):
+    """A tar in which members of a sample lie more than HELD_SAMPLES samples apart."""
+
+
 @dataclass
 class TarSample:
     """One sample: its key, (offset, size) in the tar of each member by its suffix, and, where none of these names an
@@ -103,7 +107,7 @@ def walk(file: BinaryIO, where: object, skipped: list[tuple[str, str]] | None = 
     Raises:
         TornTar: not a tar, damaged, or cut anywhere (a whole one ends in two blocks of zeros); the samples before that
             are given first.
-        InputError: members of a sample lie more than HELD_SAMPLES samples apart.
+        ScatteredTar: members of a sample lie too far apart; samples before that, of more than HELD_SAMPLES, were given.
     """
     waiting = _Waiting(where)
     try:
@@ -133,7 +137,7 @@ class _Waiting:
             return
         had_image = self._left.get(hash(group.key))
         if number is None and had_image is not None and had_image != bool(group.images()):
-            raise InputError(
+            raise ScatteredTar(
                 f"{self._where}: members of the sample {as_text(group.key)} lie more than {HELD_SAMPLES:,} samples "
                 f"apart; pack the tar again in the order of the names (tar --sort=name)"
             )

@@ -11,18 +11,22 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any, BinaryIO
 
 from shards.format.keys import FreshKeys
-from shards.format.tar import ONE_MORE, TarSample, TornTar, walk
+from shards.format.tar import HELD_SAMPLES, ONE_MORE, ScatteredTar, TarSample, TornTar, walk
 from shards.ground.errors import InputError
 from shards.images.names import NO_IMAGE, suffix_of, why_no_image
-from shards.sources.found import TORN, Content, Found, first_folder, left_out, why_beside
+from shards.sources.found import SCATTERED, TORN, Content, Found, first_folder, left_out, why_beside
 from shards.stores.folders import Folder
 
 MAX_MEMBER_BYTES = 2**30
 """A member of a zip that says it unpacks to more is left out: it would fill the memory."""
+
+_Reasons = list[tuple[str, str]]
+"""Names of members that are left out, and why."""
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError)
 
@@ -137,7 +141,9 @@ class TarSource:
         self.location, self._folder, self._names, self._beside = location, folder, names, beside
 
     def list(self) -> Iterator[Found]:
-        """See `Source`. Of several tars a torn one is left out from the tear on, and listed."""
+        """See `Source`. Of several tars a torn one is left out from the tear on, and listed; a scattered one as a
+        whole: its first samples would lack members.
+        """
         for name, reason in self._beside:
             yield left_out(json.dumps({"tar": name}), reason)
         folders = FreshKeys()
@@ -146,12 +152,17 @@ class TarSource:
             skipped: list[tuple[str, str]] = []
             try:
                 with self._open(name) as file:
-                    for sample in walk(file, f"{self._folder.location}/{name}", skipped):
+                    for sample in self._samples(name, file, skipped):
                         yield from self._found(name, sample, key_folder, keys, file)
             except TornTar:
                 if len(self._names) == 1:
                     raise
                 yield left_out(json.dumps({"tar": name}), TORN)
+            except ScatteredTar:
+                if len(self._names) == 1:
+                    raise
+                yield left_out(json.dumps({"tar": name}), SCATTERED)
+                continue
             for member, reason in skipped:
                 yield left_out(json.dumps({"tar": name, "member": member}), reason)
 
@@ -176,6 +187,28 @@ class TarSource:
     def reads(self, place: str) -> int:
         """See `Source`."""
         return self._folder.reads
+
+    def _samples(self, name: str, file: BinaryIO, skipped: _Reasons) -> Iterator[TarSample]:
+        """The samples of a tar; none of a scattered one. A tar of so many samples that this is not known before the
+        first ones are to be given is walked twice.
+        """
+        where = f"{self._folder.location}/{name}"
+        held: list[TarSample] = []
+        samples = walk(file, where, skipped)
+        try:
+            for sample in samples:
+                held.append(sample)
+                if len(held) > HELD_SAMPLES:
+                    break
+        except TornTar:
+            yield from held
+            raise
+        if len(held) > HELD_SAMPLES and len(self._names) > 1:
+            with suppress(TornTar), self._open(name) as again:
+                for _ in walk(again, where):
+                    pass
+        yield from held
+        yield from samples
 
     def _open(self, name: str) -> BinaryIO:
         try:

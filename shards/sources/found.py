@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from shards.stores.folders import BROKEN, LINK
 
 TORN = "a torn tar: what follows in it is lost"
+SCATTERED = "a tar that holds members of a sample too far apart"
 NAMED = {
     TORN: "restore them, then add what they held with --update, or index again",
+    SCATTERED: "pack them again in the order of the names (tar --sort=name), then add them with --update",
     LINK: "links to folders are not followed; move their folders there, or convert what they lead to",
     BROKEN: "bring back what they lead to, then add it with --update, or index again",
 }

@@ -19,6 +19,8 @@ from shards.images import reading
 from shards.inspection import index
 from shards.inspection.index import index_folder
 from shards.inspection.verify import verify
+from shards.sources import archives
+from shards.sources.found import SCATTERED
 from tests.helpers.conversions import put
 from tests.helpers.images import PNG
 
@@ -193,6 +195,25 @@ def test_members_too_far_apart_are_named_never_dropped_without_a_word(tmp_path, 
     with pytest.raises(InputError, match=r"0\.tar: members of the sample \d lie more than 1 samples apart"):
         for _ in tar.walk((tmp_path / "in" / "0.tar").open("rb"), tmp_path / "in" / "0.tar"):
             pass
+
+
+FAR_APART = {"soon": APART["images first"], "late": [*APART["in turns"][:1], *labelled(2, 6), ("0.cls", b"dog")]}
+
+
+@pytest.mark.parametrize("members", FAR_APART.values(), ids=FAR_APART)
+def test_a_tar_of_members_too_far_apart_is_left_out_of_a_conversion_as_a_whole(tmp_path, capsys, monkeypatch, members):
+    monkeypatch.setattr(tar, "HELD_SAMPLES", 1)
+    monkeypatch.setattr(archives, "HELD_SAMPLES", 1)
+    for number in range(3):
+        make_tar(tmp_path / "in" / f"{number}.tar", members if number == 1 else labelled(number, number + 3))
+    assert main(["convert", str(tmp_path / "in"), str(tmp_path / "out"), "--labels", "cls"]) == 0
+    assert "too far apart: 1.tar; pack them again in the order of the names" in capsys.readouterr().err
+    assert ledger(tmp_path / "out") == {"1.tar": SCATTERED}
+    labels = {f"{tar}/{key}": CLASSES[str(key)] for tar in (0, 2) for key in range(tar, tar + 3)}
+    assert labels_of(tmp_path / "out") == labels
+    make_tar(tmp_path / "in" / "1.tar", sorted(members))
+    assert main(["convert", str(tmp_path / "in"), str(tmp_path / "out"), "--labels", "cls", "--update"]) == 0
+    assert not ledger(tmp_path / "out") and labels_of(tmp_path / "out").keys() > labels.keys()
 
 
 def test_repeated_names_of_joined_tars_are_samples_of_their_own(tmp_path):
