@@ -13,7 +13,7 @@ import os
 import random
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from urllib.parse import quote, unquote
 from shards.ground.errors import InputError
 from shards.ground.pauses import let_go, pause
 from shards.stores import pipe
+from shards.stores.pages import OBJECT_STORES, Page, page_of
 from shards.stores.store_errors import check_url, is_denied, is_missing, remedy, within
 
 ALLOW_PIPE = "LARGESCALE_ALLOW_PIPE"
@@ -38,8 +39,6 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
 
 _SPEAKS_AFTER_S, _SPEAKS_EVERY_S = 3.0, 30.0
 """A store that fails for this long is logged, and again from time to time after that."""
-
-_OBJECT_STORES = ("s3://", "s3a://", "gs://", "gcs://")
 
 _INHERITED: list[Any] = []
 """Clients that a forked process got from its parent."""
@@ -152,27 +151,46 @@ class Store:
         Raises:
             Missing, InputError: as `read`.
         """
-        where = self._path(folder).rstrip("/")
-        found: dict[tuple[str, bool], tuple[str, bool, int]] = {}
-        for entry in self._patiently(folder, lambda: self._fs.ls(where, detail=True)):
-            name = self._plain(entry["name"].removeprefix(f"{where}/").rstrip("/"))
-            is_folder, inside = entry["type"] == "directory", entry["name"].startswith(f"{where}/")
-            if inside and not name and is_folder:
-                found |= {(key, False): (key, False, size) for key, size in self._behind_empty_name(where)}
-            elif inside and name and "/" not in name:  # some list the folder itself, or what is linked from its page
-                found[name, is_folder] = (name, is_folder, _size_of(entry))
-        return [found[place] for place in sorted(found)]
+        found = self._by_pages(folder) if self.url.startswith(OBJECT_STORES) else self._at_once(folder)
+        return sorted({(name, is_folder): (name, is_folder, size) for name, is_folder, size in found}.values())
 
-    def _behind_empty_name(self, where: str) -> list[tuple[str, int]]:
-        """Files whose keys go on with a second slash: name from that slash on, bytes."""
-        if not self.url.startswith(_OBJECT_STORES):
-            return []
-        keys = self._patiently("/", lambda: self._fs.find(where, prefix="/", detail=True))
-        return [
-            (key.removeprefix(f"{where}/"), _size_of(entry))
-            for key, entry in keys.items()
-            if key.startswith(f"{where}//") and not key.endswith("/")
-        ]
+    def _by_pages(self, folder: str) -> Iterator[tuple[str, bool, int]]:
+        """What an object store lists: a folder of any number of keys, since each page is asked for by itself."""
+        bucket, key, _ = self._fs.split_path(self._path(folder).rstrip("/"))
+        prefix, is_empty = f"{key}/" if key else "", True
+        for page in self._pages(folder, bucket, prefix, "/"):
+            is_empty = is_empty and not page.files and not page.folders
+            for name, size in page.files:
+                if name != prefix:  # some list the folder itself
+                    yield name.removeprefix(prefix), False, size
+            for name in page.folders:
+                if name != f"{prefix}/":
+                    yield name.removeprefix(prefix)[:-1], True, 0
+                    continue
+                for inside in self._pages(folder, bucket, name, ""):
+                    yield from ((key.removeprefix(prefix), False, size) for key, size in inside.files if key[-1] != "/")
+        if is_empty and prefix:
+            raise Missing(f"{self.url}/{folder}: no such file")
+
+    def _pages(self, folder: str, bucket: str, prefix: str, delimiter: str) -> Iterator[Page]:
+        after, is_last = "", False
+        while not is_last:
+            page = self._patiently(folder, partial(self._page, bucket, prefix, delimiter, after))
+            after, is_last = page.next, not page.next
+            yield page
+
+    def _page(self, *which: str) -> Page:
+        return page_of(self._fs, *which)  # after a hang that is another connection
+
+    def _at_once(self, folder: str) -> Iterator[tuple[str, bool, int]]:
+        """What any other store lists, in one answer: web servers send a page, what the others do cannot be seen."""
+        where = self._path(folder).rstrip("/")
+        stall_s = self.stall_s if self.url.startswith("http") else max(self.stall_s, self.patience_s)
+        for entry in self._patiently(folder, lambda: self._fs.ls(where, detail=True), stall_s):
+            name = self._plain(entry["name"].removeprefix(f"{where}/").rstrip("/"))
+            inside = entry["name"].startswith(f"{where}/")
+            if inside and name and "/" not in name:  # some list the folder itself, or what is linked from its page
+                yield name, entry["type"] == "directory", -1 if entry["size"] is None else int(entry["size"])
 
     def put(self, source: Path, name: str) -> None:
         """Upload a file; it appears under its name when it is whole, as object stores do it.
@@ -317,7 +335,3 @@ class Store:
         twin.__dict__.update(self.__dict__)
         twin.patience_s = 0
         return twin
-
-
-def _size_of(entry: dict[str, Any]) -> int:
-    return -1 if entry["size"] is None else int(entry["size"])
