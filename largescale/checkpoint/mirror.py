@@ -24,13 +24,14 @@ from largescale.checkpoint.folder import (
     Checkpoint,
     FileStamp,
     bytes_of,
+    folder_of,
     open_checkpoint,
     set_aside,
     stamp_of,
     steps_of,
 )
 from shards.ground.errors import InputError
-from shards.ground.files import sync_file, sync_folder
+from shards.ground.files import atomic_write, sync_file, sync_folder
 
 _log = logging.getLogger(__name__)
 
@@ -158,10 +159,11 @@ class Mirror:
         """Fetch the newest copy to the run's folder, if it is of a later step than this one. Called by one process.
 
         Files that an interrupted fetch has brought are not fetched again; a checkpoint here of the same step, which is
-        damaged, is set aside.
+        damaged, is set aside. If the newest is the checkpoint of this step here, what a run on another machine, which
+        went back to it since, leaves out is left out here too.
 
         Returns:
-            Whether there was one.
+            Whether there was one of a later step.
 
         Raises:
             MirrorAway: the store cannot be used.
@@ -173,6 +175,8 @@ class Mirror:
             if newest <= than or leftover != temporary:
                 shutil.rmtree(leftover)
         if newest <= than:
+            if newest == than:
+                self._adopt_rollbacks(folder_of(folder, than))
             return False
         name = f"step-{newest:08d}"
         _log.info("fetching %s from %s", name, self.url)
@@ -198,6 +202,16 @@ class Mirror:
         os.replace(temporary, folder / name)
         sync_folder(folder)
         return True
+
+    def _adopt_rollbacks(self, ours: Path) -> None:
+        checkpoint = open_checkpoint(ours)
+        if checkpoint is None or not self._is_there(checkpoint, PROGRESS):
+            return
+        theirs = self._read(ours.name, ROLLBACKS) or b""
+        if not (bytes_of(ours / ROLLBACKS) or b"").startswith(theirs):  # else at most ours is not copied yet
+            _log.info("%s: leaving out what its copy in %s does", ours, self.url)
+            with atomic_write(ours / ROLLBACKS) as file:
+                file.write(theirs)
 
     def _read(self, name: str, file: str) -> bytes | None:
         """A small file of a copy; None if there is no such file."""

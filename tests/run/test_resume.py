@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from largescale.checkpoint.folder import Checkpoint, newest_first
+from largescale.checkpoint.copier import Copier
+from largescale.checkpoint.folder import ROLLBACKS, Checkpoint, newest_first
 from largescale.checkpoint.mirror import Mirror
 from largescale.checkpoint.saver import Saver
 from largescale.run.resume import newest_checkpoint
@@ -90,6 +91,37 @@ def test_checksums_are_compared_again_only_of_what_was_fetched(folder, mirror, m
     monkeypatch.setattr(Checkpoint, "damage", lambda self, *of: compared.append(self.step) or damage(self, *of))
     assert newest_checkpoint(folder, mirror, CPU).step == 20
     assert compared == ([10, 20, 20] if newer else [20])  # also of a copy, before it counts as one
+
+
+@pytest.mark.parametrize(
+    "ours, theirs, left",
+    [
+        ("", "4\n", "4\n"),
+        ("4\n", "4\n8\n", "4\n8\n"),
+        ("6\n", "4\n", "4\n"),  # two histories; that of the machine that came later is there
+        ("4\n8\n", "4\n", "4\n8\n"),  # not copied yet
+        ("4\n", "", "4\n"),
+    ],
+)
+def test_a_machine_that_comes_back_leaves_out_what_another_one_did(folder, mirror, tmp_path, ours, theirs, left):
+    """The run went on elsewhere, went back to the same checkpoint, and has saved none since."""
+    here, there = folder / "step-00000020", tmp_path / "store" / "step-00000020"
+    for path, rows in ((here, ours), (there, theirs)):
+        if rows:
+            (path / ROLLBACKS).write_text(rows)
+    assert newest_checkpoint(folder, mirror, CPU).step == 20
+    assert (here / ROLLBACKS).read_text() == left
+    copier = Copier(mirror, folder, keep=3, keep_every=0)
+    copier.begin(insist=True)
+    assert copier.wait() == "" and (there / ROLLBACKS).read_text() == left
+
+
+def test_rollbacks_of_another_checkpoint_of_the_same_step_are_not_ours(folder, mirror, tmp_path):
+    there = tmp_path / "store" / "step-00000020"
+    (there / ROLLBACKS).write_text("4\n")
+    (there / "progress.json").write_text((there / "progress.json").read_text() + "\n")
+    assert newest_checkpoint(folder, mirror, CPU).step == 20
+    assert not (folder / "step-00000020" / ROLLBACKS).exists()
 
 
 def test_a_fetch_goes_on_where_it_was_interrupted(folder, mirror, tmp_path, monkeypatch):
