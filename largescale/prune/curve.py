@@ -108,6 +108,8 @@ def read_curve(out: Path) -> list[Point]:
 def figure_of(protocol: str, curves: dict[str, list[Point]]) -> Figure:
     """Accuracies by one protocol against the share of weights left, on a logarithmic axis from all to few.
 
+    Lines are numbered in the order of their curves; the page has one legend for all figures, where it covers none.
+
     Args:
         protocol: that the rounds were measured by.
         curves: points by the name of their pruning.
@@ -117,7 +119,7 @@ def figure_of(protocol: str, curves: dict[str, list[Point]]) -> Figure:
         known = [point for point in points if protocol in point.accuracies]
         shares, values = [point.share for point in known], [point.accuracies[protocol] for point in known]
         lines.append(plots.Line(label, shares, values, number))
-    figure = plots.curves(f"{protocol} (%)", lines)
+    figure = plots.curves(f"{protocol} (%)", lines, legend=False)
     axes = figure.axes[0]
     axes.set_xscale("log")
     axes.invert_xaxis()

@@ -53,7 +53,8 @@ def _curves(points: list[Point], out: Path) -> str:
         for number, protocol in enumerate(protocols)
     )
     text = "Each point is a network that was trained with that share of its convolutions' weights, the others zero."
-    return section(title, text, f'<div class="grid">{figures}</div>')
+    legend = plots.legend([(name, number) for number, name in enumerate(curves)])
+    return section(title, text, f'{legend}<div class="grid">{figures}</div>')
 
 
 def _alt(protocol: str, points: list[Point]) -> str:

@@ -189,6 +189,24 @@ def scatter(points: np.ndarray, groups: np.ndarray, names: Sequence[str]) -> Fig
         return figure
 
 
+def legend(lines: Sequence[tuple[str, int]]) -> str:
+    """Labels of several lines with their colours and dashes, once for all panels of a page; empty for a single line.
+
+    Args:
+        lines: label and number of each.
+    """
+    if len(lines) < 2:
+        return ""
+    dashes = ("", "6 2", "2 2", "6 2 2 2")
+    names = "".join(
+        f'<li><svg width="34" height="8" aria-hidden="true"><line x2="34" y1="4" y2="4" stroke-width="3" '
+        f'stroke="var(--line-{number % len(PALETTE)})" stroke-dasharray="{dashes[number % 4]}"/></svg>'
+        f"{escape(label)}</li>"
+        for label, number in lines
+    )
+    return f'<ul class="legend">{names}</ul>'
+
+
 def in_page(figure: Figure, name: str, alt: str) -> str:
     """A figure as an element of the page; closes it.
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from largescale.methods import method_class
 from largescale.report import plots
-from largescale.report.html_parts import details, escape, missing, section
+from largescale.report.html_parts import details, missing, section
 from largescale.report.reported_run import ReportedRun
 
 _NOT_CURVES = (
@@ -55,7 +55,7 @@ def section_of(runs: Sequence[ReportedRun], smooth: int | None) -> str:
     panels = list(panels_of(drawn))
     shown = "".join(_figure(panel, drawn, smooth, log=False) for panel in panels)
     logs = "".join(_figure(panel, drawn, smooth, log=True) for panel in panels if panel.log)
-    body = f'{_legend(runs)}<div class="grid">{shown}</div>'
+    body = f'{plots.legend([(run.label, run.number) for run in runs])}<div class="grid">{shown}</div>'
     body += details("Loss, gradient and rates on logarithmic axes", f'<div class="grid">{logs}</div>')
     return section("Training", _says(drawn, smooth), body)
 
@@ -193,20 +193,6 @@ def _alt(panel: Panel, runs: Sequence[ReportedRun]) -> str:
         if (values := [value for value in _values(run, key) if value == value])
     ]
     return f"{panel.title} over steps: {'; '.join(last)}"
-
-
-def _legend(runs: Sequence[ReportedRun]) -> str:
-    """Names and colours of several runs, once for all panels."""
-    if len(runs) < 2:
-        return ""
-    dashes = ("", "6 2", "2 2", "6 2 2 2")
-    names = "".join(
-        f'<li><svg width="34" height="8" aria-hidden="true"><line x2="34" y1="4" y2="4" stroke-width="3" '
-        f'stroke="var(--line-{run.number % len(plots.PALETTE)})" stroke-dasharray="{dashes[run.number % 4]}"/></svg>'
-        f"{escape(run.label)}</li>"
-        for run in runs
-    )
-    return f'<ul class="legend">{names}</ul>'
 
 
 def _says(runs: Sequence[ReportedRun], smooth: int | None) -> str:

@@ -48,6 +48,14 @@ def test_the_page_draws_no_curves_of_other_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "figure_of", lambda name, curves: drawn.append(list(curves)) or figure_of(name, curves))
     page.write_page(tmp_path / "pruning" / "pruning.html", tmp_path / "run", tmp_path / "pruning")
     assert drawn == [["pruning", "one-shot"]]
+    written = (tmp_path / "pruning" / "pruning.html").read_text()
+    legend = written[written.index('<ul class="legend">') : written.index('<div class="grid">')]
+    assert [part.partition("<")[0] for part in legend.split("</svg>")[1:]] == ["pruning", "one-shot"]
+
+
+def test_no_legend_covers_the_curves():
+    curves = {name: [Point(0, 8, 8, "complete", 1.0, {"knn": 60.0})] for name in ("pruning", "one-shot")}
+    assert figure_of("knn", curves).axes[0].get_legend() is None
 
 
 def test_the_weights_and_the_mask_are_exported(pruned, tmp_path, capsys):
