@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+from io import FileIO
 from pathlib import Path
+
+from shards.ground.files import NO_ROOM
 
 MAX_WAITING = 100
 """Records that may wait to be written before the run gives up; a crash meanwhile would lose them."""
@@ -18,15 +21,22 @@ class Records:
     while only costs a warning.
 
     Args:
-        path: the file; its folder is made if needed.
+        path: the file; its folder is made if needed, later if there is no room for it now.
+
+    Raises:
+        OSError: it cannot be made, and not for want of room.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file = path.open("ab", buffering=0)
-        self._size = path.stat().st_size  # of the whole records
+        self._file: FileIO | None = None
+        self._size = 0  # of the whole records
         self._waiting: list[bytes] = []
+        try:
+            self._opened()
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
 
     def append(self, record: bytes) -> None:
         """Write one record.
@@ -59,15 +69,23 @@ class Records:
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
         finally:
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
+
+    def _opened(self) -> FileIO:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab", buffering=0)
+            self._size = self.path.stat().st_size
+        return self._file
 
     def _write_waiting(self) -> None:
         while self._waiting:
-            rest = memoryview(self._waiting[0])
+            rest, file = memoryview(self._waiting[0]), self._opened()
             try:
                 while rest:
-                    rest = rest[self._file.write(rest) :]
+                    rest = rest[file.write(rest) :]
             except OSError:
-                self._file.truncate(self._size)  # half a record
+                file.truncate(self._size)  # half a record
                 raise
             self._size += len(self._waiting.pop(0))

@@ -4,6 +4,7 @@ import errno
 import json
 import resource
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,30 @@ def test_what_a_full_disk_has_no_room_for_is_written_when_it_has(tmp_path, caplo
     log.close()
     assert [row["step"] for row in read_lines(tmp_path / "audit.jsonl")] == list(range(62))
     assert [record.message.split(";")[0] for record in caplog.records] == [f"{tmp_path}/audit.jsonl: File too large"]
+
+
+def test_a_file_that_a_full_disk_has_no_room_for_comes_when_it_has(tmp_path, monkeypatch):
+    opens, full = Path.open, [True]
+
+    def no_room(path: Path, *arguments: object, **more: object) -> object:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return opens(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", no_room)
+    log = JsonLines(tmp_path / "skipped" / "rank-0.jsonl")
+    log.write({"step": 0})
+    full.clear()
+    log.write({"step": 1})
+    log.close()
+    assert read_lines(tmp_path / "skipped" / "rank-0.jsonl") == [{"step": 0}, {"step": 1}]
+    full.append(True)
+    JsonLines(tmp_path / "other.jsonl").close()  # nothing is lost
+    unwritten = JsonLines(tmp_path / "other.jsonl")
+    unwritten.write({"step": 0})
+    with pytest.raises(OSError, match="No space left") as lost:
+        unwritten.close()
+    assert lost.value.filename == str(tmp_path / "other.jsonl")
 
 
 def test_a_disk_that_stays_full_ends_the_run_and_names_the_file(tmp_path):
