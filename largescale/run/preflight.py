@@ -12,6 +12,7 @@ import shutil
 import socket
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -128,9 +129,9 @@ def _disk_problems(config: Config, parameters: int) -> list[str]:
     folder = Path(config.run.dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".preflight-{rank()}.writing"
-        probe.write_bytes(b"x")
-        probe.unlink()
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".preflight-") as probe:
+            probe.write(b"x")
+            probe.flush()
     except OSError as error:
         return [f"{folder}: cannot be written to ({error.strerror})"]
     # Weights, and at most two optimizer moments, in fp32.

@@ -43,7 +43,8 @@ def unshared(run_dir: Path, patience_s: float = _PATIENCE_S) -> str:
         return ""
     token = [secrets.token_hex(8)]
     dist.broadcast_object_list(token, src=0)
-    probes = [run_dir / f".shared-{token[0]}-{number:05d}.writing" for number in range(world_size())]
+    # Not named as what a run that starts there just now removes: see `remove_partial_files`.
+    probes = [run_dir / f".shared-{token[0]}-{number:05d}" for number in range(world_size())]
     where = f"rank {rank()} on {socket.gethostname()}"
     complaint = ""
     try:

@@ -81,6 +81,13 @@ def test_a_missing_shard_and_a_full_disk_are_found(tiny_overrides, shard_folder,
     assert result.returncode == 2 and ".tar" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_preflights_of_two_jobs_do_not_take_each_others_files(tmp_path):
+    other = tmp_path / ".preflight-0.writing"
+    other.mkdir()  # as what one of the same name does just now
+    config = load_config(TINY, [f"data.shards={tmp_path}", f"run.dir={tmp_path}"])
+    assert _disk_problems(config, 1) == [] and [*tmp_path.iterdir()] == [other]
+
+
 @pytest.mark.parametrize("saved, to_come", [(0, 3), (1, 2), (2, 1), (4, 1)])
 def test_checkpoints_that_are_there_need_no_more_room(one_process, tmp_path, monkeypatch, saved, to_come):
     saver = Saver(tmp_path / "checkpoints", keep=4, keep_every=0, background=False, device=torch.device("cpu"))
