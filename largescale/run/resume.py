@@ -19,7 +19,7 @@ from largescale.parallel.engine import Engine
 from largescale.processes import from_rank_0, on_rank_0, rank, world_size
 from largescale.run import init_from
 from largescale.run.advice import instead_of_changing, new_run
-from largescale.run.same_run import changed_setting
+from largescale.run.same_run import changed_setting, changed_weights
 from shards.ground.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -83,12 +83,17 @@ def check_same_run(checkpoint: Checkpoint, config: Config, fingerprint: str) -> 
     """
     path = Path(config.run.dir)
     (images, supports), (own_images, own_supports) = parts_of(checkpoint.progress["data"]), parts_of(fingerprint)
+    before = values_saved_before(checkpoint.progress["config"], config)
     if images != own_images:
+        if weights := changed_weights(before, config):
+            raise InputError(
+                f"{path}: cannot continue, weights in data.shards were {weights[0]} and are now {weights[1]}; "
+                f"set them back, or start a new run from its weights: {new_run(config)}"
+            )
         raise InputError(
             f"{path}: its checkpoint was trained on other shards than {config.data.shards}; "
             f"use those, or start a new run from its weights: {new_run(config)}"
         )
-    before = values_saved_before(checkpoint.progress["config"], config)
     init_from.require_unchanged(config, before)
     if key := changed_setting(before, config):
         raise InputError(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from largescale.checkpoint.folder import Checkpoint
 from largescale.checkpoint.mirror import Mirror, OfAnotherRun
 from largescale.cli import main
 from largescale.config import flatten, load_config
+from largescale.run.resume import check_same_run
 from largescale.run.same_run import other_run
+from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 
 TINY = str(ROOT / "tests" / "tiny.yaml")
@@ -29,6 +33,30 @@ def before_groups_had_augmentation() -> dict:
 def before_there_was(key: str, *overrides: str) -> dict:
     settings = progress(*overrides)["config"]
     return {**progress(), "config": {name: value for name, value in settings.items() if name != key}}
+
+
+def mixture(*weights: float, places: str = "ab", data: str = "these") -> dict:
+    mixed = [{"path": place, "weight": weight} for place, weight in zip(places, weights, strict=True)]
+    return {**progress(data=data), "config": {**progress()["config"], "data.shards": mixed}}
+
+
+@pytest.mark.parametrize(
+    "there, expected",
+    [
+        (mixture(1, 2), "weights in data.shards are [1.0, 2.0] there and [1.0, 3.0] here"),
+        (mixture(2, 6), "trained on other shards"),  # of the same names, and in the same ratio
+        (mixture(1, 2, places="ac"), "trained on other shards"),
+        (progress(), "trained on other shards"),
+    ],
+)
+def test_weights_alone_that_differ_are_named(there, expected):
+    here = load_config(TINY, ["data.shards=[{path: a}, {path: b, weight: 3}]"])
+    assert other_run(there, here, "others") == expected
+    checkpoint = Checkpoint(Path("runs/a/checkpoints/step-00000005"), there)
+    with pytest.raises(InputError) as refused:
+        check_same_run(checkpoint, here, "others")
+    says = "cannot continue, weights in data.shards were [1.0, 2.0] and are now [1.0, 3.0]; set them back"
+    assert (says in str(refused.value)) == (expected != "trained on other shards")
 
 
 @pytest.mark.parametrize(
