@@ -14,6 +14,7 @@ import torch.distributed as dist
 from largescale.distributed import threads
 from largescale.distributed.launch import Launch, begin_group, own_launch
 from largescale.distributed.rendezvous import join
+from largescale.distributed.stopping import StoppedWaiting
 from shards.ground.errors import InputError, line_of
 
 Value = TypeVar("Value")
@@ -55,25 +56,27 @@ def from_rank_0(value: Value) -> Value:
 
 
 def on_rank_0(action: Callable[[], None]) -> None:
-    """Do something only on rank 0; if it raises InputError, all ranks do.
+    """Do something only on rank 0; if it raises InputError or StoppedWaiting, all ranks do.
 
     Raises:
-        InputError: `action` did.
+        InputError, StoppedWaiting: `action` did.
 
     Collectives: every rank must call it; one broadcast of an object.
     """
     if not dist.is_initialized():
         action()
         return
-    failure = [""]
+    failure: list[Exception | None] = [None]
     if rank() == 0:
         try:
             action()
+        except StoppedWaiting as error:
+            failure = [error]
         except (InputError, OSError) as error:
-            failure = [line_of(error)]
+            failure = [InputError(line_of(error))]
     dist.broadcast_object_list(failure, src=0)
     if failure[0]:
-        raise InputError(failure[0])
+        raise failure[0]
 
 
 def together(action: Callable[[], Value]) -> Value:

@@ -8,7 +8,6 @@ number at its next renewal or before its next save, and stops. Only rank 0 of a 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import secrets
 import socket
@@ -36,6 +35,7 @@ from largescale.run.owner import (
     this_machine,
 )
 from shards.ground.errors import InputError
+from shards.ground.files import naming
 
 _log = logging.getLogger(__name__)
 
@@ -150,6 +150,7 @@ def lease_of(config: Config) -> Iterator[Lease]:
 
     Raises:
         InputError: another training owns it, and still did after `run.owner_wait_s`.
+        StoppedWaiting: a signal asked to stop meanwhile.
 
     Collectives: every rank must call it; two broadcasts of objects.
     """
@@ -182,6 +183,7 @@ def take_folder(run_dir: Path, *, lease_s: float, wait_s: float) -> Lease:
 
     Raises:
         InputError: its owner is alive; names host, process and start time.
+        StoppedWaiting: a signal asked to stop while that was waited for.
     """
     started = watched_since = time.monotonic()
     watched: tuple[int, bytes] | None = None
@@ -209,8 +211,7 @@ def take_folder(run_dir: Path, *, lease_s: float, wait_s: float) -> Lease:
                 f"{run_dir}: {owner or 'another training'} is training there; wait for it to end, stop it, or use "
                 f"another run.dir (run.owner_wait_s sets how long to wait)"
             )
-        if reason := stopping.reason(math.inf, 0.0):
-            raise InputError(f"{run_dir}: stopped by {reason} while waiting for {owner or 'its owner'} to end")
+        stopping.leave_if_asked(f"waiting for {owner or 'the owner'} to leave {run_dir}")
         time.sleep(min(0.2, _lease_s(owner) / 20))
 
 
@@ -235,8 +236,9 @@ def _claim(run_dir: Path, number: int, lease_s: float) -> Lease | None:
     except (FileExistsError, FileNotFoundError):  # or a former owner has just removed the empty folder
         return None
     try:
-        os.write(descriptor, owner.to_bytes())
-        os.fsync(descriptor)
+        with naming(path):
+            os.write(descriptor, owner.to_bytes())
+            os.fsync(descriptor)
     except OSError:
         path.unlink(missing_ok=True)
         raise

@@ -12,8 +12,9 @@ import torch.distributed as dist
 from largescale.distributed import rendezvous, stopping
 from largescale.distributed.launch import Launch, launch_of, slurm_ranks, start_id
 from largescale.distributed.rendezvous import join
-from largescale.processes import join_time_s, name_of_gpu
+from largescale.processes import join_time_s, name_of_gpu, on_rank_0, rank
 from shards.ground.errors import InputError
+from tests.helpers.ranks import run_ranks
 
 STEP = {
     "SLURM_JOB_ID": "123",
@@ -178,6 +179,20 @@ def test_a_port_that_is_taken():
         other.listen()
         taken = other.getsockname()[1]
         assert f"MASTER_PORT={taken}: cannot be opened on" in outcomes([at(taken, 0)])[0]
+
+
+def stopped(_: str) -> str:
+    def wait() -> None:
+        raise stopping.StoppedWaiting(f"rank {rank()} was asked to stop")
+
+    with pytest.raises(stopping.StoppedWaiting) as caught:
+        on_rank_0(wait)
+    return str(caught.value)
+
+
+@pytest.mark.distributed
+def test_where_rank_0_stops_while_the_others_wait_for_it_all_stop():
+    assert run_ranks(stopped, 2, "") == ["rank 0 was asked to stop"] * 2
 
 
 def test_waiting_ends_at_a_signal(port, monkeypatch):

@@ -17,6 +17,8 @@ import pytest
 import torch.distributed as dist
 
 from largescale.config import load_config
+from largescale.distributed import stopping
+from largescale.distributed.stopping import StoppedWaiting
 from largescale.pretrain import pretrain
 from largescale.run.lease import FolderLost, Lease, take_folder
 from largescale.run.owner import newest_owner, owner_numbers, owner_path, parse_owner
@@ -202,6 +204,25 @@ def test_a_disk_that_is_away_or_full_does_not_end_a_training(tmp_path, monkeypat
     owner_path(run, 1).unlink()
     with pytest.raises(FolderLost, match="is gone"):
         lease.verify()
+    lease.release()
+
+
+def test_a_full_disk_that_has_no_room_for_an_owner_is_named(tmp_path, monkeypatch):
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left") as refused:
+        take(tmp_path)
+    assert refused.value.filename == str(owner_path(tmp_path, 1)) and owner_numbers(tmp_path) == []
+
+
+def test_a_newcomer_that_is_asked_to_stop_stops_in_order(tmp_path, monkeypatch):
+    lease = take(tmp_path)
+    monkeypatch.setattr(stopping, "_received", ["SIGTERM"])
+    monkeypatch.setattr(stopping, "_since", [0.0])
+    with pytest.raises(StoppedWaiting, match=rf"stopped by SIGTERM while waiting for process {os.getpid()} on "):
+        take(tmp_path, wait_s=60)
     lease.release()
 
 
