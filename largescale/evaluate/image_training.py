@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +33,7 @@ from largescale.evaluate import tuning_optimizer
 from largescale.evaluate.extract import extract
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.logistic_start import start_from_logistic
+from largescale.evaluate.splits import keep_subset
 from largescale.evaluate.training_recipe import EVEN, Recipe, batch_for, rate_factor
 from largescale.evaluate.training_state import TrainingState, Unfinished
 from largescale.methods import Method
@@ -107,18 +108,35 @@ def trained_scores(trial: Trial, recipe: Recipe) -> FeatureSet | None:
 
 
 def scores_of(network: Probe, trial: Trial, recipe: Recipe) -> FeatureSet | None:
-    """Train classifiers; the scores of the test images, flattened to [N, heads * classes], on rank 0.
+    """Train classifiers on the labelled images; the scores of the test images, flattened to [N, heads * classes], on
+    rank 0.
 
     Raises:
         InputError: as `trained_scores`.
 
-    Collectives: every rank must call it; an all-reduce per step, one of the loss now and then, and those of `extract`.
+    Collectives: every rank must call it; an all-reduce per step, one of the loss now and then, those of `extract`, and
+    a broadcast where training images have no label.
     """
-    _train(network, trial, recipe)
+    _train(network, trial, _of_labelled(trial, recipe))
     network.eval()
     return extract(trial.test, trial.config, {"fine-tuned": lambda x: network(x).flatten(1)}, trial.device).get(
         "fine-tuned"
     )
+
+
+def _of_labelled(trial: Trial, recipe: Recipe) -> Recipe:
+    """The recipe with the labelled images as its subset, if it has none and some have no label: these would take part
+    in steps and in BatchNorm's statistics, and make the gradient of the others smaller.
+
+    Raises:
+        InputError: none has a label.
+    """
+    known = labelled(trial.train)
+    if recipe.subset or len(known) == trial.train.manifest.num_samples:
+        return recipe
+    if not len(known):
+        raise InputError(f"{trial.train.manifest.root}: none of its images has a label; nothing can be trained on them")
+    return replace(recipe, subset=str(keep_subset(trial.scratch, known.ids, "labelled")))
 
 
 def labelled(corpus: Corpus) -> FeatureSet:
@@ -288,11 +306,9 @@ def refuse_single_images(network: nn.Module, batch: int, recipe: Recipe) -> None
 
 def _step(network: Probe, batch: Batch, labels: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
     images = batch.views[0].contiguous(memory_format=torch.channels_last)
-    known = labels >= 0  # samples without a label are seen, but say nothing
     scores = network(images)
     heads = [scores] if scores.ndim == 2 else scores.unbind(1)  # they share no parameter, so their losses may be added
-    losses = torch.stack([cross_entropy(one, labels.clamp_min(0), reduction="none") for one in heads]).sum(0)
-    loss = (losses * known).sum() / max(1, len(labels))
+    loss = torch.stack([cross_entropy(one, labels) for one in heads]).sum()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if world_size() > 1:

@@ -15,18 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import xxhash
-
 from largescale.config import EvaluateConfig
 from largescale.config.setting import setting
 from largescale.evaluate.image_training import Trial, accuracies, labelled, trained_scores
-from largescale.evaluate.splits import stratified
+from largescale.evaluate.splits import keep_subset, stratified
 from largescale.evaluate.training_recipe import Recipe
 from largescale.evaluate.tuning_optimizer import LARS_NAME, PUBLISHED_LARS_RATES, SGD_NAME
-from largescale.processes import on_rank_0, rank
 from shards.ground.errors import InputError
-from shards.ground.files import atomic_write
 
 CHOSEN_ON = "nothing; the rates are given and the last epoch is measured"
 
@@ -127,17 +122,7 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
 def _split(trial: Trial, share: float, seed: int) -> tuple[Path, int]:
     """The file of a split, which the stream reads, and its number of images. Collectives: one broadcast."""
     known = labelled(trial.train)
-    numbers = known.ids[stratified(known.ids, known.labels, share, seed)].numpy()
-    if len(numbers) < 2:
+    ids = known.ids[stratified(known.ids, known.labels, share, seed)]
+    if len(ids) < 2:
         raise InputError(f"low-shot-finetune: {share:g} of {len(known)} training images; needs at least 2 of them")
-    # Measurements of other training shards may go on at the same time.
-    path = trial.scratch / f"low-shot-{xxhash.xxh3_64_hexdigest(numbers.tobytes())}.npy"
-
-    def write() -> None:
-        with atomic_write(path) as file:
-            np.save(file, numbers)
-
-    if rank() == 0 and not trial.scratch.is_dir():
-        trial.scratch.mkdir(parents=True)
-    on_rank_0(write)
-    return path, len(numbers)
+    return keep_subset(trial.scratch, ids, "low-shot"), len(ids)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from largescale.data.few_labels import by_hash, stratified_rows
+from largescale.processes import on_rank_0
+from shards.ground.files import atomic_write
 
 _HELD_OUT = 11
 """Purpose of random numbers: splits of one kind say nothing of those of the other, `few_labels.LOW_SHOT`."""
@@ -36,6 +42,27 @@ def stratified(ids: Tensor, labels: Tensor, share: float, seed: int) -> Tensor:
         seed: of the split.
     """
     return torch.from_numpy(stratified_rows(ids.numpy(), labels.numpy(), share, seed))
+
+
+def keep_subset(folder: Path, ids: Tensor, kind: str) -> Path:
+    """Write samples to a file that a stream takes as `data.subset`, named after them: measurements of other training
+    shards may go on at the same time. Collectives: one broadcast.
+
+    Args:
+        folder: made if it is not there.
+        ids: of the samples, int64 [N].
+        kind: the name begins with it.
+    """
+    numbers = ids.numpy()
+    path = folder / f"{kind}-{xxhash.xxh3_64_hexdigest(numbers.tobytes())}.npy"
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            np.save(file, numbers)
+
+    on_rank_0(write)
+    return path
 
 
 def _by_hash(ids: Tensor, seed: int, purpose: int) -> Tensor:

@@ -7,6 +7,7 @@ largescale/evaluate/training_state.py
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -18,14 +19,15 @@ from largescale.config import load_config
 from largescale.data.corpora import Corpus
 from largescale.evaluate import finetune, image_training, layers, linear_augmented, low_shot_finetune
 from largescale.evaluate.extract import load_method
-from largescale.evaluate.image_training import Classifier, Trial, kept_layers, labels_of, stream_config
+from largescale.evaluate.image_training import Classifier, Trial, kept_layers, labels_of, stream_config, trained_scores
 from largescale.evaluate.logistic_start import start_from_logistic
 from largescale.evaluate.training_recipe import Recipe, batch_for, rate_factor
 from largescale.evaluate.training_state import Unfinished
 from largescale.methods import METHODS, build_method
 from largescale.models.image_classifier import ImageClassifier
 from largescale.models.narrow import NarrowConv2d
-from shards.format.manifest import read_manifest
+from shards.format.manifest import read_manifest, write_manifest
+from shards.format.shard_index import read_index, write_index
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.methods.harness import mini
@@ -175,6 +177,32 @@ def test_stages_are_probed_each_on_its_own_map(trial):
     assert (found["top1"], found["top5"]) == (top1["features"], top5["features"])
     assert all(0.12 < top1[stage] < top5[stage] <= 1 for stage in found["numbers_by_stage"])  # chance: 0.1
     assert all(torch.equal(value, before[name]) for name, value in trial.method.state_dict().items())
+
+
+@pytest.mark.parametrize("num", [60, 0])
+def test_images_without_a_label_take_no_part_in_training(trial, tmp_path, num):
+    """Not in steps, in BatchNorm's statistics or in gradients: as if a subset left them out."""
+    ids = np.arange(0, 3 * num, 3)
+    np.save(tmp_path / "ids.npy", ids)
+    recipe = Recipe(epochs=2, batch=20, trunk_rate=0.05, head_rate=0.3)
+    before = state(trial)
+    mixed = shutil.copytree(trial.train.manifest.root, tmp_path / "mixed")
+    manifest = read_manifest(mixed)
+    first = 0
+    for number in range(len(manifest.shards)):
+        index = read_index(manifest.index_path(number))
+        known = np.isin(np.arange(first, first := first + len(index)), ids)
+        write_index(replace(index, label=np.where(known, index.label, -1)), manifest.index_path(number))
+    write_manifest(replace(manifest, shards=tuple(replace(shard, index_checksum="") for shard in manifest.shards)))
+    some = replace(trial, train=Corpus(read_manifest(mixed)), place=str(mixed))
+    if not num:
+        with pytest.raises(InputError, match="mixed: none of its images has a label"):
+            trained_scores(some, recipe)
+        return
+    expected = trained_scores(trial, replace(recipe, subset=str(tmp_path / "ids.npy")))
+    trial.method.load_state_dict(before)
+    found = trained_scores(some, recipe)
+    assert expected is not None and found is not None and torch.equal(found.features, expected.features)
 
 
 def test_low_shot_trains_on_the_split_alone(trial):
