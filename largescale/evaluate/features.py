@@ -25,7 +25,7 @@ from largescale.evaluate.subject import Subject
 from largescale.evaluate.weights import Weights, exemplars_of, method_of, pictures_of
 from largescale.methods import Method
 from largescale.methods.pictures import Pictures
-from largescale.processes import from_rank_0, on_rank_0, rank
+from largescale.processes import from_rank_0, on_rank_0, rank, together
 from shards.ground.errors import InputError
 
 NETWORKS = {"pretrained": "pretrained network", "untrained": "same network, untrained", "pixels": "raw pixels"}
@@ -55,9 +55,11 @@ def features_of_subject(
         frames: of each clip, whose features are averaged.
 
     Raises:
-        InputError: no sample can be used, or features are not finite.
+        InputError: no sample can be used, features are not finite, or another command replaces their files before the
+            other ranks have read them.
 
-    Collectives: every rank must call it; those of `extract` and `keep_corpora`, and two broadcasts of an object.
+    Collectives: every rank must call it; those of `extract` and `keep_corpora`, two broadcasts of an object, and a
+    gather of what went wrong.
     """
     train, test = _features(subject, (0, 1), every, frames)
     return train, test
@@ -110,9 +112,25 @@ def _features(subject: Subject, places: tuple[int, ...], every: bool, frames: in
     if plain:
         own = {key: wanted["pretrained", 0][key] for key in ("images", "network", "weights")}
         keep_corpora(run_dir, config, lambda images: networks["pretrained"](images), own, networks.device)
-    if rank() > 0:
-        whole = {(name, place): FeatureSet.load(path(name, place)) for name, place in wanted}
+    whole = together(lambda: whole if rank() == 0 else _of_rank_0(path, wanted))
     return [{name: whole[name, place] for name in names} for place in places]
+
+
+def _of_rank_0(
+    path_to: Callable[[str, int], Path], wanted: dict[tuple[str, int], Stamp]
+) -> dict[tuple[str, int], FeatureSet]:
+    """The features that rank 0 has kept.
+
+    Raises:
+        InputError: others are there now, or they cannot be read.
+    """
+    found = {}
+    for (name, place), stamp in wanted.items():
+        path = path_to(name, place)
+        found[name, place] = FeatureSet.load(path)
+        if why := difference(found[name, place].made_from, stamp):
+            raise InputError(f"{path}: another command has replaced these features meanwhile ({why}); run this again")
+    return found
 
 
 def _stamp(name: str, place: int, subject: Subject, every: bool, frames: int, alone: bool = False) -> Stamp:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
+from largescale.checkpoint.folder import Checkpoint
 from largescale.config import load_config
 from largescale.data.corpora import Corpus
 from largescale.evaluate import (
@@ -23,12 +26,14 @@ from largescale.evaluate import (
     support_neighbours,
     svm,
 )
+from largescale.evaluate import features as features_module
 from largescale.evaluate.annotations import AnnotatedImages
 from largescale.evaluate.average_precision import AveragePrecision
 from largescale.evaluate.extract import load_method
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.image_training import Classifier, Trial, scores_of, trained_scores
 from largescale.evaluate.label_lists import LabelLists
+from largescale.evaluate.subject import Subject
 from largescale.evaluate.training_recipe import Recipe
 from largescale.processes import rank, world_size
 from shards.format.manifest import read_manifest
@@ -148,6 +153,31 @@ def of_three(shards: tuple[Path, Path]) -> tuple[torch.Tensor | None, str]:
     return found, str(told.value)
 
 
+def of_replaced_features(folder: Path, shards: tuple[Path, Path], size: int) -> str:
+    """What is raised where another command writes features of a size just before other ranks read them."""
+    words = [f"data.shards={shards[0]}", f"data.eval_shards={shards[1]}", "evaluate.baselines=false"]
+    config = load_config(ROOT / "tests/tiny.yaml", words)
+    weights = Checkpoint(Path("unused"), {"step": 3, "files": {}})
+    subject = Subject.of(folder, weights, config, protocol="knn", own_keys=(), classes=True)
+
+    def replaced(*_: object) -> None:
+        if rank() == 0:
+            path = features_module.path_of(folder, "pretrained", "test")
+            found = FeatureSet.load(path)
+            found.made_from["images"]["size"] = size
+            replace(found, features=found.features.zero_()).save(path, found.made_from)
+        dist.barrier()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features_module, "method_of", lambda *_, **__: load_method(config, None))
+        patch.setattr(features_module, "keep_corpora", replaced)
+        try:
+            features_module.features_of_subject(subject)
+        except InputError as error:
+            return str(error)
+    return ""
+
+
 def near_misses(folder: Path) -> dict[str, Any]:
     """Average precision of boxes and masks that are moved a little, by numbers that follow from the sample."""
     trial = trial_of((folder, folder))
@@ -203,3 +233,11 @@ def test_three_ranks_share_a_batch_and_refuse_together(shard_folder, held_out_sh
     (found, *_), said = zip(*run_ranks(of_three, 3, (shard_folder, held_out_shards)), strict=True)
     assert found.isfinite().all()
     assert len(set(said)) == 1 and said[0].startswith("the loss is nan at step 0 of ")
+
+
+def test_features_that_another_command_replaces_are_refused_on_all_ranks(shard_folder, held_out_shards, tmp_path):
+    shards = shard_folder, held_out_shards
+    assert run_ranks(of_replaced_features, 2, tmp_path, shards, 28) == [""] * 2  # those of the same weights and images
+    first, second = run_ranks(of_replaced_features, 2, tmp_path, shards, 24)
+    assert first == second and "pretrained-test.safetensors: another command has replaced these" in first
+    assert "(images.size was 24 and is now 28); run this again" in first
