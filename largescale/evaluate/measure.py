@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 def evaluate(protocol: str, *places: str | Path, overrides: Sequence[str] = ()) -> list[Record]:
     """Measure runs, or checkpoints of runs, and their baselines, by one protocol.
 
-    Each result is written to RUN/eval/results, and to RUN/eval/<protocol>.json if it is of the run's last checkpoint.
+    Each result is written to RUN/eval/results, and to RUN/eval/<protocol>.json unless that is of a later checkpoint.
     Under torchrun or srun the ranks share the work; only rank 0 writes.
 
     Args:
@@ -106,7 +106,7 @@ def _evaluated(name: str, protocol: Protocol, target: AnyTarget, overrides: list
     record = target.read(overrides, measured)
     if rank() > 0:
         return record
-    path = write_result(target.run_dir, record, newest=target.is_newest(record["checkpoint_step"]))
+    path = write_result(target.run_dir, record)
     for sentence in record["warnings"]:
         _log.warning("%s", sentence)
     images = {

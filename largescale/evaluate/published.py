@@ -58,10 +58,6 @@ class PublishedTarget:
         config.data.shards = config.evaluate.train_shards or known
         return self.weights, config, []
 
-    def is_newest(self, step: int | None) -> bool:
-        """A file has but one state."""
-        return True
-
 
 AnyTarget = Target | PublishedTarget
 

@@ -44,15 +44,16 @@ class Results:
     refused: list[str] = field(default_factory=list)
 
 
-def write_result(run_dir: Path, record: Record, *, newest: bool = True) -> Path:
-    """Write a result under a name of its own, and as the newest of its protocol unless it is of an older checkpoint.
+def write_result(run_dir: Path, record: Record) -> Path:
+    """Write a result under a name of its own, and as the newest of its protocol unless that is of a later checkpoint.
 
     Returns:
         The name of its own.
     """
     content = (json.dumps({**record, _CHECKSUM: _checksum(record)}, indent=1) + "\n").encode()
     own = run_dir / "eval" / "results" / f"{_name(record)}.json"
-    for path in (own, *([run_dir / "eval" / f"{record['protocol']}.json"] if newest else [])):
+    newest = run_dir / "eval" / f"{record['protocol']}.json"
+    for path in (own, newest) if _is_newest(record, _read(newest), run_dir) else (own,):
         with atomic_write(path) as file:
             file.write(content)
     return own
@@ -88,6 +89,17 @@ def age(record: Record, run_dir: Path) -> str:
     if weights["step"] == newest.step or weights["step"] > newest.step or _replaced(weights, checkpoints):
         return f"measured on other weights than these: those of step {weights['step']} of an earlier run"
     return f"measured at step {weights['step']}; the newest checkpoint is of step {newest.step}"
+
+
+def _is_newest(record: Record, known: Record | None, run_dir: Path) -> bool:
+    """Whether a result belongs in place of the known one: that is of no later checkpoint, or of an earlier run.
+
+    Checkpoints that no result is of do not count: one may be saved while another is measured, or be damaged.
+    """
+    if known is None or (known["checkpoint_step"] or 0) <= (record["checkpoint_step"] or 0):
+        return True
+    checkpoints, weights = newest_first(run_dir / "checkpoints"), known["made_from"]["weights"]
+    return all(one.step < weights["step"] for one in checkpoints) or _replaced(weights, checkpoints)
 
 
 def _replaced(weights: dict[str, Any], checkpoints: list[Checkpoint]) -> bool:

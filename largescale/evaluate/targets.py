@@ -76,10 +76,6 @@ class Target:
         checkpoint = self.checkpoint or agreed_checkpoint(self.run_dir)
         return checkpoint, *config_of(checkpoint, self.run_dir, overrides)
 
-    def is_newest(self, step: int | None) -> bool:
-        """Whether a step's checkpoint is the last one of the run, so that its results are the run's."""
-        return not any(other.step > (step or 0) for other in newest_first(self.run_dir / "checkpoints"))
-
 
 def target_at(place: str | Path) -> Target:
     """The run in a folder, or the checkpoint in one of a run's `checkpoints`.
