@@ -43,7 +43,7 @@ def path_of(run_dir: Path, name: str, part: str, *, every: bool = False, frames:
 
 
 def features_of_subject(
-    subject: Subject, *, every: bool = False, frames: int = 1
+    subject: Subject, *, every: bool = False, frames: int = 1, networks: Networks | None = None
 ) -> tuple[dict[str, FeatureSet], dict[str, FeatureSet]]:
     """Features of training and test shards by network name; only those that do not fit are made again.
 
@@ -53,6 +53,7 @@ def features_of_subject(
         subject: networks and shards.
         every: whether samples without a class take part.
         frames: of each clip, whose features are averaged.
+        networks: of the subject, which the caller goes on with; a run that goes on may remove the checkpoint.
 
     Raises:
         InputError: no sample can be used, features are not finite, or another command replaces their files before the
@@ -61,7 +62,7 @@ def features_of_subject(
     Collectives: every rank must call it; those of `extract` and `keep_corpora`, two broadcasts of an object, and a
     gather of what went wrong.
     """
-    train, test = _features(subject, (0, 1), every, frames)
+    train, test = _features(subject, (0, 1), every, frames, networks)
     return train, test
 
 
@@ -71,7 +72,9 @@ def test_features_of_subject(subject: Subject) -> dict[str, FeatureSet]:
     return test
 
 
-def _features(subject: Subject, places: tuple[int, ...], every: bool, frames: int) -> list[dict[str, FeatureSet]]:
+def _features(
+    subject: Subject, places: tuple[int, ...], every: bool, frames: int, networks: Networks | None = None
+) -> list[dict[str, FeatureSet]]:
     """Features of training (0) and test (1) shards by network name."""
     config, run_dir, weights, shards = subject.config, subject.run_dir, subject.weights, subject.shards
     alone = len(places) == 1
@@ -88,7 +91,7 @@ def _features(subject: Subject, places: tuple[int, ...], every: bool, frames: in
     if kept and "pixels" in names and None in [kept[one] for one in of_pixels]:
         kept |= dict.fromkeys(of_pixels)  # all lose their equal channels, or none does
     stale = from_rank_0([place for place in wanted if kept[place] is None] if kept else [])
-    networks = Networks(config, weights)
+    networks = networks or Networks(config, weights)
     made: dict[tuple[str, int], FeatureSet] = {}
     for place in places:
         if needed := [name for name, where in stale if where == place]:
@@ -197,12 +200,15 @@ class Networks:
             self._method = method_of(self._config, self._weights).to(self.device)
         return self._method
 
+    def method_named(self, name: str) -> Method:
+        """The method `pretrained` or `untrained`."""
+        return self.method if name == "pretrained" else self._untrained()
+
     def __getitem__(self, name: str) -> Callable[[Tensor], Tensor]:
-        if name == "pixels":
-            return pixels
-        if name == "untrained":
-            return method_of(self._config, self._weights, trained=False).to(self.device).encode
-        return self.method.encode
+        return pixels if name == "pixels" else self.method_named(name).encode
+
+    def _untrained(self) -> Method:
+        return method_of(self._config, self._weights, trained=False).to(self.device)
 
 
 def _keep_exemplars(config: Config, path: Path, networks: Networks, train: FeatureSet, made_from: Stamp) -> None:

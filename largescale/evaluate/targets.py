@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from largescale.checkpoint.folder import Checkpoint, find_latest, newest_first, open_checkpoint
 from largescale.config import Config, flatten, load_config, with_present_names
+from largescale.evaluate.extract import CheckpointGone
 from largescale.processes import from_rank_0, on_rank_0, together, world_size
 from shards.ground.errors import InputError
 
@@ -102,7 +103,8 @@ def target_at(place: str | Path) -> Target:
 
 
 def read_newest(run_dir: Path, read: Callable[[Checkpoint], Read]) -> Read:
-    """What `read` makes of a run's newest checkpoint, or of the next one if a run that goes on removes it meanwhile.
+    """What `read` makes of a run's newest checkpoint, or of the next one if a run that goes on removes it before its
+    weights are read.
 
     Several ranks read the one that rank 0 sees, and try once: they cannot begin again each by itself.
 
@@ -117,9 +119,7 @@ def read_newest(run_dir: Path, read: Callable[[Checkpoint], Read]) -> Read:
         checkpoint = newest_checkpoint(run_dir)
         try:
             return read(checkpoint)
-        except Exception:
-            if checkpoint.path.exists():
-                raise
+        except CheckpointGone:
             _log.info("%s was removed while being read, since the run goes on; taking the newest", checkpoint.path)
     raise InputError(f"{run_dir}: its checkpoints are replaced faster than they can be read; raise checkpoint.keep")
 

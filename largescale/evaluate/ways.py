@@ -17,7 +17,7 @@ from largescale.data.supports import fingerprint_of, labelled_images, parts_of
 from largescale.evaluate import support_neighbours, svm
 from largescale.evaluate.doubts import class_doubts
 from largescale.evaluate.feature_set import FeatureSet
-from largescale.evaluate.features import features_of_subject, test_features_of_subject
+from largescale.evaluate.features import Networks, features_of_subject, test_features_of_subject
 from largescale.evaluate.image_training import Trial, labelled
 from largescale.evaluate.label_lists import LabelLists
 from largescale.evaluate.shares import mcnemar
@@ -71,23 +71,23 @@ def by_features_and_heads(measure: Measure, subject: Subject) -> Measured:
 
     `assigned` is the name of the method's exemplars and numbers int64 [N]; None for pixels, and where it has none.
     """
-    train, test = features_of_subject(subject)
-    results = {}
+    networks, results = Networks(subject.config, subject.weights), {}
+    train, test = features_of_subject(subject, networks=networks)
     for network in train:
-        assigned = _assigned(subject, network, test[network])
+        assigned = _assigned(subject, networks, network, test[network])
         results[network] = measure(train[network], test[network], subject.config.evaluate, assigned)
     return of_classes(results, subject, train["pretrained"], test["pretrained"])
 
 
 @torch.no_grad()
-def _assigned(subject: Subject, network: str, test: FeatureSet) -> tuple[str, torch.Tensor] | None:
+def _assigned(subject: Subject, networks: Networks, network: str, test: FeatureSet) -> tuple[str, torch.Tensor] | None:
     shown = exemplars_of(subject.config, subject.weights)
     if shown is None or network == "pixels":
         return None
-    method = method_of(subject.config, subject.weights, trained=network == "pretrained")
+    method = networks.method_named(network)
     if not method.has_exemplars():
         return None
-    parts = [method.exemplar_scores(some)[0].argmax(1) for some in test.features.split(_ROWS)]
+    parts = [method.exemplar_scores(some.to(networks.device))[0].argmax(1).cpu() for some in test.features.split(_ROWS)]
     return shown.name, torch.cat(parts)
 
 
@@ -96,27 +96,26 @@ def by_features_and_labels(measure: Measure, subject: Subject) -> Measured:
     embeds them (None without one, and for pixels), rows of the training images whose labels the run was trained with,
     and splits that all networks share.
     """
-    train, test = features_of_subject(subject)
-    settings = subject.config.evaluate
+    networks, settings = Networks(subject.config, subject.weights), subject.config.evaluate
+    train, test = features_of_subject(subject, networks=networks)
     assert isinstance(settings, support_neighbours.Settings)
     splits = support_neighbours.splits_of(train["pretrained"], settings)
     own, results = _rows_of_own_labels(subject, train["pretrained"]), {}
     for network in train:
         pair = train[network], test[network]
-        results[network] = measure(*pair, settings, _embedded(subject, network, pair), own, splits)
+        results[network] = measure(*pair, settings, _embedded(networks, network, pair), own, splits)
     return of_classes(results, subject, train["pretrained"], test["pretrained"])
 
 
 def _embedded(
-    subject: Subject, network: str, pair: tuple[FeatureSet, FeatureSet]
+    networks: Networks, network: str, pair: tuple[FeatureSet, FeatureSet]
 ) -> tuple[FeatureSet, FeatureSet] | None:
     if network == "pixels":
         return None
-    method = method_of(subject.config, subject.weights, trained=network == "pretrained")
+    method, device = networks.method_named(network), networks.device
     if not method.head_name:
         return None
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    head = method.get_submodule(method.head_name).to(device)
+    head = method.get_submodule(method.head_name)
     return support_neighbours.through(head, pair[0], device), support_neighbours.through(head, pair[1], device)
 
 

@@ -1,7 +1,7 @@
 """`largescale evaluate` and `report` on a real small run.
 
 Covers: largescale/evaluate/feature_set.py, largescale/evaluate/measure.py, largescale/evaluate/protocols.py,
-largescale/evaluate/table_of_runs.py, largescale/evaluate/targets.py
+largescale/evaluate/table_of_runs.py
 """
 
 from __future__ import annotations

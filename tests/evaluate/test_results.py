@@ -12,36 +12,12 @@ from pathlib import Path
 import pytest
 
 from largescale.config import Config
-from largescale.evaluate.made_from import VERSION
 from largescale.evaluate.results import Results, read_results, write_result
 from largescale.evaluate.table_of_runs import table
 from largescale.report import evaluation, verdict
 from largescale.report.reported_run import ReportedRun
 from largescale.run.status import RunStatus
-
-
-def record(
-    top1: float = 0.5, *, protocol: str = "knn", test: str = "test", measured: str = "2026-01-01", size: int = 28
-) -> dict:
-    shards = {"location": f"/data/{test}", "name": test, "fingerprint": test}
-    made_from = {
-        "version": VERSION,
-        "weights": {"step": 4, "hash": "a"},
-        "test_shards": shards,
-        "train_shards": shards,
-        "images": {"size": size},
-    }
-    return {
-        "protocol": protocol,
-        "settings": {"knn_temperature": 0.07},
-        "num_train": 9,
-        "num_test": 3,
-        "measured": measured,
-        "checkpoint_step": 4,
-        "warnings": [],
-        "results": {"pretrained": {"top1": top1, "top1_by_k": {"5": top1}}},
-        "made_from": made_from,
-    }
+from tests.helpers.results import record
 
 
 def reported(path: Path, found: Results) -> ReportedRun:
