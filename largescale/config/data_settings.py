@@ -216,5 +216,9 @@ class DataConfig:
         free=True,
     )
     max_pixels: int = setting(
-        178_956_970, "Skip larger images before decoding them (decompression bombs).", at_least=1, free=True
+        178_956_970,
+        "Skip larger images before decoding them (decompression bombs), and in evaluation thin ones that are larger "
+        "once resized.",
+        at_least=1,
+        free=True,
     )

@@ -33,6 +33,9 @@ from largescale.distributed.launch import own_launch
 from shards.ground.errors import InputError
 from shards.images.orientation import UPRIGHT, turned
 
+_LONG = 64
+"""Images whose sides differ by no more than this factor are resized whatever `data.max_pixels` says."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -130,12 +133,21 @@ class CentreCropMaker:
         """The crop of an image, or of the frame in one of `frames` places of a clip: uint8 [3, S, S].
 
         Raises:
-            SampleError: it cannot be read.
+            SampleError: it cannot be read, or is too thin to be resized.
             InputError: its shard, or the whole folder, is away.
         """
         raw = self.reader.read(sample_id, partial(frame_at, place, self.frames))
         image = decode_near(raw, self._resize, max_pixels=self._max_pixels, margin=self._margin)
+        self._check_resized(image.shape[1], image.shape[2])
         return centre_crop(image, self._resize, self.data.crops[0].size)
+
+    def _check_resized(self, height: int, width: int) -> None:
+        """Refuse a thin image that would be enlarged, whole, to gigabytes."""
+        tall, wide, _, _ = crop_place(height, width, self._resize, self.data.crops[0].size)
+        if tall * wide > self._max_pixels and max(tall, wide) > _LONG * min(tall, wide):
+            raise SampleError(
+                f"{width} x {height} pixels, {wide} x {tall} once resized, more than data.max_pixels={self._max_pixels}"
+            )
 
     def _fill(self, ids: np.ndarray, buffers: Buffers, number: int) -> str:
         """Put one image into its row; returns why it cannot be read."""

@@ -90,6 +90,19 @@ def test_a_lost_shard_ends_an_evaluation_and_is_left_out_where_it_is_to_be(photo
     assert len(crops.images) == 0 and [row["key"] for row in crops.skipped] == all_crops(photos, [np.arange(4)])[1]
 
 
+def test_an_image_too_thin_to_be_resized_is_named_and_left_out(tmp_path, caplog):
+    source = tmp_path / "images"
+    source.mkdir()
+    for width, height in ((1, 20_000), (20_000, 1), (10, 600), (50, 40)):
+        Image.new("RGB", (width, height), "red").save(source / f"{width}-{height}.png")
+    assert shards(["convert", str(source), str(tmp_path / "shards"), "--workers", "1"]) == 0
+    with caplog.at_level(logging.WARNING):
+        _, keys, images = all_crops(tmp_path / "shards", [np.arange(4)], "data.max_pixels=100000")
+    assert sorted(keys) == ["10-600", "50-40"] and (images.float().mean((0, 2, 3)) == torch.tensor([255, 0, 0])).all()
+    assert "1-20000, is left out: 1 x 20000 pixels, 64 x 1280000 once resized, more than data.max_pixels" in caplog.text
+    assert "20000-1, is left out: 20000 x 1 pixels, 1280000 x 64 once resized" in caplog.text
+
+
 def test_an_image_that_cannot_be_read_is_named_and_left_out(photos, caplog):
     with caplog.at_level(logging.WARNING):
         ids, _, images = all_crops(photos, [np.arange(4)], "data.max_pixels=10000")
