@@ -27,10 +27,10 @@ import xxhash
 
 from largescale.data.cache_files import disk_trouble, held, locked, part_of, recent, room_of, write
 from shards.format.manifest import Manifest, ShardEntry
-from shards.format.shard_index import index_path
+from shards.format.shard_index import index_path, num_indexed
 from shards.format.tar import file_checksum
 from shards.ground.errors import InputError
-from shards.ground.files import sync_folder
+from shards.ground.files import sync_file, sync_folder
 from shards.ground.pauses import pause
 from shards.stores.store import Missing, Store, Torn
 
@@ -153,8 +153,32 @@ class ShardCache:
 
     def touch(self, shard: int) -> None:
         """Tell other runs that share the cache that the shard is in use."""
-        with suppress(OSError):
-            os.utime(self.manifest.tar_path(shard))
+        for path in (self.manifest.tar_path(shard), self.manifest.index_path(shard)):  # those who tidy up look at each
+            with suppress(OSError):
+                os.utime(path)
+
+    def drop_damaged(self, shard: int) -> bool:
+        """Remove a shard that is not as it arrived, such as one whose index was lost, so that it is fetched again.
+
+        Returns:
+            Whether it was so; one that another process has mended meanwhile stays.
+        """
+        tar = self.manifest.tar_path(shard)
+        with suppress(OSError), locked(tar.with_name(f".{tar.stem}.lock")):
+            if self.has(shard) and not self._is_as_it_arrived(shard):
+                tar.unlink()  # first: a tar which is here has its index
+                index_path(tar).unlink(missing_ok=True)
+                return True
+        return False
+
+    def _is_as_it_arrived(self, shard: int) -> bool:
+        entry, tar = self.manifest.shards[shard], self.manifest.tar_path(shard)
+        try:
+            index, num_bytes = index_path(tar).read_bytes(), tar.stat().st_size
+            is_whole = bool(entry.index_checksum) or num_indexed(index_path(tar)) == entry.num_samples
+        except (FileNotFoundError, InputError):
+            return False
+        return is_whole and num_bytes == entry.num_bytes and _is_index_of(entry, index)
 
     def _fetch_or_recall(self, shard: int, next_use: NextUse, status: Callable[[str], None]) -> None:
         """Fetch; if another process has just waited for this shard in vain, ask only once, and fail as it did."""
@@ -197,6 +221,7 @@ class ShardCache:
                 continue
             # The index comes first, so that a tar which is here has its index.
             write(index_path(tar), index)
+            sync_file(index_path(tar))
             os.replace(part, tar)
             sync_folder(tar.parent)
             self.counters.add("fetched_bytes", entry.num_bytes)
@@ -221,7 +246,7 @@ class ShardCache:
     def _index(self, store: Store, shard: int) -> bytes:
         entry, name = self.manifest.shards[shard], self.manifest.index_path(shard).name
         content = store.read(name)
-        if entry.index_checksum and f"xxh3-128:{xxhash.xxh3_128_hexdigest(content)}" != entry.index_checksum:
+        if not _is_index_of(entry, content):
             raise _Wrong(f"{name} is not the index named in the manifest")
         return content
 
@@ -317,6 +342,11 @@ def _at(manifest: Manifest, root: Path) -> Manifest:
     return Manifest(
         root, manifest.name, manifest.shards, manifest.classes, manifest.source, manifest.settings, manifest.skipped
     )
+
+
+def _is_index_of(entry: ShardEntry, content: bytes) -> bool:
+    """Whether these bytes are the index that the manifest names, if it names one."""
+    return not entry.index_checksum or f"xxh3-128:{xxhash.xxh3_128_hexdigest(content)}" == entry.index_checksum
 
 
 def _check(path: Path, entry: ShardEntry) -> None:

@@ -65,9 +65,16 @@ class Corpus:
         Raises:
             InputError: it is missing or damaged.
         """
-        if self.cache is not None:
+        path = self.manifest.index_path(shard)
+        if self.cache is None:
+            return read_index(path)
+        self.cache.get(shard)
+        try:
+            return read_index(path)
+        except InputError:
+            self.cache.drop_damaged(shard)
             self.cache.get(shard)
-        return read_index(self.manifest.index_path(shard))
+            return read_index(path)
 
     def check_files(self, part: int = 0, parts: int = 1) -> None:
         """Check that a part of the shards is there and whole; shards in a store are checked when they arrive.

@@ -309,16 +309,22 @@ class ShardReader:
 
     def _open_shard(self, shard: int, attempts: int) -> tuple[OpenFile, ShardIndex]:
         """Open a shard; a folder that is away is waited for, so that its shards do not count as lost."""
-        corpus, path, failed = self._corpus(shard)[0], self._entry_path(shard), 0
+        (corpus, number), path, failed = self._corpus(shard), self._entry_path(shard), 0
+        may_refetch = corpus.cache is not None
         patience = FolderPatience(corpus.manifest.root, corpus.patience_s)
         while True:
             self._make_present(shard)
             self.status(f"opening {path}")
             try:
                 return self._opened(shard)
-            except ShardLost:
-                raise
-            except (OSError, ValueError, InputError) as error:
+            except (OSError, ValueError) as error:
+                if may_refetch and corpus.cache is not None:
+                    may_refetch = False
+                    if corpus.cache.drop_damaged(number):
+                        _log.warning("%s: is damaged; it is fetched again", path)
+                    continue  # another process may have mended it
+                if isinstance(error, ShardLost):
+                    raise
                 why = str(error) if isinstance(error, InputError) else f"{path}: cannot be opened ({error})"
                 if corpus.cache is None and patience.is_away():
                     self.status(f"waiting for {corpus.manifest.root}")

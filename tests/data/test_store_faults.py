@@ -5,6 +5,7 @@ Covers: largescale/data/fetcher.py, shards/stores/pipe.py
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -72,6 +73,88 @@ def test_a_torn_shard_is_fetched_three_times_and_lost(web, tmp_path, monkeypatch
     with pytest.raises(ShardLost, match=r"train-000002\.tar: ends at byte 9,000, .* fetched 3 times; restore it"):
         shard_cache.get(2)
     assert not list((tmp_path / "cache").glob("*/.*.part"))
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def of_another(path: Path) -> None:
+    shutil.copy(path.with_name(path.name.replace("000002", "000001")), path)
+
+
+@pytest.mark.parametrize(
+    "damage, suffix",
+    [
+        (empty, "index.safetensors"),
+        (Path.unlink, "index.safetensors"),
+        (of_another, "index.safetensors"),
+        (cut, "tar"),
+        (empty, "tar"),
+    ],
+)
+def test_a_cached_shard_that_was_damaged_is_fetched_again(web, tmp_path, damage, suffix, caplog):
+    caches = [make_cache(web, tmp_path) for _ in range(3)]
+    readers = [ShardReader([Corpus(one.manifest, cache=one)]) for one in caches]
+    for number in range(5):
+        caches[0].get(number)
+    damage(caches[0].manifest.root / f"train-000002.{suffix}")
+    web.sent.clear()
+    threads = [threading.Thread(target=reader.read, args=(85,)) for reader in readers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    whole = ShardReader([Corpus(read_manifest(web.folder))])
+    assert {reader.read(85) for reader in readers} == {whole.read(85)} and not any(reader._lost for reader in readers)
+    assert web.sent["train-000002.tar"] == whole.corpora[0].manifest.shards[2].num_bytes and len(web.sent) == 2
+    assert caplog.text.count("train-000002.tar: is damaged; it is fetched again") == 1
+
+
+def test_an_index_that_was_lost_is_fetched_again_for_its_keys(web, tmp_path):
+    shard_cache = make_cache(web, tmp_path)
+    corpus = Corpus(shard_cache.manifest, cache=shard_cache)
+    key = corpus.index(2).key(7)
+    empty(corpus.manifest.index_path(2))
+    assert corpus.index(2).key(7) == key
+
+
+def test_what_is_damaged_in_the_store_too_is_lost_after_one_more_fetch(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_MISSING_PAUSE_S", 0.01)
+    shard_cache = make_cache(web, tmp_path)
+    reader = ShardReader([Corpus(shard_cache.manifest, cache=shard_cache)])
+    shard_cache.get(2)
+    for folder in (shard_cache.manifest.root, web.folder):
+        empty(folder / "train-000002.index.safetensors")
+    with pytest.raises(ShardLost, match="is not the index named in the manifest; restore it, or convert again"):
+        reader.read(85)
+
+
+def test_what_cannot_be_opened_for_other_reasons_stays(web, tmp_path, monkeypatch):
+    shard_cache = make_cache(web, tmp_path)
+    shard_cache.get(2)
+    monkeypatch.setattr(Path, "read_bytes", no_descriptor)
+    assert not shard_cache.drop_damaged(2) and shard_cache.has(2)
+
+
+def no_descriptor(path: Path) -> bytes:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_the_index_is_on_the_disk_before_its_tar_is_there(web, tmp_path, monkeypatch):
+    shard_cache, synced, fsync = make_cache(web, tmp_path), [], os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, shard_cache.has(2)))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    shard_cache.get(2)
+    assert (shard_cache.manifest.index_path(2).stat().st_ino, False) in synced
 
 
 def test_a_range_beyond_the_end_is_damage(web):
