@@ -29,6 +29,9 @@ from shards.sources.clip_source import ClipSource
 from shards.sources.source import Content, Source
 from shards.stores.locate import process_context
 
+_SOME = 8
+"""Files of a plan, and of a piece, by which a file that a store refuses is told from a store that refuses all."""
+
 
 def scan_pieces(plan: Plan, pieces: range, workers: int) -> None:
     """Hash the images of those of these pieces that are not scanned yet, to find duplicates among them."""
@@ -41,6 +44,7 @@ def scan_pieces(plan: Plan, pieces: range, workers: int) -> None:
 def _scan_piece(plan: Plan, cleaning: Cleaning, look: bool, piece: int) -> int:
     """Hash the images of a piece; returns how many files it had."""
     rows, found = plan.rows(piece), []
+    plan.source.compare_with(_some_places(plan, rows))
     for row, numbers in _hashes(plan.source, rows, cleaning, look):
         if numbers is not None:
             found.append((row.number, *numbers))
@@ -99,6 +103,13 @@ def _write_piece(plan: Plan, target: Target, cleaning: Cleaning, piece: int) -> 
     return len(rows)
 
 
+def _some_places(plan: Plan, rows: list[Row]) -> list[str]:
+    """A few files from all over a plan, and of these rows."""
+    step, step_of_rows = plan.num_rows // _SOME + 1, len(rows) // _SOME + 1
+    numbers = [*range(0, plan.num_rows, step), *(row.number for row in rows[::step_of_rows])]
+    return [plan.places[number] for number in dict.fromkeys(numbers)]
+
+
 def _contents(source: Source, rows: list[Row]) -> Iterator[tuple[Row, Content | OSError]]:
     """The files of some rows, in order; from a store many at a time."""
 
@@ -128,6 +139,7 @@ def _contents(source: Source, rows: list[Row]) -> Iterator[tuple[Row, Content | 
 def write_shard(plan: Plan, tar_path: Path, rows: list[Row], cleaning: Cleaning) -> Written:
     """Write the tar of some rows and its index; a shard without a usable image is not written."""
     source, repeated = plan.source, plan.repeated(rows)
+    source.compare_with(_some_places(plan, rows))
     skipped: list[dict[str, str]] = []
     for row in rows:
         if row.number in repeated:

@@ -10,7 +10,7 @@ import lzma
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, BinaryIO
@@ -102,6 +102,9 @@ class ZipSource:
         """See `Source`. All come from one open file."""
         return 1
 
+    def compare_with(self, places: Sequence[str]) -> None:
+        """See `Source`: there is no other file."""
+
     def _archive(self) -> zipfile.ZipFile:
         if self._open is None:
             try:
@@ -163,6 +166,9 @@ class TarSource:
                     raise
                 yield left_out(json.dumps({"tar": name}), SCATTERED)
                 continue
+            except OSError as error:
+                text = f"{self._folder.location}/{name}: cannot be read ({error.strerror or error}); move it away"
+                raise InputError(text) from error
             for member, reason in skipped:
                 yield left_out(json.dumps({"tar": name, "member": member}), reason)
 
@@ -187,6 +193,10 @@ class TarSource:
     def reads(self, place: str) -> int:
         """See `Source`."""
         return self._folder.reads
+
+    def compare_with(self, places: Sequence[str]) -> None:
+        """See `Source`."""
+        self._folder.compare_with(list(dict.fromkeys(json.loads(place)["tar"] for place in places)))
 
     def _samples(self, name: str, file: BinaryIO, skipped: _Reasons) -> Iterator[TarSample]:
         """The samples of a tar; none of a scattered one. A tar of so many samples that this is not known before the

@@ -5,7 +5,7 @@ in a fixed order and reads any of them by what it listed.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -49,6 +49,10 @@ class Source(Protocol):
 
     def reads(self, place: str) -> int:
         """How many files are best read at a time, where this one is."""
+        ...
+
+    def compare_with(self, places: Sequence[str]) -> None:
+        """See `Folder`."""
         ...
 
 
@@ -113,6 +117,10 @@ class FolderSource:
     def reads(self, place: str) -> int:
         """See `Source`."""
         return self._folder.reads
+
+    def compare_with(self, places: Sequence[str]) -> None:
+        """See `Source`."""
+        self._folder.compare_with([self.name(place) for place in places])
 
     def _walk(self) -> Iterator[Found]:
         branch = [Level("", "", self._folder.entries())]  # no recursion: folders may lie deeper than Python's stack

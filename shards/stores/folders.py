@@ -6,17 +6,21 @@ import errno
 import io
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 from shards.ground.errors import InputError
-from shards.stores.store import Missing, Store, is_url
+from shards.stores.store import Forbidden, Missing, Refused, Store, Torn, is_url
 
 STORE_READS = 32
 """Files of a store that a process reads at a time: each takes as long as the store needs to answer, not as we do."""
 
 LINK, BROKEN = "a link to a folder", "a link that leads nowhere"
 """Why an entry of a folder is not read, if it is not a plain file."""
+
+NO_ANSWER = "the store gives others, but no answer for this one"
+"""Why a file of a store is not read that is asked for in vain."""
 
 _NO_FILE = "not a regular file"
 
@@ -72,6 +76,12 @@ class Folder(Protocol):
         """Bytes of a file, -1 where asking is not worth it. OSError: not there."""
         ...
 
+    def compare_with(self, names: list[str]) -> None:
+        """Name some files that a store may be asked for when it refuses another: if it gives one of them, the refused
+        one cannot be read, and if not, none can.
+        """
+        ...
+
 
 def open_folder(location: str) -> LocalFolder | StoreFolder:
     """The folder at a path or URL."""
@@ -114,6 +124,9 @@ class LocalFolder:
         """See `Folder`."""
         return os.stat(self._path(name)).st_size
 
+    def compare_with(self, names: list[str]) -> None:
+        """See `Folder`: a disk says what is wrong."""
+
     def _path(self, name: str) -> str:
         return os.path.join(self.location, name)
 
@@ -132,6 +145,8 @@ class StoreFolder:
             raise InputError(f"{location}: a command cannot be listed; pass a folder, or the URL of a store")
         self.location = location.rstrip("/")
         self._store = Store(self.location)
+        self._given = ""
+        self._others: list[str] = []
 
     def entries(self, folder: str = "") -> list[Entry]:
         """See `Folder`."""
@@ -143,7 +158,7 @@ class StoreFolder:
 
     def read(self, name: str) -> bytes:
         """See `Folder`."""
-        return _or_os_error(lambda: self._store.read(name))
+        return self._given_or_os_error(name, lambda: self._store.read(name))
 
     def read_spans(self, name: str, spans: list[tuple[int, int]]) -> list[bytes]:
         """See `Folder`. Members of a sample lie side by side: one request brings them all. Where they are links to
@@ -154,16 +169,45 @@ class StoreFolder:
         first, last = min(start for start, _ in spans), max(start + size for start, size in spans)
         if len(spans) > 1 and last - first > sum(size for _, size in spans) + _LONGEST_READ_AHEAD:
             return [block for span in spans for block in self.read_spans(name, [span])]
-        block = _or_os_error(lambda: self._store.read_range(name, first, last))
+        block = self._given_or_os_error(name, lambda: self._store.read_range(name, first, last))
         return [block[start - first : start - first + size] for start, size in spans]
 
     def open(self, name: str) -> BinaryIO:
         """See `Folder`."""
-        return io.BufferedReader(_StoreFile(self, name, _or_os_error(lambda: self._store.size(name))), 2**16)
+        size = self._given_or_os_error(name, lambda: self._store.size(name), counts=False)
+        return io.BufferedReader(_StoreFile(self, name, size), 2**16)
 
     def size(self, name: str) -> int:
         """See `Folder`: a request for every file of a long list would take longer than reading them."""
         return -1
+
+    def compare_with(self, names: list[str]) -> None:
+        """See `Folder`."""
+        self._others = names
+
+    def _given_or_os_error(self, name: str, request: Callable[[], Any], *, counts: bool = True) -> Any:
+        """What every reader of files expects of one that is not there, or that is refused though others are given.
+
+        Args:
+            name: of the file.
+            request: for it.
+            counts: whether it asks for the file's bytes, which a store may refuse though it says how many they are.
+        """
+        try:
+            answer = request()
+        except Missing as error:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
+        except Refused as error:
+            store = self._store if isinstance(error, Forbidden) else self._store.impatient()  # it was waited for
+            # The last one first: credentials may end while files are read.
+            if not any(_gives(store, other) for other in (self._given, *self._others) if other not in ("", name)):
+                raise
+            if isinstance(error, Forbidden):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from error
+            raise OSError(0, NO_ANSWER) from error
+        if counts:
+            self._given = name
+        return answer
 
 
 class _StoreFile(io.RawIOBase):
@@ -228,9 +272,12 @@ def _open_regular(path: str, flags: int) -> int:
     return descriptor
 
 
-def _or_os_error(request: Any) -> Any:
-    """What every reader of files expects of one that is not there."""
+def _gives(store: Store, name: str) -> bool:
+    """Whether a store gives the beginning of a file."""
     try:
-        return request()
-    except Missing as error:
-        raise FileNotFoundError(2, os.strerror(2)) from error
+        store.read_range(name, 0, 1)
+    except Torn:  # an empty file
+        return True
+    except (Missing, InputError):
+        return False
+    return True

@@ -54,6 +54,14 @@ class Torn(Missing):
     """The store answers, and has less of the file than was asked for."""
 
 
+class Refused(InputError):
+    """The store gave no answer for a file, however long it was asked."""
+
+
+class Forbidden(Refused):
+    """The store denies a file, or all of them."""
+
+
 def is_url(location: str) -> bool:
     """Whether a location is a store rather than a local folder."""
     return "://" in location or location.startswith("pipe:")
@@ -87,7 +95,8 @@ class Store:
 
         Raises:
             Missing: there is no such file.
-            InputError: the store did not answer for `patience_s`.
+            Forbidden: we may not read it.
+            Refused: the store did not answer for `patience_s`.
         """
         if self._command:
             return self._patiently(name, lambda: self._run(name, io.BytesIO()).getvalue())
@@ -103,7 +112,7 @@ class Store:
             progress: called with the bytes that have arrived.
 
         Raises:
-            Missing, InputError: as `read`.
+            Missing, Refused: as `read`.
             Torn: the store has less than `size` bytes of it.
             OSError: `target` cannot be written to.
         """
@@ -121,7 +130,7 @@ class Store:
         """Bytes of a file from `start` to `end`.
 
         Raises:
-            Missing, InputError: as `read`.
+            Missing, Refused: as `read`.
             Torn: the file ends before `end`.
         """
         if self._command:
@@ -135,7 +144,7 @@ class Store:
         """Bytes of a file.
 
         Raises:
-            Missing, InputError: as `read`.
+            Missing, Refused: as `read`.
         """
         if self._command:
             return len(self.read(name))
@@ -149,7 +158,7 @@ class Store:
         (`raw//a.jpg`) is listed as files whose names begin with a slash.
 
         Raises:
-            Missing, InputError: as `read`.
+            Missing, Refused: as `read`.
         """
         found = self._by_pages(folder) if self.url.startswith(OBJECT_STORES) else self._at_once(folder)
         return sorted({(name, is_folder): (name, is_folder, size) for name, is_folder, size in found}.values())
@@ -196,7 +205,7 @@ class Store:
         """Upload a file; it appears under its name when it is whole, as object stores do it.
 
         Raises:
-            InputError: the store did not take it for `patience_s`.
+            Refused: the store did not take it for `patience_s`.
         """
         size = source.stat().st_size
         target = self._path(name)
@@ -212,7 +221,7 @@ class Store:
         """Remove a file, if it is there.
 
         Raises:
-            InputError: the store did not answer for `patience_s`.
+            Refused: the store did not answer for `patience_s`.
         """
         with suppress(Missing):
             self._patiently(name, lambda: self._fs.rm_file(self._path(name)))
@@ -304,9 +313,9 @@ class Store:
                     raise  # this disk, not the store
                 what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 if is_denied(error):
-                    raise InputError(f"{self.url}/{name}: permission denied ({what}); check the credentials") from error
+                    raise Forbidden(f"{self.url}/{name}: permission denied ({what}); check the credentials") from error
                 if time.monotonic() + pause_s > began + self.patience_s:
-                    raise InputError(
+                    raise Refused(
                         f"{self.url}/{name}: no answer for {self.patience_s:.0f} s ({what}); is the store up?"
                     ) from error
                 self._speak(name, what, time.monotonic() - began)

@@ -46,6 +46,7 @@ def is_denied(error: Exception) -> bool:
         isinstance(error, PermissionError)
         or type(error).__name__ in _DENIED
         or getattr(error, "status", None) in (401, 403)
+        or (type(error) is OSError and str(error).startswith("Forbidden: "))  # Google's
     )
 
 
