@@ -14,7 +14,7 @@ from shards.ground.errors import InputError
 from shards.images.names import is_image, suffix_of
 from shards.sources.found import Found, first_folder, left_out, why_beside
 from shards.sources.source import FolderSource, Level
-from shards.sources.tables import READERS, ListSource
+from shards.sources.tables import READERS, ListSource, without_query
 from shards.stores.folders import Entry, open_folder
 from shards.stores.store import is_url
 
@@ -114,7 +114,8 @@ class ClipList(ListSource):
             raise InputError(
                 f"{self.location}: column `{taken}` has a name that the json of every clip uses itself; rename it"
             )
-        return "" if is_video(row["path"]) or (sound and is_image(row["path"])) else NO_CLIP
+        name = without_query(row["path"])
+        return "" if is_video(name) or (sound and is_image(name)) else NO_CLIP
 
 
 ClipSource = ClipFolder | ClipList

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 from urllib.parse import unquote
@@ -18,9 +19,11 @@ from shards.ground.errors import InputError
 from shards.images.names import suffix_of, why_no_image
 from shards.sources.found import Content, Found, first_folder, left_out
 from shards.sources.isolated import rows_apart
-from shards.stores.folders import Folder, open_folder
+from shards.stores.folders import Folder, StoreFolder, open_folder
 from shards.stores.locate import process_context
 from shards.stores.store import is_url
+
+_WEB = ("http://", "https://")
 
 
 class ListSource:
@@ -53,9 +56,10 @@ class ListSource:
         """See `Source`."""
         columns = self.columns(place)
         extra = {"json": json_text(columns).encode()} if columns else {}
-        folder, path = self._find(json.loads(place)["path"])
+        path = json.loads(place)["path"]
+        folder, name = self._find(path)
         try:
-            return Content(folder.read(path), suffix_of(path), extra)
+            return Content(folder.read(name), suffix_of(without_query(path)), extra)
         except InputError:
             raise
         except ValueError as error:  # of a name that no file can have
@@ -111,11 +115,11 @@ class ListSource:
         except (OSError, ValueError):  # reported when it is read
             size = -1
         label = str(row[self._label_column]) if self._label_column else ""
-        key = f"{number:010d}_{FreshKeys().of_file(path.rpartition('/')[2])}"
+        key = f"{number:010d}_{FreshKeys().of_file(without_query(path).rpartition('/')[2])}"
         return Found(place, key, size, label, "" if folder is not self._folder else first_folder(path))
 
     def _why_left_out(self, row: dict[str, Any]) -> str:
-        return why_no_image(row["path"])
+        return why_no_image(without_query(row["path"]))
 
     def _find(self, path: str) -> tuple[Folder, str]:
         """The folder that a path is read from, and its name there."""
@@ -125,12 +129,12 @@ class ListSource:
             return self._folder, path
         scheme, _, rest = path.partition("://")
         host, _, name = rest.partition("/")
-        root = f"{scheme}://{host}"
-        return self._store(root), unquote(name) if scheme.startswith("http") else name
+        return self._store(f"{scheme}://{host}"), name.partition("#")[0] if path.startswith(_WEB) else name
 
     def _store(self, root: str) -> Folder:
         if root not in self._stores:
-            self._stores[root] = open_folder(root)
+            is_web = root.startswith(_WEB)
+            self._stores[root] = StoreFolder(root, spelled=True) if is_web else open_folder(root)
         return self._stores[root]
 
     @property
@@ -153,6 +157,11 @@ class ListSource:
         except Exception as error:  # what a library makes of damage: numbers too long, dates after the year 9999
             why = " ".join(str(error).split())[:200] or type(error).__name__
             raise InputError(f"{self.location}: cannot be read ({why})") from error
+
+
+def without_query(path: str) -> str:
+    """The part of a path, or of a URL, that names a file: `https://host/a.jpg` of `https://host/a.jpg?v=2`."""
+    return re.split("[?#]", path, maxsplit=1)[0] if path.startswith(_WEB) else path
 
 
 def _holds_bytes(value: Any) -> bool:

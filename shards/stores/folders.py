@@ -134,17 +134,21 @@ class LocalFolder:
 class StoreFolder:
     """A folder behind a URL (see store.py).
 
+    Args:
+        location: the URL.
+        spelled: see `Store`.
+
     Raises:
         InputError: no such store, or one that cannot list.
     """
 
     reads = STORE_READS
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, *, spelled: bool = False) -> None:
         if location.startswith("pipe:"):
             raise InputError(f"{location}: a command cannot be listed; pass a folder, or the URL of a store")
         self.location = location.rstrip("/")
-        self._store = Store(self.location)
+        self._store = Store(self.location, spelled=spelled)
         self._given = ""
         self._others: list[str] = []
 

@@ -74,13 +74,16 @@ class Store:
         url: `s3://bucket/folder`, `http://host/folder`, ..., or `pipe:COMMAND` whose `{name}` becomes the file.
         patience_s: how long a failing store is asked again before it counts as lost.
         stall_s: seconds without an answer after which a request is given up and made again.
+        spelled: names of files over HTTP are the rest of their URLs as somebody wrote them, with a query perhaps; else
+            they are what the files are called.
 
     Raises:
         InputError: a scheme that fsspec does not know, or whose library is not installed; `pipe:` that is not allowed.
     """
 
-    def __init__(self, url: str, *, patience_s: float = 600, stall_s: float = 60) -> None:
+    def __init__(self, url: str, *, patience_s: float = 600, stall_s: float = 60, spelled: bool = False) -> None:
         self.url, self.patience_s, self.stall_s, self._spoke = url.rstrip("/"), patience_s, stall_s, -_SPEAKS_EVERY_S
+        self._spelled = spelled
         self._command = url.removeprefix("pipe:") if url.startswith("pipe:") else ""
         if self._command and os.environ.get(ALLOW_PIPE) != "1":
             raise InputError(f"{url}: runs a command of the shell; set {ALLOW_PIPE}=1 in the environment to allow that")
@@ -278,13 +281,13 @@ class Store:
 
     def _quoted(self, name: str) -> str:
         """A name as the store's library wants it: HTTP has it in its URLs."""
-        return quote(name, safe="/:") if self.url.startswith("http") else name
+        return quote(name, safe="/:") if self.url.startswith("http") and not self._spelled else name
 
     def _plain(self, name: str) -> str:
-        return unquote(name) if self.url.startswith("http") else name
+        return unquote(name) if self.url.startswith("http") and not self._spelled else name
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "patience_s": self.patience_s, "stall_s": self.stall_s}
+        return {"url": self.url, "patience_s": self.patience_s, "stall_s": self.stall_s, "spelled": self._spelled}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Store.__init__(self, **state)

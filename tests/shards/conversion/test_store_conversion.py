@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import fsspec
@@ -248,6 +249,36 @@ def test_a_list_may_lead_to_several_stores(s3, web, folder, tmp_path):
     (folder / "mixed.jsonl").write_text("".join(json.dumps({"path": path}) + "\n" for path in paths))
     manifest = convert(folder / "mixed.jsonl", tmp_path / "out", Options("out"))
     assert manifest.num_samples == 3 and manifest.skipped == {"cannot be read: No such file or directory": 2}
+
+
+def test_urls_of_a_list_are_asked_for_as_they_are_spelled(web, tmp_path):
+    spelled = {
+        "/o/images%2Fa.png?alt=media&token=1": "/o/images%2Fa.png?alt=media&token=1",
+        "/b.png?v=123": "/b.png?v=123",
+        "/c d.png": "/c%20d.png",
+        "/e%20f.png#top": "/e%20f.png",
+        "/100%.png": "/100%25.png",
+        "/ü.png?of=ü": "/%C3%BC.png?of=%C3%BC",
+        "/g.png?credential=k/day/s3&signature=a%2Bb%3D": "/g.png?credential=k/day/s3&signature=a%2Bb%3D",
+    }
+    images = {asked: image_bytes(seed=number) for number, asked in enumerate(spelled.values())}
+
+    def answer(request: SimpleHTTPRequestHandler) -> None:
+        if request.path not in images:
+            request.send_error(404)
+            return
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(images[request.path])))
+        request.end_headers()
+        request.wfile.write(images[request.path])
+
+    web.answer = answer
+    rows = [json.dumps({"path": f"{web.url}{path}"}) for path in spelled]
+    (tmp_path / "list.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    manifest = convert(tmp_path / "list.jsonl", tmp_path / "out", Options("out"))
+    assert not manifest.skipped and sorted(stored_images(tmp_path / "out").values()) == sorted(images.values())
+    keys = {key.partition("_")[2] for key in stored_images(tmp_path / "out")}
+    assert keys == {"images_2Fa", "b", "c d", "e_20f", "100_", "ü", "g"}
 
 
 def test_memory(folder, tmp_path, expected):
