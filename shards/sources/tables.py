@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 from urllib.parse import unquote
 
+import pyarrow
 from pyarrow import parquet
 
 from shards.format.json_text import json_text, plain
@@ -24,6 +25,12 @@ from shards.stores.locate import process_context
 from shards.stores.store import is_url
 
 _WEB = ("http://", "https://")
+
+_BYTES = "column `{}` holds bytes, which JSON cannot hold; leave it out of the list, or write it as text"
+
+
+class _NoList(Exception):
+    """A table whose columns are not those of a list."""
 
 
 class ListSource:
@@ -96,10 +103,7 @@ class ListSource:
         if not isinstance(row, dict) or not isinstance(row.get("path"), str):
             raise InputError(f"{self.location}: row {number + 1} has no `path`; expected a column of that name")
         if column := next((name for name, value in row.items() if _holds_bytes(value)), ""):
-            raise InputError(
-                f"{self.location}: column `{column}` holds bytes, which JSON cannot hold; leave it out of "
-                f"the list, or write it as text"
-            )
+            raise InputError(f"{self.location}: {_BYTES.format(column)}")
         if self._label_column and plain(row.get(self._label_column)) in (None, ""):
             text = f"{self.location}: row {number + 1} has no `{self._label_column}`, which --labels asks for"
             raise InputError(text)
@@ -154,6 +158,8 @@ class ListSource:
                 yield from READERS[suffix_of(self._name)](file)
         except InputError:  # the store that the list is in
             raise
+        except _NoList as error:
+            raise InputError(f"{self.location}: {error}") from error
         except Exception as error:  # what a library makes of damage: numbers too long, dates after the year 9999
             why = " ".join(str(error).split())[:200] or type(error).__name__
             raise InputError(f"{self.location}: cannot be read ({why})") from error
@@ -189,9 +195,34 @@ def _read_json_lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
 
 def _read_parquet(file: BinaryIO) -> Iterator[dict[str, Any]]:
     with parquet.ParquetFile(file) as table:
+        _check_columns(table.schema_arrow)  # before any row: images themselves may be gigabytes of them
         # Without threads: libarrow's do not survive the fork that starts worker processes.
         for batch in table.iter_batches(_BATCH, use_threads=False):
             yield from batch.to_pylist()
+
+
+def _check_columns(columns: pyarrow.Schema) -> None:
+    """Check that a table is a list of paths. _NoList: it is not."""
+    of_bytes = next((column.name for column in columns if _has_bytes(column.type)), "")
+    if "path" in columns.names:
+        if of_bytes:
+            raise _NoList(_BYTES.format(of_bytes))
+        return
+    if of_bytes:
+        raise _NoList(
+            f"has no column `path`, and column `{of_bytes}` holds bytes; if they are images, write them to files "
+            f"or tars first, and convert those"
+        )
+    raise _NoList("has no column `path`; expected a row for each image, with its path or URL")
+
+
+def _has_bytes(kind: pyarrow.DataType) -> bool:
+    if pyarrow.types.is_dictionary(kind):
+        return _has_bytes(kind.value_type)
+    if pyarrow.types.is_nested(kind):
+        return any(_has_bytes(kind.field(number).type) for number in range(kind.num_fields))
+    tests = ("is_binary", "is_large_binary", "is_fixed_size_binary", "is_binary_view")
+    return any(getattr(pyarrow.types, test)(kind) for test in tests if hasattr(pyarrow.types, test))
 
 
 _BATCH = 4096

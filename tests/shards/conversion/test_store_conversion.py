@@ -1,6 +1,6 @@
 """Conversion from stores and to stores, with real S3 and HTTP servers: the bytes of a conversion on the disk.
 
-Covers: shards/conversion/targets.py, shards/stores/folders.py, shards/stores/locate.py, shards/stores/store.py,
+Covers: shards/conversion/targets.py, shards/stores/locate.py, shards/stores/store.py,
 shards/stores/store_errors.py
 """
 

@@ -176,6 +176,32 @@ def test_empty_numbers_of_a_table_are_null_in_json(folder, tmp_path):
     assert json.loads(sample["json"], parse_constant=refuse) == {"score": None, "more": {"a": [1.5, None]}}
 
 
+TEXT, BINARY = pyarrow.string(), pyarrow.binary()
+
+
+@pytest.mark.parametrize(
+    "columns, says",
+    [
+        (
+            {"image": pyarrow.struct({"bytes": BINARY, "path": TEXT})},
+            "has no column `path`, and column `image` holds b",
+        ),
+        ({"path": TEXT, "raw": pyarrow.list_(pyarrow.large_binary())}, "column `raw` holds bytes, which JSON cannot"),
+        ({"path": TEXT, "raw": pyarrow.map_(TEXT, pyarrow.dictionary(pyarrow.int8(), BINARY))}, "column `raw` holds b"),
+        ({"path": BINARY}, "column `path` holds bytes"),
+        ({"file": TEXT}, "has no column `path`; expected a row for each image"),
+    ],
+)
+def test_a_table_that_is_no_list_is_refused_by_its_columns_alone(tmp_path, capsys, monkeypatch, columns, says):
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("gigabytes")
+
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", read)
+    (tmp_path / "a.parquet").write_bytes(stored_table(pyarrow.schema(columns).empty_table()))
+    assert main(["convert", str(tmp_path / "a.parquet"), str(tmp_path / "out")]) == 2
+    assert f"a.parquet: {says}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "name, content, arguments, says",
     [
