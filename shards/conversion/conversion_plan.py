@@ -1,6 +1,6 @@
 """The plan of a conversion: what was listed and in what order it is written, cut into pieces of one shard each.
 
-    plan/plan.json                 source, target, settings, parts, classes, fingerprint of the listing
+    plan/plan.json                 source and its kind, target, settings, parts, classes, fingerprint of the listing
     plan/places.bin, keys.bin      where in the source each file is, and its key, one after the other
     plan/*_ends.bin                where each of them ends (uint64)
     plan/labels.bin, sizes.bin     class (int32) and bytes (int64) of each
@@ -34,8 +34,9 @@ from shards.cleaning.duplicates import find_duplicates
 from shards.format.manifest import ShardEntry
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write, remove_partial_files
-from shards.sources.clip_source import open_clip_source
-from shards.sources.source import Source, open_source
+from shards.sources.clip_source import open_clip_source, open_clips_as
+from shards.sources.source import IN_FOLDERS, Source, open_as, open_source
+from shards.stores.store import is_url
 
 PLAN, PLAN_IN_WORK = "plan", ".plan.writing"
 TRAIN, HOLDOUT = "train", "holdout"
@@ -230,7 +231,7 @@ def open_plan(home: Path, source: Source | None = None) -> Plan:
 
     Args:
         home: its folder, or the folder below it of what is held out.
-        source: where the images are now; None is where they were.
+        source: where the images are now; None is where they were, and does not look whether they still are.
 
     Raises:
         InputError: there is none, it cannot be read, or its tables are not whole.
@@ -241,7 +242,7 @@ def open_plan(home: Path, source: Source | None = None) -> Plan:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         settings = content["settings"]
-        source = source or source_for(content["source"], settings)
+        source = source or source_for(content["source"], settings, content.get("kind", ""))
         plan = Plan(
             home / PLAN,
             source,
@@ -282,14 +283,39 @@ def _check_size(table: Path, needed: int) -> None:
         )
 
 
-def source_for(location: str | Path, settings: dict[str, Any]) -> Source:
+def source_for(location: str | Path, settings: dict[str, Any], kind: str = "") -> Source:
     """The source that these settings of a plan want: of images, or of clips.
+
+    Args:
+        location: path or URL.
+        settings: of the plan.
+        kind: what is there, where that is known: then nothing is looked at.
 
     Raises:
         InputError: nothing is there, or nothing that can be converted.
     """
-    opener = open_clip_source if settings.get("clips") else open_source
-    return opener(location, label_column=label_column(settings["labels"]))
+    column, clips = label_column(settings["labels"]), bool(settings.get("clips"))
+    if kind:
+        return (open_clips_as if clips else open_as)(kind, str(location), label_column=column)
+    return (open_clip_source if clips else open_source)(location, label_column=column)
+
+
+def planned_source(home: Path, location: str | Path, settings: dict[str, Any]) -> Source:
+    """The source at a location, by what the plan knows of it if it lists just that: a folder of millions of files is
+    not looked through by each of many tasks to learn that it is one.
+
+    Raises:
+        InputError: nothing is there, or nothing that can be converted.
+    """
+    try:
+        content = json.loads((home / PLAN / "plan.json").read_text(encoding="utf-8"))
+        kind, planned = content.get("kind", ""), content["source"]
+    except (OSError, ValueError, KeyError):  # none yet, or reported when it is opened
+        return source_for(location, settings)
+    is_there = is_url(str(location)) or (os.path.isdir if kind in IN_FOLDERS else os.path.isfile)(location)
+    if kind and is_there and (source := source_for(location, settings, kind)).location == planned:
+        return source
+    return source_for(location, settings)
 
 
 def check_settings(plan: Plan, settings: dict[str, Any]) -> None:

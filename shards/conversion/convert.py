@@ -12,13 +12,23 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from shards.cleaning.rules import Cleaning
 from shards.clips.clip import ClipSettings
 from shards.clips.library import pyav
-from shards.conversion.conversion_plan import PLAN, TRAIN, Plan, check_settings, open_plan, rename_classes, source_for
+from shards.conversion.conversion_plan import (
+    PLAN,
+    TRAIN,
+    Plan,
+    check_settings,
+    open_plan,
+    planned_source,
+    rename_classes,
+    source_for,
+)
 from shards.conversion.listing import check_listing, make_plan, update_plan
 from shards.conversion.pieces import scan_pieces, shard_name, write_pieces, write_shard
 from shards.conversion.targets import SPLITS, LocalTarget, StoreTarget, Target
@@ -96,7 +106,8 @@ def convert(location: str | Path, out: str | Path, options: Options) -> Manifest
     _check_options(options)
     target = _open_target(str(out), options)
     _check_target(str(location), target, options)
-    source = source_for(location, _settings(options))
+    find = source_for if options.force else partial(planned_source, target.home)
+    source = find(location, _settings(options))
     is_task = options.task not in (None, PLAN_ALONE)
     with at_work_in(target.home, with_others=is_task):
         return _convert(source, target, options)
@@ -198,8 +209,8 @@ def rewrite(manifest: Manifest, name: str, source: str | None) -> None:
     """
     plan = open_plan(manifest.root)
     settings = plan.settings
-    if source is not None:
-        plan = open_plan(manifest.root, source_for(source, settings))
+    place = plan.source.location if source is None else source
+    plan = open_plan(manifest.root, planned_source(plan.folder.parent, place, settings))
     piece = int(name.removesuffix(".tar").rpartition("-")[2])
     cleaning = Cleaning(**{key: settings[key] for key in vars(Cleaning())})
     tar = manifest.root / name

@@ -171,6 +171,7 @@ def _add_listing(plan: Plan) -> int:
     parts = [*plan.parts, *(Part(split, rows) for split, rows in counts.items() if rows)]
     content = {
         "source": source.location,
+        "kind": source.kind,
         "target": plan.target,
         "settings": plan.settings,
         "classes": classes,

@@ -18,15 +18,18 @@ from typing import Any, BinaryIO
 from shards.format.keys import FreshKeys
 from shards.format.tar import HELD_SAMPLES, ONE_MORE, ScatteredTar, TarSample, TornTar, walk
 from shards.ground.errors import InputError
-from shards.images.names import NO_IMAGE, suffix_of, why_no_image
+from shards.images.names import NO_IMAGE, is_image, suffix_of, why_no_image
 from shards.sources.found import SCATTERED, TORN, Content, Found, first_folder, left_out, why_beside
-from shards.stores.folders import Folder
+from shards.stores.folders import Entry, Folder
 
 MAX_MEMBER_BYTES = 2**30
 """A member of a zip that says it unpacks to more is left out: it would fill the memory."""
 
 _Reasons = list[tuple[str, str]]
 """Names of members that are left out, and why."""
+
+_BESIDE_TARS = ("plan", "holdout", "_tmp")
+"""Folders beside tars that we, or img2dataset, make."""
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError)
 
@@ -35,6 +38,8 @@ class ZipSource:
     """Members of a zip archive, by name. A place is a member's name; of several with one name, the second and later
     have a number behind a zero byte, which no name holds.
     """
+
+    kind = "zip"
 
     def __init__(self, folder: Folder, name: str) -> None:
         self.location, self._folder, self._name = f"{folder.location}/{name}", folder, name
@@ -132,37 +137,67 @@ def _places(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     return places
 
 
+def is_tar(entry: Entry) -> bool:
+    """Whether what lies in a folder is a tar."""
+    return not entry.is_folder and not entry.other and suffix_of(entry.name) == "tar"
+
+
+def tars_beside(folder: Folder) -> list[Entry]:
+    """The tars of a folder, and what lies beside them.
+
+    Raises:
+        InputError: not listable, or there are images beside them: which of them are meant is for the user to say.
+    """
+    entries = folder.entries()
+    tar = next((entry.name for entry in entries if is_tar(entry)), "")
+    for entry in entries if tar else ():
+        is_known = entry.name in _BESIDE_TARS or entry.name.startswith(".")
+        if (entry.is_folder and not is_known) or (not entry.is_folder and is_image(entry.name)):
+            what = f"the folder {entry.name}" if entry.is_folder else f"the image {entry.name}"
+            raise InputError(
+                f"{folder.location}: holds tars ({tar}) and also {what}; move one of them elsewhere, and convert "
+                f"each separately"
+            )
+    return entries
+
+
+def _why_beside(entry: Entry) -> str:
+    return "a folder beside tars" if entry.is_folder else entry.other or NO_IMAGE
+
+
 class TarSource:
     """Samples of tars, as WebDataset groups them; what comes with an image (json, txt) stays with it, a `cls` is its
     label. A place says in which tar which bytes are; keys begin with the tar's name: others repeat them between tars.
     """
 
-    def __init__(
-        self, location: str, folder: Folder, names: list[str], beside: tuple[tuple[str, str], ...] = ()
-    ) -> None:
-        """`beside`: what else lies there, each with the reason why it is left out."""
-        self.location, self._folder, self._names, self._beside = location, folder, names, beside
+    def __init__(self, folder: Folder, name: str = "") -> None:
+        """`name`: of the one tar of the folder that is meant; empty for all of them."""
+        self.location = f"{folder.location}/{name}" if name else folder.location
+        self.kind, self._folder, self._name = "tar" if name else "tars", folder, name
 
     def list(self) -> Iterator[Found]:
         """See `Source`. Of several tars a torn one is left out from the tear on, and listed; a scattered one as a
         whole: its first samples would lack members.
         """
-        for name, reason in self._beside:
-            yield left_out(json.dumps({"tar": name}), reason)
-        folders = FreshKeys()
-        for name in self._names:
+        entries = [] if self._name else tars_beside(self._folder)
+        for entry in entries:
+            if not is_tar(entry):
+                yield left_out(json.dumps({"tar": entry.name}), _why_beside(entry))
+        names = [self._name] if self._name else [entry.name for entry in entries if is_tar(entry)]
+        folders, is_alone = FreshKeys(), len(names) == 1
+        for name in names:
             keys, key_folder = FreshKeys(), folders.of_folder(name.removesuffix(".tar"))
             skipped: list[tuple[str, str]] = []
             try:
                 with self._open(name) as file:
-                    for sample in self._samples(name, file, skipped):
+                    for sample in self._samples(name, file, skipped, twice=not is_alone):
                         yield from self._found(name, sample, key_folder, keys, file)
             except TornTar:
-                if len(self._names) == 1:
+                if is_alone:
                     raise
                 yield left_out(json.dumps({"tar": name}), TORN)
             except ScatteredTar:
-                if len(self._names) == 1:
+                if is_alone:
                     raise
                 yield left_out(json.dumps({"tar": name}), SCATTERED)
                 continue
@@ -198,9 +233,9 @@ class TarSource:
         """See `Source`."""
         self._folder.compare_with(list(dict.fromkeys(json.loads(place)["tar"] for place in places)))
 
-    def _samples(self, name: str, file: BinaryIO, skipped: _Reasons) -> Iterator[TarSample]:
-        """The samples of a tar; none of a scattered one. A tar of so many samples that this is not known before the
-        first ones are to be given is walked twice.
+    def _samples(self, name: str, file: BinaryIO, skipped: _Reasons, *, twice: bool) -> Iterator[TarSample]:
+        """The samples of a tar; with `twice` none of a scattered one: a tar of so many samples that this is not known
+        before the first ones are to be given is walked twice.
         """
         where = f"{self._folder.location}/{name}"
         held: list[TarSample] = []
@@ -213,7 +248,7 @@ class TarSource:
         except TornTar:
             yield from held
             raise
-        if len(held) > HELD_SAMPLES and len(self._names) > 1:
+        if twice and len(held) > HELD_SAMPLES:
             with suppress(TornTar), self._open(name) as again:
                 for _ in walk(again, where):
                     pass

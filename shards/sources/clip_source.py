@@ -128,16 +128,23 @@ def open_clip_source(location: str | Path, *, label_column: str = "") -> ClipSou
         InputError: nothing is there, or nothing that clips can be cut from.
     """
     location = str(location)
-    parent, name = os.path.split(location.rstrip("/"))
-    if suffix_of(name) in READERS and (is_url(location) or os.path.isfile(location)):
-        return ClipList(open_folder(parent), name, label_column)
+    if suffix_of(os.path.split(location.rstrip("/"))[1]) in READERS and (is_url(location) or os.path.isfile(location)):
+        return open_clips_as(ClipList.kind, location, label_column=label_column)
     if is_url(location) or os.path.isdir(location):
-        return ClipFolder(open_folder(location))
+        return open_clips_as(ClipFolder.kind, location)
     what = "not a folder, nor a list" if os.path.exists(location) else "no such folder or file"
     raise InputError(
         f"{location}: {what}; for --clips pass a folder of videos (unpack archives first), or a list "
         f"({', '.join(f'.{name}' for name in READERS)}) with a column `path`"
     )
+
+
+def open_clips_as(kind: str, location: str, *, label_column: str = "") -> ClipSource:
+    """See `open_as`: "folder" or "list"."""
+    if kind == ClipFolder.kind:
+        return ClipFolder(open_folder(location))
+    parent, name = os.path.split(location.rstrip("/"))
+    return ClipList(open_folder(parent), name, label_column)
 
 
 def _stem(name: str) -> str:

@@ -12,14 +12,17 @@ from typing import Protocol
 from shards.format.keys import FreshKeys
 from shards.ground.errors import InputError
 from shards.images.names import NO_IMAGE, is_image, suffix_of, why_no_image
-from shards.sources.archives import MAX_MEMBER_BYTES, TarSource, ZipSource
+from shards.sources.archives import MAX_MEMBER_BYTES, TarSource, ZipSource, is_tar, tars_beside
 from shards.sources.found import Content, Found, first_folder, left_out, why_beside
 from shards.sources.tables import READERS, ListSource
 from shards.stores.folders import Denied, Entry, Folder, open_folder
 from shards.stores.store import is_url
 
-_BESIDE_TARS = ("plan", "holdout", "_tmp")
-"""Folders beside tars that we, or img2dataset, make."""
+IN_FOLDERS = ("folder", "tars")
+"""Kinds of sources that are folders; the others are files."""
+
+_KINDS = {"zip": "zip", "tar": "tar", **dict.fromkeys(READERS, "list")}
+"""Kinds of sources that are files, by suffix."""
 
 
 class Source(Protocol):
@@ -27,9 +30,11 @@ class Source(Protocol):
 
     Attributes:
         location: path or URL.
+        kind: what is there, as `open_as` takes it.
     """
 
     location: str
+    kind: str
 
     def list(self) -> Iterator[Found]:
         """All files, in an order that is always the same. InputError: the source cannot be listed."""
@@ -64,15 +69,9 @@ def open_source(location: str | Path, *, label_column: str = "") -> Source:
     """
     location = str(location)
     if is_url(location) or os.path.isfile(location):
-        parent, name = os.path.split(location.rstrip("/"))
-        suffix = suffix_of(name)
-        if suffix == "zip":
-            return ZipSource(open_folder(parent), name)
-        if suffix in READERS:
-            return ListSource(open_folder(parent), name, label_column)
-        if suffix == "tar":
-            folder = open_folder(parent)
-            return TarSource(f"{folder.location}/{name}", folder, [name])
+        kind = _KINDS.get(suffix_of(os.path.split(location.rstrip("/"))[1]))
+        if kind:
+            return open_as(kind, location, label_column=label_column)
     if not is_url(location) and not os.path.isdir(location):
         exists = os.path.exists(location)
         what = "neither a folder nor a file that can be converted" if exists else "no such folder or file"
@@ -81,12 +80,28 @@ def open_source(location: str | Path, *, label_column: str = "") -> Source:
             f"({', '.join(f'.{name}' for name in READERS)}); tars must be unpacked ones (.tar)"
         )
     folder = open_folder(location)
-    entries = folder.entries()
-    if not any(_is_tar(entry) for entry in entries):
+    if not any(is_tar(entry) for entry in folder.entries()):
         return FolderSource(folder)
-    _check_tars_alone(folder.location, entries)
-    beside = tuple((entry.name, _why_beside(entry)) for entry in entries if not _is_tar(entry))
-    return TarSource(folder.location, folder, [entry.name for entry in entries if _is_tar(entry)], beside)
+    tars_beside(folder)
+    return TarSource(folder)
+
+
+def open_as(kind: str, location: str, *, label_column: str = "") -> Source:
+    """The source at a path or URL where the kind of it is known: nothing is looked at, and so it may be away.
+
+    Args:
+        kind: "folder", "tars" (a folder of them), "tar", "zip" or "list".
+        location: path or URL.
+        label_column: see `open_source`.
+    """
+    if kind in IN_FOLDERS:
+        folder = open_folder(location)
+        return TarSource(folder) if kind == "tars" else FolderSource(folder)
+    parent, name = os.path.split(location.rstrip("/"))
+    folder = open_folder(parent)
+    if kind == "list":
+        return ListSource(folder, name, label_column)
+    return TarSource(folder, name) if kind == "tar" else ZipSource(folder, name)
 
 
 class FolderSource:
@@ -94,6 +109,8 @@ class FolderSource:
 
     A place is a path below it.
     """
+
+    kind = "folder"
 
     def __init__(self, folder: Folder) -> None:
         self.location, self._folder = folder.location, folder
@@ -181,24 +198,3 @@ class Level:
                 if not (entry.is_folder or entry.other):
                     self._by_stem.setdefault(entry.name.rpartition(".")[0], []).append(entry)
         return self._by_stem.get(stem, [])
-
-
-def _is_tar(entry: Entry) -> bool:
-    return not entry.is_folder and not entry.other and suffix_of(entry.name) == "tar"
-
-
-def _check_tars_alone(location: str, entries: list[Entry]) -> None:
-    """Images beside tars are refused: which of them are meant is for the user to say."""
-    tar = next(entry.name for entry in entries if _is_tar(entry))
-    for entry in entries:
-        is_known = entry.name in _BESIDE_TARS or entry.name.startswith(".")
-        if (entry.is_folder and not is_known) or (not entry.is_folder and is_image(entry.name)):
-            what = f"the folder {entry.name}" if entry.is_folder else f"the image {entry.name}"
-            raise InputError(
-                f"{location}: holds tars ({tar}) and also {what}; move one of them elsewhere, and convert "
-                f"each separately"
-            )
-
-
-def _why_beside(entry: Entry) -> str:
-    return "a folder beside tars" if entry.is_folder else entry.other or NO_IMAGE

@@ -40,6 +40,8 @@ class ListSource:
     A place is a row.
     """
 
+    kind = "list"
+
     def __init__(self, folder: Folder, name: str, label_column: str) -> None:
         self.location, self._name, self._label_column = f"{folder.location}/{name}", name, label_column
         self._folder = folder

@@ -1,7 +1,4 @@
-"""What is new in the source is added, what is held out stays held out, and no shard that is there changes.
-
-Covers: shards/conversion/conversion_plan.py
-"""
+"""What is new in the source is added, what is held out stays held out, and no shard that is there changes."""
 
 from __future__ import annotations
 
