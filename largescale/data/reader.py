@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,14 +16,12 @@ import xxhash
 from largescale.data.cache import ShardLost
 from largescale.data.clip_facts import ClipFacts, Place, facts_of, place_of_image, place_of_sound
 from largescale.data.corpora import Corpus
+from largescale.data.kept_shards import KeptShards
 from largescale.data.patience import FolderPatience
 from shards.format.shard_index import ShardIndex, how_to_mend, read_index
 from shards.format.tar import file_checksum
 from shards.ground.errors import InputError, line_of
 from shards.ground.open_file import OpenFile
-
-OPEN_SHARDS = 64
-"""Tars that a reader keeps open; the least recently used one is closed beyond that."""
 
 OPEN_ATTEMPTS = 3
 
@@ -92,8 +89,7 @@ class ShardReader:
         self.shard_sizes = np.concatenate([corpus.shard_sizes() for corpus in corpora])
         self.first_ids = np.concatenate([[0], np.cumsum(self.shard_sizes)])
         self._first_ids = self.first_ids.tolist()  # finding one number in a list is ten times as fast as in an array
-        self._open: OrderedDict[int, tuple[OpenFile, ShardIndex]] = OrderedDict()
-        self._indices: OrderedDict[int, ShardIndex] = OrderedDict()  # of those opened last, also where closed since
+        self._kept = KeptShards()
         self._lost: dict[int, Lost] = {}
         self._lock = threading.Lock()
 
@@ -268,31 +264,29 @@ class ShardReader:
         with self._lock:
             if self._is_lost(shard):
                 raise ShardLost(self._lost[shard].reason)
-            if shard not in self._open:
-                self._open[shard] = self._open_or_lose(shard)
-                self._indices[shard] = self._open[shard][1]
-                self._indices.move_to_end(shard)
-                self._close_evicted(shard)
-                for kept in (self._open, self._indices):
-                    if len(kept) > OPEN_SHARDS:
-                        kept.popitem(last=False)  # a tar closes once no reader uses it
-            self._open.move_to_end(shard)
-            return self._open[shard]
+            if (kept := self._kept.get(shard)) is not None:
+                return kept
+            opened = self._open_or_lose(shard)
+            self._kept.add(shard, *opened)
+            self._close_evicted(shard)
+            return opened
 
     def _close_evicted(self, opened: int) -> None:
         """Close what is in the cache no more, so that the disk has its room back; but not what this reader needs as
         soon as the shard that it has just opened, and would have to fetch again.
         """
+        if all(corpus.cache is None for corpus in self.corpora):  # looking at each costs more than opening one
+            return
         use = self.next_use
-        gone = [shard for shard, (tar, _) in self._open.items() if shard != opened and tar.is_removed()]
+        gone = [shard for shard, tar in self._kept.tars.items() if shard != opened and tar.is_removed()]
         for shard in gone:
             if use is None or use(shard) > use(opened):
-                del self._open[shard]
+                del self._kept.tars[shard]
 
     def _close(self, shard: int, tar: OpenFile) -> None:
         with self._lock:
-            if shard in self._open and self._open[shard][0] is tar:
-                del self._open[shard]
+            if self._kept.tars.get(shard) is tar:
+                del self._kept.tars[shard]
 
     def _open_or_lose(self, shard: int) -> tuple[OpenFile, ShardIndex]:
         before = self._lost.get(shard)
@@ -347,13 +341,14 @@ class ShardReader:
                 f"{path}: is {tar.size:,} bytes, the manifest says {entry.num_bytes:,}: it was truncated "
                 f"or replaced; restore it, then run `shards verify {corpus.manifest.root}`"
             )
-        return tar, self._index(shard)
+        index = self._kept.indexes.get(shard)
+        return tar, self._index(shard) if index is None else index
 
     def _known_index(self, shard: int) -> ShardIndex:
         """The index of a shard, also if the shard was evicted or lost after its sample had been read."""
         with self._lock:
-            if shard in self._indices:
-                return self._indices[shard]
+            if shard in self._kept.indexes:
+                return self._kept.indexes[shard]
         try:
             return self._shard(shard)[1]
         except ShardLost as lost:
