@@ -5,6 +5,7 @@
     CACHE/NAME-FINGERPRINT/.photos-000012.room   as long as the shard: its room is taken
     CACHE/NAME-FINGERPRINT/.photos-000012.lock   held by the one process of the node that fetches it
     CACHE/NAME-FINGERPRINT/.photos-000012.away   why a process that waited for it gave up: the next one asks only once
+    CACHE/NAME-FINGERPRINT/.photos-000012.lost   why it was lost: others believe that for a while, then one asks once
 
 A process that needs a missing shard fetches it; a `Fetcher` (fetcher.py) usually did so before. The order says when
 a shard is read next, so what is needed last is evicted first.
@@ -45,6 +46,9 @@ NEVER = 2**62
 """Next step of a shard that is not read again."""
 
 NextUse = Callable[[int], int] | None
+
+_LOST_REST_S = 300.0
+"""A shard that is lost to one process is lost to all of the node for so long: none of them fetches it in vain."""
 
 _FOREIGN_REST_S = 3600.0
 """Other runs' shards that were not opened for this long are evicted first; their other shards only as a last resort."""
@@ -139,6 +143,8 @@ class ShardCache:
                 status(f"asking {self.store.url} for {tar.name}")
                 if self.has(shard):
                     return True
+                if reason := recent(self._mark(shard, "lost"), _LOST_REST_S):
+                    raise ShardLost(reason)
                 if patient and not self._take_room(shard, next_use):
                     return False
                 if not patient:
@@ -182,41 +188,45 @@ class ShardCache:
 
     def _fetch_or_recall(self, shard: int, next_use: NextUse, status: Callable[[str], None]) -> None:
         """Fetch; if another process has just waited for this shard in vain, ask only once, and fail as it did."""
-        away = self._away_path(shard)
-        recalled = recent(away, self.store.patience_s)
+        away, lost = self._mark(shard, "away"), self._mark(shard, "lost")
+        recalled, attempts = recent(away, self.store.patience_s), 1 if lost.exists() else FETCH_ATTEMPTS
         try:
-            self._fetch(self.store.impatient() if recalled else self.store, shard, next_use, status)
-        except ShardLost:
+            self._fetch(self.store.impatient() if recalled else self.store, shard, next_use, status, attempts)
+        except ShardLost as error:
+            with suppress(OSError):
+                write(lost, str(error).encode())
             raise
         except InputError as error:
             with suppress(OSError):
                 write(away, (recalled or str(error)).encode())
             raise InputError(recalled or str(error)) from error
-        away.unlink(missing_ok=True)
+        for mark in (away, lost):
+            mark.unlink(missing_ok=True)
 
-    def _away_path(self, shard: int) -> Path:
+    def _mark(self, shard: int, what: str) -> Path:
         tar = self.manifest.tar_path(shard)
-        return tar.with_name(f".{tar.stem}.away")
+        return tar.with_name(f".{tar.stem}.{what}")
 
-    def _fetch(self, store: Store, shard: int, next_use: NextUse, status: Callable[[str], None]) -> None:
+    def _fetch(self, store: Store, shard: int, next_use: NextUse, status: Callable[[str], None], attempts: int) -> None:
         entry, tar = self.manifest.shards[shard], self.manifest.tar_path(shard)
         part, reason = part_of(tar), ""
-        for attempt in range(FETCH_ATTEMPTS):
+        often = f"fetched {attempts} times" if attempts > 1 else "fetched again"
+        for attempt in range(attempts):
             try:
                 self._fetch_once(store, shard, part, next_use, status)
                 _check(part, entry)
                 index = self._index(store, shard)
             except _Wrong as error:
                 where = f"{self.store.url}/{entry.name}"
-                reason = f"{where}: fetched {FETCH_ATTEMPTS} times, {error}; restore it, or convert again"
+                reason = f"{where}: {often}, {error}; restore it, or convert again"
                 part.unlink(missing_ok=True)
                 continue
             except Missing as error:
                 reason = str(error)
                 if isinstance(error, Torn):
-                    reason += f", fetched {FETCH_ATTEMPTS} times; restore it, or convert again"
+                    reason += f", {often}; restore it, or convert again"
                 part.unlink(missing_ok=True)
-                if attempt + 1 < FETCH_ATTEMPTS:
+                if attempt + 1 < attempts:
                     pause(_MISSING_PAUSE_S * 2**attempt)
                 continue
             # The index comes first, so that a tar which is here has its index.
@@ -324,8 +334,9 @@ def open_cache(store: Store, manifest: Manifest, folder: Path, capacity_gb: floa
         with tempfile.NamedTemporaryFile(dir=root, prefix=".probe-") as probe:
             probe.write(b"x")
             probe.flush()
-        for away in root.glob(".*.away"):  # outdated, since the store has just answered
-            away.unlink(missing_ok=True)
+        for pattern in (".*.away", ".*.lost"):  # outdated, since the store has just answered
+            for mark in root.glob(pattern):
+                mark.unlink(missing_ok=True)
         free = shutil.disk_usage(root).free + sum(other.num_bytes for other in held(folder) if other.here)
     except OSError as error:
         raise InputError(disk_trouble(root, error)) from error

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
@@ -248,6 +249,41 @@ def test_those_who_wait_for_one_shard_wait_once(web, tmp_path, caplog, monkeypat
     assert len(errors) == 4 and len(set(errors)) == 1 and "no answer for 600 s" in errors[0]
     lines = [record.message for record in caplog.records if "train-000002.tar: no answer for" in record.message]
     assert 10 < len(lines) <= 20 and all(line.endswith("asking again, for up to 600 s") for line in lines)
+
+
+def test_a_damaged_shard_is_fetched_in_vain_by_one_process_and_later_once_more(web, tmp_path, monkeypatch):
+    caches = [make_cache(web, tmp_path) for _ in range(4)]
+    fetched, fetch = [], Store.fetch
+    monkeypatch.setattr(Store, "fetch", lambda *arguments: (fetched.append(arguments[1]), fetch(*arguments))[1])
+    tar = web.folder / "train-000002.tar"
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:-1] + b"x")
+
+    def get(shard_cache: ShardCache) -> str:
+        with pytest.raises(ShardLost) as lost:
+            shard_cache.get(2)
+        return str(lost.value)
+
+    with ThreadPoolExecutor(4) as pool:
+        [reason] = set(pool.map(get, caches))
+    assert "fetched 3 times, its bytes do not match" in reason and fetched == [tar.name] * 3
+    [mark] = (tmp_path / "cache").glob("*/.*.lost")
+    os.utime(mark, (0, 0))
+    assert {get(shard_cache) for shard_cache in caches} == {reason.replace("3 times", "again")}
+    assert fetched == [tar.name] * 4
+    tar.write_bytes(whole)
+    os.utime(mark, (0, 0))
+    assert caches[3].get(2) and not mark.exists()
+
+
+def test_a_shard_that_was_lost_is_asked_for_at_the_next_start(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_MISSING_PAUSE_S", 0.01)
+    tar = web.folder / "train-000002.tar"
+    tar.rename(hidden := tar.with_suffix(".hidden"))
+    with pytest.raises(ShardLost):
+        make_cache(web, tmp_path).get(2)
+    hidden.rename(tar)
+    assert make_cache(web, tmp_path).get(2)
 
 
 def test_a_store_that_is_back_is_used(web, tmp_path):
