@@ -32,6 +32,7 @@ from largescale.checkpoint.folder import (
 )
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write, sync_file, sync_folder
+from shards.stores.store_errors import is_denied
 
 _log = logging.getLogger(__name__)
 
@@ -65,14 +66,18 @@ class Mirror:
     def __init__(
         self, url: str, answer_s: float = _ANSWER_S, other_run: Callable[[dict[str, Any]], str] = lambda _: ""
     ) -> None:
+        self.url, self._answer_s, self._other_run = url, answer_s, other_run
+        self._connect()
+
+    def _connect(self) -> None:
         # Imported late: most runs have no mirror.
         import fsspec
 
-        self.url, self._answer_s, self._other_run = url, answer_s, other_run
         try:
-            self._fs, root = fsspec.core.url_to_fs(url)
+            # An instance of its own: one that others use would go on with the credentials that it has read.
+            self._fs, root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True)
         except (ImportError, ValueError) as error:
-            raise InputError(f"checkpoint.mirror={url}: {error}") from error
+            raise InputError(f"checkpoint.mirror={self.url}: {error}") from error
         self._root = root.rstrip("/")
 
     def steps(self) -> list[int]:
@@ -230,6 +235,9 @@ class Mirror:
         except FileNotFoundError as error:
             raise _Missing(_line(error)) from error
         except Exception as error:  # every store's library raises its own kinds of errors
+            if is_denied(error):  # the next try reads credentials again, which may have been renewed
+                with suppress(Exception):
+                    self._connect()
             raise MirrorAway(_line(error)) from error
 
 

@@ -302,7 +302,7 @@ class Store:
 
     def _patiently(self, name: str, request: Callable[[], Any], stall_s: float | None = None) -> Any:
         """Ask until there is an answer, with growing pauses, each between half and all of its length by chance."""
-        began, pause_s = time.monotonic(), _FIRST_PAUSE_S
+        began, pause_s, was_denied = time.monotonic(), _FIRST_PAUSE_S, False
         while True:
             try:  # a command watches itself
                 return request() if self._command else within(stall_s or self.stall_s, request)
@@ -315,6 +315,11 @@ class Store:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise  # this disk, not the store
                 what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                if is_denied(error) and not (was_denied or self._command):
+                    was_denied = True
+                    with suppress(InputError):  # the credentials that it has read may have been renewed since
+                        self._connect()
+                    continue
                 if is_denied(error):
                     raise Forbidden(f"{self.url}/{name}: permission denied ({what}); check the credentials") from error
                 if time.monotonic() + pause_s > began + self.patience_s:

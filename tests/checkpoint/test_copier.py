@@ -141,6 +141,18 @@ def test_half_copies_go_once_newer_ones_are_whole(one_process, tmp_path, url):
     assert mirror.steps() == [30]
 
 
+def test_credentials_that_were_renewed_are_read_again(copier, monkeypatch):
+    def denied(*_: object, **more: object) -> None:
+        raise PermissionError("The provided token has expired.")
+
+    monkeypatch.setattr(copier.mirror._fs, "ls", denied)  # of this client, which has read the old ones
+    copier.begin()
+    assert "The provided token has expired" in copier.wait()
+    copier._next_try = 0.0
+    copier.begin()
+    assert copier.wait() == ""
+
+
 def test_a_wait_has_its_limit_and_a_long_one_shows_that_it_goes_on(copier, monkeypatch):
     answers = threading.Event()
     steps = copier.mirror.steps

@@ -169,6 +169,25 @@ def test_a_range_beyond_the_end_is_damage(web):
         Store(web.url, patience_s=20).read_range(name, size, size + 10)
 
 
+def test_credentials_that_were_renewed_are_read_again_once(web, monkeypatch):
+    store, connect, answer = Store(web.url, patience_s=20), Store._connect, web.answer
+    connected = []
+
+    def renewed(self: Store) -> None:
+        connected.append(self)
+        web.answer = answer
+        connect(self)
+
+    monkeypatch.setattr(Store, "_connect", renewed)
+    web.answer = lambda request: request.send_error(403)
+    assert store.read("manifest.json") == (web.folder / "manifest.json").read_bytes() and connected == [store]
+    monkeypatch.setattr(Store, "_connect", lambda self: connected.append(self))
+    web.answer = lambda request: request.send_error(403)
+    with pytest.raises(InputError, match=r"permission denied .* check the credentials"):
+        store.read("manifest.json")
+    assert connected == [store] * 2
+
+
 def test_what_is_gone_for_good_is_missing(web):
     web.answer = lambda request: request.send_error(410)
     with pytest.raises(Missing):
