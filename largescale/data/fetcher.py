@@ -156,12 +156,14 @@ def _serve(corpora: list[Corpus], needs: Needs, streams: np.ndarray, fetches: in
             time.sleep(_PAUSE_S)
 
 
-def working_set(order: Mixture, corpora: list[Corpus], streams: np.ndarray, ahead: int) -> int:
-    """Bytes of the shards in stores that these streams read at the same time, at most, up to `ahead` steps ahead."""
+def working_set(order: Mixture, corpora: list[Corpus], streams: np.ndarray, ahead: int, step: int = 0) -> int:
+    """Bytes of the shards in stores that these streams read at the same time, at most, up to `ahead` steps ahead, in
+    each corpus's epoch at `step` and the next.
+    """
     sizes = np.concatenate(
         [
             np.array([shard.num_bytes if corpus.cache is not None else 0 for shard in corpus.manifest.shards], np.int64)
             for corpus in corpora
         ]
     )
-    return order.uses(0).of_streams(streams).peak_bytes(sizes, ahead)
+    return order.uses(step).of_streams(streams).peak_bytes(sizes, ahead)

@@ -28,6 +28,11 @@ from largescale.data.supports import open_supports, with_supports
 from largescale.distributed.launch import own_launch
 from shards.ground.errors import InputError
 
+_NEARLY = 0.8
+"""Share of the cache that the first two epochs may take before shards of later ones are counted, too."""
+_MOST_EPOCHS = 200
+"""Of a run, that are looked at."""
+
 
 def num_loading(config: Config) -> int:
     """How many processes and threads a rank is going to load data with, the fetcher's not counted."""
@@ -173,8 +178,14 @@ class Stream:
         return self.order.streams_at(np.concatenate(places))
 
     def _check_cache(self, node_streams: np.ndarray) -> None:
-        needed = working_set(self.order, self.corpora, node_streams, ahead=self.data.prefetch + 2)
+        def needed_at(step: int) -> int:
+            return working_set(self.order, self.corpora, node_streams, ahead=self.data.prefetch + 2, step=step)
+
+        needed = needed_at(0)
         capacity = min((corpus.cache.capacity for corpus in self.corpora if corpus.cache is not None), default=needed)
+        if _NEARLY * capacity < needed <= capacity:  # other epochs read other shards together, and their sizes differ
+            steps_per_epoch = min(order.steps_per_epoch for order in self.order.orders)
+            needed = max(map(needed_at, range(0, self.num_steps, steps_per_epoch)[:_MOST_EPOCHS]))
         if needed > capacity:
             raise InputError(
                 f"data.cache_gb: the shard cache may take {capacity / 1e9:.3g} GB, but this node reads shards of "

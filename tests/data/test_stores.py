@@ -17,6 +17,7 @@ import torch
 
 from largescale.data import cache
 from largescale.data.cache import NEVER, ShardLost
+from largescale.data.fetcher import working_set
 from largescale.data.loaded import Batch
 from largescale.data.loader import Position
 from largescale.data.reader import ShardReader
@@ -180,6 +181,18 @@ def test_a_cache_that_is_too_small_is_refused_with_the_numbers(web, tmp_path):
     with pytest.raises(InputError, match=rf"data\.cache_gb: {says}; raise data\.cache_gb"):
         remote(web.url, tmp_path, "data.cache_gb=0.00001")
     assert not list((tmp_path / "cache").glob("*/*.tar"))
+
+
+def test_a_cache_that_is_too_small_for_a_later_epoch_is_refused_at_the_start(web, tmp_path):
+    stream = remote(web.url, tmp_path, "train.epochs=40")
+    by_epoch = [
+        working_set(stream.order, stream.corpora, stream._own_streams, stream.data.prefetch + 2, step)
+        for step in range(0, 40 * stream.order.steps_per_epoch, stream.order.steps_per_epoch)
+    ]
+    assert by_epoch[0] < max(by_epoch), "shards of these sizes are meant to tell"
+    remote(web.url, tmp_path, "train.epochs=40", f"data.cache_gb={(max(by_epoch) + 1) / 1e9}")
+    with pytest.raises(InputError, match=r"this node reads shards of .* at the same time"):
+        remote(web.url, tmp_path, "train.epochs=40", f"data.cache_gb={(max(by_epoch) - 1) / 1e9}")
 
 
 def settled(folder: Path) -> list[tuple[Path, int]]:
