@@ -7,24 +7,37 @@ from pathlib import Path
 
 from largescale.checkpoint.folder import Checkpoint
 from largescale.checkpoint.model_card import Figure
+from largescale.config.loading import config_of_values
 from largescale.evaluate.headline import OWN, SETTINGS, is_share
-from largescale.evaluate.made_from import weights_stamp
+from largescale.evaluate.made_from import Stamp, images_stamp, weights_stamp
 from largescale.evaluate.protocols import PROTOCOLS
 from largescale.evaluate.results import Record, read_results
 
+_SAID = ("resize", "size", "mean", "std")
+"""What a card says of how images become input."""
+
 
 def figures_of(run_dir: Path) -> Callable[[Checkpoint], Sequence[Figure]]:
-    """A function that finds the results measured on a checkpoint's weights, the newest of each kind."""
+    """A function that finds the results measured on a checkpoint's weights, the newest of each kind, with images
+    prepared as the card says.
+    """
 
     def of_checkpoint(checkpoint: Checkpoint) -> list[Figure]:
-        weights = weights_stamp(checkpoint)
-        records = [one for one in read_results(run_dir).all if one["made_from"].get("weights") == weights]
+        prepared = images_stamp(config_of_values(checkpoint.progress["config"], str(checkpoint.path)))
+        wanted = {"weights": weights_stamp(checkpoint), "images": {key: prepared[key] for key in _SAID}}
+        records = [one for one in read_results(run_dir).all if _is_of(one, wanted)]
         found: dict[tuple[str, str, str], Figure] = {}
         for record in sorted(records, key=lambda one: str(one["measured"])):
             found |= {(one.protocol, one.images, one.measure): one for one in _figures(record)}
         return list(found.values())
 
     return of_checkpoint
+
+
+def _is_of(record: Record, wanted: Stamp) -> bool:
+    made_from = record["made_from"]
+    images = made_from.get("images") or {}
+    return {"weights": made_from.get("weights"), "images": {key: images.get(key) for key in _SAID}} == wanted
 
 
 def _figures(record: Record) -> Iterator[Figure]:

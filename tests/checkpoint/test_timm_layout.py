@@ -1,6 +1,6 @@
 """Exports in timm's names: by timm itself where it is installed, and by our own reader of its layout in any case.
 
-Covers: largescale/checkpoint/huggingface.py, largescale/checkpoint/model_card.py, largescale/evaluate/figures.py
+Covers: largescale/checkpoint/huggingface.py, largescale/checkpoint/model_card.py
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from largescale.checkpoint.folder import open_checkpoint
 from largescale.checkpoint.foreign import load_backbone
 from largescale.checkpoint.huggingface import crop_share
 from largescale.config import ModelConfig
+from largescale.config.loading import config_of_values
 from largescale.evaluate.extract import load_method
 from largescale.evaluate.figures import figures_of
-from largescale.evaluate.made_from import VERSION, weights_stamp
+from largescale.evaluate.made_from import VERSION, images_stamp, weights_stamp
 from largescale.evaluate.results import write_result
 from largescale.models.backbones import build_backbone
 from shards.ground.errors import InputError
@@ -96,6 +97,7 @@ def test_a_folder_for_hugging_face_with_its_card(regnet, tmp_path):
     made_from = {
         "version": VERSION,
         "weights": weights_stamp(checkpoint),
+        "images": images_stamp(config_of_values(checkpoint.progress["config"], "")),
         "test_shards": {"name": "flowers"},
         "train_shards": {"name": "meadows"},
     }
