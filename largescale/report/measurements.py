@@ -50,13 +50,22 @@ class Measurement:
         found = self.record["results"][other.network].get("against_pretrained")
         return float(found["p"]) if isinstance(found, dict) else None
 
+    @property
+    def has_interval(self) -> bool:
+        """Whether it is said how far chance over the test images may have moved it."""
+        return self.low < self.high
+
     def differs_from(self, other: Measurement) -> bool:
         """Whether chance over the test images is unlikely to explain the difference: a paired test says so with less
-        than 5 %, or, where there is none, the intervals are apart.
+        than 5 %, or, where there is none, the intervals are apart. False without intervals: nothing tells.
         """
         if (p := self.paired(other)) is not None:
             return p < _UNLIKELY
-        return self.low > other.high or self.high < other.low
+        return self.is_above(other) or other.is_above(self)
+
+    def is_above(self, other: Measurement) -> bool:
+        """Whether there are intervals, and this one's begins above where the other's ends."""
+        return self.has_interval and other.has_interval and self.low > other.high
 
 
 def newest(runs: Sequence[ReportedRun]) -> list[Measurement]:
@@ -100,13 +109,13 @@ def network_name(network: str) -> str:
 
 
 def measured_on(record: Record) -> str:
-    """Test images, training images and checkpoint of a result, as far as it says."""
+    """Test images, training images and checkpoint of a result, as far as it says; what took no part is left out."""
     made_from: dict[str, Any] = record.get("made_from") or {}
 
     def of(part: str, num: str, what: str) -> str:
         shards = made_from.get(f"{part}_shards") or {}
         count, name = record.get(num), shards.get("name")
-        return f"{count:,} {what}{f' of {name}' if name else ''}" if isinstance(count, int) else ""
+        return f"{count:,} {what}{f' of {name}' if name else ''}" if isinstance(count, int) and count else ""
 
     parts = [of("test", "num_test", "test images"), of("train", "num_train", "labelled training images")]
     parts.append(f"checkpoint of step {record['checkpoint_step']:,}")

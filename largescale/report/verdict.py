@@ -114,7 +114,7 @@ def _better(run: ReportedRun) -> Iterator[Answer]:
 
 def _kind(own: Measurement, others: list[Measurement]) -> str:
     if not others or not all(own.differs_from(one) for one in others):
-        return BAD if any(own.high < one.low for one in others) else OPEN
+        return BAD if any(one.is_above(own) for one in others) else OPEN
     return GOOD if all(own.value > one.value for one in others) else BAD
 
 
@@ -122,6 +122,8 @@ def _versus(own: Measurement, other: Measurement) -> str:
     by = f"{100 * (own.value - other.value):+.1f} points"
     if (p := own.paired(other)) is not None:
         return f"{by}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+    if not (own.has_interval and other.has_interval):
+        return f"{by}, no interval"
     return by if own.differs_from(other) else f"{by}, the intervals overlap"
 
 

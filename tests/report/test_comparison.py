@@ -23,7 +23,7 @@ from largescale.run.status import write_status
 from tests.helpers.run_folders import make_run
 
 
-def measured(path: Path, own: float, pixels: float, num_test: int = 1000) -> None:
+def measured(path: Path, own: float, pixels: float, num_test: int = 1000, measure: str = "top1") -> None:
     shards = {"location": "/data/test", "name": "test", "fingerprint": "a"}
     made_from = {"version": VERSION, "weights": {"step": 4, "hash": "a"}, "images": {}}
     record = {
@@ -34,7 +34,7 @@ def measured(path: Path, own: float, pixels: float, num_test: int = 1000) -> Non
         "measured": "2026-01-01",
         "checkpoint_step": 4,
         "warnings": [],
-        "results": {"pretrained": {"top1": own}, "pixels": {"top1": pixels}},
+        "results": {"pretrained": {measure: own}, "pixels": {measure: pixels}},
         "made_from": {**made_from, "train_shards": shards, "test_shards": shards},
     }
     write_result(path, record)
@@ -61,6 +61,11 @@ def test_the_verdict_follows_the_loss_and_the_intervals(tmp_path):
         assert kinds(learning)[2] == kind
     measured(learning, 0.8, 0.6, 10)  # so few test images say nothing
     assert kinds(learning)[2] == "open"
+    for pixels in (0.1, 0.8):  # a mean average precision, of which no interval is known
+        measured(learning, 0.6, pixels, measure="map")
+        assert kinds(learning)[2] == "open"
+    (run,) = read_runs([learning])
+    assert list(verdict.answers(run))[2].text == "60.0 % against raw pixels 80.0 (-20.0 points, no interval)."
 
 
 def test_a_running_average_starts_unbiased_and_keeps_constants():
