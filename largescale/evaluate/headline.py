@@ -15,6 +15,8 @@ _MAIN = ("top1", "accuracy", "map", "mAP", "mean_average_precision", "miou", "nm
 SETTINGS = ("learning_rate", "strength")
 """Numbers of results that are not measures but settings, chosen on training images."""
 
+_NO_SHARES = (*SETTINGS, "loss")
+
 OWN = "pretrained"
 """The network that was trained, among those that a result compares."""
 
@@ -43,7 +45,7 @@ def is_share(record: Mapping[str, Any], name: str, value: Any) -> bool:
         name: of the number.
         value: the number itself; counts are whole numbers.
     """
-    if not isinstance(value, float) or not -1 <= value <= 1 or name in SETTINGS:
+    if not isinstance(value, float) or not -1 <= value <= 1 or name in _NO_SHARES:
         return False
     return bool(record.get("metric_is_share", True)) or name.endswith("_share")
 

@@ -15,7 +15,13 @@ from largescale.report.measurements import Measurement, measured_on, network_nam
 from largescale.report.reported_run import ReportedRun
 from largescale.report.unmeasured import first_protocol
 
-_DO = {"untrained": "the untrained network does", "pixels": "raw pixels do"}
+_DO = {
+    "untrained": "the untrained network does",
+    "pixels": "raw pixels do",
+    "centre": "the centre of each picture does",
+    "chance": "chance does",
+}
+_PARTS = ("test", "train")
 
 
 def notes(run: ReportedRun) -> list[str]:
@@ -131,7 +137,8 @@ def _rows(run: ReportedRun, record: Record, differing: list[str]) -> Iterator[li
     """A row for each number of a result: its measures, and those of sweeps."""
     settings = "".join(f", {key} {_settings(record).get(key, '?')}" for key in differing)
     made_from = record.get("made_from") or {}
-    where = [(made_from.get(f"{part}_shards") or {}).get("name", "") for part in ("test", "train")]
+    took_part = [part for part in _PARTS if record.get(f"num_{part}") != 0]
+    where = [(made_from.get(f"{part}_shards") or {}).get("name", "") if part in took_part else "" for part in _PARTS]
     step = f"{record['checkpoint_step']}{' (old)' if age(record, run.path) else ''}"
     for network, result in record["results"].items():
         for what, measure, value in _numbers(record, result):

@@ -87,6 +87,21 @@ def test_what_settings_were_chosen_on_is_said_by_the_result_alone(tmp_path):
     assert f"kNN: {on}." in page and "probe" not in page and "Frozen" not in page
 
 
+def test_a_protocol_that_trains_on_nothing_names_no_training_images(tmp_path):
+    write_result(tmp_path, record(protocol="retrieval") | {"num_train": 0})
+    page = evaluation.section_of([reported(tmp_path, read_results(tmp_path))])
+    assert "retrieval: 3 test images of test, checkpoint of step 4." in page and "training images of" not in page
+    assert re.search(r"<td[^>]*>test</td>\s*<td[^>]*></td>\s*<td[^>]*>4", page)
+
+
+def test_notes_say_what_does_better_in_a_sentence(tmp_path):
+    results = {name: {"top1": share} for name, share in (("pretrained", 0.25), ("centre", 0.5), ("chance", 0.75))}
+    write_result(tmp_path, record(protocol="sound-localisation") | {"results": results})
+    said = evaluation.notes(reported(tmp_path, read_results(tmp_path)))
+    for what in ("the centre of each picture does", "chance does"):
+        assert f"sound-localisation: {what} better than the pretrained network." in said
+
+
 def test_only_shares_are_shown_in_percent(tmp_path):
     spectrum = {"effective_rank": 0.5, "mean_share": 0.25, "alpha": 0.75, "uniformity": -0.5, "num_images": 1}
     by_share = {"0.01": {"top1": 0.5, "num_train": 9}, "0.1": {"top1": 0.625, "num_train": 90}}
@@ -94,6 +109,7 @@ def test_only_shares_are_shown_in_percent(tmp_path):
         "spectrum": {"metric": "effective_rank", "metric_is_share": False, "results": {"pretrained": spectrum}},
         "clusters": {"results": {"pretrained": {"nmi": 0.5, "ari": -0.125, "by_prototype": {"nmi": 0.375}}}},
         "linear": {"results": {"pretrained": {"top1": 0.5, "learning_rate": 0.25}}},
+        "own-task": {"metric": "task_accuracy", "results": {"pretrained": {"task_accuracy": 0.875, "loss": 0.35}}},
         "low-shot": {
             "metric": "top1",
             "metric_title": "top-1",
@@ -106,7 +122,13 @@ def test_only_shares_are_shown_in_percent(tmp_path):
     shown = re.sub(r"<[^>]*>", " ", page).replace("  ", " ")
     for line in ("effective rank 0.5", "mean share 25.00 %", "alpha 0.75", "uniformity -0.5", "num images 1"):
         assert re.search(rf"{line}\s", shown), (line, shown)
-    for line in ("ari -12.50 %", "by prototype .* nmi 37.50 %", "learning rate 0.25", "share = 0.1 .* top1 62.50 %"):
+    for line in (
+        "ari -12.50 %",
+        "by prototype .* nmi 37.50 %",
+        "learning rate 0.25",
+        "loss 0.35",
+        "share = 0.1 .* top1 62.50 %",
+    ):
         assert re.search(rf"{line}\s", shown), (line, shown)
     printed = table(["run"], [record(protocol="low-shot") | measured["low-shot"]])
     assert re.search(r"^10% of the labels +62.50%$", printed, re.MULTILINE)
