@@ -1,7 +1,8 @@
 """Several labels per image, or none: lists in a `json` or `cls` member of each sample.
 
 json:labels    {"labels": ["dog", "person"]}    a field of the json member, a list of names or numbers
-cls            3,7  or  ["dog", "person"]       a JSON list, or names or numbers between commas or in lines
+cls            3,7  or  ["dog", "person"]       a JSON list, or names or numbers between commas or in lines; the class
+                                                as it is where classes are folders or were given names
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ class LabelLists:
         member, colon, field = source.partition(":")
         if member not in ("json", "cls") or bool(colon) != (member == "json") or (colon and not field):
             raise InputError(f"labels from {source!r}: expected json:FIELD, such as json:labels, or cls")
-        members = MemberReader(self._corpus, member)
+        members, settings = MemberReader(self._corpus, member), self._corpus.manifest.settings
+        # Names may have commas, as ImageNet's do.
+        are_names = settings.get("labels") == "folder" or bool(settings.get("class_names"))
         for number in ids:
             try:
                 if field:
@@ -90,7 +93,8 @@ class LabelLists:
                     yield None if payload is None else _of_json(payload, field)
                 else:
                     label = members.reader.label(number)
-                    yield None if label < 0 else _of_text(self._corpus.manifest.classes[label])
+                    text = "" if label < 0 else self._corpus.manifest.classes[label]
+                    yield None if label < 0 else frozenset([text]) if are_names else _of_text(text)
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{members.name(number)}: {source}: {error}") from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,13 @@ def test_lists_are_read_from_json_and_cls(tmp_path):
     ids, lists = torch.arange(4), LabelLists(corpus)
     assert lists.read("json:labels", ids) == [{"b", "3"}, set(), None, None]
     assert lists.read("cls", ids) == [{"3", "7"}, {"a b", "c"}, {"3"}, None]
+
+
+@pytest.mark.parametrize("settings", [{"labels": "folder"}, {"labels": "cls", "class_names": ["crane, bird"]}])
+def test_the_name_of_a_class_is_one_label_whatever_is_in_it(tmp_path, settings):
+    corpus = tar(tmp_path / "a", [{"cls": b"crane, bird"}, {"cls": b"crane, machine"}, {}])
+    lists = LabelLists(replace(corpus, manifest=replace(corpus.manifest, settings=settings)))
+    assert lists.read("cls", torch.arange(3)) == [{"crane, bird"}, {"crane, machine"}, None]
 
 
 @pytest.mark.parametrize(
