@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from largescale.checkpoint.folder import Checkpoint
 from largescale.config import Config, corpus_settings
+from largescale.config.loading import config_of_values
 from largescale.data.corpora import Corpus, read_subset
 from largescale.evaluate.feature_set import FeatureSet
+from largescale.evaluate.weights import Weights
 from shards.format.manifest import Manifest, read_manifest
 from shards.ground.errors import InputError
 from shards.stores.store import is_url
@@ -20,14 +24,16 @@ _MOST_COMPARED = 20_000_000
 _SHARDS_AT_A_TIME = 1000
 
 
-def doubts(config: Config, shards: tuple[Corpus, Corpus]) -> list[str]:
+def doubts(config: Config, shards: tuple[Corpus, Corpus], weights: Weights | None = None) -> list[str]:
     """Sentences for the terminal, the result file and the report, about training and test images.
 
     Args:
-        config: whose `data.shards` the network was trained on.
+        config: whose `data.shards` the network was trained on, if `weights` do not know better.
         shards: training and test shards.
+        weights: of the network.
     """
-    return [sentence for sentence in (_same_images(*shards), _trained_on(config, *shards)) if sentence]
+    places = _places_of(config, weights)
+    return [sentence for sentence in (_same_images(*shards), _trained_on(places, *shards)) if sentence]
 
 
 def class_doubts(train: FeatureSet | None, test: FeatureSet) -> list[str]:
@@ -89,10 +95,22 @@ def _same_images(train: Corpus, test: Corpus) -> str:
     )
 
 
-def _trained_on(config: Config, train: Corpus, test: Corpus) -> str:
+def _places_of(config: Config, weights: Weights | None) -> list[tuple[str, str]]:
+    """Shards that a network was trained on, and their subsets: those that its checkpoint names, whatever `data.shards`
+    has become, or those of the configuration, where they have been moved since.
+    """
+    own = [(place, subset) for place, _, subset in corpus_settings(config.data)]
+    if not isinstance(weights, Checkpoint):
+        return own
+    trained = config_of_values(weights.progress["config"], str(weights.path))
+    saved = [(place, subset) for place, _, subset in corpus_settings(trained.data)]
+    return saved if all(is_url(place) or Path(place).is_dir() for place, _ in saved) else own
+
+
+def _trained_on(places: list[tuple[str, str]], train: Corpus, test: Corpus) -> str:
     """Test images that the pretraining saw, where its shards are here and are not the training side anyway."""
     shared = np.zeros(test.manifest.num_samples, bool)
-    for location, _, subset in corpus_settings(config.data):
+    for location, subset in places:
         try:
             if is_url(location):
                 continue

@@ -122,7 +122,7 @@ def _trained(
 
     found = chosen.way(measured, subject)
     if rank() == 0:
-        for sentence in [*warnings, *found.doubts, *doubts(config, subject.shards)]:
+        for sentence in [*warnings, *found.doubts, *doubts(config, subject.shards, subject.weights)]:
             _log.warning("%s", sentence)
     if not written:  # killed between the end of the training and that of the command
         raise InputError(f"{out}: may be from an earlier command that was killed; run it again to be sure")

@@ -129,7 +129,7 @@ def _measure(name: str, protocol: Protocol, subject: Subject, warnings: list[str
     for result in found.results.values():
         if protocol.metric == "top1":
             result["interval"] = interval(result["top1"], found.num_test)
-    own = {*COMMON, *protocol.own_keys()}
+    own, compares = {*COMMON, *protocol.own_keys()}, protocol.trains and not protocol.on_training_images
     return {
         "protocol": name,
         "metric": protocol.metric,
@@ -144,10 +144,6 @@ def _measure(name: str, protocol: Protocol, subject: Subject, warnings: list[str
         "test_shards": stamps[1]["location"],
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "results": found.results,
-        "warnings": [
-            *warnings,
-            *found.doubts,
-            *(doubts(config, subject.shards) if protocol.trains and not protocol.on_training_images else []),
-        ],
+        "warnings": [*warnings, *found.doubts, *(doubts(config, subject.shards, subject.weights) if compares else [])],
         "made_from": subject.made_from,
     }

@@ -17,7 +17,7 @@ import torch
 
 from largescale.checkpoint.folder import Checkpoint
 from largescale.cli import main
-from largescale.config import DataConfig, load_config
+from largescale.config import DataConfig, flatten, load_config
 from largescale.data.corpora import Corpus, open_corpus
 from largescale.evaluate.doubts import doubts, in_shared_shards, num_shared, shared_samples
 from largescale.evaluate.extract import can_be_read, extract, pixels
@@ -113,6 +113,18 @@ def test_shared_images_are_counted_however_the_shards_are_cut(sample_images, sha
     ):
         config = load_config(ROOT / "tests/tiny.yaml", [f"data.shards={pretraining}"])
         assert [line.split(" (")[0] for line in doubts(config, (train, test))] == [expected] * bool(expected)
+
+
+def test_shards_of_the_pretraining_are_those_that_the_checkpoint_names(shard_folder, held_out_shards, tmp_path):
+    train, test = (Corpus(read_manifest(folder)) for folder in (shard_folder, held_out_shards))
+    config = load_config(ROOT / "tests/tiny.yaml", [f"data.shards={shard_folder}"])
+    for place, num in ((held_out_shards, 1), (shard_folder, 0)):
+        trained = flatten(load_config(ROOT / "tests/tiny.yaml", [f"data.shards={place}"]))
+        weights = Checkpoint(Path("unused"), {"step": 3, "config": trained})
+        assert len(doubts(config, (train, test), weights)) == num
+    moved = flatten(load_config(ROOT / "tests/tiny.yaml", [f"data.shards={tmp_path / 'gone'}"]))
+    config = load_config(ROOT / "tests/tiny.yaml", [f"data.shards={held_out_shards}"])
+    assert len(doubts(config, (train, test), Checkpoint(Path("unused"), {"step": 3, "config": moved}))) == 1
 
 
 def test_images_that_the_pretraining_left_out_are_not_shared_and_none_is_counted_twice(
