@@ -6,6 +6,7 @@ Covers: largescale/evaluate/own_classifier.py, largescale/evaluate/classifier_fi
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ from largescale.evaluate.weights import method_of
 from largescale.methods import Method
 from largescale.models.image_classifier import checksum, read_classifier
 from shards.ground.errors import InputError
-from tests.helpers.commands import ROOT
+from tests.helpers.commands import ROOT, run_python
 
 pytestmark = pytest.mark.slow
 KEYS = ("backbone", "stem", "depths", "width", "block")
@@ -72,6 +73,16 @@ def test_all_labels_and_no_layer_of_the_head(run):
     epochs = ["evaluate.finetune_epochs=1", "evaluate.finetune_batch=40"]
     assert main(["finetune", str(run), str(path), "--protocol", "finetune", *epochs]) == 0
     assert read_classifier(path).head_layers == ["linear 16 10 bias"]
+
+
+def test_images_of_one_class_are_refused_before_a_training(run, sample_images, tmp_path, capsys):
+    source = sorted((sample_images / "test").iterdir())[0]
+    shutil.copytree(source, tmp_path / "images" / source.name)
+    run_python("-m", "shards", "convert", tmp_path / "images", tmp_path / "one", "--labels", "folder")
+    words = [f"evaluate.train_shards={tmp_path / 'one'}", f"data.eval_shards={tmp_path / 'one'}", *SETTINGS]
+    assert main(["finetune", str(run), str(tmp_path / "teacher.safetensors"), *words]) == 2
+    assert "one: has 1 class; a classifier tells at least 2 apart" in capsys.readouterr().err
+    assert not (tmp_path / "teacher.safetensors").exists()
 
 
 def test_it_is_a_teacher_and_a_file_of_weights(run, written, shard_folder, held_out_shards, capsys):
