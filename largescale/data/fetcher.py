@@ -129,6 +129,7 @@ def _serve(corpora: list[Corpus], needs: Needs, streams: np.ndarray, fetches: in
     pool = ThreadPoolExecutor(fetches)
     coming: dict[Future[bool], int] = {}
     rests: dict[int, float] = {}
+    full_until = 0.0
     while True:
         uses = needs.upcoming(streams)
         now = time.monotonic()
@@ -138,14 +139,15 @@ def _serve(corpora: list[Corpus], needs: Needs, streams: np.ndarray, fetches: in
             for shard in shards
             if rests.get(shard, 0) < now and shard not in coming.values() and not reader.is_present(shard)
         )
-        while len(coming) < fetches and (shard := next(wanted, None)) is not None:
+        # After one that did not fit no later one is tried: each try lists the cache, and could take the room it needs.
+        while now >= full_until and len(coming) < fetches and (shard := next(wanted, None)) is not None:
             coming[pool.submit(reader.fetch_ahead, shard)] = shard
         done, _ = wait(coming, timeout=_PAUSE_S, return_when=FIRST_COMPLETED)
         for future in done:
             shard = coming.pop(future)
             try:
                 if not future.result():
-                    rests[shard] = time.monotonic() + _PAUSE_S  # no room before others have been read
+                    full_until = time.monotonic() + _PAUSE_S  # no room before others have been read
             except InputError as error:
                 rests[shard] = time.monotonic() + _AFTER_FAILURE_S
                 _log.debug("%s", error)

@@ -1,6 +1,6 @@
 """Damage and outages of stores, one fault a test: what is fetched, how often, how long it is waited for.
 
-Covers: largescale/data/fetcher.py, shards/stores/pipe.py
+Covers: shards/stores/pipe.py
 """
 
 from __future__ import annotations
