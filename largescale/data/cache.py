@@ -26,7 +26,18 @@ from pathlib import Path
 
 import xxhash
 
-from largescale.data.cache_files import disk_trouble, held, locked, part_of, recent, room_of, write
+from largescale.data.cache_files import (
+    disk_trouble,
+    held,
+    is_coming,
+    lock_of,
+    locked,
+    part_of,
+    recent,
+    remove_left,
+    room_of,
+    write,
+)
 from shards.format.manifest import Manifest, ShardEntry
 from shards.format.shard_index import index_path, num_indexed
 from shards.format.tar import file_checksum
@@ -139,7 +150,7 @@ class ShardCache:
             return True
         status(f"waiting for another process to fetch {self.store.url}/{tar.name}")
         try:
-            with locked(tar.with_name(f".{tar.stem}.lock")):
+            with locked(lock_of(tar)):
                 status(f"asking {self.store.url} for {tar.name}")
                 if self.has(shard):
                     return True
@@ -290,18 +301,24 @@ class ShardCache:
             return True
 
     def _evict_one(self, shard: int, next_use: NextUse, *, urgent: bool = False) -> bool:
-        """Remove the shard needed last, if that is later than `shard`; with `urgent` also other runs' shards."""
+        """Remove the shard needed last, if that is later than `shard`; with `urgent` also other runs' shards.
+
+        Of fetches that are over, as those of killed processes, the room goes first, and the part as if it were whole.
+        """
         number = {entry.name: place for place, entry in enumerate(self.manifest.shards)}
         foreign, own = [], []
         for other in held(self.manifest.root.parent):
+            if not other.here and remove_left(room_of(other.tar), other.tar):
+                return True
             if other.tar.parent != self.manifest.root:
                 foreign.append((other.touched, other.here, other.tar))
-            elif other.here and other.tar.name in number:
+            elif other.tar.name in number and (other.here or not is_coming(other.tar)):
                 place = number[other.tar.name]
                 own.append((next_use(place) if next_use else -other.touched, other.tar))
         resting = [one for one in foreign if time.time() - one[0] > _FOREIGN_REST_S]
         if not resting and own and (next_use is None or max(own)[0] > next_use(shard)):
-            return self._evict(max(own)[1])
+            _, tar = max(own)
+            return self._evict(tar) if tar.exists() else remove_left(part_of(tar), tar)
         victims = resting or [one for one in foreign if urgent and one[1]]
         return bool(victims) and self._evict(min(victims)[2])
 

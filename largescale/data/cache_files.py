@@ -53,6 +53,42 @@ def room_of(tar: Path) -> Path:
     return tar.with_name(f".{tar.stem}.room")
 
 
+def lock_of(tar: Path) -> Path:
+    """Held by the one process of the node that fetches a shard."""
+    return tar.with_name(f".{tar.stem}.lock")
+
+
+def is_coming(tar: Path) -> bool:
+    """Whether a process fetches a shard, or may: its lock may be one of another user."""
+    with _unless_coming(tar) as is_over:
+        return not is_over
+
+
+def remove_left(path: Path, tar: Path) -> bool:
+    """Remove the part or the room of a fetch that is over, as of a killed process; False if there is none, or a process
+    fetches the shard.
+    """
+    with _unless_coming(tar) as is_over, suppress(FileNotFoundError):
+        if is_over:
+            path.unlink()
+            return True
+    return False
+
+
+@contextmanager
+def _unless_coming(tar: Path) -> Iterator[bool]:
+    """Whether no process fetches a shard; if so, none begins meanwhile."""
+    try:
+        descriptor = os.open(lock_of(tar), os.O_RDWR)
+    except OSError:  # no fetch has begun, or one of another user
+        yield False
+        return
+    try:
+        yield _is_locked(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def recent(path: Path, seconds: float) -> str:
     """The text of a file that is at most `seconds` old; empty if there is none."""
     try:

@@ -18,7 +18,7 @@ import pytest
 
 from largescale.data import cache
 from largescale.data.cache import NEVER, ShardCache, open_cache
-from largescale.data.cache_files import held, part_of, room_of
+from largescale.data.cache_files import held, lock_of, locked, part_of, room_of
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
 from shards.stores.store import Store
@@ -108,13 +108,51 @@ def test_a_shard_on_its_way_is_waited_for_not_overrun(web, tmp_path, monkeypatch
             lambda text: said.set() if text.startswith("waiting for room") else None,
         ),
     )
-    reader.start()
-    assert said.wait(20)
-    time.sleep(0.1)
-    assert not shard_cache.has(0)
-    room_of(coming).unlink()
-    reader.join()
-    assert shard_cache.has(0)
+    with locked(lock_of(coming)):
+        reader.start()
+        assert said.wait(20)
+        time.sleep(0.1)
+        assert not shard_cache.has(0)
+        room_of(coming).unlink()
+        reader.join()
+        assert shard_cache.has(0)
+
+
+@pytest.mark.parametrize("folder", ["", "other-run"])
+def test_room_that_a_killed_fetch_took_is_given_back(web, tmp_path, folder):
+    """Also to a shard that is not needed yet, and if the one that was on its way is needed sooner."""
+    shard_cache = make_cache(web, tmp_path, 1.5)
+    tar = shard_cache.manifest.tar_path(3)
+    coming = tar.parents[1] / (folder or tar.parent.name) / tar.name
+    with locked(lock_of(coming)):
+        part_of(coming).write_bytes(bytes(100))
+        with room_of(coming).open("wb") as room:
+            room.truncate(shard_cache.manifest.shards[3].num_bytes)
+        assert not shard_cache.get(0, lambda shard: 3 - shard, patient=True)
+        assert room_of(coming).exists() and not shard_cache.has(0)
+    assert shard_cache.get(0, lambda shard: 3 - shard, patient=True)
+    assert not room_of(coming).exists() and part_of(coming).exists()
+
+
+def test_the_part_of_a_killed_fetch_goes_for_what_is_needed_sooner(web, tmp_path):
+    shard_cache = make_cache(web, tmp_path, 1.5)
+    coming = shard_cache.manifest.tar_path(3)
+    with locked(lock_of(coming)):
+        part_of(coming).write_bytes(bytes(shard_cache.manifest.shards[3].num_bytes - 1))
+        assert not shard_cache.get(0, lambda shard: shard, patient=True)
+    assert not shard_cache.get(0, lambda shard: 3 - shard, patient=True)
+    assert part_of(coming).exists()
+    assert shard_cache.get(0, lambda shard: shard, patient=True)
+    assert not part_of(coming).exists()
+
+
+def test_what_a_killed_fetch_has_brought_is_not_fetched_again(web, tmp_path):
+    shard_cache = make_cache(web, tmp_path, 1.5)
+    tar = shard_cache.manifest.tar_path(3)
+    with locked(lock_of(tar)):
+        part_of(tar).write_bytes((web.folder / tar.name).read_bytes()[:1000])
+    assert shard_cache.get(3, patient=True)
+    assert web.sent[tar.name] == shard_cache.manifest.shards[3].num_bytes - 1000
 
 
 def test_shards_that_others_are_reading_go_only_where_there_is_no_other_way(web, tmp_path):
