@@ -41,6 +41,7 @@ from largescale.run.folder import RunFolder
 from largescale.run.lease import Lease, lease_of
 from largescale.run.memory_advice import memory_advice
 from largescale.run.phases import Phases
+from largescale.run.resume import settle_precision
 from largescale.run.rollback import DataSteps
 from largescale.run.schedule_check import complaints, facts, warn_of_schedule
 from largescale.run.shared import check_shared
@@ -69,11 +70,11 @@ def pretrain(config: Config, started: float | None = None) -> None:
     waits = (config.run.hang_timeout_s, config.run.join_timeout_s, num_loading(config), config.run.owner_wait_s)
     with memory_advice(config), process_group(*waits) as device:
         configure_logging(rank(), world_size())
-        config = precision.resolve(config, device)
-        precision.set_up(config, device)
         keep_freed_memory(device)
         with lease_of(config) as lease, start_in_status(lease):
             check_shared(lease.run_dir)
+            config = settle_precision(config, device)
+            precision.set_up(config, device)
             while not _train(config, device, started, lease):
                 gc.collect()  # an engine is a circle of references; the next one would be beside it
                 torch.cuda.empty_cache()

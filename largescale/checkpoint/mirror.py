@@ -109,6 +109,13 @@ class Mirror:
             if other := self._other_run(json.loads(self._read(name, PROGRESS) or b"")):
                 raise OfAnotherRun(f"{name} there belongs to another run: {other}. Use another mirror for each run")
 
+    def newest_progress(self) -> dict[str, Any] | None:
+        """What `progress.json` of the newest whole copy holds; None without one, or where it cannot be read."""
+        for step in self.steps()[:1]:
+            with suppress(ValueError):
+                return json.loads(self._read(f"step-{step:08d}", PROGRESS) or b"")
+        return None
+
     def holds(self, checkpoint: Checkpoint) -> bool:
         """Whether the mirror has a whole copy of this very checkpoint."""
         return all(self._is_there(checkpoint, name) for name in (PROGRESS, ROLLBACKS))

@@ -254,7 +254,10 @@ class TrainConfig:
         one_of=("micro_batch", "global_batch"),
     )
     precision: str = setting(
-        "auto", "Precision to compute in; auto is bf16 on CUDA and fp32 elsewhere.", one_of=PRECISIONS
+        "auto",
+        "Precision to compute in. auto is that of the run's checkpoint; for a new run bf16 on CUDA, fp16 where a GPU "
+        "is older than Ampere and the strategy trains in it, and fp32 elsewhere.",
+        one_of=PRECISIONS,
     )
     deterministic: bool = setting(False, "Use only algorithms that give the same bits every time (on CUDA; slower).")
     spike_factor: float = setting(

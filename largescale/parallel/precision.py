@@ -15,7 +15,6 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,18 +26,6 @@ _log = logging.getLogger(__name__)
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Precision of the forward pass, where it is not that of the weights."""
-
-
-def resolve(config: Config, device: torch.device) -> Config:
-    """The configuration with `train.precision=auto` replaced: bf16 on CUDA (fp16 on GPUs before Ampere,
-    which compute bf16 by emulation), fp32 elsewhere.
-    """
-    if config.train.precision != "auto":
-        return config
-    precision = "fp32"
-    if device.type == "cuda":
-        precision = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return replace(config, train=replace(config.train, precision=precision))
 
 
 def set_up(config: Config, device: torch.device) -> None:

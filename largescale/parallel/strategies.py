@@ -24,9 +24,9 @@ from shards.ground.errors import InputError
 STRATEGIES = {
     "ddp": Strategy(ddp.build),
     "fsdp": Strategy(fsdp.build, fsdp.Settings),
-    "zero1": Strategy(partial(zero.build, stage=1), offload.Settings),
-    "zero2": Strategy(partial(zero.build, stage=2), offload.Settings),
-    "zero3": Strategy(partial(zero.build, stage=3), offload.Settings),
+    "zero1": Strategy(partial(zero.build, stage=1), offload.Settings, zero.PRECISIONS),
+    "zero2": Strategy(partial(zero.build, stage=2), offload.Settings, zero.PRECISIONS),
+    "zero3": Strategy(partial(zero.build, stage=3), offload.Settings, zero.PRECISIONS),
     "fairscale": Strategy(fairscale.build),
 }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from largescale.config import Config, ParallelConfig
+from largescale.config import PRECISIONS, Config, ParallelConfig
 from largescale.methods.method import Method
 from largescale.parallel.engine import Engine
 
@@ -19,7 +19,9 @@ class Strategy:
     Attributes:
         build: wraps a method that has been prepared; every rank calls it.
         Settings: the keys under `parallel` that it has beside those of all.
+        precisions: values of `train.precision` that it trains in.
     """
 
     build: Callable[[Method, Config, torch.device], Engine]
     Settings: type[ParallelConfig] = ParallelConfig
+    precisions: tuple[str, ...] = PRECISIONS

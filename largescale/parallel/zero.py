@@ -34,6 +34,7 @@ from largescale.parallel.precision import AUTOCAST
 from largescale.processes import rank, world_size
 from shards.ground.errors import InputError
 
+PRECISIONS = ("fp32", "tf32", "bf16")
 _BUCKET_ELEMENTS = 25_000_000
 """Gradients that DeepSpeed collects before it reduces them, where no single one is larger."""
 
@@ -329,7 +330,7 @@ def build(method: Method, config: Config, device: torch.device, *, stage: int) -
     Raises:
         InputError: DeepSpeed is not installed, or cannot train in this precision.
     """
-    if config.train.precision in ("fp64", "fp16"):
+    if config.train.precision not in PRECISIONS:
         raise InputError(
             f"train.precision={config.train.precision}: parallel.strategy=zero{stage} trains in fp32, tf32 or bf16"
         )

@@ -30,7 +30,7 @@ def build(method: Method, config: Config, device: torch.device, fake: FakeTensor
     Raises:
         InputError: a precision that it cannot train in.
     """
-    if config.train.precision in ("fp64", "fp16"):
+    if config.train.precision not in zero.PRECISIONS:
         raise InputError(
             f"train.precision={config.train.precision}: parallel.strategy=zero{stage} trains in fp32, tf32 or bf16"
         )

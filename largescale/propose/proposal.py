@@ -155,7 +155,9 @@ class Proposal:
         return f"{self.batch // gpus} per GPU" if gpus else "what a CPU does in about a second or a few"
 
     def _why_precision(self) -> str:
-        return "bf16 on GPUs" if self.machine.gpus else "fp32 on CPUs; bf16 is faster on those with AMX"
+        if self.machine.gpus:
+            return "bf16 on GPUs, fp16 on those before Ampere"
+        return "fp32 on CPUs; bf16 is faster on those with AMX"
 
     def _why_strategy(self) -> str:
         if self.machine.gpus > 1:

@@ -26,7 +26,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from largescale.checkpoint.folder import Checkpoint
@@ -34,7 +33,6 @@ from largescale.config import Config, load_config
 from largescale.distributed import stopping
 from largescale.evaluate.measure import evaluate, is_measured
 from largescale.evaluate.protocols import owners_of, protocol_named
-from largescale.parallel import precision
 from largescale.pretrain import pretrain
 from largescale.processes import from_rank_0, on_rank_0, process_group, rank, world_size
 from largescale.prune import record
@@ -47,6 +45,7 @@ from largescale.prune.rounds import Pruning, Round
 from largescale.prune.same_network import require_same_backbone, require_same_settings, require_same_start
 from largescale.prune.trained import last_checkpoint
 from largescale.prune.wish import MASKS, WEIGHTS, Wish
+from largescale.run.resume import with_precision_of
 from largescale.run.status import COMPLETE, status_of
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write
@@ -141,10 +140,10 @@ def _begin(places: Places, wish: Wish, protocols: Sequence[str], overrides: list
     _check_settings(protocols, overrides)
     config = _configuration(places.run, overrides)
     again = f"restore it, or train the last steps again: largescale pretrain {places.run / 'config.yaml'}"
-    with process_group(join_timeout_s=config.run.join_timeout_s) as device:
+    with process_group(join_timeout_s=config.run.join_timeout_s):
         trained = last_checkpoint(places.run, again)
         found: list[Pruning] = []
-        on_rank_0(lambda: found.append(_check(places, wish, config, trained, device)))
+        on_rank_0(lambda: found.append(_check(places, wish, config, trained)))
         [pruning] = from_rank_0(found)
         return pruning
 
@@ -168,7 +167,7 @@ def _configuration(run: Path, overrides: list[str]) -> Config:
     return load_config(path, overrides)
 
 
-def _check(places: Places, wish: Wish, config: Config, trained: Checkpoint, device: torch.device) -> Pruning:
+def _check(places: Places, wish: Wish, config: Config, trained: Checkpoint) -> Pruning:
     run = places.run
     if wish.rewind >= trained.step:
         raise InputError(f"--rewind={wish.rewind}: expected a step before {trained.step}, the last of {run}")
@@ -180,7 +179,7 @@ def _check(places: Places, wish: Wish, config: Config, trained: Checkpoint, devi
     now = record.record_of(trained, wish, masks, config)
     record.compare(out, now)
     if rewound is not None:
-        require_same_settings(rewound, precision.resolve(config, device))
+        require_same_settings(rewound, with_precision_of(rewound.progress, config))
     elif wish.random != WEIGHTS:
         require_same_start(trained, config)
     pruning = Pruning(run, out, masks, trained, rewound, wish, config)

@@ -28,7 +28,7 @@ from largescale.distributed import stopping
 from largescale.distributed.launch import Launch, own_launch, start_id
 from largescale.distributed.out_of_memory import MORE_THREADS, OutOfMemory, is_out_of_memory, line_of_memory
 from largescale.distributed.rendezvous import connect
-from largescale.parallel import precision
+from largescale.parallel import auto_precision
 from largescale.run.advice import new_run
 from largescale.run.failures import is_lost_rank
 from largescale.run.memory import Footprint, footprint, gpu_bytes, host_bytes
@@ -107,7 +107,7 @@ def _advice(config: Config, start: Footprint, *, on_gpu: bool, threads: bool) ->
     if gpus and not on_gpu:
         return "this is the host's memory: lower data.workers, data.threads or data.prefetch"
     available = gpu_bytes() if on_gpu else host_bytes(local_ranks, start)
-    config = precision.resolve(config, torch.device("cuda" if gpus else "cpu"))
+    config = auto_precision.of_device(config, torch.device("cuda" if gpus else "cpu"))
     rows = _search({"config": to_yaml(config), "ranks": ranks, "available": available, "on_gpu": on_gpu})
     return _worded(config, rows, available)
 

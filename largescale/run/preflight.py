@@ -27,9 +27,9 @@ from largescale.data.corpora import Corpus
 from largescale.data.stream import Stream
 from largescale.methods import build_method, require_fit
 from largescale.models.backbones import count_parameters
-from largescale.parallel import precision
 from largescale.parallel.strategies import build_engine, drawn_in_pieces
 from largescale.processes import barrier, process_group, rank, together, world_size
+from largescale.run.resume import settle_precision
 from largescale.run.schedule_check import complaints as schedule_complaints
 from largescale.run.shared import unshared
 from shards.format.manifest import Manifest
@@ -77,7 +77,7 @@ def preflight(config: Config) -> None:
         together(stream.check_files)
         together(lambda: require_fit(config, stream.length))
         method = build_method(config, stream.length, on_meta=drawn_in_pieces(config))
-        engine = build_engine(method, precision.resolve(config, device), device)
+        engine = build_engine(method, settle_precision(config, device), device)
         parameters = count_parameters(engine.method)
         problems = [*_disk_problems(config, parameters), *_shard_problems(stream.folders)]
         bandwidth, all_reduce_s, message_bytes = _measure_network(device)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from largescale.checkpoint import sharded
-from largescale.checkpoint.folder import Checkpoint, make_newest
+from largescale.checkpoint.folder import Checkpoint, make_newest, newest_first
 from largescale.checkpoint.mirror import Mirror, MirrorAway, OfAnotherRun
-from largescale.config import Config, flatten, values_saved_before
+from largescale.config import PRECISIONS, Config, flatten, values_saved_before
 from largescale.data import order
 from largescale.data.supports import parts_of
+from largescale.parallel import auto_precision
 from largescale.parallel.batchnorm import batchnorm_images
 from largescale.parallel.engine import Engine
 from largescale.processes import from_rank_0, on_rank_0, rank, world_size
@@ -64,15 +66,64 @@ def _fetch_newer(mirror: Mirror, checkpoints: Path, than: int) -> bool:
     except OfAnotherRun as error:
         raise InputError(f"checkpoint.mirror={mirror.url}: {error}") from error
     except MirrorAway as error:
-        away = f"checkpoint.mirror={mirror.url}: cannot be read ({error})"
         if than < 0:
-            raise InputError(
-                f"{away}, and {checkpoints} holds no whole checkpoint: if there are copies of this run, it would start "
-                f"without them; check the URL, the network and the credentials, or pass checkpoint.mirror=''"
-            ) from error
+            raise _nothing_without(mirror, checkpoints, error) from error
         # At worst another machine had come further, and those steps are done again, with the same result.
-        _log.warning("%s; continuing from the newest checkpoint in %s", away, checkpoints)
+        _log.warning("%s; continuing from the newest checkpoint in %s", _cannot_be_read(mirror, error), checkpoints)
         return False
+
+
+def _cannot_be_read(mirror: Mirror, error: MirrorAway) -> str:
+    return f"checkpoint.mirror={mirror.url}: cannot be read ({error})"
+
+
+def _nothing_without(mirror: Mirror, checkpoints: Path, error: MirrorAway) -> InputError:
+    return InputError(
+        f"{_cannot_be_read(mirror, error)}, and {checkpoints} holds no whole checkpoint: if there are copies of this "
+        f"run, it would start without them; check the URL, the network and the credentials, "
+        f"or pass checkpoint.mirror=''"
+    )
+
+
+def settle_precision(config: Config, device: torch.device) -> Config:
+    """The configuration with `train.precision=auto` replaced: by the precision of the checkpoint that the run goes on
+    from, here or in the mirror, whatever GPUs it now has; for a new run by what its ranks' devices compute in.
+
+    Raises:
+        InputError: there is no checkpoint here, and the mirror cannot be read.
+
+    Collectives: every rank must call it; with auto, two broadcasts of an object and those of `auto_precision.of_ranks`.
+    """
+    if config.train.precision != "auto":
+        return config
+    found: list[dict[str, Any]] = []
+    on_rank_0(lambda: found.append(_newest_progress(config)))
+    config = with_precision_of(from_rank_0(found)[0], config)
+    return auto_precision.of_ranks(config, device)
+
+
+def with_precision_of(progress: dict[str, Any], config: Config) -> Config:
+    """The configuration with `train.precision=auto` replaced by what a checkpoint was trained in, if that is known."""
+    settings = progress.get("config", {})
+    saved = settings.get("train.precision") if isinstance(settings, dict) else None
+    if config.train.precision != "auto" or saved not in PRECISIONS:
+        return config
+    return replace(config, train=replace(config.train, precision=saved))
+
+
+def _newest_progress(config: Config) -> dict[str, Any]:
+    """`progress.json` of the run's newest checkpoint here, else in the mirror; empty for a new run."""
+    checkpoints, url = Path(config.run.dir) / "checkpoints", config.checkpoint.mirror
+    if here := newest_first(checkpoints):
+        return here[0].progress
+    if not url:
+        return {}
+    mirror = Mirror(url)
+    try:
+        there = mirror.newest_progress()
+    except MirrorAway as error:
+        raise _nothing_without(mirror, checkpoints, error) from error
+    return there if isinstance(there, dict) else {}
 
 
 def check_same_run(checkpoint: Checkpoint, config: Config, fingerprint: str) -> None:

@@ -1,3 +1,5 @@
+"""Covers: largescale/parallel/precision.py"""
+
 from __future__ import annotations
 
 import pytest

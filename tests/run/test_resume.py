@@ -10,10 +10,13 @@ import torch
 
 from largescale.checkpoint.copier import Copier
 from largescale.checkpoint.folder import ROLLBACKS, Checkpoint, newest_first
-from largescale.checkpoint.mirror import Mirror
+from largescale.checkpoint.mirror import Mirror, MirrorAway
 from largescale.checkpoint.saver import Saver
-from largescale.run.resume import newest_checkpoint
+from largescale.cli import main
+from largescale.config import flatten, load_config
+from largescale.run.resume import newest_checkpoint, settle_precision
 from shards.ground.errors import InputError
+from tests.helpers.commands import TINY
 
 CPU = torch.device("cpu")
 
@@ -144,3 +147,43 @@ def test_a_fetch_goes_on_where_it_was_interrupted(folder, mirror, tmp_path, monk
     assert newest_checkpoint(folder, mirror, CPU).step == 30
     assert part.startswith(".fetching-step-00000030") and not fetched and source.exists()
     assert names(folder) == ["step-00000030"] and [one.step for one in newest_first(folder)] == [30]
+
+
+def settled(run: Path, *overrides: str) -> str:
+    config = load_config(TINY, ["data.shards=x", f"run.dir={run}", "train.precision=auto", *overrides])
+    return settle_precision(config, CPU).train.precision
+
+
+def save_in(precision: str, run: Path, step: int) -> None:
+    progress = {"step": step, "config": flatten(load_config(TINY, ["data.shards=x", f"train.precision={precision}"]))}
+    saver = Saver(run / "checkpoints", keep=3, keep_every=0, background=False, device=CPU)
+    saver.save({"model.a": torch.ones(3)}, progress, until_update=set())
+
+
+def test_auto_is_the_precision_of_the_checkpoint_here_or_in_the_mirror(one_process, tmp_path):
+    run, there = tmp_path / "run", tmp_path / "elsewhere"
+    assert settled(run) == settled(run, f"checkpoint.mirror={tmp_path}/empty") == "fp32"
+    save_in("bf16", there, 10)
+    mirror = f"checkpoint.mirror={there}/checkpoints"
+    assert settled(run, mirror) == "bf16"
+    assert settled(run, mirror, "train.precision=fp64") == "fp64"
+    save_in("fp16", run, 5)
+    assert settled(run, mirror) == settled(run) == "fp16"
+    garble_the_mark(run / "checkpoints" / "step-00000005")
+    assert settled(run, mirror) == "bf16"
+
+
+def test_without_a_checkpoint_here_a_mirror_that_is_away_leaves_the_precision_open(one_process, tmp_path, monkeypatch):
+    def away(mirror: Mirror) -> list[int]:
+        raise MirrorAway("TimeoutError")
+
+    monkeypatch.setattr(Mirror, "steps", away)
+    with pytest.raises(InputError, match=r"checkpoint.mirror=.*cannot be read .* holds no whole checkpoint"):
+        settled(tmp_path / "run", f"checkpoint.mirror={tmp_path}/store")
+
+
+def test_a_run_that_began_on_another_device_goes_on_by_the_same_command(shard_folder, tmp_path, capsys):
+    command = ["pretrain", str(TINY), f"data.shards={shard_folder}", f"run.dir={tmp_path}/run", "train.steps=2"]
+    assert main([*command, "train.precision=bf16"]) == 0
+    assert main([*command, "train.precision=auto"]) == 0, capsys.readouterr().err
+    assert "precision: bf16" in (tmp_path / "run" / "config.yaml").read_text()
