@@ -31,6 +31,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from shards.cleaning.duplicates import find_duplicates
+from shards.format.labels import named
 from shards.format.manifest import ShardEntry
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write, remove_partial_files
@@ -337,9 +338,14 @@ def write_plan(folder: Path, content: dict[str, Any]) -> None:
 
 
 def rename_classes(plan: Plan, names: list[str]) -> Plan:
-    """The plan with these names of its classes, written down if they are new: no shard depends on them."""
-    if names == plan.settings.get("class_names"):
+    """The plan with these names of its classes, if any; written down if they are new: no shard depends on them.
+
+    Raises:
+        InputError: they do not fit, and nothing is written.
+    """
+    if not names or names == plan.settings.get("class_names"):
         return plan
+    named(plan.classes, names)
     content = json.loads((plan.folder / "plan.json").read_text(encoding="utf-8"))
     content["settings"]["class_names"] = names
     write_plan(plan.folder, content)

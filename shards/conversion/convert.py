@@ -275,15 +275,15 @@ def _plan(source: Source, target: Target, options: Options) -> Plan:
     if first_task and (options.force or not exists):
         if options.update and target.is_finished() and not options.force:
             raise InputError(f"{home}: has no {PLAN}/ for --update to add to; start over with --force")
-        return make_plan(source, home, _worth_keeping(settings), url, target.clear)
+        unnamed = {**_worth_keeping(settings), "class_names": []}  # until it is known that the names fit
+        return rename_classes(make_plan(source, home, unnamed, url, target.clear), options.class_names)
     plan = open_plan(home, source)
     check_settings(plan, settings)
-    if first_task and options.class_names:
-        plan = rename_classes(plan, options.class_names)
     if plan.target != url:
         raise InputError(f"{plan.folder}: is for shards that go to {plan.target}, not to {url}; choose another --work")
     if not first_task:
         return plan
+    plan = rename_classes(plan, options.class_names)
     if options.update:
         updated, gone = update_plan(plan)
         sys.stderr.write(

@@ -141,6 +141,21 @@ def test_a_file_that_changed_and_a_lost_plan_are_refused(source, tmp_path, capsy
     assert "expected a fraction from 0 to less than 1" in capsys.readouterr().err
 
 
+def test_names_that_do_not_fit_leave_a_conversion_as_it_is(source, tmp_path, capsys):
+    out = tmp_path / "shards"
+    given_names = tmp_path / "names.txt"
+    given_names.write_text("a\nb\n")
+    convert_it = ["convert", str(source), str(out), "--labels", "folder"]
+    names_too = [*convert_it, "--class-names", str(given_names)]
+    assert main(names_too) == 2 and "only for classes that are numbers" in capsys.readouterr().err
+    assert main(convert_it) == 0 and read_manifest(out).classes == ("cat", "dog")
+    plan = (out / "plan" / "plan.json").read_bytes()
+    assert main([*names_too, "--update"]) == 2 and "only for classes that are numbers" in capsys.readouterr().err
+    assert (out / "plan" / "plan.json").read_bytes() == plan
+    write(source, names(50, 60))
+    assert main([*convert_it, "--update"]) == 0 and read_manifest(out).num_samples == 60
+
+
 @pytest.mark.parametrize("update", [False, True])
 def test_the_tables_of_a_plan_are_on_the_disk_before_plan_json(source, tmp_path, monkeypatch, update):
     if update:
