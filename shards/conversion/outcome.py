@@ -18,17 +18,20 @@ def costly_reasons(manifest: Manifest, location: str) -> Iterator[str]:
     reasons = manifest.skipped.keys() & NAMED.keys()
     if not reasons:
         return
+    first: dict[str, list[str]] = {reason: [] for reason in reasons}
     try:
         with fetched(location, [SKIPPED_NAME]) as folder:
-            rows = list(read_ledger(folder / SKIPPED_NAME))
+            for row in read_ledger(folder / SKIPPED_NAME):  # it may have more rows than there is memory for
+                if (names := first.get(row["reason"])) is not None and len(names) < _SHOWN_PROBLEMS:
+                    names.append(row["source"])
     except InputError:  # the shards are finished all the same
         for reason in sorted(reasons):
             yield f"{location}: {reason}: {manifest.skipped[reason]} of them; {NAMED[reason]}"
         return
     for reason in sorted(reasons):
-        names = [row["source"] for row in rows if row["reason"] == reason]
-        more = f" and {len(names) - _SHOWN_PROBLEMS} more" if len(names) > _SHOWN_PROBLEMS else ""
-        yield f"{location}: {reason}: {', '.join(names[:_SHOWN_PROBLEMS])}{more}; {NAMED[reason]}"
+        left = manifest.skipped[reason] - len(first[reason])
+        more = f" and {left} more" if left else ""
+        yield f"{location}: {reason}: {', '.join(first[reason])}{more}; {NAMED[reason]}"
 
 
 def summary(manifest: Manifest, location: str) -> str:

@@ -1,4 +1,4 @@
-"""Covers: shards/conversion/outcome.py, shards/format/shard_index.py, shards/images/names.py"""
+"""Covers: shards/format/shard_index.py, shards/images/names.py"""
 
 from __future__ import annotations
 
