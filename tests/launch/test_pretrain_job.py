@@ -110,6 +110,8 @@ def test_a_run_that_seems_to_run_is_looked_at_again_after_its_lease(tmp_path, la
         ({"SLURM_CPUS_PER_TASK": "2", "RANKS_PER_NODE": "4"}, 2, 1),
         ({"SLURM_CPUS_PER_TASK": "64", "SLURM_GPUS_ON_NODE": "8"}, 64, 1),  # the others load images
         ({"SLURM_CPUS_PER_TASK": "64", "OMP_NUM_THREADS": "3"}, 64, 3),
+        ({"SLURM_CPUS_PER_TASK": "64", "RANKS_PER_NODE": "cpu"}, 64, 1),  # torchrun counts them
+        ({"SLURM_CPUS_PER_TASK": "64", "SLURM_GPUS_ON_NODE": "8", "RANKS_PER_NODE": "gpu"}, 64, 1),
     ],
 )
 def test_a_job_uses_the_cores_that_it_has(tmp_path, more, cores, threads):
@@ -121,3 +123,27 @@ def test_a_setup_may_read_what_is_not_set_and_fail_in_between(tmp_path):
     (tmp_path / "env.sh").write_text('test -n "$NOT_SET_BY_ANYONE"\nexport READ=yes\nfalse\n')
     log, _ = job(tmp_path, [NOT_STARTED, COMPLETE], FOREVER, SETUP=str(tmp_path / "env.sh"))
     assert "start 0: complete" in log and "unbound" not in log
+
+
+@pytest.mark.parametrize("script", ["pretrain", "convert", "evaluate"])
+def test_a_setup_does_not_take_the_arguments_of_the_job(tmp_path, script):
+    (tmp_path / "env.sh").write_text('echo "setup has $#: $*"\nset -- its own\n')
+    (tmp_path / "srun").write_text('#!/usr/bin/env bash\nprintf "srun: %s\\n" "$@"; exit 3\n')
+    for name in ("largescale", "scontrol", "squeue"):
+        (tmp_path / name).write_text("#!/usr/bin/env bash\n")
+    for name in ("srun", "largescale", "scontrol", "squeue"):
+        (tmp_path / name).chmod(0o755)
+    environ = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SETUP": str(tmp_path / "env.sh"),
+        "PREFLIGHT": "no",
+        "SLURM_JOB_ID": "5",
+        "SLURM_NNODES": "1",
+        "SLURM_JOB_NODELIST": "n0",
+    }
+    command = ["bash", ROOT / "launch" / "slurm" / f"{script}.sbatch", "first", "second", "a third"]
+    result = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    lines = result.stdout.splitlines()
+    assert "setup has 0: " in lines, result.stdout + result.stderr
+    given = [line.removeprefix("srun: ") for line in lines if line.startswith("srun: ")]
+    assert [word for word in given if word in ("first", "second", "a third", "its")] == ["first", "second", "a third"]
