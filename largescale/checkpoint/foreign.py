@@ -104,18 +104,19 @@ class ForeignBackbone:
     classifier: nn.Linear | None = field(default=None, repr=False)
 
 
-def load_backbone(weights: str | Path, model: ModelConfig | None = None) -> ForeignBackbone:
+def load_backbone(weights: str | Path, model: ModelConfig | None = None, *, stem_told: bool = False) -> ForeignBackbone:
     """A backbone with the weights of a file: torchvision's, timm's, or of another project listed in docs/weights.md.
 
     Args:
         weights: safetensors, or a file of torch.save, or a folder in the layout of Hugging Face.
         model: the architecture; None takes the one that the tensors are of.
+        stem_told: the user says which stem it is, so that a stride that tensors do not tell is no matter for a warning.
 
     Raises:
         InputError: not a file of weights, or not all of the backbone is in it; says what differs.
     """
     file = read_state(weights)
-    model = model or _architecture_of(file)
+    model = model or _architecture_of(file, stem_told)
     with torch.device("meta"):
         backbone, num_features = build_backbone(model)
     taken = take(file, backbone, name_of(model))
@@ -257,7 +258,7 @@ def _require_equal(path: Path, network: _Network, wanted: Shapes, name: str) -> 
     raise InputError(f"{path}: not a {name}: {len(differ)} tensors differ: {shown}{more}; {best.words()}")
 
 
-def _architecture_of(file: StateFile) -> ModelConfig:
+def _architecture_of(file: StateFile, stem_told: bool) -> ModelConfig:
     """The architecture whose tensors a file holds.
 
     Raises:
@@ -274,7 +275,7 @@ def _architecture_of(file: StateFile) -> ModelConfig:
     best = closest(network.layout.family, network.shapes)
     if best.equal != best.total:
         raise InputError(f"{file.path}: of no known architecture; {best.words()}")
-    if best.model.stem == "3x3s2":
+    if best.model.stem == "3x3s2" and not stem_told:
         _log.warning(
             "%s: its 3x3 stem is taken to have stride 2, which tensors do not tell; if it has 1, pass model.stem=3x3",
             file.path,

@@ -55,8 +55,7 @@ def shared_samples(train: Corpus, test: Corpus) -> np.ndarray:
     """
     if train.fingerprint() == test.fingerprint():
         return np.ones(test.manifest.num_samples, bool)
-    far = train.cache is not None or test.cache is not None
-    if far or train.manifest.num_samples > _MOST_COMPARED:
+    if _compared_by_tars(train, test):
         return in_shared_shards(train.manifest, test.manifest)
     wanted = np.concatenate(list(_checksums(test)))
     found = np.zeros(len(wanted), bool)
@@ -64,6 +63,11 @@ def shared_samples(train: Corpus, test: Corpus) -> np.ndarray:
         left = np.flatnonzero(~found)
         found[left] = np.isin(wanted[left], some)
     return found
+
+
+def _compared_by_tars(train: Corpus, test: Corpus) -> bool:
+    far = train.cache is not None or test.cache is not None
+    return far or train.manifest.num_samples > _MOST_COMPARED
 
 
 def in_shared_shards(train: Manifest, test: Manifest) -> np.ndarray:
@@ -115,6 +119,8 @@ def _trained_on(places: list[tuple[str, str]], train: Corpus, test: Corpus) -> s
             if is_url(location):
                 continue
             pretraining = Corpus(read_manifest(location))
+            if subset and _compared_by_tars(pretraining, test):
+                continue  # a tar does not tell what of it was left out, nor is a long list read for that
             if subset:
                 pretraining = replace(pretraining, subset=read_subset(subset, pretraining))
             if pretraining.fingerprint() != train.fingerprint():

@@ -24,7 +24,7 @@ from largescale.evaluate.doubts import doubts
 from largescale.evaluate.image_training import Trial, labelled
 from largescale.evaluate.made_from import identity
 from largescale.evaluate.protocols import check_settings, protocol_named
-from largescale.evaluate.published import any_target_at
+from largescale.evaluate.published import PublishedTarget, any_target_at
 from largescale.evaluate.subject import Subject
 from largescale.evaluate.targets import warn_of_unused
 from largescale.evaluate.weights import Weights
@@ -86,7 +86,7 @@ def finetune(
         raise InputError(f"{out}: expected an output file ending in {_SUFFIX}, such as teacher{_SUFFIX}")
     check_settings(protocol, replaced)
     target = any_target_at(place, replaced)
-    warn_of_unused(replaced, ())
+    warn_of_unused(replaced, ("run.dir=",) if isinstance(target, PublishedTarget) else ())
 
     def trained(weights: Weights, config: Config, warnings: list[str]) -> Finetuned:
         return _trained(protocol, target.run_dir, weights, config, out, warnings)

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from largescale.config import Config, MethodConfig
+from largescale.config import Config, DataConfig, MethodConfig
 from largescale.config.data_settings import AugmentConfig, CropGroup
 from largescale.data.corpora import Corpus
 from largescale.data.loaded import Batch
@@ -352,6 +352,7 @@ def stream_config(trial: Trial, recipe: Recipe) -> Config:
     config.train.global_batch = batch_for(recipe, _num_images(trial, recipe), world_size())
     config.train.accumulate, config.train.steps, config.train.epochs = 1, 0, float(recipe.epochs)
     config.data.streams = math.gcd(config.train.global_batch, EVEN)
+    config.data.shuffle_window = DataConfig.shuffle_window  # like streams, not the run's: accuracies are compared
     config.run.seed = recipe.seed
     return config
 

@@ -75,13 +75,14 @@ def any_target_at(place: str | Path, overrides: Sequence[str] = ()) -> AnyTarget
     path = Path(place).expanduser()
     if not _is_of_weights(path):
         return target_at(place)
-    found = load_backbone(path)
+    found = load_backbone(path, stem_told=any(override.startswith("model.stem=") for override in overrides))
     weights = Published(found)
     config = _config_of(weights, list(overrides))
     if config.model != found.model:
         other = load_backbone(path, config.model)  # says what differs
-        same_but_stem = replace(config.model, stem=found.model.stem) == found.model
-        if not same_but_stem or "config" in read_state(path).metadata:  # as of an export of ours, which says its stem
+        # The stride of every other stem is known.
+        other_stride = found.model.stem == "3x3s2" and replace(config.model, stem=found.model.stem) == found.model
+        if not other_stride or "config" in read_state(path).metadata:  # as of an export of ours, which says its stem
             raise InputError(f"{place}: model.stem or another setting of model is not that of the file; leave it out")
         found, weights = other, Published(other, told_stem=config.model.stem)
         config = _config_of(weights, list(overrides))

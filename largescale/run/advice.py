@@ -38,7 +38,9 @@ def new_run(config: Config, checkpoint: Checkpoint | None = None) -> str:
     free = next(path for number in itertools.count(2) if not (path := run.with_name(f"{run.name}-{number}")).exists())
     without = " model.weights=" if config.model.weights else ""  # what that run had begun with
     mirror = config.checkpoint.mirror.rstrip("/")
-    other = f" checkpoint.mirror={mirror}{free.name.removeprefix(run.name)}" if mirror else ""
+    in_bucket = "://" in mirror and "/" not in mirror.partition("://")[2]  # a bucket beside it may not exist
+    other_mirror = f"{mirror}/{free.name}" if in_bucket else f"{mirror}{free.name.removeprefix(run.name)}"
+    other = f" checkpoint.mirror={other_mirror}" if mirror else ""
     return f"init_from={checkpoint.path if checkpoint else run} run.dir={free}{other}{without}"
 
 

@@ -219,6 +219,9 @@ def test_low_shot_trains_on_the_split_alone(trial):
     made = stream_config(trial, Recipe(epochs=1, batch=256, trunk_rate=0.1, head_rate=0.1, subset=str(path)))
     assert (made.train.global_batch, made.data.subset, made.data.augment.flip) == (16, str(path), 0.5)
     assert (made.data.augment.blur, made.data.augment.noise, len(made.data.crops)) == (0, 0, 1)
+    trial.config.data.shuffle_window += 1
+    again = stream_config(trial, Recipe(epochs=1, batch=256, trunk_rate=0.1, head_rate=0.1, subset=str(path)))
+    assert again.data == made.data  # as the warning of settings without effect says
     near = Recipe(epochs=1, batch=8, trunk_rate=0.1, head_rate=0.1, crop_scale=(0.5, 0.9), flip=0.0)
     made = stream_config(trial, near)
     assert (made.data.crops[0].scale, made.data.augment.flip) == ([0.5, 0.9], 0)

@@ -19,6 +19,7 @@ from largescale.checkpoint.folder import Checkpoint
 from largescale.cli import main
 from largescale.config import DataConfig, flatten, load_config
 from largescale.data.corpora import Corpus, open_corpus
+from largescale.evaluate import doubts as doubts_module
 from largescale.evaluate.doubts import doubts, in_shared_shards, num_shared, shared_samples
 from largescale.evaluate.extract import can_be_read, extract, pixels
 from largescale.evaluate.feature_set import FeatureSet
@@ -141,6 +142,20 @@ def test_images_that_the_pretraining_left_out_are_not_shared_and_none_is_counted
         config = load_config(ROOT / "tests/tiny.yaml", [f"data.shards=[{', '.join(some)}]"])
         [line] = doubts(config, (train, test))
         assert line.startswith(f"{num} of the test images are among those the network was pretrained on")
+
+
+def test_a_subset_of_very_many_images_is_neither_read_nor_compared_by_whole_tars(
+    shard_folder, held_out_shards, tmp_path, monkeypatch
+):
+    train, test = (Corpus(read_manifest(folder)) for folder in (shard_folder, held_out_shards))
+    np.save(tmp_path / "rows.npy", np.arange(30))
+    listed = f"data.shards=[{{path: {held_out_shards}, subset: {tmp_path}/rows.npy}}]"
+    config = load_config(ROOT / "tests/tiny.yaml", [listed])
+    monkeypatch.setattr(doubts_module, "_MOST_COMPARED", 10)
+    monkeypatch.setattr(doubts_module, "read_subset", lambda *_: pytest.fail("read for nothing"))
+    assert doubts(config, (train, test)) == []
+    whole = load_config(ROOT / "tests/tiny.yaml", [f"data.shards={held_out_shards}"])
+    assert len(doubts(whole, (train, test))) == 1
 
 
 def test_indexes_in_a_store_are_fetched_to_read_labels(held_out_shards, tmp_path):

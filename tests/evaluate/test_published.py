@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
@@ -21,6 +22,7 @@ from largescale.data.centre_crops import centre_crop
 from largescale.data.corpora import open_corpus
 from largescale.data.decode import decode
 from largescale.data.reader import ShardReader
+from largescale.evaluate import finetuned
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.protocols import PROTOCOLS
 from largescale.evaluate.published import any_target_at, check_names
@@ -181,7 +183,9 @@ def test_a_stem_that_tensors_do_not_tell_is_that_of_the_user(places, tmp_path, c
     torch.save(state | {"conv1.weight": torch.randn(len(state["conv1.weight"]), 3, 3, 3)}, file)
     guessed = any_target_at(file, places)
     assert "its 3x3 stem is taken to have stride 2" in caplog.text and "pass model.stem=3x3" in caplog.text
+    caplog.clear()
     told = any_target_at(file, [*places, "model.stem=3x3"])
+    assert "stride" not in caplog.text
     images = torch.randn(2, 3, 32, 32)
     maps = [target.weights.found.backbone.stem(images) for target in (guessed, told)]
     assert [one.shape[-1] for one in maps] == [16, 32]
@@ -191,6 +195,22 @@ def test_a_stem_that_tensors_do_not_tell_is_that_of_the_user(places, tmp_path, c
     assert main([*words, "model.width=64"]) == 2
     with pytest.raises(InputError):
         any_target_at(file, [*places, "model.stem=imagenet"])
+
+
+def test_a_stem_that_is_known_is_not_replaced_by_one_of_the_same_shapes(places, tmp_path):
+    file = tmp_path / "regnet.pth"
+    torch.save(torchvision.models.regnet_y_400mf().state_dict(), file)
+    assert any_target_at(file, places).weights.found.model.stem == "imagenet"
+    with pytest.raises(InputError, match=r"model.stem or another setting of model is not that of the file"):
+        any_target_at(file, [*places, "model.stem=3x3"])
+
+
+def test_run_dir_has_an_effect_on_what_is_finetuned_from_a_file(file, places, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(finetuned, "_trained", lambda *_: None)
+    words = [*places, f"run.dir={tmp_path / 'there'}", "optim.lr=1"]
+    finetuned.finetune(file, tmp_path / "out.safetensors", overrides=words)
+    assert (tmp_path / "there" / "narrow.pth").is_dir()
+    assert "optim.lr=1 has no effect" in caplog.text and "run.dir" not in caplog.text
 
 
 def test_shards_must_be_named(file, places, capsys):

@@ -86,6 +86,8 @@ def test_a_new_run_gets_a_folder_that_is_free(tmp_path):
     assert new_run(config) == f"init_from={tmp_path}/run run.dir={tmp_path}/run-3"
     config.checkpoint.mirror = "s3://bucket/run/"
     assert new_run(config).endswith("run.dir=" + f"{tmp_path}/run-3 checkpoint.mirror=s3://bucket/run-3")
+    config.checkpoint.mirror = "s3://bucket/"
+    assert new_run(config).endswith(" checkpoint.mirror=s3://bucket/run-3")
 
 
 @pytest.mark.slow
