@@ -88,6 +88,7 @@ class Network:
             "colors": "RGB",
             "input_size": json.dumps([3, evaluate.size, evaluate.size]),
             "resize": str(evaluate.resize),
+            "interpolation": "bilinear, antialiased",
             "config": json.dumps({key: value for key, value in values.items() if key.startswith(_TOLD)}),
         }
 

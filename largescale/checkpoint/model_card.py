@@ -77,7 +77,7 @@ Features of images, {about["num_features"]} numbers each, from {kind}
 {load.strip()}
 ```
 
-Images are RGB from 0 to 1, shorter side resized to {about["resize"]} pixels, cropped to
+Images are RGB from 0 to 1, shorter side resized to {about["resize"]} pixels ({about["interpolation"]}), cropped to
 {" x ".join(map(str, json.loads(about["input_size"])[1:]))}, normalised with mean {about["mean"]} and standard deviation
 {about["std"]}.
 

@@ -298,6 +298,7 @@ def test_the_command_says_what_it_checked_and_writes_a_card(run, tmp_path, capsy
         and "timm" not in text
         and "license: unknown" in text
         and "Not measured yet" in text
+        and "pixels (bilinear, antialiased), cropped to" in text
     )
     assert 'load_file("out.safetensors")' in text and sorted(path.name for path in tmp_path.iterdir()) == [
         "card.md",
