@@ -183,7 +183,7 @@ def test_evaluating_by_what_is_no_protocol_is_said_before_the_run_is_read(error_
     )
 
 
-def test_evaluating_on_shards_that_do_not_fit(error_of, tiny_overrides, tmp_path, sample_images):
+def test_evaluating_on_shards_that_do_not_fit(error_of, tiny_overrides, tmp_path, sample_images, shard_folder):
     assert main(["pretrain", str(TINY), *tiny_overrides("train.steps=1")]) == 0
     evaluate = ("evaluate", "knn", tmp_path / "run")
     assert "data.eval_shards is not set" in error_of(*evaluate, 'data.eval_shards=""')
@@ -191,7 +191,8 @@ def test_evaluating_on_shards_that_do_not_fit(error_of, tiny_overrides, tmp_path
     fewer, unlabelled = tmp_path / "fewer", tmp_path / "unlabelled"
     shutil.copytree(sample_images / "test", tmp_path / "images", ignore=shutil.ignore_patterns("bag"))
     run_python("-m", "shards", "convert", tmp_path / "images", fewer, "--labels", "folder")
-    assert "bag is only in one of them" in error_of(*evaluate, f"data.eval_shards={fewer}")
+    said = error_of(*evaluate, f"data.eval_shards={fewer}")
+    assert f"bag is only in one of them, {shard_folder}); convert both from images of the same classes" in said
     run_python("-m", "shards", "convert", tmp_path / "images", unlabelled)
     assert "have no labels" in error_of(*evaluate, f"data.eval_shards={unlabelled}")
 

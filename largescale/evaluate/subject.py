@@ -98,9 +98,12 @@ def _labelled_shards(
 def _check_same_classes(train: Manifest, test: Manifest) -> None:
     # Labels are positions in the list of classes.
     if train.classes != test.classes:
-        only = sorted(set(train.classes) ^ set(test.classes))
+        only, how = sorted(set(train.classes) ^ set(test.classes)), "their order differs"
+        if only:
+            side = train if only[0] in train.classes else test
+            how = f"{only[0]} is only in one of them, {side.root}"
         raise InputError(
             f"data.eval_shards={test.root}: its {len(test.classes)} classes are not the {len(train.classes)} of "
-            f"{train.root} ({f'{only[0]} is only in one of them' if only else 'their order differs'}); convert both "
-            f"with the same class folders"
+            f"{train.root} ({how}); convert both from images of the same classes, without a class that the other side "
+            f"has no image of, or, where classes are numbers, both with the same --class-names FILE"
         )
