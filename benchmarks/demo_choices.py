@@ -1,9 +1,10 @@
-"""What the demo's recipe is chosen by: variants of it, measured on a fifth of the training images that is held out.
+"""What the demo's recipe is chosen by: variants of it, measured on training images that nothing is trained on.
 
-    python -m benchmarks.demo_choices [--seeds 0 1 2] [--variants NAME ...] [--ranks 2]
+    python -m benchmarks.demo_choices [--seeds 0 1] [--variants NAME ...] [--ranks 2]
 
-The test images take no part. `make pretrain` unpacks the images that this converts once more. Writes
-benchmarks/results/demo_choices.{json,md}; other variants and seeds keep their rows.
+Trained on the demo's 10,000 images, measured on 20,000 others (Debian's package dataset-fashion-mnist); the test images
+take no part. `make pretrain` makes the shards of the former. Writes benchmarks/results/demo_choices.{json,md}; other
+variants and seeds keep their rows.
 """
 
 from __future__ import annotations
@@ -11,41 +12,47 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.accuracies import RESULTS, ROOT, Variant, machine, measure
+from benchmarks.fashion import OTHERS, shards_of
 
-RECIPE = "configs/small/swav.yaml"
-IMAGES, SHARDS = ROOT / "data/fashion-mnist/train", ROOT / "data/shards/fashion-mnist-choices"
-COMMON = ["parallel.strategy=fsdp"]
-
-
-def two_views(epochs: int, prototypes: str, *more: str) -> list[str]:
-    """Overrides without the small view."""
-    views = "data.crops=[{num: 2, size: 28, scale: [0.8, 1.0]}]"
-    return [views, f"train.epochs={epochs}", f"method.prototypes={prototypes}", *more]
-
+RECIPE = "configs/demo.yaml"
+WIDER_HEAD = ["method.hidden=[512]", "method.embedding=128"]
 
 VARIANTS = {
-    "configs/small/swav.yaml": [],
-    "10 epochs": ["train.epochs=10"],
-    "10 epochs, 300 prototypes": ["train.epochs=10", "method.prototypes=300"],
-    "13 epochs": ["train.epochs=13"],
-    "13 epochs, 50 prototypes": ["train.epochs=13", "method.prototypes=50"],
-    "two views, 16 epochs": two_views(16, "100"),
-    "two views, 16 epochs, no hidden layer": two_views(16, "100", "method.hidden=[]"),
-    "two views, 16 epochs, weight decay 0.2": two_views(16, "100", "optim.weight_decay=0.2"),
-    "two views, 16 epochs, heads of 30 and 100": two_views(16, "[30,100]"),
-    "two views, 16 epochs, 50 prototypes": two_views(16, "50"),
-    "two views, 16 epochs, 40 prototypes": two_views(16, "40"),
-    "two views, 16 epochs, 30 prototypes": two_views(16, "30"),
-    "two views, 20 epochs, 30 prototypes": two_views(20, "30"),
-    "two views, 20 epochs, three heads of 30": two_views(20, "[30,30,30]"),
-    "two views, 20 epochs, 20 prototypes": two_views(20, "20"),
+    RECIPE: [],
+    "width 48": ["model.width=48"],
+    "width 48, three stages": ["model.depths=[1,1,1]", "model.width=48"],
+    "bottlenecks, three stages": ["model.depths=[1,1,1]", "model.block=bottleneck"],
+    "width 16, stem of stride 1": ["model.stem=3x3", "model.width=16"],
+    "rate 0.004": ["optim.lr=0.004"],
+    "wider head": WIDER_HEAD,
+    "erasing half as often": ["data.augment.erase=0.4"],
+    "erasing always, larger parts": ["data.augment.erase=1.0", "data.augment.erase_side=[0.3,0.6]"],
+    "wider head, erasing half as often": [*WIDER_HEAD, "data.augment.erase=0.4"],
+    "wider head, no erasing": [*WIDER_HEAD, "data.augment.erase=0"],
 }
 """Overrides by name."""
+BEFORE = (
+    "configs/small/swav.yaml",
+    "10 epochs",
+    "10 epochs, 300 prototypes",
+    "13 epochs",
+    "13 epochs, 50 prototypes",
+    "two views, 16 epochs",
+    "two views, 16 epochs, no hidden layer",
+    "two views, 16 epochs, weight decay 0.2",
+    "two views, 16 epochs, heads of 30 and 100",
+    "two views, 16 epochs, 50 prototypes",
+    "two views, 16 epochs, 40 prototypes",
+    "two views, 16 epochs, 30 prototypes",
+    "two views, 20 epochs, 30 prototypes",
+    "two views, 20 epochs, three heads of 30",
+    "two views, 20 epochs, 20 prototypes",
+)
+"""Variants of configs/small/swav.yaml that the recipe was chosen among, before there were other images to ask."""
 ON_TRAINED = """\
 ## On the images that are trained on
 
@@ -67,51 +74,71 @@ pixels (82.44 kNN, 82.27 linear). Seeds differ by 0.3 there, but longer training
 85.80. On images held out, as above, 22 epochs have 83.93 and 86.01 with seed 0, where 16 have 83.42 and 87.33. What \
 is gained on the images that are trained on is not gained on others, so the recipe stays as it is.
 """
+FOUND = """\
+Two seeds of the recipe itself are 0.6 points of the probe apart, so none of these, with one seed each, is shown to be \
+better in both: the recipe stays. Without erasing all of the lead in kNN is gone; more of it than the recipe has is no \
+better either. Evaluating at 32 px in place of 28 costs 1.4 points of kNN and 0.3 of the probe (both seeds).
+"""
 COLUMNS = [f"{protocol} {network}" for protocol in ("knn", "linear") for network in ("pretrained", "pixels")]
 
 
-def held_out_shards() -> list[str]:
-    """Overrides that train on four fifths of the training images and evaluate on the others."""
-    if not (SHARDS / "manifest.json").is_file():
-        options = ["--labels", "folder", "--shuffle", "0", "--samples-per-shard", "1000", "--holdout", "0.2"]
-        subprocess.run([sys.executable, "-m", "shards", "convert", str(IMAGES), str(SHARDS), *options], check=True)
-    return [f"data.shards={SHARDS}", f"data.eval_shards={SHARDS / 'holdout'}"]
-
-
 def page(rows: list[dict[str, Any]]) -> str:
-    """Each seed, and the mean of each variant."""
+    """All tables."""
     machines = "; ".join(dict.fromkeys(machine(row) for row in rows))
     lines = [
-        "# Variants of the demo on held-out training images\n",
-        f"`python -m benchmarks.demo_choices` on {machines}. Top-1 in percent on about 2,000 training images held out "
-        "from the other 8,000, which are trained on and are bank and probe. One number's sampling error is about 0.8; "
-        "seeds and variants share the images. The seconds include whatever else the machine did.\n",
+        "# Variants of the demo on training images that nothing is trained on\n",
+        f"`python -m benchmarks.demo_choices` on {machines}. Trained on the demo's 10,000 images, which are bank and "
+        "probe too; top-1 in percent on 20,000 other training images of Fashion-MNIST. One number's sampling error is "
+        "about 0.25. The seconds include whatever else the machine did.\n",
+        *_table(rows, list(VARIANTS)),
+        "",
+        FOUND,
+        "## Before: a fifth of the training images held out\n",
+        "Top-1 in percent on about 2,000 training images held out from the other 8,000, which are trained on and are "
+        "bank and probe. One number's sampling error is about 0.8; seeds and variants share the images.\n",
+        *_table(rows, BEFORE),
+        "",
+        ON_TRAINED,
+    ]
+    return "\n".join(lines)
+
+
+def _table(rows: list[dict[str, Any]], names: Sequence[str]) -> list[str]:
+    """Each seed, and the mean of each variant."""
+    lines = [
         "| variant | seed | " + " | ".join(COLUMNS) + " | kNN over pixels | linear over pixels | training s |",
         "|---|---|" + "---|" * (len(COLUMNS) + 3),
     ]
-    for name in VARIANTS:
+    for name in names:
         own = sorted((row for row in rows if row["variant"] == name), key=lambda row: row["seed"])
         mean = {key: statistics.mean(row[key] for row in own) for key in [*COLUMNS, "train_s"]} if len(own) > 1 else {}
         for row in [*own, *([{"seed": "mean", **mean}] if mean else [])]:
             over = [row[f"{protocol} pretrained"] - row[f"{protocol} pixels"] for protocol in ("knn", "linear")]
             cells = [f"{row[key]:.2f}" for key in COLUMNS] + [f"{gain:+.2f}" for gain in over]
             lines.append(f"| {name} | {row['seed']} | {' | '.join(cells)} | {row['train_s']:.0f} |")
-    return "\n".join([*lines, "", ON_TRAINED])
+    return lines
 
 
 def main() -> None:
     """Train and evaluate what is asked for; write the page after each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")
     arguments = parser.parse_args()
-    shards, known = held_out_shards(), RESULTS / "demo_choices.json"
+    others, known = f"data.eval_shards={shards_of(OTHERS)}", RESULTS / "demo_choices.json"
     for name in arguments.variants:
         for seed in arguments.seeds:
             folder = ROOT / "runs/bench-demo_choices" / f"{name.replace('/', '-').replace(' ', '-')}-seed{seed}"
-            variant = Variant(RECIPE, [*COMMON, *shards, *VARIANTS[name]])
-            row = {"variant": name, **measure(variant, folder, seed=seed, ranks=arguments.ranks)}
+            row = {
+                "variant": name,
+                **measure(
+                    Variant(RECIPE, [others, "evaluate.online_every=0", *VARIANTS[name]]),
+                    folder,
+                    seed=seed,
+                    ranks=arguments.ranks,
+                ),
+            }
             rows = json.loads(known.read_text()) if known.is_file() else []
             rows = [*(old for old in rows if (old["variant"], old["seed"]) != (name, seed)), row]
             known.write_text(json.dumps(rows, indent=1) + "\n")
