@@ -1,7 +1,7 @@
 """Fashion-MNIST beyond the bundled images: what recipes are chosen by, and more test images than `make pretrain` has.
 
-Needs Debian's package `dataset-fashion-mnist`, which the bundled images are from too (shards/sample/make_sample.py): the
-first 10,000 training images, and test images 2,000 to 3,999.
+Needs Debian's package `dataset-fashion-mnist`, which the bundled images are from too (shards/sample/make_sample.py):
+the first 10,000 training images, and test images 2,000 to 3,999.
 """
 
 from __future__ import annotations
