@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.functional import one_hot
@@ -43,6 +43,7 @@ from largescale.methods.phase import PlainEmbeddings
 from largescale.methods.pictures import in_range
 from largescale.methods.pretext_task import PretextTask
 from largescale.models.backbones import build_backbone, feature_map, map_side
+from largescale.models.heads import CellLinear
 from shards.ground.errors import InputError
 
 _LEAST = 1e-6
@@ -92,7 +93,7 @@ class ColourTracking(PretextTask):
         super().__init__(config)
         settings, self._run = _settings(config), config
         self.backbone, self.num_features = build_backbone(config.model)
-        self.projection = nn.Conv2d(self.num_features, settings.embedding, 1)
+        self.projection = CellLinear(self.num_features, settings.embedding)
         self._side = map_side(config.model, config.data.crops[0].size)
         self.register_buffer("centres", torch.zeros(settings.colours, 2), persistent=False)
         self.register_buffer("shares", torch.zeros(settings.colours), persistent=False)

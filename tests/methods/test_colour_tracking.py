@@ -11,6 +11,7 @@ from largescale.methods import build_method
 from largescale.methods.colour_tracking import ColourTracking
 from largescale.methods.phase import PlainEmbeddings
 from largescale.models.backbones import feature_map
+from largescale.models.initialise import initialise_pieces
 from shards.ground.errors import InputError
 from tests.methods.harness import mini
 
@@ -148,3 +149,12 @@ def test_what_would_be_right_if_nothing_moved():
     still = random_srgb()[:1].expand(FRAMES, -1, -1, -1, -1)
     assert float(method(views(still), 0).signs["same_place"]) == 1.0
     assert float(method(views(random_srgb()), 0).signs["same_place"]) < 0.6
+
+
+def test_a_projection_that_is_drawn_in_pieces_is_distributed_like_the_constructors():
+    usual, drawn = build("method.embedding=64"), build("method.embedding=64")
+    initialise_pieces(drawn, 1)
+    for name, parameter in usual.projection.state_dict().items():
+        own = drawn.projection.state_dict()[name]
+        assert float(own.std()) == pytest.approx(float(parameter.std()), rel=0.2), name
+        assert float(own.abs().max()) == pytest.approx(float(parameter.abs().max()), rel=0.1), name
