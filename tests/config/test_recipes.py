@@ -80,3 +80,15 @@ def test_what_is_neither_names_what_there_is(given, expected):
     with pytest.raises(InputError) as error:
         load_config(given)
     assert expected in str(error.value) and str(error.value).startswith(f"{given}: no such configuration file")
+
+
+PUBLISHED = [
+    ("paws/resnet50_100ep", lambda config: config.data.crops[1].augment, {}),
+]
+"""What recipes have of published configurations: suncet's src/data_manager.py, VISSL's configs/config/pretrain,
+MMSelfSup's configs/selfsup."""
+
+
+@pytest.mark.parametrize("name, setting, value", PUBLISHED)
+def test_recipes_have_the_values_of_published_configurations(name, setting, value):
+    assert setting(load_config(name, ["data.shards=x"])) == value
