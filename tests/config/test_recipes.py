@@ -84,6 +84,8 @@ def test_what_is_neither_names_what_there_is(given, expected):
 
 PUBLISHED = [
     ("paws/resnet50_100ep", lambda config: config.data.crops[1].augment, {}),
+    ("pirl/resnet50_800ep", lambda config: config.parallel.sync_batchnorm, False),
+    ("pirl/resnet50_200ep", lambda config: config.parallel.sync_batchnorm, False),
 ]
 """What recipes have of published configurations: suncet's src/data_manager.py, VISSL's configs/config/pretrain,
 MMSelfSup's configs/selfsup."""
