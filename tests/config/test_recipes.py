@@ -86,6 +86,8 @@ PUBLISHED = [
     ("paws/resnet50_100ep", lambda config: config.data.crops[1].augment, {}),
     ("pirl/resnet50_800ep", lambda config: config.parallel.sync_batchnorm, False),
     ("pirl/resnet50_200ep", lambda config: config.parallel.sync_batchnorm, False),
+    ("rotation/resnet50_105ep", lambda config: config.optim.exclude_bias_and_norm, True),
+    ("rotation/alexnet_50ep", lambda config: config.optim.exclude_bias_and_norm, False),
 ]
 """What recipes have of published configurations: suncet's src/data_manager.py, VISSL's configs/config/pretrain,
 MMSelfSup's configs/selfsup."""
