@@ -88,6 +88,8 @@ PUBLISHED = [
     ("pirl/resnet50_200ep", lambda config: config.parallel.sync_batchnorm, False),
     ("rotation/resnet50_105ep", lambda config: config.optim.exclude_bias_and_norm, True),
     ("rotation/alexnet_50ep", lambda config: config.optim.exclude_bias_and_norm, False),
+    ("deepcluster/resnet50_200ep", lambda config: config.model.sobel, True),
+    ("deepcluster/alexnet_500ep", lambda config: config.model.sobel, True),
 ]
 """What recipes have of published configurations: suncet's src/data_manager.py, VISSL's configs/config/pretrain,
 MMSelfSup's configs/selfsup."""
