@@ -90,6 +90,9 @@ PUBLISHED = [
     ("rotation/alexnet_50ep", lambda config: config.optim.exclude_bias_and_norm, False),
     ("deepcluster/resnet50_200ep", lambda config: config.model.sobel, True),
     ("deepcluster/alexnet_500ep", lambda config: config.model.sobel, True),
+    ("odc/resnet50_440ep", lambda config: config.data.augment.rotate_degrees, 2),
+    ("odc/resnet50_440ep", lambda config: config.data.crops[0].scale, [0.08, 1]),
+    ("odc/resnet50_440ep", lambda config: (config.data.augment.saturation, config.data.augment.hue), (1, 0.5)),
 ]
 """What recipes have of published configurations: suncet's src/data_manager.py, VISSL's configs/config/pretrain,
 MMSelfSup's configs/selfsup."""
