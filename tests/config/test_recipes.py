@@ -93,6 +93,8 @@ PUBLISHED = [
     ("odc/resnet50_440ep", lambda config: config.data.augment.rotate_degrees, 2),
     ("odc/resnet50_440ep", lambda config: config.data.crops[0].scale, [0.08, 1]),
     ("odc/resnet50_440ep", lambda config: (config.data.augment.saturation, config.data.augment.hue), (1, 0.5)),
+    ("pretext/jigsaw", lambda config: config.data.augment.grayscale, 0.66),
+    ("pretext/jigsaw", lambda config: (config.optim.warmup_lr, config.optim.warmup_epochs), (0.025, 5)),
 ]
 """What recipes have of published configurations: suncet's src/data_manager.py, VISSL's configs/config/pretrain,
 MMSelfSup's configs/selfsup."""
