@@ -54,7 +54,7 @@ from largescale.methods.choice import Choice
 from largescale.methods.embedding_method import Named
 from largescale.methods.joint_embedding import JointEmbedding, unit
 from largescale.methods.method import Exemplars, Output, Panel, Sign, Symptom
-from largescale.methods.multi_crop import require_two_large
+from largescale.methods.multi_crop import by_size, require_two_large
 from largescale.methods.phase import PlainEmbeddings, centred
 from largescale.methods.rows_by_id import RowsById
 from largescale.methods.state_size import bytes_per_number
@@ -193,7 +193,7 @@ class DeepClusterV2(JointEmbedding):
 
     def embed(self, views: Views) -> Named:
         """`embeddings` of all views, unit vectors [V, B, D]; the head sees them all at once."""
-        features = torch.cat([self.backbone(group) for group in views.images])
+        features = torch.cat([self.backbone(images) for images in by_size(views.images)])
         return {"embeddings": self.project(features).unflatten(0, (-1, len(views.ids)))}
 
     def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:

@@ -33,6 +33,7 @@ from largescale.methods.joint_embedding import unit
 from largescale.methods.losses.over_ranks import all_ranks
 from largescale.methods.losses.picks import among_views
 from largescale.methods.method import Output
+from largescale.methods.multi_crop import by_size
 from largescale.models.backbones import build_backbone
 
 
@@ -70,7 +71,7 @@ class SimCLR(Contrastive):
 
     def embed(self, views: Views) -> Named:
         """`embeddings` [V, B, D], unit vectors."""
-        z = self.projection(torch.cat([self.backbone(group) for group in views.images]))
+        z = self.projection(torch.cat([self.backbone(images) for images in by_size(views.images)]))
         return {"embeddings": unit(z).unflatten(0, (-1, len(views.ids)))}
 
     def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from largescale.config import load_config
+from largescale.data.views import Views
+from largescale.methods import build_method
 from largescale.methods.multi_crop import by_size, num_large, num_sizes
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
@@ -29,3 +31,12 @@ def test_groups_of_one_size_are_taken_together_in_their_order():
     assert [images[::4, 0, 0, 0].tolist() for images in found] == [[0, 1], [2, 3, 4], [5]]
     assert found[2] is groups[5]
     assert num_sizes(crops("swav", 24, 24, 16)) == 2
+
+
+@pytest.mark.parametrize("method", ["simclr", "deepclusterv2"])
+def test_batchnorm_sees_views_of_one_size_together_whatever_their_groups(method):
+    torch.manual_seed(0)
+    built = build_method(load_config(ROOT / f"tests/methods/mini/{method}.yaml")).double().train()
+    large, small = (torch.randn(8, 3, size, size, dtype=torch.float64) for size in (24, 16))
+    one, apart = (built.embed(Views.numbered(groups, 4)) for groups in ([large, small], [*large.split(4), small]))
+    torch.testing.assert_close(apart["embeddings"], one["embeddings"])
