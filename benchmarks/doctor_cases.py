@@ -213,7 +213,7 @@ HEALTHY = {
     "denoising-tiny": ("denoising", [*ONE_VIEW, "method.decoder=[32,16]"]),
     "context_encoder-tiny": ("context_encoder", [*ONE_VIEW, "method.decoder=[32,16]", "method.discriminator=[16,32]"]),
     "artifacts-tiny": ("artifacts", [*ONE_VIEW, "method.autoencoder=[16,32]", "method.autoencoder_epochs=0.5"]),
-    "paws-tiny": ("paws", []),
+    "paws-tiny": ("paws", ["method.predictor_batchnorm=false", "method.head_per_size=false"]),  # as it was recorded
     "distillation-tiny": ("distillation", ONE_VIEW),
     "colorization-tiny": ("colorization", [*ONE_VIEW, "method.decoder=[32,16]"]),
     "odc-tiny": ("odc", ["method.clusters=50"]),

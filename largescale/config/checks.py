@@ -109,9 +109,13 @@ def free_keys(config: Config) -> frozenset[str]:
 def values_saved_before(flat: dict[str, Any], config: Config) -> dict[str, Any]:
     """Values by dotted key that an earlier version saved, by all keys of this one.
 
-    A key that came since has its default: whatever it stands for, that version did not do it.
+    A key that came since has its default, whose effect that version did not have either, or else its `before`.
     """
-    return {**{key: default_of(item) for key, item, _ in settings_of(config)}, **with_present_names(flat, config)}
+    absent = {
+        key: default_of(item) if declared(item).before is None else declared(item).before
+        for key, item, _ in settings_of(config)
+    }
+    return {**absent, **with_present_names(flat, config)}
 
 
 def holds(config: Config, condition: str) -> bool:

@@ -39,6 +39,7 @@ class Setting:
             `key=VALUE|VALUE` with the values it needs.
         free: whether a resumed run may have another value, since it does not change what is computed.
         expected: what to say about a value that does not fit; if empty, made from the rest.
+        before: what versions without the key did, where that is not the default.
     """
 
     help: str = ""
@@ -57,6 +58,7 @@ class Setting:
     used_if: str = ""
     free: bool = False
     expected: str = ""
+    before: Any = None
 
     def names(self) -> tuple[str, ...]:
         """The names allowed, including those of its table; empty if any text will do."""

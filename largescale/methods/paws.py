@@ -21,7 +21,9 @@ Unlabelled images may be of none of the classes. With `in_domain`, RoPAWS (arXiv
 `in_domain_neighbours` of the batch of all ranks, and an image's part of the first sum is weighted by how likely it is
 of one of the classes.
 
-Departures: the published code sets targets below 1e-4 to 0, after which they do not sum up to 1.
+Departures: the published code sets targets below 1e-4 to 0, after which they do not sum up to 1. Without
+`head_per_size`, heads see views of all sizes and supports together, and crop groups of one size go through the backbone
+each by itself, supports with the first.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ from largescale.methods.losses.soft_neighbours import (
     soft_neighbours,
 )
 from largescale.methods.method import Output, Panel, Row, Sign, Symptom
-from largescale.methods.multi_crop import num_large, require_two_large
+from largescale.methods.multi_crop import by_size, num_large, require_two_large
 from largescale.models.backbones import build_backbone
 from largescale.models.heads import hidden_widths, mlp
 from shards.ground.errors import InputError
@@ -75,6 +77,15 @@ class Settings(MethodConfig):
     hidden: list[int] = hidden_widths([2048, 2048])
     embedding: int = setting(2048, "Dimension of the embeddings.", at_least=1, at_most=2**24)
     predictor_hidden: list[int] = hidden_widths([512], "the predictor; [] has none")
+    predictor_batchnorm: bool = setting(
+        True, "BatchNorm in front of the predictor, if there is one, as in the published code.", before=False
+    )
+    head_per_size: bool = setting(
+        True,
+        "Pass views of each size through backbone and heads by themselves, supports with the largest, as the published "
+        "code does, so that BatchNorm sees crops of one size at a time; else the heads see all at once.",
+        before=False,
+    )
     temperature: float = setting(0.1, "Divides cosines with supports.", at_least=1e-6, at_most=1e6)
     sharpening: float = setting(
         0.25,
@@ -142,26 +153,26 @@ class PAWS(JointEmbedding):
         self.backbone, self.num_features = build_backbone(config.model)
         width = settings.embedding
         self.projection = mlp([self.num_features, *settings.hidden, width], bias=False, last_bias=True)
-        hidden = settings.predictor_hidden
-        self.predictor: nn.Module = (
-            mlp([width, *hidden, width], bias=False, last_bias=True) if hidden else nn.Identity()
-        )
+        self.predictor = _predictor(settings)
         watched: tuple[str, ...] = ("support_accuracy", "target_entropy", "class_balance", "disagreement")
         watched += ("in_domain",) if settings.in_domain else ()
         self.signs = self.embedding_signs(width) | {name: Sign() for name in watched}
 
     def embed(self, views: Views) -> Named:
         """`predictions` of all views [V, B, D] and of `supports` [N, S, D]; `embeddings` of the large views [A, B, D]
-        and of supports, `support_embeddings` [N, S, D]. Supports go through the backbone with the large views, and all
-        go through the heads at once: BatchNorm sees them together.
+        and of supports, `support_embeddings` [N, S, D]. Supports go through the network with the large views.
         """
         assert views.supports is not None
         batch, size = len(views.ids), len(views.supports.ids)
         first, *others = views.images
         groups = [torch.cat([views.supports.images, first]), *others]
-        z = self.projection(torch.cat([self.backbone(images) for images in groups]))
+        if self.config.head_per_size:
+            embedded = [self.projection(self.backbone(images)) for images in by_size(groups)]
+        else:
+            embedded = [self.projection(torch.cat([self.backbone(images) for images in groups]))]
+        z, predicted = torch.cat(embedded), torch.cat([self.predictor(part) for part in embedded])
         num_supports = len(views.supports.images)
-        supports, images = (part.split([num_supports, len(z) - num_supports]) for part in (z, self.predictor(z)))
+        supports, images = (part.split([num_supports, len(z) - num_supports]) for part in (z, predicted))
         return {
             "predictions": images[1].unflatten(0, (-1, batch)),
             "supports": images[0].unflatten(0, (-1, size)),
@@ -333,6 +344,15 @@ class PAWS(JointEmbedding):
             ),
             *super().panels(config),
         ]
+
+
+def _predictor(settings: Settings) -> nn.Module:
+    """[B, D] to [B, D]; nothing if it has no hidden layer."""
+    if not settings.predictor_hidden:
+        return nn.Identity()
+    width = settings.embedding
+    layers = mlp([width, *settings.predictor_hidden, width], bias=False, last_bias=True)
+    return nn.Sequential(nn.BatchNorm1d(width), *layers) if settings.predictor_batchnorm else layers
 
 
 def _settings(config: Config) -> Settings:

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from largescale.config import load_config
+from largescale.config import flatten, load_config, values_saved_before
 from largescale.data.views import Supports, Views
 from largescale.methods import build_method
 from largescale.methods.joint_embedding import unit
 from largescale.methods.losses.soft_neighbours import cross_entropies, in_domain_neighbours, sharpened, smoothed_classes
 from largescale.methods.paws import PAWS
+from largescale.run.same_run import changed_setting
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 from tests.helpers.doctor import said_of
@@ -94,6 +95,38 @@ def test_loss_and_gradient_equal_the_naive_loop(overrides):
             torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True
         ):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def seen_by_heads(method: PAWS, sizes: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
+    """Embeddings and predictions, where heads see the features of each of these lists of images at once."""
+    z = [method.projection(torch.cat([method.backbone(images) for images in groups])) for groups in sizes]
+    return torch.cat(z), torch.cat([method.predictor(part) for part in z])
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_batchnorm_of_the_heads_sees_each_size_by_itself(apart):
+    """Supports with the large views, in whatever groups these are; or all at once, a group after the other."""
+    method, batch = build(f"method.head_per_size={str(apart).lower()}").train(), views()
+    supports, (first, second), small = batch.supports.images, batch.images[0].split(BATCH), batch.images[1]
+    large = [torch.cat([supports, first, second])] if apart else [torch.cat([supports, first]), second]
+    found = method.embed(batch._replace(images=[first, second, small]))
+    z, predicted = seen_by_heads(method, [large, [small]] if apart else [[*large, small]])
+    torch.testing.assert_close(found["predictions"].flatten(0, 1), predicted[len(supports) :])
+    torch.testing.assert_close(found["supports"].flatten(0, 1), predicted[: len(supports)])
+    torch.testing.assert_close(found["embeddings"].flatten(0, 1), z[len(supports) :][: 2 * BATCH])
+
+
+def test_the_predictor_is_the_published_one_unless_the_checkpoint_is_older():
+    """BatchNorm, linear, BatchNorm, ReLU, linear; a checkpoint that does not name the key has no first BatchNorm."""
+    first = [torch.nn.BatchNorm1d, torch.nn.Linear, torch.nn.BatchNorm1d, torch.nn.ReLU, torch.nn.Linear]
+    assert [type(layer) for layer in build().predictor] == first
+    assert [type(layer) for layer in build("method.predictor_batchnorm=false").predictor] == first[1:]
+    new = ["method.head_per_size", "method.predictor_batchnorm"]
+    config = load_config(MINI, OVERRIDES)
+    older = {key: value for key, value in flatten(config).items() if key not in new}
+    for key, words in zip([*new, ""], ([], [f"{new[0]}=false"], [f"{key}=false" for key in new]), strict=True):
+        config = load_config(MINI, [*OVERRIDES, *words])
+        assert changed_setting(values_saved_before(older, config), config) == key
 
 
 def test_images_out_of_the_domain_count_less():
