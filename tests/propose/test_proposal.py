@@ -200,7 +200,7 @@ def test_the_header_hides_gpus_that_are_not_used_and_says_what_is_left_out():
     assert "  largescale pretrain THIS_FILE" in lines and not any("Unlike" in line for line in lines)
     lines = header(proposed(machine=replace(CPU, hidden=True)), 1.0, 100.0)
     assert '  CUDA_VISIBLE_DEVICES="" largescale pretrain THIS_FILE' in lines
-    lines = header(proposed(machine=replace(EIGHT, gpus=12), method="pirl"), 1.0, 100.0)
+    lines = header(proposed(machine=replace(EIGHT, gpus=12), method="deepclusterv2"), 1.0, 100.0)
     assert "Unlike there, without parallel.batchnorm_group_size=8." in lines
 
 
