@@ -19,7 +19,7 @@ from gpu.runs import pretrain, run_python
 from gpu.strategies import recipe
 
 from largescale.data.stream import Stream
-from largescale.parallel import precision
+from largescale.parallel import auto_precision, precision
 from largescale.processes import process_group
 
 _COPIES = 8
@@ -85,7 +85,7 @@ def _steps(context: Context) -> int:
 
 def _stream_alone(context: Context, options: list[str], device: torch.device) -> tuple[float, str]:
     """Images per second, the augmentation included, after some batches to warm up."""
-    config = precision.resolve(recipe(options), device)
+    config = auto_precision.of_device(recipe(options), device)
     stream = Stream(config, rank=0, world_size=1, device=device, dtype=precision.views_dtype(config))
     # The loaders work ahead while the augmentation is compiled; what they had made by then must not count.
     warm_up, count = config.data.prefetch + 2, 6 if context.small else 24

@@ -21,7 +21,7 @@ from PIL import Image
 from largescale.checkpoint import sharded
 from largescale.checkpoint.saver import Saver
 from largescale.methods import build_method
-from largescale.parallel import precision
+from largescale.parallel import auto_precision, precision
 from largescale.parallel.strategies import build_engine
 from largescale.processes import process_group
 
@@ -55,7 +55,7 @@ def staging(report: Report, context: Context) -> None:
             config = recipe(
                 [*(_TINY if context.small else _RESNET), "train.global_batch=16", f"parallel.strategy={strategy}"]
             )
-            config = precision.resolve(config, device)
+            config = auto_precision.of_device(config, device)
             precision.set_up(config, device)
             torch.manual_seed(0)
             method = build_method(config)
