@@ -20,9 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from largescale.config.checks import validate
 from largescale.config.merging import REFUSALS, Merged, Override
-from largescale.config.names import all_keys
+from largescale.config.names import all_keys, declarations
 from largescale.config.recipes import find_recipe, packaged_recipe
 from largescale.config.schema import Config, MethodConfig
+from largescale.config.setting import declared
 from largescale.config.slots import schema_for
 from largescale.config.value_types import types_of
 from largescale.config.yaml_file import NotReadable, parse
@@ -58,7 +59,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, default
 
 
 def config_of_values(flat: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> Config:
-    """The configuration that a checkpoint holds: values by dotted key, those that this version knows.
+    """The configuration that a checkpoint holds: values by dotted key, those that this version knows. A key that came
+    since has its `before`, if it has one, or its default.
 
     Args:
         flat: the values.
@@ -70,8 +72,9 @@ def config_of_values(flat: dict[str, Any], origin: str, overrides: Sequence[str]
     """
     schema = schema_for(str(flat.get("method.name", MethodConfig.name)))
     known = {*all_keys(schema), *types_of(schema)["method"].moved}
+    came_since = {key: before for key, item, _ in declarations(schema) if (before := declared(item).before) is not None}
     nested: dict[str, Any] = {}
-    for key, value in flat.items():
+    for key, value in {**came_since, **flat}.items():
         if key in known:
             *groups, name = key.split(".")
             reduce(lambda level, group: level.setdefault(group, {}), groups, nested)[name] = value

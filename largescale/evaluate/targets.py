@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from largescale.checkpoint.folder import Checkpoint, find_latest, newest_first, open_checkpoint
-from largescale.config import Config, flatten, load_config, with_present_names
+from largescale.config import Config, flatten, load_config, values_saved_before
 from largescale.evaluate.extract import CheckpointGone
 from largescale.processes import from_rank_0, on_rank_0, together, world_size
 from shards.ground.errors import InputError
@@ -166,7 +166,7 @@ def config_of(checkpoint: Checkpoint, run_dir: Path, overrides: list[str]) -> tu
     """
     path = run_dir / "config.yaml"
     config = load_config(path)
-    written, saved = flatten(config), with_present_names(checkpoint.progress["config"], config)
+    written, saved = flatten(config), values_saved_before(checkpoint.progress["config"], config)
     about_weights = [key for key in written if key.startswith(_OF_THE_CHECKPOINT) and key not in _FREE]
     edited = {key: saved[key] for key in about_weights if key in saved and saved[key] != written[key]}
     lines = [

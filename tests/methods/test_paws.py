@@ -4,17 +4,22 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 
-from largescale.config import flatten, load_config, values_saved_before
+from largescale.checkpoint.folder import Checkpoint
+from largescale.config import flatten, load_config, to_yaml, values_saved_before
+from largescale.config.loading import config_of_values
 from largescale.data.views import Supports, Views
+from largescale.evaluate.targets import config_of
 from largescale.methods import build_method
 from largescale.methods.joint_embedding import unit
 from largescale.methods.losses.soft_neighbours import cross_entropies, in_domain_neighbours, sharpened, smoothed_classes
-from largescale.methods.paws import PAWS
+from largescale.methods.paws import PAWS, Settings
 from largescale.run.same_run import changed_setting
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
@@ -127,6 +132,18 @@ def test_the_predictor_is_the_published_one_unless_the_checkpoint_is_older():
     for key, words in zip([*new, ""], ([], [f"{new[0]}=false"], [f"{key}=false" for key in new]), strict=True):
         config = load_config(MINI, [*OVERRIDES, *words])
         assert changed_setting(values_saved_before(older, config), config) == key
+
+
+def test_an_older_run_is_evaluated_as_it_was_trained(tmp_path):
+    new = ("head_per_size", "predictor_batchnorm")
+    config = load_config(MINI, OVERRIDES)
+    lines = to_yaml(config).splitlines(keepends=True)
+    (tmp_path / "config.yaml").write_text("".join(line for line in lines if not line.strip().startswith(new)))
+    values = {key: value for key, value in flatten(config).items() if not key.endswith(new)}
+    found, said = config_of(cast(Checkpoint, SimpleNamespace(progress={"config": values})), tmp_path, [])
+    for settings in (found.method, config_of_values(values, "the checkpoint").method):
+        assert isinstance(settings, Settings) and not (settings.head_per_size or settings.predictor_batchnorm)
+    assert [line.partition(" has method.")[2].partition("=")[0] for line in said] == ["predictor_batchnorm", new[0]]
 
 
 def test_images_out_of_the_domain_count_less():
