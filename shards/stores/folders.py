@@ -162,7 +162,7 @@ class StoreFolder:
 
     def read(self, name: str) -> bytes:
         """See `Folder`."""
-        return self._given_or_os_error(name, lambda: self._store.read(name))
+        return self._given_or_os_error(name, lambda store: store.read(name))
 
     def read_spans(self, name: str, spans: list[tuple[int, int]]) -> list[bytes]:
         """See `Folder`. Members of a sample lie side by side: one request brings them all. Where they are links to
@@ -173,12 +173,12 @@ class StoreFolder:
         first, last = min(start for start, _ in spans), max(start + size for start, size in spans)
         if len(spans) > 1 and last - first > sum(size for _, size in spans) + _LONGEST_READ_AHEAD:
             return [block for span in spans for block in self.read_spans(name, [span])]
-        block = self._given_or_os_error(name, lambda: self._store.read_range(name, first, last))
+        block = self._given_or_os_error(name, lambda store: store.read_range(name, first, last))
         return [block[start - first : start - first + size] for start, size in spans]
 
     def open(self, name: str) -> BinaryIO:
         """See `Folder`."""
-        size = self._given_or_os_error(name, lambda: self._store.size(name), counts=False)
+        size = self._given_or_os_error(name, lambda store: store.size(name), counts=False)
         return io.BufferedReader(_StoreFile(self, name, size), 2**16)
 
     def size(self, name: str) -> int:
@@ -189,7 +189,7 @@ class StoreFolder:
         """See `Folder`."""
         self._others = names
 
-    def _given_or_os_error(self, name: str, request: Callable[[], Any], *, counts: bool = True) -> Any:
+    def _given_or_os_error(self, name: str, request: Callable[[Store], Any], *, counts: bool = True) -> Any:
         """What every reader of files expects of one that is not there, or that is refused though others are given.
 
         Args:
@@ -198,17 +198,16 @@ class StoreFolder:
             counts: whether it asks for the file's bytes, which a store may refuse though it says how many they are.
         """
         try:
-            answer = request()
+            try:
+                answer = request(self._store)
+            except Refused as error:
+                store = self._store if isinstance(error, Forbidden) else self._store.impatient()  # it was waited for
+                # The last one first: credentials may end while files are read.
+                if not any(_gives(store, other) for other in (self._given, *self._others) if other not in ("", name)):
+                    raise
+                answer = _again(store.impatient(), request)
         except Missing as error:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
-        except Refused as error:
-            store = self._store if isinstance(error, Forbidden) else self._store.impatient()  # it was waited for
-            # The last one first: credentials may end while files are read.
-            if not any(_gives(store, other) for other in (self._given, *self._others) if other not in ("", name)):
-                raise
-            if isinstance(error, Forbidden):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from error
-            raise OSError(0, NO_ANSWER) from error
         if counts:
             self._given = name
         return answer
@@ -274,6 +273,20 @@ def _open_regular(path: str, flags: int) -> int:
         os.close(descriptor)
         raise OSError(0, _NO_FILE)
     return descriptor
+
+
+def _again(store: Store, request: Callable[[Store], Any]) -> Any:
+    """The answer to one more request, since what ended the first one, such as an outage, may be over by now.
+
+    Raises:
+        OSError: this file alone is refused.
+    """
+    try:
+        return request(store)
+    except Forbidden as error:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from error
+    except Refused as error:
+        raise OSError(0, NO_ANSWER) from error
 
 
 def _gives(store: Store, name: str) -> bool:

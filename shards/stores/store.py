@@ -40,6 +40,9 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
 _SPEAKS_AFTER_S, _SPEAKS_EVERY_S = 3.0, 30.0
 """A store that fails for this long is logged, and again from time to time after that."""
 
+_IN_VAIN_S = 60.0
+"""After a new connection that was denied too, no other one is made for so long: files may be denied by themselves."""
+
 _INHERITED: list[Any] = []
 """Clients that a forked process got from its parent."""
 
@@ -83,7 +86,7 @@ class Store:
 
     def __init__(self, url: str, *, patience_s: float = 600, stall_s: float = 60, spelled: bool = False) -> None:
         self.url, self.patience_s, self.stall_s, self._spoke = url.rstrip("/"), patience_s, stall_s, -_SPEAKS_EVERY_S
-        self._spelled = spelled
+        self._spelled, self._renewed_in_vain = spelled, -_IN_VAIN_S
         self._command = url.removeprefix("pipe:") if url.startswith("pipe:") else ""
         if self._command and os.environ.get(ALLOW_PIPE) != "1":
             raise InputError(f"{url}: runs a command of the shell; set {ALLOW_PIPE}=1 in the environment to allow that")
@@ -315,12 +318,15 @@ class Store:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise  # this disk, not the store
                 what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                if is_denied(error) and not (was_denied or self._command):
+                may_renew = not (was_denied or self._command) and time.monotonic() > self._renewed_in_vain + _IN_VAIN_S
+                if is_denied(error) and may_renew:
                     was_denied = True
                     with suppress(InputError):  # the credentials that it has read may have been renewed since
                         self._connect()
                     continue
                 if is_denied(error):
+                    if was_denied:
+                        self._renewed_in_vain = time.monotonic()
                     raise Forbidden(f"{self.url}/{name}: permission denied ({what}); check the credentials") from error
                 if time.monotonic() + pause_s > began + self.patience_s:
                     raise Refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
@@ -106,6 +107,35 @@ def test_a_file_without_an_answer_is_told_from_a_store_that_is_away(web, impatie
     web.close()
     with pytest.raises(Refused, match="is the store up"):
         folder.read("02.png")
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_a_file_is_asked_for_once_more_after_another_was_given(web, impatient, status):
+    """Else what an outage, or a token that ends, refused shortly before it was over would be left out for ever."""
+    refuse(web, status, is_image)
+    refused, is_over = web.answer, []
+
+    def answer(request: SimpleHTTPRequestHandler) -> None:
+        if request.path.endswith("01.png"):
+            is_over.append(True)
+        (partial(WebServer.answer, web) if is_over else refused)(request)
+
+    folder = StoreFolder(f"{web.url}/pile")
+    web.answer = answer
+    folder.compare_with(["00.png", "01.png"])
+    assert folder.read("00.png") == image_bytes(seed=0)
+
+
+def test_files_that_are_denied_by_themselves_cost_one_new_connection(web, monkeypatch):
+    connect, connected = store_module.Store._connect, []
+    monkeypatch.setattr(store_module.Store, "_connect", lambda self: (connected.append(self), connect(self))[1])
+    refuse(web, 403, lambda name: name < "06.png")
+    folder = StoreFolder(f"{web.url}/pile")
+    folder.compare_with(["11.png"])
+    for number in range(6):
+        with pytest.raises(PermissionError):
+            folder.read(f"{number:02d}.png")
+    assert len(connected) == 2  # the first one, and one more
 
 
 def test_what_the_libraries_of_stores_say_where_we_may_not_read():
