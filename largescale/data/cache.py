@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 
 import xxhash
@@ -154,7 +155,7 @@ class ShardCache:
                 status(f"asking {self.store.url} for {tar.name}")
                 if self.has(shard):
                     return True
-                if reason := recent(self._mark(shard, "lost"), _LOST_REST_S):
+                if reason := self._lost_here(shard, _LOST_REST_S):
                     raise ShardLost(reason)
                 if patient and not self._take_room(shard, next_use):
                     return False
@@ -200,7 +201,8 @@ class ShardCache:
     def _fetch_or_recall(self, shard: int, next_use: NextUse, status: Callable[[str], None]) -> None:
         """Fetch; if another process has just waited for this shard in vain, ask only once, and fail as it did."""
         away, lost = self._mark(shard, "away"), self._mark(shard, "lost")
-        recalled, attempts = recent(away, self.store.patience_s), 1 if lost.exists() else FETCH_ATTEMPTS
+        recalled = recent(away, self.store.patience_s)
+        attempts = 1 if self._lost_here(shard, inf) else FETCH_ATTEMPTS
         try:
             self._fetch(self.store.impatient() if recalled else self.store, shard, next_use, status, attempts)
         except ShardLost as error:
@@ -213,6 +215,11 @@ class ShardCache:
             raise InputError(recalled or str(error)) from error
         for mark in (away, lost):
             mark.unlink(missing_ok=True)
+
+    def _lost_here(self, shard: int, seconds: float) -> str:
+        """Why a shard was lost at most `seconds` ago; empty if it was not, or to another store of the same shards."""
+        reason = recent(self._mark(shard, "lost"), seconds)
+        return reason if reason.startswith(f"{self.store.url}/") else ""
 
     def _mark(self, shard: int, what: str) -> Path:
         tar = self.manifest.tar_path(shard)

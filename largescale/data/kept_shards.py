@@ -14,8 +14,8 @@ LEAST_KEPT = 64
 _MOST_TARS, _SHARE_OF_DESCRIPTORS = 1024, 8
 """Tars that a reader keeps open at most, and of a process's descriptors one in so many: there may be more readers."""
 
-_MOST_SAMPLES = LEAST_KEPT * 10_000
-"""Samples of all indexes: some 40 MB."""
+_MOST_IMAGES = LEAST_KEPT * 10_000
+"""Images that all indexes tell of, frames of clips among them: some 40 MB."""
 
 
 class KeptShards:
@@ -26,7 +26,7 @@ class KeptShards:
     def __init__(self) -> None:
         self.tars: OrderedDict[int, OpenFile] = OrderedDict()
         self.indexes: OrderedDict[int, ShardIndex] = OrderedDict()
-        self._num_samples = 0
+        self._num_images = 0
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most_tars = max(LEAST_KEPT, min(_MOST_TARS, limit // _SHARE_OF_DESCRIPTORS))
 
@@ -40,11 +40,12 @@ class KeptShards:
 
     def add(self, shard: int, tar: OpenFile, index: ShardIndex) -> None:
         """Keep the tar and the index of a shard, and drop what is too much; a tar closes once no reader uses it."""
-        self._num_samples += len(index) - len(self.indexes.get(shard, ()))
+        before = self.indexes.get(shard)
+        self._num_images += index.num_images() - (before.num_images() if before else 0)
         self.tars[shard], self.indexes[shard] = tar, index
         self.tars.move_to_end(shard)
         self.indexes.move_to_end(shard)
         if len(self.tars) > self._most_tars:
             self.tars.popitem(last=False)
-        while len(self.indexes) > LEAST_KEPT and self._num_samples > _MOST_SAMPLES:
-            self._num_samples -= len(self.indexes.popitem(last=False)[1])
+        while len(self.indexes) > LEAST_KEPT and self._num_images > _MOST_IMAGES:
+            self._num_images -= self.indexes.popitem(last=False)[1].num_images()

@@ -7,6 +7,7 @@ number nor the number of ranks changes what a sample looks like.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator
 from contextlib import closing
 
@@ -27,6 +28,8 @@ from largescale.data.sounds import require_sound
 from largescale.data.supports import open_supports, with_supports
 from largescale.distributed.launch import own_launch
 from shards.ground.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 _NEARLY = 0.8
 """Share of the cache that the first two epochs may take before shards of later ones are counted, too."""
@@ -183,12 +186,19 @@ class Stream:
 
         needed = needed_at(0)
         capacity = min((corpus.cache.capacity for corpus in self.corpora if corpus.cache is not None), default=needed)
-        if _NEARLY * capacity < needed <= capacity:  # other epochs read other shards together, and their sizes differ
-            steps_per_epoch = min(order.steps_per_epoch for order in self.order.orders)
-            needed = max(map(needed_at, range(0, self.num_steps, steps_per_epoch)[:_MOST_EPOCHS]))
         if needed > capacity:
-            raise InputError(
-                f"data.cache_gb: the shard cache may take {capacity / 1e9:.3g} GB, but this node reads shards of "
-                f"{needed / 1e9:.3g} GB at the same time; raise data.cache_gb (point data.cache at a larger disk if "
-                f"needed), or lower data.shuffle_window={self.data.shuffle_window} or data.streams={self.data.streams}"
-            )
+            raise InputError(self._too_small(capacity, needed))
+        if needed > _NEARLY * capacity:  # other epochs read other shards together, and their sizes differ
+            most = max(1, _MOST_EPOCHS // len(self.order.orders))
+            starts = {
+                step for order in self.order.orders for step in range(0, self.num_steps, order.steps_per_epoch)[:most]
+            }
+            if (needed := max(map(needed_at, starts))) > capacity and self._local_rank == 0:
+                _log.warning("%s; a later epoch may end the run", self._too_small(capacity, needed))
+
+    def _too_small(self, capacity: int, needed: int) -> str:
+        return (
+            f"data.cache_gb: the shard cache may take {capacity / 1e9:.3g} GB, but this node reads shards of "
+            f"{needed / 1e9:.3g} GB at the same time; raise data.cache_gb (point data.cache at a larger disk if "
+            f"needed), or lower data.shuffle_window={self.data.shuffle_window} or data.streams={self.data.streams}"
+        )

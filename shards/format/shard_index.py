@@ -67,6 +67,10 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.offset)
 
+    def num_images(self) -> int:
+        """Images that it tells of: one of each sample, or all frames of clips."""
+        return len(self) if self.clips is None else len(self.clips.offset)
+
     def key(self, row: int) -> str:
         """The key of one sample."""
         return self.keys[row]

@@ -295,6 +295,17 @@ def test_a_damaged_shard_is_fetched_in_vain_by_one_process_and_later_once_more(w
     assert caches[3].get(2) and not mark.exists()
 
 
+def test_a_shard_that_one_store_has_lost_is_asked_of_another_one_of_the_same_shards(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_MISSING_PAUSE_S", 0.01)
+    shutil.copytree(web.folder, tmp_path / "copy")
+    (web.folder / "train-000002.tar").unlink()
+    with web_server(tmp_path / "copy") as whole:
+        lacking, having = make_cache(web, tmp_path), make_cache(whole, tmp_path)
+        with pytest.raises(ShardLost):
+            lacking.get(2)
+        assert having.manifest.root == lacking.manifest.root and having.get(2)
+
+
 def test_a_shard_that_was_lost_is_asked_for_at_the_next_start(web, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "_MISSING_PAUSE_S", 0.01)
     tar = web.folder / "train-000002.tar"
