@@ -180,7 +180,10 @@ def _finish(plan: Plan, target: Target, split: str, entries: list[ShardEntry]) -
     remove_partial_files(folder)  # all pieces are written, so no process is at work
     counts = write_ledger(folder / SKIPPED_NAME, _all_skipped(plan, split))
     settings = {key: value for key, value in plan.settings.items() if key not in ("name", "class_names")}
-    classes = named(plan.classes, plan.settings.get("class_names", []))
+    names = plan.settings.get("class_names", [])
+    if names:
+        settings["class_names"] = True  # the classes are these names
+    classes = named(plan.classes, names)
     manifest = Manifest(
         folder,
         shard_name(plan, split),

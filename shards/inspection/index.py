@@ -119,7 +119,8 @@ def _index(folder: Path, tars: list[Path], workers: int, given_names: list[str])
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     entries = tuple(_entries(tars, classes))
     counts = write_ledger(folder / SKIPPED_NAME, _skipped(tars))
-    manifest = Manifest(folder, folder.name, entries, names, "tars", {"labels": bool(classes)}, dict(counts))
+    settings = {"labels": bool(classes), **({"class_names": True} if given_names else {})}
+    manifest = Manifest(folder, folder.name, entries, names, "tars", settings, dict(counts))
     write_manifest(manifest)
     return manifest
 

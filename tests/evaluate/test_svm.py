@@ -8,12 +8,12 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import webdataset
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
@@ -27,6 +27,7 @@ from largescale.evaluate.label_lists import LabelLists
 from largescale.evaluate.svm import Settings, eleven_points, measure
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
+from tests.helpers.images import image_bytes
 from tests.helpers.networks import narrow_resnet
 
 COSTS = [1.0, 10.0]
@@ -116,11 +117,29 @@ def test_lists_are_read_from_json_and_cls(tmp_path):
     assert lists.read("cls", ids) == [{"3", "7"}, {"a b", "c"}, {"3"}, None]
 
 
-@pytest.mark.parametrize("settings", [{"labels": "folder"}, {"labels": "cls", "class_names": ["crane, bird"]}])
-def test_the_name_of_a_class_is_one_label_whatever_is_in_it(tmp_path, settings):
-    corpus = tar(tmp_path / "a", [{"cls": b"crane, bird"}, {"cls": b"crane, machine"}, {}])
-    lists = LabelLists(replace(corpus, manifest=replace(corpus.manifest, settings=settings)))
-    assert lists.read("cls", torch.arange(3)) == [{"crane, bird"}, {"crane, machine"}, None]
+@pytest.mark.parametrize("way", ["folder", "convert", "index"])
+def test_the_name_of_a_class_is_one_label_whatever_is_in_it(tmp_path, way):
+    names, images = ["crane, bird", "crane, machine"], tmp_path / "images"
+    if way == "folder":
+        for number, name in enumerate(names):
+            (images / name).mkdir(parents=True)
+            (images / name / "0.png").write_bytes(image_bytes(40, 30, "PNG", seed=number))
+    else:
+        images.mkdir()
+        with webdataset.TarWriter(str(images / "0.tar")) as writer:
+            for number in range(2):
+                image = image_bytes(40, 30, "PNG", seed=number)
+                writer.write({"__key__": str(number), "png": image, "cls": str(number)})
+    made = images if way == "index" else tmp_path / "shards"
+    if way == "index":
+        shards.index(made, class_names=names, workers=1)
+    elif way == "convert":
+        shards.convert(images, made, labels="cls", class_names=names, workers=1)
+    else:
+        shards.convert(images, made, labels="folder", workers=1)
+    assert set(LabelLists(Corpus(read_manifest(made))).read("cls", torch.arange(2))) == {
+        frozenset([name]) for name in names
+    }
 
 
 @pytest.mark.parametrize(
