@@ -352,7 +352,10 @@ def stream_config(trial: Trial, recipe: Recipe) -> Config:
     config.train.global_batch = batch_for(recipe, _num_images(trial, recipe), world_size())
     config.train.accumulate, config.train.steps, config.train.epochs = 1, 0, float(recipe.epochs)
     config.data.streams = math.gcd(config.train.global_batch, EVEN)
-    config.data.shuffle_window = DataConfig.shuffle_window  # like streams, not the run's: accuracies are compared
+    window = DataConfig.shuffle_window  # like streams, not the run's: accuracies are compared
+    if trial.train.cache is not None:  # a run may have lowered it, so that its cache holds what is read together
+        window = min(config.data.shuffle_window, window)
+    config.data.shuffle_window = window
     config.run.seed = recipe.seed
     return config
 

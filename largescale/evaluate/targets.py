@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from largescale.checkpoint.folder import Checkpoint, find_latest, newest_first, open_checkpoint
-from largescale.config import Config, flatten, load_config, values_saved_before
+from largescale.config import Config, DataConfig, flatten, load_config, values_saved_before
 from largescale.evaluate.extract import CheckpointGone
 from largescale.processes import from_rank_0, on_rank_0, together, world_size
 from shards.ground.errors import InputError
@@ -25,8 +25,10 @@ _FREE = ("model.recompute_stages", "model.compile_stages")
 USED = ("evaluate", "data", "model", *_OF_THE_CHECKPOINT)
 """Beginnings of the keys that an evaluation depends on."""
 
-_OF_TRAINING = ("data.augment.", "data.crops", "data.subset", "data.streams", "data.shuffle_window")
+_OF_TRAINING = ("data.augment.", "data.crops", "data.subset", "data.streams")
 """Beginnings of keys of the data that decide how a run is trained, and about no evaluation but those that say so."""
+
+_WINDOW = "data.shuffle_window="
 
 Read = TypeVar("Read")
 
@@ -44,7 +46,14 @@ def warn_of_unused(overrides: Sequence[str], depends_on: tuple[str, ...]) -> Non
     for override in overrides:
         if override.startswith(depends_on):
             continue
-        if override.startswith(_OF_TRAINING) or not override.startswith(USED):
+        if override.startswith(_WINDOW):
+            _log.warning(
+                "%s has no effect on an evaluation, unless it trains on images in a store, where it can be lowered: "
+                "local ones are shuffled within %d",
+                override,
+                DataConfig.shuffle_window,
+            )
+        elif override.startswith(_OF_TRAINING) or not override.startswith(USED):
             _log.warning("%s has no effect on an evaluation: runs are measured as they were trained", override)
 
 

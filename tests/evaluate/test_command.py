@@ -184,11 +184,12 @@ def test_an_accuracy_of_earlier_weights_is_not_that_of_the_run(run, tmp_path, sh
 
 
 def test_settings_of_training_have_no_effect_on_an_evaluation_and_that_is_said(run, caplog):
-    unused = ["data.augment.flip=0", "data.subset=nowhere.txt", "optim.lr=1"]
+    unused = ["data.augment.flip=0", "data.subset=nowhere.txt", "data.shuffle_window=4", "optim.lr=1"]
     with caplog.at_level("WARNING"):
         evaluate("knn", run, overrides=["evaluate.baselines=false", "data.workers=0", *unused])
     said = [record.getMessage() for record in caplog.records if "has no effect" in record.getMessage()]
     assert [line.split(" has")[0] for line in said] == unused
+    assert "unless it trains on images in a store" in said[2]
 
 
 def test_features_of_other_classes_are_not_compared(run, tmp_path):

@@ -10,13 +10,14 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
+import fsspec
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from largescale.config import load_config
-from largescale.data.corpora import Corpus
+from largescale.config import DataConfig, load_config
+from largescale.data.corpora import Corpus, open_corpus
 from largescale.evaluate import finetune, image_training, layers, linear_augmented, low_shot_finetune
 from largescale.evaluate.extract import load_method
 from largescale.evaluate.image_training import Classifier, Trial, kept_layers, labels_of, stream_config, trained_scores
@@ -227,6 +228,20 @@ def test_low_shot_trains_on_the_split_alone(trial):
     assert (made.data.crops[0].scale, made.data.augment.flip) == ([0.5, 0.9], 0)
     with pytest.raises(InputError, match="expected those of trunk"):
         low_shot_finetune.measure(trial, low_shot_finetune.Settings(low_shot_finetune_rates=[0.1]))
+
+
+def test_images_of_a_store_are_shuffled_within_the_window_that_the_run_was_given_for_its_cache(
+    trial, shard_folder, tmp_path
+):
+    store = "memory://stored-for-training"
+    fsspec.filesystem("memory").put(str(shard_folder), store, recursive=True)
+    trial.config.data.cache = str(tmp_path / "cache")
+    stored = replace(trial, train=open_corpus(store, trial.config.data), place=store)
+    default = DataConfig().shuffle_window
+    for one, given, expected in [(stored, 4, 4), (stored, 2 * default, default), (trial, 4, default)]:
+        one.config.data.shuffle_window = given
+        made = stream_config(one, Recipe(epochs=1, batch=40, trunk_rate=0.1, head_rate=0.1))
+        assert made.data.shuffle_window == expected
 
 
 def test_low_shot_may_start_from_logistic_regression(trial):
