@@ -179,7 +179,8 @@ def _check(places: Places, wish: Wish, config: Config, trained: Checkpoint) -> P
     now = record.record_of(trained, wish, masks, config)
     record.compare(out, now)
     if rewound is not None:
-        require_same_settings(rewound, with_precision_of(rewound.progress, config))
+        config = with_precision_of(rewound.progress, config)  # rounds go on in it, so their checkpoints must name it
+        require_same_settings(rewound, config)
     elif wish.random != WEIGHTS:
         require_same_start(trained, config)
     pruning = Pruning(run, out, masks, trained, rewound, wish, config)

@@ -58,6 +58,16 @@ def test_masks_are_those_of_torch_and_weights_those_of_the_step(run, pruned):
     assert first["step"] == 2
 
 
+def test_rewound_rounds_go_on_in_the_precision_of_the_step_where_it_is_auto(run, tmp_path, say):
+    out = tmp_path / "pruning"
+    words = [run, *HALF, "--rounds", "1", "--rewind", "2", "--out", out, "train.precision=auto"]
+    for _ in range(2):
+        code, said = say(*words)
+        assert code == 0, said
+    checkpoint = find_latest(out / "round-01" / "checkpoints")
+    assert checkpoint is not None and checkpoint.progress["config"]["train.precision"] == "fp32"
+
+
 def test_killed_and_continued_it_is_the_same(run, pruned, tmp_path, say, monkeypatch):
     out = tmp_path / "pruning"
     words = [run, *HALF, "--rounds", 2, "--rewind", 2, "--out", out]
