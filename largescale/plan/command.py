@@ -7,7 +7,7 @@ import json
 import sys
 
 from largescale.config import Config, corpus_settings, load_config
-from largescale.plan.planner import IMAGENET, Request, compare, other_precision, plan
+from largescale.plan.planner import IMAGENET, Request, compare, emulated, other_precision, plan
 from largescale.plan.table import side_by_side, table
 from shards.ground.errors import InputError
 from shards.stores.locate import manifest_at
@@ -33,11 +33,12 @@ def run(arguments: argparse.Namespace) -> str:
     request = Request(arguments.gpus, arguments.gpu, arguments.gpus_per_node, images, arguments.price)
     if said := other_precision(config, request):
         sys.stderr.write(f"{said}\n")
-    if arguments.compare:
-        plans = compare(config, request)
-        return json.dumps(plans, indent=1) if arguments.json else side_by_side(plans)
-    found = plan(config, request)
-    return json.dumps(found, indent=1) if arguments.json else table(found)
+    plans = compare(config, request) if arguments.compare else [plan(config, request)]
+    if said := emulated(plans, request):
+        sys.stderr.write(f"{said}\n")
+    if arguments.json:
+        return json.dumps(plans if arguments.compare else plans[0], indent=1)
+    return side_by_side(plans) if arguments.compare else table(plans[0])
 
 
 def _num_images(config: Config) -> int:

@@ -8,6 +8,7 @@ hardware.py). Numbers of bytes and collectives are those of a real step; seconds
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -56,7 +57,7 @@ def plan(config: Config, request: Request, *, advise: bool = True) -> dict[str, 
             not fit the GPUs.
     """
     _check(request)
-    config = _in_half_precision(config, gpu_named(request.gpu).half)
+    config = _in_half_precision(config, request)
     step = simulate(config, request.gpus, request.images)
     guess = estimate(step, gpu_named(request.gpu), request.gpus_per_node, request.assume)
     found = _describe(config, request, step, guess)
@@ -100,21 +101,36 @@ def _check(request: Request) -> None:
         raise InputError(f"--price {request.price}: expected a price of a GPU for an hour, 0 or more")
 
 
-def _in_half_precision(config: Config, half: str) -> Config:
+def _in_half_precision(config: Config, request: Request) -> Config:
+    """Half precisions, as training on these GPUs takes them for auto: theirs, if the strategy trains in it."""
     if config.train.precision not in ("auto", "bf16", "fp16"):
         return config
+    half = gpu_named(request.gpu).half
+    if half not in STRATEGIES[config.parallel.strategy].precisions:
+        half = "bf16"
     return replace(config, train=replace(config.train, precision=half))
 
 
 def other_precision(config: Config, request: Request) -> str:
-    """What to say where a recipe chooses one half precision and the plan is in the GPU's; empty if it is the same."""
-    chosen, planned = config.train.precision, _in_half_precision(config, gpu_named(request.gpu).half).train.precision
+    """What to say where a recipe chooses one half precision and the plan is in the other; empty if it is the same."""
+    chosen, planned = config.train.precision, _in_half_precision(config, request).train.precision
     if chosen in ("auto", planned):
         return ""
-    return (
-        f"train.precision={chosen}: planned in {planned}, the half precision of {request.gpu}; set "
-        f"train.precision={planned} to train as planned"
+    gpu, strategy = gpu_named(request.gpu), f"parallel.strategy={config.parallel.strategy}"
+    why = (
+        f"the half precision of {request.gpu}"
+        if planned == gpu.half
+        else f"since {strategy} does not train in {chosen}"
     )
+    return f"train.precision={chosen}: planned in {planned}, {why}; set train.precision={planned} to train as planned"
+
+
+def emulated(plans: Sequence[dict[str, Any]], request: Request) -> str:
+    """What to say where plans are in bf16 and the GPUs only emulate it; empty if none is."""
+    slow = [found["strategy"] for found in plans if found.get("precision") == "bf16"]
+    if not slow or gpu_named(request.gpu).half == "bf16":
+        return ""
+    return f"train.precision=bf16: {request.gpu} emulates it, so {', '.join(slow)} will take longer than planned"
 
 
 def _describe(config: Config, request: Request, step: Simulation, guess: Estimate) -> dict[str, Any]:

@@ -219,7 +219,31 @@ def test_all_strategies_are_compared_and_their_libraries_are_not_needed(capsys, 
     optimizers = {name: found["memory_gb"]["optimizer"] for name, found in plans.items()}
     assert optimizers["ddp"] > 3.9 * optimizers["zero1"] and optimizers["zero1"] == optimizers["zero2"]
     assert main(["plan", *recipe, "--gpus", "4", "--gpu", "v100-16", "--compare"]) == 0
-    assert "parallel.strategy=zero2 trains in fp32, tf32 or bf16" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert [row.split("  ")[0] for row in said.out.splitlines()[1:]] == list(plans) and "trains in" not in said.out
+    assert said.err.endswith("v100-16 emulates it, so zero1, zero2, zero3 will take longer than planned\n")
+
+
+@pytest.mark.parametrize(
+    "chosen, says",
+    [
+        ("auto", ""),
+        ("bf16", ""),
+        (
+            "fp16",
+            "train.precision=fp16: planned in bf16, since parallel.strategy=zero2 does not train in fp16; set "
+            "train.precision=bf16 to train as planned\n",
+        ),
+    ],
+)
+def test_a_strategy_that_does_not_train_in_the_half_precision_of_a_gpu_is_planned_as_it_trains(chosen, says, capsys):
+    recipe = [str(ROOT / "tests/tiny.yaml"), "data.shards=nowhere", "parallel.strategy=zero2"]
+    words = [*recipe, f"train.precision={chosen}", "--gpus", "2", "--gpu", "v100-32", "--images", "200", "--json"]
+    assert main(["plan", *words]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out)["precision"] == "bf16"
+    emulated = "train.precision=bf16: v100-32 emulates it, so zero2 will take longer than planned\n"
+    assert output.err == says + emulated
 
 
 @pytest.mark.parametrize(
