@@ -52,6 +52,9 @@ class _Failed(Exception):
 class Online:
     """Measures at the first logged step at or after every `evaluate.online_every` epochs.
 
+    A run that continues counts what was due by its first step as measured. So a measurement is left out where the run
+    stops after it was due and before that logged step, or in it: nothing is measured in the step of a stop.
+
     Args:
         config: of the run.
         corpora: that it trains on.
