@@ -123,8 +123,9 @@ class DataConfig:
         "File that lists the samples to use: a .npy of sample numbers, or text with one key per line (one number "
         "per line if the first line is `# numbers`); empty uses all.",
         free=True,
+        place=True,
     )
-    eval_shards: str = setting("", "Labelled shard folder to evaluate on.", free=True)
+    eval_shards: str = setting("", "Labelled shard folder to evaluate on.", free=True, place=True)
     audit: bool = setting(False, "Record the keys each rank trained on in audit/rank-*.jsonl.", free=True)
     workers: int = setting(
         -1,
@@ -140,6 +141,7 @@ class DataConfig:
         "",
         "Folder to cache shards of a store in, shared by all runs on a node; empty uses the temporary disk.",
         free=True,
+        place=True,
     )
     cache_gb: float = setting(
         0.0, "Size limit of the cache folder in GB; 0 is half of the free space.", at_least=0, at_most=1e9, free=True

@@ -133,6 +133,7 @@ class ModelConfig:
         "",
         "File of weights (of torchvision, timm and many others, see docs/weights.md) that the backbone of a new run "
         "starts from; not with init_from, which takes all of another run.",
+        place=True,
     )
     mask: str = setting(
         "",
@@ -140,6 +141,7 @@ class ModelConfig:
         "for those that are zero and stay zero. A run that has started may find the file elsewhere, but not another "
         "mask.",
         free=True,
+        place=True,
     )
     recompute_stages: list[int] = setting(
         [],
@@ -327,6 +329,7 @@ class CheckpointConfig:
         "Folder in a store (s3://..., anything fsspec knows) to copy checkpoints to, and to fetch them from if the "
         "run's folder has none as new.",
         free=True,
+        place=True,
     )
     background: bool = setting(
         True, "Write while training continues, from a copy of the state in host memory.", free=True
@@ -341,7 +344,10 @@ class EvaluateConfig:
     chosen_by: ClassVar[str] = ""  # the command says which
 
     train_shards: str = setting(
-        "", "Labelled shard folder for the kNN bank and the linear probe; empty uses data.shards.", free=True
+        "",
+        "Labelled shard folder for the kNN bank and the linear probe; empty uses data.shards.",
+        free=True,
+        place=True,
     )
     resize: int = setting(256, "Shorter side before the centre crop.", at_least=1, at_most=16384, free=True)
     size: int = setting(224, "Side of the centre crop; at most evaluate.resize.", at_least=1, at_most=16384, free=True)
@@ -376,7 +382,9 @@ class EvaluateConfig:
 @dataclass
 class Config:
     name: str = setting("???", "Name of the run.", min_length=1, free=True)
-    init_from: str = setting("", "Folder of a run, or of one of its checkpoints, whose weights a new run starts from.")
+    init_from: str = setting(
+        "", "Folder of a run, or of one of its checkpoints, whose weights a new run starts from.", place=True
+    )
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

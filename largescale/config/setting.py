@@ -15,6 +15,10 @@ _LARGEST_INT = 2**63 - 1
 """The most that files of arrays or tensors can hold; larger whole numbers are mistakes."""
 
 
+_TRUE_OR_FALSE = ("true", "false", "yes", "no", "on", "off")
+"""Words that YAML reads as one of the two."""
+
+
 LONGEST_WAIT_S = 1e6
 LONGEST_RUN_S = 1e9
 """Bounds of settings in seconds: clocks overflow beyond them."""
@@ -29,6 +33,7 @@ class Setting:
         at_least, above, at_most, below: bounds of a number.
         one_of: the strings allowed.
         table: `module:NAME` of a table (or of a function that lists names) whose names are allowed.
+        place: whether it is a path or URL, or empty for none; then words for true and false are mistakes.
         length: number of elements of a list; 0 allows any number from `min_length` up.
         ascending: elements of a list must not decrease.
         whole: numbers must be whole, for types that do not imply it.
@@ -49,6 +54,7 @@ class Setting:
     below: float | None = None
     one_of: tuple[str, ...] = ()
     table: str = ""
+    place: bool = False
     length: int = 0
     min_length: int = 0
     ascending: bool = False
@@ -109,6 +115,8 @@ class Setting:
             return "text without control characters"
         if self.min_length and not value.strip():
             return "a name"
+        if self.place and value.lower() in _TRUE_OR_FALSE:
+            return f"a path or URL, or '' for none; a folder or file of that name is ./{value}"
         if not (self.one_of or self.table) or value in self.names():
             return ""
         names = self.names()

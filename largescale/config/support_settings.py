@@ -15,11 +15,13 @@ class SupportConfig:
         "",
         "Shard folder with the labelled images, on this machine; empty takes data.shards, if that is one folder.",
         free=True,
+        place=True,
     )
     subset: str = setting(
         "",
         "File that lists the images whose labels may be used, in the forms of data.subset; empty lists all.",
         free=True,
+        place=True,
     )
     share: float = setting(
         1.0,

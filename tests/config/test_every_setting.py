@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
@@ -263,6 +264,32 @@ def test_text_that_looks_like_a_number_stays_as_it_is_written(text, read, tmp_pa
     assert read(config) and config.data.shards == "2024"
     (tmp_path / "again.yaml").write_text(to_yaml(config))
     assert load_config(tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "key, word",
+    [
+        ("checkpoint.mirror", "false"),
+        ("init_from", "no"),
+        ("model.weights", "off"),
+        ("model.mask", "False"),
+        ("data.subset", "on"),
+        ("data.cache", "FALSE"),
+        ("data.eval_shards", "'no'"),
+        ("evaluate.train_shards", "yes"),
+    ],
+)
+def test_true_or_false_is_no_path(key, word, tmp_path):
+    plain = word.strip("'")
+    says = f"{key}={plain}: expected a path or URL, or '' for none; a folder or file of that name is ./{plain}"
+    with pytest.raises(InputError) as refusal:
+        load_config(TINY, ["data.shards=x", f"{key}={word}"])
+    assert str(refusal.value) == says
+    assert load_config(TINY, ["data.shards=x", f"{key}="]) == load_config(TINY, ["data.shards=x", f"{key}=''"])
+    group, _, name = key.rpartition(".")
+    (tmp_path / "recipe.yaml").write_text(f"name: x\n{group}: {{{name}: {word}}}\n" if group else f"{name}: {word}\n")
+    with pytest.raises(InputError, match=re.escape(says)):
+        load_config(tmp_path / "recipe.yaml", ["data.shards=x", "name=x"])
 
 
 @pytest.mark.parametrize("text", ["name: null", "name: ~", "name:"])
