@@ -110,6 +110,7 @@ def test_a_preempted_evaluation_is_queued_again_and_a_cancelled_one_is_not(box, 
     number = begin("knn")
     options = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
     box.call("sbatch", *options, "--wrap=sleep 1")
+    box.wait(number, lambda: starts(box, number) == 2)  # between its starts a job is for a moment in none of the states
     box.wait_for_end(number)
     assert starts(box, number) == 2 and (tmp_path / "calls").read_text().split() == ["evaluate", "evaluate", "report"]
     number = begin("linear")
