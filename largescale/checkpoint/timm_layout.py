@@ -81,6 +81,8 @@ def network_of(config: ModelConfig) -> str:
     stems = ("imagenet", "3x3s2") if name.startswith("regnet") else ("imagenet",)  # RegNet's own is 3x3 of stride 2
     if config.stem not in stems:
         raise InputError(f"model.stem={config.stem}: timm's {name} has no such stem{elsewhere}")
+    if config.pool > 1:
+        raise InputError(f"model.pool={config.pool}: timm's networks average their whole map{elsewhere}")
     return name
 
 

@@ -78,7 +78,10 @@ def build_lines(config: ModelConfig, stem_width: int, head: nn.Module | None = N
     Raises:
         InputError: the head is not a sequence of layers that torch has.
     """
-    return f"{_backbone_lines(config, stem_width)}model.{head_name(config)} = {_head(head)}\n"
+    lines = _backbone_lines(config, stem_width)
+    if config.pool > 1:
+        lines += f"model.avgpool = torch.nn.AdaptiveAvgPool2d({config.pool})\n"
+    return f"{lines}model.{head_name(config)} = {_head(head)}\n"
 
 
 def _head(head: nn.Module | None) -> str:

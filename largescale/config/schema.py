@@ -114,6 +114,13 @@ class ModelConfig:
         one_of=("basic", "bottleneck"),
         used_if="model.backbone=resnet",
     )
+    pool: int = setting(
+        1,
+        "Side of the grid of cells in which features are means of the last map: 1, a single mean, as published; 2 "
+        "makes features of four means, four times as wide, which tell where things are in images framed alike.",
+        at_least=1,
+        at_most=64,
+    )
     zero_init_residual: bool = setting(
         False,
         "Whether the last normalisation of each residual block starts at 0, so that blocks start as their shortcuts.",

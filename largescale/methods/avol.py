@@ -32,7 +32,7 @@ from largescale.methods.losses.over_ranks import all_ranks, gathered, own_places
 from largescale.methods.method import Method, Output, Panel
 from largescale.methods.pictures import Pictures, in_range
 from largescale.methods.pretext_task import PretextTask
-from largescale.models.backbones import feature_map
+from largescale.models.backbones import feature_map, map_channels
 from largescale.models.heads import CellLinear
 
 _HOT = (1.0, 0.15, 0.0)
@@ -65,7 +65,8 @@ class AVOL(AVC):
         super().__init__(config)
         assert isinstance(config.method, Settings)
         width, self._run = config.method.embedding, config
-        self.projection = nn.Sequential(CellLinear(self.num_features, width), nn.ReLU(), CellLinear(width, width))
+        channels = map_channels(config.model, self.num_features)
+        self.projection = nn.Sequential(CellLinear(channels, width), nn.ReLU(), CellLinear(width, width))
         self.match = Scale(width**-0.5)
         self.signs = {name: sign for name, sign in self.signs.items() if name == "task_accuracy"}
 

@@ -45,7 +45,7 @@ from largescale.methods.method import Output, Panel, Row, Sign, Symptom
 from largescale.methods.phase import PlainEmbeddings
 from largescale.methods.pictures import Pictures, in_range
 from largescale.methods.pretext_task import PretextTask
-from largescale.models.backbones import build_backbone, feature_map
+from largescale.models.backbones import build_backbone, feature_map, map_channels
 from largescale.models.decoders import DenseDecoder
 from shards.ground.errors import InputError
 
@@ -139,7 +139,8 @@ class Colorization(PretextTask):
         super().__init__(config)
         self.config, self._run = _settings(config), config
         self.backbone, self.num_features = build_backbone(config.model)
-        self.decoder = DenseDecoder(self.num_features, self.config.decoder, self._num_classes)
+        channels = map_channels(config.model, self.num_features)
+        self.decoder = DenseDecoder(channels, self.config.decoder, self._num_classes)
         self.register_buffer("bins", self._bins(), persistent=False)
         for name in ("prior", "weights"):
             self.register_buffer(name, torch.zeros(self._num_classes), persistent=False)

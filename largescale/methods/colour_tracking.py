@@ -42,7 +42,7 @@ from largescale.methods.method import Output, Panel, Sign
 from largescale.methods.phase import PlainEmbeddings
 from largescale.methods.pictures import in_range
 from largescale.methods.pretext_task import PretextTask
-from largescale.models.backbones import build_backbone, feature_map, map_side
+from largescale.models.backbones import build_backbone, feature_map, map_channels, map_side
 from largescale.models.heads import CellLinear
 from shards.ground.errors import InputError
 
@@ -93,7 +93,7 @@ class ColourTracking(PretextTask):
         super().__init__(config)
         settings, self._run = _settings(config), config
         self.backbone, self.num_features = build_backbone(config.model)
-        self.projection = CellLinear(self.num_features, settings.embedding)
+        self.projection = CellLinear(map_channels(config.model, self.num_features), settings.embedding)
         self._side = map_side(config.model, config.data.crops[0].size)
         self.register_buffer("centres", torch.zeros(settings.colours, 2), persistent=False)
         self.register_buffer("shares", torch.zeros(settings.colours), persistent=False)

@@ -39,7 +39,7 @@ from largescale.methods.hole import Hole, hole_loss, hole_signs
 from largescale.methods.method import Method, Output, Panel, Row, Sign, Symptom
 from largescale.methods.pictures import Pictures, in_range
 from largescale.methods.unexplained import moments_of, nothing_made, said_missing, variance_of
-from largescale.models.backbones import build_backbone, feature_map, map_side
+from largescale.models.backbones import build_backbone, feature_map, map_channels, map_side
 from largescale.models.channelwise import ChannelwiseLinear
 from largescale.models.constant_weights import constant_weights
 from largescale.models.decoders import DenseDecoder
@@ -132,13 +132,14 @@ class ContextEncoder(Method):
         size = config.data.crops[0].size
         self._side = self.config.side(size)
         self.backbone, self.num_features = build_backbone(config.model)
+        channels = map_channels(config.model, self.num_features)
         self.bottleneck = nn.Sequential(
-            ChannelwiseLinear(self.num_features, map_side(config.model, size)),
-            HeadConv2d(self.num_features, self.num_features, 1, bias=False),
-            nn.BatchNorm2d(self.num_features),
+            ChannelwiseLinear(channels, map_side(config.model, size)),
+            HeadConv2d(channels, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
             nn.ReLU(inplace=True),
         )
-        self.decoder = DenseDecoder(self.num_features, self.config.decoder)
+        self.decoder = DenseDecoder(channels, self.config.decoder)
         self.signs = {"hole_error": Sign(), "rim_error": Sign()} | moments_of("hole")
         if self.config.adversarial > 0:
             self.discriminator = ConvDiscriminator(self._side, self.config.discriminator)

@@ -37,7 +37,7 @@ from largescale.methods.embedding_method import EmbeddingMethod, Named
 from largescale.methods.method import Output, Panel, Row, Sign, Symptom
 from largescale.methods.pictures import Pictures, in_range
 from largescale.methods.unexplained import moments_of, nothing_made, said_missing, variance_of
-from largescale.models.backbones import build_backbone, feature_map
+from largescale.models.backbones import build_backbone, feature_map, map_channels
 from largescale.models.decoders import DenseDecoder
 from largescale.models.layer_inputs import input_of, layer_shapes, layers_of, patterns_of
 from largescale.optim.roles import MAIN, Role
@@ -103,7 +103,7 @@ class Denoising(EmbeddingMethod):
         self.signs = {"error": Sign(), "input_error": Sign()} | moments_of("pixel")
         self._layers: tuple[str, ...] = ()
         if self.config.layers == TOGETHER:
-            self.decoder = DenseDecoder(self.num_features, self.config.decoder)
+            self.decoder = DenseDecoder(map_channels(config.model, self.num_features), self.config.decoder)
             return
         shapes = layer_shapes(config.model, config.data.crops[0].size)
         self._layers = tuple(shapes)

@@ -42,7 +42,7 @@ from largescale.methods.moco import MoCo, MoCoSettings
 from largescale.methods.multi_crop import each_view, require_two_views
 from largescale.methods.queue import Queue
 from largescale.methods.teachers import following, teacher_of
-from largescale.models.backbones import feature_map, pooled
+from largescale.models.backbones import feature_map, map_channels, pooled
 from largescale.models.heads import CellLinear
 
 
@@ -79,7 +79,8 @@ class DenseCL(MoCo):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         settings = self.dense_config = _settings(config)
-        self.dense_projection = _dense_head([self.num_features, *settings.hidden, settings.embedding])
+        channels = map_channels(config.model, self.num_features)
+        self.dense_projection = _dense_head([channels, *settings.hidden, settings.embedding])
         self.teacher.update(dict(teacher_of(dense_projection=self.dense_projection).eval().items()))
         self.dense_queue = Queue(config, settings.queue, settings.embedding, number=1)
         self.signs |= {"dense_loss": Sign(), "dense_picked": Sign()}
@@ -90,7 +91,7 @@ class DenseCL(MoCo):
         """
         maps = feature_map(self.backbone, each_view(views)[1 - self._key])
         return {
-            "queries": unit(self.projection(pooled(maps)))[None],
+            "queries": unit(self.projection(pooled(self.backbone, maps)))[None],
             "dense_queries": unit(_cells(self.dense_projection(maps)))[None],
             "query_cells": unit(_cells(maps.detach()))[None],
         }
@@ -102,10 +103,10 @@ class DenseCL(MoCo):
         maps = feature_map(self.teacher["backbone"], each_view(views)[self._key])
         dense = self.teacher["dense_projection"](maps)
         return {
-            "keys": unit(self.teacher["projection"](pooled(maps)))[None],
+            "keys": unit(self.teacher["projection"](pooled(self.teacher["backbone"], maps)))[None],
             "dense_keys": unit(_cells(dense))[None],
             "key_cells": unit(_cells(maps))[None],
-            "pooled_keys": unit(pooled(dense))[None],
+            "pooled_keys": unit(dense.mean((2, 3)))[None],
         }
 
     def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:

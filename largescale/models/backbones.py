@@ -3,8 +3,9 @@ with selective kernels.
 
 Sources: ResNet, arXiv 1512.03385; SwAV's wide ones, arXiv 2006.09882, table 1; RegNet, arXiv 2003.13678; SEER, arXiv
 2103.01988, section 3, and for 10B arXiv 2202.08360, with the parameters of its public configurations. A backbone maps
-images [B, 3, H, W] to pooled features [B, num_features]. VGG-16 and AlexNet are in `plain_networks.py`, selective
-kernels in `selective_kernel.py`.
+images [B, 3, H, W] to pooled features [B, num_features]: the means of its last map, or of each cell of a grid laid over
+it (`model.pool`), cell after cell. VGG-16 and AlexNet are in `plain_networks.py`, selective kernels in
+`selective_kernel.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.models.regnet import BlockParams, RegNet, ResBottleneckBlock
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
@@ -83,16 +83,18 @@ class ResNet(nn.Module):
 
 
 def build_backbone(config: ModelConfig) -> tuple[nn.Module, int]:
-    """Build `model.backbone` with random weights, its classifier removed and its stem as `model.stem` says.
+    """Build `model.backbone` with random weights, its classifier removed, its stem as `model.stem` and its last pool as
+    `model.pool` says.
 
     Returns:
-        The backbone, and the width of its features.
+        The backbone, and the width of its features: channels of its maps, times cells.
 
     Raises:
         InputError: for an unknown name, and lists those there are; or for `model.zero_init_residual` of a network
             without residual blocks.
     """
-    backbone, num_features = _build(config)
+    backbone, num_channels = _build(config)
+    setattr(backbone, _pool_name(backbone), nn.AdaptiveAvgPool2d(config.pool))
     if config.sobel:
         see_edges(backbone)
     if config.norm == "layer":
@@ -103,7 +105,11 @@ def build_backbone(config: ModelConfig) -> tuple[nn.Module, int]:
         for block in filter(_is_residual, backbone.modules()):
             setattr(block, _AS_SHORTCUT, True)
             finish_block(block)
-    return backbone, num_features
+    return backbone, num_channels * config.pool**2
+
+
+def _pool_name(backbone: nn.Module) -> str:
+    return "pool" if hasattr(backbone, "pool") else "avgpool"
 
 
 def _build(config: ModelConfig) -> tuple[nn.Module, int]:
@@ -178,7 +184,7 @@ def in_sequence(backbone: nn.Module) -> nn.Sequential:
 
 
 def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
-    """What a backbone that `build_backbone` made pools: images [B, 3, H, W] to maps [B, num_features, h, w]."""
+    """What a backbone that `build_backbone` made pools: images [B, 3, H, W] to maps [B, C, h, w], of `map_channels`."""
     if isinstance(backbone, ResNet | SelectiveKernelResNet):
         return backbone.stages(backbone.stem(images))
     if isinstance(backbone, RegNet):
@@ -192,6 +198,11 @@ def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
     return x
 
 
+def map_channels(config: ModelConfig, num_features: int) -> int:
+    """Channels of the maps of `feature_map`, of the backbone whose features have this width."""
+    return num_features // config.pool**2
+
+
 def map_side(config: ModelConfig, side: int) -> int:
     """Side of the maps of `feature_map`, of images with a side in px; found without weights."""
     with torch.device("meta"):
@@ -199,9 +210,9 @@ def map_side(config: ModelConfig, side: int) -> int:
         return feature_map(backbone.eval(), torch.empty(1, 3, side, side)).shape[-1]
 
 
-def pooled(maps: Tensor) -> Tensor:
-    """Maps [B, C, h, w] to their means [B, C]; those of `feature_map` to what the backbone itself returns."""
-    return adaptive_avg_pool2d(maps, 1).flatten(1)
+def pooled(backbone: nn.Module, maps: Tensor) -> Tensor:
+    """Maps of `feature_map` to what the backbone itself returns."""
+    return backbone.get_submodule(_pool_name(backbone))(maps).flatten(1)
 
 
 def chosen_blocks(backbone: nn.Module, numbers: list[int], *, key: str) -> list[nn.Module]:

@@ -27,6 +27,7 @@ _OF_THE_BACKBONE = (
     "model.block",
     "model.sobel",
     "model.norm",
+    "model.pool",
     "model.weights",
 )
 """Settings whose change makes weights unusable for a new run."""

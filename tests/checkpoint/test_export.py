@@ -35,7 +35,7 @@ from tests.helpers.checkpoints import OWN, config_of, save_checkpoint
 from tests.helpers.commands import ROOT
 from tests.methods.harness import mini
 
-MODELS = {  # own ResNets of two blocks' kinds with fewer stages, torchvision's with a small stem, a RegNetY, a VGG
+MODELS = {  # own ResNets of two kinds of block, torchvision's with a small stem, a RegNetY, a VGG; some with a grid
     "own": OWN,
     "bottleneck": [
         "model.backbone=resnet",
@@ -44,9 +44,9 @@ MODELS = {  # own ResNets of two blocks' kinds with fewer stages, torchvision's 
         "model.block=bottleneck",
         "model.stem=imagenet",
     ],
-    "resnet18": ["model.backbone=resnet18", "model.stem=3x3"],
-    "regnet": ["model.backbone=regnet_y_400mf", "model.stem=imagenet"],
-    "vgg": ["model.backbone=vgg16_bn", "model.stem=3x3s2"],
+    "resnet18": ["model.backbone=resnet18", "model.stem=3x3", "model.pool=3"],
+    "regnet": ["model.backbone=regnet_y_400mf", "model.stem=imagenet", "model.pool=2"],
+    "vgg": ["model.backbone=vgg16_bn", "model.stem=3x3s2", "model.pool=2"],
 }
 
 IN_PLAIN_TORCH = """

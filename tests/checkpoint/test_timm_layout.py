@@ -194,6 +194,7 @@ def test_names_and_shapes_are_those_of_timm(name):
         (ModelConfig(backbone="regnet_y_10b"), "model.backbone=regnet_y_10b: timm has no such network"),
         (ModelConfig(backbone="resnet50", stem="3x3"), "model.stem=3x3: timm's resnet50 has no such stem"),
         (ModelConfig(backbone="regnet_y_400mf", stem="3x3"), "model.stem=3x3: timm's regnety_004 has no such stem"),
+        (ModelConfig(backbone="resnet50", pool=2), "model.pool=2: timm's networks average their whole map; use"),
         (ModelConfig(backbone="resnet"), "timm has no ResNet with these depths and widths"),
     ],
 )

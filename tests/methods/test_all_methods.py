@@ -135,6 +135,14 @@ def test_a_loss_over_the_global_batch_is_that_of_an_uncut_step():
             torch.testing.assert_close(own["state"]["extra.queue"].shape, cut[name]["state"]["extra.queue"].shape)
 
 
+def test_every_method_trains_on_features_of_a_grid():
+    """Those that work on maps take the maps' channels, the others features four times as wide."""
+    [[runs]] = run_ranks(train_all, 1, recipes([["model.pool=2"]]), timeout_s=600)
+    assert runs.keys() == METHODS.keys()
+    for name, run in runs.items():
+        assert len(set(run["losses"])) > 1 and all(map(math.isfinite, run["losses"])), name
+
+
 def test_batchnorm_sees_micro_batches_whatever_the_loss_spans():
     """Two ranks with a BatchNorm each are two micro-batches; running statistics are fed once by each."""
     [over_batch, cut] = run_ranks(train_all, 1, recipes([OVER_BATCH, ["train.accumulate=2"]]), timeout_s=600)[0]

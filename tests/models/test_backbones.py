@@ -8,7 +8,7 @@ import torchvision
 
 from largescale.config import ModelConfig
 from largescale.methods.prototypes import Prototypes
-from largescale.models.backbones import BLOCKS, build_backbone, feature_map, map_side, pooled, stages
+from largescale.models.backbones import BLOCKS, build_backbone, feature_map, map_channels, map_side, pooled, stages
 from largescale.models.heads import projection_head
 from shards.ground.errors import InputError
 
@@ -147,7 +147,22 @@ def test_maps_are_what_a_backbone_pools(name, stem):
     images = torch.randn(2, 3, 64, 96)
     maps = feature_map(backbone.eval(), images)
     assert maps.shape[:2] == (2, width) and maps.shape[3] > maps.shape[2] > 1
-    assert torch.equal(pooled(maps), backbone(images))
+    assert torch.equal(pooled(backbone, maps), backbone(images))
+
+
+@pytest.mark.parametrize("name", ["resnet", "resnet18", "regnet_y_400mf", "vgg16_bn", "resnet50_sk", "resnet50w2"])
+def test_features_may_be_means_of_the_cells_of_a_grid(name):
+    config = ModelConfig(backbone=name, stem="3x3s2", depths=[1, 1], width=8, pool=2)
+    backbone, width = build_backbone(config)
+    images = torch.randn(1, 3, 64, 64)
+    maps = feature_map(backbone.eval(), images)
+    channels = map_channels(config, width)
+    assert maps.shape[1] == channels == width // 4 and maps.shape[2] % 2 == 0
+    features = backbone(images)
+    cells = maps.unflatten(3, (2, -1)).unflatten(2, (2, -1)).mean((3, 5))
+    torch.testing.assert_close(features, cells.flatten(1))
+    torch.testing.assert_close(pooled(backbone, maps), features, rtol=0, atol=0)
+    assert backbone.state_dict().keys() == build_backbone(ModelConfig(name, "3x3s2", [1, 1], 8))[0].state_dict().keys()
 
 
 @pytest.mark.parametrize("name, size, side", [("resnet18", 224, 7), ("alexnet_bn", 224, 6), ("vgg16_bn", 96, 3)])

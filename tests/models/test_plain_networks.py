@@ -99,7 +99,7 @@ def test_blocks_are_recomputed_and_small_maps_multiplied_with_equal_gradients(na
     backbone, _ = build_backbone(ModelConfig(backbone=name, stem="3x3s2", sobel=True))
     backbone.double()
     images = torch.randn(3, 3, 28, 28, dtype=torch.float64)
-    assert torch.equal(pooled(feature_map(backbone.eval(), images)), backbone(images))
+    assert torch.equal(pooled(backbone, feature_map(backbone.eval(), images)), backbone(images))
     backbone.train()(images).square().sum().backward()
     expected = {key: p.grad for key, p in backbone.named_parameters()}
     backbone.zero_grad()
