@@ -19,27 +19,23 @@ from benchmarks.accuracies import RESULTS, ROOT, Variant, machine, measure
 from benchmarks.fashion import OTHERS, shards_of
 
 RECIPE = "configs/demo.yaml"
-WIDER_HEAD = ["method.hidden=[512]", "method.embedding=128"]
 
-VARIANTS = {
-    RECIPE: [],
-    "width 48": ["model.width=48"],
-    "width 48, three stages": ["model.depths=[1,1,1]", "model.width=48"],
-    "bottlenecks, three stages": ["model.depths=[1,1,1]", "model.block=bottleneck"],
-    "width 16, stem of stride 1": ["model.stem=3x3", "model.width=16"],
-    "rate 0.004": ["optim.lr=0.004"],
-    "wider head": WIDER_HEAD,
-    "erasing half as often": ["data.augment.erase=0.4"],
-    "erasing always, larger parts": ["data.augment.erase=1.0", "data.augment.erase_side=[0.3,0.6]"],
-    "wider head, erasing half as often": [*WIDER_HEAD, "data.augment.erase=0.4"],
-    "wider head, erasing half as often, twice the noise": [
-        *WIDER_HEAD,
-        "data.augment.erase=0.4",
-        "data.augment.noise=0.3",
-    ],
-    "wider head, no erasing": [*WIDER_HEAD, "data.augment.erase=0"],
-}
+VARIANTS = {RECIPE: [], "features of one mean": ["model.pool=1"]}
 """Overrides by name."""
+OF_ONE_MEAN = (
+    "the recipe then",
+    "width 48",
+    "bottlenecks, three stages",
+    "width 16, stem of stride 1",
+    "rate 0.004",
+    "wider head",
+    "erasing half as often",
+    "erasing always, larger parts",
+    "wider head, erasing half as often",
+    "wider head, erasing half as often, twice the noise",
+    "wider head, no erasing",
+)
+"""Variants of the recipe when it had four stages, width 32 and features of one mean."""
 BEFORE = (
     "configs/small/swav.yaml",
     "10 epochs",
@@ -64,7 +60,7 @@ ON_TRAINED = """\
 `python -m benchmarks.folds`, by five folds of the 10,000 training images, on which the network was trained; over \
 pixels (82.44 kNN, 82.27 linear). Seeds differ by 0.3 there, but longer training is flattered.
 
-| variant of configs/demo.yaml | seed | kNN over pixels | linear over pixels |
+| variant of the recipe of one mean | seed | kNN over pixels | linear over pixels |
 |---|---|---|---|
 | as it is (16 epochs) | 0 | +2.17 | +4.48 |
 | as it is (16 epochs) | 1 | +1.92 | +4.36 |
@@ -80,9 +76,20 @@ pixels (82.44 kNN, 82.27 linear). Seeds differ by 0.3 there, but longer training
 is gained on the images that are trained on is not gained on others, so the recipe stays as it is.
 """
 FOUND = """\
+All images are framed alike, and a mean over the whole map forgets where things are, which raw pixels do not. With a \
+grid of 2 x 2 (768 numbers per image; pixels are 784) both goals, +3 and +4.5, are met here. Most of it is the grid: \
+laid over the maps of the network that was trained for one mean, with seed 0, it gives 86.42 kNN and 88.70 by a \
+logistic regression, by which the recipe has 86.77 and 89.03, and four stages of width 32 with a grid 86.46 and 88.06.
+
+## Before: features of one mean
+
+Variants of four stages, width 32 and `model.pool=1`, on the same images.
+
+"""
+THEN = """\
 Seeds of the recipe itself are up to 0.6 points of the probe apart, so none of these, with one seed each, is shown to \
-be better in both: the recipe stays. Without erasing all of the lead in kNN is gone; more of it than the recipe has is \
-no better either. Evaluating at 32 px in place of 28 costs 1.4 points of kNN and 0.3 of the probe (seeds 0 and 1).
+be better in both. Without erasing all of the lead in kNN is gone; more of it than the recipe has is no better either. \
+Evaluating at 32 px in place of 28 costs 1.4 points of kNN and 0.3 of the probe (seeds 0 and 1).
 """
 COLUMNS = [f"{protocol} {network}" for protocol in ("knn", "linear") for network in ("pretrained", "pixels")]
 
@@ -98,6 +105,9 @@ def page(rows: list[dict[str, Any]]) -> str:
         *_table(rows, list(VARIANTS)),
         "",
         FOUND,
+        *_table(rows, OF_ONE_MEAN),
+        "",
+        THEN,
         "## Before: a fifth of the training images held out\n",
         "Top-1 in percent on about 2,000 training images held out from the other 8,000, which are trained on and are "
         "bank and probe. One number's sampling error is about 0.8; seeds and variants share the images.\n",

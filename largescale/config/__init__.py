@@ -5,13 +5,13 @@ from largescale.config.data_settings import AugmentConfig, CropGroup, DataConfig
 from largescale.config.frame_settings import FrameConfig, WantedFrames
 from largescale.config.group_augment import augment_of_group
 from largescale.config.loading import load_config
+from largescale.config.model_settings import ModelConfig
 from largescale.config.schema import (
     PRECISIONS,
     CheckpointConfig,
     Config,
     EvaluateConfig,
     MethodConfig,
-    ModelConfig,
     OptimConfig,
     ParallelConfig,
     RunConfig,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from largescale.config.schema import ModelConfig
+from largescale.config.model_settings import ModelConfig
 from largescale.config.setting import declared
 
 

@@ -1,6 +1,6 @@
 """Every key of every method is there, with a help text, and each group says what it is about.
 
-Covers: largescale/config/schema.py, largescale/config/values.py
+Covers: largescale/config/model_settings.py, largescale/config/schema.py, largescale/config/values.py
 """
 
 from __future__ import annotations

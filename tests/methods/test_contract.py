@@ -24,8 +24,8 @@ PACKAGE = ROOT / "largescale"
 WORDS = re.compile(r"swav|prototype|sinkhorn|simclr", re.IGNORECASE)
 NAMES = re.compile(rf"{WORDS.pattern}|\b({'|'.join(METHODS)})\b", re.IGNORECASE)
 PROVENANCE = {
-    "config/schema.py": "resnet50w2, w4, w5 (SwAV's)",  # whose networks these are
-    "config/schema.py ": 'name: str = setting("swav"',  # the default of the slot
+    "config/model_settings.py": "resnet50w2, w4, w5 (SwAV's)",  # whose networks these are
+    "config/schema.py": 'name: str = setting("swav"',  # the default of the slot
     "checkpoint/foreign_layouts.py": "",  # all of it is about files of others, their names and those of their tensors
 }
 """Lines of code, docstrings and comments aside, that may say where something comes from."""
