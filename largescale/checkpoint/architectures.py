@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 
@@ -34,14 +33,12 @@ class Match:
     equal: int
     total: int
 
-    def words(self) -> str:
-        """The same for people, with the settings that make the architecture."""
+    def words(self, asked: ModelConfig) -> str:
+        """The same for people, with the settings that make the architecture of the one that was asked for."""
+        settings = settings_of(self.model, asked)
         if self.equal == self.total:
-            return f"all {self.total} tensors are those of {settings_of(self.model)}"
-        return (
-            f"the nearest known architecture is {settings_of(self.model)}, with {self.equal} of {self.total} tensors "
-            f"equal"
-        )
+            return f"all {self.total} tensors are those of {settings}"
+        return f"the nearest known architecture is {settings}, with {self.equal} of {self.total} tensors equal"
 
 
 def closest(family: str, there: Shapes) -> Match:
@@ -59,28 +56,22 @@ def closest(family: str, there: Shapes) -> Match:
     return max(matches, key=lambda match: match.equal / match.total)
 
 
-def settings_of(model: ModelConfig) -> str:
-    """The settings that make an architecture, as on a command line."""
-    return " ".join(f"model.{key}={str(value).replace(' ', '')}" for key, value in _choice(model).items())
+def settings_of(model: ModelConfig, asked: ModelConfig) -> str:
+    """The settings that make an architecture of the one that was asked for, as on a command line.
+
+    They are those that are not defaults, that were asked for otherwise, or that do not follow from a name.
+    """
+    others = (ModelConfig(), asked)
+    keys = ["stem", "sobel", "norm"]
+    keys = ["backbone", *(key for key in keys if any(vars(model)[key] != vars(other)[key] for other in others))]
+    if model.backbone == "resnet":
+        keys += ["depths", "width", "block"]
+    return " ".join(f"model.{key}={str(vars(model)[key]).replace(' ', '')}" for key in keys)
 
 
 def name_of(model: ModelConfig) -> str:
     """What messages call it: the backbone, and its normalisation if that is not BatchNorm."""
     return model.backbone if model.norm == "batch" else f"{model.backbone} with model.norm={model.norm}"
-
-
-def _choice(model: ModelConfig) -> dict[str, Any]:
-    """What of an architecture is not the default, or does not follow from its name."""
-    found: dict[str, Any] = {"backbone": model.backbone}
-    if model.stem != "imagenet":
-        found["stem"] = model.stem
-    if model.sobel:
-        found["sobel"] = model.sobel
-    if model.norm != "batch":
-        found["norm"] = model.norm
-    if model.backbone == "resnet":
-        found |= {"depths": model.depths, "width": model.width, "block": model.block}
-    return found
 
 
 def _candidates(family: str, there: Shapes) -> list[ModelConfig]:

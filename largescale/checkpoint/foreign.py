@@ -1,6 +1,6 @@
 """Weights that others published, in a backbone of ours: all of its tensors, or none.
 
-    taken = take(read_state("swav_800ep_pretrain.pth.tar"), backbone, "resnet50")    # tensors by our names
+    taken = take(read_state("swav_800ep_pretrain.pth.tar"), backbone, model)    # tensors by our names
     found = load_backbone("resnet50.pth")                                            # a network with these weights
 
 Most damage that weights have done in other projects comes from loading what fits by name and leaving the rest random.
@@ -119,7 +119,7 @@ def load_backbone(weights: str | Path, model: ModelConfig | None = None, *, stem
     model = model or _architecture_of(file, stem_told)
     with torch.device("meta"):
         backbone, num_features = build_backbone(model)
-    taken = take(file, backbone, name_of(model))
+    taken = take(file, backbone, model)
     state = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
         for name, tensor in taken.tensors.items()
@@ -172,13 +172,13 @@ class _Network:
     shapes: Shapes
 
 
-def take(file: StateFile, backbone: nn.Module, name: str) -> Taken:
+def take(file: StateFile, backbone: nn.Module, model: ModelConfig) -> Taken:
     """The tensors of a backbone in a file.
 
     Args:
         file: what was read.
         backbone: whose tensors are wanted; may be on the meta device.
-        name: of the backbone, for messages.
+        model: its architecture, for messages.
 
     Raises:
         InputError: one is missing or has another shape, or the file holds no known network, or several.
@@ -191,7 +191,7 @@ def take(file: StateFile, backbone: nn.Module, name: str) -> Taken:
     network = _find(file.path, named)
     ours = {torchvision_layout.name_of(backbone, key): key for key in state}
     wanted = {key: tuple(state[own].shape) for key, own in ours.items()}
-    _require_equal(file.path, network, wanted, name)
+    _require_equal(file.path, network, wanted, model)
     inside = network.inside
     tensors = {
         own: named[inside[key]] if key in inside else torch.zeros((), dtype=torch.int64) for key, own in ours.items()
@@ -241,7 +241,7 @@ def _find(path: Path, named: dict[str, Tensor]) -> _Network:
     return _Network(layout, prefix, inside, shapes)
 
 
-def _require_equal(path: Path, network: _Network, wanted: Shapes, name: str) -> None:
+def _require_equal(path: Path, network: _Network, wanted: Shapes, model: ModelConfig) -> None:
     there = network.shapes
     differ = [
         key
@@ -254,8 +254,8 @@ def _require_equal(path: Path, network: _Network, wanted: Shapes, name: str) -> 
         f"{key} ({_shape(there.get(key))} there, {_shape(wanted.get(key))} here)" for key in differ[:_SHOWN]
     )
     more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
-    best = closest(network.layout.family, there)
-    raise InputError(f"{path}: not a {name}: {len(differ)} tensors differ: {shown}{more}; {best.words()}")
+    words = closest(network.layout.family, there).words(model)
+    raise InputError(f"{path}: not a {name_of(model)}: {len(differ)} tensors differ: {shown}{more}; {words}")
 
 
 def _architecture_of(file: StateFile, stem_told: bool) -> ModelConfig:
@@ -274,7 +274,7 @@ def _architecture_of(file: StateFile, stem_told: bool) -> ModelConfig:
     network = _find(file.path, named)
     best = closest(network.layout.family, network.shapes)
     if best.equal != best.total:
-        raise InputError(f"{file.path}: of no known architecture; {best.words()}")
+        raise InputError(f"{file.path}: of no known architecture; {best.words(best.model)}")
     if best.model.stem == "3x3s2" and not stem_told:
         _log.warning(
             "%s: its 3x3 stem is taken to have stride 2, which tensors do not tell; if it has 1, pass model.stem=3x3",

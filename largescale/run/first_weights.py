@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from largescale.checkpoint.architectures import name_of
 from largescale.checkpoint.folder import stamp_of
 from largescale.checkpoint.foreign import Taken, take
 from largescale.checkpoint.from_memory import fill
@@ -56,7 +55,7 @@ def read_backbone(config: Config) -> Taken:
     with torch.device("meta"):
         backbone, _ = build_backbone(config.model)
     try:
-        return take(read_state(config.model.weights), backbone, name_of(config.model))
+        return take(read_state(config.model.weights), backbone, config.model)
     except InputError as error:
         raise InputError(f"model.weights={error}") from error
 

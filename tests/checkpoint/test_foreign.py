@@ -312,6 +312,14 @@ def test_metadata_that_is_not_as_ours_is_a_warning_and_ignored(resnet, tmp_path,
     assert line.startswith(f"{tmp_path}/file.safetensors: {entry} in its metadata: not ") and "\n" not in line
 
 
+def test_defaults_that_were_asked_for_otherwise_are_named_too(resnet, tmp_path):
+    torch.save(resnet.state_dict(), tmp_path / "file.pth")
+    asked = ModelConfig("resnet", "3x3s2", [1, 2, 1, 1], 8, "bottleneck", norm="layer")
+    words = "are those of model.backbone=resnet model.stem=imagenet model.norm=batch model.depths="
+    with pytest.raises(InputError, match=re.escape(words)):
+        load_backbone(tmp_path / "file.pth", asked)
+
+
 def test_no_part_of_a_backbone_is_taken(resnet, tmp_path):
     state = resnet.state_dict()
     own = "model.backbone=resnet model.depths=[1,2,1,1] model.width=8 model.block=bottleneck"
