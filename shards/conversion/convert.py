@@ -66,7 +66,7 @@ class Options:
         radius: Hamming distance of the hashes of near ones, see `shards/cleaning/duplicates.py`.
         holdout: share of the images that goes to a folder `holdout` of its own, chosen by a hash of the key: the same
             ones when more come.
-        update: add what the source has got since it was listed.
+        update: add what the source has got since it was listed; a task with n > 0 goes on with what was added.
         work: folder for the plan, and for shards until they are uploaded, where OUT is a URL; all tasks share it.
         task: (i, n) writes every n-th piece from number i on, and leaves the manifest to `merge`; None does it all.
             Task 0 makes the plan, if there is none yet; n = 0 makes it and writes nothing.
@@ -287,15 +287,18 @@ def _plan(source: Source, target: Target, options: Options) -> Plan:
     if not first_task:
         return plan
     plan = rename_classes(plan, options.class_names)
-    if options.update:
-        updated, gone = update_plan(plan)
-        sys.stderr.write(
-            f"{source.location}: {updated.num_rows - plan.num_rows:,} new files; {gone:,} of the "
-            f"{plan.num_rows:,} listed before are gone, but their samples are kept\n"
-        )
-        return updated
-    check_listing(plan)
-    return plan
+    if not options.update:
+        check_listing(plan)
+        return plan
+    if options.task not in (None, PLAN_ALONE):
+        sys.stderr.write(f"{source.location}: goes on with the plan; --task 0/0 is the one that adds with --update\n")
+        return plan
+    updated, gone = update_plan(plan)
+    sys.stderr.write(
+        f"{source.location}: {updated.num_rows - plan.num_rows:,} new files; {gone:,} of the "
+        f"{plan.num_rows:,} listed before are gone, but their samples are kept\n"
+    )
+    return updated
 
 
 def _worth_keeping(settings: dict[str, Any]) -> dict[str, Any]:

@@ -92,6 +92,8 @@ def test_tasks_update_and_later_repair(source, tmp_path):
     convert(source, out, options(duplicates="exact"))
     write(source, names(50, 70))
     (source / "cat" / "twice.jpg").write_bytes((source / "cat" / "001.jpg").read_bytes())
+    convert(source, out, options(duplicates="exact", task=PLAN_ALONE, update=True))
+    write(source, ["cat/later.jpg"])  # no task adds it to the plan that the others read
     for _ in range(2):
         for task in range(3):
             convert(source, out, options(duplicates="exact", task=(task, 3), update=True))
