@@ -1,4 +1,4 @@
-"""When an evaluation as a SLURM job queues again: evaluate.sbatch with programs in the place of SLURM's."""
+"""What jobs that evaluate and convert do, and when they queue again: their scripts, with programs in SLURM's place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers.commands import ROOT
 ALL = [f"largescale {what}" for what in ("evaluate knn runs/a", "evaluate linear runs/a", "report runs/a")]
 
 
-def job(folder: Path, codes: str, **more: str) -> tuple[int, list[str]]:
+def job(folder: Path, codes: str, script: str, *arguments: str, **more: str) -> tuple[int, list[str]]:
     """The code of a job whose steps end with some codes, and what it called."""
     (folder / "codes").write_text("".join(f"{code}\n" for code in codes.split()))
     programs = {
@@ -26,9 +26,10 @@ def job(folder: Path, codes: str, **more: str) -> tuple[int, list[str]]:
         path.write_text(f"#!/usr/bin/env bash\n{text}\n")
         path.chmod(0o755)
     environ = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "5", **more}
-    command = ["bash", ROOT / "launch" / "slurm" / "evaluate.sbatch", "runs/a"]
+    command = ["bash", ROOT / "launch" / "slurm" / script, *arguments]
     result = subprocess.run(command, cwd=folder, env=environ, capture_output=True, check=False)
-    return result.returncode, (folder / "calls").read_text().splitlines()
+    calls = folder / "calls"
+    return result.returncode, calls.read_text().splitlines() if calls.exists() else []
 
 
 @pytest.mark.parametrize(
@@ -42,4 +43,20 @@ def job(folder: Path, codes: str, **more: str) -> tuple[int, list[str]]:
     ],
 )
 def test_an_evaluation_that_was_preempted_queues_again(tmp_path, codes, more, expected):
-    assert job(tmp_path, codes, **more) == expected
+    assert job(tmp_path, codes, "evaluate.sbatch", "runs/a", **more) == expected
+
+
+ARRAY = {"SLURM_ARRAY_JOB_ID": "4", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MAX": "2"}
+
+
+@pytest.mark.parametrize(
+    "more, requeued",
+    [
+        ({}, ["scontrol requeue 5"]),
+        (ARRAY, ["scontrol requeue 4_1"]),  # the number of an array's last task is that of all of them
+        ({"SLURM_RESTART_COUNT": "100"}, []),
+    ],
+)
+def test_a_conversion_that_was_preempted_queues_again(tmp_path, more, requeued):
+    code, calls = job(tmp_path, "143", "convert.sbatch", "raw", "out", **more)
+    assert code == 143 and calls[1:] == requeued and calls[0].startswith("shards convert raw out --workers 1")
