@@ -17,7 +17,7 @@ def job(folder: Path, codes: str, script: str, *arguments: str, **more: str) -> 
     """The code of a job whose steps end with some codes, and what it called."""
     (folder / "codes").write_text("".join(f"{code}\n" for code in codes.split()))
     programs = {
-        "srun": 'echo "${*:2}" >>calls; code=$(head -n 1 codes); sed -i 1d codes; exit "$code"',
+        "srun": 'echo "${*:2}" >>calls; ${WRITES:+touch "$WRITES"}; code=$(head -n 1 codes); sed -i 1d codes; exit $code',
         "scontrol": 'echo "scontrol $*" >>calls',
         "sleep": "true",
     }
@@ -60,3 +60,15 @@ ARRAY = {"SLURM_ARRAY_JOB_ID": "4", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TAS
 def test_a_conversion_that_was_preempted_queues_again(tmp_path, more, requeued):
     code, calls = job(tmp_path, "143", "convert.sbatch", "raw", "out", **more)
     assert code == 143 and calls[1:] == requeued and calls[0].startswith("shards convert raw out --workers 1")
+
+
+@pytest.mark.parametrize("arguments", [["merge", "out"], ["raw", "out"]])
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("writes", [False, True])
+def test_what_a_job_finished_is_verified_without_decoding_it_again(tmp_path, arguments, there, writes):
+    (tmp_path / "out").mkdir()
+    if there:
+        (tmp_path / "out/manifest.json").touch()
+    more = {"WRITES": "out/manifest.json"} if writes else {}
+    code, calls = job(tmp_path, "0 0", "convert.sbatch", *arguments, **more)
+    assert code == 0 and calls[1:] == ["shards verify out --no-decode --workers 1"][:writes]
