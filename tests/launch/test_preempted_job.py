@@ -17,7 +17,8 @@ def job(folder: Path, codes: str, script: str, *arguments: str, **more: str) -> 
     """The code of a job whose steps end with some codes, and what it called."""
     (folder / "codes").write_text("".join(f"{code}\n" for code in codes.split()))
     programs = {
-        "srun": 'echo "${*:2}" >>calls; ${WRITES:+touch "$WRITES"}; code=$(head -n 1 codes); sed -i 1d codes; exit $code',
+        "srun": 'echo "${*:2}" >>calls; ${WRITES:+touch "$WRITES"}; '
+        'code=$(head -n 1 codes); sed -i 1d codes; exit "$code"',
         "scontrol": 'echo "scontrol $*" >>calls',
         "sleep": "true",
     }
@@ -46,7 +47,12 @@ def test_an_evaluation_that_was_preempted_queues_again(tmp_path, codes, more, ex
     assert job(tmp_path, codes, "evaluate.sbatch", "runs/a", **more) == expected
 
 
-ARRAY = {"SLURM_ARRAY_JOB_ID": "4", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MAX": "2"}
+ARRAY = {
+    "SLURM_ARRAY_JOB_ID": "4",
+    "SLURM_ARRAY_TASK_ID": "1",
+    "SLURM_ARRAY_TASK_MAX": "2",
+    "SLURM_ARRAY_TASK_COUNT": "3",
+}
 
 
 @pytest.mark.parametrize(
@@ -72,3 +78,12 @@ def test_what_a_job_finished_is_verified_without_decoding_it_again(tmp_path, arg
     more = {"WRITES": "out/manifest.json"} if writes else {}
     code, calls = job(tmp_path, "0 0", "convert.sbatch", *arguments, **more)
     assert code == 0 and calls[1:] == ["shards verify out --no-decode --workers 1"][:writes]
+
+
+@pytest.mark.parametrize(
+    "more, task",
+    [({}, "1/3"), ({"SLURM_ARRAY_TASK_COUNT": "2"}, ""), ({"SLURM_ARRAY_TASK_COUNT": "2", "TASKS": "9"}, "1/9")],
+)
+def test_tasks_that_are_run_again_have_the_parts_that_they_had(tmp_path, more, task):
+    code, calls = job(tmp_path, "0", "convert.sbatch", "raw", "out", **(ARRAY | more))
+    assert (code, calls) == ((0, [f"shards convert raw out --workers 1 --task {task}"]) if task else (2, []))

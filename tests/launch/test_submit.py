@@ -48,7 +48,7 @@ def test_a_conversion_takes_its_setup_from_the_environment_too(tmp_path):
     assert "SETUP" not in alone
     (tmp_path / "env.sh").touch()
     named = subprocess.run([*convert, "--setup", tmp_path / "env.sh"], cwd=ROOT, capture_output=True, check=True).stdout
-    assert named.count(f"--export=ALL,SETUP={tmp_path}/env.sh".encode()) == 3
+    assert named.count(f"--export=ALL,TASKS=2,SETUP={tmp_path}/env.sh".encode()) == 3
 
 
 @pytest.mark.parametrize(
