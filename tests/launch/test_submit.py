@@ -24,6 +24,11 @@ def test_it_shows_what_it_would_submit():
     )
 
 
+def test_gpus_may_be_of_a_type():
+    shown = submit("configs/demo.yaml", "--gpus", "a100:4", "--cpus", "8", "--dry-run").stdout
+    assert "RANKS_PER_NODE=4 " in shown and "--gpus-per-node=a100:4 " in shown
+
+
 @pytest.mark.parametrize("name", ["swav/resnet50_800ep", "swav/resnet50_800ep.yaml"])
 def test_a_recipe_goes_by_its_name(name):
     assert f"launch/slurm/pretrain.sbatch {name} " in submit(name, "--dry-run").stdout
@@ -95,6 +100,7 @@ def test_a_folder_of_something_else_is_no_slurm_in_a_box(tmp_path):
     [
         (["configs/nowhere.yaml"], "no such configuration"),
         (["configs/demo.yaml", "--setup", "nowhere.sh"], "no such file (--setup)"),
+        (["configs/demo.yaml", "--gpus", "a100"], "--gpus a100: expected a number, or TYPE:NUMBER"),
         (["configs/demo.yaml", "--chain", "0"], "expected a number of jobs"),
         (["configs/demo.yaml", "configs/demo.yaml"], "two configurations"),
         (["configs/demo.yaml", "--nodes"], "--nodes needs a value"),
