@@ -121,7 +121,7 @@ def _parser() -> Parser:
     command.add_argument("--markdown", action="store_true", help="all keys, as in docs/configuration.md")
 
     command = _command(commands, "evaluate", _evaluate, "measure the frozen features of a run on labelled shards")
-    command.add_argument("protocol", metavar="PROTOCOL", help="how to measure; a wrong name lists all")
+    command.add_argument("protocol", metavar="PROTOCOL[,...]", help="how to measure; a wrong name lists all")
     command.add_argument(
         "runs", nargs="+", metavar="RUN", help="folders of runs, RUN/checkpoints/step-..., or files of weights"
     )
@@ -310,11 +310,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     places = [word for word in words if word not in overrides]
     _require_threads()
     from largescale.evaluate.measure import evaluate
+    from largescale.evaluate.protocols import settings_for
     from largescale.evaluate.table_of_runs import table
 
-    records = evaluate(arguments.protocol, *places, overrides=overrides)
-    if own_rank() <= 0:
-        sys.stdout.write(table(places, records) + "\n")
+    for protocol, own in settings_for(arguments.protocol.split(","), overrides).items():
+        records = evaluate(protocol, *places, overrides=own)
+        if own_rank() <= 0:
+            sys.stdout.write(table(places, records) + "\n")
+            sys.stdout.flush()
 
 
 def _finetune(arguments: argparse.Namespace) -> None:

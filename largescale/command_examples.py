@@ -24,7 +24,7 @@ EXAMPLES = {
   largescale config configs/demo.yaml""",
     "evaluate": """examples:
   largescale evaluate knn runs/demo
-  largescale evaluate linear runs/demo evaluate.linear_epochs=50
+  largescale evaluate knn,linear runs/demo evaluate.linear_epochs=50
   largescale evaluate knn runs/a runs/b runs/b/checkpoints/step-00001000 data.eval_shards=data/other-test
   largescale evaluate knn resnet50.pth evaluate.train_shards=data/train data.eval_shards=data/test
   torchrun --standalone --nproc-per-node=2 -m largescale evaluate knn runs/demo""",

@@ -6,7 +6,7 @@ two seconds of a processor to import, are therefore imported by the functions th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -240,3 +240,17 @@ def check_settings(name: str, overrides: list[str]) -> None:
                 f"{override}: used by `largescale evaluate {' and '.join(owners)}` alone; the settings of {name} "
                 f"itself are {ours}"
             )
+
+
+def settings_for(names: Sequence[str], overrides: Sequence[str]) -> dict[str, list[str]]:
+    """The overrides that each of some protocols gets: all but those that only others of them use.
+
+    Raises:
+        InputError: there is no protocol of a name, or none of them uses an override of protocols.
+    """
+    given: dict[str, list[str]] = {}
+    for name in names:
+        own = [one for one in overrides if name in (owners := owners_of(one)) or not set(owners) & set(names)]
+        check_settings(name, own)
+        given[name] = own
+    return given

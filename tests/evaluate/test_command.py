@@ -20,6 +20,7 @@ from largescale.config import load_config
 from largescale.data.corpora import open_corpus
 from largescale.data.decode import decode
 from largescale.data.reader import ShardReader
+from largescale.evaluate import measure, table_of_runs
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.headline import headlines
 from largescale.evaluate.measure import evaluate
@@ -168,6 +169,17 @@ def test_what_cannot_be_measured_is_said_in_a_line(run, capsys, words, line):
     assert main(["evaluate", *(word.replace("RUN", str(run)) for word in words)]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ") and line.replace("RUN", str(run)) in last
+
+
+def test_several_protocols_get_the_settings_that_are_theirs(monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr(measure, "evaluate", lambda protocol, run, overrides: called.append((protocol, overrides)))
+    monkeypatch.setattr(table_of_runs, "table", lambda places, records: "")
+    given = ["evaluate.knn_temperature=1", "evaluate.linear_epochs=3", "data.workers=0"]
+    assert main(["evaluate", "knn,linear", "runs/a", *given]) == 0
+    assert called == [("knn", [given[0], given[2]]), ("linear", given[1:])]
+    assert main(["evaluate", "knn,linear", "runs/a", "evaluate.svm_labels=cls"]) == 2 and len(called) == 2
+    assert "used by `largescale evaluate svm` alone" in capsys.readouterr().err
 
 
 def test_an_accuracy_of_earlier_weights_is_not_that_of_the_run(run, tmp_path, shard_folder):

@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.commands import ROOT
 
-ALL = [f"largescale {what}" for what in ("evaluate knn runs/a", "evaluate linear runs/a", "report runs/a")]
+ALL = ["largescale evaluate knn,linear runs/a", "largescale report runs/a"]
 
 
 def job(folder: Path, codes: str, script: str, *arguments: str, **more: str) -> tuple[int, list[str]]:
@@ -36,7 +36,7 @@ def job(folder: Path, codes: str, script: str, *arguments: str, **more: str) -> 
 @pytest.mark.parametrize(
     "codes, more, expected",
     [
-        ("0 0 0", {}, (0, ALL)),
+        ("0 0", {}, (0, ALL)),
         ("0 143", {}, (143, [*ALL[:2], "scontrol requeue 5"])),  # preempted
         ("0 143", {"SLURM_RESTART_COUNT": "100"}, (143, ALL[:2])),
         ("0 2", {}, (2, ALL[:2])),
