@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import largescale.cli
 import shards.cli
 from largescale.config import load_config
+from largescale.methods import METHODS
 from tests.helpers.commands import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -62,6 +64,13 @@ def test_paths_and_links_exist(page):
     linked = [str((page.parent / link).relative_to(ROOT)) for link in re.findall(r"\]\(([^)#:]+)\)", text)]
     missing = [path for path in quoted + linked if "NAME" not in path and not (ROOT / path).exists()]
     assert not missing
+
+
+def test_methods_that_no_gpu_has_run_are_named():
+    pages = (ROOT / "benchmarks/results").glob("gpu_check_nvidia-*.json")
+    run = {row["what"] for page in pages for row in json.loads(page.read_text())["rows"]}
+    told = (ROOT / "docs/gpu-check.md").read_text().rpartition("Not run on a GPU yet:")[2]
+    assert set(re.findall(r"`(\w+)`", told)) == set(METHODS) - run
 
 
 def test_make_targets_exist():
