@@ -66,6 +66,13 @@ def test_paths_and_links_exist(page):
     assert not missing
 
 
+def test_what_spans_micro_batches_is_told_of_every_method_that_offers_it():
+    section = (ROOT / "docs/scaling-out.md").read_text().partition("## Micro-batches")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`\w.*) \| .* \| (.*) \|$", section, re.MULTILINE)
+    told = {name for names, spans in rows if not spans.startswith("refused") for name in re.findall(r"`(\w+)`", names)}
+    assert told == {name for name, method in METHODS.items() if "global_batch" in method.Settings.loss_spans}
+
+
 def test_methods_that_no_gpu_has_run_are_named():
     pages = (ROOT / "benchmarks/results").glob("gpu_check_nvidia-*.json")
     run = {row["what"] for page in pages for row in json.loads(page.read_text())["rows"]}

@@ -176,8 +176,8 @@ def _check_loss_spans(config: Config) -> None:
         spans in possible,
         "train.loss_spans",
         spans,
-        f"{' or '.join(possible)} with method.name={config.method.name}, whose loss compares no images of a batch: "
-        "global_batch would cost a forward pass and change nothing",
+        f"{' or '.join(possible)} with method.name={config.method.name}, whose loss compares no images "
+        "beyond a micro-batch: global_batch would cost a forward pass and change nothing",
     )
 
 

@@ -81,7 +81,7 @@ def test_a_loss_that_compares_no_images_refuses_to_span_the_global_batch():
             mini(name, GLOBAL_BATCH)
         assert str(refusal.value).startswith(
             f"train.loss_spans=global_batch: expected micro_batch with method.name={name}, whose loss compares "
-            "no images of a batch"
+            "no images beyond a micro-batch"
         )
     with pytest.raises(InputError, match=r"train\.loss_spans=all: expected micro_batch or global_batch"):
         mini("simclr", "train.loss_spans=all")
