@@ -225,6 +225,27 @@ def test_conversion_as_a_job_array_gives_the_bytes_of_one_process(box, sample_im
     assert array == one and len(json.loads(one["manifest.json"])["shards"]) > 4
 
 
+def test_preempted_tasks_of_a_conversion_are_queued_again_and_the_merge_waits(box, tmp_path):
+    programs, calls = tmp_path / "programs", tmp_path / "calls"
+    programs.mkdir()
+    (programs / "shards").write_text(
+        f'#!/usr/bin/env bash\ntrap "exit 143" TERM\necho "$1 ${{*: -1}} $SLURM_RESTART_COUNT" >>{calls}\n'
+        '[ -z "$SLURM_ARRAY_TASK_ID" ] || [ "$SLURM_RESTART_COUNT" = 1 ] || while :; do sleep 0.1; done\n'
+    )
+    (programs / "shards").chmod(0o755)
+    (tmp_path / "setup.sh").write_text(f"export PATH={programs}:$PATH\n")
+    setup = ["--setup", tmp_path / "setup.sh"]
+    last = box.call(LAUNCH / "convert", tmp_path, tmp_path / "out", "--tasks", 2, *setup).split()[-1]
+    box.wait(last, lambda: calls.is_file() and len(calls.read_text().splitlines()) == 3)
+    options = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
+    box.call("sbatch", *options, "--wrap=sleep 1")
+    box.wait_for_end(last)
+    lines = [line.split() for line in calls.read_text().splitlines()]
+    assert lines[0] == ["convert", "0/0"] and lines[-1][0] == "merge"
+    assert sorted(lines[1:3]) == [["convert", "0/2"], ["convert", "1/2"]]
+    assert sorted(lines[3:-1]) == [["convert", "0/2", "1"], ["convert", "1/2", "1"]]
+
+
 @pytest.fixture
 def old_job(box, steady, tmp_path):
     """A job of one node that trains with two ranks and stands still; its number, its ranks, and the run's folder."""
