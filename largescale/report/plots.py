@@ -96,14 +96,15 @@ def curves(
         references: values of dashed horizontal lines by label.
         limits: of the vertical axis.
         smooth: logged lines that a running average spans; what it averages stays as a faint line. 0 does not smooth.
-        log: both axes logarithmic; the first step is 1.
+        log: both axes logarithmic; the first step is 1. What is not above 0 is left out, and some value must be.
         legend: whether lines are named in the panel; references always are.
     """
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(5.4, 2.9))
         for line in lines:
             _draw(axes, line, smooth, log, legend)
-        for label, value in (references or {}).items():
+        references = {label: value for label, value in (references or {}).items() if value > 0 or not log}
+        for label, value in references.items():
             axes.axhline(value, color=FAINT, linestyle="--", linewidth=1.2, label=label)
         axes.set_title(title)
         axes.set_xlabel("step")

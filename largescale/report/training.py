@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from matplotlib.figure import Figure
 
@@ -31,7 +31,7 @@ class Panel:
 
     Attributes:
         name: of the file with `--figures`.
-        log: whether it is also worth drawing with logarithmic axes.
+        log: whether it is also worth drawing with logarithmic axes, if any value is above 0.
     """
 
     name: str
@@ -56,7 +56,7 @@ def section_of(runs: Sequence[ReportedRun], smooth: int | None) -> str:
     shown = "".join(_figure(panel, drawn, smooth, log=False) for panel in panels)
     logs = "".join(_figure(panel, drawn, smooth, log=True) for panel in panels if panel.log)
     body = f'{plots.legend([(run.label, run.number) for run in runs])}<div class="grid">{shown}</div>'
-    body += details("Loss, gradient and rates on logarithmic axes", f'<div class="grid">{logs}</div>')
+    body += details("Loss, gradient and rates above 0, on logarithmic axes", f'<div class="grid">{logs}</div>')
     return section("Training", _says(drawn, smooth), body)
 
 
@@ -107,7 +107,8 @@ def panels_of(runs: Sequence[ReportedRun]) -> Iterator[Panel]:
         columns = {label: key for label, key in panel.columns.items() if _has(runs, key)}
         new = {label: key for label, key in columns.items() if key not in taken}
         taken |= set(columns.values())
-        yield from _apart(panel, new, several=len(runs) > 1)
+        log = panel.log and any(value > 0 for run in runs for key in new.values() for value in run.column(key))
+        yield from _apart(replace(panel, log=log), new, several=len(runs) > 1)
     keys = dict.fromkeys(key for run in runs for row in run.metrics for key in row)
     for key in keys:
         if key not in taken and key not in _NOT_CURVES and _has(runs, key):

@@ -7,6 +7,7 @@ largescale/report/verdict.py
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from largescale.cli import main
 from largescale.evaluate.made_from import VERSION
 from largescale.evaluate.results import write_result
+from largescale.methods import METHODS
 from largescale.report import measurements, plots, settings, time_spent, training, verdict
 from largescale.report.page import Wanted, report
 from largescale.report.reported_run import read_runs
@@ -101,6 +103,16 @@ def test_runs_are_compared_in_colours_and_settings(tmp_path):
     assert "optim.lr" in table and "0.5" in table and "2.0" in table and "train.steps" not in table
     same = read_runs([tmp_path / "a", tmp_path / "a"])
     assert "No setting differs" in settings.differing(same) and same[0].label == str(tmp_path / "a")
+
+
+def test_losses_below_zero_have_no_logarithm(tmp_path):
+    (run,) = read_runs([make_run(tmp_path / "a")])
+    simsiam = METHODS["simsiam"].Settings(name="simsiam")  # whose reference is -1
+    run = replace(run, config=replace(run.config, method=simsiam))
+    below = replace(run, metrics=[row | {"loss": row["loss"] - 4} for row in run.metrics])
+    assert "loss-log" not in training.section_of([below], None) and "loss-log" in training.section_of([run], None)
+    log = {panel.name: panel.log for panel in training.panels_of([below])}
+    assert log["gradient-norm"] and not log["loss"]
 
 
 def test_a_page_of_several_runs(tmp_path, capsys):
