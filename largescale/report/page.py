@@ -55,13 +55,15 @@ def report(run_dirs: Sequence[Path], wanted: Wanted) -> Iterator[Path]:
         raise InputError("--watch and --smooth: expected 0 or more")
     if wanted.out and wanted.out.is_dir():
         raise InputError(f"--out {wanted.out}: is a folder; name a file in it, such as {wanted.out / 'report.html'}")
-    path, running = write_report(run_dirs, wanted)
-    yield path
-    if wanted.figures:
-        yield from write_figures(run_dirs, wanted.figures, smooth=wanted.smooth)
-    while running and wanted.watch_s:
+    told = set[Path]()
+    while True:
+        path, running = write_report(run_dirs, wanted)
+        figures = write_figures(run_dirs, wanted.figures, smooth=wanted.smooth) if wanted.figures else []
+        yield from (one for one in (path, *figures) if one not in told)
+        told |= {path, *figures}
+        if not (running and wanted.watch_s):
+            return
         time.sleep(wanted.watch_s)
-        _, running = write_report(run_dirs, wanted)
 
 
 def write_report(run_dirs: Sequence[Path], wanted: Wanted) -> tuple[Path, bool]:

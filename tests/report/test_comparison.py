@@ -137,14 +137,18 @@ def test_a_run_under_way_says_where_it_stands_and_the_page_loads_itself_again(tm
     path = make_run(tmp_path / "a", num_lines=20)
     write_status(path, "running", 0, 100)
     lease = take_folder(path, lease_s=20, wait_s=0)
-    written = report([path], Wanted(watch_s=0.01))
+    written = report([path], Wanted(watch_s=0.01, figures=tmp_path))
     assert next(written) == path / "report.html"
     page = (path / "report.html").read_text()
     assert 'http-equiv="refresh" content="0.01"' in page and "Running, step 40 of 100 (40%)" in page
     assert "30 s left" in page
     lease.release()
     write_status(path, "complete", 100, 100)
-    assert list(written) == []
+    shown = set(tmp_path.glob("*.*"))
+    for one in shown:
+        one.write_text("of the first round")
+    assert set(written) == shown and (tmp_path / "loss.svg") in shown
+    assert all(one.stat().st_size > 1000 for one in shown)  # drawn again
     page = (path / "report.html").read_text()
     assert "http-equiv" not in page and "Complete, step 100 of 100" in page
 
