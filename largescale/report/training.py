@@ -63,7 +63,7 @@ def section_of(runs: Sequence[ReportedRun], smooth: int | None) -> str:
 def figures(runs: Sequence[ReportedRun], smooth: int | None) -> Iterator[tuple[str, Figure]]:
     """All curves for files, with their names."""
     drawn = [run for run in runs if run.metrics]
-    for panel in panels_of(drawn):
+    for panel in panels_of(drawn) if drawn else ():
         yield panel.name, draw(panel, drawn, smooth, legend=True)
         if panel.log:
             yield f"{panel.name}-log", draw(panel, drawn, smooth, log=True, legend=True)

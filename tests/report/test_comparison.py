@@ -115,6 +115,12 @@ def test_losses_below_zero_have_no_logarithm(tmp_path):
     assert log["gradient-norm"] and not log["loss"]
 
 
+def test_before_the_first_line_there_are_no_figures(tmp_path, capsys):
+    path = make_run(tmp_path / "a", num_lines=0)
+    assert main(["report", str(path), "--figures", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{path / 'report.html'}\n"
+
+
 def test_a_page_of_several_runs(tmp_path, capsys):
     runs = [make_run(tmp_path / name, f"name={name}") for name in ("a", "b")]
     measured(runs[0], 0.8, 0.6)
