@@ -54,8 +54,11 @@ class ReportedRun:
 
     @property
     def interval_steps(self) -> np.ndarray:
-        """Steps [N] that each logged line sums up."""
-        return np.diff([-1, *self.steps])
+        """Steps [N] that each logged line sums up; of the first no more than are logged together, since a run may begin
+        at a later step than 0.
+        """
+        before = [max(-1, first - self.config.run.log_every) for first in self.steps[:1]]
+        return np.diff(before + self.steps)
 
     @property
     def seconds(self) -> float:

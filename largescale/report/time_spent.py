@@ -11,7 +11,7 @@ from largescale.report.html_parts import escape, missing, section, table
 from largescale.report.reported_run import ReportedRun
 
 COMPUTING, WAITING, AUGMENTING, SAVING = "computing", "waiting for data", "augmenting", "saving"
-MEASURING = "measuring online"
+PHASES, MEASURING = "offline phases", "measuring online"
 
 
 def section_of(runs: Sequence[ReportedRun]) -> str:
@@ -42,6 +42,7 @@ def spent(run: ReportedRun) -> dict[str, float]:
     once = np.ones(len(steps))
     waiting, augmenting = sum_of("data_wait_s", steps), sum_of("augment_s", steps)
     parts = {WAITING: max(0.0, waiting - augmenting), AUGMENTING: augmenting, SAVING: sum_of("save_s", once)}
+    parts[PHASES] = sum_of("phase_s", once)
     computing = max(0.0, run.seconds - sum(parts.values()))
     parts = {COMPUTING: computing, **parts, MEASURING: sum_of("online_s", once)}
     return {kind: seconds for kind, seconds in parts.items() if seconds > 0}

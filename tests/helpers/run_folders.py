@@ -13,7 +13,7 @@ from tests.helpers.commands import TINY
 def make_run(path: Path, *overrides: str, fall: float = 1.0, num_lines: int = 40, state: str = "complete") -> Path:
     """The folder of a run whose loss falls by `fall`, with a line every second step."""
     path.mkdir(parents=True)
-    config = load_config(TINY, [f"run.dir={path}", "data.shards=/data/train", *overrides])
+    config = load_config(TINY, [f"run.dir={path}", "data.shards=/data/train", "run.log_every=2", *overrides])
     (path / "config.yaml").write_text(to_yaml(config))
     rows = [
         {

@@ -88,6 +88,15 @@ def test_time_adds_up(tmp_path):
     assert spent == pytest.approx(
         {"computing": 20.0, "waiting for data": 12.0, "augmenting": 4.0, "saving": 4.0, "measuring online": 10.0}
     )
+    run.metrics[0]["phase_s"] = 5.0  # before a step of the interval
+    assert time_spent.spent(run) == pytest.approx({**spent, "computing": 15.0, "offline phases": 5.0})
+
+
+def test_a_run_that_begins_at_a_later_step_took_no_time_for_those_before(tmp_path):
+    (run,) = read_runs([make_run(tmp_path / "a")])
+    later = replace(run, metrics=run.metrics[10:])
+    assert later.interval_steps.tolist() == [2] * 30 and later.seconds == pytest.approx(30.0)
+    assert replace(run, metrics=[]).seconds == 0
 
 
 def test_runs_are_compared_in_colours_and_settings(tmp_path):
