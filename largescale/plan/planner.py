@@ -57,7 +57,7 @@ def plan(config: Config, request: Request, *, advise: bool = True) -> dict[str, 
             not fit the GPUs.
     """
     _check(request)
-    config = _in_half_precision(config, request)
+    config = in_half_precision(config, request.gpu)
     step = simulate(config, request.gpus, request.images)
     guess = estimate(step, gpu_named(request.gpu), request.gpus_per_node, request.assume)
     found = _describe(config, request, step, guess)
@@ -101,11 +101,11 @@ def _check(request: Request) -> None:
         raise InputError(f"--price {request.price}: expected a price of a GPU for an hour, 0 or more")
 
 
-def _in_half_precision(config: Config, request: Request) -> Config:
+def in_half_precision(config: Config, gpu: str) -> Config:
     """Half precisions, as training on these GPUs takes them for auto: theirs, if the strategy trains in it."""
     if config.train.precision not in ("auto", "bf16", "fp16"):
         return config
-    half = gpu_named(request.gpu).half
+    half = gpu_named(gpu).half
     if half not in STRATEGIES[config.parallel.strategy].precisions:
         half = "bf16"
     return replace(config, train=replace(config.train, precision=half))
@@ -113,7 +113,7 @@ def _in_half_precision(config: Config, request: Request) -> Config:
 
 def other_precision(config: Config, request: Request) -> str:
     """What to say where a recipe chooses one half precision and the plan is in the other; empty if it is the same."""
-    chosen, planned = config.train.precision, _in_half_precision(config, request).train.precision
+    chosen, planned = config.train.precision, in_half_precision(config, request.gpu).train.precision
     if chosen in ("auto", planned):
         return ""
     gpu, strategy = gpu_named(request.gpu), f"parallel.strategy={config.parallel.strategy}"

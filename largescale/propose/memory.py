@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 import yaml
 
+from largescale.config import Config
 from largescale.methods import METHODS
 from largescale.methods.choice import Choice
+from largescale.parallel import auto_precision
 from largescale.plan.changes import fitting_changes
 from largescale.plan.hardware import Assumptions
+from largescale.plan.planner import in_half_precision
 from largescale.plan.simulate import Simulation, simulate
 from largescale.propose.proposal import LEAST_BATCH, Proposal, as_config
 from shards.ground.errors import InputError
@@ -31,8 +35,14 @@ def fitted(proposal: Proposal, epochs: Choice) -> Proposal:
         return proposal
     available = proposal.machine.gpu_gb * 1e9 * (1 - assume.slack) - assume.reserve_gb * 1e9
 
+    def config_of(one: Proposal) -> Config:
+        config = as_config(one.choices(epochs))
+        if one.machine.here:
+            return auto_precision.of_device(config, torch.device("cuda"))
+        return in_half_precision(config, one.machine.gpu)
+
     def step_of(one: Proposal) -> Simulation:
-        return simulate(as_config(one.choices(epochs)), gpus, one.corpus.num_samples)
+        return simulate(config_of(one), gpus, one.corpus.num_samples)
 
     step = step_of(proposal)
     while step.most_held > available and proposal.batch // 2 >= gpus * max(LEAST_BATCH, _LEAST_PER_GPU):
@@ -42,7 +52,7 @@ def fitted(proposal: Proposal, epochs: Choice) -> Proposal:
     if step.most_held <= available:
         return replace(proposal, fitting={"parallel.strategy": Choice("ddp", needed)})
     changes = fitting_changes(
-        as_config(proposal.choices(epochs)),
+        config_of(proposal),
         gpus,
         step,
         available=available,

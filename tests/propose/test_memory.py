@@ -23,11 +23,18 @@ def narrow(gpu_gb: float, method: str = "swav", batch: int = 256):
 
 
 def test_what_fits_in_a_smaller_batch_gets_its_rate():
-    before = narrow(2.2, batch=64)  # 0.7 GB of 0.6, in half the batch 0.35
+    before = narrow(1.9, batch=64)  # 0.4 GB of 0.3, in half the batch 0.2
     tight = fitted(before, EPOCHS)
     assert tight.batch == 32 and "by the planner a step needs " in tight.fitting["parallel.strategy"].reason
     rates = [one.choices(EPOCHS)["optim.lr"].value for one in (before, tight)]
     assert rates[0] / rates[1] == pytest.approx(2, rel=0.01)
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_it_fits_in_the_precision_that_it_will_train_in(here, monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
+    before = narrow(2.2, batch=64)  # 0.4 GB of 0.6; in fp32 0.7
+    assert fitted(replace(before, machine=replace(before.machine, here=here)), EPOCHS).batch == 64
 
 
 def test_what_fits_by_no_change_is_refused():
