@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from largescale.config import MethodConfig
+from largescale.data.loader import choose_counts
 from largescale.methods import METHODS, Method
 from largescale.methods.choice import Choice
 from largescale.propose.corpus import CorpusFacts, look_at
@@ -83,10 +84,17 @@ def _measured(proposal: Proposal) -> Rate:
 
 
 def _alone(proposal: Proposal) -> str:
-    """The recipe with the batch of one GPU, and without what a run only begins with."""
+    """The recipe with the batch and loaders of one GPU, and without what a run only begins with."""
     choices, gpus = proposal.choices(_TRIED), max(1, proposal.machine.gpus)
     own = METHODS[proposal.method].without_start()
-    values = {"train.global_batch": proposal.batch // gpus, **{f"method.{key}": value for key, value in own.items()}}
+    workers, threads = choose_counts(-1, 0, local_ranks=gpus, on_gpu=proposal.machine.gpus > 0)
+    values = {
+        "data.workers": workers,
+        "data.threads": threads,
+        "data.prefetch": 1,  # what was made before the steps that are counted would hide slow loaders
+        "train.global_batch": proposal.batch // gpus,
+        **{f"method.{key}": value for key, value in own.items()},
+    }
     if (supports := as_config(choices).method.supports()) is not None and gpus > 1:
         values["method.support.images"] = math.ceil(supports.images / gpus)  # of each class, so a few more at most
     return written([], choices | {key: Choice(value, "") for key, value in values.items()})

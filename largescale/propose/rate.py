@@ -55,7 +55,7 @@ def measured(recipe: str, machine: Machine) -> Rate:
     """Train by a recipe for some steps, in a process of its own and a folder that is removed, on one GPU or the CPU.
 
     Args:
-        recipe: YAML, with the batch of one GPU.
+        recipe: YAML, with the batch and loaders of one GPU.
         machine: this one; with several GPUs each is taken to be as fast as the one that is measured.
 
     Raises:

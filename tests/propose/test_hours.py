@@ -69,6 +69,14 @@ def trial_of(method: str, tmp_path) -> Config:
     return load_config(path)
 
 
+def test_a_single_gpu_is_measured_with_its_part_of_the_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(64), raising=False)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(_alone(replace(proposed(machine=EIGHT), shards="unset")))
+    data = load_config(path).data
+    assert (data.workers, data.threads, data.prefetch) == (2, 3, 1)  # 7 of 8 cores, and few batches made before
+
+
 def test_a_single_gpu_is_measured_with_its_part_of_the_supports(tmp_path):
     eight = proposed(replace(PHOTOS, num_classes=365), EIGHT, "paws")
     whole = as_config(eight.choices(Choice(100.0, ""))).method.supports()
