@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from largescale.config import Config
 from largescale.config.slots import schema_for
 from largescale.data.batches import Buffers
+from largescale.data.corpora import open_corpora
 from largescale.plan.changes import first_guess, fitting_changes
 from largescale.plan.simulate import Simulation, simulate
 from shards.ground.worker_processes import die_with_parent
@@ -40,19 +41,19 @@ def main() -> None:
     written = OmegaConf.create(request["config"])
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema_for(written.method.name)), written))
     assert isinstance(config, Config)
-    ranks = request["ranks"]
+    ranks, images = request["ranks"], sum(int(corpus.shard_sizes().sum()) for corpus in open_corpora(config.data))
 
     def needed(changed: Config, step: Simulation) -> float:
         beyond = _GPU_RESERVE if request["on_gpu"] else _HOST_RESERVE + _of_the_host(changed, step, ranks)
-        return (step.peak + beyond) * (1 + _SLACK)
+        return (step.most_held + beyond) * (1 + _SLACK)
 
-    failed = simulate(config, ranks)
+    failed = simulate(config, ranks, images)
     _write(needed=needed(config, failed))
     available = min(request["available"], _BELOW_WHAT_FAILED * needed(config, failed))
     guess = first_guess(config, ranks, failed, available=available, needed=needed)
     if guess is not None:
         _write(overrides=guess.overrides, needed=guess.needed, fits=True, guessed=True)
-    for change in fitting_changes(config, ranks, failed, available=available, needed=needed):
+    for change in fitting_changes(config, ranks, failed, available=available, needed=needed, images=images):
         _write(overrides=change.overrides, needed=change.needed, fits=change.fits)
 
 

@@ -11,6 +11,7 @@ import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,19 @@ import torch
 from PIL import Image
 from torch.distributed import HashStore
 
-from largescale.config import load_config
+from largescale.config import load_config, to_yaml
 from largescale.distributed.out_of_memory import OutOfMemory, line_of_memory
 from largescale.evaluate.extract import extract, labelled_corpus
+from largescale.plan import what_fits
+from largescale.plan.simulate import simulate
 from largescale.run.memory import footprint, host_bytes
 from largescale.run.memory_advice import _RAN_OUT, _SAID, _let_first_speak, _worded, memory_advice
 from largescale.run.status import read_status
 from shards.cli import main as shards
+from shards.format.manifest import read_manifest
 from tests.helpers.commands import ROOT, run_python
 from tests.helpers.streams import make_stream
+from tests.methods.harness import mini
 
 TINY = ROOT / "tests" / "tiny.yaml"
 LARGE = [
@@ -55,6 +60,8 @@ def more_memory_at_most(num_bytes: float) -> Iterator[None]:
 ONE_IMAGE = """
 import ctypes, resource, sys
 from largescale.distributed.out_of_memory import OutOfMemory
+from largescale.plan import what_fits
+from largescale.plan.simulate import simulate
 from largescale.run.memory import footprint
 from tests.helpers.streams import make_stream
 
@@ -112,6 +119,21 @@ def test_a_step_that_does_not_fit_is_told_what_does_and_that_fits(tiny_overrides
     status = read_status(tmp_path / "run")
     assert status["state"] == "failed" and status["reason"] == line.removeprefix("error: ")
     run_python("-c", LIMITED, tmp_path / "second", *command, advice.group(1))
+
+
+def test_it_is_planned_for_the_images_of_the_run_and_their_offline_phases(shard_folder, monkeypatch, capsys):
+    words = ["train.precision=fp32", "train.steps=0", "train.epochs=3", "train.global_batch=8", "evaluate.batch=200"]
+    config = mini("pcl", f"data.shards={shard_folder}", "method.warmup_epochs=1", *words)
+    step = simulate(config, 1, read_manifest(shard_folder).num_samples)
+    assert step.held_in_a_phase > step.peak
+    request = {"config": to_yaml(config), "ranks": 1, "available": 10**12, "on_gpu": True, "cpu_s": 60}
+    monkeypatch.setattr("sys.stdin", StringIO(json.dumps(request)))
+    for name in ("die_with_parent", "resource.setrlimit"):  # they are for a process of its own
+        monkeypatch.setattr(f"largescale.plan.what_fits.{name}", lambda *arguments: None)
+    monkeypatch.setattr("largescale.plan.what_fits.fitting_changes", lambda *arguments, **others: [])
+    what_fits.main()
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert first["needed"] == pytest.approx((step.most_held + 1.5e9) * 1.1)
 
 
 def test_what_is_said_of_a_run_that_has_begun(tmp_path):
