@@ -33,7 +33,7 @@ from largescale.curate.wish import Wish
 from largescale.curate.workshop import RECORD, Workshop, remove_workshop, workshop
 from largescale.distributed.launch import own_launch
 from largescale.processes import barrier, from_rank_0, on_rank_0, together, world_size
-from largescale.run.memory import footprint, host_bytes
+from largescale.run.memory import footprint, gpu_bytes, host_bytes
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write, sync_folder
@@ -52,7 +52,7 @@ class Places:
         features: folder of `largescale features`.
         out: folder to make.
         shards: that the features are of; None if they are not at hand.
-        memory_gb: that a rank may use; 0 takes what this machine has.
+        memory_gb: that a rank may use; 0 takes what this machine has, or its GPU if that is less.
     """
 
     features: Path
@@ -77,7 +77,7 @@ def curate(places: Places, wish: Wish, device: torch.device) -> str:
     on_rank_0(lambda: done.append(_done(places, stamp, embeddings)))
     if found := from_rank_0(done[-1]):
         return found
-    limit = _limit(places)
+    limit = _limit(places, device)
     needed = memory.stages(embeddings, wish, world_size())
     together(lambda: memory.check(needed, limit))
     name, size = memory.most(needed)
@@ -100,13 +100,14 @@ def _embeddings(places: Places) -> Embeddings:
     return read_embeddings(places.features, read_manifest(places.shards) if places.shards else None)
 
 
-def _limit(places: Places) -> float:
+def _limit(places: Places, device: torch.device) -> float:
     if places.memory_gb < 0:
         raise InputError(f"--memory-gb={places.memory_gb}: expected 0 or more")
     if places.memory_gb:
         return places.memory_gb * 1e9
     launch = own_launch()
-    return host_bytes(max(1, launch.local_ranks) if launch else 1, footprint())
+    here = host_bytes(max(1, launch.local_ranks) if launch else 1, footprint())
+    return min(here, gpu_bytes()) if device.type == "cuda" else here
 
 
 def _done(places: Places, stamp: dict[str, Any], embeddings: Embeddings) -> str:

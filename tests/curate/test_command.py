@@ -337,3 +337,9 @@ def test_a_coarse_cluster_that_does_not_fit_is_refused(tmp_path, monkeypatch):
     features = write_features(tmp_path / "features", rows)
     with pytest.raises(InputError, match=r"a coarse cluster of 89\d images: needs 0.89 GB on each rank, .* --coarse"):
         make(features, tmp_path / "out", Wish(epsilon=0.01, coarse=9), memory_gb=0.5)
+
+
+def test_what_a_gpu_holds_is_checked_before_it_is_used(features, tmp_path, monkeypatch):
+    monkeypatch.setattr("largescale.curate.command.gpu_bytes", lambda: 10_000)
+    with pytest.raises(InputError, match=r"needs \S+ GB on each rank, and 0\.00 GB are allowed"):
+        curate(Places(features, tmp_path / "out"), WISH, torch.device("cuda"))
