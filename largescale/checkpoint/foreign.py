@@ -311,7 +311,7 @@ def _sizes(file: StateFile) -> tuple[int, int]:
     size, share = shape[2], of_timm.get("crop_pct")
     resize = _parsed(file.metadata.get("resize", "null"))
     if type(resize) is not int and isinstance(share, int | float) and 0.1 <= share <= 1:
-        resize = round(size / share)
+        resize = math.floor(size / share)  # as timm resizes
     return (resize if type(resize) is int and size <= resize <= _MOST_SIDE else size), size
 
 

@@ -320,6 +320,14 @@ def test_defaults_that_were_asked_for_otherwise_are_named_too(resnet, tmp_path):
         load_backbone(tmp_path / "file.pth", asked)
 
 
+@pytest.mark.parametrize("share, resize", [(0.875, 256), (0.95, 235), (1.0, 224)])
+def test_images_are_resized_as_timm_does(resnet, tmp_path, share, resize):
+    told = json.dumps({"input_size": [3, 224, 224], "crop_pct": share})
+    save_file(resnet.state_dict(), tmp_path / "file.safetensors", metadata={"pretrained_cfg": told})
+    found = load_backbone(tmp_path / "file.safetensors")
+    assert (found.resize, found.size) == (resize, 224)
+
+
 def test_no_part_of_a_backbone_is_taken(resnet, tmp_path):
     state = resnet.state_dict()
     own = "model.backbone=resnet model.depths=[1,2,1,1] model.width=8 model.block=bottleneck"
