@@ -21,6 +21,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         nargs="?",
         const="weights",
         default="",
+        choices=("weights", "masks"),  # else a RUN behind it would be taken for it, and said to be missing
         metavar="WHAT",
         help="a control: `weights` are drawn again under known masks (default), or `masks` are drawn",
     )

@@ -40,8 +40,6 @@ class Wish:
             raise InputError(f"--rounds={self.rounds}: expected at least 1")
         if self.rewind < 0:
             raise InputError(f"--rewind={self.rewind}: expected a step of the run, at least 0")
-        if self.random not in ("", WEIGHTS, MASKS):
-            raise InputError(f"--random={self.random}: expected {WEIGHTS} or {MASKS}")
         if self.random and self.one_shot:
             raise InputError(f"--one-shot: --random {self.random} prunes no trained weights; leave one of them out")
         if self.random == WEIGHTS and self.rewind:

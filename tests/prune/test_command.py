@@ -151,7 +151,6 @@ def test_mistakes_are_one_line(run, pruned, tmp_path, say):
         ([run, "--rewind", "3"], f"--rewind=3: {run} has no checkpoint of that step, but of 2, 4, 6; "),
         ([run, "--rewind", "6"], "--rewind=6: expected a step before 6, the last of"),
         ([run, "--rewind", "-1"], "--rewind=-1: expected a step of the run"),
-        ([run, "--random", "layers"], "--random=layers: expected weights or masks"),
         ([run, "--random", "--one-shot"], "--one-shot: --random weights prunes no trained weights"),
         ([run, "--random", "--rewind", "2"], "--rewind: --random weights begins with weights drawn again"),
         ([run, "--masks", tmp_path, "--one-shot"], "--one-shot finds masks of its own; leave one of them out"),
@@ -173,3 +172,11 @@ def test_mistakes_are_one_line(run, pruned, tmp_path, say):
         code, said = say(*words)
         assert code == 2 and said.count("\n") == 1 and says in said, said
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("words", [["--random", "runs/demo"], ["runs/demo", "--random", "layers"]])
+def test_what_to_draw_is_no_run(say, capsys, words):
+    with pytest.raises(SystemExit) as left:
+        say(*words)
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and f"argument --random: invalid choice: '{words[-1]}'" in said and "RUN" not in said
