@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from largescale.config import Config
-from largescale.data.length import NOMINAL
+from largescale.data.length import NOMINAL, Length
 from largescale.parallel import fsdp
 from largescale.parallel.strategies import STRATEGIES, drawn_in_pieces
 from largescale.plan.changes import fitting_changes
@@ -135,7 +135,7 @@ def emulated(plans: Sequence[dict[str, Any]], request: Request) -> str:
 
 def _describe(config: Config, request: Request, step: Simulation, guess: Estimate) -> dict[str, Any]:
     gpu, batch = gpu_named(request.gpu), config.train.global_batch
-    steps = config.train.steps or max(1, int(request.images // batch * config.train.epochs))
+    steps = Length.nominal(config, request.images).num_steps
     phases = _phases(request, step)
     hours = (steps * guess.step_s + phases.get("count", 0) * phases.get("seconds", 0)) / 3600
     parts = {

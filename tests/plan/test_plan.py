@@ -183,6 +183,11 @@ def test_the_command_says_what_a_run_takes(capsys):
     assert "memory per GPU" in text and "fits" in text and "images/s" in text and "assumed: math 0.5" in text
 
 
+def test_a_plan_has_the_steps_of_a_run():
+    config = configuration(["train.steps=0", "train.epochs=0.7", "train.global_batch=16"])
+    assert plan(config, Request(2, images=5 * 16))["steps"] == 4  # 3.5, to the nearest even number
+
+
 @pytest.mark.parametrize(
     "chosen, gpu, planned, said",
     [
