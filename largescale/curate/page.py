@@ -12,9 +12,8 @@ from largescale.curate.pictures import Pictures
 from largescale.curate.result import LevelSizes, Outcome
 from largescale.curate.sizes_plot import sizes_figure
 from largescale.curate.summary import sentence
-from largescale.report import page as report_page
 from largescale.report import plots
-from largescale.report.html_parts import escape, missing, section, table
+from largescale.report.html_parts import document, escape, missing, section, table
 from shards.ground.files import atomic_write
 
 _CLUSTERS, _SHOWN, _LEAST = 8, 8, 10
@@ -43,15 +42,8 @@ def write_page(path: Path, record: dict[str, Any], outcome: Outcome, pictures: P
         _pairs(outcome, pictures),
         _settings(record),
     ]
-    style = Path(report_page.__file__).with_name("report.css").read_text()
     says = f"{sentence(record)}. Made {time.strftime('%Y-%m-%d %H:%M:%S')}."
-    header = f"<header><h1>Curation</h1><p>{escape(says)}</p></header>"
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Curation</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><style>{style}</style></head><body><main>'
-        f"{header}{''.join(parts)}</main></body></html>\n"
-    )
+    page = document("Curation", f"<h1>Curation</h1><p>{escape(says)}</p>", "".join(parts))
     with atomic_write(path) as file:
         file.write(page.encode())
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from largescale.prune import record
 from largescale.prune.curve import Point, figure_of, measured_by, points_of, read_curve
-from largescale.report import page as report_page
 from largescale.report import plots
-from largescale.report.html_parts import escape, missing, section, table
+from largescale.report.html_parts import document, escape, missing, section, table
 from shards.ground.files import atomic_write
 
 PAGE = "pruning.html"
@@ -24,15 +23,9 @@ def write_page(path: Path, run: Path, out: Path) -> None:
         out: folder of the rounds; curves of the same run in folders beside it are drawn too.
     """
     points = points_of(run, out)
-    style = Path(report_page.__file__).with_name("report.css").read_text()
     says = f"{run.name}, {len(points) - 1} rounds. Made {time.strftime('%Y-%m-%d %H:%M:%S')}."
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Pruning</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><style>{style}</style></head><body><main>'
-        f"<header><h1>Pruning</h1><p>{escape(says)}</p></header>{_curves(points, out)}{_rounds(points)}"
-        f"</main></body></html>\n"
-    )
+    header = f"<h1>Pruning</h1><p>{escape(says)}</p>"
+    page = document("Pruning", header, _curves(points, out) + _rounds(points))
     with atomic_write(path) as file:
         file.write(page.encode())
 

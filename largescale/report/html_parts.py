@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 escape = html.escape
 
 _LONG = 24
 """Characters from which on a cell is broken into lines: the columns beside it are to be seen as well."""
+
+
+def document(title: str, header: str, body: str, *, head: str = "") -> str:
+    """A whole page that stands alone.
+
+    Args:
+        title: plain.
+        header: a body, shown at the top.
+        body: all below it.
+        head: what else the head of the page has, a body too.
+    """
+    style = Path(__file__).with_name("report.css").read_text()
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>{head}'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark"><style>{style}</style></head>'
+        f"<body><main><header>{header}</header>{body}</main></body></html>\n"
+    )
 
 
 def section(title: str, text: str, body: str) -> str:

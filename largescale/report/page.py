@@ -17,7 +17,7 @@ from typing import Any
 from largescale.config import corpus_names
 from largescale.methods import method_class
 from largescale.report import evaluation, images, plots, settings, skipped, time_spent, training, verdict
-from largescale.report.html_parts import escape
+from largescale.report.html_parts import document, escape
 from largescale.report.reported_run import ReportedRun, read_runs
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write
@@ -106,8 +106,7 @@ def write_figures(run_dirs: Sequence[Path], folder: Path, *, smooth: int | None 
 
 def _page(runs: Sequence[ReportedRun], smooth: int | None, refresh_s: float) -> str:
     single = runs[0] if len(runs) == 1 else None
-    here = Path(__file__)
-    title = escape(" · ".join(run.label for run in runs))
+    title = " · ".join([*(run.label for run in runs), "report"])
     command = "largescale report " + shlex.join(str(run.path) for run in runs)
     parts = [
         verdict.section_of(runs),
@@ -121,21 +120,15 @@ def _page(runs: Sequence[ReportedRun], smooth: int | None, refresh_s: float) -> 
     ]
     refresh = f'<meta http-equiv="refresh" content="{refresh_s:g}">' if refresh_s else ""
     # A script in place, as the page stands alone; only the picture under the pointer needs it.
-    script = here.with_name("map.js").read_text() if single else ""
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title} · report</title>{refresh}'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><style>{here.with_name("report.css").read_text()}</style>'
-        f"</head><body><main>{_header(runs)}{''.join(parts)}</main>"
-        f'<script type="application/json" id="numbers">{_numbers(runs)}</script><script>{script}</script>'
-        f"</body></html>\n"
-    )
+    script = Path(__file__).with_name("map.js").read_text() if single else ""
+    parts.append(f'<script type="application/json" id="numbers">{_numbers(runs)}</script><script>{script}</script>')
+    return document(title, _header(runs), "".join(parts), head=refresh)
 
 
 def _header(runs: Sequence[ReportedRun]) -> str:
     made = time.strftime("%Y-%m-%d %H:%M:%S")
     if len(runs) > 1:
-        return f"<header><h1>{len(runs)} runs compared</h1><p>Made {made}.</p></header>"
+        return f"<h1>{len(runs)} runs compared</h1><p>Made {made}.</p>"
     (run,) = runs
     config = run.config
     labels = "with" if config.method.uses_labels() else "without"
@@ -143,7 +136,7 @@ def _header(runs: Sequence[ReportedRun]) -> str:
         f"{method_class(config).title} on {corpus_names(config.data)}: {config.model.backbone}, "
         f"{config.parallel.strategy}, {labels} labels. Made {made}."
     )
-    return f"<header><h1>{escape(config.name)}</h1><p>{escape(sentence)}</p></header>"
+    return f"<h1>{escape(config.name)}</h1><p>{escape(sentence)}</p>"
 
 
 def _notes(run: ReportedRun, *, name: bool) -> str:
