@@ -105,10 +105,10 @@ def kmeans(
         return _lloyd(points, exact, start, seed, iterations, spherical, beat)
     if exact.total < count:
         raise ValueError(f"{exact.total} points for {count} clusters")
-    found = None
+    found, first = None, sum(exact.num_rows[: rank()]) if exact.ranks > 1 else 0
     for number in range(restarts):
         places = np.random.default_rng(seed + number).choice(exact.total, count, replace=False)
-        start = _rows_at(points, exact, places)
+        start = rows_at(points, first, places, exact.ranks)
         one = _lloyd(points, exact, start, seed + number, iterations, spherical, beat)
         if found is None or one.inertia < found.inertia:
             found = one
@@ -268,12 +268,18 @@ def distances_to(points: Tensor, centroids: Tensor, assignments: Tensor) -> Tens
     return distances
 
 
-def _rows_at(points: Tensor, exact: FixedPoint, places: np.ndarray) -> Tensor:
-    """Points at these places of all ranks' points, on all ranks. Collectives: one all-reduce of them."""
-    first = sum(exact.num_rows[: rank()]) if exact.ranks > 1 else 0
+def rows_at(points: Tensor, first: int, places: np.ndarray, ranks: int) -> Tensor:
+    """Points at these places of all ranks' points, on all ranks. Collectives: one all-reduce of them.
+
+    Args:
+        points: of this rank, which are those from place `first` on.
+        first: place of this rank's first point.
+        places: int64.
+        ranks: that share the points; a single one exchanges nothing.
+    """
     found = points.new_zeros(len(places), points.shape[1])
     own = np.flatnonzero((places >= first) & (places < first + len(points)))
     found[torch.from_numpy(own).to(points.device)] = points[torch.from_numpy(places[own] - first).to(points.device)]
-    if exact.ranks > 1:
+    if ranks > 1:
         dist.all_reduce(found)
     return found

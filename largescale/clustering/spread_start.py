@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from largescale.clustering.kmeans import distances_to, nearest_centroids
+from largescale.clustering.kmeans import distances_to, nearest_centroids, rows_at
 from largescale.data.random import uniform
 from largescale.processes import rank, world_size
 
@@ -56,7 +56,7 @@ def spread_start(points: Tensor, count: int, seed: int, *, alone: bool = False) 
         wanted = min(max(1, count // part), count - len(centroids))
         if wanted == 0:
             break
-        some = _rows_of(points, first, _first(_times(places, squares, seed, number), places, wanted, ranks), ranks)
+        some = rows_at(points, first, _first(_times(places, squares, seed, number), places, wanted, ranks), ranks)
         distances = distances_to(points, some, nearest_centroids(points, some, alone=alone)).square()
         squares = distances if number == 0 else torch.minimum(squares, distances)
         centroids = torch.cat([centroids, some])
@@ -87,12 +87,3 @@ def _first(times: np.ndarray, places: Tensor, wanted: int, ranks: int) -> np.nda
         dist.all_gather_object(found, own)
     all_times, all_places = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return np.sort(all_places[np.lexsort((all_places, all_times))[:wanted]])
-
-
-def _rows_of(points: Tensor, first: int, places: np.ndarray, ranks: int) -> Tensor:
-    found = points.new_zeros(len(places), points.shape[1])
-    own = np.flatnonzero((places >= first) & (places < first + len(points)))
-    found[torch.from_numpy(own).to(points.device)] = points[torch.from_numpy(places[own] - first).to(points.device)]
-    if ranks > 1:
-        dist.all_reduce(found)
-    return found
