@@ -19,7 +19,7 @@ from largescale.data.decode import decode
 from largescale.data.frames import require_clips
 from largescale.data.reader import SampleError, ShardReader
 from largescale.data.sounds import require_sound
-from shards.format.shard_index import ShardIndex, read_index
+from shards.format.shard_index import ShardIndex
 from shards.ground.errors import InputError
 
 MOST_SHARDS = 200
@@ -124,12 +124,8 @@ def _indexes(corpus: Corpus) -> dict[int, ShardIndex]:
     """Indexes of shards spread over the folder, by the shards' numbers."""
     most = MOST_SHARDS if corpus.cache is None else MOST_FETCHED
     count = len(corpus.manifest.shards)
-    found = {}
-    for shard in np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist():
-        if corpus.cache is not None:
-            corpus.cache.get(shard)
-        found[shard] = read_index(corpus.manifest.index_path(shard))
-    return found
+    shards = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist()
+    return {shard: corpus.index(shard) for shard in shards}
 
 
 def _some(corpus: Corpus, indexes: dict[int, ShardIndex]) -> np.ndarray:
