@@ -73,11 +73,17 @@ class Uses:
         return self._rows(self.end_step > step)
 
     def peak_bytes(self, shard_bytes: np.ndarray, ahead: int = 0) -> int:
-        """Most bytes of shards read at the same time, by readers up to `ahead` steps ahead."""
-        sizes = shard_bytes[self.shard]
-        times = np.concatenate([self.end_step, self.first_step - ahead])  # at equal times, ends come first
-        change = np.concatenate([-sizes, sizes])
-        return int(np.cumsum(change[np.argsort(times, kind="stable")]).max(initial=0))
+        """Most bytes of shards read at the same time, by readers up to `ahead` steps ahead; a shard that several
+        streams read counts once.
+        """
+        shard = np.concatenate([self.shard, self.shard])
+        times = np.concatenate([self.first_step - ahead, self.end_step])
+        change = np.repeat([1, -1], len(self.shard))
+        by_shard = np.lexsort((-change, times, shard))
+        readers = np.cumsum(change[by_shard])  # of one shard: those of the shards before have left
+        turns = by_shard[np.where(change[by_shard] > 0, readers == 1, readers == 0)]  # the first comes, the last leaves
+        by_time = turns[np.lexsort((change[turns], times[turns]))]  # at equal times, ends come first
+        return int(np.cumsum(change[by_time] * shard_bytes[shard[by_time]]).max(initial=0))
 
     @staticmethod
     def joined(parts: list[Uses]) -> Uses:

@@ -101,6 +101,19 @@ def test_neighbours_in_a_shard_are_spread_over_the_window():
     assert abs(np.corrcoef(ids, np.arange(4096))[0, 1]) < 0.06
 
 
+@pytest.mark.parametrize("num_shards", [1, 8, 64])
+def test_a_shard_that_several_streams_and_epochs_read_takes_its_room_once(num_shards):
+    order = Mixture([np.full(num_shards, 100)], [1.0], seed=0, global_batch=16, streams=8, shuffle_window=64)
+    sizes = np.arange(num_shards) + 1
+    for ahead in (0, 3):
+        uses = order.uses(0)
+        at_once = [
+            sizes[np.unique(uses.shard[(uses.first_step - ahead <= step) & (step < uses.end_step)])].sum()
+            for step in range(-ahead, 2 * order.steps_per_epoch)
+        ]
+        assert uses.peak_bytes(sizes, ahead) == max(at_once) <= sizes.sum()
+
+
 def test_a_billion_samples_cost_memory_of_the_shards_alone():
     order = Order([10_000] * 100_000, seed=0, global_batch=8192, streams=64, shuffle_window=65_536)
     ids = order.samples(100_000)

@@ -184,18 +184,19 @@ def test_a_cache_that_is_too_small_is_refused_with_the_numbers(web, tmp_path):
 
 
 def test_a_cache_that_is_too_small_for_a_later_epoch_is_named_at_the_start(web, tmp_path, caplog):
-    stream = remote(web.url, tmp_path, "train.epochs=40")
+    settings = ["run.seed=1", "train.epochs=40", "data.streams=1", "data.shuffle_window=16", "data.prefetch=1"]
+    stream = remote(web.url, tmp_path, *settings)
     by_epoch = [
         working_set(stream.order, stream.corpora, stream._own_streams, stream.data.prefetch + 2, step)
         for step in range(0, 40 * stream.order.steps_per_epoch, stream.order.steps_per_epoch)
     ]
     assert by_epoch[0] < max(by_epoch), "shards of these sizes are meant to tell"
-    remote(web.url, tmp_path, "train.epochs=40", f"data.cache_gb={(max(by_epoch) + 1) / 1e9}")
+    remote(web.url, tmp_path, *settings, f"data.cache_gb={(max(by_epoch) + 1) / 1e9}")
     assert not caplog.text
-    remote(web.url, tmp_path, "train.epochs=40", f"data.cache_gb={(max(by_epoch) - 1) / 1e9}")
+    remote(web.url, tmp_path, *settings, f"data.cache_gb={(max(by_epoch) - 1) / 1e9}")
     assert "at the same time; raise data.cache_gb" in caplog.text and "a later epoch may end the run" in caplog.text
     with pytest.raises(InputError, match=r"this node reads shards of .* at the same time"):
-        remote(web.url, tmp_path, "train.epochs=40", f"data.cache_gb={(by_epoch[0] - 1) / 1e9}")
+        remote(web.url, tmp_path, *settings, f"data.cache_gb={(by_epoch[0] - 1) / 1e9}")
 
 
 def settled(folder: Path) -> list[tuple[Path, int]]:
