@@ -47,21 +47,25 @@ class Needs:
         num_shards: of all corpora.
         streams: those that the ranks of this node read.
         position: of the training.
+
+    Attributes:
+        end: the data step at which the training ends: nothing is read from there on.
     """
 
     def __init__(self, order: Mixture, num_shards: int, streams: np.ndarray, position: Position) -> None:
         self._order, self._num_shards, self._streams, self._position = order, num_shards, streams, position
+        self.end = NEVER
         self._uses: Uses | None = None
         self._epochs: list[int] = []
         self._step, self._next = -1, np.empty(0, np.int64)
 
     def upcoming(self, streams: np.ndarray) -> Uses:
-        """Unfinished reads by these streams, sorted by first step, to the end of the next epoch."""
+        """Unfinished reads by these streams, sorted by first step, to the end of the run or of the next epoch."""
         step = self._position.get()
         epochs = [order.epoch(step) for order in self._order.orders]
         if self._uses is None or epochs != self._epochs:
             self._uses, self._epochs = self._order.uses(step), epochs
-        return self._uses.of_streams(streams).from_step(step)
+        return self._uses.of_streams(streams).between(step, self.end)
 
     def next_use(self, shard: int) -> int:
         """The step at which this node reads a shard next: the current one if it is being read, NEVER if none."""

@@ -68,9 +68,9 @@ class Uses:
         """The rows of these streams."""
         return self._rows(np.isin(self.stream, streams))
 
-    def from_step(self, step: int) -> Uses:
-        """The rows that are not over before `step`."""
-        return self._rows(self.end_step > step)
+    def between(self, step: int, end: int) -> Uses:
+        """The rows that are not over before `step`, and begin before `end`."""
+        return self._rows((self.end_step > step) & (self.first_step < end))
 
     def peak_bytes(self, shard_bytes: np.ndarray, ahead: int = 0) -> int:
         """Most bytes of shards read at the same time, by readers up to `ahead` steps ahead; a shard that several

@@ -159,6 +159,7 @@ class Stream:
         if all(corpus.cache is None for corpus in self.corpora):
             yield from self.loaded(data_steps)
             return
+        self._needs.end = max(data_steps) + 1
         fetcher = Fetcher(self.corpora, self._needs, self._own_streams, self.data.fetches)
         before = self.batches.reader.take_counters()  # of key look-ups; otherwise each loader process would report them
         with closing(fetcher), closing(self.loaded(data_steps)) as batches:

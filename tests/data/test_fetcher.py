@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from largescale.data import fetcher
+from largescale.data.cache import NEVER
+from largescale.data.loader import Position
+from largescale.data.order import Mixture
 
 
 class Over(Exception):
@@ -63,3 +66,12 @@ def test_while_the_cache_is_full_only_the_next_shard_is_asked_for(monkeypatch):
     finally:
         comes.set()
     assert tried == [1] * 5
+
+
+def test_what_comes_after_the_run_is_not_needed():
+    order = Mixture([np.full(64, 100)], [1.0], seed=0, global_batch=16, streams=2, shuffle_window=64)
+    needs = fetcher.Needs(order, 64, np.arange(2), Position())
+    needs.end = 40
+    read = set((order.samples(np.arange(40)[:, None])[0] // 100).flatten().tolist())
+    assert read <= set(needs.upcoming(np.arange(2)).shard.tolist()) < set(range(64))
+    assert {shard for shard in range(64) if needs.next_use(shard) < NEVER} == set(needs.upcoming(np.arange(2)).shard)

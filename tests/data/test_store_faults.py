@@ -334,6 +334,7 @@ def test_bytes_that_were_fetched_are_counted_once(web, tmp_path, workers):
     sent = sum(count for name, count in web.sent.items() if name.endswith(".tar"))
     assert sent == sum(batch.costs["fetched_bytes"] for batch in batches)
     assert sum(batch.costs["hits"] + batch.costs["misses"] for batch in batches) > 0
+    assert stream._needs.upcoming(stream._own_streams).first_step.max() < 14, "nothing is read after the run"
 
 
 def test_bytes_of_looking_up_keys_are_counted_once(web, shard_folder, tmp_path):
