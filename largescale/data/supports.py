@@ -62,6 +62,12 @@ class LabelledImages:
         """The images of `classes[place]`, ascending."""
         return self.ids[self.first[place] : self.first[place] + self.sizes[place]]
 
+    def beside(self, sample_id: int) -> np.ndarray:
+        """The other images of an image's class, ascending from there on, then from the first."""
+        row = int(np.flatnonzero(self.ids == sample_id)[0])
+        place = int(np.searchsorted(self.first, row, side="right")) - 1
+        return np.roll(self.of_class(place), int(self.first[place]) - row)[1:]
+
 
 class SupportOrder:
     """Which labelled images form which step, at which place.
@@ -102,11 +108,10 @@ class LabelledReader(ShardReader):
         self._labelled = labelled
 
     def candidates(self, sample_id: int) -> Iterator[int]:
-        """An image, and those of its class that stand in for it, one after the other."""
+        """An image, and those of its class that stand in for it, one after the other; none of a shard that is lost."""
         yield sample_id
-        place = int(np.searchsorted(self._labelled.classes, self.label(sample_id)))
-        own = self._labelled.of_class(place)
-        yield from np.roll(own, -int(np.searchsorted(own, sample_id)))[1:].tolist()
+        beside = self._labelled.beside(sample_id).tolist()
+        yield from (other for other in beside if not self._is_lost(self.locate(other)[0]))
 
 
 class SupportBatches:

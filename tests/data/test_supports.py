@@ -176,6 +176,25 @@ def test_an_unreadable_support_is_replaced_by_one_of_its_class(shard_folder, ask
     assert met
 
 
+def test_supports_of_a_shard_that_is_lost_with_its_index_are_replaced_by_others_of_their_class(
+    shard_folder, ask, tmp_path
+):
+    folder = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
+    labels = labels_of(folder)
+    ask(shards=str(folder), classes=10, images=16)
+    stream = make_stream(shard_folder, "data.max_skipped_in_row=2")
+    wanted = [stream.supports.batches.order.samples(step)[0] for step in range(4)]
+    reader = stream.supports.batches.reader
+    lost = slice(*reader.first_ids[1:3].tolist())
+    for path in folder.glob("train-000001*"):
+        path.unlink()
+    for ids, batch in zip(wanted, stream(range(4)), strict=True):
+        own = batch.supports.ids.numpy()
+        is_lost = (ids >= lost.start) & (ids < lost.stop)
+        assert ((own != ids) == is_lost).all() and is_lost.any()
+        assert (labels[own] == labels[ids]).all()
+
+
 def test_an_unreadable_support_is_no_image_of_the_batch(shard_folder, ask, tmp_path):
     folder = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
     bad = overwrite(folder, 1, 7)
