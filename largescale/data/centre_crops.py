@@ -26,10 +26,10 @@ from largescale.data.cache import ShardLost
 from largescale.data.corpora import Corpus
 from largescale.data.decode import REDUCTIONS, EncodedImage
 from largescale.data.loaded import raise_errors
-from largescale.data.loader import Loader, Position, choose_counts
+from largescale.data.loader import Loader, Position
+from largescale.data.loader_counts import counts_for
 from largescale.data.reader import RawSample, SampleError, ShardReader
 from largescale.data.sounds import SoundWindows
-from largescale.distributed.launch import own_launch
 from shards.ground.errors import InputError
 from shards.images.orientation import UPRIGHT, turned
 
@@ -206,9 +206,8 @@ def loader_of(
     maker: CentreCropMaker | BatchMaker, steps: range, config: Config, device: torch.device, *, in_process: bool = False
 ) -> Loader:
     """A loader of evaluation's batches: processes and threads as `data` says, or none but this one."""
-    launch, on_gpu = own_launch(), device.type == "cuda"
-    local_ranks = max(1, launch.local_ranks if launch else 1)
-    processes, threads = choose_counts(config.data.workers, config.data.threads, local_ranks=local_ranks, on_gpu=on_gpu)
+    on_gpu = device.type == "cuda"
+    processes, threads = counts_for(config.data, on_gpu=on_gpu)
     return Loader(
         maker,
         steps,

@@ -11,7 +11,6 @@ import errno
 import logging
 import mmap
 import multiprocessing
-import os
 import signal
 import time
 import traceback
@@ -36,9 +35,6 @@ from largescale.distributed.out_of_memory import is_out_of_memory, line_of_memor
 from shards.ground.errors import InputError
 
 _STATUS_BYTES = 256
-_MAX_THREADS = 4
-"""With more, the threads of a process only wait for the interpreter's lock."""
-
 CONDUCTORS = 2
 """Threads of a loader process besides those that decode: each sees to one batch."""
 
@@ -374,22 +370,3 @@ def _load(work: _Work, free_slots: Any, sender: Connection) -> None:
             sender.send(making.popleft().result())
     while making:
         sender.send(making.popleft().result())
-
-
-def choose_counts(processes: int, threads: int, *, local_ranks: int, on_gpu: bool) -> tuple[int, int]:
-    """Loader processes and threads per rank, chosen by the available CPUs where the configuration leaves them open.
-
-    Args:
-        processes: as configured, -1 to choose.
-        threads: as configured, 0 to choose.
-        local_ranks: ranks on this node, which share its CPUs.
-        on_gpu: if not, training itself needs the CPUs, so one process with few threads loads.
-    """
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cpus = max(1, available // local_ranks)
-    usable = max(1, cpus - 1) if on_gpu else max(1, cpus // 4)
-    if processes < 0:
-        processes = -(-usable // (threads or _MAX_THREADS))
-    if threads == 0:
-        threads = max(1, min(_MAX_THREADS, usable // max(1, processes)))
-    return processes, threads

@@ -21,7 +21,8 @@ from largescale.data.fetcher import Fetcher, Needs, working_set
 from largescale.data.frames import require_clips
 from largescale.data.length import Length, num_steps_of
 from largescale.data.loaded import Batch, DeviceBatches, Steps, joined
-from largescale.data.loader import CONDUCTORS, Position, choose_counts
+from largescale.data.loader import CONDUCTORS, Position
+from largescale.data.loader_counts import counts_for
 from largescale.data.order import Mixture, rank_places
 from largescale.data.reader import ShardReader
 from largescale.data.sounds import require_sound
@@ -40,13 +41,7 @@ _MOST_EPOCHS = 200
 def num_loading(config: Config) -> int:
     """How many processes and threads a rank is going to load data with, the fetcher's not counted."""
     data, loaders = config.data, 1 if config.method.supports() is None else 2
-    launch = own_launch()
-    processes, threads = choose_counts(
-        data.workers,
-        data.threads,
-        local_ranks=max(1, launch.local_ranks if launch else 1),
-        on_gpu=torch.cuda.is_available(),
-    )
+    processes, threads = counts_for(data, on_gpu=torch.cuda.is_available())
     return loaders * (processes * (1 + threads + CONDUCTORS) if processes else threads)
 
 
@@ -88,12 +83,7 @@ class Stream:
         launch = own_launch()
         self._local_rank = launch.local_rank if launch else 0
         self._local_ranks = launch.local_ranks if launch else int(world_size == 1)
-        self.counts = choose_counts(
-            config.data.workers,
-            config.data.threads,
-            local_ranks=max(1, self._local_ranks),
-            on_gpu=device.type == "cuda",
-        )
+        self.counts = counts_for(config.data, on_gpu=device.type == "cuda")
         own_places = rank_places(
             config.train.global_batch, accumulate=config.train.accumulate, rank=rank, world_size=world_size
         )

@@ -24,7 +24,8 @@ from largescale.data.batches import BatchMaker
 from largescale.data.corpora import Corpus
 from largescale.data.frames import require_clips
 from largescale.data.loaded import Batch, DeviceBatches
-from largescale.data.loader import Position, choose_counts
+from largescale.data.loader import Position
+from largescale.data.loader_counts import counts_for
 from largescale.data.random import hash_coordinates, permute
 from largescale.data.reader import ShardReader
 from largescale.data.sounds import require_sound
@@ -177,13 +178,7 @@ class _Batches:
             rank=rank(),
             world_size=world_size(),
         )
-        launch = own_launch()
-        counts = choose_counts(
-            data.workers,
-            data.threads,
-            local_ranks=max(1, launch.local_ranks if launch else 1),
-            on_gpu=device.type == "cuda",
-        )
+        counts = counts_for(data, on_gpu=device.type == "cuda")
         self._loaded = DeviceBatches(maker, device=device, dtype=torch.float32, counts=counts, position=Position())
 
     def __iter__(self) -> Iterator[Batch]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
 
+from largescale.distributed.control_groups import usable_cpus
 from largescale.plan.hardware import gpu_named
 from largescale.run.memory import footprint, host_bytes
 from shards.ground.errors import InputError
@@ -76,7 +76,7 @@ def machine(kind: str | None, gpus: int | None) -> Machine:
     if gpus is not None and gpus > there:
         raise InputError(f"--gpus {gpus}: there are {there} here; for another machine pass --gpu KIND too")
     count = there if gpus is None else gpus
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cpus()
     host_gb = host_bytes(1, footprint()) / 1e9
     if not count:
         return Machine(0, "", 0.0, True, cores, host_gb, hidden=there > 0)

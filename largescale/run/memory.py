@@ -7,9 +7,10 @@ import resource
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+
+from largescale.distributed.control_groups import folders
 
 _FOR_THE_SYSTEM = 0.1
 """Fraction of a machine's memory that ranks leave free."""
@@ -57,18 +58,10 @@ def _bytes_of(path: str, name: str) -> int:
 
 def _control_groups() -> Iterator[int]:
     """Memory limits of this process's control groups, versions 1 and 2."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        number, controllers, path = line.split(":", 2)
-        if number != "0" and controllers != "memory":
-            continue
-        root, name = (
-            ("/sys/fs/cgroup", "memory.max") if number == "0" else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-        )
-        parts = path.strip("/").split("/")
-        for depth in range(len(parts) + 1):
+    for folder in folders("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
             with suppress(OSError, ValueError):
-                limit = int(Path(root, *parts[:depth], name).read_text())
-                if limit < _NO_LIMIT:
+                if (limit := int((folder / name).read_text())) < _NO_LIMIT:
                     yield limit
     if job := os.environ.get("SLURM_MEM_PER_NODE"):  # in MB, for where SLURM kills and no control group limits
         with suppress(ValueError):

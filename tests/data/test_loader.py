@@ -20,7 +20,7 @@ import torch
 from largescale.data.batches import Buffers
 from largescale.data.cache import ShardLost
 from largescale.data.corpora import Corpus
-from largescale.data.loader import LoaderDied, choose_counts
+from largescale.data.loader import LoaderDied
 from largescale.data.reader import OPEN_ATTEMPTS, SampleError, ShardReader
 from largescale.data.stream import Stream
 from shards.format.manifest import read_manifest
@@ -141,23 +141,6 @@ def test_errors_of_the_data_come_as_one_line(shard_folder):
     for workers in (0, 2):
         with pytest.raises(InputError, match=r"100 consecutive samples cannot be read: 28 x 28 pixels, more than"):
             list(make_stream(shard_folder, f"data.workers={workers}", "data.max_pixels=100")(range(3)))
-
-
-@pytest.mark.parametrize(
-    "processes, threads, local_ranks, on_gpu, cpus, expected",
-    [
-        (-1, 0, 1, True, 16, (4, 3)),
-        (-1, 0, 8, True, 128, (4, 3)),
-        (-1, 0, 1, False, 2, (1, 1)),
-        (-1, 0, 8, False, 2, (1, 1)),
-        (3, 2, 1, True, 4, (3, 2)),
-        (0, 0, 1, False, 64, (0, 4)),
-        (2, 0, 1, True, 64, (2, 4)),
-    ],
-)
-def test_counts_follow_the_cpus(monkeypatch, processes, threads, local_ranks, on_gpu, cpus, expected):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
-    assert choose_counts(processes, threads, local_ranks=local_ranks, on_gpu=on_gpu) == expected
 
 
 def test_buffers_lie_side_by_side(shard_folder):
