@@ -221,7 +221,7 @@ class Mixture:
         shuffle_window: int,
     ) -> None:
         self.per_stream = global_batch // streams
-        self.stream_counts = _share_streams(weights, streams)
+        self.stream_counts = share_streams(weights, streams)
         if len(weights) > 1:
             self._check_shares([int(np.sum(sizes)) for sizes in shard_sizes], global_batch)
         self.orders = [
@@ -296,7 +296,7 @@ class Mixture:
         return np.unique(places // self.per_stream)
 
 
-def _share_streams(weights: list[float], streams: int) -> list[int]:
+def share_streams(weights: list[float], streams: int) -> list[int]:
     """Streams of each corpus: one each, and the rest by largest remainder."""
     if len(weights) > streams:
         raise InputError(
@@ -310,6 +310,13 @@ def _share_streams(weights: list[float], streams: int) -> list[int]:
         else:
             counts[np.argmax(np.where(counts > 1, counts - wanted, -np.inf))] -= 1
     return counts.tolist()
+
+
+def share_error(weights: list[float], streams: int) -> float:
+    """The largest factor by which a corpus has more or less of a batch than its weight asks for."""
+    asked = np.asarray(weights, np.float64) / sum(weights)
+    ratio = np.asarray(share_streams(weights, streams)) / streams / asked
+    return float(np.maximum(ratio, 1 / ratio).max())
 
 
 def rank_places(global_batch: int, *, accumulate: int, rank: int, world_size: int) -> np.ndarray:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from largescale.config import Config, without_effect
+from largescale.config import Config, corpus_settings, without_effect
 from largescale.data.length import Length
+from largescale.data.order import share_error, share_streams
 from largescale.methods import method_class
 from largescale.methods.milestone import LATEST, Milestone
 from largescale.observe.spikes import FIRST_STEPS
@@ -24,6 +25,8 @@ SUGGESTED = 0.05
 """Fraction of a run suggested instead; published recipes spend 0.1 to 5%."""
 MOST_LEFT_OUT = 0.25
 """Fraction of the images that an epoch may leave out because they do not fill a batch."""
+MOST_SHARE_ERROR = 1.5
+"""Factor by which the share of a corpus may differ from its weight's, since a batch is cut into `data.streams`."""
 
 
 def complaints(config: Config, length: Length) -> list[str]:
@@ -141,4 +144,19 @@ def _of_data(config: Config, length: Length) -> Iterator[str]:
         yield (
             f"data.shuffle_window={config.data.shuffle_window}: a batch takes {per_stream} images of a stream, so "
             f"it consists of neighbours in the shards; set data.shuffle_window={100 * per_stream} or more"
+        )
+    weights, streams = [weight for _, weight, _ in corpus_settings(config.data)], config.data.streams
+    if share_error(weights, streams) > MOST_SHARE_ERROR:
+        shares = (
+            f"{count / streams:.2%} where {weight / sum(weights):.2%} are asked for"
+            for count, weight in zip(share_streams(weights, streams), weights, strict=True)
+        )
+        enough = (
+            f"data.streams={number}"
+            for number in range(streams + 1, batch + 1)
+            if batch % number == 0 and share_error(weights, number) <= MOST_SHARE_ERROR
+        )
+        yield (
+            f"data.streams={streams}: too few for the weights of data.shards, whose corpora have {', '.join(shares)}; "
+            f"set {next(enough, 'a larger train.global_batch, and data.streams')}"
         )

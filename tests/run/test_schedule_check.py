@@ -74,6 +74,8 @@ def test_imagenets_recipe_on_three_thousand_images():
         (LONG, ["checkpoint.keep_every=12"], "set checkpoint.keep_every=15"),
         (LONG, ["checkpoint.every_steps=0", "train.max_rollbacks=1"], "there is nothing to go back to"),
         (LONG, ["data.shuffle_window=4"], "a batch takes 4 images of a stream"),
+        (LONG, ["data.shards=[{path: a, weight: 15}, b]"], "25.00% where 6.25% are asked for; set data.streams=16"),
+        (LONG, ["data.shards=[{path: a, weight: 99}, b]"], "are asked for; set a larger train.global_batch"),
         (Length(100, 100, 1600), ["train.spike_factor=9"], "train.spike_factor=9: looks for spikes from step 100 on"),
         (
             Length(100, 100, 1600),
