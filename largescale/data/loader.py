@@ -342,6 +342,8 @@ def _serve(work: _Work, free_slots: Any, sender: Connection) -> None:
 def _failed(number: int, error: Exception) -> Part:
     if is_out_of_memory(error):
         return Part(no_memory=line_of_memory(error, f"in loader process {number}: {_LESS_LOADING}"))
+    if isinstance(error, InputError):
+        return Part(error=str(error))
     return Part(bug=f"loader process {number}:\n{''.join(traceback.format_exception(error))}")
 
 

@@ -94,7 +94,10 @@ class Store:
             raise InputError(f"{url}: expected {{name}} in the command, in place of the file's name")
         if not self._command:
             check_url(self.url)
-            self._connect()
+            try:
+                self._connect()
+            except Exception as error:  # some connect at once, each with errors of its own
+                raise InputError(f"{self.url}: {remedy(error)}") from error
 
     def read(self, name: str) -> bytes:
         """A whole small file.
@@ -272,11 +275,8 @@ class Store:
         # Imported late: most runs read local shards.
         import fsspec
 
-        try:
-            # An instance of its own: after a hang, or a fork, a shared one may never answer again.
-            self._fs, root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True, use_listings_cache=False)
-        except Exception as error:  # some connect at once, each with errors of its own
-            raise InputError(f"{self.url}: {remedy(error)}") from error
+        # An instance of its own: after a hang, or a fork, a shared one may never answer again.
+        self._fs, root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True, use_listings_cache=False)
         self._root = self._quoted(self._plain(root)).rstrip("/")
 
     def _path(self, name: str) -> str:
@@ -296,19 +296,25 @@ class Store:
         Store.__init__(self, **state)
 
     def begin_in_process(self) -> None:
-        """Reconnect in a forked process. What it inherited must not be closed, not even by being garbage-collected:
-        its event loop shares the parent's epoll, and would take the parent's connections out of it.
+        """Reconnect in a forked process, when it asks first. What it inherited must not be closed, not even by being
+        garbage-collected: its event loop shares the parent's epoll, and would take the parent's connections out of it.
         """
         if not self._command:
             _INHERITED.append(self._fs)
-            self._connect()
+            self._fs = None
 
     def _patiently(self, name: str, request: Callable[[], Any], stall_s: float | None = None) -> Any:
         """Ask until there is an answer, with growing pauses, each between half and all of its length by chance."""
         began, pause_s, was_denied = time.monotonic(), _FIRST_PAUSE_S, False
+
+        def ask() -> Any:
+            if self._fs is None:
+                self._connect()
+            return request()
+
         while True:
             try:  # a command watches itself
-                return request() if self._command else within(stall_s or self.stall_s, request)
+                return request() if self._command else within(stall_s or self.stall_s, ask)
             except Missing:
                 raise
             except Exception as error:  # every store's library has errors of its own
@@ -321,7 +327,7 @@ class Store:
                 may_renew = not (was_denied or self._command) and time.monotonic() > self._renewed_in_vain + _IN_VAIN_S
                 if is_denied(error) and may_renew:
                     was_denied = True
-                    with suppress(InputError):  # the credentials that it has read may have been renewed since
+                    with suppress(Exception):  # the credentials that it has read may have been renewed since
                         self._connect()
                     continue
                 if is_denied(error):
@@ -334,7 +340,7 @@ class Store:
                     ) from error
                 self._speak(name, what, time.monotonic() - began)
                 if isinstance(error, TimeoutError) and not self._command:
-                    with suppress(InputError):  # away for that, too
+                    with suppress(Exception):  # away for that, too
                         self._connect()
             pause(pause_s * random.uniform(0.5, 1))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from largescale.data.batches import Buffers
+from largescale.data.batches import BatchMaker, Buffers
 from largescale.data.cache import ShardLost
 from largescale.data.corpora import Corpus
 from largescale.data.loader import LoaderDied
@@ -113,6 +113,15 @@ def test_a_bug_in_a_loader_process_is_shown_whole(shard_folder, monkeypatch):
 
     monkeypatch.setattr("largescale.data.batches.crop", broken)
     with pytest.raises(RuntimeError, match=r"(?s)loader process 0:.*Traceback.*in _fill.*ZeroDivisionError: a bug"):
+        next(iter(make_stream(shard_folder, "data.workers=1")(range(3))))
+
+
+def test_what_the_user_can_mend_is_a_line_wherever_a_loader_process_meets_it(shard_folder, monkeypatch):
+    def away(*_: object) -> None:
+        raise InputError("the store is away")
+
+    monkeypatch.setattr(BatchMaker, "make", away)
+    with pytest.raises(InputError, match="the store is away"):
         next(iter(make_stream(shard_folder, "data.workers=1")(range(3))))
 
 

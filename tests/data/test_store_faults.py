@@ -31,7 +31,7 @@ from largescale.data.reader import ShardReader
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
 from shards.stores import store as store_module
-from shards.stores.store import Missing, Store, Torn
+from shards.stores.store import Missing, Refused, Store, Torn
 from tests.helpers.commands import ROOT
 from tests.helpers.servers import WebServer, web_server
 from tests.helpers.streams import make_stream
@@ -186,6 +186,27 @@ def test_credentials_that_were_renewed_are_read_again_once(web, monkeypatch):
     with pytest.raises(InputError, match=r"permission denied .* check the credentials"):
         store.read("manifest.json")
     assert connected == [store] * 2
+
+
+def test_a_store_that_refuses_the_connections_of_loader_processes_at_first_is_asked_again(web, tmp_path, monkeypatch):
+    connects_at_once, connect, asked = {os.getpid()}, Store._connect, itertools.count()
+
+    def refuses(self: Store) -> None:
+        if os.getpid() not in connects_at_once and next(asked) < 2:
+            raise ConnectionRefusedError("too many connections")
+        connect(self)
+
+    monkeypatch.setattr(Store, "_connect", refuses)
+    store = Store(web.url, patience_s=20)
+    stream = make_stream(web.url, f"data.cache={tmp_path / 'cache'}", "data.workers=1")
+    assert len(list(stream(range(2)))) == 2
+    connects_at_once.clear()
+    store.begin_in_process()
+    assert store.read("manifest.json") == (web.folder / "manifest.json").read_bytes() and next(asked) == 3
+    asked, store.patience_s = itertools.count(-(10**6)), 0
+    store.begin_in_process()
+    with pytest.raises(Refused, match=r"no answer for 0 s \(ConnectionRefusedError: too many connections\)"):
+        store.read("manifest.json")
 
 
 def test_what_is_gone_for_good_is_missing(web):
