@@ -43,6 +43,18 @@ class Corpus:
     cache: ShardCache | None = None
     patience_s: float = 0.0
 
+    @property
+    def where(self) -> str:
+        """The folder, or the store's URL, as the user knows it."""
+        return str(self.manifest.root) if self.cache is None else self.cache.store.url
+
+    @property
+    def check(self) -> str:
+        """The command, for people, that finds what is wrong with the files."""
+        if self.cache is None:
+            return f"`shards verify {self.where}`"
+        return f"`shards verify` on the folder that {self.where} was uploaded from"
+
     @cached_property
     def first_samples(self) -> np.ndarray:
         """The number of the first sample of each shard, and of all samples: int64 [shards + 1]."""

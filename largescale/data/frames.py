@@ -122,6 +122,6 @@ def require_clips(config: Config, corpora: Iterable[Corpus]) -> None:
     for corpus in corpora:
         if not corpus.manifest.settings.get("clips"):
             raise InputError(
-                f"{corpus.manifest.root}: holds images, but method.name={config.method.name} sees frames of clips; "
+                f"{corpus.where}: holds images, but method.name={config.method.name} sees frames of clips; "
                 f"make them of videos with `shards convert VIDEOS OUT --clips`"
             )

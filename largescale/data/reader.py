@@ -203,9 +203,7 @@ class ShardReader:
     def remedy(self, sample_id: int) -> str:
         """What the user can do about unreadable samples in the corpus of this sample."""
         corpus, _ = self._corpus(self.locate(sample_id)[0])
-        if corpus.cache is None:
-            return f"run `shards verify {corpus.manifest.root}`"
-        return f"run `shards verify` on the folder that {corpus.cache.store.url} was uploaded from"
+        return f"run {corpus.check}"
 
     def candidates(self, sample_id: int) -> Iterator[int]:
         """A sample, and those that stand in for it, one after the other, if it cannot be read: NEIGHBOURS of its shard
@@ -327,8 +325,7 @@ class ShardReader:
                     failed += 1
                     if failed == attempts:
                         raise ShardLost(
-                            f"{why}, after {failed} attempts; restore it, then run `shards verify "
-                            f"{corpus.manifest.root}`"
+                            f"{why}, after {failed} attempts; restore it, then run {corpus.check}"
                         ) from error
             patience.pause()
 
@@ -339,7 +336,7 @@ class ShardReader:
         if tar.size != entry.num_bytes:
             raise ShardLost(
                 f"{path}: is {tar.size:,} bytes, the manifest says {entry.num_bytes:,}: it was truncated "
-                f"or replaced; restore it, then run `shards verify {corpus.manifest.root}`"
+                f"or replaced; restore it, then run {corpus.check}"
             )
         index = self._kept.indexes.get(shard)
         return tar, self._index(shard) if index is None else index
@@ -374,7 +371,8 @@ class ShardReader:
             what = "is not the index named in the manifest: it was replaced, perhaps with its tar"
         else:
             return index
-        raise ShardLost(f"{path}: {what}; restore both, or run {how_to_mend(corpus.manifest.root)}")
+        mend = how_to_mend(corpus.manifest.root) if corpus.cache is None else corpus.check
+        raise ShardLost(f"{path}: {what}; restore both, or run {mend}")
 
     def _make_present(self, shard: int, *, patient: bool = False) -> bool:
         corpus, number = self._corpus(shard)

@@ -171,17 +171,16 @@ def require_sound(corpora: list[Corpus], wanted: SoundConfig) -> None:
     """
     for corpus in corpora:
         manifest = corpus.manifest
-        where = manifest.root if corpus.cache is None else corpus.cache.store.url
         rate = int(manifest.settings.get("sound_rate", 0)) if manifest.settings.get("clips") else 0
         if not rate or (corpus.cache is None and not _any_sound(corpus)):
             raise InputError(
-                f"{where}: no sample has sound, which method.name asks for; make shards of videos with sound, or of "
-                f"pairs of images and sounds, by `shards convert --clips`"
+                f"{corpus.where}: no sample has sound, which method.name asks for; make shards of videos with sound, "
+                f"or of pairs of images and sounds, by `shards convert --clips`"
             )
         if rate != wanted.rate:
             raise InputError(
-                f"{where}: its sound has {rate} samples per second; set method.sound.rate={rate}, or convert again "
-                f"with --sound-rate {wanted.rate}"
+                f"{corpus.where}: its sound has {rate} samples per second; set method.sound.rate={rate}, or convert "
+                f"again with --sound-rate {wanted.rate}"
             )
 
 

@@ -135,7 +135,7 @@ def _of_labelled(trial: Trial, recipe: Recipe) -> Recipe:
     if recipe.subset or len(known) == trial.train.manifest.num_samples:
         return recipe
     if not len(known):
-        raise InputError(f"{trial.train.manifest.root}: none of its images has a label; nothing can be trained on them")
+        raise InputError(f"{trial.train.where}: none of its images has a label; nothing can be trained on them")
     return replace(recipe, subset=str(keep_subset(trial.scratch, known.ids, "labelled")))
 
 

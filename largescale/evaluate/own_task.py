@@ -152,7 +152,7 @@ def in_batches(run: Config, corpus: Corpus) -> Config:
     num_samples, ranks = corpus.manifest.num_samples, world_size()
     most = min(run.evaluate.batch, run.train.global_batch // run.train.accumulate, num_samples) // ranks
     if most == 0:
-        raise InputError(f"{corpus.manifest.root}: {num_samples} samples are too few for {ranks} ranks")
+        raise InputError(f"{corpus.where}: {num_samples} samples are too few for {ranks} ranks")
     of_rank = -(-num_samples * _draws(run) // ranks)
     batch = -(-of_rank // -(-of_rank // most)) * ranks
     return replace(run, train=replace(run.train, global_batch=batch, accumulate=1))

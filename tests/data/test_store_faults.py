@@ -17,16 +17,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from largescale.config import Config, MethodConfig
 from largescale.data import cache, fetcher
 from largescale.data.cache import ShardCache, ShardLost, open_cache
 from largescale.data.corpora import Corpus
 from largescale.data.fetcher import Fetcher
+from largescale.data.frames import require_clips
 from largescale.data.reader import ShardReader
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
@@ -133,6 +136,19 @@ def test_what_is_damaged_in_the_store_too_is_lost_after_one_more_fetch(web, tmp_
         empty(folder / "train-000002.index.safetensors")
     with pytest.raises(ShardLost, match="is not the index named in the manifest; restore it, or convert again"):
         reader.read(85)
+
+
+def test_a_cached_shard_that_the_store_has_wrong_is_mended_where_it_came_from(web, tmp_path, monkeypatch):
+    shard_cache = make_cache(web, tmp_path)
+    entries = tuple(replace(entry, num_samples=41, index_checksum="") for entry in shard_cache.manifest.shards)
+    manifest = replace(shard_cache.manifest, shards=entries)
+    corpus = Corpus(manifest, cache=replace(shard_cache, manifest=manifest))
+    mend = f"or run `shards verify` on the folder that {web.url} was uploaded from"
+    with pytest.raises(ShardLost, match=f"lists 40 samples, the manifest says 41; restore both, {mend}$"):
+        ShardReader([corpus]).read(85)
+    monkeypatch.setattr(type(MethodConfig()), "frame_tuples", lambda self: object())
+    with pytest.raises(InputError, match=f"^{web.url}: holds images"):
+        require_clips(Config(), [corpus])
 
 
 def test_what_cannot_be_opened_for_other_reasons_stays(web, tmp_path, monkeypatch):
