@@ -175,25 +175,27 @@ class ShardCache:
             with suppress(OSError):
                 os.utime(path)
 
-    def drop_damaged(self, shard: int) -> bool:
-        """Remove a shard that is not as it arrived, such as one whose index was lost, so that it is fetched again.
+    def drop_damaged(self, shard: int, *, look_at_all: bool = False) -> bool:
+        """Remove a shard that is not as it arrived, such as one whose index was lost, so that it is fetched again; to
+        find changed bytes in its tar too, all of it must be read.
 
         Returns:
             Whether it was so; one that another process has mended meanwhile stays.
         """
         tar = self.manifest.tar_path(shard)
-        with suppress(OSError), locked(tar.with_name(f".{tar.stem}.lock")):
-            if self.has(shard) and not self._is_as_it_arrived(shard):
+        with suppress(OSError), locked(lock_of(tar)):
+            if self.has(shard) and not self._is_as_it_arrived(shard, look_at_all):
                 tar.unlink()  # first: a tar which is here has its index
                 index_path(tar).unlink(missing_ok=True)
                 return True
         return False
 
-    def _is_as_it_arrived(self, shard: int) -> bool:
+    def _is_as_it_arrived(self, shard: int, look_at_all: bool) -> bool:
         entry, tar = self.manifest.shards[shard], self.manifest.tar_path(shard)
         try:
             index, num_bytes = index_path(tar).read_bytes(), tar.stat().st_size
             is_whole = bool(entry.index_checksum) or num_indexed(index_path(tar)) == entry.num_samples
+            is_whole = is_whole and (not look_at_all or file_checksum(tar) == entry.checksum)
         except (FileNotFoundError, InputError):
             return False
         return is_whole and num_bytes == entry.num_bytes and _is_index_of(entry, index)

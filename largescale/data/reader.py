@@ -55,13 +55,15 @@ class Lost(NamedTuple):
     pause_s: float
 
 
-def _bytes_of(tar: OpenFile, start: int, size: int) -> tuple[bytes, str]:
-    """Bytes of a tar, and why they are not all there; empty if they are."""
+def _bytes_of(tar: OpenFile, start: int, size: int, checksum: int) -> tuple[bytes, str]:
+    """Bytes of a tar, and why they are not those that were indexed; empty if they are."""
     try:
         payload = tar.read(start, size)
     except OSError as error:
         return b"", f"cannot be read ({line_of(error)})"
-    return payload, "" if len(payload) == size else f"{tar.path}: was cut while it was read"
+    if len(payload) < size:
+        return payload, f"{tar.path}: was cut while it was read"
+    return payload, "" if xxhash.xxh3_64_intdigest(payload) == checksum else "checksum differs from the index"
 
 
 class ShardReader:
@@ -91,6 +93,7 @@ class ShardReader:
         self._first_ids = self.first_ids.tolist()  # finding one number in a list is ten times as fast as in an array
         self._kept = KeptShards()
         self._lost: dict[int, Lost] = {}
+        self._compared: set[int] = set()
         self._lock = threading.Lock()
 
     def begin_in_process(self, status: Callable[[str], None]) -> None:
@@ -145,15 +148,11 @@ class ShardReader:
             start, size, checksum = place_of(index, row)
             if start + size > tar.size:
                 raise SampleError(f"ends at byte {start + size} of a tar of {tar.size}")
-            payload, trouble = _bytes_of(tar, start, size)
+            payload, trouble = _bytes_of(tar, start, size, checksum)
             if not trouble:
-                break
-            self._close(shard, tar)  # opening it again tells whether it was cut, or its disk or network is away
-        else:
-            raise SampleError(trouble)
-        if xxhash.xxh3_64_intdigest(payload) != checksum:
-            raise SampleError("checksum differs from the index")
-        return payload, index, row
+                return payload, index, row
+            self._close(shard, tar)
+        raise SampleError(trouble)
 
     def key(self, sample_id: int) -> str:
         """The sample's WebDataset key, for people and audits."""
@@ -282,9 +281,18 @@ class ShardReader:
                 del self._kept.tars[shard]
 
     def _close(self, shard: int, tar: OpenFile) -> None:
+        """Close a tar with bytes that are wrong: opening it again tells whether it was cut or replaced, or its disk or
+        network is away. In a cache it is compared with the manifest, once, and fetched again if it differs.
+        """
+        corpus, number = self._corpus(shard)
         with self._lock:
-            if self._kept.tars.get(shard) is tar:
-                del self._kept.tars[shard]
+            if self._kept.tars.get(shard) is not tar:
+                return
+            del self._kept.tars[shard]
+            if corpus.cache is not None and shard not in self._compared:
+                self._compared.add(shard)
+                if corpus.cache.drop_damaged(number, look_at_all=True):
+                    _log.warning("%s: is damaged; it is fetched again", tar.path)
 
     def _open_or_lose(self, shard: int) -> tuple[OpenFile, ShardIndex]:
         before = self._lost.get(shard)

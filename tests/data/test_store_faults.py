@@ -32,6 +32,7 @@ from largescale.data.fetcher import Fetcher
 from largescale.data.frames import require_clips
 from largescale.data.reader import ShardReader
 from shards.format.manifest import read_manifest
+from shards.format.shard_index import index_path, read_index
 from shards.ground.errors import InputError
 from shards.stores import store as store_module
 from shards.stores.store import Missing, Refused, Store, Torn
@@ -91,6 +92,12 @@ def of_another(path: Path) -> None:
     shutil.copy(path.with_name(path.name.replace("000002", "000001")), path)
 
 
+def overwritten(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(int(read_index(index_path(path)).offset[5]) + 20)
+        file.write(b"\xff" * 40)
+
+
 @pytest.mark.parametrize(
     "damage, suffix",
     [
@@ -99,6 +106,7 @@ def of_another(path: Path) -> None:
         (of_another, "index.safetensors"),
         (cut, "tar"),
         (empty, "tar"),
+        (overwritten, "tar"),
     ],
 )
 def test_a_cached_shard_that_was_damaged_is_fetched_again(web, tmp_path, damage, suffix, caplog):
