@@ -57,7 +57,11 @@ to, may soon have it."""
 NEVER = 2**62
 """Next step of a shard that is not read again."""
 
-NextUse = Callable[[int], int] | None
+FOREIGN = -1
+"""Next step of a tar that this run does not know."""
+
+NextUse = Callable[[Path], int] | None
+"""The step at which this run reads a tar next, or NEVER, or FOREIGN."""
 
 _LOST_REST_S = 300.0
 """A shard that is lost to one process is lost to all of the node for so long: none of them fetches it in vain."""
@@ -134,8 +138,8 @@ class ShardCache:
 
         Args:
             shard: its number in the manifest.
-            next_use: the step at which a shard of this manifest is read next, or NEVER; shards that are read later
-                than `shard` may be evicted for it. None: those opened longest ago.
+            next_use: shards of this run that are read later than `shard` may be evicted for it. None: those of this
+                manifest that were opened longest ago.
             status: called with what is being done, in words.
             patient: the shard is not needed yet: return False if there is no room before others have been read;
                 otherwise room is made, at the cost of other runs, and waited for.
@@ -314,18 +318,18 @@ class ShardCache:
 
         Of fetches that are over, as those of killed processes, the room goes first, and the part as if it were whole.
         """
-        number = {entry.name: place for place, entry in enumerate(self.manifest.shards)}
-        foreign, own = [], []
+        foreign, own, needed = [], [], self.manifest.tar_path(shard)
         for other in held(self.manifest.root.parent):
             if not other.here and remove_left(room_of(other.tar), other.tar):
                 return True
-            if other.tar.parent != self.manifest.root:
+            is_sibling = other.tar.parent == self.manifest.root
+            use = next_use(other.tar) if next_use else -other.touched if is_sibling else FOREIGN
+            if use == FOREIGN:
                 foreign.append((other.touched, other.here, other.tar))
-            elif other.tar.name in number and (other.here or not is_coming(other.tar)):
-                place = number[other.tar.name]
-                own.append((next_use(place) if next_use else -other.touched, other.tar))
+            elif other.here or not is_coming(other.tar):
+                own.append((use, other.tar))
         resting = [one for one in foreign if time.time() - one[0] > _FOREIGN_REST_S]
-        if not resting and own and (next_use is None or max(own)[0] > next_use(shard)):
+        if not resting and own and (next_use is None or max(own)[0] > next_use(needed)):
             _, tar = max(own)
             return self._evict(tar) if tar.exists() else remove_left(part_of(tar), tar)
         victims = resting or [one for one in foreign if urgent and one[1]]

@@ -12,13 +12,16 @@ import os
 import signal
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from functools import cached_property
 from multiprocessing import util
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from largescale.data.cache import NEVER
+from largescale.data.cache import FOREIGN, NEVER
 from largescale.data.corpora import Corpus
 from largescale.data.loader import Position
 from largescale.data.order import Mixture, Uses
@@ -33,6 +36,9 @@ _AFTER_FAILURE_S = 30.0
 _RESTART_S = 10.0
 """Pause between restarts of a process that keeps dying."""
 
+_TOUCH_S = 600.0
+"""Other runs see so often that a shard is being read."""
+
 _COUNTED = ("fetched_bytes", "evicted")
 """What a fetcher counts. Hits and misses are counted by the readers: did the shard arrive in time?"""
 
@@ -44,7 +50,7 @@ class Needs:
 
     Args:
         order: of the samples.
-        num_shards: of all corpora.
+        corpora: that it orders the samples of.
         streams: those that the ranks of this node read.
         position: of the training.
 
@@ -52,8 +58,8 @@ class Needs:
         end: the data step at which the training ends: nothing is read from there on.
     """
 
-    def __init__(self, order: Mixture, num_shards: int, streams: np.ndarray, position: Position) -> None:
-        self._order, self._num_shards, self._streams, self._position = order, num_shards, streams, position
+    def __init__(self, order: Mixture, corpora: list[Corpus], streams: np.ndarray, position: Position) -> None:
+        self._order, self._corpora, self._streams, self._position = order, corpora, streams, position
         self.end = NEVER
         self._uses: Uses | None = None
         self._epochs: list[int] = []
@@ -67,15 +73,30 @@ class Needs:
             self._uses, self._epochs = self._order.uses(step), epochs
         return self._uses.of_streams(streams).between(step, self.end)
 
-    def next_use(self, shard: int) -> int:
-        """The step at which this node reads a shard next: the current one if it is being read, NEVER if none."""
+    def current(self, streams: np.ndarray) -> Uses:
+        """Those under way."""
+        step = self._position.get()
+        return self.upcoming(streams).between(step, step + 1)
+
+    def next_use(self, tar: Path) -> int:
+        """The step at which this node reads a tar next, for whichever corpus: the current one if it is being read,
+        NEVER if none; FOREIGN for one of no corpus.
+        """
         step = self._position.get()
         if step != self._step:
-            uses = self.upcoming(self._streams)
-            following = np.full(self._num_shards, NEVER)
-            np.minimum.at(following, uses.shard, np.maximum(uses.first_step, step))
+            uses, tar_of_shard = self.upcoming(self._streams), tars_of(self._corpora)
+            following = np.full(len(tar_of_shard), NEVER)
+            np.minimum.at(following, tar_of_shard[uses.shard], np.maximum(uses.first_step, step))
             self._next, self._step = following, step
-        return int(self._next[shard])
+        number = self._numbers.get(tar)
+        return FOREIGN if number is None else int(self._next[number])
+
+    @cached_property
+    def _numbers(self) -> dict[Path, int]:
+        """The numbers of `tars_of`. Made in processes that ask, since a path takes some hundred bytes."""
+        manifests = [corpus.manifest for corpus in self._corpora]
+        tars = [manifest.tar_path(number) for manifest in manifests for number in range(len(manifest.shards))]
+        return dict(zip(tars, tars_of(self._corpora).tolist(), strict=True))
 
 
 class Fetcher:
@@ -133,10 +154,14 @@ def _serve(corpora: list[Corpus], needs: Needs, streams: np.ndarray, fetches: in
     pool = ThreadPoolExecutor(fetches)
     coming: dict[Future[bool], int] = {}
     rests: dict[int, float] = {}
-    full_until = 0.0
+    full_until = touched = 0.0
     while True:
         uses = needs.upcoming(streams)
         now = time.monotonic()
+        if now > touched + _TOUCH_S:
+            touched = now
+            for shard in needs.current(streams).shard.tolist():
+                reader.touch(shard)
         shards = dict.fromkeys(uses.shard.tolist())
         wanted = (
             shard
@@ -162,6 +187,19 @@ def _serve(corpora: list[Corpus], needs: Needs, streams: np.ndarray, fetches: in
             time.sleep(_PAUSE_S)
 
 
+def tars_of(corpora: list[Corpus]) -> np.ndarray:
+    """A number for the tar of each shard, counted through the corpora: that of the first shard that is in it, since a
+    folder may be listed several times, with other subsets.
+    """
+    first: dict[Path, int] = {}
+    found, start = [], 0
+    for corpus in corpora:
+        num_shards = len(corpus.manifest.shards)
+        found.append(first.setdefault(corpus.manifest.root, start) + np.arange(num_shards))
+        start += num_shards
+    return np.concatenate(found)
+
+
 def working_set(order: Mixture, corpora: list[Corpus], streams: np.ndarray, ahead: int, step: int = 0) -> int:
     """Bytes of the shards in stores that these streams read at the same time, at most, up to `ahead` steps ahead, in
     each corpus's epoch at `step` and the next.
@@ -172,4 +210,5 @@ def working_set(order: Mixture, corpora: list[Corpus], streams: np.ndarray, ahea
             for corpus in corpora
         ]
     )
-    return order.uses(step).of_streams(streams).peak_bytes(sizes, ahead)
+    uses = order.uses(step).of_streams(streams)
+    return replace(uses, shard=tars_of(corpora)[uses.shard]).peak_bytes(sizes, ahead)

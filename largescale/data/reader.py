@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from largescale.data.cache import ShardLost
+from largescale.data.cache import NextUse, ShardLost
 from largescale.data.clip_facts import ClipFacts, Place, facts_of, place_of_image, place_of_sound
 from largescale.data.corpora import Corpus
 from largescale.data.kept_shards import KeptShards
@@ -74,15 +74,12 @@ class ShardReader:
 
     Args:
         corpora: what is read.
-        next_use: the step at which a shard is read next, or `cache.NEVER`; None where the order is not known.
+        next_use: when a tar is read next (see `cache.NextUse`); None where the order is not known.
         status: called with what is being waited for, in words.
     """
 
     def __init__(
-        self,
-        corpora: Sequence[Corpus],
-        next_use: Callable[[int], int] | None = None,
-        status: Callable[[str], None] = lambda text: None,
+        self, corpora: Sequence[Corpus], next_use: NextUse = None, status: Callable[[str], None] = lambda text: None
     ) -> None:
         self.corpora, self.next_use, self.status = list(corpora), next_use, status
         sizes = [len(corpus.manifest.shards) for corpus in corpora]
@@ -238,6 +235,12 @@ class ShardReader:
         """
         return self._make_present(shard, patient=True)
 
+    def touch(self, shard: int) -> None:
+        """Tell other runs that share the cache of a shard that it is being read."""
+        corpus, number = self._corpus(shard)
+        if corpus.cache is not None:
+            corpus.cache.touch(number)
+
     def take_counters(self) -> dict[str, int]:
         """Counts of the caches since the last call: hits, misses, bytes fetched, evicted shards."""
         taken = {"hits": 0, "misses": 0, "fetched_bytes": 0, "evicted": 0}
@@ -274,10 +277,10 @@ class ShardReader:
         """
         if all(corpus.cache is None for corpus in self.corpora):  # looking at each costs more than opening one
             return
-        use = self.next_use
-        gone = [shard for shard, tar in self._kept.tars.items() if shard != opened and tar.is_removed()]
-        for shard in gone:
-            if use is None or use(shard) > use(opened):
+        use, entry_path = self.next_use, self._entry_path(opened)
+        gone = [(shard, tar) for shard, tar in self._kept.tars.items() if shard != opened and tar.is_removed()]
+        for shard, tar in gone:
+            if use is None or use(tar.path) > use(entry_path):
                 del self._kept.tars[shard]
 
     def _close(self, shard: int, tar: OpenFile) -> None:
@@ -386,13 +389,6 @@ class ShardReader:
         corpus, number = self._corpus(shard)
         if corpus.cache is None:
             return True
-        next_use = None
-        if (use := self.next_use) is not None:
-            first = shard - number
-
-            def next_use(other: int) -> int:
-                return use(first + other)
-
-        present = corpus.cache.get(number, next_use, self.status, patient=patient)
+        present = corpus.cache.get(number, self.next_use, self.status, patient=patient)
         corpus.cache.touch(number)
         return present

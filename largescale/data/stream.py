@@ -90,8 +90,7 @@ class Stream:
         self._own_streams = self.order.streams_at(own_places)
         node_streams = self._node_streams()
         self._check_cache(node_streams)
-        num_shards = sum(len(corpus.manifest.shards) for corpus in self.corpora)
-        self._needs = Needs(self.order, num_shards, node_streams, self._position)
+        self._needs = Needs(self.order, self.corpora, node_streams, self._position)
         reader = ShardReader(self.corpora, self._needs.next_use)
         self.batches = BatchMaker(reader, self.order, config, rank=rank, world_size=world_size)
         self.loaded = DeviceBatches(

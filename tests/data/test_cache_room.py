@@ -11,13 +11,13 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from largescale.data import cache
-from largescale.data.cache import NEVER, ShardCache, open_cache
+from largescale.data.cache import FOREIGN, NEVER, ShardCache, open_cache
 from largescale.data.cache_files import held, lock_of, locked, part_of, room_of
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
@@ -37,6 +37,12 @@ def make_cache(web: WebServer, folder: Path, shards: float) -> ShardCache:
     manifest = read_manifest(web.folder)
     largest = max(entry.num_bytes for entry in manifest.shards)
     return open_cache(Store(web.url, patience_s=20, stall_s=10), manifest, folder / "cache", shards * largest / 1e9)
+
+
+def by_number(shard_cache: ShardCache, use: Callable[[int], int]) -> Callable[[Path], int]:
+    """When tars are read next, by their numbers in the manifest."""
+    number = {shard_cache.manifest.tar_path(shard): shard for shard in range(5)}
+    return lambda tar: use(number[tar]) if tar in number else FOREIGN
 
 
 def test_the_limit_holds_at_every_change(web, tmp_path, monkeypatch):
@@ -104,7 +110,7 @@ def test_a_shard_on_its_way_is_waited_for_not_overrun(web, tmp_path, monkeypatch
         target=shard_cache.get,
         args=(
             0,
-            lambda shard: 0 if shard == 0 else NEVER,
+            by_number(shard_cache, lambda shard: 0 if shard == 0 else NEVER),
             lambda text: said.set() if text.startswith("waiting for room") else None,
         ),
     )
@@ -128,9 +134,9 @@ def test_room_that_a_killed_fetch_took_is_given_back(web, tmp_path, folder):
         part_of(coming).write_bytes(bytes(100))
         with room_of(coming).open("wb") as room:
             room.truncate(shard_cache.manifest.shards[3].num_bytes)
-        assert not shard_cache.get(0, lambda shard: 3 - shard, patient=True)
+        assert not shard_cache.get(0, by_number(shard_cache, lambda shard: 3 - shard), patient=True)
         assert room_of(coming).exists() and not shard_cache.has(0)
-    assert shard_cache.get(0, lambda shard: 3 - shard, patient=True)
+    assert shard_cache.get(0, by_number(shard_cache, lambda shard: 3 - shard), patient=True)
     assert not room_of(coming).exists() and part_of(coming).exists()
 
 
@@ -139,10 +145,10 @@ def test_the_part_of_a_killed_fetch_goes_for_what_is_needed_sooner(web, tmp_path
     coming = shard_cache.manifest.tar_path(3)
     with locked(lock_of(coming)):
         part_of(coming).write_bytes(bytes(shard_cache.manifest.shards[3].num_bytes - 1))
-        assert not shard_cache.get(0, lambda shard: shard, patient=True)
-    assert not shard_cache.get(0, lambda shard: 3 - shard, patient=True)
+        assert not shard_cache.get(0, by_number(shard_cache, lambda shard: shard), patient=True)
+    assert not shard_cache.get(0, by_number(shard_cache, lambda shard: 3 - shard), patient=True)
     assert part_of(coming).exists()
-    assert shard_cache.get(0, lambda shard: shard, patient=True)
+    assert shard_cache.get(0, by_number(shard_cache, lambda shard: shard), patient=True)
     assert not part_of(coming).exists()
 
 
@@ -162,6 +168,18 @@ def test_shards_that_others_are_reading_go_only_where_there_is_no_other_way(web,
     other.write_bytes(bytes(shard_cache.manifest.shards[0].num_bytes))
     assert not shard_cache.get(0, patient=True) and other.exists()
     assert shard_cache.get(0) and not other.exists()
+
+
+def test_shards_of_another_corpus_of_the_run_go_by_when_they_are_needed(web, tmp_path):
+    shard_cache = make_cache(web, tmp_path, 1.5)
+    other = shard_cache.manifest.root.parent / "other-corpus" / "other-000000.tar"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(bytes(shard_cache.manifest.shards[0].num_bytes))
+    os.utime(other, (0, 0))
+    use = {other: 1}
+    assert not shard_cache.get(0, lambda tar: use.get(tar, 2), patient=True) and other.exists()
+    use[other] = 3
+    assert shard_cache.get(0, lambda tar: use.get(tar, 2), patient=True) and not other.exists()
 
 
 def test_a_shard_larger_than_the_cache_is_an_error(web, tmp_path):

@@ -30,7 +30,7 @@ before = peak_bytes()
 started = time.process_time()
 stream = Stream(config, rank=5, world_size=512, device=torch.device("cpu"), dtype=torch.float32)
 ids, epochs = stream.order.samples(stream.num_steps - 1)
-stream._needs.next_use(17)
+stream._needs.next_use(stream.corpora[0].manifest.tar_path(17))
 seconds = time.process_time() - started  # of all its threads
 peak = peak_bytes()
 assert stream.order.num_samples == 10**9 and ids.max() < 10**9 and len(np.unique(ids)) == 4096

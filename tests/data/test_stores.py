@@ -237,7 +237,7 @@ def removed_tars() -> list[str]:
 def test_an_evicted_shard_is_closed_unless_it_is_needed_at_once(web, tmp_path, needed, open_still):
     """Its disk has the room back; keys and labels of its samples that are on their way need no other fetch."""
     corpora = remote(web.url, tmp_path).corpora
-    reader = ShardReader(corpora, lambda shard: needed if shard == 0 else 0)
+    reader = ShardReader(corpora, lambda tar: needed if tar == corpora[0].manifest.tar_path(0) else 0)
     first = reader.read(0), reader.key(0), reader.label(0)
     for path in (tmp_path / "cache").glob("*/train-000000*"):
         path.unlink()
