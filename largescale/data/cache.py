@@ -17,16 +17,16 @@ import errno
 import os
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 
 import xxhash
 
+from largescale.data.cache_counters import Counters
 from largescale.data.cache_files import (
     disk_trouble,
     held,
@@ -40,7 +40,7 @@ from largescale.data.cache_files import (
     write,
 )
 from shards.format.manifest import Manifest, ShardEntry
-from shards.format.shard_index import index_path, num_indexed
+from shards.format.shard_index import ShardIndex, index_path, num_indexed, read_index
 from shards.format.tar import file_checksum
 from shards.ground.errors import InputError
 from shards.ground.files import sync_file, sync_folder
@@ -74,37 +74,6 @@ _ROOM_PAUSE_S = 0.2
 
 class ShardLost(InputError):
     """A shard cannot be fetched, or is not the one in the manifest; the message is the reason."""
-
-
-_counting = threading.Lock()
-
-
-@dataclass
-class Counters:
-    """What a process did with the cache.
-
-    Attributes:
-        hits, misses: shards that were here when needed, and that were not.
-        fetched_bytes: of shards.
-        evicted: shards.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    fetched_bytes: int = 0
-    evicted: int = 0
-
-    def add(self, name: str, amount: int = 1) -> None:
-        """Add to a counter; safe to call from threads."""
-        with _counting:
-            setattr(self, name, getattr(self, name) + amount)
-
-    def take(self) -> dict[str, int]:
-        """The counts since the last call."""
-        with _counting:
-            taken = dict(vars(self))
-            vars(self).update(dict.fromkeys(taken, 0))
-        return taken
 
 
 @dataclass
@@ -172,6 +141,21 @@ class ShardCache:
                 return True
         except OSError as error:
             raise InputError(disk_trouble(self.manifest.root, error)) from error
+
+    def read_index(self, shard: int) -> ShardIndex:
+        """The index of a shard, from the store where the shard is not here: its tar is not fetched.
+
+        Raises:
+            InputError: it is missing or damaged, or the store is away.
+        """
+        entry, path = self.manifest.shards[shard], self.manifest.index_path(shard)
+        with suppress(OSError):
+            if entry.index_checksum and _is_index_of(entry, content := path.read_bytes()):
+                return read_index(path, content)
+        try:
+            return read_index(path, self._index(self.store, shard))
+        except (Missing, _Wrong) as error:
+            raise InputError(f"{self.store.url}: {error}; restore it, or convert again") from error
 
     def touch(self, shard: int) -> None:
         """Tell other runs that share the cache that the shard is in use."""
@@ -371,18 +355,12 @@ def open_cache(store: Store, manifest: Manifest, folder: Path, capacity_gb: floa
     except OSError as error:
         raise InputError(disk_trouble(root, error)) from error
     capacity = int(capacity_gb * 1e9) if capacity_gb > 0 else free // 2
-    return ShardCache(store, _at(manifest, root), capacity)
+    return ShardCache(store, replace(manifest, root=root), capacity)
 
 
 def default_folder() -> Path:
     """The default cache: this user's folder on the node's temporary disk."""
     return Path(tempfile.gettempdir()) / f"largescale-shards-{os.getuid()}"
-
-
-def _at(manifest: Manifest, root: Path) -> Manifest:
-    return Manifest(
-        root, manifest.name, manifest.shards, manifest.classes, manifest.source, manifest.settings, manifest.skipped
-    )
 
 
 def _is_index_of(entry: ShardEntry, content: bytes) -> bool:

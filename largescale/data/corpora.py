@@ -72,21 +72,12 @@ class Corpus:
         return f"{self.manifest.fingerprint}/{xxhash.xxh3_128_hexdigest(np.ascontiguousarray(self.subset).data)}"
 
     def index(self, shard: int) -> ShardIndex:
-        """The index of a shard, which is fetched first where the folder is in a store.
+        """The index of a shard; its tar need not be here.
 
         Raises:
-            InputError: it is missing or damaged.
+            InputError: it is missing or damaged, or the store is away.
         """
-        path = self.manifest.index_path(shard)
-        if self.cache is None:
-            return read_index(path)
-        self.cache.get(shard)
-        try:
-            return read_index(path)
-        except InputError:
-            self.cache.drop_damaged(shard)
-            self.cache.get(shard)
-            return read_index(path)
+        return read_index(self.manifest.index_path(shard)) if self.cache is None else self.cache.read_index(shard)
 
     def check_files(self, part: int = 0, parts: int = 1) -> None:
         """Check that a part of the shards is there and whole; shards in a store are checked when they arrive.

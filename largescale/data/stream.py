@@ -150,12 +150,10 @@ class Stream:
             return
         self._needs.end = max(data_steps) + 1
         fetcher = Fetcher(self.corpora, self._needs, self._own_streams, self.data.fetches)
-        before = self.batches.reader.take_counters()  # of key look-ups; otherwise each loader process would report them
         with closing(fetcher), closing(self.loaded(data_steps)) as batches:
             for batch in batches:
-                for name, value in (*fetcher.attend().items(), *before.items()):
+                for name, value in fetcher.attend().items():
                     batch.costs[name] = batch.costs.get(name, 0.0) + value
-                before = {}
                 yield batch
 
     def _node_streams(self) -> np.ndarray:

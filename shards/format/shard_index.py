@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, load_file, save
 
 from shards.format.clip_index import ClipColumns, clips_in
 from shards.ground.errors import InputError
@@ -103,14 +103,14 @@ def write_index(index: ShardIndex, path: Path) -> None:
         file.write(save(columns))
 
 
-def read_index(path: Path) -> ShardIndex:
-    """Read the index of a shard.
+def read_index(path: Path, content: bytes | None = None) -> ShardIndex:
+    """Read the index of a shard, or take it from what that file would hold.
 
     Raises:
         InputError: missing or damaged.
     """
     try:
-        columns = load_file(path)
+        columns = load_file(path) if content is None else load(content)
         keys = _PackedKeys(columns["keys"], columns["key_ends"])
         index = ShardIndex(keys, *(columns[name] for name in _COLUMNS), clips=clips_in(columns))
     except (OSError, SafetensorError, KeyError) as error:

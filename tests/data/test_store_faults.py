@@ -1,6 +1,6 @@
 """Damage and outages of stores, one fault a test: what is fetched, how often, how long it is waited for.
 
-Covers: shards/stores/pipe.py
+Covers: largescale/data/cache_counters.py, shards/stores/pipe.py
 """
 
 from __future__ import annotations
@@ -127,12 +127,20 @@ def test_a_cached_shard_that_was_damaged_is_fetched_again(web, tmp_path, damage,
     assert caplog.text.count("train-000002.tar: is damaged; it is fetched again") == 1
 
 
-def test_an_index_that_was_lost_is_fetched_again_for_its_keys(web, tmp_path):
+def test_an_index_that_was_lost_is_read_from_the_store_and_no_tar_is_fetched(web, tmp_path):
     shard_cache = make_cache(web, tmp_path)
     corpus = Corpus(shard_cache.manifest, cache=shard_cache)
-    key = corpus.index(2).key(7)
+    whole = read_index(read_manifest(web.folder).index_path(2))
+    assert corpus.index(2).key(7) == whole.key(7) and (corpus.index(2).label == whole.label).all()
+    assert not any(name.endswith(".tar") for name in web.sent)
+    shard_cache.get(2)
+    sent = web.sent.total()
+    assert corpus.index(2).key(7) == whole.key(7) and web.sent.total() == sent
     empty(corpus.manifest.index_path(2))
-    assert corpus.index(2).key(7) == key
+    assert corpus.index(2).key(7) == whole.key(7)
+    of_another(web.folder / "train-000002.index.safetensors")
+    with pytest.raises(InputError, match=rf"^{web.url}: .* is not the index named in the manifest; restore it"):
+        corpus.index(2)
 
 
 def test_what_is_damaged_in_the_store_too_is_lost_after_one_more_fetch(web, tmp_path, monkeypatch):
@@ -372,24 +380,18 @@ def test_a_store_that_is_back_is_used(web, tmp_path):
     assert not list((tmp_path / "cache").glob("*/.*.away"))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_bytes_that_were_fetched_are_counted_once(web, tmp_path, workers):
-    stream = make_stream(web.url, f"data.cache={tmp_path / 'cache'}", f"data.workers={workers}")
+@pytest.mark.parametrize("workers, by_key", [(0, False), (1, False), (2, True)])
+def test_bytes_that_were_fetched_are_counted_once(web, shard_folder, tmp_path, workers, by_key):
+    reader, keys = ShardReader([Corpus(read_manifest(shard_folder))]), tmp_path / "keys"
+    keys.write_text("\n".join(map(reader.key, range(len(reader)))))
+    subset = [f"data.subset={keys}"] if by_key else []
+    stream = make_stream(web.url, f"data.cache={tmp_path / 'cache'}", f"data.workers={workers}", *subset)
+    assert not any(name.endswith(".tar") for name in web.sent), "keys are looked up in indexes alone"
     batches = list(stream(range(14)))
     sent = sum(count for name, count in web.sent.items() if name.endswith(".tar"))
     assert sent == sum(batch.costs["fetched_bytes"] for batch in batches)
     assert sum(batch.costs["hits"] + batch.costs["misses"] for batch in batches) > 0
     assert stream._needs.upcoming(stream._own_streams).first_step.max() < 14, "nothing is read after the run"
-
-
-def test_bytes_of_looking_up_keys_are_counted_once(web, shard_folder, tmp_path):
-    reader = ShardReader([Corpus(read_manifest(shard_folder))])
-    (tmp_path / "keys").write_text("\n".join(map(reader.key, range(len(reader)))))
-    stream = make_stream(
-        web.url, f"data.cache={tmp_path / 'cache'}", f"data.subset={tmp_path / 'keys'}", "data.workers=2"
-    )
-    fetched = sum(batch.costs["fetched_bytes"] for batch in stream(range(1)))
-    assert fetched == sum(count for name, count in web.sent.items() if name.endswith(".tar"))
 
 
 def test_a_fetcher_that_is_killed_is_started_again(web, tmp_path, caplog, monkeypatch):
