@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from copy import deepcopy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +34,7 @@ from largescale.evaluate.extract import extract
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.logistic_start import start_from_logistic
 from largescale.evaluate.splits import keep_subset
+from largescale.evaluate.stand_ins import StandIns
 from largescale.evaluate.training_recipe import EVEN, Recipe, batch_for, rate_factor
 from largescale.evaluate.training_state import TrainingState, Unfinished
 from largescale.methods import Method
@@ -62,6 +63,7 @@ class Trial:
         device: that it is on.
         unfinished: where the state of a training is kept, so that a killed one goes on; None keeps none.
         keep: takes the trained classifier, when it has been measured.
+        doubts: sentences about the measurement, which training adds to.
     """
 
     config: Config
@@ -73,6 +75,7 @@ class Trial:
     device: torch.device
     unfinished: Unfinished | None = None
     keep: Callable[[ImageClassifier], None] | None = None
+    doubts: list[str] = field(default_factory=list)
 
 
 class Probe(nn.Module):
@@ -114,8 +117,8 @@ def scores_of(network: Probe, trial: Trial, recipe: Recipe) -> FeatureSet | None
     Raises:
         InputError: as `trained_scores`.
 
-    Collectives: every rank must call it; an all-reduce per step, one of the loss now and then, those of `extract`, and
-    a broadcast where training images have no label.
+    Collectives: every rank must call it; an all-reduce per step, one of the loss now and then, those of `extract`, an
+    all-gather of images that cannot be read, and a broadcast where training images have no label.
     """
     _train(network, trial, _of_labelled(trial, recipe))
     network.eval()
@@ -273,12 +276,12 @@ def _train(network: Probe, trial: Trial, recipe: Recipe) -> None:
     )
     state = TrainingState(trial.unfinished, network.trained(), optimizer, batch, steps) if trial.unfinished else None
     first = state.load() if state else 0
-    labels = labels_of(trial.train, recipe.subset)
+    labels, stand_ins = labels_of(trial.train, recipe.subset), StandIns()
     said = f"training on {trial.train.manifest.root.name}"
     with tqdm(
         total=steps, initial=first, desc=said, unit="step", leave=False, mininterval=1, disable=rank() > 0
     ) as bar:
-        for one in _batches(stream, range(first, steps)):
+        for one in stand_ins.noting(_batches(stream, range(first, steps))):
             for group in optimizer.param_groups:
                 group["lr"] = group["rate"] * batch / _RATE_IS_PER * rate_factor(recipe, one.step / steps)
             with memory_for(f"lower {recipe.batch_key}"):
@@ -289,6 +292,7 @@ def _train(network: Probe, trial: Trial, recipe: Recipe) -> None:
             if state:
                 state.save(one.step + 1)
             bar.update()
+    trial.doubts.extend(stand_ins.doubts("training images cannot be read"))
 
 
 def refuse_single_images(network: nn.Module, batch: int, recipe: Recipe) -> None:

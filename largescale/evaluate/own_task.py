@@ -8,7 +8,6 @@ batch, chance is that of these batches.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from largescale.data.reader import ShardReader
 from largescale.data.sounds import require_sound
 from largescale.distributed.collectives import sum_over_ranks
 from largescale.distributed.launch import own_launch
-from largescale.evaluate.shares import from_all_ranks
+from largescale.evaluate.stand_ins import StandIns
 from largescale.evaluate.subject import Subject
 from largescale.evaluate.ways import Measure, Measured
 from largescale.evaluate.weights import method_of, what_is_measured
@@ -47,8 +46,6 @@ ACCURACY = "task_accuracy"
 """The sign that a method reports whose task has right answers."""
 
 _EPOCH = 1 << 40
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -116,7 +113,7 @@ def _measured(measure: Measure, subject: Subject) -> Measured:
     require_clips(config, [corpus])
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     results: dict[str, dict[str, Any]] = {}
-    skipped: dict[str, str] = {}
+    stand_ins = StandIns()
     asked: Method | None = None
     for name, trained in {"pretrained": True, **({"untrained": False} if config.evaluate.baselines else {})}.items():
         method = method_of(config, subject.weights, trained=trained).to(device)
@@ -128,18 +125,8 @@ def _measured(measure: Measure, subject: Subject) -> Measured:
         for known in method.exemplar_state if asked is not None else ():  # the same task for both
             setattr(method, known, getattr(asked, known))
         asked = asked or method
-        results[name] = measure(method, _noting(_Batches(corpus, config, device), skipped))
-    skipped = from_all_ranks(skipped)
-    for sample, reason in skipped.items() if rank() == 0 else ():
-        _log.warning("%s: another stands in for it: %s", sample, reason)
-    doubts = [f"{len(skipped):,} test samples cannot be asked; others stand in for them"] if skipped else []
-    return Measured(results, 0, corpus.manifest.num_samples, doubts)
-
-
-def _noting(batches: Iterable[Batch], skipped: dict[str, str]) -> Iterable[Batch]:
-    for batch in batches:
-        skipped.update({f"{row['shard']}, key {row['key']}": row["reason"] for row in batch.skipped})
-        yield batch
+        results[name] = measure(method, stand_ins.noting(_Batches(corpus, config, device)))
+    return Measured(results, 0, corpus.manifest.num_samples, stand_ins.doubts("test samples cannot be asked"))
 
 
 def in_batches(run: Config, corpus: Corpus) -> Config:

@@ -195,6 +195,8 @@ def _trained(measure: Measure, subject: Subject) -> dict[str, dict[str, Any]]:
                 raise
             _log.warning("left out, the %s network: %s", name, error)  # it may not cost the result that is there
             continue
+        if trial.doubts:
+            results[name]["doubts"] = [*results[name].get("doubts", []), *trial.doubts]
         places[name].finish(results[name])
     for one in places.values():
         one.remove()

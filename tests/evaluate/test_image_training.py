@@ -1,14 +1,15 @@
 """Protocols that train on images.
 
 Covers: largescale/evaluate/finetune.py, largescale/evaluate/linear_augmented.py,
-largescale/evaluate/low_shot_finetune.py, largescale/evaluate/layers.py, largescale/evaluate/training_recipe.py,
-largescale/evaluate/training_state.py
+largescale/evaluate/low_shot_finetune.py, largescale/evaluate/layers.py, largescale/evaluate/stand_ins.py,
+largescale/evaluate/training_recipe.py, largescale/evaluate/training_state.py
 """
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
@@ -18,7 +19,7 @@ from torch import nn
 
 from largescale.config import DataConfig, load_config
 from largescale.data.corpora import Corpus, open_corpus
-from largescale.evaluate import finetune, image_training, layers, linear_augmented, low_shot_finetune
+from largescale.evaluate import finetune, image_training, layers, linear_augmented, low_shot_finetune, ways
 from largescale.evaluate.extract import load_method
 from largescale.evaluate.image_training import Classifier, Trial, kept_layers, labels_of, stream_config, trained_scores
 from largescale.evaluate.logistic_start import start_from_logistic
@@ -31,6 +32,7 @@ from shards.format.manifest import read_manifest, write_manifest
 from shards.format.shard_index import read_index, write_index
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
+from tests.helpers.streams import overwrite
 from tests.methods.harness import mini
 
 
@@ -53,6 +55,28 @@ def test_a_linear_probe_leaves_the_trunk_as_it_is_and_learns(trial):
     found = linear_augmented.measure(trial, config)
     assert 0.15 < found["top1"] < found["top5"] <= 1  # chance: 0.1
     assert all(torch.equal(value, before[name]) for name, value in trial.method.state_dict().items())
+
+
+def test_training_images_that_cannot_be_read_are_said(trial, tmp_path, monkeypatch, caplog):
+    folder = shutil.copytree(trial.train.manifest.root, tmp_path / "damaged")
+    key = overwrite(folder, 1, 7)
+    trial.config.evaluate.train_shards, trial.config.evaluate.baselines = str(folder), False
+    subject = SimpleNamespace(
+        config=trial.config,
+        shards=(Corpus(read_manifest(folder)), trial.test),
+        run_dir=tmp_path,
+        task="probe",
+        weights=None,
+    )
+    monkeypatch.setattr(ways, "method_of", lambda *_, **__: trial.method)
+
+    def measure(trial: Trial, _: object) -> dict[str, object]:
+        trained_scores(trial, Recipe(epochs=2, batch=40, trunk_rate=0.0, head_rate=1.0))
+        return {"num_train": 200, "num_test": 100}
+
+    found = ways.by_dense_training(measure, subject)
+    assert found.doubts == ["1 training images cannot be read; others stand in for them"]
+    assert caplog.text.count(f"train-000001.tar, key {key}: another stands in for it: ") == 1
 
 
 def test_fine_tuning_changes_the_trunk_and_repeats_itself(trial):

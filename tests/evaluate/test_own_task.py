@@ -87,7 +87,7 @@ def test_all_are_asked_as_often_as_set_in_equal_batches_without_one_that_comes_t
 
 def test_fewer_samples_than_ranks_are_refused(monkeypatch, run):
     monkeypatch.setattr(own_task, "world_size", lambda: 3)
-    corpus = SimpleNamespace(manifest=SimpleNamespace(num_samples=2, root="shards"))
+    corpus = SimpleNamespace(manifest=SimpleNamespace(num_samples=2), where="shards")
     with pytest.raises(InputError, match="shards: 2 samples are too few for 3 ranks"):
         in_batches(config_of(run), corpus)
 
