@@ -24,7 +24,8 @@ from largescale.config.data_settings import CropGroup
 from largescale.data.batches import BatchMaker, Buffers, Part
 from largescale.data.cache import ShardLost
 from largescale.data.corpora import Corpus
-from largescale.data.decode import REDUCTIONS, EncodedImage
+from largescale.data.crops import reduction
+from largescale.data.decode import EncodedImage
 from largescale.data.loaded import raise_errors
 from largescale.data.loader import Loader, Position
 from largescale.data.loader_counts import counts_for
@@ -176,10 +177,8 @@ def decode_near(sample: RawSample, side: int, *, max_pixels: int, margin: float)
         SampleError: the bytes cannot be decoded.
     """
     image = EncodedImage(sample, max_pixels=max_pixels)
-    factor = 1
-    if image.reducible and margin > 0:
-        spare = min(image.height, image.width) / side
-        factor = next((factor for factor in REDUCTIONS if spare >= margin * factor), 1)
+    whole = np.array([[0, 0, image.height, image.width]])
+    factor = reduction(whole, np.array([side]), margin) if image.reducible else 1
     pixels = image.decode(factor)
     if factor == 1 or image.orientation == UPRIGHT:
         return pixels

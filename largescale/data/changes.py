@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 
 from largescale.data.augment_draws import ERASE_H, ERASE_LEFT, ERASE_TOP, ERASE_W
+from largescale.data.device_random import GOLDEN, MIX_1, mix, shifted
 
 LUMA = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in a grey value."""
@@ -127,7 +128,7 @@ def noise_counters(shape: torch.Size, device: torch.device) -> Tensor:
     """What `gaussian_noise` hashes for each pixel, twice: int64 [2 * H * W]. Made outside of what is compiled, where
     the product would be taken for an index and must not overflow.
     """
-    return torch.arange(2 * shape[0] * shape[1], device=device, dtype=torch.int64) * -4658895280553007687
+    return torch.arange(2 * shape[0] * shape[1], device=device, dtype=torch.int64) * MIX_1
 
 
 def gaussian_noise(key: Tensor, counters: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -136,17 +137,9 @@ def gaussian_noise(key: Tensor, counters: Tensor, shape: torch.Size, dtype: torc
     Box-Muller on two SplitMix64-style hashes; counter-based, so it does not depend on the batch.
     """
     num_pixels = shape[0] * shape[1]
-    bits = (key * 2.0**53).to(torch.int64)[:, None] * -7046029254386353131 + counters
-    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
-        bits = (bits ^ _shift_right(bits, shift)) * factor
-    bits = bits ^ _shift_right(bits, 31)
-    uniforms = (_shift_right(bits, 11).to(torch.float64) + 0.5) * 2.0**-53
+    bits = mix((key * 2.0**53).to(torch.int64)[:, None] * GOLDEN + counters)
+    uniforms = (shifted(bits, 11).to(torch.float64) + 0.5) * 2.0**-53
     first, second = uniforms[:, :num_pixels].to(dtype), uniforms[:, num_pixels:].to(dtype)
     tiny = torch.finfo(dtype).tiny
     normal = torch.sqrt(-2 * torch.log(first.clamp_min(tiny))) * torch.cos(2 * math.pi * second)
     return normal.view(-1, 1, *shape)
-
-
-def _shift_right(bits: Tensor, count: int) -> Tensor:
-    """Logical shift of int64: torch's own keeps the sign."""
-    return (bits >> count) & ((1 << (64 - count)) - 1)

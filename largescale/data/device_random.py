@@ -10,9 +10,9 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-_GOLDEN = _signed(0x9E3779B97F4A7C15)
-_MIX_1 = _signed(0xBF58476D1CE4E5B9)
-_MIX_2 = _signed(0x94D049BB133111EB)
+GOLDEN = _signed(0x9E3779B97F4A7C15)
+MIX_1 = _signed(0xBF58476D1CE4E5B9)
+MIX_2 = _signed(0x94D049BB133111EB)
 
 
 def uniform(*coordinates: int | Tensor, num: int, device: torch.device) -> Tensor:
@@ -24,20 +24,20 @@ def uniform(*coordinates: int | Tensor, num: int, device: torch.device) -> Tenso
     bits = torch.zeros(1, dtype=torch.int64, device=device)
     for coordinate in coordinates:
         if isinstance(coordinate, int):
-            bits = _mix(bits + _signed((_GOLDEN + coordinate * _MIX_2) % (1 << 64)))
+            bits = mix(bits + _signed((GOLDEN + coordinate * MIX_2) % (1 << 64)))
         else:
-            bits = _mix(bits + _GOLDEN + coordinate[..., None] * _MIX_2)
-    bits = _mix(bits + _GOLDEN + torch.arange(num, device=device) * _MIX_2)
-    return _shifted(bits, 11).double() * 2.0**-53
+            bits = mix(bits + GOLDEN + coordinate[..., None] * MIX_2)
+    bits = mix(bits + GOLDEN + torch.arange(num, device=device) * MIX_2)
+    return shifted(bits, 11).double() * 2.0**-53
 
 
-def _mix(values: Tensor) -> Tensor:
+def mix(values: Tensor) -> Tensor:
     """SplitMix64's finaliser on two's complement: int64 products and sums wrap around as uint64 ones do."""
-    values = (values ^ _shifted(values, 30)) * _MIX_1
-    values = (values ^ _shifted(values, 27)) * _MIX_2
-    return values ^ _shifted(values, 31)
+    values = (values ^ shifted(values, 30)) * MIX_1
+    values = (values ^ shifted(values, 27)) * MIX_2
+    return values ^ shifted(values, 31)
 
 
-def _shifted(values: Tensor, places: int) -> Tensor:
+def shifted(values: Tensor, places: int) -> Tensor:
     """To the right, filled with zeros."""
     return (values >> places) & ((1 << (64 - places)) - 1)

@@ -40,12 +40,10 @@ class Heard(NamedTuple):
 
     Attributes:
         frame: number of the frame that is seen with it.
-        start: of the window, in samples from the clip's start.
         window: int16 [T].
     """
 
     frame: int
-    start: int
     window: np.ndarray
 
 
@@ -92,7 +90,7 @@ class SoundWindows:
         start = (first + int(draws[_START] * (last + 1 - first))) * wanted.grid
         window = decode_window(payload, start - _begin(facts), wanted.num_samples)
         louder = 1 - wanted.loudness * draws[_LOUDNESS]
-        return Heard(frame, start, np.rint(window * louder).astype(np.int16))
+        return Heard(frame, np.rint(window * louder).astype(np.int16))
 
     def in_the_middle(self, sample_id: int) -> np.ndarray:
         """The window on the grid whose own middle is nearest to the frame in the middle of a clip, or to that of the
