@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from largescale.config import MethodConfig
-from largescale.data.loader import choose_counts
+from largescale.data.loader_counts import choose_counts
 from largescale.methods import METHODS, Method
 from largescale.methods.choice import Choice
 from largescale.propose.corpus import CorpusFacts, look_at
