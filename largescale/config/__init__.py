@@ -19,7 +19,15 @@ from largescale.config.schema import (
 )
 from largescale.config.sound_settings import SoundConfig
 from largescale.config.support_settings import SupportConfig
-from largescale.config.values import corpus_names, corpus_settings, flatten, require, to_yaml, with_present_names
+from largescale.config.values import (
+    corpus_names,
+    corpus_settings,
+    flatten,
+    require,
+    to_yaml,
+    with_present_names,
+    without_later_defaults,
+)
 
 __all__ = [
     "PRECISIONS",
@@ -50,4 +58,5 @@ __all__ = [
     "values_saved_before",
     "with_present_names",
     "without_effect",
+    "without_later_defaults",
 ]

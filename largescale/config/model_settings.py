@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from largescale.config.setting import setting
 
+LATER = {"model.pool": 1}
+"""Keys that records of earlier versions lack, and the value that means the same as their absence."""
+
 
 @dataclass
 class ModelConfig:

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from largescale.config.data_settings import CropGroup, DataConfig
+from largescale.config.model_settings import LATER
 from largescale.config.schema import Config
 from shards.ground.errors import InputError
 
@@ -34,6 +35,11 @@ def flatten(config: Config) -> dict[str, Any]:
 
     visit(asdict(config), "")
     return flat
+
+
+def without_later_defaults(flat: dict[str, Any]) -> dict[str, Any]:
+    """Values by dotted key as records of earlier versions have them, which do not know the keys of `LATER`."""
+    return {key: value for key, value in flat.items() if key not in LATER or LATER[key] != value}
 
 
 def with_present_names(flat: dict[str, Any], config: Config) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import nn
 
 from largescale.checkpoint.folder import Checkpoint
-from largescale.config import Config, flatten
+from largescale.config import Config, flatten, without_later_defaults
 from largescale.distributed.launch import own_launch
 from largescale.evaluate.made_from import identity
 from largescale.evaluate.targets import target_at
@@ -35,7 +35,7 @@ def about_network(config: Config, weights: Weights, num_features: int, classes: 
         num_features: of its backbone.
         classes: names, in the order of its scores.
     """
-    size, values = config.evaluate.size, flatten(config)
+    size, values = config.evaluate.size, without_later_defaults(flatten(config))
     told = {key: value for key, value in values.items() if key.startswith(("model.", "data.mean", "data.std"))}
     return {
         "architecture": config.model.backbone,

@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from largescale.config import Config, flatten
+from largescale.config import Config, flatten, without_later_defaults
 from largescale.data.corpora import Corpus
 from largescale.evaluate.weights import Published, Weights
 from largescale.models.image_classifier import described
@@ -66,7 +66,7 @@ def network_stamp(config: Config, weights: Weights) -> Stamp:
     """The architecture, by the keys that decide it."""
     # How it is run, and where it began.
     beside = ("model.recompute_stages", "model.compile_stages", "model.weights", "model.mask")
-    flat = flatten(config)
+    flat = without_later_defaults(flatten(config))
     keys = [key for key in sorted(flat) if key.startswith("model.") and key not in beside]
     method = {} if isinstance(weights, Published) else {"method.name": config.method.name}
     return {**method, **{key: flat[key] for key in keys}}

@@ -45,6 +45,7 @@ from largescale.methods.simclr import SimCLR
 from largescale.methods.simsiam import SimSiam
 from largescale.methods.swav.method import SwAV
 from largescale.methods.vicreg import VICReg
+from largescale.models.backbones import require_cells
 from shards.ground.errors import InputError
 
 METHODS: dict[str, type[Method]] = {
@@ -110,6 +111,7 @@ def require_fit(config: Config, length: Length) -> None:
     Raises:
         InputError: on all ranks, before anything is made or read.
     """
+    require_cells(config.model, [config.evaluate.size, *(group.size for group in config.data.crops)])
     if line := method_class(config).misfit(config, length):
         raise InputError(line)
 

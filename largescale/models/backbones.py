@@ -11,7 +11,7 @@ it (`model.pool`), cell after cell. VGG-16 and AlexNet are in `plain_networks.py
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -25,6 +25,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from largescale.config import ModelConfig
 from largescale.config.setting import a_name
+from largescale.models.grid_mean import GridMean
 from largescale.models.layer_norm import use_layer_norm
 from largescale.models.plain_networks import PLAIN_NETWORKS, ConvBlock, PlainNetwork
 from largescale.models.selective_kernel import SELECTIVE_KERNEL_RESNETS, SelectiveBottleneck, SelectiveKernelResNet
@@ -94,7 +95,8 @@ def build_backbone(config: ModelConfig) -> tuple[nn.Module, int]:
             without residual blocks.
     """
     backbone, num_channels = _build(config)
-    setattr(backbone, _pool_name(backbone), nn.AdaptiveAvgPool2d(config.pool))
+    if config.pool > 1:
+        setattr(backbone, _pool_name(backbone), GridMean(config.pool))
     if config.sobel:
         see_edges(backbone)
     if config.norm == "layer":
@@ -208,6 +210,19 @@ def map_side(config: ModelConfig, side: int) -> int:
     with torch.device("meta"):
         backbone, _ = build_backbone(config)
         return feature_map(backbone.eval(), torch.empty(1, 3, side, side)).shape[-1]
+
+
+def require_cells(config: ModelConfig, sides: Iterable[int]) -> None:
+    """Refuse a grid with more cells than the maps of images with one of these sides have places.
+
+    Raises:
+        InputError: there are fewer; says how many.
+    """
+    if config.pool > 1 and (places := map_side(config, smallest := min(sides))) < config.pool:
+        raise InputError(
+            f"model.pool={config.pool}: images of {smallest} px have maps of {places} x {places} places, fewer than "
+            f"cells; lower it, or raise data.crops.*.size and evaluate.size"
+        )
 
 
 def pooled(backbone: nn.Module, maps: Tensor) -> Tensor:

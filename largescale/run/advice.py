@@ -27,7 +27,6 @@ _OF_THE_BACKBONE = (
     "model.block",
     "model.sobel",
     "model.norm",
-    "model.pool",
     "model.weights",
 )
 """Settings whose change makes weights unusable for a new run."""

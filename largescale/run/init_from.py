@@ -32,7 +32,7 @@ FILE = "init.json"
 """File in the run's folder that records what it started from."""
 
 _BACKBONE = "model.backbone."
-_NOT_OF_ITS_SHAPE = ("weights", "mask", "zero_init_residual", "recompute_stages", "compile_stages")
+_NOT_OF_ITS_SHAPE = ("weights", "mask", "pool", "zero_init_residual", "recompute_stages", "compile_stages")
 """Keys of `model` that a backbone's tensors do not depend on."""
 _log = logging.getLogger(__name__)
 

@@ -20,11 +20,12 @@ from largescale.cli import main
 from largescale.config import DataConfig, flatten, load_config
 from largescale.data.corpora import Corpus, open_corpus
 from largescale.evaluate import doubts as doubts_module
+from largescale.evaluate.classifier_files import about_network
 from largescale.evaluate.doubts import doubts, in_shared_shards, num_shared, shared_samples
 from largescale.evaluate.extract import can_be_read, extract, pixels
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.image_training import labels_of
-from largescale.evaluate.made_from import difference, identity, result_stamp, shards_stamp, weights_stamp
+from largescale.evaluate.made_from import difference, identity, network_stamp, result_stamp, shards_stamp, weights_stamp
 from largescale.evaluate.protocols import PROTOCOLS
 from largescale.evaluate.results import read_results
 from largescale.evaluate.weights import Published
@@ -58,6 +59,15 @@ def test_results_of_a_file_say_by_which_head_it_was_measured():
     ]
     assert len({identity(stamp) for stamp in stamps}) == 3
     assert stamps[1]["network"]["head"] == ["linear 8 4 bias", "relu"] and "head" not in stamps[0]["network"]
+
+
+def test_what_was_measured_before_a_setting_came_still_counts():
+    config, weights = load_config(ROOT / "tests/mini.yaml"), checkpoint(1, "aa")
+    assert "model.pool" not in network_stamp(config, weights)
+    assert "model.pool" not in json.loads(about_network(config, weights, 16, [])["config"])
+    config.model.pool = 2
+    assert network_stamp(config, weights)["model.pool"] == 2
+    assert json.loads(about_network(config, weights, 64, [])["config"])["model.pool"] == 2
 
 
 def test_protocols_that_draw_views_say_of_which():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
+from torch.nn.functional import adaptive_avg_pool2d
 
 from largescale.config import ModelConfig
 from largescale.methods.prototypes import Prototypes
@@ -162,6 +163,7 @@ def test_features_may_be_means_of_the_cells_of_a_grid(name):
     cells = maps.unflatten(3, (2, -1)).unflatten(2, (2, -1)).mean((3, 5))
     torch.testing.assert_close(features, cells.flatten(1))
     torch.testing.assert_close(pooled(backbone, maps), features, rtol=0, atol=0)
+    torch.testing.assert_close(features, adaptive_avg_pool2d(maps, 2).flatten(1))
     assert backbone.state_dict().keys() == build_backbone(ModelConfig(name, "3x3s2", [1, 1], 8))[0].state_dict().keys()
 
 
