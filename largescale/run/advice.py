@@ -34,7 +34,7 @@ _OF_THE_BACKBONE = (
 
 def new_run(config: Config, checkpoint: Checkpoint | None = None) -> str:
     """Overrides that start another run from the weights of this one, in an unused folder."""
-    run = Path(config.run.dir)
+    run = Path(os.path.abspath(config.run.dir))  # `.` has no name
     free = next(path for number in itertools.count(2) if not (path := run.with_name(f"{run.name}-{number}")).exists())
     without = " model.weights=" if config.model.weights else ""  # what that run had begun with
     mirror = config.checkpoint.mirror.rstrip("/")

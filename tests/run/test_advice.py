@@ -90,6 +90,13 @@ def test_a_new_run_gets_a_folder_that_is_free(tmp_path):
     assert new_run(config).endswith(" checkpoint.mirror=s3://bucket/run-3")
 
 
+@pytest.mark.parametrize("run_dir", [".", "below/.."])
+def test_a_run_in_the_working_directory_gets_a_folder_beside_it(tmp_path, monkeypatch, run_dir):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(TINY, ["data.shards=x", f"run.dir={run_dir}"])
+    assert new_run(config) == f"init_from={tmp_path} run.dir={tmp_path}-2"
+
+
 @pytest.mark.slow
 def test_a_run_that_began_with_weights_of_others(ends, tmp_path):
     run = [f"run.dir={tmp_path / 'run'}", "train.steps=2"]
