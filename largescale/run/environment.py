@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,15 @@ def environment() -> dict[str, Any]:
 
 
 def _git_revision() -> str:
-    result = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return result.stdout.strip() or "not a git checkout"
+    """Of the repository that this file is tracked in: an environment may lie inside somebody else's."""
+    here = Path(__file__)
+    git = partial(subprocess.run, cwd=here.parent, capture_output=True, text=True, check=False)
+    try:
+        tracked = git(["git", "ls-files", "--error-unmatch", here.name]).returncode == 0
+        revision = git(["git", "describe", "--always", "--dirty", "--abbrev=40"]).stdout.strip() if tracked else ""
+    except OSError as error:  # there may be no git
+        return f"unknown ({error.strerror}: git)"
+    return revision or "not a git checkout"
 
 
 def _processor() -> str:

@@ -34,8 +34,11 @@ class Footprint:
 
 
 def footprint(pid: int | str = "self") -> Footprint:
-    """The present footprint of a process."""
-    return Footprint(*(_bytes_of(f"/proc/{pid}/status", name) for name in ("VmRSS", "VmSize")))
+    """The present footprint of a process; zeros without /proc."""
+    try:
+        return Footprint(*(_bytes_of(f"/proc/{pid}/status", name) for name in ("VmRSS", "VmSize")))
+    except OSError:
+        return Footprint(0, 0)
 
 
 def host_bytes(local_ranks: int, start: Footprint) -> int:

@@ -1,8 +1,7 @@
 """The report, as a real browser renders it.
 
 Covers: largescale/evaluate/corpora_shown.py, largescale/evaluate/exemplars.py, largescale/report/evaluated.py,
-largescale/report/gallery.py, largescale/report/html_parts.py, largescale/report/images.py,
-largescale/run/environment.py
+largescale/report/gallery.py, largescale/report/html_parts.py, largescale/report/images.py
 """
 
 from __future__ import annotations

@@ -168,6 +168,15 @@ def test_advice_never_fails_and_other_errors_pass(tmp_path, monkeypatch):
         raise RuntimeError("can't start new thread")
 
 
+def test_training_starts_where_there_is_no_proc(tmp_path, monkeypatch):
+    def missing(path: str) -> None:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr("largescale.run.memory.open", missing, raising=False)
+    with memory_advice(load_config(TINY, ["data.shards=x", f"run.dir={tmp_path}"])):
+        pass
+
+
 def test_loading_and_evaluating_have_settings_of_their_own(shard_folder):
     with pytest.raises(OutOfMemory, match=r"loaded batches of .* GB: lower data\.prefetch=1000"):
         next(make_stream(shard_folder, "data.workers=1", "data.prefetch=1000", "data.crops.0.size=16384")(range(3)))
