@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from largescale.checkpoint.bounded import within
 from largescale.checkpoint.folder import (
     PROGRESS,
     ROLLBACKS,
@@ -30,6 +29,7 @@ from largescale.checkpoint.folder import (
     stamp_of,
     steps_of,
 )
+from largescale.distributed.bounded import within
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write, sync_file, sync_folder
 from shards.stores.store_errors import is_denied

@@ -16,7 +16,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
+from largescale.distributed.bounded import within
 from shards.ground import pauses
 from shards.ground.errors import InputError
 from shards.ground.worker_processes import die_with_parent
@@ -33,6 +35,9 @@ _UNANSWERED_S = 5.0
 """Time for the interpreter to act on Ctrl-C during the start; a call into a library may block it for long."""
 _DATA_GRACE_S = 15.0
 """Time that a rank which is to stop goes on waiting for data, with which it could do its last step."""
+
+_LAST_WORDS_S = 5.0
+"""Time to write why the process ends."""
 
 _log = logging.getLogger(__name__)
 _received: list[str] = []
@@ -117,10 +122,13 @@ def _end_at_once(why: str) -> None:
 
 
 def say_last_words(state: str, why: str) -> None:
-    """Write the last words that `in_steps` asked for; to be called before `os._exit` in the middle of steps."""
+    """Write the last words that `in_steps` asked for; to be called before `os._exit` in the middle of steps.
+
+    A file system that does not answer, which may be why the process ends, holds this up for some seconds only.
+    """
     for tell in _last_words:
         with suppress(Exception):
-            tell(state, why)
+            within(_LAST_WORDS_S, partial(tell, state, why))
 
 
 def own_rank() -> int:

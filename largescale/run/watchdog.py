@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from largescale.distributed import stopping
+from largescale.distributed.bounded import TookTooLong, within
 from largescale.distributed.launch import own_launch, start_id
 from largescale.distributed.rendezvous import connect
 from largescale.processes import rank, world_size
@@ -32,7 +33,9 @@ EXIT_CODE = 86
 """Exit code of a rank that left because the run hung."""
 
 _ANSWER_S = 5.0
-"""Time for all ranks to write their stacks and say where they stand."""
+"""Time for all ranks to say where they stand."""
+_WRITE_S = 5.0
+"""Time to write stacks."""
 
 _log = logging.getLogger(__name__)
 
@@ -85,11 +88,6 @@ class Watchdog:
                 os._exit(EXIT_CODE)
 
     def _report(self) -> None:
-        stacks = f"stacks in {self.folder}"
-        try:
-            self._write_stacks()
-        except OSError as error:  # that the disk is full, or gone, may be why it hangs
-            stacks = f"stacks could not be written to {self.folder} ({error.strerror or error})"
         own = {
             "host": socket.gethostname(),
             "doing": self._doing,
@@ -100,6 +98,8 @@ class Watchdog:
         reports[rank()] = own
         with suppress(dist.DistError):
             self._store.set(f"rank-{rank()}", json.dumps(own))
+        stacks = self._stacks()
+        with suppress(dist.DistError):
             time.sleep(_ANSWER_S)
             for other in range(world_size()):
                 if self._store.check([f"rank-{other}"]):
@@ -109,6 +109,16 @@ class Watchdog:
             sys.stderr.write(f"[rank {rank()}] error: {why}\n")
             sys.stderr.flush()
             stopping.say_last_words("failed", why)
+
+    def _stacks(self) -> str:
+        """Write them, and say where they are: that the disk is full, gone, or does not answer may be why it hangs."""
+        try:
+            within(_WRITE_S, self._write_stacks)
+        except TookTooLong as late:
+            return f"stacks could not be written to {self.folder} ({late})"
+        except OSError as error:
+            return f"stacks could not be written to {self.folder} ({error.strerror or error})"
+        return f"stacks in {self.folder}"
 
     def _write_stacks(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """The mirror follows the run's folder behind the training, whatever happens to the store.
 
-Covers: largescale/checkpoint/bounded.py
+Covers: largescale/distributed/bounded.py
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from largescale.checkpoint.bounded import TookTooLong, within
 from largescale.checkpoint.copier import Copier
 from largescale.checkpoint.folder import newest_first
 from largescale.checkpoint.mirror import Mirror
 from largescale.checkpoint.saver import Saver
+from largescale.distributed.bounded import TookTooLong, within
 from tests.helpers.ranks import run_ranks
 
 

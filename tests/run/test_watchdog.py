@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
+
+import pytest
 
 from largescale.run.watchdog import blame, position
 from tests.helpers.commands import ROOT
@@ -45,22 +48,30 @@ def test_a_thread_is_found_at_its_line_outside_of_torch():
 HANGS = """
 import sys, time
 from pathlib import Path
+from largescale.distributed.stopping import in_steps
 from largescale.processes import process_group
 from largescale.run.watchdog import Watchdog
-with process_group():
-    Watchdog(Path(sys.argv[1]), 1.0)
-    time.sleep(60)
+folder = Path(sys.argv[1])
+with process_group(), in_steps(lambda *_: (folder / "status").open("w")):
+    Watchdog(folder, 1.0)
+    time.sleep(600)
 """
 
 
-def test_a_run_that_hangs_ends_though_nothing_can_be_written(tmp_path):
-    (tmp_path / "file").touch()
+@pytest.mark.parametrize(
+    "answers, why", [(True, "Not a directory"), pytest.param(False, "no answer for 5 s", marks=pytest.mark.slow)]
+)
+def test_a_run_that_hangs_ends_though_nothing_can_be_written(tmp_path, answers, why):
+    folder = tmp_path / "stacks"
+    if answers:
+        folder.touch()
+        folder /= "hangs"
+    else:  # to open a pipe that nobody reads is to wait
+        folder.mkdir()
+        for name in ("rank-00000.txt", "status"):
+            os.mkfifo(folder / name)
     ended = subprocess.run(
-        [sys.executable, "-c", HANGS, tmp_path / "file" / "hangs"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", HANGS, folder], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )
     assert ended.returncode == 86, ended.stderr
-    assert "no progress for 1 s" in ended.stderr and "stacks could not be written to" in ended.stderr
+    assert "no progress for 1 s" in ended.stderr and f"stacks could not be written to {folder} ({why})" in ended.stderr
