@@ -22,18 +22,22 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from shards.ground.files import atomic_write, names_in, remove_partial_files, sync_folder
+from shards.ground.files import atomic_write, names_in, naming, remove_partial_files, sync_folder
 
 PROGRESS = "progress.json"
 LATEST = "latest"
 ROLLBACKS = "rollbacks.jsonl"
 
 _PATIENCE_S = 5.0
+_AGAIN_S = 1.0
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -67,14 +71,12 @@ class Checkpoint:
         """What is wrong with its files, empty if nothing is. Each of several ranks checks its part of the files.
 
         Raises:
-            PermissionError: this user may not read them; they may be whole.
+            OSError: they cannot be read, by this user or for the moment; they may be whole.
         """
         for name, stamp in sorted(self.progress["files"].items())[rank::world_size]:
             try:
-                found = stamp_of(self.path / name)
-            except PermissionError:
-                raise
-            except OSError as error:
+                found = _asked_twice(stamp_of, self.path / name)
+            except _NOT_THERE as error:
                 return f"{name}: {error.strerror}"
             if found.size != stamp["size"]:
                 return f"{name} has {found.size} bytes instead of {stamp['size']}"
@@ -93,18 +95,28 @@ def open_checkpoint(path: Path) -> Checkpoint | None:
     """The checkpoint in a folder; None if its mark is missing or damaged. Files are not checked.
 
     Raises:
-        PermissionError: this user may not read it; it may be whole.
+        OSError: it cannot be read, by this user or for the moment; it may be whole.
     """
     try:
-        progress = json.loads((path / PROGRESS).read_text())
+        progress = json.loads(_asked_twice(Path.read_text, path / PROGRESS))
         checkpoint = Checkpoint(path, progress)
         assert checkpoint.step >= 0
         stamps = [(stamp["size"], stamp["sha256"]) for stamp in progress["files"].values()]
-    except PermissionError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
+    except (*_NOT_THERE, ValueError, KeyError, TypeError, AttributeError, AssertionError):
         return None
     return checkpoint if stamps else None
+
+
+def _asked_twice(read: Callable[[Path], Read], path: Path) -> Read:
+    """What a file says; a file system may fail for a moment (EIO, ESTALE, ETIMEDOUT), and the file be whole."""
+    with naming(path):
+        try:
+            return read(path)
+        except (*_NOT_THERE, PermissionError):
+            raise
+        except OSError:
+            time.sleep(_AGAIN_S)
+            return read(path)
 
 
 def folder_of(folder: Path, step: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -77,3 +78,24 @@ def test_what_may_not_be_read_is_not_taken_for_damaged_or_none(open_folder):
         assert denied.value.filename == str(path)
         path.chmod(before)
     assert find_latest(open_folder).path == newest
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "progress.json"])
+def test_a_file_system_that_fails_for_a_moment_damages_nothing(tmp_path, monkeypatch, name):
+    newest = [saved(tmp_path, step) for step in (5, 10)][-1]
+    fails: list[int] = []
+    opened = Path.open
+
+    def failing(path: Path, *words: object, **more: object) -> object:
+        if path == newest / name and fails:
+            raise OSError(fails.pop(), "Input/output error")
+        return opened(path, *words, **more)
+
+    monkeypatch.setattr(Path, "open", failing)
+    monkeypatch.setattr("largescale.checkpoint.folder._AGAIN_S", 0)
+    fails[:] = [errno.EIO]
+    assert find_latest(tmp_path).path == newest and not fails
+    fails[:] = [errno.EIO, errno.ESTALE]
+    with pytest.raises(OSError, match="Input/output error") as failed:
+        find_latest(tmp_path)
+    assert failed.value.filename == str(newest / name)
