@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -55,8 +55,9 @@ def from_rank_0(value: Value) -> Value:
     return values[0]
 
 
-def on_rank_0(action: Callable[[], None]) -> None:
-    """Do something only on rank 0; if it raises InputError or StoppedWaiting, all ranks do.
+def on_rank_0(action: Callable[[], Value]) -> Value:
+    """Do something only on rank 0 and return on every rank what came of it; if it raises InputError or StoppedWaiting,
+    all ranks do.
 
     Raises:
         InputError, StoppedWaiting: `action` did.
@@ -64,19 +65,20 @@ def on_rank_0(action: Callable[[], None]) -> None:
     Collectives: every rank must call it; one broadcast of an object.
     """
     if not dist.is_initialized():
-        action()
-        return
-    failure: list[Exception | None] = [None]
+        return action()
+    found: list[Any] = [None, None]
     if rank() == 0:
         try:
-            action()
+            found = [action(), None]
         except StoppedWaiting as error:
-            failure = [error]
+            found = [None, error]
         except (InputError, OSError) as error:
-            failure = [InputError(line_of(error))]
-    dist.broadcast_object_list(failure, src=0)
-    if failure[0]:
-        raise failure[0]
+            found = [None, InputError(line_of(error))]
+    dist.broadcast_object_list(found, src=0)
+    value, failure = found
+    if failure:
+        raise failure
+    return cast(Value, value)
 
 
 def together(action: Callable[[], Value]) -> Value:

@@ -32,7 +32,7 @@ from largescale.curate.summary import record_of, sentence
 from largescale.curate.wish import Wish
 from largescale.curate.workshop import RECORD, Workshop, remove_workshop, workshop
 from largescale.distributed.launch import own_launch
-from largescale.processes import barrier, from_rank_0, on_rank_0, together, world_size
+from largescale.processes import barrier, on_rank_0, together, world_size
 from largescale.run.memory import footprint, gpu_bytes, host_bytes
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
@@ -72,10 +72,8 @@ def curate(places: Places, wish: Wish, device: torch.device) -> str:
     embeddings = together(lambda: _embeddings(places))
     wish.check(embeddings.num_images)
     stamp = {"version": VERSION, "features": embeddings.fingerprint(), "settings": wish.stamp()}
-    done = [""]
     places = replace(places, out=places.out.absolute())  # "." has no name of its own
-    on_rank_0(lambda: done.append(_done(places, stamp, embeddings)))
-    if found := from_rank_0(done[-1]):
+    if found := on_rank_0(lambda: _done(places, stamp, embeddings)):
         return found
     limit = _limit(places, device)
     needed = memory.stages(embeddings, wish, world_size())

@@ -22,7 +22,7 @@ from largescale.evaluate.made_from import identity
 from largescale.evaluate.targets import target_at
 from largescale.evaluate.weights import Weights, method_of
 from largescale.models.image_classifier import ImageClassifier, write_classifier
-from largescale.processes import from_rank_0, on_rank_0, process_group
+from largescale.processes import on_rank_0, process_group
 from shards.ground.errors import InputError
 
 
@@ -67,10 +67,7 @@ def write_own_classifier(place: str | Path) -> Path:
     target = target_at(place)
 
     def write(checkpoint: Checkpoint, config: Config, warnings: list[str]) -> Path:
-        written: list[Path] = []
-        on_rank_0(lambda: written.append(_write(target.run_dir, checkpoint, config)))
-        [path] = from_rank_0(written)
-        return path
+        return on_rank_0(lambda: _write(target.run_dir, checkpoint, config))
 
     with nullcontext() if own_launch() is None else process_group():
         return target.read([], write)

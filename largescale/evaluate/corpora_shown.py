@@ -20,7 +20,7 @@ from largescale.evaluate.extract import Network, extract
 from largescale.evaluate.feature_set import FeatureSet
 from largescale.evaluate.made_from import VERSION, Stamp, difference, shards_stamp
 from largescale.evaluate.projection import spread_over
-from largescale.processes import from_rank_0, on_rank_0, together
+from largescale.processes import on_rank_0, together
 from shards.ground.errors import InputError
 
 _IMAGES, _FEWEST, _MOST_SHARDS = 1500, 50, 8
@@ -55,9 +55,8 @@ def keep_corpora(run_dir: Path, config: Config, network: Network, made_from: Sta
             {**made_from, "version": VERSION, "shards": _stamp(corpus, place)}
             for corpus, (place, _, _) in zip(corpora, corpus_settings(config.data), strict=True)
         ]
-        found: list[int] = []
-        on_rank_0(lambda: found.extend(one for one, stamp in enumerate(stamps) if not _fits(run_dir, one, stamp)))
-        for number in from_rank_0(found):
+        wanted = on_rank_0(lambda: [one for one, stamp in enumerate(stamps) if not _fits(run_dir, one, stamp)])
+        for number in wanted:
             ids = _chosen(corpora[number], max(_FEWEST, _IMAGES // len(corpora)))
             sets = extract(corpora[number], config, {"pretrained": network}, device, ids=ids, labelled=False)
             for one in sets.values():

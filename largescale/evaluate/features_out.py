@@ -37,7 +37,7 @@ from largescale.evaluate.thumbnails import jpegs, shrinking
 from largescale.evaluate.weights import Weights, method_of
 from largescale.methods import Method
 from largescale.parallel.precision import without_tf32
-from largescale.processes import from_rank_0, on_rank_0, rank, together, world_size
+from largescale.processes import on_rank_0, rank, together, world_size
 from shards.ground.errors import InputError
 from shards.ground.files import at_work_in, remove_partial_files
 from shards.stores.store import is_url
@@ -112,9 +112,7 @@ def write_features(run: str | Path, shards: str, out: Path, wish: Wish, override
     with at_work_in(out, with_others=True):
         if wish.dim:
             plan.project()
-        found: list[int] = []
-        on_rank_0(lambda: found.extend(plan.stale()))
-        stale = from_rank_0(found)
+        stale = on_rank_0(plan.stale)
         together(lambda: plan.make(stale[rank() :: world_size()]))
         on_rank_0(plan.check)
     paths = tuple(feature_files.path_of(out, entry.name) for entry in corpus.manifest.shards)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from largescale.data.corpora import Corpus
 from largescale.evaluate.members import MemberReader
-from largescale.processes import from_rank_0, on_rank_0, rank
+from largescale.processes import on_rank_0, rank
 from shards.ground.errors import InputError
 
 Labels = frozenset[str]
@@ -40,13 +40,11 @@ class LabelLists:
         Raises:
             InputError: another source, or a member that is not as it must be; names the sample.
 
-        Collectives: every rank must call it; two broadcasts of an object, the first time.
+        Collectives: every rank must call it; a broadcast of an object, the first time.
         """
         wanted = source, tuple(ids.tolist())
         if wanted not in self._known:
-            found: list[Labels | None] = []
-            on_rank_0(lambda: found.extend(self._read(source, wanted[1])))
-            self._known[wanted] = from_rank_0(found)
+            self._known[wanted] = on_rank_0(lambda: self._read(source, wanted[1]))
         return self._known[wanted]
 
     def require(self, source: str, key: str) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from largescale.data.corpora import Corpus
 from largescale.evaluate.made_from import Stamp, difference
-from largescale.processes import from_rank_0, on_rank_0
+from largescale.processes import on_rank_0
 from shards.ground.errors import InputError
 from shards.ground.files import atomic_write
 
@@ -127,9 +127,7 @@ def of_folder(
     Collectives: every rank must call it; two broadcasts of an object, and those of `features`.
     """
     wanted = {"version": VERSION, "components": num_components, "whitened": float(whiten), **made_from}
-    reasons: list[str | None] = []
-    on_rank_0(lambda: reasons.append(_why_fitted(out, wanted)))
-    why = from_rank_0(reasons[0] if reasons else None)
+    why = on_rank_0(lambda: _why_fitted(out, wanted))
     if why is not None:
         _log.info("%s: fitting a projection%s", out, f" again: {why}" if why else "")
         found = features(chosen_images(corpus, num_components))

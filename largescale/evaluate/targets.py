@@ -12,7 +12,7 @@ from typing import TypeVar
 from largescale.checkpoint.folder import Checkpoint, find_latest, newest_first, open_checkpoint
 from largescale.config import Config, DataConfig, flatten, load_config, values_saved_before
 from largescale.evaluate.extract import CheckpointGone
-from largescale.processes import from_rank_0, on_rank_0, together, world_size
+from largescale.processes import on_rank_0, rank, together, world_size
 from shards.ground.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -151,20 +151,16 @@ def agreed_checkpoint(run_dir: Path) -> Checkpoint:
     Raises:
         InputError: there is none, or this rank cannot see it.
 
-    Collectives: every rank must call it; two broadcasts of an object, and a gather of what went wrong.
+    Collectives: every rank must call it; a broadcast of an object, and a gather of what went wrong.
     """
-    found: list[Checkpoint] = []
-    on_rank_0(lambda: found.append(newest_checkpoint(run_dir)))
-    path = from_rank_0(found[0].path if found else Path())
+    checkpoint = on_rank_0(lambda: newest_checkpoint(run_dir))
 
-    def open_here() -> None:
-        if not found and (checkpoint := open_checkpoint(path)):
-            found.append(checkpoint)
-        if not found:
-            raise InputError(f"{path}: cannot be read on every rank; do all ranks share {run_dir}?")
+    def require() -> None:
+        if rank() > 0 and open_checkpoint(checkpoint.path) is None:
+            raise InputError(f"{checkpoint.path}: cannot be read on every rank; do all ranks share {run_dir}?")
 
-    together(open_here)
-    return found[0]
+    together(require)
+    return checkpoint
 
 
 def config_of(checkpoint: Checkpoint, run_dir: Path, overrides: list[str]) -> tuple[Config, list[str]]:

@@ -142,10 +142,7 @@ def _begin(places: Places, wish: Wish, protocols: Sequence[str], overrides: list
     again = f"restore it, or train the last steps again: largescale pretrain {places.run / 'config.yaml'}"
     with process_group(join_timeout_s=config.run.join_timeout_s):
         trained = last_checkpoint(places.run, again)
-        found: list[Pruning] = []
-        on_rank_0(lambda: found.append(_check(places, wish, config, trained)))
-        [pruning] = from_rank_0(found)
-        return pruning
+        return on_rank_0(lambda: _check(places, wish, config, trained))
 
 
 def _check_settings(protocols: Sequence[str], overrides: list[str]) -> None:
@@ -208,9 +205,7 @@ def _measure(pruning: Pruning, run: Path, protocols: Sequence[str], overrides: S
 
 
 def _is_measured(run: Path, protocol: str, overrides: Sequence[str]) -> bool:
-    found = [False]
-    on_rank_0(lambda: found.append(is_measured(protocol, run, overrides)))
-    return from_rank_0(found[-1])
+    return on_rank_0(lambda: is_measured(protocol, run, overrides))
 
 
 def _of_protocol(protocol: str, overrides: Sequence[str]) -> list[str]:

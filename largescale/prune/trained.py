@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from largescale.checkpoint.folder import Checkpoint, folder_of, open_checkpoint
-from largescale.processes import from_rank_0, on_rank_0, rank, together, world_size
+from largescale.processes import on_rank_0, rank, together, world_size
 from largescale.run.status import COMPLETE, status_of
 from shards.ground.errors import InputError
 
@@ -20,11 +20,9 @@ def last_checkpoint(run: Path, remedy: str) -> Checkpoint:
     Raises:
         InputError: the run is not complete, or that checkpoint is damaged or missing.
 
-    Collectives: every rank must call it; two broadcasts and an all-gather of objects.
+    Collectives: every rank must call it; a broadcast and an all-gather of objects.
     """
-    found: list[Checkpoint] = []
-    on_rank_0(lambda: found.append(_last(run, remedy)))
-    [checkpoint] = from_rank_0(found)
+    checkpoint = on_rank_0(lambda: _last(run, remedy))
 
     def require_whole() -> None:
         if damage := checkpoint.damage(rank(), world_size()):

@@ -10,7 +10,6 @@ import logging
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from largescale.checkpoint.folder import stamp_of
 from largescale.checkpoint.foreign import Taken, take
@@ -85,15 +84,8 @@ def _take_backbone(engine: Engine, config: Config) -> dict[str, Any]:
 
 
 def _sha256(weights: str) -> str:
-    """Of the file, read by rank 0 alone. Collectives: two broadcasts of an object."""
-    found = [""]
-
-    def read() -> None:
-        found[0] = stamp_of(read_state(weights).path).sha256
-
-    on_rank_0(read)
-    dist.broadcast_object_list(found, src=0)
-    return found[0]
+    """Of the file, read by rank 0 alone. Collectives: a broadcast of an object."""
+    return on_rank_0(lambda: stamp_of(read_state(weights).path).sha256)
 
 
 def _warn_of_normalisation(taken: Taken, config: Config) -> None:

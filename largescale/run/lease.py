@@ -17,13 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch.distributed as dist
 
 from largescale.config import Config
 from largescale.distributed import stopping
-from largescale.processes import on_rank_0, rank
+from largescale.processes import on_rank_0
 from largescale.run.failures import TrainingStopped
 from largescale.run.owner import (
     Owner,
@@ -152,20 +149,17 @@ def lease_of(config: Config) -> Iterator[Lease]:
         InputError: another training owns it, and still did after `run.owner_wait_s`.
         StoppedWaiting: a signal asked to stop meanwhile.
 
-    Collectives: every rank must call it; two broadcasts of objects.
+    Collectives: every rank must call it; a broadcast of an object.
     """
     run_dir = Path(config.run.dir)
-    taken: list[tuple[int, Owner]] = []
     leases: list[Lease] = []
 
-    def take() -> None:
+    def take() -> tuple[int, Owner]:
         leases.append(take_folder(run_dir, lease_s=config.run.lease_s, wait_s=config.run.owner_wait_s))
-        taken.append((leases[0].number, leases[0]._owner))
+        return leases[0].number, leases[0]._owner
 
-    on_rank_0(take)
-    message: list[Any] = [taken[0] if rank() == 0 else None]
-    dist.broadcast_object_list(message, src=0)
-    lease = leases[0] if leases else Lease(run_dir, *message[0])
+    taken = on_rank_0(take)
+    lease = leases[0] if leases else Lease(run_dir, *taken)
     try:
         yield lease
     finally:

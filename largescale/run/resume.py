@@ -18,7 +18,7 @@ from largescale.data.supports import parts_of
 from largescale.parallel import auto_precision
 from largescale.parallel.batchnorm import batchnorm_images
 from largescale.parallel.engine import Engine
-from largescale.processes import from_rank_0, on_rank_0, rank, world_size
+from largescale.processes import on_rank_0, rank, world_size
 from largescale.run import init_from
 from largescale.run.advice import instead_of_changing, new_run
 from largescale.run.same_run import changed_setting, changed_weights
@@ -40,10 +40,9 @@ def newest_checkpoint(checkpoints: Path, mirror: Mirror | None, device: torch.de
         checkpoint = sharded.agree_on_latest(checkpoints, device)
     else:
         checkpoint, _ = sharded.newest_whole(checkpoints, device)
-        fetched: list[bool] = []
         than = checkpoint.step if checkpoint else -1
-        on_rank_0(lambda: fetched.append(_fetch_newer(mirror, checkpoints, than)))
-        if checkpoint is None or from_rank_0(any(fetched)):
+        fetched = on_rank_0(lambda: _fetch_newer(mirror, checkpoints, than))
+        if checkpoint is None or fetched:
             checkpoint = sharded.agree_on_latest(checkpoints, device)
     if checkpoint is not None:
         on_rank_0(lambda: _make_newest(checkpoint))
@@ -92,13 +91,11 @@ def settle_precision(config: Config, device: torch.device) -> Config:
     Raises:
         InputError: there is no checkpoint here, and the mirror cannot be read.
 
-    Collectives: every rank must call it; with auto, two broadcasts of an object and those of `auto_precision.of_ranks`.
+    Collectives: every rank must call it; with auto, a broadcast of an object and those of `auto_precision.of_ranks`.
     """
     if config.train.precision != "auto":
         return config
-    found: list[dict[str, Any]] = []
-    on_rank_0(lambda: found.append(_newest_progress(config)))
-    config = with_precision_of(from_rank_0(found)[0], config)
+    config = with_precision_of(on_rank_0(lambda: _newest_progress(config)), config)
     return auto_precision.of_ranks(config, device)
 
 

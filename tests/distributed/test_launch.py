@@ -182,6 +182,8 @@ def test_a_port_that_is_taken():
 
 
 def stopped(_: str) -> str:
+    assert on_rank_0(lambda: ["found by", rank()]) == ["found by", 0]
+
     def wait() -> None:
         raise stopping.StoppedWaiting(f"rank {rank()} was asked to stop")
 
