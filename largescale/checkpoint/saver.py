@@ -181,6 +181,12 @@ class Saver:
         except FailedOnARank as error:
             if self._rank == 0 and temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
+            _log.warning(
+                "%s: could not save step %d: %s. Earlier checkpoints are as they were; a later save tries again",
+                self.folder,
+                step,
+                error,
+            )
             raise SaveFailed(str(error)) from error
         if self._rank == 0:
             size = sum(stamp.size for stamp in files.values())

@@ -16,8 +16,8 @@ The life of one save, and what the loop (pretrain.py) must not do in between:
   half published would exist for some and not for others.
 - A thread writes and publishes (checkpoint/saver.py), with exchanges on a process group of its own, so that they never
   meet those of the training. Before it publishes it asks the lease whether the folder is still ours.
-- A failed save leaves earlier checkpoints as they were. It costs a warning, the next one is tried, and after
-  MAX_FAILED_SAVES in a row the run stops: it would compute for nothing.
+- A failed save leaves earlier checkpoints as they were. It costs a warning, from the thread, the next one is tried, and
+  after MAX_FAILED_SAVES in a row the run stops: it would compute for nothing.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Saving:
         published: Callable[[int], None],
         timeout: timedelta | None = None,
     ) -> None:
-        self._config, self._checkpoints, self._lease, self._told = config, checkpoints, lease, published
+        self._checkpoints, self._lease, self._told = checkpoints, lease, published
         self._saver = Saver(
             checkpoints,
             keep=config.keep,
@@ -192,4 +192,3 @@ class Saving:
         self._why_failed = f"{line}; {after_failed_saves(str(error))}"
         if final or self._failed == MAX_FAILED_SAVES:
             raise TrainingStopped(self._why_failed) from error
-        _log.warning("%s; will try again in %d steps", line, self._config.every_steps)

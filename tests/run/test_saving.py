@@ -55,6 +55,18 @@ def test_three_failures_in_a_row_and_no_fewer(one_process, tmp_path, background)
     assert published == [MAX_FAILED_SAVES - 1]
 
 
+def test_a_save_that_fails_behind_the_run_says_so_at_once(one_process, tmp_path, caplog):
+    config = load_config(TINY, ["data.shards=x"]).checkpoint
+    (tmp_path / "file").touch()
+    words = {"lease": LEASE, "device": torch.device("cpu"), "mirror": None, "published": lambda step: None}
+    saving = Saving(config, tmp_path / "file", **words)
+    saving.save(ENGINE, {"step": 7}, final=False)
+    saving.linger(60)
+    assert "could not save step 7: " in caplog.text and caplog.text.count("tries again") == 1
+    saving.settle()  # which counts it
+    assert caplog.text.count("could not save") == 1
+
+
 @pytest.mark.parametrize("background", [True, False])
 def test_a_run_that_ends_after_a_failed_save_says_so(one_process, tmp_path, background):
     config = load_config(TINY, ["data.shards=x", f"checkpoint.background={background}"]).checkpoint
