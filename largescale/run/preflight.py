@@ -77,8 +77,8 @@ def preflight(config: Config) -> None:
         together(stream.check_files)
         together(lambda: require_fit(config, stream.length))
         method = build_method(config, stream.length, on_meta=drawn_in_pieces(config))
-        engine = build_engine(method, settle_precision(config, device), device)
-        parameters = count_parameters(engine.method)
+        parameters = count_parameters(method)  # here, since a strategy may cut them
+        build_engine(method, settle_precision(config, device), device)
         problems = [*_disk_problems(config, parameters), *_shard_problems(stream.folders)]
         bandwidth, all_reduce_s, message_bytes = _measure_network(device)
         barrier()

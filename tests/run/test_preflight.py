@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from largescale.checkpoint.saver import Saver
 from largescale.cli import main
 from largescale.config import load_config
+from largescale.methods import build_method
 from largescale.run.preflight import Findings, _disk_problems, judge, preflight
 from tests.helpers.commands import ROOT, TINY
 from tests.helpers.launcher import run_largescale
@@ -54,6 +56,21 @@ def test_what_is_drawn_in_pieces_is_never_whole(tiny_overrides, monkeypatch, in_
     settings = ["parallel.strategy=fsdp", f"parallel.sharded_init={str(in_pieces).lower()}"]
     with pytest.raises(Built):
         preflight(load_config(TINY, tiny_overrides(*settings)))
+
+
+def test_parameters_are_counted_before_a_strategy_cuts_them(tiny_overrides, monkeypatch):
+    counted: list[int] = []
+
+    def cut(method: nn.Module, *_: object) -> SimpleNamespace:
+        for parameter in method.parameters():
+            parameter.data = parameter.data.new_empty(0)
+        return SimpleNamespace(method=method)
+
+    monkeypatch.setattr("largescale.run.preflight.build_engine", cut)
+    monkeypatch.setattr("largescale.run.preflight._disk_problems", lambda _, num: counted.append(num) or [])
+    config = load_config(TINY, tiny_overrides())
+    preflight(config)
+    assert counted == [sum(parameter.numel() for parameter in build_method(config).parameters())]
 
 
 @pytest.mark.distributed
