@@ -40,6 +40,7 @@ from largescale.run.first_weights import read_backbone
 from largescale.run.folder import RunFolder
 from largescale.run.lease import Lease, lease_of
 from largescale.run.memory_advice import memory_advice
+from largescale.run.owner import job_began
 from largescale.run.phases import Phases
 from largescale.run.resume import settle_precision
 from largescale.run.rollback import DataSteps
@@ -65,7 +66,7 @@ def pretrain(config: Config, started: float | None = None) -> None:
 
     Collectives: every rank that torchrun started must call it.
     """
-    started = time.time() if started is None else started
+    started = job_began() if started is None else started
     stopping.check_job_time(config.run.stop_before_s)
     waits = (config.run.hang_timeout_s, config.run.join_timeout_s, num_loading(config), config.run.owner_wait_s)
     with memory_advice(config), process_group(*waits) as device:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -45,6 +44,7 @@ from largescale.prune.rounds import Pruning, Round
 from largescale.prune.same_network import require_same_backbone, require_same_settings, require_same_start
 from largescale.prune.trained import last_checkpoint
 from largescale.prune.wish import MASKS, WEIGHTS, Wish
+from largescale.run.owner import job_began
 from largescale.run.resume import with_precision_of
 from largescale.run.status import COMPLETE, status_of
 from shards.ground.errors import InputError
@@ -85,7 +85,7 @@ def prune(places: Places, wish: Wish, *, protocols: Sequence[str] = (), override
 
     Collectives: every rank must call it.
     """
-    started = time.time()  # one time limit for all rounds
+    started = job_began()  # one time limit for all rounds
     pruning = _begin(places, wish, protocols, list(overrides))
     _measure(pruning, pruning.run, protocols, overrides)
     for one in pruning.rounds():

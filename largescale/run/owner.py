@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -110,3 +111,14 @@ def process_start(pid: int) -> int:
     except OSError:
         return 0
     return 0 if state in "ZX" else int(numbers[18])
+
+
+def job_began() -> float:
+    """When this job began, in seconds since 1970: now, or where torchrun has started this process again, when it did
+    itself.
+    """
+    now = time.time()
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    ticks = process_start(os.getppid()) if again else 0
+    since = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK") if ticks else 0.0
+    return now - since

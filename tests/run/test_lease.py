@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +23,7 @@ from largescale.distributed import stopping
 from largescale.distributed.stopping import StoppedWaiting
 from largescale.pretrain import pretrain
 from largescale.run.lease import FolderLost, Lease, take_folder
-from largescale.run.owner import newest_owner, owner_numbers, owner_path, parse_owner
+from largescale.run.owner import job_began, newest_owner, owner_numbers, owner_path, parse_owner
 from shards.ground.errors import InputError
 from tests.helpers.commands import TINY
 from tests.helpers.runs import move_elsewhere
@@ -229,3 +231,15 @@ def test_a_newcomer_that_is_asked_to_stop_stops_in_order(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"token": 1}', b"\xff\0"])
 def test_a_file_that_was_cut_is_no_owner(content):
     assert parse_owner(content) is None
+
+
+def test_a_time_limit_goes_on_where_torchrun_starts_a_rank_again(monkeypatch):
+    before = time.time()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as later:
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        for launcher in (later.pid, os.getpid()):  # this process had to load torch before
+            monkeypatch.setattr(os, "getppid", lambda launcher=launcher: launcher)
+            assert (job_began() > before - 0.1) == (launcher == later.pid)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+        assert job_began() >= before
+        later.communicate(b"\n")
