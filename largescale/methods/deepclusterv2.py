@@ -102,6 +102,7 @@ class DeepClusterV2(JointEmbedding):
     reference = "deepclusterv2/resnet50_800ep"
     head_name = "projection"
     Settings = Settings
+    later_phases = True
     exemplars: ClassVar[Exemplars] = Exemplars("cluster", "What clusters stand for")
     exemplar_state = ("centroids",)
     centroids: Tensor

@@ -61,6 +61,7 @@ class FeatureClustersSettings(MethodConfig):
 class FeatureClusters(EmbeddingMethod):
     """Backbone, hidden layers, and a cluster by sample id."""
 
+    later_phases = True
     weights: Tensor
 
     def __init__(self, config: Config) -> None:

@@ -124,6 +124,8 @@ class Method(nn.Module):
         length: of the run; set after `__init__`, by `of_run`.
         exemplars: set if `exemplar_scores` is implemented.
         pictures: set if `draw` is implemented.
+        later_phases: whether offline phases come before later steps too, not the first alone; before each of them a run
+            is saved.
         exemplar_state: attributes, and entries of `state`, that `exemplar_scores`, or what its task asks, needs beside
             the weights.
     """
@@ -135,6 +137,7 @@ class Method(nn.Module):
     spoilers: ClassVar[Mapping[str, str]] = MappingProxyType({})
     largest_view: ClassVar[int] = 0
     exemplars: ClassVar[Exemplars | None] = None
+    later_phases: ClassVar[bool] = False
     exemplar_state: ClassVar[tuple[str, ...]] = ()
     pictures: ClassVar[Pictures | None] = None
     encoder_name: ClassVar[str] = "backbone"

@@ -115,6 +115,7 @@ class PCL(MoCo):
     title = "PCL"
     reference = "pcl/resnet50_v2_200ep"
     Settings = Settings
+    later_phases = True
     exemplars: ClassVar[Exemplars] = Exemplars("cluster", "What clusters stand for")
     exemplar_state = ("centroids",)
     centroids: Tensor

@@ -97,6 +97,7 @@ class SeLa(EmbeddingMethod):
     title = "SeLa"
     reference = "sela/resnet50_10x3000"
     Settings = Settings
+    later_phases = True
     exemplars: ClassVar[Exemplars] = Exemplars("cluster", "What labels stand for")
 
     def __init__(self, config: Config) -> None:

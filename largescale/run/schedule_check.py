@@ -52,7 +52,10 @@ def facts(config: Config, length: Length) -> dict[str, str]:
     warmup = warmup_steps(config.optim, length.steps_per_epoch)
     last = learning_rates(config, num_steps=steps, steps_per_epoch=length.steps_per_epoch)[-1]
     saves = (steps - 1) // save.every_steps if save.every_steps else 0
-    often = f"every {save.every_steps:,} steps ({saves:,} times) and at the end" if saves else "only at the end"
+    when = [f"every {save.every_steps:,} steps ({saves:,} times)"] if saves else []
+    if method_class(config).later_phases:
+        when.append("before offline phases")
+    often = f"{', '.join(when)} and at the end" if when else "only at the end"
     run = config.run
     return {
         "warm-up": f"{warmup:,} steps, from {optim.warmup_lr:g} to {optim.lr:g}" if warmup else "none",
@@ -105,7 +108,8 @@ def _late(milestone: Milestone, length: Length) -> str:
 def _of_saving(config: Config, length: Length) -> Iterator[str]:
     save, train, steps = config.checkpoint, config.train, length.num_steps
     first, sooner = save.every_steps or steps, max(1, steps // 5)
-    if save.every_steps >= steps:
+    only_at_end = first >= steps and not method_class(config).later_phases
+    if save.every_steps and only_at_end:
         yield (
             f"checkpoint.every_steps={save.every_steps}: the run has {steps:,} steps and is saved only at its end: "
             f"if killed, it starts over; set checkpoint.every_steps={sooner}, or 0 if that is intended"
@@ -116,7 +120,7 @@ def _of_saving(config: Config, length: Length) -> Iterator[str]:
             f"checkpoint.keep_every={save.keep_every}: only steps that checkpoint.every_steps={save.every_steps} "
             f"divides are saved; set checkpoint.keep_every={multiple}"
         )
-    if train.max_rollbacks and first >= steps:
+    if train.max_rollbacks and only_at_end:
         yield (
             f"train.max_rollbacks={train.max_rollbacks}: there is nothing to go back to before the first save, at "
             f"step {first:,} of {steps:,}; set checkpoint.every_steps={sooner}"
@@ -126,7 +130,7 @@ def _of_saving(config: Config, length: Length) -> Iterator[str]:
             f"train.spike_factor={train.spike_factor:g}: looks for spikes from step {FIRST_STEPS} on, and the run "
             f"has {steps:,}; set train.spike_factor=0, or train longer"
         )
-    if config.run.log_every > steps and first >= steps:
+    if config.run.log_every > steps and only_at_end:
         yield (
             f"run.log_every={config.run.log_every}: the run has {steps:,} steps and logs only its last one; set "
             f"run.log_every={max(1, steps // 20)}"

@@ -9,16 +9,17 @@ import ast
 import importlib.util
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from largescale.config.recipes import packaged
-from largescale.methods import METHODS, table
+from largescale.methods import METHODS, build_method, table
 from tests.helpers.commands import ROOT
 from tests.helpers.ranks import run_ranks
-from tests.methods.harness import STEPS, train
+from tests.methods.harness import LENGTH, STEPS, mini, train
 
 PACKAGE = ROOT / "largescale"
 WORDS = re.compile(r"swav|prototype|sinkhorn|simclr", re.IGNORECASE)
@@ -114,6 +115,13 @@ def test_the_guides_method_trains_under_every_strategy(example):
         assert losses == pytest.approx(alone[0], rel=1e-9)
     for losses in together[3:]:
         assert losses == pytest.approx(alone[0], rel=1e-3)
+
+
+def test_every_method_says_whether_phases_come_after_the_first_step(one_process):
+    length = replace(LENGTH, num_steps=100)
+    for name in METHODS:
+        method = build_method(mini(name), length, on_meta=True)
+        assert method.later_phases == any(map(method.phase_due, range(1, length.num_steps))), name
 
 
 def test_every_method_says_what_it_is():

@@ -92,6 +92,15 @@ def test_each_thing_that_does_not_fit_is_said_and_what_it_says_helps(length, ove
         assert said(TINY, length, *overrides, remedy[1]) == []
 
 
+def test_a_run_that_is_saved_before_phases_is_not_saved_only_at_its_end():
+    recipe = "tests/methods/mini/deepclusterv2.yaml"
+    settings = ["train.max_rollbacks=1", "run.log_every=3000"]
+    for often in (2000, 0):
+        assert said(recipe, LONG, f"checkpoint.every_steps={often}", *settings) == []
+    config = load_config(ROOT / recipe, ["data.shards=x", "checkpoint.every_steps=500"])
+    assert facts(config, LONG)["saves"].startswith("every 500 steps (3 times), before offline phases and at the end; ")
+
+
 def test_what_fits_says_nothing():
     assert said(TINY, LONG) == []
 
