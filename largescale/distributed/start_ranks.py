@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 _WHY: dict[int, str] = {
-    signal.SIGKILL: "by hand, or by the kernel because memory ran out: lower train.global_batch, raise "
-    "train.accumulate, or start fewer ranks on this machine"
+    signal.SIGKILL: "by hand, or by the kernel because memory ran out: lower data.workers or data.prefetch, "
+    "or start fewer ranks on this machine; for a new run, lower train.global_batch or raise train.accumulate"
 }
 _USER_ERROR = 2
 _OWN_THREADS = 6

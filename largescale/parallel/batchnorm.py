@@ -230,8 +230,8 @@ def enough_rows(config: Config) -> Iterator[None]:
         alone = ranks > 1 and not config.parallel.sync_batchnorm
         raise InputError(
             f"train.global_batch={batch}, train.accumulate={accumulate} on {ranks} rank{'s' * (ranks > 1)}: BatchNorm "
-            f"has no statistics of a single image; raise train.global_batch or lower train.accumulate"
-            f"{', or set parallel.sync_batchnorm=true' * alone}"
+            f"has no statistics of a single image; {'start fewer ranks; for a new run, ' * alone}raise "
+            f"train.global_batch or lower train.accumulate{', or set parallel.sync_batchnorm=true' * alone}"
         ) from error
 
 

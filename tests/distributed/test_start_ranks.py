@@ -41,7 +41,7 @@ def test_the_code_of_the_rank_that_failed_first_and_nothing_more(started):
 @pytest.mark.parametrize(
     "name, why",
     [
-        ("KILL", "by hand, or by the kernel because memory ran out: lower"),
+        ("KILL", "by hand, or by the kernel because memory ran out: lower data.workers"),
         ("SEGV", "a library crashed; PYTHONFAULTHANDLER=1"),
     ],
 )

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn.functional import batch_norm
 
 from largescale.checkpoint.folder import open_checkpoint
 from largescale.cli import main
 from largescale.config import DataConfig, free_keys, load_config
 from largescale.data.stream import Stream
+from largescale.distributed import start_ranks
 from largescale.observe import waiting
+from largescale.parallel.batchnorm import enough_rows
 from largescale.pretrain import pretrain
 from largescale.run.advice import after_bad_step, after_failed_saves, new_run
 from largescale.run.failures import TrainingStopped
+from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 
 TINY = str(ROOT / "tests" / "tiny.yaml")
@@ -123,6 +129,17 @@ def test_what_is_advised_while_a_run_waits_may_be_changed_in_it():
     free = free_keys(load_config(TINY, ["data.shards=unused"]))
     assert keys <= free
     assert "data.max_pixels" in free and "optim.lr" not in free
+
+
+def test_what_is_advised_first_may_be_changed_in_a_run_that_goes_on(monkeypatch):
+    config = load_config(TINY, ["data.shards=x", "parallel.sync_batchnorm=false"])
+    monkeypatch.setattr("largescale.parallel.batchnorm.world_size", lambda: 8)
+    with pytest.raises(InputError) as alone, enough_rows(config):
+        batch_norm(torch.ones(1, 2), None, None, training=True)
+    for line in (str(alone.value).partition("; ")[2], start_ranks._WHY[signal.SIGKILL]):
+        now, _, later = line.partition("for a new run")
+        assert "fewer ranks" in now and "train.global_batch" in later
+        assert set(re.findall(r"\b[a-z]+\.[a-z_]+\b", now)) <= free_keys(config), line
 
 
 @pytest.fixture
