@@ -94,15 +94,18 @@ class Saver:
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream())
         # What a forward pass changes is copied before this returns; otherwise the copy would mix two steps.
-        at_once = state.keys() - until_update if self.background else set(state)
-        self._copy(state, at_once)
-        later = state.keys() - at_once
+        later = {name: state[name] for name in state.keys() & until_update} if self.background else {}
+        self._copy({name: state[name] for name in state.keys() - later.keys()})
         staging: Future[None] = Future()
         writing: Future[None] = Future()
         self._staged, self._written = staging, writing
 
+        def stage() -> None:
+            self._copy(later)
+            later.clear()  # some are copies made for this save, which would stay on the device until it is written
+
         def work() -> None:
-            _settle(staging, lambda: self._copy(state, later))
+            _settle(staging, stage)
             _settle(writing, lambda: self._write(staged, progress, staging))
 
         if self.background:
@@ -131,10 +134,10 @@ class Saver:
         """
         wait([self._written], limit_s)
 
-    def _copy(self, state: dict[str, Tensor], names: set[str]) -> None:
+    def _copy(self, state: dict[str, Tensor]) -> None:
         """Copy tensors to the buffers in host memory, on CUDA in a separate stream."""
         with torch.no_grad(), torch.cuda.stream(self._stream):
-            for name in sorted(names):
+            for name in sorted(state):
                 self._buffers[name].copy_(_local(state[name]), non_blocking=True)
             if self._stream is not None:
                 self._stream.synchronize()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,6 +97,21 @@ def test_a_save_under_way_is_published_though_the_steps_end_with_an_error(one_pr
     assert [checkpoint.step for checkpoint in newest_first(run.checkpoints)] == [3]
 
 
+def test_what_is_staged_is_not_kept_until_it_is_written(one_process, tmp_path, monkeypatch):
+    """As where a strategy makes copies for a save: on a GPU they would be there twice."""
+    left = threading.Event()
+    saver = Saver(tmp_path, keep=1, keep_every=0, background=True, device=torch.device("cpu"))
+    monkeypatch.setattr("largescale.checkpoint.saver.publish", lambda *words: (left.wait(60), publish(*words)))
+    state = {"model.x": torch.ones(3)}
+    copied = weakref.ref(state["model.x"])
+    saver.save(state, {"step": 1}, until_update=set(state))
+    saver.wait_staged()
+    del state
+    assert copied() is None
+    left.set()
+    saver.wait()
+
+
 def test_half_a_copy_is_not_published(one_process, tmp_path, monkeypatch):
     def fails(*_: object) -> None:
         raise RuntimeError("CUDA error: unspecified launch failure")
@@ -103,7 +119,7 @@ def test_half_a_copy_is_not_published(one_process, tmp_path, monkeypatch):
     config = load_config(TINY, ["data.shards=x"]).checkpoint
     saving = Saving(config, tmp_path, lease=LEASE, device=torch.device("cpu"), mirror=None, published=lambda step: None)
     copy = saving._saver._copy
-    monkeypatch.setattr(saving._saver, "_copy", lambda state, names: fails() if names else copy(state, names))
+    monkeypatch.setattr(saving._saver, "_copy", lambda state: fails() if state else copy(state))
     saving.save(ENGINE, {"step": 1}, final=False)
     with pytest.raises(RuntimeError, match="CUDA error"):
         saving.wait_staged()
