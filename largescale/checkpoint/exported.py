@@ -159,15 +159,7 @@ def _read(checkpoint: Checkpoint, prefix: str, module: nn.Module) -> dict[str, T
         f"{prefix}{name}": torch.empty(tensor.shape, dtype=_stored_dtype(checkpoint, tensor))
         for name, tensor in module.state_dict().items()
     }
-    try:
-        sharded.load(checkpoint, stored, no_dist=True)
-    except Exception as error:
-        if checkpoint.path.exists():
-            raise
-        raise InputError(
-            f"{checkpoint.path}: was removed while being read, since the run is still going; run the "
-            f"command again, or raise checkpoint.keep"
-        ) from error
+    sharded.load(checkpoint, stored, no_dist=True)
     found = {name.removeprefix(prefix): value for name, value in stored.items()}
     bad = [name for name, value in found.items() if not value.isfinite().all()]
     if bad:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, zeros
 
@@ -26,6 +29,10 @@ from largescale.processes import rank, world_size
 from shards.ground.errors import InputError
 
 _log = logging.getLogger(__name__)
+
+
+class CheckpointGone(InputError):
+    """A checkpoint was removed while it was read: a run that goes on keeps the newest ones."""
 
 
 def agree_on_latest(folder: Path, device: torch.device) -> Checkpoint | None:
@@ -76,22 +83,27 @@ def shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor in a checkpoint, by canonical name.
 
     Raises:
+        CheckpointGone: it was removed meanwhile.
         InputError: a file is not safetensors.
     """
-    return {name: tuple(meta.size) for name, meta in _stored(checkpoint).items()}
+    with _reader(checkpoint) as reader:
+        return {name: tuple(meta.size) for name, meta in reader.stored().items()}
 
 
 def in_pieces(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Zeros on the host like all tensors of a checkpoint, to load it into, cut along their first axis over all ranks.
 
     Raises:
+        CheckpointGone: it was removed meanwhile.
         InputError: a file is not safetensors.
 
     Collectives: every rank must call it; it makes a mesh.
     """
     mesh = init_device_mesh("cpu", (world_size(),))
     state: dict[str, Tensor] = {}
-    for name, meta in _stored(checkpoint).items():
+    with _reader(checkpoint) as reader:
+        stored = reader.stored()
+    for name, meta in stored.items():
         shape, dtype = tuple(meta.size), meta.properties.dtype
         if shape:
             state[name] = zeros(*shape, dtype=dtype, device_mesh=mesh, placements=[Shard(0)])
@@ -100,12 +112,37 @@ def in_pieces(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return state
 
 
-def _stored(checkpoint: Checkpoint) -> dict[str, TensorStorageMetadata]:
+class _Reader(HuggingFaceStorageReader):
+    """Reads the headers of a checkpoint's files once, though both `load` and torch want them."""
+
+    def read_metadata(self) -> Metadata:
+        return self._headers
+
+    @cached_property
+    def _headers(self) -> Metadata:
+        try:
+            return super().read_metadata()
+        except SafetensorError as error:
+            raise InputError(f"{self.path}: a file there is not safetensors ({error}); remove it") from error
+
+    def stored(self) -> dict[str, TensorStorageMetadata]:
+        """What is stored of each tensor, by canonical name."""
+        all_of_it = self._headers.state_dict_metadata
+        return {name: meta for name, meta in all_of_it.items() if isinstance(meta, TensorStorageMetadata)}
+
+
+@contextmanager
+def _reader(checkpoint: Checkpoint) -> Iterator[_Reader]:
+    """A reader of a checkpoint that a run, its own or another one, may remove meanwhile."""
     try:
-        stored = HuggingFaceStorageReader(str(checkpoint.path)).read_metadata().state_dict_metadata
-    except SafetensorError as error:
-        raise InputError(f"{checkpoint.path}: a file there is not safetensors ({error}); remove it") from error
-    return {name: meta for name, meta in stored.items() if isinstance(meta, TensorStorageMetadata)}
+        yield _Reader(str(checkpoint.path))
+    except Exception as error:
+        if checkpoint.path.exists():
+            raise
+        raise CheckpointGone(
+            f"{checkpoint.path}: removed while being read, since its run goes on; run the command again, or raise "
+            f"checkpoint.keep there"
+        ) from error
 
 
 def load(checkpoint: Checkpoint, state: dict[str, Tensor], *, no_dist: bool = False) -> None:
@@ -116,11 +153,17 @@ def load(checkpoint: Checkpoint, state: dict[str, Tensor], *, no_dist: bool = Fa
         no_dist: load in this process alone.
 
     Raises:
+        CheckpointGone: it was removed meanwhile.
         InputError: a tensor is missing or has another shape; names it.
 
     Collectives: every rank must call it, unless no_dist.
     """
-    stored = shapes(checkpoint)
+    with _reader(checkpoint) as reader:
+        _load(checkpoint, state, reader, no_dist=no_dist)
+
+
+def _load(checkpoint: Checkpoint, state: dict[str, Tensor], reader: _Reader, *, no_dist: bool) -> None:
+    stored = {name: tuple(meta.size) for name, meta in reader.stored().items()}
     for name, tensor in state.items():
         if stored.get(name) != tuple(tensor.shape):
             raise InputError(
@@ -131,6 +174,6 @@ def load(checkpoint: Checkpoint, state: dict[str, Tensor], *, no_dist: bool = Fa
         # torch remarks on what no_dist asks for.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         try:
-            dcp.load(state, storage_reader=HuggingFaceStorageReader(str(checkpoint.path)), no_dist=no_dist)
+            dcp.load(state, storage_reader=reader, no_dist=no_dist)
         except CheckpointException as error:  # a BaseException, which `except Exception` would miss
             raise next(iter(error.failures.values()))[0] from error

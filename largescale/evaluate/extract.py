@@ -35,10 +35,6 @@ Network = Callable[..., Tensor]
 _log = logging.getLogger(__name__)
 
 
-class CheckpointGone(InputError):
-    """A checkpoint was removed before it was read: a run that goes on keeps the newest ones."""
-
-
 def load_method(config: Config, checkpoint: Checkpoint | None) -> Method:
     """The method in evaluation mode, with the weights of a checkpoint, or as it was before its first step.
 
@@ -46,16 +42,6 @@ def load_method(config: Config, checkpoint: Checkpoint | None) -> Method:
         CheckpointGone: it was removed meanwhile.
         InputError: it does not fit the configuration.
     """
-    try:
-        return _load_method(config, checkpoint)
-    except Exception as error:
-        if checkpoint is None or checkpoint.path.exists():
-            raise
-        path = checkpoint.path
-        raise CheckpointGone(f"{path}: removed while being read, since the run goes on; run this again") from error
-
-
-def _load_method(config: Config, checkpoint: Checkpoint | None) -> Method:
     torch.manual_seed(config.run.seed)
     method = build_method(config).eval()
     if checkpoint is not None:

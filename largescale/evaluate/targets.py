@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from largescale.checkpoint.folder import Checkpoint, find_latest, newest_first, open_checkpoint
+from largescale.checkpoint.sharded import CheckpointGone
 from largescale.config import Config, DataConfig, flatten, load_config, values_saved_before
-from largescale.evaluate.extract import CheckpointGone
 from largescale.processes import on_rank_0, rank, together, world_size
 from shards.ground.errors import InputError
 

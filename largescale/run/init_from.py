@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,8 @@ def take_weights(engine: Engine, config: Config, device: torch.device) -> dict[s
     """
     checkpoint = _open(config.init_from, device)
     state = engine.state()
-    there: dict[str, tuple[int, ...]] = {}
-    together(lambda: there.update(_shapes(config, checkpoint)))
+    stored = together(lambda: sharded.shapes(checkpoint))
+    there = {name: shape for name, shape in stored.items() if name.startswith("model.")}
     teacher = _evaluated_teacher(checkpoint, engine.method)
     found = _for_the_student(there, teacher) if teacher else {name: (name, shape) for name, shape in there.items()}
     needed = {name: tuple(value.shape) for name, value in state.items() if name.startswith("model.")}
@@ -60,8 +59,7 @@ def take_weights(engine: Engine, config: Config, device: torch.device) -> dict[s
     differ = sorted(name for name in shapes.keys() | needed.keys() if shapes.get(name) != needed.get(name))
     _require_same_backbone(config, checkpoint, differ)
     taken = {found[name][0]: value for name, value in state.items() if name in needed and name not in differ}
-    with _while_it_is_there(config, checkpoint):
-        sharded.load(checkpoint, taken)
+    sharded.load(checkpoint, taken)
     engine.take_state(state)
     teachers = tuple(f"model.{average.teacher}." for average in engine.method.averages())
     if any(name.startswith(teachers) for name in differ):
@@ -107,25 +105,6 @@ def _for_the_student(there: dict[str, tuple[int, ...]], teacher: str) -> dict[st
     }
     others = {name: (name, shape) for name, shape in there.items() if not name.startswith(prefix)}
     return {**others, **of_teacher}
-
-
-def _shapes(config: Config, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    with _while_it_is_there(config, checkpoint):
-        return {name: shape for name, shape in sharded.shapes(checkpoint).items() if name.startswith("model.")}
-
-
-@contextmanager
-def _while_it_is_there(config: Config, checkpoint: Checkpoint) -> Iterator[None]:
-    """Wrap reading a checkpoint that its own run may remove meanwhile."""
-    try:
-        yield
-    except Exception as error:
-        if checkpoint.path.exists():
-            raise
-        raise InputError(
-            f"init_from={config.init_from}: {checkpoint.path.name} was removed while being read, since that run is "
-            f"still going; run the command again, or raise checkpoint.keep there"
-        ) from error
 
 
 def require_unchanged(config: Config, before: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
@@ -135,6 +136,16 @@ def test_none_where_nothing_was_saved(tmp_path):
 def test_another_network_is_refused_by_name(saved, name, shape, expected):
     with pytest.raises(InputError, match=expected):
         sharded.load(find_latest(saved), {name: torch.zeros(shape)}, no_dist=True)
+
+
+def test_headers_are_read_once(saved, monkeypatch):
+    reads: list[str] = []
+    read = HuggingFaceStorageReader.read_metadata
+    monkeypatch.setattr(
+        HuggingFaceStorageReader, "read_metadata", lambda self: (reads.append(str(self.path)), read(self))[1]
+    )
+    sharded.load(find_latest(saved), {"model.a": torch.zeros(7, 5)}, no_dist=True)
+    assert reads == [str(saved / "step-00000020")]
 
 
 def test_progress_is_kept(saved):

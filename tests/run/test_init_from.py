@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -197,25 +198,18 @@ def test_what_cannot_be_taken_is_one_line(source, pretrain, tmp_path, overrides,
 def test_a_source_that_is_removed_while_it_is_read_is_one_line(source, pretrain, tmp_path, monkeypatch):
     """As a run does that goes on; once before its files are opened, once while they are read."""
     copy = tmp_path / "copy"
-    shapes = sharded.shapes
+    for module, name in ((sharded, "shapes"), (sharded.dcp, "load")):
+        read = getattr(module, name)
 
-    def removed_before(checkpoint: Checkpoint) -> dict:
-        shutil.rmtree(copy)
-        return shapes(checkpoint)
-
-    def removed_after(checkpoint: Checkpoint) -> dict:
-        found = shapes(checkpoint)
-        seen.append(checkpoint)
-        if len(seen) == 2:  # by `load`
+        def removed_before(*words: Any, read: Callable[..., Any] = read, **more: Any) -> Any:
             shutil.rmtree(copy)
-        return found
+            return read(*words, **more)
 
-    for removed in (removed_before, removed_after):
-        seen: list[Checkpoint] = []
         shutil.copytree(source, copy)
-        monkeypatch.setattr(sharded, "shapes", removed)
-        code, said = pretrain(f"init_from={copy}")
-        assert code == 2 and "step-00000002 was removed while being read, since that run is still going" in said
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, removed_before)
+            code, said = pretrain(f"init_from={copy}")
+        assert code == 2 and "step-00000002: removed while being read, since its run goes on; run the" in said
 
 
 def test_a_complete_run_cannot_be_changed_but_says_what_works(source, pretrain, tmp_path, capsys):
