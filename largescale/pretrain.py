@@ -113,7 +113,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
 
     # -- The loop ----------------------------------------------------------------------------------------------------
     of_epochs = config.train.global_batch, stream.order.num_samples
-    meter = Meter(engine.method, *of_epochs, device, engine.loss_scale, run.unread_supports)
+    meter = Meter(engine.method, *of_epochs, device, engine.loss_scale, run.unread)
     spikes, warnings = SpikeWatch(config.train.spike_factor, spike_state), Warnings(config, run.logged())
     progress = Progress(first_step, num_steps, engine.method.brief)
     online = Online(config, stream.corpora, first_step, steps_per_epoch, device)
@@ -151,8 +151,8 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
             saves = last or stops or phases.due(done) or (every > 0 and done % every == 0)
             if saves or done % config.run.log_every == 0:
                 # Saving closes the interval, so that a resumed run logs the same intervals.
-                measured = meter.summary() | phases.measures()
-                num_skipped += measured.pop("skipped_in_interval") + int(measured.get("phase_skipped", 0))
+                measured = meter.summary(phases.unread()) | phases.measures()
+                num_skipped += measured.pop("skipped_in_interval")
                 row = {
                     "step": step,
                     "progress": done / num_steps,
@@ -178,8 +178,7 @@ def _train(config: Config, device: torch.device, started: float, lease: Lease) -
             if saves:
                 watchdog.beat(f"step {step}: saving")
                 average_statistics(engine.method)
-                unread = sorted(meter.unread_supports)
-                run.save(engine, done, num_skipped, spikes.state, unread, final=last or stops)
+                run.save(engine, done, num_skipped, spikes.state, meter.unread, final=last or stops)
             if stops:
                 run.end("stopped", done, num_steps)
                 who = f"by {stop_reason}" if stop_reason else "at another rank's request"

@@ -203,7 +203,7 @@ class DataConfig:
     )
     max_skipped: int = setting(
         1000,
-        "Stop after this many images had to be replaced; one of `method.support` counts once.",
+        "Stop after this many images could not be read; each counts once, however often it is drawn.",
         at_least=0,
         free=True,
     )

@@ -102,7 +102,7 @@ class Part:
         ids: sample ids in order, with substitutes in place of unreadable samples.
         keys: their WebDataset keys, if asked for (audit).
         skipped: one row per unreadable sample met (shard, key, offset, reason), however often it was met.
-        substituted: rows of the batch whose sample was unreadable.
+        substituted: ids of the samples that others stand in for, one per row.
         seconds: spent by all threads together, by activity: read, decode, crop.
         counters: of the shard caches.
         error: set when the part cannot be made: one line for the user.
@@ -113,7 +113,7 @@ class Part:
     ids: list[int] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     skipped: list[dict[str, Any]] = field(default_factory=list)
-    substituted: int = 0
+    substituted: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     error: str = ""
@@ -211,7 +211,7 @@ class BatchMaker:
         except InputError as error:
             part.error = str(error)
             return part
-        part.skipped, part.substituted = unreadable.rows(), int((np.array(part.ids) != ids).sum())
+        part.skipped, part.substituted = unreadable.rows(), ids[np.array(part.ids) != ids].tolist()
         self._draw(np.array(part.ids), epochs, rows, buffers)
         part.counters = self.reader.take_counters()
         return part

@@ -31,7 +31,7 @@ class Batch:
         views: augmented, one tensor [num * B, 3, S, S] a crop group, view after view.
         facts: of `Views`.
         skipped: one row per unreadable sample met (shard, key, offset, reason), of supports none.
-        substituted: positions of the batch, supports not counted, whose own sample was unreadable.
+        substituted: ids of the samples, no supports, that others stand in for, one per position of the batch.
         costs: what making it took, see `_costs`.
         supports: labelled images, if the method asks for them.
         sounds: of `Views`.
@@ -45,7 +45,7 @@ class Batch:
     views: list[Tensor]
     facts: dict[str, Tensor]
     skipped: list[dict[str, Any]]
-    substituted: int
+    substituted: list[int]
     costs: dict[str, float]
     supports: Supports | None = None
     sounds: Tensor | None = None
@@ -221,7 +221,7 @@ def _batch(
     ids = torch.tensor([sample_id for part in parts for sample_id in part.ids])
     keys = [key for part in parts for key in part.keys]
     skipped = list({(row["shard"], row["key"]): row for part in parts for row in part.skipped}.values())
-    substituted = sum(part.substituted for part in parts)
+    substituted = [sample_id for part in parts for sample_id in part.substituted]
     return Batch(step, ids, keys, views, facts, skipped, substituted, _costs(parts, depth, augment_s))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -30,10 +30,11 @@ class Meter:
         num_samples: images per epoch.
         device: where the signs are summed.
         loss_scale: of the run, logged with fp16.
-        unread_supports: those that this run has counted before.
+        unread: those that this run has counted before.
 
     Attributes:
-        unread_supports: unreadable supports that were counted, each once however often it is drawn; of all ranks.
+        unread: what could not be read and was counted, once however often it is drawn, of all ranks: ids of samples,
+            and of supports `SHARD/KEY`.
     """
 
     def __init__(
@@ -43,11 +44,11 @@ class Meter:
         num_samples: int,
         device: torch.device,
         loss_scale: LossScale | None = None,
-        unread_supports: Iterable[str] = (),
+        unread: Iterable[int | str] = (),
     ) -> None:
         self._loss_scale = loss_scale if loss_scale and loss_scale.enabled else None
         self._method, self._global_batch, self._num_samples, self._device = method, global_batch, num_samples, device
-        self.unread_supports = set(unread_supports)
+        self.unread = set(unread)
         self.reset()
 
     def reset(self) -> None:
@@ -56,7 +57,7 @@ class Meter:
         self._costs = dict.fromkeys(_COSTS, 0.0)
         self._images, self._updates_skipped = 0, 0
         self._reported = dict.fromkeys(self._method.signs, 0)
-        self._met: set[str] = set()
+        self._met: set[int | str] = set()
         self._signs = {
             name: torch.zeros(sign.shape, device=self._device, dtype=torch.float64)
             for name, sign in self._method.signs.items()
@@ -68,8 +69,8 @@ class Meter:
         self._data_wait += data_wait
         self._loss += check.loss
         self._updates_skipped += check.overflow
-        self._skipped += batch.substituted  # not rows of the ledger, since neighbours meet the same images
-        self._met |= set(batch.unread_supports) - self.unread_supports
+        self._skipped += len(batch.substituted)  # not rows of the ledger, since neighbours meet the same images
+        self._met |= {*batch.substituted, *batch.unread_supports}
         self._images += len(batch.ids)
         for name, value in batch.costs.items():
             self._costs[name] += value
@@ -77,12 +78,16 @@ class Meter:
             self._signs[name] += sign
             self._reported[name] += 1
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, unread_in_phases: Collection[int] = ()) -> dict[str, Any]:
         """The interval's metrics, equal on all ranks except for times.
 
+        Args:
+            unread_in_phases: ids of samples that this rank could not read beside those of batches.
+
         Collectives: every rank must call it; one all-reduce of 11 numbers and those of the signs, and
-        an all-gather after the steps in which an unreadable support was met for the first time.
+        an all-gather after the steps in which an unreadable sample or support was met for the first time.
         """
+        self._met = self._met.union(unread_in_phases) - self.unread
         sums = sum_over_ranks(
             {
                 "skipped": torch.tensor([float(self._skipped), float(len(self._met))], device=self._device),
@@ -100,7 +105,7 @@ class Meter:
         seconds = time.perf_counter() - self._started
         (skipped, met), images = map(round, sums["skipped"].tolist()), self._images * world_size()
         row = {
-            "skipped_in_interval": skipped + (self._count_supports() if met else 0),
+            "skipped_in_interval": self._count_met() if met else 0,
             "skipped_rate": skipped / images,
             "loss": loss,
             **self._method.measures(loss, signs, min(self._steps * self._global_batch, self._num_samples)),
@@ -122,15 +127,15 @@ class Meter:
             row["fetched_bytes"] = costs["fetched_bytes"]
         return row
 
-    def _count_supports(self) -> int:
-        """How many supports were met that cannot be read and were not counted before: ranks may meet the same.
+    def _count_met(self) -> int:
+        """How many were met that cannot be read and were not counted before: ranks may meet the same.
 
         Collectives: every rank must call it; an all-gather.
         """
-        met: list[set[str]] = [set()] * world_size()
+        met: list[set[int | str]] = [set()] * world_size()
         dist.all_gather_object(met, self._met)
-        new = set().union(*met) - self.unread_supports
-        self.unread_supports |= new
+        new = set().union(*met) - self.unread
+        self.unread |= new
         return len(new)
 
 

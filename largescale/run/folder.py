@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -119,9 +119,9 @@ class RunFolder:
         return checkpoint.step, int(checkpoint.progress["skipped"]), spike_state(checkpoint.progress["spikes"])
 
     @property
-    def unread_supports(self) -> list[str]:
-        """Unreadable supports that the run had counted when its checkpoint was saved."""
-        return list(self._resumed.progress.get("unread_supports", [])) if self._resumed else []
+    def unread(self) -> list[int | str]:
+        """Unreadable samples and supports that the run had counted when its checkpoint was saved, as of `Meter`."""
+        return list(self._resumed.progress.get("unread", [])) if self._resumed else []
 
     def open_logs(self, first_step: int) -> None:
         """Drop what a dead process logged beyond the checkpoint, and open the logs. Collectives: two barriers."""
@@ -142,7 +142,7 @@ class RunFolder:
         barrier()
         if self._resumed is not None:
             self.saving.begin_copies()  # what former starts could not copy
-        self.logs.open(first_step, self.config, self.unread_supports)
+        self.logs.open(first_step, self.config, self.unread)
 
     def logged(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl that former starts left; read on rank 0, none on others."""
@@ -184,7 +184,7 @@ class RunFolder:
         done: int,
         num_skipped: int,
         spikes: SpikeState,
-        unread_supports: list[str],
+        unread: Iterable[int | str],
         *,
         final: bool,
     ) -> None:
@@ -198,7 +198,7 @@ class RunFolder:
         progress = {
             "step": done,
             "skipped": num_skipped,
-            "unread_supports": unread_supports,
+            "unread": sorted(unread, key=str),
             "spikes": spikes,
             "data": self._fingerprint,
             "order": order.VERSION,

@@ -31,17 +31,17 @@ class Logs:
         self._metrics: MetricsLog | None = None
         self._audit: JsonLines | None = None
         self._skipped: JsonLines | None = None
-        self._supports: set[str] = set()
+        self._supports: set[int | str] = set()
 
-    def open(self, first_step: int, config: Config, unread_supports: Iterable[str] = ()) -> None:
+    def open(self, first_step: int, config: Config, unread: Iterable[int | str] = ()) -> None:
         """Open what is written in every run: metrics on rank 0, with data.audit the samples of every rank.
 
         Args:
             first_step: of this start.
             config: of the run.
-            unread_supports: unreadable supports that former starts have listed.
+            unread: with the unreadable supports that former starts have listed, as of `Meter`.
         """
-        self._supports = set(unread_supports)
+        self._supports = set(unread)
         if rank() == 0:
             settings = flatten(config)
             trackers = [Tracker(name, self._path, config.name, settings) for name in dict.fromkeys(config.run.trackers)]

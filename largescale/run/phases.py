@@ -64,6 +64,7 @@ class Phases:
         self._corpora, self._num_samples = stream.corpora, stream.length.num_samples
         self._tell_skipped = skipped
         self._found: dict[str, float] = {}
+        self._unread: list[int] = []
 
     def due(self, step: int) -> bool:
         """Whether a phase comes before a step."""
@@ -127,6 +128,11 @@ class Phases:
         found, self._found = self._found, {}
         return found
 
+    def unread(self) -> list[int]:
+        """Ids of this rank's images that phases since the last call could not read."""
+        found, self._unread = self._unread, []
+        return found
+
     def _embed(self, step: int, beat: Callable[[str], None]) -> PlainEmbeddings:
         """Embeddings of this rank's images. All ranks call the network equally often, with batches of one size."""
         size, own = self._config.evaluate.batch, own_ids(self._num_samples)
@@ -162,6 +168,7 @@ class Phases:
         read = torch.cat(ids)
         assert bool((read.diff() > 0).all()), "rows are in the order of ids"
         readable = torch.zeros(len(own), dtype=torch.bool).index_fill_(0, read, True)
+        self._unread += (own.start + (~readable).nonzero()[:, 0]).tolist()
         return PlainEmbeddings(rows.filled(), readable.to(self._device))
 
     def _judge(self, step: int, skipped: list[dict[str, Any]], num_bad: int) -> None:

@@ -109,7 +109,7 @@ def test_what_is_unreadable_counts_a_position_once_and_a_sample_once(garbage):
     stream = make_stream(garbage)
     for batch in stream(range(12)):
         wanted = stream.order.samples(batch.step)[0]
-        assert batch.substituted == ((wanted >= 80) & (wanted < 120)).sum() <= 16
+        assert batch.substituted == wanted[(wanted >= 80) & (wanted < 120)].tolist()
         assert len({row["key"] for row in batch.skipped}) == len(batch.skipped)
 
 
@@ -118,7 +118,7 @@ def test_a_bad_stretch_is_the_same_on_any_number_of_ranks_and_workers(garbage):
     streams = [make_stream(garbage, f"data.workers={rank}", rank=rank, ranks=4)(range(12)) for rank in range(4)]
     for batch, *parts in zip(whole, *streams, strict=True):
         assert torch.equal(torch.cat([part.ids for part in parts]), batch.ids)
-        assert sum(part.substituted for part in parts) == batch.substituted
+        assert [one for part in parts for one in part.substituted] == batch.substituted
         assert {row["key"] for part in parts for row in part.skipped} == {row["key"] for row in batch.skipped}
 
 

@@ -200,7 +200,7 @@ def test_an_unreadable_support_is_no_image_of_the_batch(shard_folder, ask, tmp_p
     bad = overwrite(folder, 1, 7)
     ask(shards=str(folder), classes=10, images=20)
     [batch] = make_stream(shard_folder)(range(1))
-    assert batch.substituted == 0 and not batch.skipped
+    assert batch.substituted == [] and not batch.skipped
     assert [row["key"] for row in batch.unread_supports.values()] == [bad]
 
 

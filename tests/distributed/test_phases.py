@@ -247,6 +247,7 @@ def test_a_lost_shard_costs_a_phase_its_images(one_process, shard_folder, tmp_pa
     _, phases, skipped = phases_of(bad)
     assert phases.before(0, lambda what: None, nobody) == ""
     assert len(skipped) == phases.measures()["phase_skipped"] == 40
+    assert phases.unread() == [*range(40, 80)] and phases.unread() == []
 
 
 def state_of(engine: Engine) -> dict[str, torch.Tensor]:

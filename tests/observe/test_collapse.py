@@ -167,7 +167,7 @@ def test_a_planted_collapse_is_found_in_what_a_real_method_puts_out(alone, plant
             for group in config.data.crops
         ]
         output = method(Views.numbered(views, 16), step)
-        batch = SimpleNamespace(substituted=0, unread_supports=[], ids=range(16), costs={})
+        batch = SimpleNamespace(substituted=[], unread_supports=[], ids=range(16), costs={})
         meter.add(output, SimpleNamespace(loss=float(output.loss.detach()), overflow=False), 0.0, batch)
     row = {"progress": 0.5, **meter.summary()}
     assert row["prototype_usage_reachable"] == pytest.approx(1 - (1 - 1 / 500) ** 64)

@@ -175,7 +175,7 @@ def test_what_a_run_goes_back_from_is_gone_before_it_begins_again(tmp_path, monk
 
 def test_a_full_disk_does_not_hide_why_a_run_stops(tmp_path, caplog):
     (tmp_path / "trouble").touch()  # no folder can be made there
-    batch = Batch(step=3, ids=torch.arange(2), keys=[], views=[], facts={}, skipped=[], substituted=0, costs={})
+    batch = Batch(step=3, ids=torch.arange(2), keys=[], views=[], facts={}, skipped=[], substituted=[], costs={})
     Logs(tmp_path).trouble(3, batch, Output(torch.tensor(1.0), {}, {}), "loss not finite")
     assert f"step 3: {tmp_path}/trouble" in caplog.text
 
