@@ -76,7 +76,7 @@ class Settings(MethodConfig):
         nums = [group.num for group in config.data.crops]
         require(nums == [1], "data.crops", nums, "one group of one view, such as [{num: 1, size: 256}]")
         require(self.tile <= self.window, "method.tile", self.tile, f"at most method.window, {self.window}")
-        require_visible(config, self.tile)
+        require_visible(config, "method.tile", self.tile)
         require(self.rows >= self.first(), "method.rows", self.rows, f"at least {self.first()}: nearer rows overlap")
         side = config.data.crops[0].size
         along = self.windows().along(side)

@@ -60,6 +60,7 @@ from largescale.methods.method import Output
 from largescale.methods.phase import PlainEmbeddings, centred
 from largescale.methods.rows_by_id import RowsById, too_many_rows
 from largescale.methods.state_size import bytes_per_number
+from largescale.methods.tile_task import require_visible
 from largescale.models.backbones import build_backbone
 from largescale.models.evaluation_mode import running_statistics_used
 from largescale.models.heads import hidden_widths, projection_head
@@ -116,6 +117,7 @@ class Settings(ContrastiveSettings):
         )
         cell = groups[1].size // self.cells
         require(self.patch <= cell, "method.patch", self.patch, f"at most {cell}, the side of a cell of data.crops.1")
+        require_visible(config, "method.patch", self.patch)
 
 
 class PIRL(Contrastive):

@@ -99,7 +99,7 @@ class TileSettings(MethodConfig):
         )
         cell, grid = groups[0].size // self.cells_along_side(), self.grid()
         require(grid.least_cell() <= cell, *self._too_large_for(cell))
-        require_visible(config, self.tile)
+        require_visible(config, "method.tile", self.tile)
 
     def _too_large_for(self, cell: int) -> tuple[str, int, str]:
         """Of tiles that do not fit into cells of so many pixels: a key to change, its value, and what is expected."""
@@ -188,20 +188,20 @@ class TileTask(PretextTask):
         return {"tile": scaled(whole.tile), "gap": scaled(whole.gap), "channel_shift": scaled(whole.channel_shift)}
 
 
-def require_visible(config: Config, tile: int) -> None:
-    """Tiles are large enough for the backbone.
+def require_visible(config: Config, key: str, side: int) -> None:
+    """Parts of images are large enough for the backbone.
+
+    Args:
+        config: with the backbone.
+        key: of their side.
+        side: in pixels.
 
     Raises:
         InputError: they are not.
     """
     model = config.model
     least = least_side(model.backbone, model.stem)
-    require(
-        tile >= least,
-        "method.tile",
-        tile,
-        f"at least {least} with model.backbone={model.backbone} model.stem={model.stem}",
-    )
+    require(side >= least, key, side, f"at least {least} with model.backbone={model.backbone} model.stem={model.stem}")
 
 
 def settings_of(config: Config) -> TileSettings:
