@@ -44,7 +44,7 @@ from largescale.data.views import Views
 from largescale.methods.choice import Choice
 from largescale.methods.method import Method, Output, Panel, Row, Sign, Symptom
 from largescale.methods.pictures import Pictures, in_range
-from largescale.methods.unexplained import moments_of, said_missing, variance_of
+from largescale.methods.unexplained import DAMAGE, moments_of, said_missing, variance_of
 from largescale.models.autoencoders import ConvAutoencoder, Repair, code_side, filled_from_neighbours
 from largescale.models.backbones import build_backbone
 from largescale.models.constant_weights import constant_weights
@@ -92,6 +92,7 @@ class Artifacts(Method):
     title = "Spotting artifacts"
     reference = "pretext/artifacts"
     Settings = Settings
+    spoilers = DAMAGE
     pictures = Pictures(
         "Artifacts",
         "Images that the autoencoder makes, the same of damaged codes and repaired, and which entries were dropped.",

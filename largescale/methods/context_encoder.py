@@ -38,7 +38,7 @@ from largescale.methods.choice import Choice
 from largescale.methods.hole import Hole, hole_loss, hole_signs
 from largescale.methods.method import Method, Output, Panel, Row, Sign, Symptom
 from largescale.methods.pictures import Pictures, in_range
-from largescale.methods.unexplained import moments_of, nothing_made, said_missing, variance_of
+from largescale.methods.unexplained import DAMAGE, moments_of, nothing_made, said_missing, variance_of
 from largescale.models.backbones import build_backbone, feature_map, map_channels, map_side
 from largescale.models.channelwise import ChannelwiseLinear
 from largescale.models.constant_weights import constant_weights
@@ -120,6 +120,7 @@ class ContextEncoder(Method):
     title = "Context encoder"
     reference = "pretext/context_encoder"
     Settings = Settings
+    spoilers = DAMAGE
     pictures = Pictures(
         "The hole filled",
         "Images with the mean colour where they are hidden, and with what the decoder makes there and in the rim.",

@@ -21,6 +21,7 @@ patches are not padded; the backbone is used whole and pooled, not up to its thi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -103,6 +104,7 @@ class CPC(PretextTask):
     title = "CPC"
     reference = "pretext/cpc"
     Settings = Settings
+    spoilers = MappingProxyType({"erase": "a rectangle over several patches tells which belong together"})
     pictures = Pictures(
         "Patches guessed from above",
         "Patches of images, and in the place of each that has rows above it the one, of all patches of these images, "

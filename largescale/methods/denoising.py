@@ -36,7 +36,7 @@ from largescale.data.views import Views
 from largescale.methods.embedding_method import EmbeddingMethod, Named
 from largescale.methods.method import Output, Panel, Row, Sign, Symptom
 from largescale.methods.pictures import Pictures, in_range
-from largescale.methods.unexplained import moments_of, nothing_made, said_missing, variance_of
+from largescale.methods.unexplained import DAMAGE, moments_of, nothing_made, said_missing, variance_of
 from largescale.models.backbones import build_backbone, feature_map, map_channels
 from largescale.models.decoders import DenseDecoder
 from largescale.models.layer_inputs import input_of, layer_shapes, layers_of, patterns_of
@@ -90,6 +90,7 @@ class Denoising(EmbeddingMethod):
     title = "Denoising autoencoder"
     reference = "pretext/denoising"
     Settings = Settings
+    spoilers = DAMAGE
     pictures = Pictures(
         "What was hidden, and restored",
         "Images of which a part is hidden or noisy, and what the decoder makes of them.",

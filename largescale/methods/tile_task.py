@@ -7,6 +7,7 @@ The backbone sees one tile at a time, so that no feature of it compares tiles; w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -134,6 +135,7 @@ class TileTask(PretextTask):
     """
 
     published: ClassVar[Proportions]
+    spoilers = MappingProxyType({"erase": "a rectangle over several tiles tells where they were"})
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

@@ -6,10 +6,14 @@ ranks do not add up to that of all.
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from torch import Tensor
 
 from largescale.methods.method import Row, Sign, Symptom
 
+DAMAGE = MappingProxyType(dict.fromkeys(("noise", "erase"), "what is to be made is then damaged itself"))
+"""`Method.spoilers` of such methods."""
 _NOTHING = 0.98
 _LEAST = 1e-12
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from largescale.cli import main
-from largescale.config import load_config
+from largescale.config import Config, load_config
 from largescale.config.recipes import find_recipe, packaged
+from largescale.data.length import Length
+from largescale.methods import METHODS, Method
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
 
@@ -23,6 +25,21 @@ def test_the_packaged_recipes_are_those_of_the_repository():
     assert [f"{name}.yaml" for name in packaged()] == files
     for name in packaged():
         assert find_recipe(name).read_bytes() == (ROOT / "configs" / f"{name}.yaml").read_bytes()
+
+
+def spoilt(config: Config) -> list[str]:
+    """What is said of augmentation that gives the task away or hides it."""
+    return Method.complaints.__func__(METHODS[config.method.name], config, Length(8, 2, 40))  # type: ignore[attr-defined]
+
+
+def test_no_recipe_switches_on_what_spoils_its_task():
+    assert {name: found for name in packaged() if (found := spoilt(load_config(name, ["data.shards=x"])))} == {}
+
+
+@pytest.mark.parametrize("name", ["jigsaw", "patches", "cpc", "artifacts", "context_encoder", "denoising"])
+def test_what_spoils_a_task_is_said(name):
+    found = spoilt(load_config(f"small/{name}", ["data.augment.erase=0.5"]))
+    assert [line.split(":")[0] for line in found] == ["data.augment.erase=0.5"]
 
 
 @pytest.mark.parametrize("given", [NAME, f"{NAME}.yaml", f"configs/{NAME}.yaml", f"configs/{NAME}"])

@@ -175,10 +175,7 @@ def test_equal_embeddings_cost_a_guess_and_are_called_collapse():
     [
         (["data.crops=[{num: 2, size: 24}]"], "data.crops=[2]: expected two groups of one view each"),
         (["method.patch=14"], "method.patch=14: expected at most 13, the side of a cell of data.crops.1"),
-        (
-            ["model.backbone=vgg16_bn", "model.stem=imagenet"],
-            "method.patch=12: expected at least 32 with",
-        ),
+        (["model.backbone=vgg16_bn", "model.stem=imagenet"], "method.patch=12: expected at least 32 with"),
         (["method.max_bank_gb=1e-8"], "method.max_bank_gb=1e-08: rows of 8 numbers for 9 images take"),
     ],
 )
