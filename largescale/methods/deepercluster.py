@@ -126,6 +126,7 @@ class DeeperCluster(FeatureClusters):
     title = "DeeperCluster"
     reference = "deepercluster/resnet50_100ep"
     Settings = Settings
+    square_crops = True  # squeezed views tell a quarter from a half turn, unless images are square
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

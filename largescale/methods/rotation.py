@@ -86,6 +86,7 @@ class Rotation(PretextTask):
     title = "Rotation"
     reference = "rotation/resnet50_105ep"
     Settings = Settings
+    square_crops = True  # squeezed views tell a quarter from a half turn, unless images are square
     pictures = Pictures(
         "Turned back",
         "Images turned by quarters, and turned back by as many as the network tells.",

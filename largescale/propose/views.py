@@ -78,8 +78,9 @@ def _crops(reference: Config, corpus: CorpusFacts, side: int, off: set[str], *, 
         fixed = group.scale[0] == group.scale[1]
         scale = group.scale if fixed or not small else _LARGE if large else _SMALL
         value: dict[str, Any] = {"num": group.num, "size": size, "scale": _scale(scale, corpus.shorter[1])}
-        if group.ratio != CropGroup().ratio:
-            value["ratio"] = group.ratio
+        ratio = [1.0, 1.0] if method_class(reference).square_crops else group.ratio
+        if ratio != CropGroup().ratio:
+            value["ratio"] = ratio
         own = {key: kept for key, kept in group.augment.items() if key not in {*off, "blur_sigma"}}
         if own and not small:
             value["augment"] = own
