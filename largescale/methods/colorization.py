@@ -124,6 +124,8 @@ class Colorization(PretextTask):
     weights: Tensor
     title = "Colorization"
     reference = "pretext/colorization"
+    unlearnt = ("one answer for all", "that of the best one")
+    exemplar_state = ("prior", "weights")
     Settings = Settings
     pictures = Pictures(
         "Colours predicted",
@@ -268,19 +270,28 @@ class Colorization(PretextTask):
         return Output(loss, signs, {})
 
     def measures(self, loss: float, signs: dict[str, Tensor], num_images: int) -> dict[str, float]:
-        """The weighted share of cells told right, that of the best answer that is always the same, the loss over ln Q
-        times the weights, and how far colours are from the mean of what is predicted and from grey.
+        """The weighted share of cells told right, that of the best answer that is always the same, the loss over that
+        of such an answer, and how far colours are from the mean of what is predicted and from grey.
         """
         found = {name: float(value) for name, value in signs.items()}
         weight, shown = max(found["weight"], 1e-12), max(found["coloured"], 1e-12)
         return {
             "task_accuracy": found["weight_right"] / weight,
             "task_chance": float((self.prior * self.weights).max()),
-            "loss_over_ln_k": loss / weight / math.log(self._num_classes),
+            "loss_over_ln_k": loss / weight / self._loss_of_one_answer(),
             "colour_error": math.sqrt(found["square_error"] / shown),
             "grey_error": math.sqrt(found["square_chroma"] / shown),
             "coloured": found["coloured"],
         }
+
+    def _loss_of_one_answer(self) -> float:
+        """Of the best answer that is always the same, over the weights, if colours were in the middle of their bins:
+        the entropy of the mean of what is wanted.
+        """
+        nearest, shares = soft_bins(self.bins, self.bins, self.config.neighbours, self.config.sigma)
+        shares = (self.prior * self.weights)[:, None] * shares
+        wanted = torch.zeros_like(self.prior).index_add_(0, nearest.flatten(), shares.flatten())
+        return max(float(torch.special.entr(wanted).sum()), 1e-12)
 
     @classmethod
     def symptoms(cls, config: Config) -> list[Symptom]:

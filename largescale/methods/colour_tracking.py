@@ -71,7 +71,8 @@ class Settings(MethodConfig):
 class ColourTracking(PretextTask):
     """Backbone, and a projection of its maps, whose places are compared.
 
-    Signs, beside the share of places told right: `same_place`, the share that would be right if nothing moved.
+    Signs, beside the share of places told right: `same_place`, the share that would be right if nothing moved, and
+    `loss_of_all`, the loss if all places of the frames before were copied alike.
     Evidence: `logits` [1, B, P, K].
 
     Attributes:
@@ -84,6 +85,7 @@ class ColourTracking(PretextTask):
     title = "Tracking by colorizing"
     reference = "pretext/colour_tracking"
     Settings = Settings
+    unlearnt = ("a copy of all places alike", "its own")
     exemplar_state = ("centres", "shares")
     spoilers = MappingProxyType(
         dict.fromkeys(("jitter", "grayscale", "solarise"), "colours that are changed are others than were clustered")
@@ -97,7 +99,7 @@ class ColourTracking(PretextTask):
         self._side = map_side(config.model, config.data.crops[0].size)
         self.register_buffer("centres", torch.zeros(settings.colours, 2), persistent=False)
         self.register_buffer("shares", torch.zeros(settings.colours), persistent=False)
-        self.signs |= {"same_place": Sign()}
+        self.signs |= {"same_place": Sign(), "loss_of_all": Sign()}
 
     @classmethod
     def num_classes(cls, config: Config) -> int:
@@ -175,20 +177,27 @@ class ColourTracking(PretextTask):
             return {"logits": (alike @ known + _LEAST).log()[None]}
 
     def targets(self, views: Views) -> Named:
-        """`wanted`, the clusters of the last frame, int64 [1, B, P], and `before`, those of the frame before it."""
+        """`wanted`, the clusters of the last frame, int64 [1, B, P], and `before`, those of the frame before it; `all`,
+        the shares of clusters in all frames before, [1, B, K].
+        """
         bins = views.facts["bins"]
-        return {"wanted": bins[-1][None], "before": bins[-2][None]}
+        known = one_hot(bins[:-1].transpose(0, 1).flatten(1), self._num_classes).to(self.shares.dtype)
+        return {"wanted": bins[-1][None], "before": bins[-2][None], "all": known.mean(1)[None]}
 
     def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:
         """The cross entropy, a mean over places. Collectives: none."""
         output = super().loss(inputs, ids, step)
         still = (inputs["before"] == inputs["wanted"]).to(output.loss.dtype).mean()
-        return output._replace(signs=output.signs | {"same_place": still})
+        of_all = -(inputs["all"][0].gather(1, inputs["wanted"][0]) + _LEAST).log().mean()
+        return output._replace(signs=output.signs | {"same_place": still, "loss_of_all": of_all})
 
     def measures(self, loss: float, signs: dict[str, Tensor], num_images: int) -> dict[str, float]:
-        """Chance is the share of the most frequent colour; and what is right if nothing moves."""
+        """Chance is the share of the most frequent colour; what is right if nothing moves; and the loss over that of a
+        copy of all places alike.
+        """
         found = super().measures(loss, signs, num_images)
-        return found | {"task_chance": float(self.shares.max()), "same_place": float(signs["same_place"])}
+        over = loss / max(found.pop("loss_of_all"), _LEAST)
+        return found | {"task_chance": float(self.shares.max()), "loss_over_ln_k": over}
 
     @classmethod
     def panels(cls, config: Config) -> list[Panel]:

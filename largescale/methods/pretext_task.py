@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +30,12 @@ class PretextTask(EmbeddingMethod):
     """A method whose `embed` gives `logits` [1, B, ..., K] and whose `targets` gives `wanted`, int64 [1, B, ...].
 
     Evidence: `logits`.
+
+    Attributes:
+        unlearnt: what predictions are called that say nothing, and the loss of these.
     """
+
+    unlearnt: ClassVar[tuple[str, str]] = ("uniform", "ln K")
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -80,14 +86,16 @@ class PretextTask(EmbeddingMethod):
     @classmethod
     def symptoms(cls, config: Config) -> list[Symptom]:
         """That the task is not learnt, or that it is solved while a cure of shortcuts is off."""
-        missing = cls.missing(config)
+        missing, (guess, its_loss) = cls.missing(config), cls.unlearnt
         found = [
             Symptom(
                 "task is not learnt",
                 sign=lambda row: row.get("loss_over_ln_k"),
                 sick=(_CHANCE, math.inf),
                 recovery="down",
-                seen=lambda row: f"predictions are no better than uniform (loss {row['loss_over_ln_k']:.0%} of ln K)",
+                seen=lambda row: (
+                    f"predictions are no better than {guess} (loss {row['loss_over_ln_k']:.0%} of {its_loss})"
+                ),
                 remedy=f"Try, in another run.dir, optim.lr={config.optim.lr / 3:.2g} or {3 * config.optim.lr:.2g}, a "
                 "longer run, or weaker data.augment",
                 meaning="the network does not see what was done to images",

@@ -81,19 +81,45 @@ def test_the_loss_is_that_of_a_loop():
     assert loss == pytest.approx(total / cells, rel=1e-9)
     row = method.measures(loss, output.signs, BATCH)
     assert row["task_accuracy"] == pytest.approx(right / weighed)
-    assert row["loss_over_ln_k"] == pytest.approx(total / weighed / math.log(len(bins)), rel=1e-9)
+    assert row["loss_over_ln_k"] == pytest.approx(total / weighed / loss_of_one_answer(method), rel=1e-9)
     assert row["coloured"] == pytest.approx(3 / 4)
 
 
-def test_uniform_answers_cost_ln_k_and_are_called_unlearnt():
-    method, config = with_prior(build()), mini("colorization")
-    batch = views(random_srgb())
-    colours = method.targets(method.task_views(batch, 0))
-    logits = torch.zeros(1, BATCH, SIDE // CELL, SIDE // CELL, len(method.bins), dtype=torch.float64)
-    output = method.loss({"logits": logits, **colours}, batch.ids, 0)
+def best_answer(method: Colorization) -> torch.Tensor:
+    """Of those that are always the same, for colours in the middle of their bins: shares [Q]."""
+    found, bins = torch.zeros_like(method.prior), method.bins.tolist()
+    for q, (share, weight) in enumerate(zip(method.prior.tolist(), method.weights.tolist(), strict=True)):
+        near = sorted(range(len(bins)), key=lambda other, q=q: math.dist(bins[q], bins[other]))[:5]
+        parts = [math.exp(-(math.dist(bins[q], bins[other]) ** 2) / 50) for other in near]
+        for other, part in zip(near, parts, strict=True):
+            found[other] += share * weight * part / sum(parts)
+    return found
+
+
+def loss_of_one_answer(method: Colorization) -> float:
+    return sum(-share * math.log(share) for share in best_answer(method).tolist() if share > 0)
+
+
+def test_uniform_answers_cost_ln_k_and_the_best_one_for_all_is_called_unlearnt():
+    """Though rare colours, of which there are many, make it far better than uniform."""
+    method, config = build(), mini("colorization")
+    counts = torch.zeros(len(method.bins), dtype=torch.int64)
+    counts[torch.tensor([3, 20, 40, 60])] = torch.tensor([1, 2, 3, 30])  # 36 cells
+    method.prior.copy_(counts / counts.sum())
+    method.weights.copy_(rebalancing(method.prior, method.bins, 5.0, 0.5))
+    colours = method.bins.repeat_interleave(counts, 0).view(1, 1, 6, 6, 2)
+    for logits, cost in (
+        (torch.zeros_like(method.prior), math.log(len(method.bins))),
+        (best_answer(method).log(), None),
+    ):
+        given = {"logits": logits.clamp_min(-700).expand(1, 1, 6, 6, -1), "colours": colours}
+        output = method.loss(given, torch.arange(1), 0)
+        row = method.measures(float(output.loss), output.signs, 1)
+        assert float(output.loss) == pytest.approx(cost or loss_of_one_answer(method), rel=1e-6)
+        assert row["loss_over_ln_k"] == pytest.approx((cost or loss_of_one_answer(method)) / loss_of_one_answer(method))
+        assert "predictions are no better than one answer for all" in said_of(config, row)
+    assert row["loss_over_ln_k"] == pytest.approx(1) and float(output.loss) < 0.6 * math.log(len(method.bins))
     row = method.measures(float(output.loss), output.signs, BATCH)
-    assert row["loss_over_ln_k"] == pytest.approx(1)
-    assert "predictions are no better than uniform" in said_of(config, row)
     assert said_of(config, row | {"loss_over_ln_k": 0.8}) == ""
     assert "20% of the images show colours" in said_of(config, row | {"loss_over_ln_k": 0.8, "coloured": 0.2})
     for panel in method.panels(config):

@@ -13,6 +13,7 @@ from largescale.methods.phase import PlainEmbeddings
 from largescale.models.backbones import feature_map
 from largescale.models.initialise import initialise_pieces
 from shards.ground.errors import InputError
+from tests.helpers.doctor import said_of
 from tests.methods.harness import mini
 
 BATCH, SIDE, FRAMES = 3, 24, 3
@@ -130,9 +131,8 @@ def test_the_phase_finds_the_colours_and_their_shares():
     found = method.phase(0, PlainEmbeddings(rows, torch.ones(5, dtype=torch.bool)), lambda what: None)
     distance = torch.cdist(method.centres, HUES / 2)
     assert distance.min(0).values.max() < 1 and found["commonest_colour"] == pytest.approx(2 / 5)
-    assert method.measures(0.1, {"task_accuracy": torch.tensor(1.0), "same_place": torch.tensor(0.5)}, 1)[
-        "task_chance"
-    ] == pytest.approx(2 / 5)
+    signs = {name: torch.tensor(0.5) for name in method.signs}
+    assert method.measures(0.1, signs, 1)["task_chance"] == pytest.approx(2 / 5)
 
 
 def test_clips_without_colours_and_too_few_of_them_are_refused_in_a_line():
@@ -149,6 +149,18 @@ def test_what_would_be_right_if_nothing_moved():
     still = random_srgb()[:1].expand(FRAMES, -1, -1, -1, -1)
     assert float(method(views(still), 0).signs["same_place"]) == 1.0
     assert float(method(views(random_srgb()), 0).signs["same_place"]) < 0.6
+
+
+def test_a_copy_of_all_places_alike_is_called_unlearnt():
+    """Though few colours in a clip make it far better than uniform shares of all."""
+    method, srgb = build().eval(), random_srgb()
+    with torch.no_grad():
+        method.projection.weight.zero_()
+        output = method(views(srgb), 0)
+    row = method.measures(float(output.loss), output.signs, BATCH)
+    assert row["loss_over_ln_k"] == pytest.approx(1, rel=1e-5)
+    assert "predictions are no better than a copy of all places alike" in said_of(mini("colour_tracking"), row)
+    assert said_of(mini("colour_tracking"), row | {"loss_over_ln_k": 0.9}) == ""
 
 
 def test_a_projection_that_is_drawn_in_pieces_is_distributed_like_the_constructors():
