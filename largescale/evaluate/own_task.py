@@ -43,8 +43,9 @@ BATCH = ("train.global_batch", "train.accumulate", "evaluate.batch")
 
 CHOSEN_ON = "nothing; nothing is trained"
 ACCURACY = "task_accuracy"
-"""The sign that a method reports whose task has right answers."""
+"""What `Method.measures` calls the share of right answers."""
 
+_NO_ANSWERS = "has no task whose answers are right or wrong"
 _EPOCH = 1 << 40
 
 
@@ -117,11 +118,10 @@ def _measured(measure: Measure, subject: Subject) -> Measured:
     asked: Method | None = None
     for name, trained in {"pretrained": True, **({"untrained": False} if config.evaluate.baselines else {})}.items():
         method = method_of(config, subject.weights, trained=trained).to(device)
-        if ACCURACY not in method.signs or len(method.objectives) > 1:
-            raise InputError(
-                f"own-task: {what_is_measured(config, subject.weights)} has no task whose answers are right or wrong; "
-                "measure its features, as by linear or knn"
-            )
+        if len(method.objectives) > 1 or not method.has_answers:
+            why = "has several losses and no single task" if len(method.objectives) > 1 else _NO_ANSWERS
+            what = what_is_measured(config, subject.weights)
+            raise InputError(f"own-task: {what} {why}; measure its features, as by linear or knn")
         for known in method.exemplar_state if asked is not None else ():  # the same task for both
             setattr(method, known, getattr(asked, known))
         asked = asked or method

@@ -112,6 +112,7 @@ class Method(nn.Module):
         Settings: its keys under `method` in a configuration.
         spoilers: probabilities and strengths of `data.augment` that are to be 0, since such changes hide or give away
             what there is to learn, and why; `largescale init` sets them so, and a run that does not is warned.
+        has_answers: whether its task has right answers, of which `measures` reports the share, `task_accuracy`.
         square_crops: whether `largescale init` proposes crops of the shape of views, which squeeze nothing.
         largest_view: side in pixels beyond which `largescale init` proposes no views; 0 for as large as images allow.
         backbone: the network that is trained.
@@ -136,6 +137,7 @@ class Method(nn.Module):
     small_reference: ClassVar[str] = ""
     Settings: ClassVar[type[MethodConfig]]
     spoilers: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    has_answers: ClassVar[bool] = False
     square_crops: ClassVar[bool] = False
     largest_view: ClassVar[int] = 0
     exemplars: ClassVar[Exemplars | None] = None

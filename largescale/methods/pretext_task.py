@@ -35,6 +35,7 @@ class PretextTask(EmbeddingMethod):
         unlearnt: what predictions are called that say nothing, and the loss of these.
     """
 
+    has_answers = True
     unlearnt: ClassVar[tuple[str, str]] = ("uniform", "ln K")
 
     def __init__(self, config: Config) -> None:

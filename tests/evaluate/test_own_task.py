@@ -113,6 +113,24 @@ def test_chance_is_that_of_the_batches_that_are_asked_where_a_task_has_as_many_c
     assert results["loss_over_ln_k"] == pytest.approx(results["loss"] / log(50 * 5 * 5))
 
 
+def test_answers_that_are_weighed_are_right_or_wrong_too(monkeypatch, run, held_out_shards):
+    """For both networks by the prior that the trained one has."""
+    config = other_run("colorization", run, "train.global_batch=32", "data.crops.0.size=24", "method.bin_step=20")
+    config = replace(config, evaluate=replace(config.evaluate, baselines=True))
+    corpus = open_corpus(str(held_out_shards), config.data)
+
+    def method_of(config: Config, weights: None, *, trained: bool) -> Method:
+        method = build_method(config).eval()
+        if trained:
+            method.begin()
+        return method
+
+    monkeypatch.setattr(own_task, "method_of", method_of)
+    subject = SimpleNamespace(config=config, shards=(corpus, corpus), weights=None)
+    for found in own_task.by_own_task(measure, subject).results.values():
+        assert found["task_chance"] == pytest.approx(1 / 101) and 0 <= found["task_accuracy"] <= 1
+
+
 def test_the_untrained_network_is_asked_by_what_the_trained_one_knows_of_the_corpus(monkeypatch, run, held_out_shards):
     config = other_run("colour_tracking", run)
     config = replace(config, evaluate=replace(config.evaluate, baselines=True))
@@ -181,11 +199,15 @@ def test_a_run_is_measured(run, capsys):
     assert 0 <= record["results"]["pretrained"]["task_accuracy"] <= 1
 
 
-def test_methods_without_right_answers_are_refused(monkeypatch, run):
+@pytest.mark.parametrize(
+    "objectives, why",
+    [(("main",), "has no task whose answers are right or wrong"), (("repair", "main"), "has several losses and no")],
+)
+def test_methods_without_right_answers_are_refused(monkeypatch, run, objectives, why):
     config = config_of(run)
-    method = SimpleNamespace(signs={}, objectives=("main",), to=lambda device: method)
+    method = SimpleNamespace(has_answers=False, objectives=objectives, to=lambda device: method)
     monkeypatch.setattr(own_task, "method_of", lambda *_, **__: method)
     corpus = open_corpus(str(config.data.eval_shards), config.data)
     subject = SimpleNamespace(config=config, shards=(corpus, corpus), weights=None)
-    with pytest.raises(Exception, match="own-task: a Rotation run has no task whose answers are right or wrong"):
+    with pytest.raises(Exception, match=f"own-task: a Rotation run {why}"):
         own_task.by_own_task(measure, subject)
