@@ -37,9 +37,10 @@ from largescale.config.setting import setting
 from largescale.data.task_views.colour_bins import COLOURLESS, distances
 from largescale.data.task_views.lab import grey_of, lab_of
 from largescale.data.views import Views
+from largescale.distributed.collectives import sum_over_ranks
 from largescale.methods.embedding_method import Named
 from largescale.methods.method import Output, Panel, Sign
-from largescale.methods.phase import PlainEmbeddings
+from largescale.methods.phase import PlainEmbeddings, own_ids
 from largescale.methods.pictures import in_range
 from largescale.methods.pretext_task import PretextTask
 from largescale.models.backbones import build_backbone, feature_map, map_channels, map_side
@@ -50,6 +51,11 @@ _LEAST = 1e-6
 """Added to shares: of nothing there is no logarithm."""
 _ASKED = 8
 """Places along each side of an image whose colours are clustered."""
+_STEP, _REACH = 2, 112
+"""Colours are counted on a grid of a and b that all of sRGB lie in: from point to point, and half its side."""
+_SIDE = 2 * _REACH // _STEP + 1
+_MOST_POINTS = 1 << 18
+"""That are clustered, each for as many colours where there are more; less a rounding up for each point of the grid."""
 _RESTARTS = 5
 
 
@@ -115,9 +121,15 @@ class ColourTracking(PretextTask):
         """Before the first step."""
         return step == 0
 
+    def phase_sums(self, step: int) -> bool:
+        """Counts of the corpus are all that is wanted."""
+        return True
+
     def plain(self, images: Tensor) -> Tensor:
-        """a and b of places all over images, [B, 2 * places]."""
-        return self._colours(images, _ASKED).flatten(1)
+        """How many places all over images have the colour of each point of the grid: [B, points]."""
+        a, b = ((self._colours(images, _ASKED).flatten(1, 2) + _REACH) / _STEP).round().long().unbind(-1)
+        counts = torch.zeros(len(images), _SIDE**2, device=images.device)
+        return counts.scatter_add_(1, a * _SIDE + b, counts.new_ones(a.shape))
 
     @torch.no_grad()
     def phase(self, step: int, corpus: PlainEmbeddings, beat: Callable[[str], None]) -> dict[str, float]:
@@ -126,11 +138,16 @@ class ColourTracking(PretextTask):
         Raises:
             InputError: no image shows colours, or there are too few images; on all ranks.
 
-        Collectives: those of `kmeans`.
+        Collectives: one all-reduce, and those of `kmeans`.
         """
+        counts = sum_over_ranks({"counts": corpus.vectors.sum(0)})["counts"]
+        repeats = (counts * min(1.0, _MOST_POINTS / max(1.0, float(counts.sum())))).ceil().long()
+        along = torch.arange(-_REACH, _REACH + 1, _STEP, device=counts.device, dtype=self.centres.dtype)
+        points = torch.cartesian_prod(along, along).repeat_interleave(repeats, 0)
+        own = own_ids(len(points))
         try:
             found = kmeans(
-                corpus.vectors.reshape(-1, 2), self._num_classes, seed=self._run.run.seed, restarts=_RESTARTS, beat=beat
+                points[own.start : own.stop], self._num_classes, seed=self._run.run.seed, restarts=_RESTARTS, beat=beat
             )
         except ValueError as error:
             raise InputError(f"method.colours={self._num_classes}: {error}; lower it, or add clips") from error

@@ -122,26 +122,41 @@ def log_shares(method: ColourTracking, maps: torch.Tensor, bins: torch.Tensor) -
         module.feature_map = before
 
 
-def test_the_phase_finds_the_colours_and_their_shares():
+def test_the_phase_finds_the_colours_and_their_shares(one_process):
     method = build()
     method.centres.zero_()
     images = torch.cat([srgb_of(torch.tensor([60.0, *hue]).double()[:, None, None].expand(3, SIDE, SIDE))[None]
                         for hue in (HUES / 2)[[0, 0, 1, 2, 3]]])  # fmt: skip
     rows = method.plain(views(images[None]).images[0])
-    found = method.phase(0, PlainEmbeddings(rows, torch.ones(5, dtype=torch.bool)), lambda what: None)
+    found = method.phase(0, PlainEmbeddings(rows.double(), torch.ones(5, dtype=torch.bool)), lambda what: None)
     distance = torch.cdist(method.centres, HUES / 2)
     assert distance.min(0).values.max() < 1 and found["commonest_colour"] == pytest.approx(2 / 5)
     signs = {name: torch.tensor(0.5) for name in method.signs}
     assert method.measures(0.1, signs, 1)["task_chance"] == pytest.approx(2 / 5)
 
 
-def test_clips_without_colours_and_too_few_of_them_are_refused_in_a_line():
+def test_colours_of_a_corpus_of_any_size_are_clustered_by_their_counts(one_process):
+    """A billion of them as their share of a few, on a grid that all colours are on."""
+    corners = torch.stack(torch.meshgrid(*3 * [torch.tensor([0.0, 1.0]).double()], indexing="ij"), -1).view(-1, 3, 1, 1)
+    method = build()
+    rows = method.plain(views(corners.expand(-1, -1, SIDE, SIDE)[None]).images[0])
+    assert (rows.sum(1) == 64).all() and (rows.max(1).values == 64).all()
+    few = method.phase(0, PlainEmbeddings(rows.double(), torch.ones(8, dtype=torch.bool)), lambda what: None)
+    centres, shares = method.centres.clone(), method.shares.clone()
+    many = method.phase(0, PlainEmbeddings(1e9 * rows.double(), torch.ones(8, dtype=torch.bool)), lambda what: None)
+    assert few.keys() == many.keys()
+    order, again = centres[:, 0].argsort(), method.centres[:, 0].argsort()
+    torch.testing.assert_close(method.centres[again], centres[order], rtol=0, atol=1e-3)
+    torch.testing.assert_close(method.shares[again], shares[order], rtol=0, atol=1e-4)
+
+
+def test_clips_without_colours_and_too_few_of_them_are_refused_in_a_line(one_process):
     method = build()
     grey = method.plain(views(torch.full((1, 2, 3, SIDE, SIDE), 0.5, dtype=torch.float64)).images[0])
     with pytest.raises(InputError, match=r"clips show no colours, which method.name=colour_tracking is to copy"):
-        method.phase(0, PlainEmbeddings(grey, torch.ones(2, dtype=torch.bool)), lambda what: None)
+        method.phase(0, PlainEmbeddings(grey.double(), torch.ones(2, dtype=torch.bool)), lambda what: None)
     with pytest.raises(InputError, match=r"method.colours=4: 0 points for 4 clusters; lower it, or add clips"):
-        method.phase(0, PlainEmbeddings(grey[:0], torch.zeros(2, dtype=torch.bool)), lambda what: None)
+        method.phase(0, PlainEmbeddings(grey[:0].double(), torch.zeros(2, dtype=torch.bool)), lambda what: None)
 
 
 def test_what_would_be_right_if_nothing_moved():
