@@ -62,6 +62,7 @@ class FeatureClusters(EmbeddingMethod):
     """Backbone, hidden layers, and a cluster by sample id."""
 
     later_phases = True
+    rates = ("head_lr",)
     weights: Tensor
 
     def __init__(self, config: Config) -> None:

@@ -113,6 +113,7 @@ class Method(nn.Module):
         spoilers: probabilities and strengths of `data.augment` that are to be 0, since such changes hide or give away
             what there is to learn, and why; `largescale init` sets them so, and a run that does not is warned.
         has_answers: whether its task has right answers, of which `measures` reports the share, `task_accuracy`.
+        rates: keys under `method` that `largescale init` scales with the batch, as it does `optim.lr`.
         square_crops: whether `largescale init` proposes crops of the shape of views, which squeeze nothing.
         largest_view: side in pixels beyond which `largescale init` proposes no views; 0 for as large as images allow.
         backbone: the network that is trained.
@@ -138,6 +139,7 @@ class Method(nn.Module):
     Settings: ClassVar[type[MethodConfig]]
     spoilers: ClassVar[Mapping[str, str]] = MappingProxyType({})
     has_answers: ClassVar[bool] = False
+    rates: ClassVar[tuple[str, ...]] = ()
     square_crops: ClassVar[bool] = False
     largest_view: ClassVar[int] = 0
     exemplars: ClassVar[Exemplars | None] = None

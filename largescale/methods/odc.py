@@ -114,6 +114,7 @@ class ODC(EmbeddingMethod):
     reference = "odc/resnet50_440ep"
     head_name = "projection"
     Settings = Settings
+    rates = ("head_lr",)
     exemplars: ClassVar[Exemplars] = Exemplars("cluster", "What clusters stand for")
     exemplar_state = ("centroids",)
     centroids: Tensor

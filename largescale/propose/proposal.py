@@ -126,24 +126,28 @@ class Proposal:
         return {
             "method.name": Choice(self.method, "see docs/methods.md for others"),
             **{f"method.{key}": Choice(value, f"as {name}") for key, value in values.items()},
+            **{f"method.{key}": self._scaled(getattr(following.method, key)) for key in METHODS[self.method].rates},
         }
+
+    def _scaled(self, rate: float) -> Choice:
+        """A rate of the recipe that this one follows, for another batch."""
+        name, following = self.source
+        batch = following.train.global_batch
+        return Choice(
+            _three_digits(self.batch / batch * rate),
+            f"{rate:g} for batches of {batch} in {name}, in proportion to the batch",
+        )
 
     def _optimizer(self, epochs: float) -> dict[str, Choice]:
         name, following = self.source
-        factor = self.batch / following.train.global_batch
         values = changed_values(following.optim) | {"name": following.optim.name}
-        scaled = {key: _three_digits(factor * getattr(following.optim, key)) for key in ("lr", "final_lr")}
-        rule = (
-            f"{following.optim.lr:g} for batches of {following.train.global_batch} in {name}, "
-            "in proportion to the batch"
-        )
         warmup = min(_LONGEST_WARMUP, _three_digits(_WARMUP * epochs))
         for key in ("lr", "final_lr", "warmup_lr", "warmup_epochs", "name"):
             values.pop(key, None)
         return {
             "optim.name": Choice(following.optim.name, f"as {name}"),
-            "optim.lr": Choice(scaled["lr"], rule),
-            "optim.final_lr": Choice(scaled["final_lr"], "where the cosine ends"),
+            "optim.lr": self._scaled(following.optim.lr),
+            "optim.final_lr": Choice(self._scaled(following.optim.final_lr).value, "where the cosine ends"),
             "optim.warmup_epochs": Choice(warmup, f"5% of the run, {_LONGEST_WARMUP:g} epochs at most"),
             **{f"optim.{key}": Choice(value, f"as {name}") for key, value in values.items()},
         }

@@ -176,6 +176,17 @@ def test_supports_are_of_classes_that_there_are_and_ranks_can_share_them(machine
             proposed(replace(corpus, num_classes=without), machine, "paws").choices(Choice(100.0, ""))
 
 
+@pytest.mark.parametrize("method", [name for name, one in METHODS.items() if one.rates])
+@pytest.mark.parametrize("machine", [CPU, GPU, EIGHT], ids=["cpu", "gpu", "gpus"])
+def test_rates_of_heads_are_scaled_as_that_of_the_network_is(machine, method):
+    found = proposed(replace(PHOTOS, num_samples=1_300_000), machine, method)
+    config, following = as_config(found.choices(Choice(100.0, ""))), found.source[1]
+    factor = config.train.global_batch / following.train.global_batch
+    assert config.optim.lr == pytest.approx(factor * following.optim.lr, rel=0.01)
+    assert config.method.head_lr == pytest.approx(factor * following.method.head_lr, rel=0.01)
+    assert machine is not EIGHT or factor != 1
+
+
 def test_the_second_version_is_followed_not_the_first_by_name():
     assert proposed(PHOTOS, GPU, "pcl").source[0] == "pcl/resnet50_v2_200ep"
     assert config_of(PHOTOS, GPU, "pcl").method.hidden == [2048]
