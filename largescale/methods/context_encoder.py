@@ -14,9 +14,9 @@ The naive loop, of a step::
         loss += ((1 - adversarial) * error + adversarial * softplus(-discriminator(filled))) / B
     move backbone and decoder by the gradient of loss
 
-Departures from the published method: BatchNorm in backbone and decoder; maps are enlarged by repetition and
-convolutions; pixels are in units of their deviation; the generator wants scores up, as is usual, instead of the
-negative of the discriminator's loss.
+Departures from the published method: BatchNorm in backbone and decoder, whose statistics are those of images with
+holes, by which evaluation sees whole ones; maps are enlarged by repetition and convolutions; pixels are in units of
+their deviation; the generator wants scores up, as is usual, instead of the negative of the discriminator's loss.
 """
 
 from __future__ import annotations

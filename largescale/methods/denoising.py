@@ -17,6 +17,7 @@ One after the other, in the part of the run that belongs to layer k::
 Departures from the published method: layers are stages of a backbone, parts of the run are of equal length, decoders
 have two convolutions and no tied weights; what is hidden of maps are places and not single numbers, and nothing is
 added to them; the error is the mean square of normalised pixels and of maps as they are, not a cross entropy.
+BatchNorm's statistics are those of damaged images, by which evaluation sees whole ones.
 """
 
 from __future__ import annotations
