@@ -13,6 +13,7 @@ from largescale.clustering.agreement import agreement
 from largescale.clustering.fixed_point import NotFinite
 from largescale.config import Config
 from largescale.config.setting import setting
+from largescale.data.device_random import uniform
 from largescale.data.length import Length
 from largescale.methods.choice import Choice
 from largescale.methods.method import Panel
@@ -58,6 +59,16 @@ def misfit_of(clusters: int | Sequence[int], images: int, size: int, max_gb: flo
         f"method.max_phase_gb={max_gb:g}: clusters of {images:,} images take {size / 1e9:.3g} GB on each of {ranks} "
         f"rank{'s' * (ranks > 1)}; use more ranks or fewer clusters, or raise it"
     )
+
+
+def kmeans_seed(seed: int, step: int, *which: int) -> int:
+    """Of a k-means before a step.
+
+    Args:
+        seed, step: of the run.
+        which: tell it from others of that step, and its numbers from those of other purposes.
+    """
+    return int(uniform(seed, step, *which, num=1, device=torch.device("cpu")) * 2**53)
 
 
 @contextmanager

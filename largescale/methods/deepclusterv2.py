@@ -45,7 +45,6 @@ from largescale.clustering.kmeans import Clusters, kmeans, working_bytes
 from largescale.config import Config
 from largescale.config.schema import MethodConfig
 from largescale.config.setting import setting
-from largescale.data.device_random import uniform
 from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.distributed.collectives import gather_rows
@@ -186,7 +185,7 @@ class DeepClusterV2(JointEmbedding):
             return kmeans(
                 self.bank.own.chunk(_BANKS, dim=1)[head % _BANKS][met],
                 self._counts[head],
-                seed=int(uniform(self._seed, step, head, _PURPOSE, num=1, device=torch.device("cpu")) * 2**53),
+                seed=clusters_found.kmeans_seed(self._seed, step, head, _PURPOSE),
                 iterations=self.config.kmeans_iterations,
                 spherical=True,
                 beat=beat,

@@ -111,7 +111,7 @@ class FeatureClusters(EmbeddingMethod):
 
     def kmeans_seed(self, step: int, *which: int) -> int:
         """Of a k-means before a step."""
-        return int(uniform(self.seed, step, *which, PURPOSE, num=1, device=torch.device("cpu")) * 2**53)
+        return clusters_found.kmeans_seed(self.seed, step, *which, PURPOSE)
 
     def embed(self, views: Views) -> Named:
         """`features` of all views, [V, B, F], as the head sees them."""

@@ -48,7 +48,6 @@ from largescale.clustering.kmeans import kmeans, nearest_centroids, working_byte
 from largescale.config import Config
 from largescale.config.schema import MethodConfig
 from largescale.config.setting import setting
-from largescale.data.device_random import uniform
 from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.distributed.collectives import gather_rows
@@ -289,7 +288,7 @@ class ODC(EmbeddingMethod):
         self.assignments.own[places, 0] = clusters.to(torch.int32)
 
     def _kmeans_seed(self, step: int, place: int) -> int:
-        return int(uniform(self._seed, step, place + 1, _PURPOSE, num=1, device=torch.device("cpu")) * 2**53)
+        return clusters_found.kmeans_seed(self._seed, step, place + 1, _PURPOSE)
 
     def after_update(self, step: int) -> None:
         """Update the head."""

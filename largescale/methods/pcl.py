@@ -60,7 +60,6 @@ _PURPOSE = 42
 """Keeps the numbers that choose clusters at random apart from others of the same seed and step."""
 _LEAST = 0.01
 """Of the mean, the least phi: clusters of copies have none, and would be divided by it."""
-_IMAGES_PER_CLUSTER = 10
 _LATE = 0.5
 _BESIDE = 32
 """Bytes per image: its id, and whether it could be read."""
@@ -96,14 +95,7 @@ class Settings(MoCoSettings):
     smoothing: float = setting(
         10.0, "Added to the size of a cluster before its logarithm divides its spread.", above=1, at_most=1e9
     )
-    max_phase_gb: float = setting(
-        16.0,
-        "Largest size in GB on a rank of what a phase holds, its images' embeddings above all; more is refused before "
-        "anything is read.",
-        above=0,
-        at_most=1e9,
-        free=True,
-    )
+    max_phase_gb: float = clusters_found.max_phase_setting()
 
 
 class PCL(MoCo):
@@ -137,19 +129,8 @@ class PCL(MoCo):
         """There may be fewer images than clusters, or too many to cluster."""
         settings, images = config.method, length.num_samples
         assert isinstance(settings, Settings)
-        if max(settings.clusters) > images:
-            return (
-                f"method.clusters={settings.clusters}: {max(settings.clusters):,} clusters for {images:,} images; "
-                "lower it"
-            )
-        ranks, size = world_size(), cls.phase_bytes(config, images) / 1e9
-        if size <= settings.max_phase_gb:
-            return ""
-        return (
-            f"method.max_phase_gb={settings.max_phase_gb:g}: a phase holds {size:.3g} GB on each of {ranks} "
-            f"rank{'s' * (ranks > 1)}, for {images:,} embeddings of {settings.embedding} numbers and "
-            f"{max(settings.clusters):,} clusters; use more ranks, shorter embeddings or fewer clusters, or raise it"
-        )
+        size = cls.phase_bytes(config, images)
+        return clusters_found.misfit_of(settings.clusters, images, size, settings.max_phase_gb)
 
     @classmethod
     def phase_bytes(cls, config: Config, images: int) -> int:
@@ -196,12 +177,11 @@ class PCL(MoCo):
         return found
 
     def _clusters(self, points: Tensor, count: int, step: int, number: int, beat: Callable[[str], None]) -> Clusters:
-        seed = int(uniform(self._run_seed, step, number, _PURPOSE, num=1, device=torch.device("cpu")) * 2**53)
         with clusters_found.blaming(self._counts, step):
             return kmeans(
                 points,
                 count,
-                seed=seed,
+                seed=clusters_found.kmeans_seed(self._run_seed, step, number, _PURPOSE),
                 iterations=self._clustering.kmeans_iterations,
                 restarts=self._clustering.kmeans_restarts,
                 beat=beat,
@@ -283,12 +263,12 @@ class PCL(MoCo):
         """
         settings, epochs = config.method, length.num_steps / length.steps_per_epoch
         assert isinstance(settings, Settings)
-        share = min(1.0, length.num_samples / _IMAGES_PER_CLUSTER / max(settings.clusters))
-        clusters = [max(2, int(share * count)) for count in settings.clusters]
-        return super().suited(config, length) | {
-            "clusters": Choice(clusters, f"at most one for every {_IMAGES_PER_CLUSTER} images"),
-            "warmup_epochs": Choice(min(settings.warmup_epochs, _warmup(epochs)), "a tenth of the run at most"),
-        }
+        clusters = clusters_found.suited(settings.clusters, length)
+        return (
+            super().suited(config, length)
+            | clusters
+            | {"warmup_epochs": Choice(min(settings.warmup_epochs, _warmup(epochs)), "a tenth of the run at most")}
+        )
 
     @classmethod
     def without_start(cls) -> dict[str, Any]:

@@ -220,8 +220,8 @@ def test_more_images_than_a_phase_can_hold_are_refused():
     with pytest.raises(InputError) as refusal:
         build("method.clusters=[5,7]", f"method.max_phase_gb={size / 1e9}")
     assert str(refusal.value).startswith(
-        f"method.max_phase_gb={size / 1e9:g}: a phase holds {in_double / 1e9:.3g} GB on each of 1 rank, for 20 "
-        "embeddings of 8 numbers and 7 clusters; use more ranks"
+        f"method.max_phase_gb={size / 1e9:g}: clusters of 20 images take {in_double / 1e9:.3g} GB on each of 1 rank; "
+        "use more ranks"
     )
 
 
