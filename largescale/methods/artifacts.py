@@ -42,6 +42,7 @@ from largescale.data.length import Length
 from largescale.data.task_views import masks
 from largescale.data.views import Views
 from largescale.methods.choice import Choice
+from largescale.methods.float32 import at_least_float32
 from largescale.methods.method import Method, Output, Panel, Row, Sign, Symptom
 from largescale.methods.pictures import Pictures, in_range
 from largescale.methods.unexplained import DAMAGE, moments_of, said_missing, variance_of
@@ -165,16 +166,16 @@ class Artifacts(Method):
         return self.autoencoder.decode(code, side, self.repair, dropped)
 
     def _made(self, images: Tensor, made: Tensor) -> Output:
-        made, images = _float32(made), _float32(images)
+        made, images = at_least_float32(made), at_least_float32(images)
         error = (made - images).square().mean()
         signs = {"pixel_mean": images.mean((0, 2, 3)), "pixel_square": images.square().mean((0, 2, 3))}
         return Output(error, signs | {"autoencoder_error": error.detach()}, {})
 
     def _fooling(self, repaired: Tensor, whole: Tensor, dropped: Tensor) -> Output:
         with statistics_untouched(self.backbone.modules()):
-            answers = _float32(self.answer(self.backbone(torch.cat([whole, repaired]))))[len(whole) :]
+            answers = at_least_float32(self.answer(self.backbone(torch.cat([whole, repaired]))))[len(whole) :]
         fooling = softplus(-answers).mean()
-        square = (_float32(repaired) - _float32(whole)).square().mean(1, keepdim=True)
+        square = (at_least_float32(repaired) - at_least_float32(whole)).square().mean(1, keepdim=True)
         kept = interpolate((~dropped).to(square.dtype), size=square.shape[-2:])
         # By image, so that it does not matter how many were kept of those beside it.
         changed = ((square * kept).sum((1, 2, 3)) / kept.sum((1, 2, 3)).clamp_min(1)).mean()
@@ -183,7 +184,7 @@ class Artifacts(Method):
 
     def _told(self, repaired: Tensor, whole: Tensor, dropped: Tensor) -> Output:
         features = self.backbone(torch.cat([whole, repaired]))
-        answers, entries = _float32(self.answer(features)).flatten(), _float32(self.entries(features))
+        answers, entries = at_least_float32(self.answer(features)).flatten(), at_least_float32(self.entries(features))
         real, fake = answers.chunk(2)
         kept = torch.cat([torch.ones_like(dropped), ~dropped]).flatten(1).to(entries.dtype)
         loss = (softplus(-real).mean() + softplus(fake).mean()) / 2
@@ -281,10 +282,6 @@ class Artifacts(Method):
 def first_step(settings: Settings, length: Length) -> int:
     """The first one behind the autoencoder's."""
     return max(1, round(settings.autoencoder_epochs * length.steps_per_epoch))
-
-
-def _float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _settings(config: Config) -> Settings:

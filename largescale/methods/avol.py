@@ -28,6 +28,7 @@ from largescale.data.views import Views
 from largescale.methods.avc import AVC, Match, strangers
 from largescale.methods.avc import Settings as AVCSettings
 from largescale.methods.embedding_method import Named
+from largescale.methods.float32 import at_least_float32
 from largescale.methods.losses.over_ranks import all_ranks, gathered, own_places
 from largescale.methods.method import Method, Output, Panel
 from largescale.methods.pictures import Pictures, in_range
@@ -141,6 +142,5 @@ class Scale(Match):
 
 def _products(places: Tensor, heard: Tensor) -> Tensor:
     """Of vectors of places [B, D, h, w] and of sounds [B, D], in float32 at least: [B, h, w]."""
-    wide = torch.promote_types(places.dtype, torch.float32)
     with torch.autocast(places.device.type, enabled=False):
-        return torch.einsum("bdhw,bd->bhw", places.to(wide), heard.to(wide))
+        return torch.einsum("bdhw,bd->bhw", at_least_float32(places), at_least_float32(heard))

@@ -30,7 +30,6 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.functional import interpolate
 
 from largescale.config import Config, require
@@ -41,10 +40,12 @@ from largescale.data.task_views.lab import grey_of, lab_of, srgb_of
 from largescale.data.views import Views
 from largescale.distributed.collectives import sum_over_ranks
 from largescale.methods.embedding_method import Named
+from largescale.methods.float32 import at_least_float32
 from largescale.methods.method import Output, Panel, Row, Sign, Symptom
 from largescale.methods.phase import PlainEmbeddings
-from largescale.methods.pictures import Pictures, in_range
+from largescale.methods.pictures import Pictures, in_grey, in_range
 from largescale.methods.pretext_task import PretextTask
+from largescale.methods.replicated import replicated
 from largescale.models.backbones import build_backbone, feature_map, map_channels
 from largescale.models.decoders import DenseDecoder
 from shards.ground.errors import InputError
@@ -209,7 +210,7 @@ class Colorization(PretextTask):
     def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
         """The prior and weights, which all ranks hold."""
         same = {"prior": self.prior, "weights": self.weights}
-        return {name: DTensor.from_local(value, mesh, [Replicate()], run_check=False) for name, value in same.items()}
+        return {name: replicated(value, mesh) for name, value in same.items()}
 
     def _colours(self, images: Tensor) -> Tensor:
         """a and b of cells [B, h, w, 2] of images in [0, 1]: those of a pixel in the middle of each, since the mean of
@@ -224,11 +225,7 @@ class Colorization(PretextTask):
         """Grey views [B, 3, S, S] of the same lightness, and as a fact the colours of their cells [B, h, w, 2]."""
         [images] = views.images
         srgb = in_range(images, self._run)
-        grey = grey_of(srgb)[:, 0]
-        data = self._run.data
-        channels = [(grey - mean) / std for mean, std in zip(data.mean, data.std, strict=True)]
-        shown = torch.stack(channels, dim=1).to(images.dtype, memory_format=torch.channels_last)
-        return views._replace(images=[shown], facts={"colours": self._colours(srgb)})
+        return views._replace(images=[in_grey(srgb, self._run, images.dtype)], facts={"colours": self._colours(srgb)})
 
     def embed(self, views: Views) -> Named:
         """`logits` of the cells' bins, [1, B, h, w, Q]."""
@@ -253,7 +250,7 @@ class Colorization(PretextTask):
         """The weighted cross entropy, a mean over cells. Collectives: none."""
         logits, colours = inputs["logits"][0], inputs["colours"][0]
         with torch.autocast(logits.device.type, enabled=False):
-            logs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+            logs = at_least_float32(logits).log_softmax(-1)
             bins, shows = self.bins.to(logs.dtype), coloured(colours)[:, None, None]
             nearest, shares = soft_bins(colours.to(logs.dtype), bins, self.config.neighbours, self.config.sigma)
             weights = self.weights.to(logs.dtype)[nearest[..., 0]] * shows

@@ -28,21 +28,22 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.functional import one_hot
 
 from largescale.clustering.kmeans import kmeans
 from largescale.config import Config, FrameConfig, MethodConfig, WantedFrames
 from largescale.config.setting import setting
 from largescale.data.task_views.colour_bins import COLOURLESS, distances
-from largescale.data.task_views.lab import grey_of, lab_of
+from largescale.data.task_views.lab import lab_of
 from largescale.data.views import Views
 from largescale.distributed.collectives import sum_over_ranks
 from largescale.methods.embedding_method import Named
+from largescale.methods.float32 import at_least_float32
 from largescale.methods.method import Output, Panel, Sign
 from largescale.methods.phase import PlainEmbeddings, own_ids
-from largescale.methods.pictures import in_range
+from largescale.methods.pictures import in_grey, in_range
 from largescale.methods.pretext_task import PretextTask
+from largescale.methods.replicated import replicated
 from largescale.models.backbones import build_backbone, feature_map, map_channels, map_side
 from largescale.models.heads import CellLinear
 from shards.ground.errors import InputError
@@ -163,7 +164,7 @@ class ColourTracking(PretextTask):
     def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
         """Clusters and their shares, which all ranks hold."""
         same = {"centres": self.centres, "shares": self.shares}
-        return {name: DTensor.from_local(value, mesh, [Replicate()], run_check=False) for name, value in same.items()}
+        return {name: replicated(value, mesh) for name, value in same.items()}
 
     def _colours(self, images: Tensor, count: int) -> Tensor:
         """a and b [B, count, count, 2] of normalised images, each of the pixel in the middle of a place."""
@@ -174,11 +175,9 @@ class ColourTracking(PretextTask):
     def task_views(self, views: Views, step: int) -> Views:
         """Grey frames, and as the fact `bins` the clusters of the places of each, int64 [F, B, P]."""
         [images] = views.images
-        data, colours = self._run.data, self._colours(images, self._side).flatten(1, 2)
+        colours = self._colours(images, self._side).flatten(1, 2)
         bins = distances(colours, self.centres.to(colours.dtype)).argmin(-1)
-        grey = grey_of(in_range(images, self._run))[:, 0]
-        channels = [(grey - mean) / std for mean, std in zip(data.mean, data.std, strict=True)]
-        shown = torch.stack(channels, dim=1).to(images.dtype, memory_format=torch.channels_last)
+        shown = in_grey(in_range(images, self._run), self._run, images.dtype)
         return views._replace(images=[shown], facts={"bins": bins.unflatten(0, (-1, len(views.ids)))})
 
     def embed(self, views: Views) -> Named:
@@ -187,7 +186,7 @@ class ColourTracking(PretextTask):
         bins = views.facts["bins"]
         places = maps.unflatten(0, (len(bins), -1))  # [F, B, D, P]
         with torch.autocast(maps.device.type, enabled=False):
-            places = places.to(torch.promote_types(places.dtype, torch.float32))
+            places = at_least_float32(places)
             before = places[:-1].permute(1, 2, 0, 3).flatten(2)  # [B, D, (F - 1) * P]
             alike = (places[-1].transpose(1, 2) @ before).softmax(-1)
             known = one_hot(bins[:-1].transpose(0, 1).flatten(1), self._num_classes).to(alike.dtype)

@@ -35,6 +35,7 @@ from largescale.data.length import Length
 from largescale.data.task_views import masks
 from largescale.data.views import Views
 from largescale.methods.choice import Choice
+from largescale.methods.float32 import at_least_float32
 from largescale.methods.hole import Hole, hole_loss, hole_signs
 from largescale.methods.method import Method, Output, Panel, Row, Sign, Symptom
 from largescale.methods.pictures import Pictures, in_range
@@ -177,7 +178,7 @@ class ContextEncoder(Method):
         if self.config.adversarial == 0:
             return Output(error, signs, {})
         with constant_weights(self.discriminator), statistics_untouched(self.discriminator.modules()):
-            scores = _float32(self.discriminator(hole.filled(wanted, made)))
+            scores = at_least_float32(self.discriminator(hole.filled(wanted, made)))
         fooled = softplus(-scores).mean()
         share = self.config.adversarial
         signs["adversarial_loss"] = fooled.detach()
@@ -207,7 +208,7 @@ class ContextEncoder(Method):
 
     def _judged(self, whole: Tensor, made: Tensor, hole: Hole) -> Output:
         whole = whole.to(made.dtype)
-        real, fake = (_float32(self.discriminator(images)) for images in (whole, hole.filled(whole, made)))
+        real, fake = (at_least_float32(self.discriminator(images)) for images in (whole, hole.filled(whole, made)))
         loss = (softplus(-real).mean() + softplus(fake).mean()) / 2
         right = ((real.detach() > 0).to(real.dtype).mean() + (fake.detach() < 0).to(fake.dtype).mean()) / 2
         signs = {"discriminator_loss": loss.detach(), "discriminator_accuracy": right}
@@ -262,10 +263,6 @@ class ContextEncoder(Method):
             return [errors]
         judged = {"share told right": "discriminator_accuracy", "loss": "discriminator_loss"}
         return [errors, Panel("Discriminator (chance: 0.5 right, a loss of 0.69)", judged)]
-
-
-def _float32(scores: Tensor) -> Tensor:
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def _settings(config: Config) -> Settings:

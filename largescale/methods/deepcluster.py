@@ -33,7 +33,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate
 
 from largescale.clustering.kmeans import kmeans
 from largescale.config import Config
@@ -52,6 +51,7 @@ from largescale.methods.feature_clusters import (
 from largescale.methods.method import Output, Panel, Sign, Symptom
 from largescale.methods.own_head import OwnHead
 from largescale.methods.phase import PlainEmbeddings
+from largescale.methods.replicated import replicated
 from largescale.methods.state_size import bytes_per_number
 from largescale.processes import rank
 
@@ -130,7 +130,7 @@ class DeepCluster(FeatureClusters):
         same = {"head": self.head.rows, "weights": self.weights}
         return {
             "assignments": self.assignments.tensor(mesh),
-            **{name: DTensor.from_local(value, mesh, [Replicate()], run_check=False) for name, value in same.items()},
+            **{name: replicated(value, mesh) for name, value in same.items()},
         }
 
     def measures(self, loss: float, signs: dict[str, Tensor], num_images: int) -> dict[str, float]:

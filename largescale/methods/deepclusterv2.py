@@ -38,7 +38,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.functional import cross_entropy
 
 from largescale.clustering.kmeans import Clusters, kmeans, working_bytes
@@ -55,6 +54,7 @@ from largescale.methods.joint_embedding import JointEmbedding, unit
 from largescale.methods.method import Exemplars, Output, Panel, Sign, Symptom
 from largescale.methods.multi_crop import by_size, require_two_large
 from largescale.methods.phase import PlainEmbeddings, centred
+from largescale.methods.replicated import replicated
 from largescale.methods.rows_by_id import RowsById
 from largescale.methods.state_size import bytes_per_number
 from largescale.models.backbones import build_backbone
@@ -233,7 +233,7 @@ class DeepClusterV2(JointEmbedding):
         return {
             "bank": self.bank.tensor(mesh),
             "assignments": self.assignments.tensor(mesh),
-            "centroids": DTensor.from_local(self.centroids, mesh, [Replicate()], run_check=False),
+            "centroids": replicated(self.centroids, mesh),
         }
 
     def exemplar_scores(self, features: Tensor) -> list[Tensor]:

@@ -43,7 +43,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate
 
 from largescale.clustering.kmeans import kmeans
 from largescale.config import Config, require
@@ -63,8 +62,10 @@ from largescale.methods.feature_clusters import (
     head_width,
     weights_of,
 )
+from largescale.methods.float32 import at_least_float32
 from largescale.methods.method import Output, Panel, Row, Sign, Symptom
 from largescale.methods.phase import PlainEmbeddings
+from largescale.methods.replicated import replicated
 from largescale.methods.rotation import turned_views, turns_setting, turns_unclear
 from largescale.methods.split_head import Asked, SplitHead
 from largescale.methods.state_size import bytes_per_number
@@ -245,7 +246,7 @@ class DeeperCluster(FeatureClusters):
         asked = [Asked(torch.full_like(turns, self._num_super), super_class), Asked(super_class, fine)]
         x = inputs["features"].flatten(0, 1)
         with torch.autocast(x.device.type, enabled=False):
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            x = at_least_float32(x)
             answers = self.heads(x, weights.to(x.dtype), asked)
         signs = {
             "super_loss": answers.losses[0],
@@ -266,7 +267,7 @@ class DeeperCluster(FeatureClusters):
         return {
             "assignments": self.assignments.tensor(mesh),
             "heads": self.heads.tensor(mesh),
-            "weights": DTensor.from_local(self.weights, mesh, [Replicate()], run_check=False),
+            "weights": replicated(self.weights, mesh),
         }
 
     def measures(self, loss: float, signs: dict[str, Tensor], num_images: int) -> dict[str, float]:

@@ -35,6 +35,7 @@ from largescale.data.length import Length
 from largescale.data.task_views import masks
 from largescale.data.views import Views
 from largescale.methods.embedding_method import EmbeddingMethod, Named
+from largescale.methods.float32 import at_least_float32
 from largescale.methods.method import Output, Panel, Row, Sign, Symptom
 from largescale.methods.pictures import Pictures, in_range
 from largescale.methods.unexplained import DAMAGE, moments_of, nothing_made, said_missing, variance_of
@@ -191,8 +192,7 @@ class Denoising(EmbeddingMethod):
 
     def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:
         """The mean square of what is wrong with images. Collectives: none."""
-        made = inputs["images"][0]
-        made = made.to(torch.promote_types(made.dtype, torch.float32))
+        made = at_least_float32(inputs["images"][0])
         whole, damaged = inputs["whole"][0].to(made.dtype), inputs["damaged"][0].to(made.dtype)
         error = (made - whole).square().mean()
         signs = {

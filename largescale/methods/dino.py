@@ -28,7 +28,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.functional import linear, log_softmax, normalize
 
 from largescale.config import Config, MethodConfig
@@ -41,6 +40,7 @@ from largescale.methods.joint_embedding import JointEmbedding, unit
 from largescale.methods.losses import swapped_prediction
 from largescale.methods.method import Average, Output, Panel, Row, Sign, Symptom
 from largescale.methods.multi_crop import by_size, num_large, require_two_large
+from largescale.methods.replicated import replicated
 from largescale.methods.teachers import cosine_momentum, following, teacher_of
 from largescale.models.backbones import build_backbone
 from largescale.models.heads import hidden_widths
@@ -188,7 +188,7 @@ class DINO(JointEmbedding):
 
     def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
         """The centre, which all ranks hold."""
-        return {"centre": DTensor.from_local(self.centre, mesh, [Replicate()], run_check=False)}
+        return {"centre": replicated(self.centre, mesh)}
 
     def measures(self, loss: float, signs: dict[str, Tensor], num_images: int) -> dict[str, float]:
         """Entropy and divergence as shares of ln K."""

@@ -26,15 +26,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate
 
 from largescale.config import Config
 from largescale.config.setting import setting
 from largescale.distributed.collectives import exchanging
 from largescale.methods.bootstrapped import Bootstrapped, TeacherSettings
 from largescale.methods.embedding_method import Named
-from largescale.methods.losses.gram import at_least_float32
+from largescale.methods.float32 import at_least_float32
 from largescale.methods.method import Output
+from largescale.methods.replicated import replicated
 from largescale.models.heads import hidden_widths, mlp
 from largescale.processes import world_size
 
@@ -139,7 +139,4 @@ class DirectPred(Bootstrapped):
     def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
         """The moments and the predictor that follows from them, which all ranks hold, in float32 at least."""
         self.moments, self.weight = at_least_float32(self.moments), at_least_float32(self.weight)
-        return {
-            name: DTensor.from_local(value, mesh, [Replicate()], run_check=False)
-            for name, value in (("moments", self.moments), ("predictor", self.weight))
-        }
+        return {"moments": replicated(self.moments, mesh), "predictor": replicated(self.weight, mesh)}

@@ -33,6 +33,7 @@ from largescale.config.setting import setting
 from largescale.data.length import Length
 from largescale.data.views import Views
 from largescale.methods.embedding_method import EmbeddingMethod, Named
+from largescale.methods.float32 import at_least_float32
 from largescale.methods.losses.soft_targets import soft_targets
 from largescale.methods.method import Output, Panel, Row, Sign, Symptom
 from largescale.models.backbones import build_backbone
@@ -242,7 +243,7 @@ def _of_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Cross entropy of logits [N, S, K] with labels [1, S], and the share of them that is right."""
     labels = labels.expand(len(logits), -1).flatten()
     with torch.autocast(logits.device.type, enabled=False):
-        logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_float32(logits.flatten(0, 1))
         return cross_entropy(logits, labels), (logits.detach().argmax(1) == labels).to(logits.dtype).mean()
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from largescale.data.views import Views
+from largescale.methods.float32 import at_least_float32
 from largescale.methods.method import Method, Output
 from largescale.models.running_statistics import statistics_untouched
 
@@ -64,8 +65,7 @@ class Gradients:
         total: Tensor | float = 0.0
         for name, gradient in self.by_name.items():
             own = gradient.unflatten(1, (count, -1))[:, number]
-            precision = torch.promote_types(own.dtype, torch.float32)
-            total = total + (embeddings[name].to(precision) * own.to(precision)).sum()
+            total = total + (at_least_float32(embeddings[name]) * at_least_float32(own)).sum()
         assert isinstance(total, Tensor), "a loss that depends on no embedding"
         return total
 
@@ -142,4 +142,4 @@ class EmbeddingMethod(Method):
 
 def _float32(value: Tensor) -> Tensor:
     """Floating-point numbers in float32 at least."""
-    return value.to(torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value
+    return at_least_float32(value) if value.is_floating_point() else value

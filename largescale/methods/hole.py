@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from largescale.methods.float32 import at_least_float32
+
 
 class Hole(NamedTuple):
     """What is to be made of images of S pixels.
@@ -49,7 +51,7 @@ def hole_loss(made: Tensor, wanted: Tensor, hole: Hole, rim_weight: float) -> Te
         hole: what counts.
         rim_weight: of pixels that are seen; arXiv 1604.07379, section 3.3, has 10.
     """
-    square = (_float32(made) - _float32(wanted)).square().mean(1, keepdim=True)
+    square = (at_least_float32(made) - at_least_float32(wanted)).square().mean(1, keepdim=True)
     hidden, counts = hole.part_of(hole.hidden), hole.part_of(hole.wanted)
     weights = torch.where(hidden, 1.0, rim_weight) * counts
     return ((square * weights).flatten(1).sum(1) / counts.flatten(1).sum(1)).mean()
@@ -60,7 +62,7 @@ def hole_signs(made: Tensor, wanted: Tensor, hole: Hole) -> dict[str, Tensor]:
     """Means over images of means over their hidden pixels: `hole_error`, that of squares of what is wrong, and
     `hole_mean` and `hole_square` [3], of pixels and their squares; `rim_error`, the first over the rim.
     """
-    made, wanted = _float32(made), _float32(wanted)
+    made, wanted = at_least_float32(made), at_least_float32(wanted)
     hidden = hole.part_of(hole.hidden)
     square, rim = (made - wanted).square(), hole.part_of(hole.wanted) & ~hidden
     return {
@@ -75,7 +77,3 @@ def _mean_in(values: Tensor, where: Tensor) -> Tensor:
     """Of each channel, [3]; 0 for an image that has no such pixel."""
     counts = where.sum((2, 3)).clamp_min(1)
     return ((values * where).sum((2, 3)) / counts).mean(0)
-
-
-def _float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -42,7 +42,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate
 
 from largescale.clustering.kmeans import kmeans, nearest_centroids, working_bytes
 from largescale.config import Config
@@ -58,6 +57,7 @@ from largescale.methods.joint_embedding import unit
 from largescale.methods.method import Exemplars, Output, Panel, Row, Sign, Symptom
 from largescale.methods.own_head import OwnHead
 from largescale.methods.phase import PlainEmbeddings, centred
+from largescale.methods.replicated import replicated
 from largescale.methods.rows_by_id import RowsById, last_of_each
 from largescale.methods.state_size import bytes_per_number
 from largescale.methods.sums_by_cluster import SumsByCluster
@@ -300,7 +300,7 @@ class ODC(EmbeddingMethod):
         return {
             "memory": self.memory.tensor(mesh),
             "assignments": self.assignments.tensor(mesh),
-            **{name: DTensor.from_local(value, mesh, [Replicate()], run_check=False) for name, value in same.items()},
+            **{name: replicated(value, mesh) for name, value in same.items()},
         }
 
     def exemplar_scores(self, features: Tensor) -> list[Tensor]:

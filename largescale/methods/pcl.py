@@ -33,7 +33,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.functional import normalize
 
 from largescale.clustering.fixed_point import sums_by_group
@@ -52,6 +51,7 @@ from largescale.methods.losses.picks import Picks
 from largescale.methods.method import Exemplars, Output, Panel, Row, Sign
 from largescale.methods.moco import MoCo, MoCoSettings
 from largescale.methods.phase import PlainEmbeddings
+from largescale.methods.replicated import replicated
 from largescale.methods.rows_by_id import RowsById
 from largescale.methods.state_size import bytes_per_number
 from largescale.processes import rank, world_size
@@ -252,7 +252,7 @@ class PCL(MoCo):
         same = {"centroids": self.centroids, "spreads": self.spreads}
         return {
             **super().state(mesh),
-            **{name: DTensor.from_local(value, mesh, [Replicate()], run_check=False) for name, value in same.items()},
+            **{name: replicated(value, mesh) for name, value in same.items()},
             "assignments": self.assignments.tensor(mesh),
         }
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from largescale.config import Config
+from largescale.data.task_views.lab import grey_of
+from largescale.methods.float32 import at_least_float32
 
 _WHITE = 1.0
 
@@ -30,9 +32,18 @@ class Pictures:
 
 def in_range(images: Tensor, config: Config) -> Tensor:
     """Normalised images [B, 3, H, W] with intensities in [0, 1] again, in float32 at least; what lies beyond is cut."""
-    x = images.to(torch.promote_types(images.dtype, torch.float32))
+    x = at_least_float32(images)
     pairs = zip(config.data.mean, config.data.std, strict=True)
     return torch.stack([x[:, c] * std + mean for c, (mean, std) in enumerate(pairs)], dim=1).clamp_(0, 1)
+
+
+def in_grey(images: Tensor, config: Config, dtype: torch.dtype) -> Tensor:
+    """The grey images of the lightness of images [B, 3, H, W] in [0, 1], as networks see images: normalised, in three
+    channels, channels last.
+    """
+    grey = grey_of(images)[:, 0]
+    channels = [(grey - mean) / std for mean, std in zip(config.data.mean, config.data.std, strict=True)]
+    return torch.stack(channels, dim=1).to(dtype, memory_format=torch.channels_last)
 
 
 def laid_out(tiles: Tensor, gap: int = 2) -> Tensor:

@@ -41,7 +41,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.functional import softplus
 
 from largescale.config import Config, require
@@ -58,6 +57,7 @@ from largescale.methods.joint_embedding import unit
 from largescale.methods.losses.picks import Picks
 from largescale.methods.method import Output
 from largescale.methods.phase import PlainEmbeddings, centred
+from largescale.methods.replicated import replicated
 from largescale.methods.rows_by_id import RowsById, too_many_rows
 from largescale.methods.state_size import bytes_per_number
 from largescale.methods.tile_task import require_visible
@@ -305,8 +305,7 @@ class PIRL(Contrastive):
 
     def state(self, mesh: DeviceMesh) -> dict[str, Tensor]:
         """The bank, sharded by sample id, and ln Z."""
-        log_z = DTensor.from_local(self.log_z, mesh, [Replicate()], run_check=False)
-        return {"bank": self.bank.tensor(mesh), "log_z": log_z}
+        return {"bank": self.bank.tensor(mesh), "log_z": replicated(self.log_z, mesh)}
 
     @classmethod
     def loss_references(cls, config: Config) -> dict[str, float]:

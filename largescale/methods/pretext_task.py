@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from largescale.config import Config
 from largescale.methods.embedding_method import EmbeddingMethod, Named
+from largescale.methods.float32 import at_least_float32
 from largescale.methods.method import Output, Panel, Row, Sign, Symptom
 
 _CHANCE = 0.98
@@ -62,7 +63,7 @@ class PretextTask(EmbeddingMethod):
         """The cross entropy, a mean over images and over what is asked of each. Collectives: none."""
         logits, wanted = inputs["logits"].flatten(0, -2), inputs["wanted"].flatten()
         with torch.autocast(logits.device.type, enabled=False):
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            logits = at_least_float32(logits)
             loss = cross_entropy(logits, wanted)
         right = (logits.detach().argmax(1) == wanted).to(logits.dtype).mean()
         return Output(loss, {"task_accuracy": right}, {"logits": inputs["logits"].detach()})

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.functional import normalize
 
 from largescale.config import Config, require
@@ -25,6 +24,7 @@ from largescale.config.setting import setting
 from largescale.data.length import Length
 from largescale.distributed.collectives import gather_rows
 from largescale.methods.choice import Choice
+from largescale.methods.replicated import replicated
 from largescale.methods.state_size import bytes_per_number
 from largescale.processes import world_size
 
@@ -166,4 +166,4 @@ class Queue(nn.Module):
 
     def whole(self, mesh: DeviceMesh) -> Tensor:
         """The rows, as a part of `Method.state`: all ranks hold all of them."""
-        return DTensor.from_local(self.rows, mesh, [Replicate()], run_check=False)
+        return replicated(self.rows, mesh)

@@ -17,11 +17,6 @@ from largescale.methods.losses.over_ranks import Group
 Form = Literal["auto", "direct", "gram"]
 
 
-def at_least_float32(z: Tensor) -> Tensor:
-    """The same numbers in float32, or in float64 if they are."""
-    return z if z.dtype == torch.float64 else z.float()
-
-
 def square_of_product(a: Tensor, b: Tensor, group: Group, form: Form = "auto") -> Tensor:
     """W times this rank's share of the sum of squares of a^T b: the mean over ranks is the whole sum.
 

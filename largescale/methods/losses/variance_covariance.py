@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from largescale.methods.losses.gram import Form, at_least_float32, square_of_product
+from largescale.methods.float32 import at_least_float32
+from largescale.methods.losses.gram import Form, square_of_product
 from largescale.methods.losses.over_ranks import Group, gathered
 
 _EPS = 1e-4
