@@ -1,6 +1,6 @@
 """AVOL-Net: where in a picture is what sounds? (Objects that Sound, arXiv 1712.06651, section 4)
 
-Pairs and strangers are AVE-Net's (`avc.py`). Here each place of the picture's last maps is compared with the sound, and
+Pairs and strangers are AVE-Net's (`sound_pairs.py`). Here each place of the last maps is compared with the sound, and
 the place that fits best answers for the picture: so it has to be the one that sounds, though none is ever told::
 
     for i in images:
@@ -25,14 +25,10 @@ from torch.nn.functional import interpolate
 
 from largescale.config import Config
 from largescale.data.views import Views
-from largescale.methods.avc import AVC, Match, strangers
-from largescale.methods.avc import Settings as AVCSettings
 from largescale.methods.embedding_method import Named
 from largescale.methods.float32 import at_least_float32
-from largescale.methods.losses.over_ranks import all_ranks, gathered, own_places
-from largescale.methods.method import Method, Output, Panel
 from largescale.methods.pictures import Pictures, in_range
-from largescale.methods.pretext_task import PretextTask
+from largescale.methods.sound_pairs import Match, SoundPairs, SoundPairSettings, both_answers, with_strangers
 from largescale.models.backbones import feature_map, map_channels
 from largescale.models.heads import CellLinear
 
@@ -40,70 +36,53 @@ _HOT = (1.0, 0.15, 0.0)
 
 
 @dataclass
-class Settings(AVCSettings):
+class Settings(SoundPairSettings):
     """AVOL-Net's keys under `method`: those of AVE-Net."""
 
 
-class AVOL(AVC):
-    """AVE-Net's networks; the image's head sees places one by one, and pairs are compared place by place.
-
-    Evidence: `logits`, as of AVE-Net.
+class AVOL(SoundPairs):
+    """The image's head sees places one by one, and pairs are compared place by place; there is no vector of a whole
+    image.
     """
 
     title = "AVOL-Net"
     reference = "pretext/avol"
-    head_name = ""
     Settings = Settings
     pictures = Pictures(
         "Where it sounds",
         "Images, and in red the places that fit what is heard with them, from the least to the most of each image.",
         ("what sounds", "image"),
     )
-    embed_images = Method.embed_images  # there is no vector of a whole image
-    embed_sounds = Method.embed_sounds
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         assert isinstance(config.method, Settings)
         width, self._run = config.method.embedding, config
+        self.match = Match(width**-0.5, 0.0)  # what points the same way belongs together
         channels = map_channels(config.model, self.num_features)
         self.projection = nn.Sequential(CellLinear(channels, width), nn.ReLU(), CellLinear(width, width))
-        self.match = Scale(width**-0.5)
-        self.signs = {name: sign for name, sign in self.signs.items() if name == "task_accuracy"}
 
     def sound_maps(self, images: Tensor, sounds: Tensor) -> Tensor:
         """Logits [B, h, w] that a place belongs to the sound; that of the image is the largest."""
-        return self.match(_products(self._places(images), self._heard(sounds)))
+        return self.match(_products(self._places(images), self.heard(sounds)))
 
     def _places(self, images: Tensor) -> Tensor:
         """Vectors of the places of images: [B, D, h, w]."""
         return self.projection(feature_map(self.backbone, images))
 
-    def _heard(self, sounds: Tensor) -> Tensor:
-        """Vectors [B, D] of sounds [B, T]."""
-        return self.sound_projection(self.hearing(sounds))
-
     def embed(self, views: Views) -> Named:
         """`logits` [V, B, 2, 2] of all views with their own and another sound.
 
-        Collectives: those of `gather_rows`, for sounds and for ids.
+        Collectives: those of `with_strangers`.
         """
         assert views.sounds is not None
-        sounds, group, num = self._heard(views.sounds), all_ranks(), len(views.ids)
-        places = own_places(num, group, views.ids.device)
-        others = gathered(sounds, group)[strangers(gathered(views.ids, group), places, views.facts["strangers"][0])]
-        found = []
+        heard, num, found = with_strangers(self.heard(views.sounds), views), len(views.ids), []
         for images in views.images:
             seen = self._places(images)
             count = len(seen) // num
-            best = [self.match(_products(seen, one.repeat(count, 1)).amax((1, 2))) for one in (sounds, others)]
+            best = [self.match(_products(seen, one.repeat(count, 1)).amax((1, 2))) for one in heard.unbind(1)]
             found.append(torch.stack(best, dim=1).unflatten(0, (count, num)))
-        belong = torch.cat(found)
-        return {"logits": torch.stack([torch.zeros_like(belong), belong], dim=-1)}
-
-    def loss(self, inputs: Named, ids: Tensor, step: int) -> Output:
-        """The cross entropy of both kinds of pairs. Collectives: none."""
-        return PretextTask.loss(self, inputs, ids, step)
+        return {"logits": both_answers(torch.cat(found))}
 
     def draw(self, views: Views) -> list[Tensor]:
         """In red where images fit what is heard, and the images."""
@@ -115,29 +94,6 @@ class AVOL(AVC):
         heat = interpolate((maps - low) / (high - low).clamp_min(1e-12), size=list(whole.shape[-2:]), mode="bilinear")
         hot = torch.tensor(_HOT, dtype=whole.dtype, device=whole.device)[:, None, None]
         return [(1 - heat) * whole * 0.5 + heat * (0.3 * whole + 0.7 * hot), whole]
-
-    @classmethod
-    def panels(cls, config: Config) -> list[Panel]:
-        """Accuracy against chance."""
-        return super(AVC, cls).panels(config)
-
-
-class Scale(Match):
-    """Products [...] to logits: that they belong together."""
-
-    def __init__(self, scale: float) -> None:
-        self._first = scale
-        super().__init__()
-
-    @torch.no_grad()
-    def finish_initialisation(self) -> None:
-        """What points the same way belongs together. Works on local pieces."""
-        self.weight.fill_(self._first)
-        self.bias.fill_(0.0)
-
-    def forward(self, products: Tensor) -> Tensor:
-        """In the precision of products, whatever autocast says."""
-        return products * self.weight.to(products.dtype)[0, 0] + self.bias.to(products.dtype)[0]
 
 
 def _products(places: Tensor, heard: Tensor) -> Tensor:

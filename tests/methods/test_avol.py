@@ -13,8 +13,8 @@ from largescale.data.corpora import open_corpus
 from largescale.data.views import Views
 from largescale.evaluate import task_pictures
 from largescale.evaluate.extract import extract
-from largescale.methods.avc import strangers
 from largescale.methods.avol import AVOL
+from largescale.methods.sound_pairs import strangers
 from tests.helpers.commands import ROOT
 from tests.helpers.ranks import run_ranks
 from tests.helpers.sounding import sounding_clips
