@@ -1,3 +1,8 @@
+"""Pairs of images and sounds, their distances, and a task that is learnt by what sounds alone.
+
+Covers: largescale/methods/sound_pairs.py
+"""
+
 from __future__ import annotations
 
 import math

@@ -1,4 +1,7 @@
-"""Losses that span several micro-batches; that they are exact for every method is tested in test_all_methods.py."""
+"""Losses that span several micro-batches; that they are exact for every method is tested in test_all_methods.py.
+
+Covers: largescale/methods/float32.py
+"""
 
 from __future__ import annotations
 

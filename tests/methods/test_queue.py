@@ -1,6 +1,6 @@
 """On several ranks and in micro-batches, the harness compares queues with those of one process.
 
-Covers: largescale/methods/state_size.py
+Covers: largescale/methods/state_size.py, largescale/methods/replicated.py
 """
 
 from __future__ import annotations
