@@ -17,8 +17,7 @@ def job(folder: Path, codes: str, script: str, *arguments: str, **more: str) -> 
     """The code of a job whose steps end with some codes, and what it called."""
     (folder / "codes").write_text("".join(f"{code}\n" for code in codes.split()))
     programs = {
-        "srun": 'echo "${*:2}" >>calls; ${WRITES:+touch "$WRITES"}; '
-        'code=$(head -n 1 codes); sed -i 1d codes; exit "$code"',
+        "srun": 'echo "${*:2}" >>calls; eval "${DOES:-}"; code=$(head -n 1 codes); sed -i 1d codes; exit "$code"',
         "scontrol": 'echo "scontrol $*" >>calls',
         "sleep": "true",
     }
@@ -47,6 +46,7 @@ def test_an_evaluation_that_was_preempted_queues_again(tmp_path, codes, more, ex
     assert job(tmp_path, codes, "evaluate.sbatch", "runs/a", **more) == expected
 
 
+VERIFY = "shards verify out --no-decode --workers 1"
 ARRAY = {
     "SLURM_ARRAY_JOB_ID": "4",
     "SLURM_ARRAY_TASK_ID": "1",
@@ -70,14 +70,36 @@ def test_a_conversion_that_was_preempted_queues_again(tmp_path, more, requeued):
 
 @pytest.mark.parametrize("arguments", [["merge", "out"], ["raw", "out"]])
 @pytest.mark.parametrize("there", [False, True])
-@pytest.mark.parametrize("writes", [False, True])
-def test_what_a_job_finished_is_verified_without_decoding_it_again(tmp_path, arguments, there, writes):
+@pytest.mark.parametrize(
+    "does", ["", "rm -f out/manifest.json", "touch out/manifest.json"]
+)  # --task 0/0 --force removes it
+def test_what_a_job_finished_is_verified_without_decoding_it_again(tmp_path, arguments, there, does):
     (tmp_path / "out").mkdir()
     if there:
         (tmp_path / "out/manifest.json").touch()
-    more = {"WRITES": "out/manifest.json"} if writes else {}
-    code, calls = job(tmp_path, "0 0", "convert.sbatch", *arguments, **more)
-    assert code == 0 and calls[1:] == ["shards verify out --no-decode --workers 1"][:writes]
+    code, calls = job(tmp_path, "0 0", "convert.sbatch", *arguments, DOES=does)
+    assert code == 0 and calls[1:] == [VERIFY][: "touch" in does]
+
+
+@pytest.mark.parametrize("out, plan", [(["out"], "out/plan"), (["s3://out", "--work", "w"], "w/plan")])
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("wrote", ["nothing", "plan", "manifest"])
+def test_a_conversion_that_is_queued_again_goes_on_with_what_it_wrote_itself(tmp_path, out, plan, there, wrote):
+    files = {"plan": tmp_path / plan / "plan.json", "manifest": tmp_path / out[0] / "manifest.json"}
+    for file in files.values():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if there:
+            file.touch()
+            os.utime(file, (1, 1))
+    does = f"touch '{files[wrote]}'" if wrote in files else ""
+    command = ["convert.sbatch", "raw", *out, "--force", "--shuffle", "3"]
+    first = job(tmp_path, "0 143" if wrote == "manifest" else "143", *command, DOES=does)
+    (tmp_path / "calls").unlink()
+    code, calls = job(tmp_path, "0 0", *command, SLURM_RESTART_COUNT="1")
+    convert = " ".join(["shards convert raw", out[0], "--workers 1", *out[1:]])
+    again = {"nothing": f"{convert} --force --shuffle 3", "plan": f"{convert} --shuffle 3"}
+    assert (first[0], code, calls) == (143, 0, [again.get(wrote, VERIFY.replace("out", out[0]))])
+    assert not [*tmp_path.glob("*.began")]
 
 
 @pytest.mark.parametrize(
