@@ -105,6 +105,7 @@ class Meter:
         seconds = time.perf_counter() - self._started
         (skipped, met), images = map(round, sums["skipped"].tolist()), self._images * world_size()
         row = {
+            "interval_steps": self._steps,
             "skipped_in_interval": self._count_met() if met else 0,
             "skipped_rate": skipped / images,
             "loss": loss,

@@ -54,10 +54,8 @@ class ReportedRun:
 
     @property
     def interval_steps(self) -> np.ndarray:
-        """Steps [N] that each logged line sums up; of the first no more than are logged together, since a run may begin
-        at a later step than 0.
-        """
-        before = [max(-1, first - self.config.run.log_every) for first in self.steps[:1]]
+        """Steps [N] that each logged line sums up; the first says how many: a run may begin at a later step than 0."""
+        before = [row["step"] - row.get("interval_steps", row["step"] + 1) for row in self.metrics[:1]]
         return np.diff(before + self.steps)
 
     @property

@@ -14,6 +14,7 @@ from largescale.report.reported_run import ReportedRun
 
 _NOT_CURVES = (
     "step",
+    "interval_steps",
     "progress",
     "epoch",
     "images_seen",

@@ -90,5 +90,5 @@ def summary_of(monkeypatch: pytest.MonkeyPatch, steps: list[dict[str, float]]) -
 
 def test_a_sign_is_the_mean_over_the_steps_that_report_it(monkeypatch):
     row = summary_of(monkeypatch, [{"always": 1.0}, {"always": 2.0, "late": 5.0}, {"always": 6.0, "late": 6.0}])
-    assert row["always"] == pytest.approx(3) and row["late"] == pytest.approx(5.5)
+    assert row["always"] == pytest.approx(3) and row["late"] == pytest.approx(5.5) and row["interval_steps"] == 3
     assert "never" not in row

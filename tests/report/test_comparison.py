@@ -94,8 +94,10 @@ def test_time_adds_up(tmp_path):
 
 def test_a_run_that_begins_at_a_later_step_took_no_time_for_those_before(tmp_path):
     (run,) = read_runs([make_run(tmp_path / "a")])
-    later = replace(run, metrics=run.metrics[10:])
+    later = replace(run, metrics=[{**run.metrics[10], "interval_steps": 2}, *run.metrics[11:]])
     assert later.interval_steps.tolist() == [2] * 30 and later.seconds == pytest.approx(30.0)
+    seldom = replace(run, config=replace(run.config, run=replace(run.config.run, log_every=1)))  # on resume: 2 before
+    assert seldom.seconds == run.seconds
     assert replace(run, metrics=[]).seconds == 0
 
 
