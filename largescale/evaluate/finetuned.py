@@ -84,7 +84,7 @@ def finetune(
         raise InputError(f"--protocol {protocol}: expected {a_name(protocol, PROTOCOLS)}")
     if out.suffix != _SUFFIX or out.is_dir():
         raise InputError(f"{out}: expected an output file ending in {_SUFFIX}, such as teacher{_SUFFIX}")
-    check_settings(protocol, replaced)
+    check_settings([protocol], replaced)
     target = any_target_at(place, replaced)
     warn_of_unused(replaced, ("run.dir=",) if isinstance(target, PublishedTarget) else ())
 

@@ -53,7 +53,7 @@ def evaluate(protocol: str, *places: str | Path, overrides: Sequence[str] = ()) 
     chosen, replaced = protocol_named(protocol), list(overrides)
     if not places:
         raise InputError(f"largescale evaluate {protocol}: no run; pass the folder that pretrain wrote")
-    check_settings(protocol, replaced)
+    check_settings([protocol], replaced)
     check_names(places, replaced)
     targets = [any_target_at(place, replaced) for place in places]  # all of them before the first takes its time
     of_files = any(isinstance(target, PublishedTarget) for target in targets)

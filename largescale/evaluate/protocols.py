@@ -34,6 +34,7 @@ from largescale.evaluate import (
     support_neighbours,
     svm,
 )
+from largescale.evaluate.targets import is_used
 from largescale.evaluate.ways import (
     Way,
     by_dense_training,
@@ -224,22 +225,20 @@ def owners_of(override: str) -> list[str]:
     return [name for name, protocol in PROTOCOLS.items() if section == "evaluate" and key in protocol.own_keys()]
 
 
-def check_settings(name: str, overrides: list[str]) -> None:
-    """Refuse settings of other protocols: whoever passes one expects it to change the figure.
+def check_settings(names: Sequence[str], overrides: Sequence[str]) -> None:
+    """Refuse settings of other protocols than some: whoever passes one expects it to change the figure.
 
     Raises:
-        InputError: an override is of another protocol.
+        InputError: there is no protocol of a name, or an override is of others.
     """
-    own = protocol_named(name).own_keys()
+    own = {name: [f"evaluate.{key}" for key in protocol_named(name).own_keys()] for name in names}
     for override in overrides:
-        key = override.split("=", 1)[0].removeprefix("evaluate.")
         owners = owners_of(override)
-        if owners and key not in own:
-            ours = ", ".join(f"evaluate.{one}" for one in own) or "none"
-            raise InputError(
-                f"{override}: used by `largescale evaluate {' and '.join(owners)}` alone; the settings of {name} "
-                f"itself are {ours}"
+        if owners and not set(owners) & set(names):
+            ours = "; ".join(
+                f"the settings of {name} itself are {', '.join(keys) or 'none'}" for name, keys in own.items()
             )
+            raise InputError(f"{override}: used by `largescale evaluate {' and '.join(owners)}` alone; {ours}")
 
 
 def settings_for(names: Sequence[str], overrides: Sequence[str]) -> dict[str, list[str]]:
@@ -248,9 +247,14 @@ def settings_for(names: Sequence[str], overrides: Sequence[str]) -> dict[str, li
     Raises:
         InputError: there is no protocol of a name, or none of them uses an override of protocols.
     """
-    given: dict[str, list[str]] = {}
-    for name in names:
-        own = [one for one in overrides if name in (owners := owners_of(one)) or not set(owners) & set(names)]
-        check_settings(name, own)
-        given[name] = own
-    return given
+    if not all(names):
+        raise InputError(f"largescale evaluate {','.join(names)}: a name is missing before or after a comma")
+    check_settings(names, overrides)
+    used_by = {override: _users_of(override, names) for override in overrides}
+    return {name: [override for override in overrides if name in used_by[override]] for name in names}
+
+
+def _users_of(override: str, names: Sequence[str]) -> Sequence[str]:
+    """Those of some protocols that an override may matter to; all of them, to warn of it, if it matters to none."""
+    owners = owners_of(override)
+    return owners or [name for name in names if is_used(override, PROTOCOLS[name].depends_on)] or names

@@ -36,6 +36,11 @@ _ATTEMPTS = 5
 """Checkpoints that may be removed by a run that goes on while they are being read."""
 
 
+def is_used(override: str, depends_on: tuple[str, ...] = ()) -> bool:
+    """Whether an override may change an evaluation that depends on these beginnings of keys besides `USED`."""
+    return override.startswith(depends_on) or (override.startswith(USED) and not override.startswith(_OF_TRAINING))
+
+
 def warn_of_unused(overrides: Sequence[str], depends_on: tuple[str, ...]) -> None:
     """Say which overrides change nothing.
 
@@ -53,7 +58,7 @@ def warn_of_unused(overrides: Sequence[str], depends_on: tuple[str, ...]) -> Non
                 override,
                 DataConfig.shuffle_window,
             )
-        elif override.startswith(_OF_TRAINING) or not override.startswith(USED):
+        elif not is_used(override):
             _log.warning("%s has no effect on an evaluation: runs are measured as they were trained", override)
 
 

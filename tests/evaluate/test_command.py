@@ -178,8 +178,17 @@ def test_several_protocols_get_the_settings_that_are_theirs(monkeypatch, capsys)
     given = ["evaluate.knn_temperature=1", "evaluate.linear_epochs=3", "data.workers=0"]
     assert main(["evaluate", "knn,linear", "runs/a", *given]) == 0
     assert called == [("knn", [given[0], given[2]]), ("linear", given[1:])]
-    assert main(["evaluate", "knn,linear", "runs/a", "evaluate.svm_labels=cls"]) == 2 and len(called) == 2
-    assert "used by `largescale evaluate svm` alone" in capsys.readouterr().err
+    called.clear()
+    of_training = ["data.augment.blur=0", "evaluate.batch=8", "optim.lr=1"]  # a task of its own uses the first
+    assert main(["evaluate", "knn,own-task", "runs/a", *of_training]) == 0
+    assert called == [("knn", of_training[1:]), ("own-task", of_training)]
+    called.clear()
+    assert main(["evaluate", "knn,linear", "runs/a", "evaluate.svm_labels=cls"]) == 2
+    said = capsys.readouterr().err
+    assert "used by `largescale evaluate svm` alone; the settings of knn itself are evaluate.knn_" in said
+    assert "; the settings of linear itself are evaluate.linear_" in said
+    assert main(["evaluate", "knn,", "runs/a"]) == 2 and not called
+    assert "evaluate knn,: a name is missing before or after a comma" in capsys.readouterr().err
 
 
 def test_an_accuracy_of_earlier_weights_is_not_that_of_the_run(run, tmp_path, shard_folder):

@@ -58,7 +58,7 @@ def test_each_protocol_gets_its_own_settings(run, pruned, say, monkeypatch):
     assert code == 0, said
     assert called == 2 * [("linear", keys[1:]), ("finetune", [keys[0], keys[2]])]
     for protocol, overrides in called:
-        check_settings(protocol, overrides)
+        check_settings([protocol], overrides)
 
 
 def test_what_was_measured_otherwise_is_measured_again(
