@@ -8,7 +8,8 @@
     CACHE/NAME-FINGERPRINT/.photos-000012.lost   why it was lost: others believe that for a while, then one asks once
 
 A process that needs a missing shard fetches it; a `Fetcher` (fetcher.py) usually did so before. The order says when
-a shard is read next, so what is needed last is evicted first.
+a shard is read next, so what is needed last is evicted first. An index may be here without its tar, since labels and
+keys were looked up in it; indexes are small beside tars, and take no room.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
+from typing import TypeVar
 
 import xxhash
 
@@ -70,6 +72,9 @@ _FOREIGN_REST_S = 3600.0
 """Other runs' shards that were not opened for this long are evicted first; their other shards only as a last resort."""
 
 _ROOM_PAUSE_S = 0.2
+
+
+Fetched = TypeVar("Fetched")
 
 
 class ShardLost(InputError):
@@ -149,13 +154,21 @@ class ShardCache:
             InputError: it is missing or damaged, or the store is away.
         """
         entry, path = self.manifest.shards[shard], self.manifest.index_path(shard)
-        with suppress(OSError):
-            if entry.index_checksum and _is_index_of(entry, content := path.read_bytes()):
+        with suppress(OSError, InputError):
+            if _is_index_of(entry, content := path.read_bytes()):
                 return read_index(path, content)
-        try:
-            return read_index(path, self._index(self.store, shard))
-        except (Missing, _Wrong) as error:
-            raise InputError(f"{self.store.url}: {error}; restore it, or convert again") from error
+
+        def fetched() -> tuple[bytes, ShardIndex]:
+            content = self._index(self.store, shard)
+            try:
+                return content, read_index(path, content)
+            except InputError as error:
+                raise _Wrong(f"{path.name} is not a readable index") from error
+
+        content, index = _attempted(fetched, self.store.url, FETCH_ATTEMPTS)
+        with suppress(OSError):
+            write(path, content)
+        return index
 
     def touch(self, shard: int) -> None:
         """Tell other runs that share the cache that the shard is in use."""
@@ -217,34 +230,24 @@ class ShardCache:
 
     def _fetch(self, store: Store, shard: int, next_use: NextUse, status: Callable[[str], None], attempts: int) -> None:
         entry, tar = self.manifest.shards[shard], self.manifest.tar_path(shard)
-        part, reason = part_of(tar), ""
-        often = f"fetched {attempts} times" if attempts > 1 else "fetched again"
-        for attempt in range(attempts):
+        part = part_of(tar)
+
+        def fetched() -> bytes:
             try:
                 self._fetch_once(store, shard, part, next_use, status)
                 _check(part, entry)
-                index = self._index(store, shard)
-            except _Wrong as error:
-                where = f"{self.store.url}/{entry.name}"
-                reason = f"{where}: {often}, {error}; restore it, or convert again"
+                return self._index(store, shard)
+            except (Missing, _Wrong):
                 part.unlink(missing_ok=True)
-                continue
-            except Missing as error:
-                reason = str(error)
-                if isinstance(error, Torn):
-                    reason += f", {often}; restore it, or convert again"
-                part.unlink(missing_ok=True)
-                if attempt + 1 < attempts:
-                    pause(_MISSING_PAUSE_S * 2**attempt)
-                continue
-            # The index comes first, so that a tar which is here has its index.
-            write(index_path(tar), index)
-            sync_file(index_path(tar))
-            os.replace(part, tar)
-            sync_folder(tar.parent)
-            self.counters.add("fetched_bytes", entry.num_bytes)
-            return
-        raise ShardLost(reason)
+                raise
+
+        index = _attempted(fetched, f"{self.store.url}/{entry.name}", attempts)
+        # The index comes first, so that a tar which is here has its index.
+        write(index_path(tar), index)
+        sync_file(index_path(tar))
+        os.replace(part, tar)
+        sync_folder(tar.parent)
+        self.counters.add("fetched_bytes", entry.num_bytes)
 
     def _fetch_once(
         self, store: Store, shard: int, part: Path, next_use: NextUse, status: Callable[[str], None]
@@ -328,6 +331,23 @@ class ShardCache:
 
 class _Wrong(Exception):
     """A tar, or its index, is not the one in the manifest."""
+
+
+def _attempted(fetch: Callable[[], Fetched], where: str, attempts: int) -> Fetched:
+    """What comes of a fetch that is made again where the store lacks it or has another. ShardLost: it always does."""
+    often, reason = f"fetched {attempts} times" if attempts > 1 else "fetched again", ""
+    for attempt in range(attempts):
+        try:
+            return fetch()
+        except _Wrong as error:
+            reason = f"{where}: {often}, {error}; restore it, or convert again"
+        except Missing as error:
+            reason = str(error)
+            if isinstance(error, Torn):
+                reason += f", {often}; restore it, or convert again"
+            if attempt + 1 < attempts:
+                pause(_MISSING_PAUSE_S * 2**attempt)
+    raise ShardLost(reason)
 
 
 def open_cache(store: Store, manifest: Manifest, folder: Path, capacity_gb: float) -> ShardCache:

@@ -131,16 +131,46 @@ def test_an_index_that_was_lost_is_read_from_the_store_and_no_tar_is_fetched(web
     shard_cache = make_cache(web, tmp_path)
     corpus = Corpus(shard_cache.manifest, cache=shard_cache)
     whole = read_index(read_manifest(web.folder).index_path(2))
-    assert corpus.index(2).key(7) == whole.key(7) and (corpus.index(2).label == whole.label).all()
+    assert corpus.index(2).key(7) == whole.key(7)
+    sent = web.sent.total()
+    assert (corpus.index(2).label == whole.label).all() and web.sent.total() == sent, "it is kept"
     assert not any(name.endswith(".tar") for name in web.sent)
     shard_cache.get(2)
     sent = web.sent.total()
     assert corpus.index(2).key(7) == whole.key(7) and web.sent.total() == sent
     empty(corpus.manifest.index_path(2))
     assert corpus.index(2).key(7) == whole.key(7)
+    corpus.manifest.index_path(2).unlink()
     of_another(web.folder / "train-000002.index.safetensors")
     with pytest.raises(InputError, match=rf"^{web.url}: .* is not the index named in the manifest; restore it"):
         corpus.index(2)
+
+
+@pytest.mark.parametrize(
+    "damage, names_index", [(cut, True), (cut, False), (of_another, True), (Path.unlink, True), (Path.unlink, False)]
+)
+def test_an_index_that_the_store_has_wrong_at_first_is_asked_for_again(web, tmp_path, monkeypatch, damage, names_index):
+    path = web.folder / "train-000002.index.safetensors"
+    whole, shard_cache = path.read_bytes(), make_cache(web, tmp_path)
+    damage(path)
+    entries = tuple(
+        entry if names_index else replace(entry, index_checksum="") for entry in shard_cache.manifest.shards
+    )
+    shard_cache.manifest = replace(shard_cache.manifest, shards=entries)
+    monkeypatch.setattr(cache, "pause", lambda seconds: None)
+    with pytest.raises(InputError, match=rf"^{web.url}.* 3 times|^{web.url}/train-000002\S+: no such file"):
+        shard_cache.read_index(2)
+    read = Store.read
+
+    def mended_after(store: Store, name: str) -> bytes:
+        try:
+            return read(store, name)
+        finally:
+            path.write_bytes(whole)
+
+    monkeypatch.setattr(Store, "read", mended_after)
+    assert shard_cache.read_index(2).key(7) == read_index(read_manifest(web.folder).index_path(2)).key(7)
+    assert shard_cache.manifest.index_path(2).read_bytes() == whole
 
 
 def test_what_is_damaged_in_the_store_too_is_lost_after_one_more_fetch(web, tmp_path, monkeypatch):
