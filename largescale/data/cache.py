@@ -8,8 +8,7 @@
     CACHE/NAME-FINGERPRINT/.photos-000012.lost   why it was lost: others believe that for a while, then one asks once
 
 A process that needs a missing shard fetches it; a `Fetcher` (fetcher.py) usually did so before. The order says when
-a shard is read next, so what is needed last is evicted first. An index may be here without its tar, since labels and
-keys were looked up in it; indexes are small beside tars, and take no room.
+a shard is read next, so what is needed last is evicted first. Indexes take no room, and may be here without a tar.
 """
 
 from __future__ import annotations
@@ -197,7 +196,11 @@ class ShardCache:
             index, num_bytes = index_path(tar).read_bytes(), tar.stat().st_size
             is_whole = bool(entry.index_checksum) or num_indexed(index_path(tar)) == entry.num_samples
             is_whole = is_whole and (not look_at_all or file_checksum(tar) == entry.checksum)
-        except (FileNotFoundError, InputError):
+        except InputError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EIO):  # its disk has lost it; others, such as EMFILE, may pass
+                raise
             return False
         return is_whole and num_bytes == entry.num_bytes and _is_index_of(entry, index)
 

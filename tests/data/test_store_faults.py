@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
@@ -200,12 +201,19 @@ def test_a_cached_shard_that_the_store_has_wrong_is_mended_where_it_came_from(we
 def test_what_cannot_be_opened_for_other_reasons_stays(web, tmp_path, monkeypatch):
     shard_cache = make_cache(web, tmp_path)
     shard_cache.get(2)
-    monkeypatch.setattr(Path, "read_bytes", no_descriptor)
+    monkeypatch.setattr(Path, "read_bytes", partial(fails, errno.EMFILE))
     assert not shard_cache.drop_damaged(2) and shard_cache.has(2)
 
 
-def no_descriptor(path: Path) -> bytes:
-    raise OSError(errno.EMFILE, "Too many open files")
+def test_a_cached_shard_that_its_disk_cannot_read_is_fetched_again(web, tmp_path, monkeypatch):
+    shard_cache = make_cache(web, tmp_path)
+    shard_cache.get(2)
+    monkeypatch.setattr(cache, "file_checksum", partial(fails, errno.EIO))
+    assert shard_cache.drop_damaged(2, look_at_all=True) and not shard_cache.has(2)
+
+
+def fails(number: int, *_: object) -> bytes:
+    raise OSError(number, os.strerror(number))
 
 
 def test_the_index_is_on_the_disk_before_its_tar_is_there(web, tmp_path, monkeypatch):
