@@ -274,9 +274,11 @@ def _train(network: Probe, trial: Trial, recipe: Recipe) -> None:
     optimizer = tuning_optimizer.build(
         recipe.optimizer, network.groups(recipe), weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
     )
-    state = TrainingState(trial.unfinished, network.trained(), optimizer, batch, steps) if trial.unfinished else None
+    state, stand_ins = None, StandIns()
+    if trial.unfinished:
+        state = TrainingState(trial.unfinished, network.trained(), optimizer, batch, steps, stand_ins.reasons)
     first = state.load() if state else 0
-    labels, stand_ins = labels_of(trial.train, recipe.subset), StandIns()
+    labels = labels_of(trial.train, recipe.subset)
     said = f"training on {trial.train.manifest.root.name}"
     with tqdm(
         total=steps, initial=first, desc=said, unit="step", leave=False, mininterval=1, disable=rank() > 0

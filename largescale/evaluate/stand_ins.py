@@ -13,22 +13,26 @@ _log = logging.getLogger(__name__)
 
 
 class StandIns:
-    """Notes them, each once, while batches are taken."""
+    """Notes them, each once, while batches are taken.
+
+    Attributes:
+        reasons: by sample.
+    """
 
     def __init__(self) -> None:
-        self._reasons: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
 
     def noting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The same batches."""
         for batch in batches:
-            self._reasons.update({f"{row['shard']}, key {row['key']}": row["reason"] for row in batch.skipped})
+            self.reasons.update({f"{row['shard']}, key {row['key']}": row["reason"] for row in batch.skipped})
             yield batch
 
     def doubts(self, what: str) -> list[str]:
         """Warn of each on rank 0; a sentence, if there are any, in which `what` says which samples cannot do what.
         Collectives: those of `from_all_ranks`.
         """
-        reasons = from_all_ranks(self._reasons)
+        reasons = from_all_ranks(self.reasons)
         for sample, reason in reasons.items() if rank() == 0 else ():
             _log.warning("%s: another stands in for it: %s", sample, reason)
         return [f"{len(reasons):,} {what}; others stand in for them"] if reasons else []

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from largescale.evaluate.shares import from_all_ranks
 from largescale.processes import from_rank_0, on_rank_0, rank
 from shards.ground.files import atomic_write, names_in
 
@@ -86,12 +87,20 @@ class TrainingState:
         tensors: all that is trained, by name; they are filled and saved in place.
         optimizer: whose state is nothing but tensors.
         batch, steps: images per step and steps; another number of ranks may have others.
+        noted: what this rank has found out while it trained, by name; filled and saved in place, of all ranks.
     """
 
     def __init__(
-        self, place: Unfinished, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer, batch: int, steps: int
+        self,
+        place: Unfinished,
+        tensors: dict[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        batch: int,
+        steps: int,
+        noted: dict[str, str] | None = None,
     ) -> None:
         self._place, self._tensors, self._optimizer = place, tensors, optimizer
+        self._noted = {} if noted is None else noted
         self._about = {"batch": str(batch), "steps": str(steps)}
         self._every = max(1, steps // _PARTS)
 
@@ -100,7 +109,8 @@ class TrainingState:
 
         Collectives: every rank must call it; one broadcast of an object. All ranks read the file.
         """
-        step = from_rank_0(self._step_there() if rank() == 0 else 0)
+        step, noted = from_rank_0(self._there() if rank() == 0 else (0, {}))
+        self._noted.update(noted)
         if step == 0:
             return 0
         with safe_open(self._place.state_path, framework="pt") as file, torch.no_grad():
@@ -117,8 +127,14 @@ class TrainingState:
         return step
 
     def save(self, step: int) -> None:
-        """Write what there is after `step` steps, where it is time to. Rank 0 alone writes."""
-        if rank() > 0 or step % self._every or step == int(self._about["steps"]):
+        """Write what there is after `step` steps, where it is time to. Rank 0 alone writes.
+
+        Collectives: every rank must call it; those of `from_all_ranks` where it is time to.
+        """
+        if step % self._every or step == int(self._about["steps"]):
+            return
+        noted = from_all_ranks(self._noted)
+        if rank() > 0:
             return
         tensors = {f"tensor.{name}": tensor for name, tensor in self._tensors.items()}
         for number, parameter in enumerate(self._parameters()):
@@ -126,31 +142,32 @@ class TrainingState:
         host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         self._place.folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(self._place.state_path) as file:
-            file.write(safetensors.torch.save(host, metadata={"about": json.dumps({**self._about, "step": step})}))
+            about = json.dumps({**self._about, "step": step})
+            file.write(safetensors.torch.save(host, metadata={"about": about, "noted": json.dumps(noted)}))
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
-    def _step_there(self) -> int:
-        """The step of a file that fits; 0 if there is none."""
+    def _there(self) -> tuple[int, dict[str, str]]:
+        """The step of a file that fits, 0 if there is none, and what was noted until then."""
         path = self._place.state_path
         try:
             with safe_open(path, framework="pt") as file:
-                about = json.loads(file.metadata()["about"])
+                about, noted = json.loads(file.metadata()["about"]), json.loads(file.metadata().get("noted", "{}"))
                 names = set(file.keys())
                 step = int(about.pop("step"))
         except FileNotFoundError:
-            return 0
+            return 0, {}
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError):
             _log.warning("%s: damaged; the training begins again", path)
-            return 0
+            return 0, {}
         wanted = {f"tensor.{name}" for name in self._tensors}
         numbers = {name.split(".")[1] for name in names if name.startswith("optimizer.")}
         fits = numbers == {str(number) for number in range(len(self._parameters()))}
         if about != self._about or not fits or {name for name in names if name.startswith("tensor.")} != wanted:
             _log.warning("%s: of another batch (another number of ranks?); the training begins again", path)
-            return 0
-        return step
+            return 0, {}
+        return step, noted
 
 
 def _json_at(path: Path) -> dict[str, Any] | None:

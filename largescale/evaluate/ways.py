@@ -248,5 +248,9 @@ def _compare(results: dict[str, dict[str, Any]]) -> None:
 
 
 def _doubts_of(results: dict[str, dict[str, Any]]) -> list[str]:
-    """What measures say under `doubts`, taken out of the results; networks are measured on the same images."""
-    return list(dict.fromkeys(sentence for result in results.values() for sentence in result.pop("doubts", [])))
+    """What measures say under `doubts`, taken out of the results; what holds for a baseline alone names it."""
+    said: list[str] = []
+    for network, result in results.items():
+        prefix = "" if network == "pretrained" else f"{network}: "
+        said += [f"{prefix}{sentence}" for sentence in result.pop("doubts", []) if sentence not in said]
+    return said

@@ -19,9 +19,18 @@ from torch import nn
 
 from largescale.config import DataConfig, load_config
 from largescale.data.corpora import Corpus, open_corpus
+from largescale.data.loaded import Batch
 from largescale.evaluate import finetune, image_training, layers, linear_augmented, low_shot_finetune, ways
 from largescale.evaluate.extract import load_method
-from largescale.evaluate.image_training import Classifier, Trial, kept_layers, labels_of, stream_config, trained_scores
+from largescale.evaluate.image_training import (
+    Classifier,
+    Probe,
+    Trial,
+    kept_layers,
+    labels_of,
+    stream_config,
+    trained_scores,
+)
 from largescale.evaluate.logistic_start import start_from_logistic
 from largescale.evaluate.training_recipe import Recipe, batch_for, rate_factor
 from largescale.evaluate.training_state import Unfinished
@@ -59,7 +68,7 @@ def test_a_linear_probe_leaves_the_trunk_as_it_is_and_learns(trial):
 
 def test_training_images_that_cannot_be_read_are_said(trial, tmp_path, monkeypatch, caplog):
     folder = shutil.copytree(trial.train.manifest.root, tmp_path / "damaged")
-    key = overwrite(folder, 1, 7)
+    key = overwrite(folder, 1, 8)
     trial.config.evaluate.train_shards, trial.config.evaluate.baselines = str(folder), False
     subject = SimpleNamespace(
         config=trial.config,
@@ -74,9 +83,27 @@ def test_training_images_that_cannot_be_read_are_said(trial, tmp_path, monkeypat
         trained_scores(trial, Recipe(epochs=2, batch=40, trunk_rate=0.0, head_rate=1.0))
         return {"num_train": 200, "num_test": 100}
 
-    found = ways.by_dense_training(measure, subject)
-    assert found.doubts == ["1 training images cannot be read; others stand in for them"]
+    said = "1 training images cannot be read; others stand in for them"
+    assert ways.by_dense_training(measure, subject).doubts == [said]
     assert caplog.text.count(f"train-000001.tar, key {key}: another stands in for it: ") == 1
+
+    step = image_training._step
+
+    def killed(network: Probe, batch: Batch, *others: object) -> torch.Tensor:
+        if batch.step == 9:
+            raise Killed
+        return step(network, batch, *others)
+
+    monkeypatch.setattr(image_training, "_step", killed)
+    with pytest.raises(Killed):
+        ways.by_dense_training(measure, subject)
+    monkeypatch.setattr(image_training, "_step", step)
+    assert ways.by_dense_training(measure, subject).doubts == [said], "what was noted before it was killed"
+
+
+def test_what_is_doubtful_of_a_baseline_alone_names_it():
+    results = {"pretrained": {"doubts": ["a", "3 b"]}, "untrained": {"doubts": ["a", "5 b"]}, "pixels": {}}
+    assert ways._doubts_of(results) == ["a", "3 b", "untrained: 5 b"] and not any(map(len, results.values()))
 
 
 def test_fine_tuning_changes_the_trunk_and_repeats_itself(trial):
