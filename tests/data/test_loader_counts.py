@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import os
-
 import pytest
 
+from largescale.data import loader_counts
 from largescale.data.loader_counts import choose_counts
 
 
@@ -20,5 +19,5 @@ from largescale.data.loader_counts import choose_counts
     ],
 )
 def test_counts_follow_the_cpus(monkeypatch, processes, threads, local_ranks, on_gpu, cpus, expected):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
+    monkeypatch.setattr(loader_counts, "usable_cpus", lambda: cpus)
     assert choose_counts(processes, threads, local_ranks=local_ranks, on_gpu=on_gpu) == expected

@@ -70,7 +70,7 @@ def trial_of(method: str, tmp_path) -> Config:
 
 
 def test_a_single_gpu_is_measured_with_its_part_of_the_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(64), raising=False)
+    monkeypatch.setattr("largescale.data.loader_counts.usable_cpus", lambda: 64)
     path = tmp_path / "recipe.yaml"
     path.write_text(_alone(replace(proposed(machine=EIGHT), shards="unset")))
     data = load_config(path).data
