@@ -63,7 +63,7 @@ def check_clips(corpus: Corpus, key: str) -> None:
         InputError: it is one of images.
     """
     if ShardReader([corpus]).clip(0) is None:
-        raise InputError(f"{key}={corpus.manifest.root}: images, not clips; make clips with `shards convert --clips`")
+        raise InputError(f"{key}={corpus.where}: images, not clips; make clips with `shards convert --clips`")
 
 
 def measure(train: FeatureSet, test: FeatureSet, config: Settings) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class AnnotatedImages:
         self.num_flat = sum(flat for _, _, flat in parts)
         if not len(self.ids):
             raise InputError(
-                f"{corpus.manifest.root}: no sample has a field {self._field} in a member {member}; name another one, "
+                f"{corpus.where}: no sample has a field {self._field} in a member {member}; name another one, "
                 f"evaluate.detection_annotations=json:FIELD, or convert a list that has it (docs/evaluating.md)"
             )
 

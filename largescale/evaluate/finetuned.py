@@ -102,7 +102,7 @@ def _trained(
     config = replace(config, evaluate=replace(config.evaluate, baselines=False))
     subject = Subject.of(run_dir, weights, config, protocol=protocol, own_keys=chosen.own_keys(), classes=True)
     if (num := len(subject.shards[0].manifest.classes)) < 2:
-        raise InputError(f"{subject.shards[0].manifest.root}: has {num} class; a classifier tells at least 2 apart")
+        raise InputError(f"{subject.shards[0].where}: has {num} class; a classifier tells at least 2 apart")
     subject = replace(subject, task=f"{subject.task}-{identity({'out': os.path.abspath(out)})}")
     written: list[Finetuned] = []
 

@@ -66,7 +66,7 @@ def heard_by(
     with_sound = np.array([number for number in asked.tolist() if heard(number)], np.int64)
     if not len(with_sound):
         task, which = subject.task.rpartition("-")[0], "clips" if ids is None else "clips that can be asked about"
-        raise InputError(f"{task}: none of the {len(asked):,} {which} in {corpus.manifest.root} has sound")
+        raise InputError(f"{task}: none of the {len(asked):,} {which} in {corpus.where} has sound")
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     names = {"pretrained": True, **({"untrained": False} if config.evaluate.baselines else {})}
     networks = {

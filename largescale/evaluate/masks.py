@@ -63,7 +63,7 @@ class MaskedImages:
         self.num_classes = 1 + max(largest for _, largest in parts)
         if not len(self.ids):
             raise InputError(
-                f"{corpus.manifest.root}: no sample has a member {member}; name another one, "
+                f"{corpus.where}: no sample has a member {member}; name another one, "
                 f"evaluate.segmentation_masks=MEMBER, or pack masks beside the images (docs/evaluating.md)"
             )
 

@@ -54,7 +54,7 @@ def by_own_classifier(measure: Measure, subject: Subject) -> Measured:
         )
     if names != list(corpus.manifest.classes):
         raise InputError(
-            f"data.eval_shards={corpus.manifest.root}: its {len(corpus.manifest.classes)} classes are not the "
+            f"data.eval_shards={corpus.where}: its {len(corpus.manifest.classes)} classes are not the "
             f"{len(names)} that this run tells apart ({', '.join(names[:3])}, ...); use shards of these"
         )
     scores = extract(corpus, config, {name: method.classify for name, method in methods.items()}, device)

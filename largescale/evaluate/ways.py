@@ -140,7 +140,7 @@ def _rows_of_own_labels(subject: Subject, train: FeatureSet) -> torch.Tensor | N
         _log.warning(
             "the labels of %s are not those of the run (%s): measured by splits alone; set evaluate.train_shards to "
             "the folder of its supports for the run's own",
-            corpus.manifest.root,
+            corpus.where,
             why,
         )
         return None

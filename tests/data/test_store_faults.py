@@ -32,6 +32,7 @@ from largescale.data.corpora import Corpus
 from largescale.data.fetcher import Fetcher
 from largescale.data.frames import require_clips
 from largescale.data.reader import ShardReader
+from largescale.evaluate.action import check_clips
 from shards.format.manifest import read_manifest
 from shards.format.shard_index import index_path, read_index
 from shards.ground.errors import InputError
@@ -196,6 +197,8 @@ def test_a_cached_shard_that_the_store_has_wrong_is_mended_where_it_came_from(we
     monkeypatch.setattr(type(MethodConfig()), "frame_tuples", lambda self: object())
     with pytest.raises(InputError, match=f"^{web.url}: holds images"):
         require_clips(Config(), [corpus])
+    with pytest.raises(InputError, match=rf"^data\.shards={web.url}: images, not clips"):
+        check_clips(Corpus(shard_cache.manifest, cache=shard_cache), "data.shards")
 
 
 def test_what_cannot_be_opened_for_other_reasons_stays(web, tmp_path, monkeypatch):
