@@ -285,7 +285,8 @@ class ShardReader:
 
     def _close(self, shard: int, tar: OpenFile) -> None:
         """Close a tar with bytes that are wrong: opening it again tells whether it was cut or replaced, or its disk or
-        network is away. In a cache it is compared with the manifest, once, and fetched again if it differs.
+        network is away. In a cache it is compared with the manifest, once, and fetched again if it differs; other
+        threads wait for that, since they would take its samples for unreadable.
         """
         corpus, number = self._corpus(shard)
         with self._lock:
@@ -294,6 +295,7 @@ class ShardReader:
             del self._kept.tars[shard]
             if corpus.cache is not None and shard not in self._compared:
                 self._compared.add(shard)
+                self.status(f"comparing {tar.path} with the manifest")
                 if corpus.cache.drop_damaged(number, look_at_all=True):
                     _log.warning("%s: is damaged; it is fetched again", tar.path)
 

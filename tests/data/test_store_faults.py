@@ -113,7 +113,8 @@ def overwritten(path: Path) -> None:
 )
 def test_a_cached_shard_that_was_damaged_is_fetched_again(web, tmp_path, damage, suffix, caplog):
     caches = [make_cache(web, tmp_path) for _ in range(3)]
-    readers = [ShardReader([Corpus(one.manifest, cache=one)]) for one in caches]
+    said: list[str] = []
+    readers = [ShardReader([Corpus(one.manifest, cache=one)], status=said.append) for one in caches]
     for number in range(5):
         caches[0].get(number)
     damage(caches[0].manifest.root / f"train-000002.{suffix}")
@@ -127,6 +128,8 @@ def test_a_cached_shard_that_was_damaged_is_fetched_again(web, tmp_path, damage,
     assert {reader.read(85) for reader in readers} == {whole.read(85)} and not any(reader._lost for reader in readers)
     assert web.sent["train-000002.tar"] == whole.corpora[0].manifest.shards[2].num_bytes and len(web.sent) == 2
     assert caplog.text.count("train-000002.tar: is damaged; it is fetched again") == 1
+    compared = f"comparing {caches[0].manifest.root / 'train-000002.tar'} with the manifest"
+    assert (compared in said) == (damage is overwritten)
 
 
 def test_an_index_that_was_lost_is_read_from_the_store_and_no_tar_is_fetched(web, tmp_path):
