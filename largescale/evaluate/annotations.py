@@ -86,6 +86,7 @@ class AnnotatedImages:
         ids: of annotated samples, ascending.
         counts: objects by category, without crowds.
         num_flat: objects that are left out, since their box has no area.
+        unreadable: images that this rank could not read; see `MemberReader`.
         masks: whether scenes have masks.
 
     Raises:
@@ -100,6 +101,7 @@ class AnnotatedImages:
             raise InputError(f"evaluate.detection_annotations={source}: expected json:FIELD, such as json:annotations")
         self._members, self._source, self.masks = MemberReader(corpus, member), source, masks
         self._max_pixels, self.num_samples = config.data.max_pixels, corpus.manifest.num_samples
+        self.unreadable = self._members.unreadable
         found: dict[str, tuple[list[int], dict[int, int], int]] = {}
         together(lambda: found.update({str(rank()): self._scanned(corpus)}))
         parts = from_all_ranks(found).values()

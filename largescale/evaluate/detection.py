@@ -28,6 +28,7 @@ from largescale.evaluate.detector import Design, build_detector
 from largescale.evaluate.image_training import Trial, average_gradients, refuse_no_number, refuse_single_images
 from largescale.evaluate.own_samples import OwnSamples
 from largescale.evaluate.read_ahead import read_ahead
+from largescale.evaluate.shares import from_all_ranks
 from largescale.evaluate.training_recipe import Recipe, batch_for
 from largescale.evaluate.training_state import TrainingState
 from largescale.processes import rank, world_size
@@ -122,7 +123,7 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
             loss is not a number.
 
     Collectives: every rank must call it; those of `AnnotatedImages`, of BatchNorm, of `Resizing`, an all-reduce of
-    gradients per step and one of the loss now and then, and those of `AveragePrecision`.
+    gradients per step and one of the loss now and then, and those of `AveragePrecision` and `_doubts`.
     """
     need_packages()
     masks = config.detection_model == "mask_rcnn"
@@ -143,19 +144,20 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
         "num_categories": len(categories),
         "num_train": len(train.ids),
         "num_test": num_test,
-        "doubts": _doubts(train, test, num_test, config.detection_annotations),
+        "doubts": _doubts(train, test, config.detection_annotations),
     }
 
 
-def _doubts(train: AnnotatedImages, test: AnnotatedImages, num_measured: int, source: str) -> list[str]:
+def _doubts(train: AnnotatedImages, test: AnnotatedImages, source: str) -> list[str]:
+    """Collectives: those of `from_all_ranks`, twice."""
     doubts = []
     for one, what in ((train, "training"), (test, "test")):
         if missing := one.num_samples - len(one.ids):
             doubts.append(f"{missing:,} {what} images are left out: they have no {source}")
         if one.num_flat:
             doubts.append(f"{one.num_flat:,} objects of {what} images are left out: their boxes have no area")
-    if missing := len(test.ids) - num_measured:
-        doubts.append(f"{missing:,} test images are left out: they cannot be read")
+        if unread := from_all_ranks(one.unreadable):
+            doubts.append(f"{len(unread):,} {what} images are left out: they cannot be read")
     if unseen := sorted({*test.counts} - {*train.counts}):
         shown = ", ".join(map(str, unseen[:5])) + ", ..." * (len(unseen) > 5)
         doubts.append(f"{len(unseen)} categories of the test images have no training object: {shown}")
@@ -178,7 +180,9 @@ def _trained(trial: Trial, config: Settings, images: AnnotatedImages, categories
     parameters = [one for one in detector.parameters() if one.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=recipe.weight_decay)
     state = (
-        TrainingState(trial.unfinished, detector.state_dict(), optimizer, batch, steps) if trial.unfinished else None
+        TrainingState(trial.unfinished, detector.state_dict(), optimizer, batch, steps, images.unreadable)
+        if trial.unfinished
+        else None
     )
     first = state.load() if state else 0
     detector.train()

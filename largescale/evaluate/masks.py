@@ -46,6 +46,7 @@ class MaskedImages:
     Attributes:
         ids: of the samples with a mask, ascending.
         num_classes: one more than the largest number in a mask.
+        unreadable: images that this rank could not read; see `MemberReader`.
 
     Raises:
         InputError: no sample has a mask, or one is not as it must be; names it.
@@ -55,7 +56,7 @@ class MaskedImages:
 
     def __init__(self, corpus: Corpus, config: Config, member: str) -> None:
         self._members, self._member, self._max_pixels = MemberReader(corpus, member), member, config.data.max_pixels
-        self.num_samples = corpus.manifest.num_samples
+        self.num_samples, self.unreadable = corpus.manifest.num_samples, self._members.unreadable
         found: dict[str, tuple[list[int], int]] = {}
         together(lambda: found.update({str(rank()): self._scanned(corpus)}))
         parts = from_all_ranks(found).values()

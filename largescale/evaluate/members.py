@@ -27,6 +27,9 @@ class MemberReader:
     Args:
         corpus: what is read.
         suffix: of the member, such as `json` or `mask.png`.
+
+    Attributes:
+        unreadable: why, of images that could not be read, by tar and key.
     """
 
     def __init__(self, corpus: Corpus, suffix: str) -> None:
@@ -34,7 +37,7 @@ class MemberReader:
         self._known: dict[Path, np.ndarray] = {}
         self._walking: dict[Path, threading.Lock] = {}
         self._lock = threading.Lock()
-        self._unreadable: set[int] = set()
+        self.unreadable: dict[str, str] = {}
 
     def read(self, sample_id: int) -> bytes | None:
         """The bytes of the member; None if the sample has none of that suffix.
@@ -62,11 +65,12 @@ class MemberReader:
         try:
             return decode(self.reader.read(sample_id), max_pixels=max_pixels)
         except SampleError as error:
+            name = self.name(sample_id)
             with self._lock:
-                known = sample_id in self._unreadable
-                self._unreadable.add(sample_id)
+                known = name in self.unreadable
+                self.unreadable[name] = str(error)
             if not known:
-                _log.warning("%s: nothing is learned or measured of it: %s", self.name(sample_id), error)
+                _log.warning("%s: nothing is learned or measured of it: %s", name, error)
             return None
 
     def name(self, sample_id: int) -> str:

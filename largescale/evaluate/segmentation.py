@@ -33,7 +33,7 @@ from largescale.evaluate.fcn import Fcn
 from largescale.evaluate.image_training import Trial, average_gradients, refuse_no_number, refuse_single_images
 from largescale.evaluate.masks import IGNORED, Cut, MaskedImages, centre, random_cut
 from largescale.evaluate.own_samples import OwnSamples
-from largescale.evaluate.shares import total
+from largescale.evaluate.shares import from_all_ranks, total
 from largescale.evaluate.stage_maps import StageMaps
 from largescale.evaluate.training_recipe import Recipe, batch_for, rate_factor
 from largescale.evaluate.training_state import TrainingState
@@ -110,7 +110,7 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
             that is not a number.
 
     Collectives: every rank must call it; those of `MaskedImages`, an all-reduce of gradients and one of a count per
-    step, one of the loss now and then, those of BatchNorm, and an all-reduce.
+    step, one of the loss now and then, those of BatchNorm, an all-reduce, and two all-gathers of objects.
     """
     train, test = (MaskedImages(part, trial.config, config.segmentation_masks) for part in (trial.train, trial.test))
     num_classes = max(train.num_classes, test.num_classes)
@@ -123,6 +123,7 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
     _train(network, trial, recipe, train)
     confusion = _confusion(network.eval(), trial, test, num_classes)
     shares = intersections_over_unions(confusion)
+    unread = {what: len(from_all_ranks(one.unreadable)) for one, what in ((train, "training"), (test, "test"))}
     if not shares:
         raise InputError(
             f"evaluate.segmentation_masks={config.segmentation_masks}: all pixels of the test crops are ignored"
@@ -133,11 +134,15 @@ def measure(trial: Trial, config: Settings) -> dict[str, Any]:
         "iou_by_class": {str(number): share for number, share in shares.items()},
         "num_classes": len(shares),
         "num_train": len(train.ids),
-        "num_test": len(test.ids),
+        "num_test": len(test.ids) - unread["test"],
         "doubts": [
-            f"{one.num_samples - len(one.ids):,} {what} images are left out: they have no {config.segmentation_masks}"
-            for one, what in ((train, "training"), (test, "test"))
-            if len(one.ids) < one.num_samples
+            *(f"{num:,} {what} images are left out: they cannot be read" for what, num in unread.items() if num),
+            *(
+                f"{one.num_samples - len(one.ids):,} {what} images are left out: they have no "
+                f"{config.segmentation_masks}"
+                for one, what in ((train, "training"), (test, "test"))
+                if len(one.ids) < one.num_samples
+            ),
         ],
     }
 
@@ -214,7 +219,11 @@ def _train(network: Segmenter | Fcn, trial: Trial, recipe: Recipe, images: Maske
     batch = batch_for(recipe, len(images.ids), world_size())
     steps = recipe.epochs * (len(images.ids) // batch)
     optimizer, trained = _optimizer(network, recipe), network.trained.state_dict()
-    state = TrainingState(trial.unfinished, trained, optimizer, batch, steps) if trial.unfinished else None
+    state = (
+        TrainingState(trial.unfinished, trained, optimizer, batch, steps, images.unreadable)
+        if trial.unfinished
+        else None
+    )
     first = state.load() if state else 0
     samples = OwnSamples(images.ids, batch, recipe.seed)
     network.train()

@@ -133,7 +133,7 @@ class TrainingState:
         """
         if step % self._every or step == int(self._about["steps"]):
             return
-        noted = from_all_ranks(self._noted)
+        noted = from_all_ranks(dict(self._noted))  # a copy: threads that read ahead add to it
         if rank() > 0:
             return
         tensors = {f"tensor.{name}": tensor for name, tensor in self._tensors.items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from shards.ground.errors import InputError
 from tests.helpers.canvases import scenes
 from tests.helpers.commands import ROOT
 from tests.helpers.detection import member, small, trial_of, write
+from tests.helpers.streams import overwrite
 
 SIDE = 200
 
@@ -322,6 +324,15 @@ def test_one_that_is_killed_goes_on_and_finds_the_same_for_any_batch_of_evaluati
     monkeypatch.setattr(detection, "_step", lambda *arguments: done.append(step(*arguments)) or done[-1])
     again = trial_of(few_scenes, "evaluate.batch=3")
     assert measure(replace(again, unfinished=here), settings) == expected and len(done) == 4
+
+
+def test_images_that_cannot_be_read_are_said(few_scenes, tmp_path):
+    folders = tuple(shutil.copytree(folder, tmp_path / str(number)) for number, folder in enumerate(few_scenes))
+    for folder in folders:
+        overwrite(folder, 0, 1)
+    found = measure(trial_of(folders), small())
+    assert (found["num_train"], found["num_test"]) == (16, 3)
+    assert found["doubts"] == [f"1 {what} images are left out: they cannot be read" for what in ("training", "test")]
 
 
 def test_images_without_objects_take_part_and_sets_without_any_are_refused(few_scenes, tmp_path):

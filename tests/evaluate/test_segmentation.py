@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import io
+import shutil
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,6 +32,7 @@ from largescale.models.narrow import NarrowConv2d
 from shards.format.manifest import read_manifest
 from shards.ground.errors import InputError
 from tests.helpers.commands import ROOT
+from tests.helpers.streams import overwrite
 
 
 @pytest.fixture
@@ -52,6 +55,18 @@ def test_it_learns_more_than_the_background_and_leaves_the_trunk(trial):
 
 
 FCN = {"segmentation_head": "fcn", "segmentation_fcn_width": 8}
+
+
+def test_images_that_cannot_be_read_are_said(trial, tmp_path):
+    folders = [
+        shutil.copytree(one.manifest.root, tmp_path / f"{one is trial.train}") for one in (trial.train, trial.test)
+    ]
+    for folder in folders:
+        overwrite(folder, 0, 3)
+    train, test = (Corpus(read_manifest(folder)) for folder in folders)
+    found = measure(replace(trial, train=train, test=test), Settings(segmentation_epochs=1))
+    assert (found["num_train"], found["num_test"]) == (160, 59)
+    assert found["doubts"] == [f"1 {what} images are left out: they cannot be read" for what in ("training", "test")]
 
 
 def test_an_fcn_learns_and_trains_the_trunk(trial):
