@@ -160,16 +160,12 @@ class Mirror:
         self.steps()  # none are removed where the newest is of another run
         for step in self._begun():
             if step not in kept and step < max(kept, default=0):
-                self.remove(step)
-
-    def remove(self, step: int) -> None:
-        """Remove the copy of a step, if there is one."""
-        folder = f"{self._root}/step-{step:08d}"
-        # The mark first; and file by file, since `rm` of a store takes names for patterns.
-        for name in sorted(self._names_in(folder), key=lambda name: name != PROGRESS):
-            self._remove(f"{folder}/{name}")
-        with suppress(MirrorAway):  # stores of objects have no folders, and each says so in another way
-            self._ask(partial(self._fs.rmdir, folder))
+                folder = f"{self._root}/step-{step:08d}"
+                # The mark first; and file by file, since `rm` of a store takes names for patterns.
+                for name in sorted(self._names_in(folder), key=lambda name: name != PROGRESS):
+                    self._remove(f"{folder}/{name}")
+                with suppress(MirrorAway):  # stores of objects have no folders, and each says so in another way
+                    self._ask(partial(self._fs.rmdir, folder))
 
     def fetch_newer(self, folder: Path, than: int = -1) -> bool:
         """Fetch the newest copy to the run's folder, if it is of a later step than this one. Called by one process.

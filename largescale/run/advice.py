@@ -57,11 +57,6 @@ def instead_of_changing(config: Config, key: str) -> str:
     return f"start a new run from its weights: {new_run(config)}"
 
 
-def of_data(trouble: str) -> bool:
-    """Whether a bad step's data are to blame, whatever the weights are."""
-    return "views" in trouble
-
-
 def after_bad_step(
     config: Config, *, step: int, trouble: str, rates: np.ndarray, checkpoints: Path, num_rollbacks: int
 ) -> str:
@@ -76,7 +71,7 @@ def after_bad_step(
         num_rollbacks: how often it has gone back already.
     """
     run, saved = Path(config.run.dir), newest_first(checkpoints)
-    data_is_bad, back = of_data(trouble), f"train.max_rollbacks={num_rollbacks + 1}"
+    data_is_bad, back = "views" in trouble, f"train.max_rollbacks={num_rollbacks + 1}"
     if not saved:
         what = _slower(config, config.optim.lr / _LOWER)
         if data_is_bad and step > 0:

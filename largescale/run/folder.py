@@ -46,7 +46,7 @@ from largescale.observe.spikes import SpikeState, spike_state
 from largescale.parallel.engine import Engine
 from largescale.processes import barrier, collective_timeout, on_rank_0, rank, world_size
 from largescale.run import init_from, resume
-from largescale.run.advice import after_bad_step, of_data
+from largescale.run.advice import after_bad_step
 from largescale.run.environment import environment
 from largescale.run.failures import TrainingStopped
 from largescale.run.first_weights import first_weights
@@ -280,10 +280,6 @@ class RunFolder:
         checkpoint = resume.newest_checkpoint(self.checkpoints, self._mirror, self._device)
         if checkpoint is None:
             return False
-        if self.rollbacks.in_vain(checkpoint, step) and not of_data(trouble):
-            if rank() == 0:
-                self._lease.verify()
-            checkpoint = resume.one_before(checkpoint, self._mirror, self._device)
         _log.warning(
             "step %d: %s; going back to step %d, %d of at most %d times",
             step,

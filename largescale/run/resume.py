@@ -49,35 +49,6 @@ def newest_checkpoint(checkpoints: Path, mirror: Mirror | None, device: torch.de
     return checkpoint
 
 
-def one_before(checkpoint: Checkpoint, mirror: Mirror | None, device: torch.device) -> Checkpoint:
-    """The newest whole checkpoint before one whose weights seem to be to blame, which is set aside here and leaves the
-    mirror; that one itself if there is none before.
-
-    Collectives: every rank must call it; a broadcast of an object, and those of `newest_checkpoint`.
-    """
-    if not on_rank_0(lambda: _give_up(checkpoint, mirror)):
-        return checkpoint
-    before = newest_checkpoint(checkpoint.path.parent, mirror, device)
-    assert before is not None
-    return before
-
-
-def _give_up(checkpoint: Checkpoint, mirror: Mirror | None) -> bool:
-    """Set a checkpoint aside if there is a whole one before it; returns whether it was."""
-    older = [one for one in newest_first(checkpoint.path.parent) if one.step < checkpoint.step]
-    before = next((one for one in older if not one.damage()), None)
-    if before is None:
-        return False
-    for aside in make_newest(before):
-        _log.warning("%s: going back to it was in vain; this run never reads it again, so it may be removed", aside)
-    if mirror is not None:
-        try:
-            mirror.remove(checkpoint.step)
-        except MirrorAway as error:
-            _log.warning("%s; its copy of step %d may be taken again", _cannot_be_read(mirror, error), checkpoint.step)
-    return True
-
-
 def _make_newest(checkpoint: Checkpoint) -> None:
     for aside in make_newest(checkpoint):
         _log.warning("%s: damaged; this run never reads it again, so it may be removed", aside)

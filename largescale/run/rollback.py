@@ -68,13 +68,6 @@ class Rollbacks:
         """Windows of data steps that are left out, on all ranks alike. Collectives: one broadcast."""
         return from_rank_0(_windows(self.rows()) if rank() == 0 else [])
 
-    def in_vain(self, checkpoint: Checkpoint, step: int) -> bool:
-        """Whether the run went back to this checkpoint last time, and came no further than to this bad step; on all
-        ranks alike. Its weights may be to blame then. Collectives: one broadcast.
-        """
-        last = self.rows()[-1:] if rank() == 0 else []
-        return from_rank_0(any(row.get("to") == checkpoint.step and step <= row.get("step", -1) for row in last))
-
     def record(self, checkpoint: Checkpoint, *, step: int, data_step: int, window: int, why: str) -> None:
         """Add one, on rank 0: `window` data steps up to and including `data_step` are left out from now on.
 

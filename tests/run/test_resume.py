@@ -14,7 +14,7 @@ from largescale.checkpoint.mirror import Mirror, MirrorAway
 from largescale.checkpoint.saver import Saver
 from largescale.cli import main
 from largescale.config import flatten, load_config
-from largescale.run.resume import newest_checkpoint, one_before, settle_precision
+from largescale.run.resume import newest_checkpoint, settle_precision
 from shards.ground.errors import InputError
 from tests.helpers.commands import TINY
 
@@ -50,19 +50,6 @@ def garble_the_mark(checkpoint: Path) -> None:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-@pytest.mark.parametrize("with_mirror", [True, False])
-def test_what_a_run_went_back_to_in_vain_gives_way_to_the_one_before(folder, mirror, with_mirror):
-    used = mirror if with_mirror else None
-    newest = newest_checkpoint(folder, used, CPU)
-    assert newest.step == 20
-    older = one_before(newest, used, CPU)
-    assert older.step == newest_checkpoint(folder, used, CPU).step == 10
-    assert names(folder) == ["latest", "step-00000010", "step-00000020.damaged-1"]
-    assert (folder / "latest").read_text() == "step-00000010\n"
-    assert one_before(older, used, CPU) == older  # there is none before
-    assert mirror.steps() == ([10] if with_mirror else [20, 10])
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, garble_the_mark])

@@ -6,7 +6,6 @@ import gc
 import importlib
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,14 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from largescale.checkpoint.folder import Checkpoint
-from largescale.checkpoint.saver import Saver
 from largescale.config import load_config
 from largescale.data.loaded import Batch
 from largescale.methods.method import Output
 from largescale.observe.spikes import SpikeWatch, spike_state
 from largescale.optim.roles import MAIN
 from largescale.prune.rewind import _progress
-from largescale.run.folder import RunFolder
 from largescale.run.logs import Logs
 from largescale.run.rollback import DataSteps, Rollbacks
 from shards.ground.errors import InputError
@@ -93,28 +90,6 @@ def test_the_window_ends_at_the_bad_step_and_begins_no_earlier_than_the_checkpoi
     rollbacks.record(checkpoint(tmp_path, 24), step=26, data_step=29, window=100, why="loss")
     assert rollbacks.windows() == [(25, 28), (24, 30)]
     assert [row["to"] for row in rollbacks.rows()] == [20, 24]
-
-
-@pytest.mark.parametrize(
-    "trouble, steps, expected",
-    [
-        ("loss not finite", (27, 27, 26), [20, 10, 5]),
-        ("loss not finite", (27, 28, 28), [20, 20, 10]),
-        ("input views not finite on rank 0", (27, 27, 27), [20, 20, 20]),
-    ],
-)
-def test_a_run_that_comes_no_further_goes_on_from_the_checkpoint_before(
-    one_process, tmp_path, trouble, steps, expected
-):
-    lease, cpu = SimpleNamespace(number=0, verify=lambda: None), torch.device("cpu")
-    saver = Saver(tmp_path / "checkpoints", keep=3, keep_every=0, background=False, device=cpu)
-    for step in (5, 10, 20):
-        saver.save({"model.a": torch.ones(3)}, {"step": step}, until_update=set())
-    run = RunFolder(
-        load_config(TINY, ["data.shards=x", f"run.dir={tmp_path}", "train.max_rollbacks=3"]), "", cpu, lease
-    )
-    assert all(run._goes_back(step, SimpleNamespace(step=30 + number), trouble) for number, step in enumerate(steps))
-    assert [row["to"] for row in run.rollbacks.rows()] == expected
 
 
 def left_out_on_this_rank(folder: str) -> tuple[list[tuple[int, int]], int]:
