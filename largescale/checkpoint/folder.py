@@ -71,12 +71,14 @@ class Checkpoint:
         """What is wrong with its files, empty if nothing is. Each of several ranks checks its part of the files.
 
         Raises:
-            OSError: they cannot be read, by this user or for the moment; they may be whole.
+            PermissionError: this user may not read them; they may be whole.
         """
         for name, stamp in sorted(self.progress["files"].items())[rank::world_size]:
             try:
                 found = _asked_twice(stamp_of, self.path / name)
-            except _NOT_THERE as error:
+            except PermissionError:
+                raise
+            except OSError as error:
                 return f"{name}: {error.strerror}"
             if found.size != stamp["size"]:
                 return f"{name} has {found.size} bytes instead of {stamp['size']}"
@@ -95,14 +97,16 @@ def open_checkpoint(path: Path) -> Checkpoint | None:
     """The checkpoint in a folder; None if its mark is missing or damaged. Files are not checked.
 
     Raises:
-        OSError: it cannot be read, by this user or for the moment; it may be whole.
+        PermissionError: this user may not read it; it may be whole.
     """
     try:
         progress = json.loads(_asked_twice(Path.read_text, path / PROGRESS))
         checkpoint = Checkpoint(path, progress)
         assert checkpoint.step >= 0
         stamps = [(stamp["size"], stamp["sha256"]) for stamp in progress["files"].values()]
-    except (*_NOT_THERE, ValueError, KeyError, TypeError, AttributeError, AssertionError):
+    except PermissionError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
         return None
     return checkpoint if stamps else None
 

@@ -185,10 +185,7 @@ class Saver:
             if self._rank == 0 and temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
             _log.warning(
-                "%s: could not save step %d: %s. Earlier checkpoints are as they were; a later save tries again",
-                self.folder,
-                step,
-                error,
+                "%s: could not save step %d: %s. Earlier checkpoints are as they were", self.folder, step, error
             )
             raise SaveFailed(str(error)) from error
         if self._rank == 0:

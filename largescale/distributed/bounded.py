@@ -17,6 +17,8 @@ class TookTooLong(Exception):
 def within(limit_s: float, action: Callable[[], Result]) -> Result:
     """Run an action in a thread and return its result; an action that takes too long is abandoned.
 
+    Where the process may have no more threads, it runs here, without a limit.
+
     Raises:
         TookTooLong: after `limit_s`.
     """
@@ -29,7 +31,11 @@ def within(limit_s: float, action: Callable[[], Result]) -> Result:
             outcome.set_exception(error)
 
     # A daemon, so that the process can exit while it hangs.
-    threading.Thread(target=work, name="bounded", daemon=True).start()
+    thread = threading.Thread(target=work, name="bounded", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        work()
     try:
         return outcome.result(limit_s)
     except TimeoutError as error:

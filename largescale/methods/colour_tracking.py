@@ -145,6 +145,7 @@ class ColourTracking(PretextTask):
         repeats = (counts * min(1.0, _MOST_POINTS / max(1.0, float(counts.sum())))).ceil().long()
         along = torch.arange(-_REACH, _REACH + 1, _STEP, device=counts.device, dtype=self.centres.dtype)
         points = torch.cartesian_prod(along, along).repeat_interleave(repeats, 0)
+        points = points.to(self.centres.device)
         own = own_ids(len(points))
         try:
             found = kmeans(

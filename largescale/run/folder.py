@@ -121,7 +121,8 @@ class RunFolder:
     @property
     def unread(self) -> list[int | str]:
         """Unreadable samples and supports that the run had counted when its checkpoint was saved, as of `Meter`."""
-        return list(self._resumed.progress.get("unread", [])) if self._resumed else []
+        progress = self._resumed.progress if self._resumed else {}
+        return list(progress.get("unread", progress.get("unread_supports", [])))
 
     def open_logs(self, first_step: int) -> None:
         """Drop what a dead process logged beyond the checkpoint, and open the logs. Collectives: two barriers."""

@@ -96,6 +96,4 @@ def test_a_file_system_that_fails_for_a_moment_damages_nothing(tmp_path, monkeyp
     fails[:] = [errno.EIO]
     assert find_latest(tmp_path).path == newest and not fails
     fails[:] = [errno.EIO, errno.ESTALE]
-    with pytest.raises(OSError, match="Input/output error") as failed:
-        find_latest(tmp_path)
-    assert failed.value.filename == str(newest / name)
+    assert find_latest(tmp_path).step == 5 and not fails, "what stays so is damage, and the one before is there"

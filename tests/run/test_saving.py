@@ -63,7 +63,7 @@ def test_a_save_that_fails_behind_the_run_says_so_at_once(one_process, tmp_path,
     saving = Saving(config, tmp_path / "file", **words)
     saving.save(ENGINE, {"step": 7}, final=False)
     saving.linger(60)
-    assert "could not save step 7: " in caplog.text and caplog.text.count("tries again") == 1
+    assert "could not save step 7: " in caplog.text and "tries again" not in caplog.text  # it may be the last
     saving.settle()  # which counts it
     assert caplog.text.count("could not save") == 1
 
