@@ -121,7 +121,7 @@ def _parser() -> Parser:
     command.add_argument("--markdown", action="store_true", help="all keys, as in docs/configuration.md")
 
     command = _command(commands, "evaluate", _evaluate, "measure the frozen features of a run on labelled shards")
-    command.add_argument("protocol", metavar="PROTOCOL[,...]", help="how to measure; a wrong name lists all")
+    command.add_argument("protocol", metavar="PROTOCOL", help="how to measure (also A,B); a wrong name lists all")
     command.add_argument(
         "runs", nargs="+", metavar="RUN", help="folders of runs, RUN/checkpoints/step-..., or files of weights"
     )
