@@ -111,7 +111,8 @@ def require_fit(config: Config, length: Length) -> None:
     Raises:
         InputError: on all ranks, before anything is made or read.
     """
-    require_cells(config.model, [config.evaluate.size, *(group.size for group in config.data.crops)])
+    crops = {f"data.crops.{number}.size": group.size for number, group in enumerate(config.data.crops)}
+    require_cells(config.model, {"evaluate.size": config.evaluate.size, **crops})
     if line := method_class(config).misfit(config, length):
         raise InputError(line)
 

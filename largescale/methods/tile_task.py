@@ -22,7 +22,7 @@ from largescale.data.task_views.tiles import Grid, jittered_tiles
 from largescale.data.views import Views
 from largescale.methods.choice import Choice
 from largescale.methods.pretext_task import PretextTask
-from largescale.models.backbones import build_backbone
+from largescale.models.backbones import build_backbone, require_cells
 from largescale.models.plain_networks import least_side
 
 NONE, SINGLE_CHANNEL, PROJECTION = "none", "single_channel", "projection"
@@ -204,6 +204,7 @@ def require_visible(config: Config, key: str, side: int) -> None:
     model = config.model
     least = least_side(model.backbone, model.stem)
     require(side >= least, key, side, f"at least {least} with model.backbone={model.backbone} model.stem={model.stem}")
+    require_cells(model, {key: side})
 
 
 def settings_of(config: Config) -> TileSettings:

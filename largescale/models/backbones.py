@@ -11,7 +11,7 @@ it (`model.pool`), cell after cell. VGG-16 and AlexNet are in `plain_networks.py
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -212,16 +212,21 @@ def map_side(config: ModelConfig, side: int) -> int:
         return feature_map(backbone.eval(), torch.empty(1, 3, side, side)).shape[-1]
 
 
-def require_cells(config: ModelConfig, sides: Iterable[int]) -> None:
-    """Refuse a grid with more cells than the maps of images with one of these sides have places.
+def require_cells(config: ModelConfig, sides: Mapping[str, int]) -> None:
+    """Refuse a grid with more cells than the maps of images have places.
+
+    Args:
+        config: of the backbone.
+        sides: of images that it sees, in px, by the keys of the configuration that say so.
 
     Raises:
         InputError: there are fewer; says how many.
     """
-    if config.pool > 1 and (places := map_side(config, smallest := min(sides))) < config.pool:
+    key = min(sides, key=lambda name: sides[name])
+    if config.pool > 1 and (places := map_side(config, sides[key])) < config.pool:
         raise InputError(
-            f"model.pool={config.pool}: images of {smallest} px have maps of {places} x {places} places, fewer than "
-            f"cells; lower it, or raise data.crops.*.size and evaluate.size"
+            f"model.pool={config.pool}: {key}={sides[key]} makes maps of {places} x {places} places, fewer than cells; "
+            f"lower the former, or raise the latter"
         )
 
 

@@ -116,7 +116,9 @@ class RunFolder:
         self.status.resumed(checkpoint.step)
         self._init = checkpoint.progress.get("init", {})
         self._mask = take_mask(engine, self.config, checkpoint.progress.get("mask", {}))
-        return checkpoint.step, int(checkpoint.progress["skipped"]), spike_state(checkpoint.progress["spikes"])
+        # Earlier versions counted an unreadable image each time that it was drawn, and kept no list of them.
+        skipped = checkpoint.progress["skipped"] if "unread" in checkpoint.progress else len(self.unread)
+        return checkpoint.step, int(skipped), spike_state(checkpoint.progress["spikes"])
 
     @property
     def unread(self) -> list[int | str]:

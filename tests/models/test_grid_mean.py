@@ -32,7 +32,15 @@ def test_cells_and_gradients_are_those_of_torch(shape, side):
 
 def test_a_grid_finer_than_the_maps_is_refused_before_anything_is_read():
     config = load_config(ROOT / "configs/demo.yaml", ["model.pool=5"])
-    with pytest.raises(InputError, match=r"model\.pool=5: images of 28 px have maps of 4 x 4 places, fewer than cells"):
+    with pytest.raises(
+        InputError, match=r"model\.pool=5: evaluate\.size=28 makes maps of 4 x 4 places, fewer than cells"
+    ):
         require_fit(config, Length.nominal(config))
     config.model.pool = 4
     require_fit(config, Length.nominal(config))
+
+
+def test_a_grid_finer_than_the_maps_of_tiles_is_refused_by_their_key():
+    load_config(ROOT / "configs/small/jigsaw.yaml", ["model.pool=1"])
+    with pytest.raises(InputError, match=r"model\.pool=4: method\.tile=\d+ makes maps of \d x \d places"):
+        load_config(ROOT / "configs/small/jigsaw.yaml", ["model.pool=4"])
