@@ -101,7 +101,7 @@ def steps_that_wait(report: Report, context: Context) -> None:
         engine = build_engine(build_method(config), config, device)
         meter = Meter(engine.method, 16, 160, device)
         views = random_views(config, 0, device, torch.bfloat16)
-        batch = Batch(0, torch.arange(16), [], views.images, {}, [], 0, {})
+        batch = Batch(0, torch.arange(16), [], views.images, {}, [], [], {})
 
         def step() -> None:
             output = engine.forward_backward(views, 0)
