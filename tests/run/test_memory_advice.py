@@ -173,8 +173,9 @@ def test_training_starts_where_there_is_no_proc(tmp_path, monkeypatch):
         raise FileNotFoundError(path)
 
     monkeypatch.setattr("largescale.run.memory.open", missing, raising=False)
-    with memory_advice(load_config(TINY, ["data.shards=x", f"run.dir={tmp_path}"])):
-        pass
+    config = load_config(TINY, ["data.shards=x", f"run.dir={tmp_path}"])
+    with pytest.raises(RuntimeError, match="the run's own"), memory_advice(config):
+        raise RuntimeError("the run's own")  # it had begun, and its errors stay what they are
 
 
 def test_loading_and_evaluating_have_settings_of_their_own(shard_folder):
